@@ -1,0 +1,70 @@
+//! The one module that calls bincode: sized, fixed-configuration encoding of log commands, peer messages and metadata.
+//!
+//! Every decode is limited, so that a length in hostile or damaged bytes cannot ask for memory.
+
+use bincode::{Decode, Encode, config};
+
+/// The largest encoded value this module decodes, in bytes. Larger than any request the API admits.
+pub const DECODE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+type Config =
+    config::Configuration<config::LittleEndian, config::Varint, config::Limit<DECODE_BYTES_MAX>>;
+
+const CONFIG: Config = config::standard().with_limit::<DECODE_BYTES_MAX>();
+
+/// What can go wrong while decoding. None of it is worth a retry: the bytes are not what they should be.
+#[derive(Debug, thiserror::Error)]
+pub enum CodecError {
+    /// The bytes do not spell the value.
+    #[error("cannot decode {what}: {source}")]
+    Malformed {
+        /// Which value was expected.
+        what: &'static str,
+        /// What bincode said.
+        source: Box<bincode::error::DecodeError>,
+    },
+    /// The value ended before the bytes did.
+    #[error("{extra} bytes follow the encoded {what}")]
+    Trailing {
+        /// Which value was expected.
+        what: &'static str,
+        /// How many bytes were left.
+        extra: usize,
+    },
+}
+
+/// Appends the encoding of `value` to `out`.
+pub fn encode_into<T: Encode>(value: &T, out: &mut Vec<u8>) {
+    let written = bincode::encode_into_std_write(value, out, CONFIG);
+    assert!(
+        written.is_ok(),
+        "our own types encode into memory without fail: {written:?}"
+    );
+}
+
+/// The encoding of `value`.
+pub fn encode<T: Encode>(value: &T) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode_into(value, &mut out);
+    out
+}
+
+/// Decodes a value that fills all of `bytes`; `what` names it in errors.
+pub fn decode<T: Decode<()>>(what: &'static str, bytes: &[u8]) -> Result<T, CodecError> {
+    let (value, used) = decode_prefix(what, bytes)?;
+    match bytes.len() - used {
+        0 => Ok(value),
+        extra => Err(CodecError::Trailing { what, extra }),
+    }
+}
+
+/// Decodes a value at the start of `bytes` and tells how many bytes it took.
+pub fn decode_prefix<T: Decode<()>>(
+    what: &'static str,
+    bytes: &[u8],
+) -> Result<(T, usize), CodecError> {
+    bincode::decode_from_slice(bytes, CONFIG).map_err(|source| CodecError::Malformed {
+        what,
+        source: Box::new(source),
+    })
+}

@@ -1,0 +1,153 @@
+//! Newtypes and small values that every layer shares. They use nothing else of this crate.
+//!
+//! An integer that means something has a type of its own here, so that a [`Term`] never compiles as a
+//! [`LogIndex`].
+
+use bytes::Bytes;
+use std::fmt;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($inner:ty)) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(bincode::Encode, bincode::Decode)]
+        pub struct $name(pub $inner);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+    };
+}
+
+number! {
+    /// A member of the cluster. Zero is never a member: it stands for "nobody" where the wire has no option.
+    NodeId(u64)
+}
+number! {
+    /// A cluster; members of different clusters refuse each other.
+    ClusterId(u64)
+}
+number! {
+    /// A Raft term.
+    Term(u64)
+}
+number! {
+    /// A position in the Raft log. The first entry has index 1; zero is "before the first".
+    LogIndex(u64)
+}
+number! {
+    /// A store revision (etcd's main revision). A fresh store is at 1; every write transaction adds one.
+    Revision(i64)
+}
+number! {
+    /// A lease. Zero means "no lease".
+    LeaseId(i64)
+}
+number! {
+    /// A span of time, or a point on a member's own monotonic clock, in milliseconds.
+    Millis(u64)
+}
+
+impl NodeId {
+    /// Printed the way etcd prints ids: lower-case hex without a prefix.
+    pub fn hex(self) -> String {
+        format!("{:x}", self.0)
+    }
+}
+
+impl LogIndex {
+    /// The index after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl Revision {
+    /// The revision of a store nobody has written to yet.
+    pub const FIRST: Self = Self(1);
+    /// What etcd reports as the compacted revision of a store that was never compacted.
+    pub const NEVER_COMPACTED: Self = Self(-1);
+
+    /// The revision after this one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+/// One change in the store's history: the revision of its transaction, and its position inside that transaction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rev {
+    /// The transaction's revision.
+    pub major: Revision,
+    /// Position of this change inside the transaction, counted from 0.
+    pub sub: u32,
+}
+
+impl Rev {
+    /// The change at position `sub` of the transaction at `major`.
+    pub fn new(major: Revision, sub: u32) -> Self {
+        Self { major, sub }
+    }
+}
+
+/// What a revision did to its key: the `type` of redb's (major, sub, type) key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RecordKind {
+    /// The key was written.
+    Put,
+    /// The key was deleted.
+    Tombstone,
+}
+
+/// One stored change: its place in history, what it did, and the protobuf `KeyValue` that clients receive
+/// (of a tombstone: a `KeyValue` with the key only).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its place in history.
+    pub rev: Rev,
+    /// What it did.
+    pub kind: RecordKind,
+    /// The encoded `mvccpb.KeyValue`.
+    pub kv: Bytes,
+}
+
+/// What a log entry carries.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, bincode::Encode, bincode::Decode,
+)]
+pub enum EntryKind {
+    /// The empty entry a new leader appends, so that it can commit what earlier terms left.
+    Noop,
+    /// A command for the state machine. Raft does not look inside.
+    Command,
+    /// A membership change, encoded by `raft::membership`.
+    Membership,
+}
+
+/// One entry of the replicated log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The term of the leader that appended it.
+    pub term: Term,
+    /// Its position.
+    pub index: LogIndex,
+    /// What `data` is.
+    pub kind: EntryKind,
+    /// The payload; opaque to consensus and to the WAL.
+    pub data: Bytes,
+}
+
+/// What a member must remember across restarts besides its entries, or it could vote twice.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct HardState {
+    /// The newest term this member has seen.
+    pub term: Term,
+    /// Whom it voted for in that term.
+    pub vote: Option<NodeId>,
+    /// How far it knew the log to be committed. A hint: it may lag, never lead.
+    pub commit: LogIndex,
+}
