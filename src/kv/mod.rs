@@ -1,1 +1,35 @@
-//! The etcd data model, pure.
+//! The etcd data model, pure: commands in; results, records to store and key changes out. No clock, no I/O, no async.
+//!
+//! # A worked example
+//!
+//! A fresh store is at revision 1. `put a=1` takes revision 2: the record at (2, 0) holds `a`'s `KeyValue` (created at 2,
+//! modified at 2, version 1). A transaction that puts `a=2` and deletes `b` takes revision 3: (3, 0) is the put of `a`
+//! (created at 2, version 2), (3, 1) is the tombstone of `b`. Reading at revision 2 still finds `a=1`, because the index knows
+//! that `a` had the change (2, 0) before (3, 0). After `compact 3` it does not: revision 2 is refused, the record
+//! at (2, 0) goes, and only the newest state at or before 3 of each key stays.
+//!
+//! # Where things are
+//!
+//! - [`command`]: what can be asked, what is answered. [`check`]: what is refused before it enters the log.
+//! - [`machine`]: applies committed commands. [`txn`]: compares and the plan of a transaction. [`range`]: reads.
+//! - [`index`]: key → metadata and history of revisions. [`keys`]: the view on it, with what is not yet published.
+//! - [`record`]: the stored bytes. [`lease`]: leases as the log knows them. [`view`]: what readers get.
+
+#![warn(clippy::wildcard_enum_match_arm)]
+
+pub mod check;
+pub mod command;
+mod error;
+pub mod index;
+mod key_range;
+pub mod keys;
+pub mod lease;
+pub mod machine;
+pub mod range;
+pub mod record;
+pub mod runs;
+pub mod txn;
+pub mod view;
+
+pub use error::KvError;
+pub use key_range::{KeyRange, RangeEnd};

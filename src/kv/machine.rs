@@ -1,0 +1,392 @@
+//! The state machine: committed commands in; outcomes, records to store and key changes out.
+//!
+//! It holds what every member must agree on: the revision, the compacted revision, leases, alarms, and the keys as of the last
+//! applied command. It reads no clock and no random number, so the same commands give the same bytes everywhere.
+//!
+//! A refused command leaves no trace. One that changes nothing (a delete of nothing) takes no revision. Every other one takes
+//! the next revision, and its changes are numbered by sub from 0.
+
+use super::{
+    KeyRange, KvError,
+    command::{
+        AlarmKind, Command, Compact, DeleteRange, DeleteRangeDone, EncodedKv, OpDone, Outcome, Put,
+        PutDone, RangeDone, RangeQuery, RevokeLease, SetAlarm, Txn, TxnDone, TxnOp, Verdict,
+    },
+    index::Snapshot,
+    keys::{KeyChange, Keys, Pending},
+    lease::{LeaseChange, LeaseTable},
+    range::{self, ReadError, Records, Window},
+    record::{self, KeyValue},
+    txn::{self, Plan},
+};
+use crate::types::{LeaseId, NodeId, Record, RecordKind, Rev, Revision};
+use bytes::Bytes;
+use std::{collections::BTreeSet, ops::ControlFlow};
+
+/// The replicated state. Invariant: `compacted <= revision`.
+#[derive(Debug)]
+pub struct Machine {
+    keys: Pending,
+    leases: LeaseTable,
+    alarms: BTreeSet<(NodeId, AlarmKind)>,
+    revision: Revision,
+    compacted: Revision,
+    changes: Changes,
+}
+
+/// What has changed since [`Machine::take_changes`] was last called.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// New records, ascending by revision.
+    pub records: Vec<Record>,
+    /// The same changes, as the index wants them.
+    pub keys: Vec<KeyChange>,
+    /// Leases granted and revoked, in order.
+    pub leases: Vec<LeaseChange>,
+    /// Whether the set of alarms changed.
+    pub alarms: bool,
+    /// The newest compaction among the commands.
+    pub compacted: Option<Revision>,
+}
+
+/// The replicated state besides keys and records, as the database remembers it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// The newest revision.
+    pub revision: Revision,
+    /// The compacted revision.
+    pub compacted: Revision,
+    /// Leases with the keys attached to them.
+    pub leases: LeaseTable,
+    /// Raised alarms.
+    pub alarms: BTreeSet<(NodeId, AlarmKind)>,
+}
+
+impl Default for Restored {
+    fn default() -> Self {
+        Self {
+            revision: Revision::FIRST,
+            compacted: Revision::NEVER_COMPACTED,
+            leases: LeaseTable::default(),
+            alarms: BTreeSet::new(),
+        }
+    }
+}
+
+/// One transaction under way: the revision it will have, and how many changes it has made.
+struct Writing<'a> {
+    major: Revision,
+    sub: u32,
+    /// What came before it, for reads of old revisions.
+    window: Window,
+    past: &'a dyn Records,
+}
+
+/// Records as a transaction sees them: those of this batch first, then the past.
+struct Layered<'a> {
+    fresh: &'a [Record],
+    past: &'a dyn Records,
+}
+
+impl Records for Layered<'_> {
+    fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError> {
+        match self.fresh.binary_search_by_key(&rev, |record| record.rev) {
+            Ok(at) => Ok(self.fresh[at].kv.clone()),
+            Err(_) => self.past.get(rev),
+        }
+    }
+}
+
+impl Machine {
+    /// A machine that goes on where `restored` and the index snapshot stopped.
+    pub fn new(restored: Restored, snapshot: Snapshot) -> Self {
+        Self {
+            keys: Pending::new(snapshot),
+            leases: restored.leases,
+            alarms: restored.alarms,
+            revision: restored.revision,
+            compacted: restored.compacted,
+            changes: Changes::default(),
+        }
+    }
+
+    /// Applies one committed command. `past` reads the records that [`Machine::take_changes`] has given out.
+    ///
+    /// The inner result is every member's answer. The outer error is this member's alone: it cannot read what it stored,
+    /// and must not go on.
+    pub fn apply(&mut self, command: &Command, past: &dyn Records) -> Result<Verdict, ReadError> {
+        if let Err(refusal) = self.check_alarms(command) {
+            return Ok(Err(refusal));
+        }
+        match command {
+            Command::Put(put) => self.apply_put(put, past),
+            Command::DeleteRange(delete) => self.apply_delete_range(delete, past),
+            Command::Txn(txn) => self.apply_txn(txn, past),
+            Command::Compact(compact) => Ok(self.apply_compact(*compact)),
+            Command::GrantLease(grant) => Ok(self.apply_grant(grant.id, grant.ttl_secs)),
+            Command::RevokeLease(revoke) => Ok(self.apply_revoke(*revoke)),
+            Command::SetAlarm(alarm) => Ok(Ok(self.apply_alarm(*alarm))),
+        }
+    }
+
+    /// The newest revision.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// The compacted revision.
+    pub fn compacted(&self) -> Revision {
+        self.compacted
+    }
+
+    /// All leases.
+    pub fn leases(&self) -> &LeaseTable {
+        &self.leases
+    }
+
+    /// All raised alarms.
+    pub fn alarms(&self) -> &BTreeSet<(NodeId, AlarmKind)> {
+        &self.alarms
+    }
+
+    /// Takes what the commands since the last call have changed.
+    pub fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
+    }
+
+    /// The index has published a snapshot that holds every change up to `through`.
+    pub fn published(&mut self, snapshot: Snapshot, through: Revision) {
+        self.keys.published(snapshot, through);
+    }
+
+    fn window(&self) -> Window {
+        Window { newest: self.revision, compacted: self.compacted }
+    }
+
+    fn check_alarms(&self, command: &Command) -> Result<(), KvError> {
+        if self.alarms.is_empty() {
+            return Ok(());
+        }
+        let raised = |kind| self.alarms.iter().any(|&(_, raised)| raised == kind);
+        let exempt = matches!(command, Command::SetAlarm(_));
+        if raised(AlarmKind::Corrupt) && !exempt {
+            return Err(KvError::Corrupt);
+        }
+        if raised(AlarmKind::NoSpace) && command.takes_space() {
+            return Err(KvError::NoSpace);
+        }
+        Ok(())
+    }
+
+    fn apply_put(&mut self, put: &Put, past: &dyn Records) -> Result<Verdict, ReadError> {
+        if let Err(refusal) = txn::check_put(put, &self.keys, &self.leases) {
+            return Ok(Err(refusal));
+        }
+        let mut writing = self.begin(past);
+        let done = self.put(put, &mut writing)?;
+        self.end(&writing);
+        Ok(Ok(Outcome::Put(done)))
+    }
+
+    fn apply_delete_range(
+        &mut self,
+        delete: &DeleteRange,
+        past: &dyn Records,
+    ) -> Result<Verdict, ReadError> {
+        let mut writing = self.begin(past);
+        let done = self.delete_range(delete, &mut writing)?;
+        self.end(&writing);
+        Ok(Ok(Outcome::DeleteRange(done)))
+    }
+
+    fn apply_txn(&mut self, txn: &Txn, past: &dyn Records) -> Result<Verdict, ReadError> {
+        let records = Layered { fresh: &self.changes.records, past };
+        let plan = Plan::new(txn, &self.keys, &records)?;
+        if let Err(refusal) = plan.check(&self.keys, &self.leases, self.window()) {
+            return Ok(Err(refusal));
+        }
+        let mut writing = self.begin(past);
+        let mut done = self.run(&plan, &mut writing)?;
+        self.end(&writing);
+        done.revision = self.revision;
+        Ok(Ok(Outcome::Txn(done)))
+    }
+
+    fn apply_compact(&mut self, compact: Compact) -> Verdict {
+        let asked = compact.revision;
+        if asked <= self.compacted {
+            return Err(KvError::Compacted { asked, oldest: self.compacted });
+        }
+        if asked > self.revision {
+            return Err(KvError::FutureRevision { asked, newest: self.revision });
+        }
+        self.compacted = asked;
+        self.changes.compacted = Some(asked);
+        Ok(Outcome::Compact { revision: self.revision })
+    }
+
+    fn apply_grant(&mut self, id: LeaseId, ttl_secs: i64) -> Verdict {
+        self.leases.grant(id, ttl_secs)?;
+        Ok(self.lease_changed(LeaseChange::Granted { id, ttl_secs }))
+    }
+
+    /// All keys of the lease go in one revision; without keys there is none.
+    fn apply_revoke(&mut self, revoke: RevokeLease) -> Verdict {
+        let keys = self.leases.revoke(revoke.id)?;
+        let major = self.revision.next();
+        for (sub, key) in (0..).zip(&keys) {
+            self.delete(key, Rev::new(major, sub), LeaseId(0));
+        }
+        if !keys.is_empty() {
+            self.revision = major;
+        }
+        Ok(self.lease_changed(LeaseChange::Revoked { id: revoke.id }))
+    }
+
+    fn lease_changed(&mut self, change: LeaseChange) -> Outcome {
+        self.changes.leases.push(change.clone());
+        Outcome::Lease { revision: self.revision, change }
+    }
+
+    fn apply_alarm(&mut self, alarm: SetAlarm) -> Outcome {
+        let entry = (alarm.member, alarm.kind);
+        let found = if alarm.raised {
+            self.changes.alarms |= self.alarms.insert(entry);
+            true
+        } else {
+            self.alarms.remove(&entry)
+        };
+        self.changes.alarms |= !alarm.raised && found;
+        Outcome::Alarm { revision: self.revision, found }
+    }
+
+    fn begin<'a>(&self, past: &'a dyn Records) -> Writing<'a> {
+        Writing { major: self.revision.next(), sub: 0, window: self.window(), past }
+    }
+
+    fn end(&mut self, writing: &Writing<'_>) {
+        if writing.sub > 0 {
+            self.revision = writing.major;
+        }
+    }
+
+    fn run(&mut self, plan: &Plan<'_>, writing: &mut Writing<'_>) -> Result<TxnDone, ReadError> {
+        let mut nested = plan.nested.iter();
+        let mut responses = Vec::with_capacity(plan.ops.len());
+        for op in plan.ops {
+            responses.push(match op {
+                TxnOp::Range(query) => OpDone::Range(self.range(query, writing)?),
+                TxnOp::Put(put) => OpDone::Put(self.put(put, writing)?),
+                TxnOp::DeleteRange(delete) => {
+                    OpDone::DeleteRange(self.delete_range(delete, writing)?)
+                }
+                TxnOp::Txn(_) => OpDone::Txn(self.run(txn::planned(&mut nested), writing)?),
+                TxnOp::Empty => unreachable!("an empty operation is refused before the log"),
+            });
+        }
+        Ok(TxnDone { revision: writing.visible(), succeeded: plan.succeeded, responses })
+    }
+
+    fn range(
+        &self,
+        query: &RangeQuery,
+        writing: &Writing<'_>,
+    ) -> Result<RangeDone, ReadError> {
+        let head = query.revision <= 0
+            || writing.sub == 0 && query.revision == writing.window.newest.0;
+        let at = (!head).then_some(Revision(query.revision));
+        let records = Layered { fresh: &self.changes.records, past: writing.past };
+        range::range(&self.keys, &records, query, at, writing.visible())
+    }
+
+    fn put(&mut self, put: &Put, writing: &mut Writing<'_>) -> Result<PutDone, ReadError> {
+        let before = self.keys.get(&put.key);
+        let mut old = None;
+        if let Some(meta) = before.filter(|_| put.prev_kv || put.ignore_value) {
+            old = Some(self.stored(meta.modified, writing.past)?);
+        }
+        let mut value = put.value.0.clone();
+        if let Some(encoded) = old.as_ref().filter(|_| put.ignore_value) {
+            let rev = before.map(|meta| meta.modified).unwrap_or_default();
+            value = range::decode(rev, encoded)?.value;
+        }
+        let old_lease = before.map_or(LeaseId(0), |meta| meta.lease);
+        let lease = if put.ignore_lease { old_lease } else { put.lease };
+        let rev = writing.next_rev();
+        let create_revision = before.map_or(rev.major, |meta| meta.create);
+        let kv = record::encode(&record::Fields {
+            key: &put.key,
+            create_revision,
+            mod_revision: rev.major,
+            version: before.map_or(0, |meta| meta.version) + 1,
+            value: &value,
+            lease,
+        });
+        let key = record::key_of(&kv);
+        self.keys.put(&key, rev, lease, before);
+        self.leases.attach(&key, old_lease, lease);
+        self.record(Record { rev, kind: RecordKind::Put, kv }, key, lease);
+        Ok(PutDone { revision: writing.visible(), prev: old.filter(|_| put.prev_kv) })
+    }
+
+    fn delete_range(
+        &mut self,
+        delete: &DeleteRange,
+        writing: &mut Writing<'_>,
+    ) -> Result<DeleteRangeDone, ReadError> {
+        let range = KeyRange::from_wire(&delete.key, &delete.range_end);
+        let mut found = Vec::new();
+        self.keys.visit(&range, &mut |key, meta| {
+            found.push((Bytes::copy_from_slice(key), meta));
+            ControlFlow::Continue(())
+        });
+        let mut done = DeleteRangeDone::default();
+        for (key, meta) in found {
+            if delete.prev_kv {
+                done.prevs.push(self.stored(meta.modified, writing.past)?);
+            }
+            self.delete(&key, writing.next_rev(), meta.lease);
+            done.deleted += 1;
+        }
+        done.revision = writing.visible();
+        Ok(done)
+    }
+
+    /// Deletes a live key that was attached to `lease`.
+    fn delete(&mut self, key: &[u8], rev: Rev, lease: LeaseId) {
+        let kv = record::encode_tombstone(key);
+        let key = record::key_of(&kv);
+        self.keys.delete(&key, rev);
+        self.leases.attach(&key, lease, LeaseId(0));
+        self.record(Record { rev, kind: RecordKind::Tombstone, kv }, key, LeaseId(0));
+    }
+
+    fn record(&mut self, record: Record, key: Bytes, lease: LeaseId) {
+        self.changes.keys.push(KeyChange { key, rev: record.rev, kind: record.kind, lease });
+        self.changes.records.push(record);
+    }
+
+    fn stored(&self, rev: Rev, past: &dyn Records) -> Result<EncodedKv, ReadError> {
+        Layered { fresh: &self.changes.records, past }.get(rev)
+    }
+}
+
+impl Writing<'_> {
+    fn next_rev(&mut self) -> Rev {
+        let rev = Rev::new(self.major, self.sub);
+        self.sub += 1;
+        rev
+    }
+
+    /// The revision that an operation reports: the transaction's own once it has changed something.
+    fn visible(&self) -> Revision {
+        if self.sub > 0 { self.major } else { self.window.newest }
+    }
+}
+
+impl LeaseTable {
+    /// Attaches a live key read back from the database.
+    pub fn restore_key(&mut self, kv: &KeyValue) {
+        self.attach(&kv.key, LeaseId(0), kv.lease);
+    }
+}

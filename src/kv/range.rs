@@ -1,0 +1,236 @@
+//! Reading a range: which keys, in which order, cut where.
+//!
+//! Etcd's order of evaluation: pick the keys at the revision, filter by revisions, sort, cut to the limit, strip the values.
+//! At the head the index alone answers everything up to the values (counts, filters, sorts by revision or version,
+//! keys-only results); records are read for what is left after the cut.
+
+use super::{
+    KeyRange, KvError,
+    command::{EncodedKv, RangeDone, RangeQuery, SortOrder, SortTarget},
+    index::Meta,
+    keys::Keys,
+    record::{self, KeyValue},
+};
+use crate::types::{Rev, Revision};
+use std::{error::Error, ops::ControlFlow};
+
+/// Access to the stored form of changes.
+pub trait Records {
+    /// The `KeyValue` that the put at `rev` stored. The index names only changes that are there.
+    fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError>;
+}
+
+/// A stored change could not be read: the disk failed, or what it gave back is not what was written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot read the change at revision {}.{}: {source}", rev.major, rev.sub)]
+pub struct ReadError {
+    /// Which change.
+    pub rev: Rev,
+    /// Why.
+    pub source: Box<dyn Error + Send + Sync>,
+}
+
+/// What a reader may ask for: from the compacted revision to the newest one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The newest revision.
+    pub newest: Revision,
+    /// The oldest readable one.
+    pub compacted: Revision,
+}
+
+impl Window {
+    /// Checks an explicit revision.
+    pub fn check(&self, asked: Revision) -> Result<(), KvError> {
+        if asked > self.newest {
+            return Err(KvError::FutureRevision { asked, newest: self.newest });
+        }
+        if asked < self.compacted {
+            return Err(KvError::Compacted { asked, oldest: self.compacted });
+        }
+        Ok(())
+    }
+
+    /// The revision a plain range reads at: nothing stands for the head. Zero and less mean the newest.
+    pub fn resolve(&self, asked: i64) -> Result<Option<Revision>, KvError> {
+        if asked <= 0 {
+            return Ok(None);
+        }
+        self.check(Revision(asked))?;
+        Ok((asked != self.newest.0).then_some(Revision(asked)))
+    }
+}
+
+/// One result on its way: a key with what is known of it before its record is read.
+struct Found {
+    key: Vec<u8>,
+    rev: Rev,
+    /// At the head, from the index; at an older revision, from the record if something asked for it.
+    meta: Option<Meta>,
+    /// The record, where it had to be read early.
+    kv: Option<KeyValue>,
+}
+
+/// Runs a query. `at` is the revision to read at (nothing: the head); `now` is the revision to report.
+pub fn range(
+    keys: &impl Keys,
+    records: &dyn Records,
+    query: &RangeQuery,
+    at: Option<Revision>,
+    now: Revision,
+) -> Result<RangeDone, ReadError> {
+    let range = KeyRange::from_wire(&query.key, &query.range_end);
+    let mut done = RangeDone { revision: now, ..RangeDone::default() };
+    if query.count_only {
+        done.count = count(keys, &range, at);
+        return Ok(done);
+    }
+    let limit = usize::try_from(query.limit).ok().filter(|&limit| limit > 0);
+    let (mut found, count) = pick(keys, &range, at, fetch_limit(query, limit));
+    done.count = count;
+    if needs_metadata(query) && at.is_some() || sort_of(query) == Some(SortTarget::Value) {
+        found.iter_mut().try_for_each(|item| item.load(records))?;
+    }
+    if !query.filter.is_off() {
+        found.retain(|item| query.filter.admits(item.create(), item.rev.major));
+    }
+    sort(&mut found, query);
+    if let Some(limit) = limit {
+        done.more = found.len() > limit;
+        found.truncate(limit);
+    }
+    done.kvs = found.iter().map(|item| item.result(records, query)).collect::<Result<_, _>>()?;
+    Ok(done)
+}
+
+/// How many keys to pick by key order. etcd: a sort by anything but the key with order NONE happens after this cut.
+fn fetch_limit(query: &RangeQuery, limit: Option<usize>) -> Option<usize> {
+    let key_order = query.sort_order == SortOrder::None
+        || query.sort_order == SortOrder::Ascend && query.sort_target == SortTarget::Key;
+    limit.filter(|_| key_order && query.filter.is_off()).map(|limit| limit.saturating_add(1))
+}
+
+/// The target of the sort, if one must be made.
+fn sort_of(query: &RangeQuery) -> Option<SortTarget> {
+    match (query.sort_order, query.sort_target) {
+        (SortOrder::None | SortOrder::Ascend, SortTarget::Key) => None,
+        (_, target) => Some(target),
+    }
+}
+
+fn needs_metadata(query: &RangeQuery) -> bool {
+    let sorted = matches!(sort_of(query), Some(SortTarget::Version | SortTarget::Create));
+    sorted || !query.filter.is_off() || query.keys_only
+}
+
+/// Live keys in a range at a revision.
+pub fn count(keys: &impl Keys, range: &KeyRange, at: Option<Revision>) -> i64 {
+    let Some(at) = at else {
+        return keys.count(range).cast_signed();
+    };
+    let mut count = 0;
+    keys.visit_at(range, at, &mut |_, _| {
+        count += 1;
+        ControlFlow::Continue(())
+    });
+    count
+}
+
+/// The first `fetch` keys of a range (nothing: all), and how many there are in all.
+fn pick(
+    keys: &impl Keys,
+    range: &KeyRange,
+    at: Option<Revision>,
+    fetch: Option<usize>,
+) -> (Vec<Found>, i64) {
+    let mut found = Vec::new();
+    let room = fetch.unwrap_or(usize::MAX);
+    let Some(at) = at else {
+        let mut take = |key: &[u8], meta: Meta| {
+            found.push(Found { key: key.to_vec(), rev: meta.modified, meta: Some(meta), kv: None });
+            if found.len() < room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        };
+        let count = if range.is_single() {
+            let live = keys.get(&range.start);
+            live.is_some_and(|meta| take(&range.start, meta) != ControlFlow::Break(()));
+            i64::from(live.is_some())
+        } else {
+            keys.visit(range, &mut take);
+            let whole = found.len() < room;
+            if whole { found.len() as u64 } else { keys.count(range) }.cast_signed()
+        };
+        return (found, count);
+    };
+    let mut count = 0;
+    keys.visit_at(range, at, &mut |key, rev| {
+        count += 1;
+        if found.len() < room {
+            found.push(Found { key: key.to_vec(), rev, meta: None, kv: None });
+        }
+        ControlFlow::Continue(())
+    });
+    (found, count)
+}
+
+fn sort(found: &mut [Found], query: &RangeQuery) {
+    let Some(target) = sort_of(query) else { return };
+    match target {
+        SortTarget::Key => found.sort_by(|a, b| a.key.cmp(&b.key)),
+        SortTarget::Version => found.sort_by_key(Found::version),
+        SortTarget::Create => found.sort_by_key(Found::create),
+        SortTarget::Mod => found.sort_by_key(|item| item.rev),
+        SortTarget::Value => found.sort_by(|a, b| a.value().cmp(b.value())),
+        SortTarget::Unknown => {}
+    }
+    if query.sort_order == SortOrder::Descend {
+        found.reverse();
+    }
+}
+
+impl Found {
+    fn load(&mut self, records: &dyn Records) -> Result<(), ReadError> {
+        if self.kv.is_none() {
+            self.kv = Some(decode(self.rev, &records.get(self.rev)?)?);
+        }
+        Ok(())
+    }
+
+    fn version(&self) -> i64 {
+        let from_record = || self.kv.as_ref().map(|kv| kv.version);
+        self.meta.map(|meta| meta.version).or_else(from_record).unwrap_or_default()
+    }
+
+    fn create(&self) -> Revision {
+        let from_record = || self.kv.as_ref().map(|kv| kv.create_revision);
+        self.meta.map(|meta| meta.create).or_else(from_record).unwrap_or_default()
+    }
+
+    fn value(&self) -> &[u8] {
+        self.kv.as_ref().map_or(&[], |kv| &kv.value)
+    }
+
+    /// etcd 3.7: results without values come from the index and carry no lease, unless the values were read to sort.
+    fn result(&self, records: &dyn Records, query: &RangeQuery) -> Result<EncodedKv, ReadError> {
+        if query.keys_only {
+            let sorted_by_value = query.sort_target == SortTarget::Value;
+            let lease = self.kv.as_ref().filter(|_| sorted_by_value).map(|kv| kv.lease);
+            return Ok(record::encode(&record::Fields {
+                key: &self.key,
+                create_revision: self.create(),
+                mod_revision: self.rev.major,
+                version: self.version(),
+                value: &[],
+                lease: lease.unwrap_or_default(),
+            }));
+        }
+        match &self.kv {
+            Some(kv) => Ok(kv.encode()),
+            None => records.get(self.rev),
+        }
+    }
+}
+
+/// Decodes a stored `KeyValue`, naming its revision if it is damaged.
+pub(crate) fn decode(rev: Rev, encoded: &EncodedKv) -> Result<KeyValue, ReadError> {
+    KeyValue::decode(encoded).map_err(|error| ReadError { rev, source: Box::new(error) })
+}
