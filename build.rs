@@ -44,7 +44,7 @@ impl Services {
 
 impl ServiceGenerator for Services {
     fn generate(&mut self, service: Service, code: &mut String) {
-        if service.name == "KV" {
+        if service.proto_name == "KV" {
             self.client.generate(service, code);
         } else {
             self.both.generate(service, code);
