@@ -1,0 +1,38 @@
+//! Generated messages, clients and servers of the etcd v3 API, one module per protobuf package.
+//!
+//! The source is `proto/`, compiled by `build.rs`. Of `etcdserverpb.KV` there is only a client here; its server
+//! side is written by hand. These types stop at `api`: no other module of the crate uses them.
+
+pub use generated::{authpb, etcdserverpb, healthpb, mvccpb, v3electionpb, v3lockpb};
+
+/// Nested as the packages are, since generated code names its neighbours by `super::`.
+#[allow(
+    clippy::all,
+    clippy::pedantic,
+    clippy::allow_attributes_without_reason,
+    clippy::missing_assert_message,
+    clippy::unwrap_used,
+    unreachable_pub,
+    unused_qualifications,
+    reason = "generated code follows its generator's style, and the generator changes between releases"
+)]
+mod generated {
+    pub mod authpb {
+        include!(concat!(env!("OUT_DIR"), "/authpb.rs"));
+    }
+    pub mod etcdserverpb {
+        include!(concat!(env!("OUT_DIR"), "/etcdserverpb.rs"));
+    }
+    pub mod healthpb {
+        include!(concat!(env!("OUT_DIR"), "/grpc.health.v1.rs"));
+    }
+    pub mod mvccpb {
+        include!(concat!(env!("OUT_DIR"), "/mvccpb.rs"));
+    }
+    pub mod v3electionpb {
+        include!(concat!(env!("OUT_DIR"), "/v3electionpb.rs"));
+    }
+    pub mod v3lockpb {
+        include!(concat!(env!("OUT_DIR"), "/v3lockpb.rs"));
+    }
+}
