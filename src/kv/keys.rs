@@ -133,7 +133,7 @@ impl Keys for Pending {
     }
 
     fn visit(&self, range: &KeyRange, visit: &mut dyn FnMut(&[u8], Meta) -> ControlFlow<()>) {
-        let below = self.snapshot.range(range).map(|(key, meta)| (key.to_vec(), meta));
+        let below = self.snapshot.live(range).map(|(key, meta)| (key.to_vec(), meta));
         let above = self.changed_in(range).map(|(key, changed)| (key, changed.live));
         merge(below, above, visit);
     }
@@ -144,7 +144,7 @@ impl Keys for Pending {
         at: Revision,
         visit: &mut dyn FnMut(&[u8], Rev) -> ControlFlow<()>,
     ) {
-        let below = self.snapshot.range_at(range, at).map(|(key, rev)| (key.to_vec(), rev));
+        let below = self.snapshot.live_at(range, at).map(|(key, rev)| (key.to_vec(), rev));
         let above = self.changed_in(range).filter_map(|(key, changed)| {
             let (rev, kind) = changed.rev_at(at)?;
             Some((key, (kind == RecordKind::Put).then_some(rev)))
@@ -201,7 +201,7 @@ impl Keys for Snapshot {
     }
 
     fn visit(&self, range: &KeyRange, visit: &mut dyn FnMut(&[u8], Meta) -> ControlFlow<()>) {
-        for (key, meta) in self.range(range) {
+        for (key, meta) in self.live(range) {
             if visit(key, meta).is_break() {
                 return;
             }
@@ -214,7 +214,7 @@ impl Keys for Snapshot {
         at: Revision,
         visit: &mut dyn FnMut(&[u8], Rev) -> ControlFlow<()>,
     ) {
-        for (key, rev) in self.range_at(range, at) {
+        for (key, rev) in self.live_at(range, at) {
             if visit(key, rev).is_break() {
                 return;
             }

@@ -1,0 +1,168 @@
+//! Committer: owns the database's one write transaction.
+//!
+//! It makes batches of applied revisions durable behind the applier, and removes in small steps what a compaction gave up. It
+//! blocks on the disk, so it has an arbiter to itself. Nothing waits for it on the way of a request: the WAL already holds
+//! what it has not committed yet.
+
+use super::fail_stop::Lifeline;
+use crate::{
+    clock,
+    kv::{
+        command::EncodedKv,
+        index::Snapshot,
+        range::{ReadError, Records},
+        record,
+    },
+    storage::db::{Applied, CommitBatch, Db, DbReader},
+    types::{LogIndex, RecordKind, Rev, Revision},
+};
+use actix::prelude::*;
+use bytes::Bytes;
+
+/// Messages that may wait: one batch and one compaction step.
+const MAILBOX_MAX: usize = 16;
+
+/// Owns the database.
+#[derive(Debug)]
+pub struct Committer {
+    db: Db,
+    applier: Recipient<Committed>,
+    life: Lifeline,
+}
+
+impl Committer {
+    /// A committer that reports to `applier`.
+    pub fn new(db: Db, applier: Recipient<Committed>, life: Lifeline) -> Self {
+        Self { db, applier, life }
+    }
+}
+
+/// Makes a batch durable in one transaction. Answered by [`Committed`].
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct CommitRevisions {
+    /// What to store.
+    pub batch: CommitBatch,
+    /// The newest revision after it.
+    pub through: Revision,
+}
+
+/// What the database holds now, and a reader of it.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct Committed {
+    /// The log position the database contains.
+    pub applied: Applied,
+    /// A log position that stays sufficient even if the newest commit turns out to be lost: entries up to it can go.
+    pub log_needed_after: LogIndex,
+    /// The newest revision in it; nothing after a mere compaction step.
+    pub through: Option<Revision>,
+    /// Reads it.
+    pub reader: DbReader,
+    /// Size of the file, in bytes.
+    pub file_bytes: u64,
+    /// Bytes of it that hold records.
+    pub used_bytes: u64,
+    /// How long the transaction took, in microseconds.
+    pub commit_micros: u64,
+}
+
+/// Removes records that no read at or after `through` needs, visiting a bounded number of them.
+#[derive(Debug, Message)]
+#[rtype(result = "CompactProgress")]
+pub struct CompactRecords {
+    /// The compacted revision; every record up to it is in the database.
+    pub through: Revision,
+    /// Where to go on.
+    pub from: Rev,
+    /// Records to visit at most.
+    pub records_max: usize,
+    /// Tells what must stay.
+    pub keys: Snapshot,
+}
+
+/// Where the next step goes on; nothing when the compaction is complete.
+#[derive(Debug, MessageResponse)]
+pub struct CompactProgress {
+    /// The next place in history.
+    pub next: Option<Rev>,
+    /// Records removed by this step.
+    pub removed: u64,
+}
+
+impl Actor for Committer {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_MAX);
+    }
+}
+
+impl Handler<CommitRevisions> for Committer {
+    type Result = ();
+
+    fn handle(&mut self, commit: CommitRevisions, _: &mut Self::Context) {
+        let start = clock::now();
+        if let Err(error) = self.db.commit(&commit.batch) {
+            self.life.fail_stop().because("cannot commit to the database", &error);
+            return;
+        }
+        self.report(Some(commit.through), clock::micros(start.elapsed()));
+    }
+}
+
+impl Handler<CompactRecords> for Committer {
+    type Result = CompactProgress;
+
+    fn handle(&mut self, compact: CompactRecords, _: &mut Self::Context) -> Self::Result {
+        let start = clock::now();
+        let (through, keys) = (compact.through, &compact.keys);
+        let step = self.db.compact_step(compact.from, through, compact.records_max, |record| {
+            let key = record::key_of(&Bytes::copy_from_slice(record.kv));
+            let tombstone = record.kind == RecordKind::Tombstone;
+            keys.needed_at_compaction(&key, record.rev, tombstone, through)
+        });
+        match step {
+            Ok(step) => {
+                self.report(None, clock::micros(start.elapsed()));
+                CompactProgress { next: step.next, removed: step.removed }
+            }
+            Err(error) => {
+                self.life.fail_stop().because("cannot compact the database", &error);
+                CompactProgress { next: Some(compact.from), removed: 0 }
+            }
+        }
+    }
+}
+
+impl Committer {
+    fn report(&self, through: Option<Revision>, commit_micros: u64) {
+        let reader = match self.db.reader() {
+            Ok(reader) => reader,
+            Err(error) => {
+                self.life.fail_stop().because("cannot read the database", &error);
+                return;
+            }
+        };
+        let committed = Committed {
+            applied: self.db.applied(),
+            log_needed_after: self.db.fallback().index,
+            through,
+            reader,
+            file_bytes: self.db.size(),
+            used_bytes: self.db.size_in_use(),
+            commit_micros,
+        };
+        self.life.deliver(&self.applier, committed);
+    }
+}
+
+impl Records for DbReader {
+    fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError> {
+        match self.get_put(rev) {
+            Ok(Some(kv)) => Ok(kv),
+            Ok(None) => Err(ReadError { rev, source: "it is not in the database".into() }),
+            Err(error) => Err(ReadError { rev, source: Box::new(error) }),
+        }
+    }
+}

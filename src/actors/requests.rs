@@ -1,0 +1,640 @@
+//! Requests: what front ends and embedding programs ask of a node.
+//!
+//! A [`Requests`] checks a request, takes it through the log or to a read view, and waits for the answer. It lasts
+//! nothing and owns no state of the store. Within one turn of its event loop it collects all proposals, and all reads, into one
+//! message each to the Raft node: across threads a message per request would cost more than the request.
+
+use super::{
+    compactor::{AwaitCompaction, Compactor},
+    raft_node::{AskReadIndex, Proposal, Propose, RaftNode, RaftStatus},
+};
+use crate::{
+    codec,
+    kv::{
+        KeyRange, KvError, check,
+        command::{
+            AlarmKind, Command, Compact, DeleteRange, DeleteRangeDone, EncodedKv, Outcome, Put,
+            PutDone, RangeDone, RangeQuery, SetAlarm, SortOrder, SortTarget, Txn, TxnDone, TxnOp,
+        },
+        range::ReadError,
+        view::View,
+    },
+    storage::db::Applied,
+    types::{ClusterId, LogIndex, NodeId, Revision, Term},
+};
+use actix::prelude::*;
+use bytes::{BufMut, Bytes};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+use tokio::sync::{Notify, oneshot, watch};
+
+/// Requests that may wait in one front end for the next turn; past it they are told to come again.
+const WAITING_MAX: usize = 16_384;
+
+/// A range over more keys than this is read on a thread of its own, so that it does not hold up the others.
+const INLINE_KEYS_MAX: u64 = 512;
+
+/// The answer to a proposal, on its way to the caller.
+pub type Reply = oneshot::Sender<Result<Outcome, RequestError>>;
+
+/// Why a request got no answer from the store, or which refusal it got.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The data model refuses it; every member would.
+    #[error(transparent)]
+    Kv(#[from] KvError),
+    /// It is over the limit on the size of a replicated request.
+    #[error("request is too large: {bytes} bytes, at most {max}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Too much is under way; try again later.
+    #[error("too many requests")]
+    TooManyRequests,
+    /// It was not finished in time; it may still happen.
+    #[error("request timed out")]
+    TimedOut,
+    /// As [`RequestError::TimedOut`], and the leader changed shortly after the request came.
+    #[error("request timed out, possibly due to previous leader failure")]
+    TimedOutLeaderFailed,
+    /// As [`RequestError::TimedOut`], and the leader, or a quorum, is out of reach.
+    #[error("request timed out, possibly due to connection lost")]
+    TimedOutConnectionLost,
+    /// There was no leader to take it for the whole of its time; it did not happen.
+    #[error("deadline exceeded while there was no leader")]
+    DeadlineNoLeader,
+    /// There is no leader now, and the caller asked to be told.
+    #[error("no leader")]
+    NoLeader,
+    /// Only the leader does this.
+    #[error("not leader")]
+    NotLeader,
+    /// The leader changed while the request was under way.
+    #[error("leader changed")]
+    LeaderChanged,
+    /// The node is stopping; the request did not happen, unless it was proposed before.
+    #[error("server stopped")]
+    Stopped,
+    /// This member cannot read its own records.
+    #[error(transparent)]
+    Unreadable(#[from] ReadError),
+}
+
+/// What the applier publishes after every batch.
+#[derive(Debug)]
+pub struct Published {
+    /// The store.
+    pub view: View,
+    /// The log position it stands for.
+    pub applied: Applied,
+    /// Raised alarms.
+    pub alarms: Arc<BTreeSet<(NodeId, AlarmKind)>>,
+    /// Size of the database file, in bytes.
+    pub file_bytes: u64,
+    /// Bytes of it that hold records.
+    pub used_bytes: u64,
+}
+
+/// Who answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This member.
+    pub member: NodeId,
+}
+
+/// Bounds on requests.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestLimits {
+    /// Size of a replicated request, in bytes.
+    pub request_bytes_max: usize,
+    /// Operations of a transaction.
+    pub txn_ops_max: usize,
+    /// Size of the database past which writes that take space are refused, in bytes; nothing is no quota.
+    pub quota_bytes: Option<u64>,
+}
+
+/// A member's state, for operators.
+#[derive(Clone, Debug)]
+pub struct NodeStatus {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This member.
+    pub member: NodeId,
+    /// The leader, if one is known.
+    pub leader: Option<NodeId>,
+    /// The current term.
+    pub term: Term,
+    /// The newest committed entry.
+    pub commit: LogIndex,
+    /// The newest applied entry.
+    pub applied: LogIndex,
+    /// The newest revision.
+    pub revision: Revision,
+    /// The compacted revision.
+    pub compacted: Revision,
+    /// Size of the database file, in bytes.
+    pub db_bytes: u64,
+    /// Bytes of it that hold records.
+    pub db_bytes_in_use: u64,
+    /// The quota, in bytes; zero is none.
+    pub quota_bytes: u64,
+    /// Whether this member has no vote.
+    pub learner: bool,
+    /// Raised alarms.
+    pub alarms: Vec<(NodeId, AlarmKind)>,
+}
+
+/// A part of a streamed range.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RangeChunk {
+    /// The next results.
+    pub kvs: Vec<EncodedKv>,
+    /// With the last part: what a whole answer would say.
+    pub end: Option<RangeStreamEnd>,
+}
+
+/// What only the last part of a streamed range carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeStreamEnd {
+    /// The store's revision when the stream began.
+    pub revision: Revision,
+    /// Whether the limit cut results off.
+    pub more: bool,
+    /// Keys in the range.
+    pub count: i64,
+}
+
+/// The way into a node. Cheap to clone, and usable from any thread.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    identity: Identity,
+    limits: RequestLimits,
+    queue: Mutex<Queue>,
+    wake: Notify,
+    views: watch::Receiver<Arc<Published>>,
+    raft_status: watch::Receiver<RaftStatus>,
+    compactor: Addr<Compactor>,
+}
+
+/// What this turn has collected.
+#[derive(Debug, Default)]
+struct Queue {
+    next_id: u64,
+    proposals: Vec<Proposal>,
+    reads: Vec<oneshot::Sender<Result<LogIndex, RequestError>>>,
+    closed: bool,
+}
+
+/// What a [`Requests`] needs of its node.
+#[derive(Debug)]
+pub struct RequestPeers {
+    /// Orders proposals and reads.
+    pub raft: Addr<RaftNode>,
+    /// Knows when compactions end.
+    pub compactor: Addr<Compactor>,
+    /// The newest view.
+    pub views: watch::Receiver<Arc<Published>>,
+    /// Leader, term and commit index.
+    pub raft_status: watch::Receiver<RaftStatus>,
+}
+
+impl Requests {
+    /// A way into a node, with a task on the current arbiter that sends what each turn has collected. `first_id` numbers the
+    /// proposals and must be random: entries of an earlier life of this member must not answer today's callers.
+    pub fn start(
+        identity: Identity,
+        limits: RequestLimits,
+        peers: RequestPeers,
+        first_id: u64,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            identity,
+            limits,
+            queue: Mutex::new(Queue { next_id: first_id, ..Queue::default() }),
+            wake: Notify::new(),
+            views: peers.views,
+            raft_status: peers.raft_status,
+            compactor: peers.compactor,
+        });
+        actix::spawn(send_turns(shared.clone(), peers.raft));
+        Self { shared }
+    }
+
+    /// Who answers.
+    pub fn identity(&self) -> Identity {
+        self.shared.identity
+    }
+
+    /// Bounds on requests.
+    pub fn limits(&self) -> RequestLimits {
+        self.shared.limits
+    }
+
+    /// The current term.
+    pub fn term(&self) -> Term {
+        self.shared.raft_status.borrow().term
+    }
+
+    /// Whether a leader is known.
+    pub fn has_leader(&self) -> bool {
+        self.shared.raft_status.borrow().leader.is_some()
+    }
+
+    /// Reads keys. Linearizable unless the query says otherwise.
+    pub async fn range(&self, query: RangeQuery) -> Result<RangeDone, RequestError> {
+        check::range(&query)?;
+        let published = self.view_for(query.serializable).await?;
+        if is_small(&published.view, &query) {
+            return Ok(published.view.range(&query)??);
+        }
+        aside(move || published.view.range(&query)).await
+    }
+
+    /// Reads keys in parts, so that neither side holds the whole answer.
+    pub fn range_stream(&self, query: RangeQuery) -> RangeChunks {
+        RangeChunks::new(self.clone(), query)
+    }
+
+    /// Writes one key.
+    pub async fn put(&self, put: Put) -> Result<PutDone, RequestError> {
+        check::put(&put)?;
+        match self.propose(&Command::Put(put)).await? {
+            Outcome::Put(done) => Ok(done),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Deletes keys.
+    pub async fn delete_range(&self, delete: DeleteRange) -> Result<DeleteRangeDone, RequestError> {
+        check::delete_range(&delete)?;
+        match self.propose(&Command::DeleteRange(delete)).await? {
+            Outcome::DeleteRange(done) => Ok(done),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Runs a transaction. One that only reads is served from a view, like a range.
+    pub async fn txn(&self, txn: Txn) -> Result<TxnDone, RequestError> {
+        check::txn(&txn, self.shared.limits.txn_ops_max)?;
+        if txn.is_read_only() {
+            return self.read_txn(txn).await;
+        }
+        match self.propose(&Command::Txn(txn)).await? {
+            Outcome::Txn(done) => Ok(done),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Gives up the history before `revision`. With `physical` it returns once this member has removed it. Returns the
+    /// store's revision.
+    pub async fn compact(
+        &self,
+        revision: Revision,
+        physical: bool,
+    ) -> Result<Revision, RequestError> {
+        let outcome = self.propose(&Command::Compact(Compact { revision })).await?;
+        let Outcome::Compact { revision: now } = outcome else { return unexpected(&outcome) };
+        if physical {
+            let removed = self.shared.compactor.send(AwaitCompaction { revision }).await;
+            removed.map_err(|_| RequestError::Stopped)?;
+        }
+        Ok(now)
+    }
+
+    /// Raised alarms.
+    pub fn alarms(&self) -> Vec<(NodeId, AlarmKind)> {
+        self.published().alarms.iter().copied().collect()
+    }
+
+    /// Raises an alarm or takes it back; tells whether it existed.
+    pub async fn set_alarm(&self, alarm: SetAlarm) -> Result<bool, RequestError> {
+        match self.propose(&Command::SetAlarm(alarm)).await? {
+            Outcome::Alarm { found, .. } => Ok(found),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Proposes a command and waits for its outcome. The checks on the request alone are the caller's.
+    pub async fn propose(&self, command: &Command) -> Result<Outcome, RequestError> {
+        if command.takes_space() {
+            self.check_quota().await?;
+        }
+        self.submit(command)?.await.unwrap_or(Err(RequestError::Stopped))
+    }
+
+    /// This member's state, as it knows it itself.
+    pub fn status(&self) -> NodeStatus {
+        let published = self.published();
+        let raft = *self.shared.raft_status.borrow();
+        NodeStatus {
+            cluster: self.shared.identity.cluster,
+            member: self.shared.identity.member,
+            leader: raft.leader,
+            term: raft.term,
+            commit: raft.commit.max(published.applied.index),
+            applied: published.applied.index,
+            revision: published.view.window.newest,
+            compacted: published.view.window.compacted,
+            db_bytes: published.file_bytes,
+            db_bytes_in_use: published.used_bytes,
+            quota_bytes: self.shared.limits.quota_bytes.unwrap_or(0),
+            learner: false,
+            alarms: published.alarms.iter().copied().collect(),
+        }
+    }
+
+    /// The newest view, without any promise on how new it is.
+    pub fn published(&self) -> Arc<Published> {
+        self.shared.views.borrow().clone()
+    }
+
+    /// Refuses everything from now on; what was collected still goes out.
+    pub fn close(&self) {
+        self.shared.lock().closed = true;
+        self.shared.wake.notify_one();
+    }
+
+    async fn read_txn(&self, txn: Txn) -> Result<TxnDone, RequestError> {
+        let published = self.view_for(txn.is_serializable()).await?;
+        let small = |op: &TxnOp| match op {
+            TxnOp::Range(query) => is_small(&published.view, query),
+            TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Txn(_) | TxnOp::Empty => true,
+        };
+        if txn.branches().all(small) {
+            return Ok(published.view.read_txn(&txn)??);
+        }
+        aside(move || published.view.read_txn(&txn)).await
+    }
+
+    /// A view that holds every write acknowledged before now, anywhere; or, for a serializable read, this member's newest.
+    async fn view_for(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
+        if serializable {
+            return Ok(self.published());
+        }
+        let (reply, index) = oneshot::channel();
+        self.enqueue(|queue| queue.reads.push(reply))?;
+        let index = index.await.unwrap_or(Err(RequestError::Stopped))?;
+        let newest = self.published();
+        if newest.applied.index >= index {
+            return Ok(newest);
+        }
+        let mut views = self.shared.views.clone();
+        let reached = views.wait_for(|published| published.applied.index >= index).await;
+        reached.map(|published| published.clone()).map_err(|_| RequestError::Stopped)
+    }
+
+    fn submit(
+        &self,
+        command: &Command,
+    ) -> Result<oneshot::Receiver<Result<Outcome, RequestError>>, RequestError> {
+        let mut data = Vec::with_capacity(encoded_size_hint(command));
+        data.put_bytes(0, super::applier::PROPOSAL_HEADER_BYTES);
+        codec::encode_into(command, &mut data);
+        let max = self.shared.limits.request_bytes_max;
+        if data.len() > max.saturating_add(ENVELOPE_SLACK_BYTES) {
+            return Err(RequestError::TooLarge { bytes: data.len(), max });
+        }
+        let (reply, outcome) = oneshot::channel();
+        let member = self.shared.identity.member;
+        self.enqueue(|queue| {
+            let id = queue.next_id;
+            queue.next_id = id.wrapping_add(1);
+            data[..8].copy_from_slice(&member.0.to_le_bytes());
+            data[8..16].copy_from_slice(&id.to_le_bytes());
+            queue.proposals.push(Proposal { id, data: Bytes::from(data), reply });
+        })?;
+        Ok(outcome)
+    }
+
+    fn enqueue(&self, add: impl FnOnce(&mut Queue)) -> Result<(), RequestError> {
+        let mut queue = self.shared.lock();
+        if queue.closed {
+            return Err(RequestError::Stopped);
+        }
+        let waiting = queue.proposals.len() + queue.reads.len();
+        if waiting >= WAITING_MAX {
+            return Err(RequestError::TooManyRequests);
+        }
+        add(&mut queue);
+        drop(queue);
+        if waiting == 0 {
+            self.shared.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// A member at its quota raises an alarm that stops such writes everywhere until an operator takes it back.
+    async fn check_quota(&self) -> Result<(), RequestError> {
+        let Some(quota) = self.shared.limits.quota_bytes else { return Ok(()) };
+        if self.published().file_bytes < quota {
+            return Ok(());
+        }
+        let member = self.shared.identity.member;
+        let alarm = SetAlarm { member, kind: AlarmKind::NoSpace, raised: true };
+        let raised = self.submit(&Command::SetAlarm(alarm))?;
+        raised.await.unwrap_or(Err(RequestError::Stopped))?;
+        Err(RequestError::Kv(KvError::NoSpace))
+    }
+}
+
+/// The log's own encoding of a request may be a little larger than etcd's, by which the API judges the size.
+const ENVELOPE_SLACK_BYTES: usize = 4_096;
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Sends what each turn of the event loop has collected.
+async fn send_turns(shared: Arc<Shared>, raft: Addr<RaftNode>) {
+    loop {
+        shared.wake.notified().await;
+        let (proposals, reads, closed) = {
+            let mut queue = shared.lock();
+            let queue = &mut *queue;
+            (std::mem::take(&mut queue.proposals), std::mem::take(&mut queue.reads), queue.closed)
+        };
+        if !proposals.is_empty() {
+            refuse(raft.try_send(Propose { proposals }), |propose, error| {
+                propose.proposals.into_iter().for_each(|proposal| answer(proposal.reply, error()));
+            });
+        }
+        if !reads.is_empty() {
+            refuse(raft.try_send(AskReadIndex { waiting: reads }), |ask, error| {
+                ask.waiting.into_iter().for_each(|reply| answer(reply, error()));
+            });
+        }
+        if closed {
+            return;
+        }
+    }
+}
+
+/// A full mailbox pushes the callers back; a closed one means that the node is stopping.
+fn refuse<M>(
+    sent: Result<(), SendError<M>>,
+    tell: impl FnOnce(M, fn() -> RequestError),
+) {
+    match sent {
+        Ok(()) => {}
+        Err(SendError::Full(message)) => tell(message, || RequestError::TooManyRequests),
+        Err(SendError::Closed(message)) => tell(message, || RequestError::Stopped),
+    }
+}
+
+/// Answers a caller. One that has gone away in the meantime does not matter.
+pub(super) fn answer<T>(
+    reply: oneshot::Sender<Result<T, RequestError>>,
+    error: RequestError,
+) {
+    drop(reply.send(Err(error)));
+}
+
+/// Runs a long read on a thread of its own.
+async fn aside<T: Send + 'static>(
+    read: impl FnOnce() -> Result<Result<T, KvError>, ReadError> + Send + 'static,
+) -> Result<T, RequestError> {
+    let done = tokio::task::spawn_blocking(read).await.map_err(|_| RequestError::Stopped)?;
+    Ok(done??)
+}
+
+/// Whether a range is quick enough to run between other requests.
+fn is_small(view: &View, query: &RangeQuery) -> bool {
+    let range = KeyRange::from_wire(&query.key, &query.range_end);
+    if range.is_single() {
+        return true;
+    }
+    let head = query.revision <= 0 || query.revision == view.window.newest.0;
+    let limited = query.limit > 0
+        && query.limit.cast_unsigned() <= INLINE_KEYS_MAX
+        && query.filter.is_off()
+        && query.sort_order == SortOrder::None
+        && query.sort_target == SortTarget::Key;
+    head && (query.count_only || limited || view.keys.count(&range) <= INLINE_KEYS_MAX)
+}
+
+fn encoded_size_hint(command: &Command) -> usize {
+    const FIXED: usize = 64;
+    match command {
+        Command::Put(put) => put.key.len() + put.value.len() + FIXED,
+        Command::DeleteRange(delete) => delete.key.len() + delete.range_end.len() + FIXED,
+        Command::Txn(_) => 512,
+        Command::Compact(_)
+        | Command::GrantLease(_)
+        | Command::RevokeLease(_)
+        | Command::SetAlarm(_) => FIXED,
+    }
+}
+
+fn unexpected<T>(outcome: &Outcome) -> Result<T, RequestError> {
+    unreachable!("the machine answers each command in kind, not with {outcome:?}")
+}
+
+/// A streamed range: parts of a bounded size, all read at one revision.
+///
+/// It holds no view between two parts, so a slow reader keeps no pages from being used again; if a compaction passes its
+/// revision meanwhile, it ends with that error.
+#[derive(Debug)]
+pub struct RangeChunks {
+    requests: Requests,
+    query: RangeQuery,
+    keys_max: i64,
+    sent: i64,
+    /// Revision to read at and revision to report, once the first part has pinned them.
+    pinned: Option<(Revision, Revision)>,
+    done: bool,
+}
+
+impl RangeChunks {
+    /// Keys in the first part.
+    const FIRST_KEYS: i64 = 10;
+
+    fn new(requests: Requests, query: RangeQuery) -> Self {
+        let keys_max = Self::FIRST_KEYS;
+        Self { requests, query, keys_max, sent: 0, pinned: None, done: false }
+    }
+
+    /// The next part; nothing after the last one or after an error.
+    pub async fn next(&mut self) -> Option<Result<RangeChunk, RequestError>> {
+        if self.done {
+            return None;
+        }
+        let chunk = self.read().await;
+        self.done = chunk.as_ref().map_or(true, |chunk| chunk.end.is_some());
+        Some(chunk)
+    }
+
+    async fn read(&mut self) -> Result<RangeChunk, RequestError> {
+        if self.query.count_only {
+            let done = self.requests.range(self.query.clone()).await?;
+            return Ok(chunk_of(&done, Vec::new(), done.revision, false, done.count));
+        }
+        let mut part = self.query.clone();
+        let left = if self.query.limit > 0 { self.query.limit - self.sent } else { i64::MAX };
+        part.limit = self.keys_max.min(left);
+        if let Some((read_at, _)) = self.pinned {
+            part.revision = read_at.0;
+            part.serializable = true;
+        }
+        let done = self.requests.range(part).await?;
+        let (read_at, reported) = *self.pinned.get_or_insert_with(|| {
+            let asked = Revision(self.query.revision);
+            (if asked.0 > 0 { asked } else { done.revision }, done.revision)
+        });
+        self.query.revision = read_at.0;
+        self.sent += i64::try_from(done.kvs.len()).unwrap_or(i64::MAX);
+        self.pace(&done.kvs);
+        let last = !done.more || self.query.limit > 0 && self.sent >= self.query.limit;
+        if !last && let Some(kv) = done.kvs.last() {
+            self.query.key = after(kv);
+        }
+        let count = self.sent - done.kvs.len() as i64 + done.count;
+        let more = done.more;
+        let mut chunk = RangeChunk { kvs: done.kvs, end: None };
+        if last {
+            chunk.end = Some(RangeStreamEnd { revision: reported, more, count });
+        }
+        Ok(chunk)
+    }
+
+    /// Parts grow while they are small against the size of a request, and shrink when they are large.
+    fn pace(&mut self, kvs: &[EncodedKv]) {
+        let bytes: usize = kvs.iter().map(Bytes::len).sum();
+        let aim = self.requests.limits().request_bytes_max;
+        if bytes < aim / 2 {
+            self.keys_max = self.keys_max.saturating_mul(2);
+        } else if bytes > aim.saturating_mul(2) {
+            self.keys_max = (self.keys_max / 2).max(1);
+        }
+    }
+}
+
+fn chunk_of(
+    _: &RangeDone,
+    kvs: Vec<EncodedKv>,
+    revision: Revision,
+    more: bool,
+    count: i64,
+) -> RangeChunk {
+    RangeChunk { kvs, end: Some(RangeStreamEnd { revision, more, count }) }
+}
+
+/// The key right after that of a result.
+fn after(kv: &EncodedKv) -> crate::codec::Blob {
+    let mut key = crate::kv::record::key_of(kv).to_vec();
+    key.push(0);
+    key.into()
+}
