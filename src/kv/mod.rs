@@ -1,1 +1,2 @@
 //! The etcd data model, pure.
+pub mod key_range;
