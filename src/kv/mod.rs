@@ -1,2 +1,3 @@
 //! The etcd data model, pure.
 pub mod key_range;
+pub mod runs;
