@@ -5,6 +5,7 @@
 //! message each to the Raft node: across threads a message per request would cost more than the request.
 
 use super::{
+    range_chunks::RangeChunks,
     compactor::{AwaitCompaction, Compactor},
     raft_node::{AskReadIndex, Proposal, Propose, RaftNode, RaftStatus},
 };
@@ -149,26 +150,6 @@ pub struct NodeStatus {
     pub learner: bool,
     /// Raised alarms.
     pub alarms: Vec<(NodeId, AlarmKind)>,
-}
-
-/// A part of a streamed range.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RangeChunk {
-    /// The next results.
-    pub kvs: Vec<EncodedKv>,
-    /// With the last part: what a whole answer would say.
-    pub end: Option<RangeStreamEnd>,
-}
-
-/// What only the last part of a streamed range carries.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RangeStreamEnd {
-    /// The store's revision when the stream began.
-    pub revision: Revision,
-    /// Whether the limit cut results off.
-    pub more: bool,
-    /// Keys in the range.
-    pub count: i64,
 }
 
 /// The way into a node. Cheap to clone, and usable from any thread.
@@ -379,7 +360,7 @@ impl Requests {
     }
 
     /// A view that holds every write acknowledged before now, anywhere; or, for a serializable read, this member's newest.
-    async fn view_for(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
+    pub(super) async fn view_for(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
         if serializable {
             return Ok(self.published());
         }
@@ -504,7 +485,7 @@ pub(super) fn answer<T>(
 }
 
 /// Runs a long read on a thread of its own.
-async fn aside<T: Send + 'static>(
+pub(super) async fn aside<T: Send + 'static>(
     read: impl FnOnce() -> Result<Result<T, KvError>, ReadError> + Send + 'static,
 ) -> Result<T, RequestError> {
     let done = tokio::task::spawn_blocking(read).await.map_err(|_| RequestError::Stopped)?;
@@ -541,100 +522,4 @@ fn encoded_size_hint(command: &Command) -> usize {
 
 fn unexpected<T>(outcome: &Outcome) -> Result<T, RequestError> {
     unreachable!("the machine answers each command in kind, not with {outcome:?}")
-}
-
-/// A streamed range: parts of a bounded size, all read at one revision.
-///
-/// It holds no view between two parts, so a slow reader keeps no pages from being used again; if a compaction passes its
-/// revision meanwhile, it ends with that error.
-#[derive(Debug)]
-pub struct RangeChunks {
-    requests: Requests,
-    query: RangeQuery,
-    keys_max: i64,
-    sent: i64,
-    /// Revision to read at and revision to report, once the first part has pinned them.
-    pinned: Option<(Revision, Revision)>,
-    done: bool,
-}
-
-impl RangeChunks {
-    /// Keys in the first part.
-    const FIRST_KEYS: i64 = 10;
-
-    fn new(requests: Requests, query: RangeQuery) -> Self {
-        let keys_max = Self::FIRST_KEYS;
-        Self { requests, query, keys_max, sent: 0, pinned: None, done: false }
-    }
-
-    /// The next part; nothing after the last one or after an error.
-    pub async fn next(&mut self) -> Option<Result<RangeChunk, RequestError>> {
-        if self.done {
-            return None;
-        }
-        let chunk = self.read().await;
-        self.done = chunk.as_ref().map_or(true, |chunk| chunk.end.is_some());
-        Some(chunk)
-    }
-
-    async fn read(&mut self) -> Result<RangeChunk, RequestError> {
-        if self.query.count_only {
-            let done = self.requests.range(self.query.clone()).await?;
-            return Ok(chunk_of(&done, Vec::new(), done.revision, false, done.count));
-        }
-        let mut part = self.query.clone();
-        let left = if self.query.limit > 0 { self.query.limit - self.sent } else { i64::MAX };
-        part.limit = self.keys_max.min(left);
-        if let Some((read_at, _)) = self.pinned {
-            part.revision = read_at.0;
-            part.serializable = true;
-        }
-        let done = self.requests.range(part).await?;
-        let (read_at, reported) = *self.pinned.get_or_insert_with(|| {
-            let asked = Revision(self.query.revision);
-            (if asked.0 > 0 { asked } else { done.revision }, done.revision)
-        });
-        self.query.revision = read_at.0;
-        self.sent += i64::try_from(done.kvs.len()).unwrap_or(i64::MAX);
-        self.pace(&done.kvs);
-        let last = !done.more || self.query.limit > 0 && self.sent >= self.query.limit;
-        if !last && let Some(kv) = done.kvs.last() {
-            self.query.key = after(kv);
-        }
-        let count = self.sent - done.kvs.len() as i64 + done.count;
-        let more = done.more;
-        let mut chunk = RangeChunk { kvs: done.kvs, end: None };
-        if last {
-            chunk.end = Some(RangeStreamEnd { revision: reported, more, count });
-        }
-        Ok(chunk)
-    }
-
-    /// Parts grow while they are small against the size of a request, and shrink when they are large.
-    fn pace(&mut self, kvs: &[EncodedKv]) {
-        let bytes: usize = kvs.iter().map(Bytes::len).sum();
-        let aim = self.requests.limits().request_bytes_max;
-        if bytes < aim / 2 {
-            self.keys_max = self.keys_max.saturating_mul(2);
-        } else if bytes > aim.saturating_mul(2) {
-            self.keys_max = (self.keys_max / 2).max(1);
-        }
-    }
-}
-
-fn chunk_of(
-    _: &RangeDone,
-    kvs: Vec<EncodedKv>,
-    revision: Revision,
-    more: bool,
-    count: i64,
-) -> RangeChunk {
-    RangeChunk { kvs, end: Some(RangeStreamEnd { revision, more, count }) }
-}
-
-/// The key right after that of a result.
-fn after(kv: &EncodedKv) -> crate::codec::Blob {
-    let mut key = crate::kv::record::key_of(kv).to_vec();
-    key.push(0);
-    key.into()
 }

@@ -11,7 +11,8 @@ use super::{
     keys::Keys,
     record::{self, KeyValue},
 };
-use crate::types::{Rev, Revision};
+use crate::types::{LeaseId, Rev, Revision};
+use bytes::Bytes;
 use std::{error::Error, ops::ControlFlow};
 
 /// Access to the stored form of changes.
@@ -233,4 +234,10 @@ impl Found {
 /// Decodes a stored `KeyValue`, naming its revision if it is damaged.
 pub(crate) fn decode(rev: Rev, encoded: &EncodedKv) -> Result<KeyValue, ReadError> {
     KeyValue::decode(encoded).map_err(|error| ReadError { rev, source: Box::new(error) })
+}
+
+/// A result as `keys_only` wants it. etcd 3.7: without the lease as well.
+pub(crate) fn without_value(rev: Rev, encoded: &EncodedKv) -> Result<EncodedKv, ReadError> {
+    let kv = decode(rev, encoded)?;
+    Ok(KeyValue { value: Bytes::new(), lease: LeaseId(0), ..kv }.encode())
 }

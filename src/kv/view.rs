@@ -5,15 +5,16 @@
 //! runs meanwhile takes nothing away from it.
 
 use super::{
-    KvError,
+    KeyRange, KvError,
+    keys::Keys,
     command::{EncodedKv, RangeDone, RangeQuery, Txn, TxnDone},
     index::Snapshot,
     range::{self, ReadError, Records, Window},
     runs::Runs,
     txn,
 };
-use crate::types::{Record, Rev};
-use std::sync::Arc;
+use crate::types::{Record, Rev, Revision};
+use std::{ops::ControlFlow, sync::Arc};
 
 /// Records that a database holds, readable from any thread.
 pub type Stored = Arc<dyn Records + Send + Sync>;
@@ -40,10 +41,52 @@ impl View {
         }
     }
 
+    /// Keys of a range at a revision; nothing stands for the newest.
+    pub fn count(&self, range: &KeyRange, at: Option<Revision>) -> i64 {
+        range::count(&self.keys, range, at)
+    }
+
+    /// The first `limit` results of a range at a revision inside the window, without counting the rest.
+    pub fn page(
+        &self,
+        range: &KeyRange,
+        at: Revision,
+        limit: usize,
+        keys_only: bool,
+    ) -> Result<Page, ReadError> {
+        let mut revs = Vec::new();
+        let mut take = |rev: Rev| {
+            revs.push(rev);
+            if revs.len() > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        if at == self.window.newest {
+            self.keys.visit(range, &mut |_, meta| take(meta.modified));
+        } else {
+            self.keys.visit_at(range, at, &mut |_, rev| take(rev));
+        }
+        let more = revs.len() > limit;
+        revs.truncate(limit);
+        let read = |rev: Rev| {
+            let kv = self.get(rev)?;
+            if keys_only { range::without_value(rev, &kv) } else { Ok(kv) }
+        };
+        let kvs = revs.into_iter().map(read).collect::<Result<_, _>>()?;
+        Ok(Page { kvs, more })
+    }
+
     /// Runs a transaction that only reads.
     pub fn read_txn(&self, txn: &Txn) -> Result<Result<TxnDone, KvError>, ReadError> {
         txn::read(txn, &self.keys, self, self.window)
     }
+}
+
+/// A part of a range.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The results.
+    pub kvs: Vec<EncodedKv>,
+    /// Whether more follow.
+    pub more: bool,
 }
 
 impl Records for View {

@@ -1,0 +1,161 @@
+//! Streamed ranges: one answer in parts of a bounded size, all read at one revision.
+//!
+//! Nothing is held between two parts, so a slow reader keeps no pages of the database from being used again; if a compaction
+//! passes its revision meanwhile, the stream ends with that error. etcd: the sizes follow `RangeStream` of 3.7.
+
+use super::requests::{RequestError, Requests, aside};
+use crate::{
+    kv::{
+        KeyRange, KvError,
+        check,
+        command::{EncodedKv, RangeQuery, SortOrder, SortTarget},
+        record,
+        view::Page,
+    },
+    types::Revision,
+};
+use bytes::Bytes;
+
+/// Keys in the first part.
+const FIRST_KEYS: usize = 10;
+
+/// A part of a streamed range.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RangeChunk {
+    /// The next results.
+    pub kvs: Vec<EncodedKv>,
+    /// With the last part: what a whole answer would say.
+    pub end: Option<RangeStreamEnd>,
+}
+
+/// What only the last part of a streamed range carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeStreamEnd {
+    /// The store's revision when the stream began.
+    pub revision: Revision,
+    /// Whether the limit cut results off.
+    pub more: bool,
+    /// Keys in the range.
+    pub count: i64,
+}
+
+/// A streamed range under way.
+#[derive(Debug)]
+pub struct RangeChunks {
+    requests: Requests,
+    query: RangeQuery,
+    range: KeyRange,
+    keys_max: usize,
+    /// Results the limit still allows.
+    left: usize,
+    pinned: Option<Pinned>,
+    done: bool,
+}
+
+/// What the first part settles for all others.
+#[derive(Clone, Copy, Debug)]
+struct Pinned {
+    read_at: Revision,
+    reported: Revision,
+    count: i64,
+}
+
+/// Why a range cannot be streamed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotStreamable {
+    /// The results would have to be sorted first.
+    #[error("a streamed range is in key order only")]
+    SortOrder,
+    /// The revisions of the results are filtered.
+    #[error("a streamed range has no revision filters")]
+    RevisionFilter,
+}
+
+impl RangeChunks {
+    /// A stream of what `query` asks for.
+    pub fn new(requests: Requests, query: RangeQuery) -> Result<Self, NotStreamable> {
+        if query.sort_order != SortOrder::None || query.sort_target != SortTarget::Key {
+            return Err(NotStreamable::SortOrder);
+        }
+        if !query.filter.is_off() {
+            return Err(NotStreamable::RevisionFilter);
+        }
+        let range = KeyRange::from_wire(&query.key, &query.range_end);
+        let left = usize::try_from(query.limit).ok().filter(|&limit| limit > 0);
+        Ok(Self {
+            requests,
+            query,
+            range,
+            keys_max: FIRST_KEYS,
+            left: left.unwrap_or(usize::MAX),
+            pinned: None,
+            done: false,
+        })
+    }
+
+    /// The next part; nothing after the last one or after an error.
+    pub async fn next(&mut self) -> Option<Result<RangeChunk, RequestError>> {
+        if self.done {
+            return None;
+        }
+        let chunk = self.read().await;
+        self.done = chunk.as_ref().map_or(true, |chunk| chunk.end.is_some());
+        Some(chunk)
+    }
+
+    async fn read(&mut self) -> Result<RangeChunk, RequestError> {
+        if self.query.count_only {
+            let whole = self.requests.range(self.query.clone()).await?;
+            let end = RangeStreamEnd { revision: whole.revision, more: false, count: whole.count };
+            return Ok(RangeChunk { kvs: Vec::new(), end: Some(end) });
+        }
+        let pinned = match self.pinned {
+            Some(pinned) => pinned,
+            None => self.pin().await?,
+        };
+        let page = self.page(pinned).await?;
+        self.left = self.left.saturating_sub(page.kvs.len());
+        self.pace(&page.kvs);
+        let last = !page.more || self.left == 0;
+        let end = RangeStreamEnd {
+            revision: pinned.reported,
+            more: page.more,
+            count: pinned.count,
+        };
+        if let Some(kv) = page.kvs.last() {
+            self.range = self.range.after(&record::key_of(kv));
+        }
+        Ok(RangeChunk { kvs: page.kvs, end: last.then_some(end) })
+    }
+
+    async fn pin(&mut self) -> Result<Pinned, RequestError> {
+        check::range(&self.query)?;
+        let published = self.requests.view_for(self.query.serializable).await?;
+        let window = published.view.window;
+        let at = window.resolve(self.query.revision)?;
+        let range = self.range.clone();
+        let count = aside(move || Ok(Ok(published.view.count(&range, at)))).await?;
+        let pinned = Pinned { read_at: at.unwrap_or(window.newest), reported: window.newest, count };
+        self.pinned = Some(pinned);
+        Ok(pinned)
+    }
+
+    async fn page(&self, pinned: Pinned) -> Result<Page, RequestError> {
+        let published = self.requests.published();
+        published.view.window.check(pinned.read_at).map_err(KvError::from)?;
+        let (range, keys_only) = (self.range.clone(), self.query.keys_only);
+        let limit = self.keys_max.min(self.left);
+        aside(move || published.view.page(&range, pinned.read_at, limit, keys_only).map(Ok)).await
+    }
+
+    /// Parts grow while they are small against the size of a request, and shrink when they are large.
+    fn pace(&mut self, kvs: &[EncodedKv]) {
+        let bytes: usize = kvs.iter().map(Bytes::len).sum();
+        let aim = self.requests.limits().request_bytes_max;
+        if bytes < aim / 2 {
+            self.keys_max = self.keys_max.saturating_mul(2);
+        } else if bytes > aim.saturating_mul(2) {
+            self.keys_max = (self.keys_max / 2).max(1);
+        }
+    }
+}

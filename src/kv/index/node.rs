@@ -1,0 +1,511 @@
+//! The nodes of the tree and every change to them.
+//!
+//! A node is shared by all snapshots that saw it. [`Arc::make_mut`] copies a shared node before its first change,
+//! so a snapshot never sees one, and nodes that no snapshot holds change in place.
+
+use super::grow;
+use super::keys::{Keys, separator};
+use super::slot::Slot;
+use crate::types::Revision;
+use std::sync::Arc;
+
+/// What a parent knows of a subtree without looking inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Summary {
+    /// How many live keys it holds. Exact.
+    pub(super) live: u64,
+    /// No compaction below this revision drops anything. A lower bound: it can be lower than needed.
+    pub(super) prunable: Revision,
+    /// No change is newer than this revision. An upper bound.
+    pub(super) newest: Revision,
+}
+
+impl Summary {
+    const EMPTY: Self = Self {
+        live: 0,
+        prunable: Revision(i64::MAX),
+        newest: Revision(i64::MIN),
+    };
+
+    fn of_slot(slot: &Slot) -> Self {
+        Self {
+            live: u64::from(slot.live().is_some()),
+            prunable: slot.prunable_from(),
+            newest: slot.modified().major,
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            live: self.live + other.live,
+            prunable: self.prunable.min(other.prunable),
+            newest: self.newest.max(other.newest),
+        }
+    }
+
+    /// The summary after one key's slot changed, given what was seen of that slot before and after.
+    fn after(self, change: Change) -> Self {
+        Self {
+            live: self.live - u64::from(change.was_live) + u64::from(change.is_live),
+            prunable: self.prunable.min(change.prunable),
+            newest: self.newest.max(change.newest),
+        }
+    }
+}
+
+/// How a write moved the summaries above it.
+#[derive(Clone, Copy, Debug)]
+struct Change {
+    was_live: bool,
+    is_live: bool,
+    prunable: Revision,
+    newest: Revision,
+}
+
+/// A new right sibling, and the separator in front of it.
+struct Split {
+    separator: Vec<u8>,
+    right: Child,
+}
+
+/// A subtree as its parent holds it.
+#[derive(Clone, Debug)]
+pub(super) struct Child {
+    pub(super) node: Arc<Node>,
+    pub(super) summary: Summary,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Node {
+    Leaf(Leaf),
+    Inner(Inner),
+}
+
+/// Keys with their slots.
+#[derive(Debug, Default)]
+pub(super) struct Leaf {
+    pub(super) keys: Keys,
+    pub(super) slots: Vec<Slot>,
+}
+
+/// Subtrees, and one separator between each two: keys below `separators[i]` are left of it, all others right.
+#[derive(Clone, Debug)]
+pub(super) struct Inner {
+    separators: Keys,
+    pub(super) children: Vec<Child>,
+}
+
+impl Clone for Leaf {
+    fn clone(&self) -> Self {
+        let mut slots = Vec::new();
+        grow(&mut slots, self.slots.len(), 2);
+        slots.extend_from_slice(&self.slots);
+        Self {
+            keys: self.keys.clone(),
+            slots,
+        }
+    }
+}
+
+impl Default for Child {
+    fn default() -> Self {
+        Self::new(Node::Leaf(Leaf::default()))
+    }
+}
+
+impl Child {
+    fn new(node: Node) -> Self {
+        Self {
+            summary: node.summary(),
+            node: Arc::new(node),
+        }
+    }
+
+    /// The slot of `key`.
+    pub(super) fn slot(&self, key: &[u8]) -> Option<&Slot> {
+        let mut child = self;
+        loop {
+            match &*child.node {
+                Node::Inner(inner) => child = &inner.children[inner.route(key)],
+                Node::Leaf(leaf) => return Some(&leaf.slots[leaf.keys.search(key).ok()?]),
+            }
+        }
+    }
+
+    /// Writes the root of a tree: `edit` turns the slot of `key` (none if the tree lacks it) into its new one.
+    pub(super) fn write_root(
+        &mut self,
+        key: &[u8],
+        fanout: usize,
+        edit: impl FnOnce(Option<Slot>) -> Slot,
+    ) {
+        if let Some(split) = self.write(key, fanout, edit).1 {
+            let mut separators = Keys::default();
+            separators.insert(0, &split.separator);
+            let children = vec![std::mem::take(self), split.right];
+            *self = Self::new(Node::Inner(Inner {
+                separators,
+                children,
+            }));
+        }
+    }
+
+    fn write(
+        &mut self,
+        key: &[u8],
+        fanout: usize,
+        edit: impl FnOnce(Option<Slot>) -> Slot,
+    ) -> (Change, Option<Split>) {
+        let (change, split) = match Arc::make_mut(&mut self.node) {
+            Node::Leaf(leaf) => leaf.write(key, fanout, edit),
+            Node::Inner(inner) => inner.write(key, fanout, edit),
+        };
+        self.summary = match split {
+            None => self.summary.after(change),
+            Some(_) => self.node.summary(),
+        };
+        (change, split)
+    }
+
+    /// Compacts, at `at`, the first leaf of the tree that has something to drop; tells how many keys it looked at.
+    /// What the summary promises must be at or below `at`.
+    pub(super) fn prune_root(&mut self, at: Revision, fanout: usize) -> usize {
+        let seen = self.prune_first(at, fanout);
+        while let Some(only) = self.node.only_child() {
+            *self = only;
+        }
+        if self.node.len() == 0 {
+            *self = Self::default();
+        }
+        seen
+    }
+
+    fn prune_first(&mut self, at: Revision, fanout: usize) -> usize {
+        let seen = match Arc::make_mut(&mut self.node) {
+            Node::Leaf(leaf) => leaf.prune(at),
+            Node::Inner(inner) => inner.prune_first(at, fanout),
+        };
+        self.summary = self.node.summary();
+        seen
+    }
+}
+
+impl Node {
+    fn len(&self) -> usize {
+        match self {
+            Self::Leaf(leaf) => leaf.slots.len(),
+            Self::Inner(inner) => inner.children.len(),
+        }
+    }
+
+    fn summary(&self) -> Summary {
+        match self {
+            Self::Leaf(leaf) => leaf
+                .slots
+                .iter()
+                .map(Summary::of_slot)
+                .fold(Summary::EMPTY, Summary::and),
+            Self::Inner(inner) => inner
+                .children
+                .iter()
+                .map(|child| child.summary)
+                .fold(Summary::EMPTY, Summary::and),
+        }
+    }
+
+    fn only_child(&self) -> Option<Child> {
+        match self {
+            Self::Inner(inner) if inner.children.len() == 1 => Some(inner.children[0].clone()),
+            Self::Inner(_) | Self::Leaf(_) => None,
+        }
+    }
+}
+
+/// Where to cut a full node of `len` items that is to take one more at `at`. At the right end nothing moves, so
+/// that ascending inserts leave full nodes behind; elsewhere the cut leans towards the insert, for the same
+/// reason, but leaves a quarter on each side, so that no pattern of inserts makes a tree of tiny nodes.
+fn cut(len: usize, at: usize) -> usize {
+    let quarter = len / 4;
+    if at == len {
+        len
+    } else if at > len - quarter {
+        len - quarter
+    } else {
+        len / 2
+    }
+}
+
+impl Leaf {
+    fn write(
+        &mut self,
+        key: &[u8],
+        fanout: usize,
+        edit: impl FnOnce(Option<Slot>) -> Slot,
+    ) -> (Change, Option<Split>) {
+        match self.keys.search(key) {
+            Ok(i) => (self.edit(i, edit), None),
+            Err(i) if self.slots.len() < fanout => (self.insert(i, key, edit(None)), None),
+            Err(i) => {
+                let at = cut(self.slots.len(), i);
+                let mut right = self.split_off(at);
+                let change = if i < at || (i == at && !right.slots.is_empty()) {
+                    self.insert(i, key, edit(None))
+                } else {
+                    right.insert(i - at, key, edit(None))
+                };
+                let split = Split {
+                    separator: separator(self.keys.last(), right.keys.first()).to_vec(),
+                    right: Child::new(Node::Leaf(right)),
+                };
+                (change, Some(split))
+            }
+        }
+    }
+
+    fn edit(&mut self, i: usize, edit: impl FnOnce(Option<Slot>) -> Slot) -> Change {
+        let slot = std::mem::take(&mut self.slots[i]);
+        let (was_live, was_lone) = (slot.live().is_some(), slot.is_lone());
+        let slot = edit(Some(slot));
+        let change = Change {
+            was_live,
+            is_live: slot.live().is_some(),
+            // Of a longer history the two oldest changes stay what they were, and only they decide.
+            prunable: if was_lone {
+                slot.prunable_from()
+            } else {
+                Revision(i64::MAX)
+            },
+            newest: slot.modified().major,
+        };
+        self.slots[i] = slot;
+        change
+    }
+
+    fn insert(&mut self, i: usize, key: &[u8], slot: Slot) -> Change {
+        let change = Change {
+            was_live: false,
+            is_live: slot.live().is_some(),
+            prunable: slot.prunable_from(),
+            newest: slot.modified().major,
+        };
+        self.keys.insert(i, key);
+        grow(&mut self.slots, 1, 4);
+        self.slots.insert(i, slot);
+        change
+    }
+
+    fn split_off(&mut self, at: usize) -> Self {
+        let right = Self {
+            keys: self.keys.split_off(at),
+            slots: self.slots.split_off(at),
+        };
+        self.slots.shrink_to_fit();
+        right
+    }
+
+    fn prune(&mut self, at: Revision) -> usize {
+        let seen = self.slots.len();
+        for i in (0..seen).rev() {
+            if !self.slots[i].prune(at) {
+                self.slots.remove(i);
+                self.keys.remove(i);
+            }
+        }
+        seen
+    }
+
+    /// How many of the first `end` slots, from `start` on, were live at `at`.
+    pub(super) fn count(&self, start: usize, end: usize, at: Revision) -> u64 {
+        let slots = self.slots.get(start..end).unwrap_or_default();
+        slots
+            .iter()
+            .map(|slot| u64::from(slot.rev_at(at).is_some()))
+            .sum()
+    }
+}
+
+impl Inner {
+    /// Which child is responsible for `key`.
+    pub(super) fn route(&self, key: &[u8]) -> usize {
+        match self.separators.search(key) {
+            Ok(i) => i + 1,
+            Err(i) => i,
+        }
+    }
+
+    fn write(
+        &mut self,
+        key: &[u8],
+        fanout: usize,
+        edit: impl FnOnce(Option<Slot>) -> Slot,
+    ) -> (Change, Option<Split>) {
+        let i = self.route(key);
+        let (change, split) = self.children[i].write(key, fanout, edit);
+        let Some(split) = split else {
+            return (change, None);
+        };
+        self.separators.insert(i, &split.separator);
+        self.children.insert(i + 1, split.right);
+        let len = self.children.len();
+        let split = (len > fanout).then(|| self.split(cut(len - 1, i + 1)));
+        (change, split)
+    }
+
+    fn split(&mut self, at: usize) -> Split {
+        let right = Self {
+            separators: self.separators.split_off(at),
+            children: self.children.split_off(at),
+        };
+        let separator = self.separators.last().to_vec();
+        self.separators.remove(at - 1);
+        Split {
+            separator,
+            right: Child::new(Node::Inner(right)),
+        }
+    }
+
+    fn prune_first(&mut self, at: Revision, fanout: usize) -> usize {
+        let Some(i) = self
+            .children
+            .iter()
+            .position(|child| child.summary.prunable <= at)
+        else {
+            return 1; // our parent's bound was lower than needed; it is made exact now
+        };
+        let seen = self.children[i].prune_first(at, fanout);
+        match self.children[i].node.len() {
+            0 => self.unlink(i),
+            len if len <= fanout / 4 => self.merge_sparse(i, fanout),
+            _ => {}
+        }
+        seen
+    }
+
+    fn unlink(&mut self, i: usize) {
+        self.children.remove(i);
+        if self.separators.len() > 0 {
+            self.separators.remove(i.saturating_sub(1));
+        }
+    }
+
+    /// Joins child `i` with a neighbour, if the result leaves room for some inserts.
+    fn merge_sparse(&mut self, i: usize, fanout: usize) {
+        let len = |i: usize| {
+            self.children
+                .get(i)
+                .map_or(fanout, |child| child.node.len())
+        };
+        if len(i) + len(i + 1) <= fanout - fanout / 4 {
+            self.merge(i);
+        } else if i > 0 && len(i - 1) + len(i) <= fanout - fanout / 4 {
+            self.merge(i - 1);
+        }
+    }
+
+    /// Joins child `i` with the one to its right.
+    fn merge(&mut self, i: usize) {
+        let right = self.children.remove(i + 1);
+        let left = &mut self.children[i];
+        match (Arc::make_mut(&mut left.node), &*right.node) {
+            (Node::Leaf(left), Node::Leaf(right)) => {
+                left.keys.append(&right.keys);
+                left.slots.extend_from_slice(&right.slots);
+            }
+            (Node::Inner(left), Node::Inner(right)) => {
+                left.separators
+                    .insert(left.separators.len(), self.separators.get(i));
+                left.separators.append(&right.separators);
+                left.children.extend_from_slice(&right.children);
+            }
+            (Node::Leaf(_), Node::Inner(_)) | (Node::Inner(_), Node::Leaf(_)) => {
+                unreachable!("all leaves are at one depth")
+            }
+        }
+        left.summary = left.summary.and(right.summary);
+        self.separators.remove(i);
+    }
+}
+
+/// Verifies every invariant of the subtree; for tests. All its keys must lie in `low..high`. Returns its depth.
+pub(super) fn check(child: &Child, low: &[u8], high: Option<&[u8]>, fanout: usize) -> usize {
+    let exact = child.node.summary();
+    assert_eq!(
+        child.summary.live, exact.live,
+        "live keys are counted exactly"
+    );
+    assert!(
+        child.summary.prunable <= exact.prunable,
+        "nothing is prunable below the bound"
+    );
+    assert!(
+        child.summary.newest >= exact.newest,
+        "nothing is newer than the bound"
+    );
+    assert!(
+        child.node.len() <= fanout,
+        "a node over the fanout was split"
+    );
+    match &*child.node {
+        Node::Leaf(leaf) => {
+            check_order(&leaf.keys, low, high);
+            assert_eq!(leaf.keys.len(), leaf.slots.len(), "each key has a slot");
+            leaf.slots.iter().for_each(Slot::check);
+            1
+        }
+        Node::Inner(inner) => 1 + check_inner(inner, low, high, fanout),
+    }
+}
+
+fn check_inner(inner: &Inner, low: &[u8], high: Option<&[u8]>, fanout: usize) -> usize {
+    let separators = &inner.separators;
+    check_order(separators, low, high);
+    assert_eq!(
+        separators.len() + 1,
+        inner.children.len(),
+        "a separator stands between each two children"
+    );
+    let mut depths = Vec::new();
+    for (i, child) in inner.children.iter().enumerate() {
+        assert!(child.node.len() > 0, "empty nodes are unlinked");
+        let low = i
+            .checked_sub(1)
+            .map_or(low, |before| separators.get(before));
+        let high = (i < separators.len()).then(|| separators.get(i)).or(high);
+        depths.push(check(child, low, high, fanout));
+    }
+    depths.dedup();
+    assert_eq!(depths.len(), 1, "all leaves are at one depth");
+    depths[0]
+}
+
+fn check_order(keys: &Keys, low: &[u8], high: Option<&[u8]>) {
+    let keys: Vec<&[u8]> = keys.iter().collect();
+    assert!(
+        keys.is_sorted_by(|a, b| a < b),
+        "keys ascend strictly inside a node"
+    );
+    assert!(
+        keys.first().is_none_or(|key| low <= *key),
+        "keys stay right of the separator before them"
+    );
+    assert!(
+        keys.last()
+            .is_none_or(|key| high.is_none_or(|high| *key < high)),
+        "keys stay left of the separator after them"
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cut;
+
+    #[test]
+    fn a_cut_leans_towards_the_insert_but_leaves_a_quarter() {
+        assert_eq!(cut(48, 48), 48);
+        assert_eq!(cut(48, 47), 36);
+        assert_eq!(cut(48, 24), 24);
+        assert_eq!(cut(48, 1), 24);
+        assert_eq!(cut(4, 4), 4);
+        assert_eq!(cut(4, 0), 2);
+    }
+}
