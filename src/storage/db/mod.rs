@@ -11,7 +11,7 @@
 //! leases      12                   → bytes, CRC32C
 //! ```
 //!
-//! **Damage.** Every open verifies every page ([`guard`]); every value read is checked again against a checksum over its
+//! **Damage.** Every open verifies every page (see `guard.rs`); every value read is checked again against a checksum over its
 //! key and itself; pages that change on disk while the database is open fail to read. Damage is an error that names
 //! what is wrong, and ends the member. Where only the newest commit's pages are damaged, redb falls back to the commit
 //! before, whose log position is [`Db::fallback`]: a log kept from there on replays the difference.
@@ -399,6 +399,18 @@ mod tests {
         assert!(thread.join().unwrap().unwrap().is_some(), "still there");
         let now = db.reader().unwrap();
         assert_eq!(now.get_put(Rev::new(Revision(3), 2)).unwrap(), None);
+    }
+
+    #[test]
+    fn a_reader_that_outlives_the_database_ends_with_errors() {
+        let (disk, db) = filled(300, 4);
+        let reader = db.reader().unwrap();
+        drop(db);
+        let ended = reader.for_each(|record| {
+            assert_eq!(record.kv, value(record.rev.major, record.rev.sub));
+        });
+        assert!(ended.is_err(), "the file is closed, the cache is too small");
+        assert_eq!(dump(&open(&disk).unwrap()).unwrap(), expected(300, 4));
     }
 
     #[test]

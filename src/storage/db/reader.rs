@@ -11,7 +11,8 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 /// The database as of one commit. Cloning is cheap. Commits and compactions that follow change nothing in it; what
-/// they free stays in the file until it is dropped. It ends, with errors, when the [`Db`](super::Db) is dropped.
+/// they free stays in the file until it is dropped. Once the [`Db`](super::Db) is gone it answers from memory or with an
+/// error.
 #[derive(Clone)]
 pub struct DbReader {
     view: Arc<View>,
