@@ -91,8 +91,10 @@ where
 {
     let decoded =
         bincode::borrow_decode_from_slice_with_context(bytes, CONFIG, Shared(bytes.clone()));
-    let (value, used) =
-        decoded.map_err(|source| CodecError::Malformed { what, source: Box::new(source) })?;
+    let (value, used) = decoded.map_err(|source| CodecError::Malformed {
+        what,
+        source: Box::new(source),
+    })?;
     match bytes.len() - used {
         0 => Ok(value),
         extra => Err(CodecError::Trailing { what, extra }),

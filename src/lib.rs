@@ -1,7 +1,14 @@
 //! Quorate: a strongly consistent, multi-version key-value store for coordination.
+pub mod actors;
 pub mod api;
+pub mod clock;
 pub mod codec;
+pub mod config;
 pub mod kv;
+pub mod node;
 pub mod raft;
 pub mod storage;
 pub mod types;
+
+pub use config::Config;
+pub use node::Node;

@@ -6,29 +6,35 @@
 //! committer in large batches behind its back.
 
 use super::{
-    committer::{CommitRevisions, Committed, Committer},
+    committer::{CommitRevisions, Committed},
     compactor::CompactionAccepted,
     fail_stop::Lifeline,
-    index::{Index, IndexPublished, UpdateIndex},
+    index::{IndexPublished, UpdateIndex},
     lease_manager::LeasesChanged,
-    requests::{Published, Reply},
+    requests::{Published, Reply, RequestError},
+    restore::store_meta,
 };
 use crate::{
-    codec,
+    codec::{self, CodecError},
     kv::{
-        command::{Command, EncodedKv, Verdict},
+        command::{AlarmKind, Command, EncodedKv, Verdict},
         index::Snapshot,
+        lease::LeaseChange,
         machine::{Changes, Machine},
         range::{ReadError, Records, Window},
         runs::Runs,
-        view::{Stored, View},
+        view::View,
     },
     storage::db::{Applied, CommitBatch, DbReader},
-    types::{Entry, EntryKind, LeaseId, LogIndex, Record, Rev, Revision},
+    types::{Entry, EntryKind, LogIndex, NodeId, Record, Rev, Revision},
 };
 use actix::prelude::*;
-use std::{collections::VecDeque, sync::Arc, time::Duration};
-use tokio::sync::watch;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::{oneshot, watch};
 
 /// Messages that may wait: the Raft node keeps two batches under way; the index, the committer and the timer add one each.
 const MAILBOX_MAX: usize = 64;
@@ -61,6 +67,17 @@ pub struct Applier {
     stored: DbReader,
     file_bytes: u64,
     used_bytes: u64,
+    /// What readers see; behind `applied` by the batches not published yet.
+    visible: Applied,
+    visible_window: Window,
+    alarms: Arc<BTreeSet<(NodeId, AlarmKind)>>,
+    /// Records up to here are in the database.
+    stored_through: Revision,
+    /// Entries up to here are in the database for good.
+    stored_index: LogIndex,
+    /// Entries up to here were handed to the committer.
+    handed_over: LogIndex,
+    draining: Vec<oneshot::Sender<()>>,
     /// Applied batches whose snapshot is not published yet, oldest first.
     unpublished: VecDeque<Batch>,
     /// What the committer has not been given yet.
@@ -76,9 +93,9 @@ pub struct Applier {
 /// Whom the applier talks to.
 pub struct Peers {
     /// Takes key changes.
-    pub index: Addr<Index>,
+    pub index: Recipient<UpdateIndex>,
     /// Takes records.
-    pub committer: Addr<Committer>,
+    pub committer: Recipient<CommitRevisions>,
     /// Is told what was applied, and what the database holds.
     pub raft: Recipient<ApplierProgress>,
     /// Is told of compactions.
@@ -127,11 +144,6 @@ pub struct ApplierProgress {
     pub stored: LogIndex,
 }
 
-/// Time to hand over what waits for the committer.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-struct CommitDue;
-
 /// Hands everything to the committer and answers when the database holds it; for a clean stop.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -144,19 +156,29 @@ impl Applier {
         snapshot: Snapshot,
         applied: Applied,
         stored: DbReader,
+        sizes: (u64, u64),
         pacing: CommitPacing,
         peers: Peers,
         life: Lifeline,
     ) -> Self {
+        let visible_window =
+            Window { newest: machine.revision(), compacted: machine.compacted() };
         Self {
+            visible: applied,
+            visible_window,
+            alarms: Arc::new(machine.alarms().clone()),
+            stored_through: visible_window.newest,
+            stored_index: LogIndex(0),
+            handed_over: applied.index,
+            draining: Vec::new(),
             machine,
             applied,
             snapshot,
             tail: Runs::default(),
             tail_bytes: 0,
             stored,
-            file_bytes: 0,
-            used_bytes: 0,
+            file_bytes: sizes.0,
+            used_bytes: sizes.1,
             unpublished: VecDeque::new(),
             uncommitted: CommitBatch::default(),
             uncommitted_bytes: 0,
@@ -164,6 +186,240 @@ impl Applier {
             pacing,
             peers,
             life,
+        }
+    }
+}
+
+/// Why an entry cannot be applied. Every one of them ends the member: going on would make its state differ.
+#[derive(Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The entry does not hold what a proposer puts in it.
+    #[error("log entry {index} holds no command")]
+    Entry {
+        /// Which entry.
+        index: LogIndex,
+        /// What is wrong with it.
+        source: CodecError,
+    },
+    /// A record this member stored cannot be read back.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+/// The command in an entry.
+fn decode_command(entry: &Entry) -> Result<Command, ApplyError> {
+    let start = PROPOSAL_HEADER_BYTES.min(entry.data.len());
+    codec::decode_shared("log command", &entry.data.slice(start..))
+        .map_err(|source| ApplyError::Entry { index: entry.index, source })
+}
+
+impl Actor for Applier {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_MAX);
+        ctx.run_interval(self.pacing.interval, |applier, _| applier.commit());
+        self.publish(self.machine_window());
+    }
+}
+
+impl Handler<ApplyEntries> for Applier {
+    type Result = ();
+
+    fn handle(&mut self, apply: ApplyEntries, _: &mut Self::Context) {
+        let mut answers = Vec::with_capacity(apply.entries.len());
+        for committed in apply.entries {
+            match self.apply(&committed.entry) {
+                Ok(verdict) => answers.extend(committed.reply.zip(verdict)),
+                Err(error) => {
+                    self.life.fail_stop().because("cannot apply a committed entry", &error);
+                    return;
+                }
+            }
+        }
+        let changes = self.machine.take_changes();
+        self.keep_for_commit(&changes);
+        let through = self.machine.revision();
+        self.unpublished.push_back(Batch {
+            through,
+            applied: self.applied,
+            window: self.machine_window(),
+            records: changes.records,
+            answers,
+            leases: LeasesChanged { changes: changes.leases },
+            compacted: changes.compacted,
+        });
+        let update = UpdateIndex { changes: changes.keys, through };
+        self.life.deliver(&self.peers.index, update);
+    }
+}
+
+impl Handler<IndexPublished> for Applier {
+    type Result = ();
+
+    fn handle(&mut self, published: IndexPublished, _: &mut Self::Context) {
+        self.machine.published(published.snapshot.clone(), published.through);
+        self.snapshot = published.snapshot;
+        let batch = self.unpublished.pop_front();
+        assert!(batch.is_some(), "the index publishes once for each batch");
+        let Some(batch) = batch else { return };
+        self.tail.append(batch.records);
+        self.visible = batch.applied;
+        self.publish(batch.window);
+        for (reply, verdict) in batch.answers {
+            // A caller that has gone away in the meantime does not matter.
+            drop(reply.send(verdict.map_err(RequestError::Kv)));
+        }
+        if !batch.leases.changes.is_empty() {
+            self.life.deliver(&self.peers.leases, batch.leases);
+        }
+        if let Some(revision) = batch.compacted {
+            self.life.deliver(&self.peers.compactor, CompactionAccepted { revision });
+        }
+        self.report_progress();
+        if self.uncommitted.records.len() >= self.pacing.records_max
+            || self.uncommitted_bytes >= self.pacing.bytes_max
+        {
+            self.commit();
+        }
+    }
+}
+
+impl Handler<Committed> for Applier {
+    type Result = ();
+
+    fn handle(&mut self, committed: Committed, _: &mut Self::Context) {
+        self.stored = committed.reader;
+        self.file_bytes = committed.file_bytes;
+        self.used_bytes = committed.used_bytes;
+        if let Some(through) = committed.through {
+            self.tail.drop_through(Rev::new(through, u32::MAX));
+            self.tail_bytes -= self.committing.take().unwrap_or_default();
+            self.stored_through = through;
+            self.stored_index = committed.log_needed_after;
+            for waiting in self.draining.drain(..) {
+                drop(waiting.send(()));
+            }
+            self.report_progress();
+        }
+        let window = self.visible_window;
+        self.publish(window);
+    }
+}
+
+impl Handler<DrainTail> for Applier {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: DrainTail, _: &mut Self::Context) -> Self::Result {
+        if self.committing.is_none() && !self.commit() {
+            return Box::pin(async {});
+        }
+        let (done, waiting) = oneshot::channel();
+        self.draining.push(done);
+        Box::pin(async move { waiting.await.unwrap_or_default() })
+    }
+}
+
+impl Applier {
+    /// Applies one entry. The verdict is there for commands alone.
+    fn apply(&mut self, entry: &Entry) -> Result<Option<Verdict>, ApplyError> {
+        assert_eq!(
+            entry.index,
+            self.applied.index.next(),
+            "entries are applied in log order, each once"
+        );
+        self.applied = Applied { index: entry.index, term: entry.term };
+        if entry.kind != EntryKind::Command {
+            return Ok(None);
+        }
+        let command = decode_command(entry)?;
+        let past = Past { tail: &self.tail, unpublished: &self.unpublished, stored: &self.stored };
+        Ok(Some(self.machine.apply(&command, &past)?))
+    }
+
+    fn machine_window(&self) -> Window {
+        Window { newest: self.machine.revision(), compacted: self.machine.compacted() }
+    }
+
+    fn publish(&mut self, window: Window) {
+        self.visible_window = window;
+        let view = View {
+            window,
+            keys: self.snapshot.clone(),
+            tail: self.tail.clone(),
+            stored: Arc::new(self.stored.clone()),
+        };
+        let published = Published {
+            view,
+            applied: self.visible,
+            alarms: self.alarms.clone(),
+            stored_through: self.stored_through,
+            file_bytes: self.file_bytes,
+            used_bytes: self.used_bytes,
+        };
+        self.peers.views.send_replace(Arc::new(published));
+    }
+
+    /// Acknowledges what is visible, unless too much waits for the database.
+    fn report_progress(&self) {
+        if self.tail_bytes > TAIL_BYTES_MAX {
+            return;
+        }
+        let progress =
+            ApplierProgress { applied: self.visible.index, stored: self.stored_index };
+        self.life.deliver(&self.peers.raft, progress);
+    }
+
+    fn keep_for_commit(&mut self, changes: &Changes) {
+        let bytes: usize = changes.records.iter().map(|record| record.kv.len()).sum();
+        self.uncommitted_bytes += bytes;
+        self.tail_bytes += bytes;
+        self.uncommitted.records.extend(changes.records.iter().cloned());
+        for change in &changes.leases {
+            self.uncommitted.leases.push(match change {
+                LeaseChange::Granted { id, ttl_secs } => (*id, Some(codec::encode(ttl_secs))),
+                LeaseChange::Revoked { id } => (*id, None),
+            });
+        }
+        if changes.alarms {
+            self.alarms = Arc::new(self.machine.alarms().clone());
+        }
+        self.uncommitted.applied = self.applied;
+    }
+
+    /// Hands what has gathered to the committer, unless it is busy; tells whether it has now something to do.
+    fn commit(&mut self) -> bool {
+        let nothing_new = self.uncommitted.applied.index <= self.handed_over;
+        if self.committing.is_some() || nothing_new {
+            return self.committing.is_some();
+        }
+        let mut batch = std::mem::take(&mut self.uncommitted);
+        let through = self.machine.revision();
+        batch.meta = store_meta(&self.machine);
+        self.handed_over = batch.applied.index;
+        self.committing = Some(std::mem::take(&mut self.uncommitted_bytes));
+        self.life.deliver(&self.peers.committer, CommitRevisions { batch, through });
+        true
+    }
+}
+
+/// Records the machine has given out: applied but not published, published but not in the database, in the database.
+struct Past<'a> {
+    tail: &'a Runs<Record>,
+    unpublished: &'a VecDeque<Batch>,
+    stored: &'a DbReader,
+}
+
+impl Records for Past<'_> {
+    fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError> {
+        if let Some(record) = self.tail.get(rev) {
+            return Ok(record.kv.clone());
+        }
+        let batches = self.unpublished.iter();
+        let found = batches.flat_map(|batch| batch.records.iter()).find(|record| record.rev == rev);
+        match found {
+            Some(record) => Ok(record.kv.clone()),
+            None => self.stored.get(rev),
         }
     }
 }

@@ -17,7 +17,6 @@ use crate::{
     types::{LogIndex, RecordKind, Rev, Revision},
 };
 use actix::prelude::*;
-use bytes::Bytes;
 
 /// Messages that may wait: one batch and one compaction step.
 const MAILBOX_MAX: usize = 16;
@@ -118,9 +117,8 @@ impl Handler<CompactRecords> for Committer {
         let start = clock::now();
         let (through, keys) = (compact.through, &compact.keys);
         let step = self.db.compact_step(compact.from, through, compact.records_max, |record| {
-            let key = record::key_of(&Bytes::copy_from_slice(record.kv));
             let tombstone = record.kind == RecordKind::Tombstone;
-            keys.needed_at_compaction(&key, record.rev, tombstone, through)
+            keys.needed_at_compaction(record::key_slice(record.kv), record.rev, tombstone, through)
         });
         match step {
             Ok(step) => {

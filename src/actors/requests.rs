@@ -5,12 +5,12 @@
 //! message each to the Raft node: across threads a message per request would cost more than the request.
 
 use super::{
-    range_chunks::RangeChunks,
+    range_chunks::{NotStreamable, RangeChunks},
     compactor::{AwaitCompaction, Compactor},
     raft_node::{AskReadIndex, Proposal, Propose, RaftNode, RaftStatus},
 };
 use crate::{
-    codec,
+    clock, codec,
     kv::{
         KeyRange, KvError, check,
         command::{
@@ -24,6 +24,7 @@ use crate::{
     types::{ClusterId, LogIndex, NodeId, Revision, Term},
 };
 use actix::prelude::*;
+use actix_rt::ArbiterHandle;
 use bytes::{BufMut, Bytes};
 use std::{
     collections::BTreeSet,
@@ -95,6 +96,8 @@ pub struct Published {
     pub applied: Applied,
     /// Raised alarms.
     pub alarms: Arc<BTreeSet<(NodeId, AlarmKind)>>,
+    /// The database holds every record up to this revision.
+    pub stored_through: Revision,
     /// Size of the database file, in bytes.
     pub file_bytes: u64,
     /// Bytes of it that hold records.
@@ -192,24 +195,27 @@ pub struct RequestPeers {
 }
 
 impl Requests {
-    /// A way into a node, with a task on the current arbiter that sends what each turn has collected. `first_id` numbers the
-    /// proposals and must be random: entries of an earlier life of this member must not answer today's callers.
+    /// A way into a node, with a task on `arbiter` that sends what each of its turns has collected.
+    ///
+    /// Proposals are numbered from a random start: entries of an earlier life of this member, or of another front end, must
+    /// not answer today's callers.
     pub fn start(
+        arbiter: &ArbiterHandle,
         identity: Identity,
         limits: RequestLimits,
         peers: RequestPeers,
-        first_id: u64,
     ) -> Self {
         let shared = Arc::new(Shared {
             identity,
             limits,
-            queue: Mutex::new(Queue { next_id: first_id, ..Queue::default() }),
+            queue: Mutex::new(Queue { next_id: clock::entropy(), ..Queue::default() }),
             wake: Notify::new(),
             views: peers.views,
             raft_status: peers.raft_status,
             compactor: peers.compactor,
         });
-        actix::spawn(send_turns(shared.clone(), peers.raft));
+        let sending = arbiter.spawn(send_turns(shared.clone(), peers.raft));
+        assert!(sending, "front ends start before their arbiter stops");
         Self { shared }
     }
 
@@ -244,7 +250,7 @@ impl Requests {
     }
 
     /// Reads keys in parts, so that neither side holds the whole answer.
-    pub fn range_stream(&self, query: RangeQuery) -> RangeChunks {
+    pub fn range_stream(&self, query: RangeQuery) -> Result<RangeChunks, NotStreamable> {
         RangeChunks::new(self.clone(), query)
     }
 

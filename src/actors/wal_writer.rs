@@ -7,8 +7,8 @@
 use super::fail_stop::Lifeline;
 use crate::{
     clock,
-    storage::wal::{Batch, Wal},
-    types::{Entry, HardState, LogIndex},
+    storage::wal::{Append, SnapshotMark, Wal},
+    types::LogIndex,
 };
 use actix::prelude::*;
 use std::time::Duration;
@@ -38,19 +38,12 @@ impl WalWriter {
     }
 }
 
-/// Makes entries and hard state durable, in this order with all earlier messages. Answered by [`Persisted`] after the sync.
+/// Makes entries and hard state durable, after all earlier messages. Answered by [`Persisted`] after the sync.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Persist {
-    /// Sequence number of the Raft core's output; reported back.
-    pub seq: u64,
-    /// Term and vote, if they changed.
-    pub hard_state: Option<HardState>,
-    /// Entries to append; one at or before the log's end replaces it and all after it.
-    pub entries: Vec<Entry>,
-}
+pub struct Persist(pub crate::raft::Persist);
 
-/// Everything up to this [`Persist::seq`] is on disk.
+/// Everything up to this sequence number of the Raft core's output is on disk.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Persisted {
@@ -89,9 +82,12 @@ impl Actor for WalWriter {
 impl Handler<Persist> for WalWriter {
     type Result = ();
 
-    fn handle(&mut self, persist: Persist, ctx: &mut Self::Context) {
-        let batch = Batch { entries: &persist.entries, hard_state: persist.hard_state };
-        if let Err(error) = self.wal.append(&batch) {
+    fn handle(&mut self, Persist(persist): Persist, ctx: &mut Self::Context) {
+        let hard_state = Some(persist.hard_state).filter(|state| *state != self.wal.hard_state());
+        let snapshot =
+            persist.reset.map(|id| SnapshotMark { index: id.index, term: id.term });
+        let append = Append { snapshot, hard_state, entries: &persist.entries };
+        if let Err(error) = self.wal.append(&append) {
             self.life.fail_stop().because("cannot append to the write-ahead log", &error);
             return;
         }

@@ -14,7 +14,11 @@ use std::collections::BTreeSet;
 pub fn range(query: &RangeQuery) -> Result<(), KvError> {
     not_empty(&query.key)?;
     let known = query.sort_order != SortOrder::Unknown && query.sort_target != SortTarget::Unknown;
-    if known { Ok(()) } else { Err(KvError::InvalidSortOption) }
+    if known {
+        Ok(())
+    } else {
+        Err(KvError::InvalidSortOption)
+    }
 }
 
 /// Checks a write.
@@ -44,9 +48,17 @@ pub fn txn(txn: &Txn, ops_max: usize) -> Result<(), KvError> {
 }
 
 fn operations(txn: &Txn, budget: usize, max: usize) -> Result<(), KvError> {
-    let longest = txn.compares.len().max(txn.success.len()).max(txn.failure.len());
-    let left = budget.checked_sub(longest).ok_or(KvError::TooManyOps { max })?;
-    txn.compares.iter().try_for_each(|compare: &Compare| not_empty(&compare.key))?;
+    let longest = txn
+        .compares
+        .len()
+        .max(txn.success.len())
+        .max(txn.failure.len());
+    let left = budget
+        .checked_sub(longest)
+        .ok_or(KvError::TooManyOps { max })?;
+    txn.compares
+        .iter()
+        .try_for_each(|compare: &Compare| not_empty(&compare.key))?;
     txn.branches().try_for_each(|op| match op {
         TxnOp::Range(query) => range(query),
         TxnOp::Put(op) => put(op),
@@ -57,7 +69,11 @@ fn operations(txn: &Txn, budget: usize, max: usize) -> Result<(), KvError> {
 }
 
 fn not_empty(key: &Bytes) -> Result<(), KvError> {
-    if key.is_empty() { Err(KvError::EmptyKey) } else { Ok(()) }
+    if key.is_empty() {
+        Err(KvError::EmptyKey)
+    } else {
+        Ok(())
+    }
 }
 
 /// What a list of operations may write, nested transactions included.
@@ -76,7 +92,9 @@ impl Writes {
         let mut writes = Self::default();
         for op in ops {
             if let TxnOp::DeleteRange(delete) = op {
-                writes.deletes.push(KeyRange::from_wire(&delete.key, &delete.range_end));
+                writes
+                    .deletes
+                    .push(KeyRange::from_wire(&delete.key, &delete.range_end));
             }
         }
         for op in ops {
@@ -94,7 +112,11 @@ impl Writes {
 
     /// Adds both branches of a nested transaction; only one of them runs, so they may repeat each other's keys.
     fn add_nested(&mut self, then: Self, otherwise: Self) -> Result<(), KvError> {
-        let both = then.puts.union(&otherwise.puts).cloned().collect::<Vec<_>>();
+        let both = then
+            .puts
+            .union(&otherwise.puts)
+            .cloned()
+            .collect::<Vec<_>>();
         for key in both {
             self.add_put(key)?;
         }
@@ -117,7 +139,10 @@ mod tests {
     use super::*;
 
     fn put_op(key: &'static str) -> TxnOp {
-        TxnOp::Put(Put { key: key.into(), ..Put::default() })
+        TxnOp::Put(Put {
+            key: key.into(),
+            ..Put::default()
+        })
     }
 
     fn delete_op(key: &'static str, range_end: &'static str) -> TxnOp {
@@ -129,11 +154,21 @@ mod tests {
     }
 
     fn nested(success: Vec<TxnOp>, failure: Vec<TxnOp>) -> TxnOp {
-        TxnOp::Txn(Txn { compares: Vec::new(), success, failure })
+        TxnOp::Txn(Txn {
+            compares: Vec::new(),
+            success,
+            failure,
+        })
     }
 
     fn check(success: Vec<TxnOp>) -> Result<(), KvError> {
-        txn(&Txn { success, ..Txn::default() }, 128)
+        txn(
+            &Txn {
+                success,
+                ..Txn::default()
+            },
+            128,
+        )
     }
 
     #[test]
@@ -143,38 +178,59 @@ mod tests {
         assert_eq!(check(vec![put_op("b"), delete_op("a", "c")]), duplicate);
         assert_eq!(check(vec![delete_op("a", "c"), put_op("b")]), duplicate);
         assert_eq!(check(vec![delete_op("a", "c"), put_op("c")]), Ok(()));
-        assert_eq!(check(vec![delete_op("a", "c"), delete_op("b", "d")]), Ok(()));
+        assert_eq!(
+            check(vec![delete_op("a", "c"), delete_op("b", "d")]),
+            Ok(())
+        );
     }
 
     #[test]
     fn nested_branches_may_repeat_each_other_but_not_their_surroundings() {
         let duplicate = Err(KvError::DuplicateKey);
-        assert_eq!(check(vec![nested(vec![put_op("a")], vec![put_op("a")])]), Ok(()));
-        assert_eq!(check(vec![nested(vec![put_op("a")], vec![]), put_op("a")]), duplicate);
+        assert_eq!(
+            check(vec![nested(vec![put_op("a")], vec![put_op("a")])]),
+            Ok(())
+        );
+        assert_eq!(
+            check(vec![nested(vec![put_op("a")], vec![]), put_op("a")]),
+            duplicate
+        );
         let put_then_delete = vec![
             nested(vec![put_op("a")], vec![]),
             nested(vec![delete_op("a", "")], vec![]),
         ];
         assert_eq!(check(put_then_delete.clone()), Ok(()), "etcd's asymmetry");
-        assert_eq!(check(put_then_delete.into_iter().rev().collect()), duplicate);
+        assert_eq!(
+            check(put_then_delete.into_iter().rev().collect()),
+            duplicate
+        );
     }
 
     #[test]
     fn the_budget_shrinks_by_level() {
         let level = |count: usize| -> Vec<TxnOp> {
-            std::iter::repeat_with(|| delete_op("a", "")).take(count).collect()
+            std::iter::repeat_with(|| delete_op("a", ""))
+                .take(count)
+                .collect()
         };
         assert_eq!(check(level(128)), Ok(()));
         assert_eq!(check(level(129)), Err(KvError::TooManyOps { max: 128 }));
         let two = |inner: usize| vec![nested(level(inner), vec![]), nested(level(inner), vec![])];
-        assert_eq!(check(two(126)), Ok(()), "each nested transaction has the rest for itself");
+        assert_eq!(
+            check(two(126)),
+            Ok(()),
+            "each nested transaction has the rest for itself"
+        );
         assert_eq!(check(two(127)), Err(KvError::TooManyOps { max: 128 }));
     }
 
     #[test]
     fn faults_are_found_in_the_branch_not_taken_and_below() {
         let failure = vec![nested(vec![], vec![TxnOp::Empty])];
-        let request = Txn { failure, ..Txn::default() };
+        let request = Txn {
+            failure,
+            ..Txn::default()
+        };
         assert_eq!(txn(&request, 128), Err(KvError::KeyNotFound));
     }
 }

@@ -9,11 +9,11 @@ use crate::{
     codec::Blob,
     types::{LeaseId, NodeId, Revision},
 };
-use bincode::{Decode, Encode};
+use bincode::{BorrowDecode, Decode, Encode};
 use bytes::Bytes;
 
 /// A command of the replicated log. The same sequence of commands gives the same state on every member.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 #[bincode(decode_context = "crate::codec::Shared")]
 pub enum Command {
     /// Write one key.
@@ -33,7 +33,7 @@ pub enum Command {
 }
 
 /// Writes one key.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, BorrowDecode)]
 #[bincode(decode_context = "crate::codec::Shared")]
 pub struct Put {
     /// The key; never empty.
@@ -51,7 +51,7 @@ pub struct Put {
 }
 
 /// Deletes every live key of a range.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, BorrowDecode)]
 #[bincode(decode_context = "crate::codec::Shared")]
 pub struct DeleteRange {
     /// First key of the range.
@@ -63,7 +63,7 @@ pub struct DeleteRange {
 }
 
 /// Which keys to read, at which revision, and in which form.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, BorrowDecode)]
 #[bincode(decode_context = "crate::codec::Shared")]
 pub struct RangeQuery {
     /// First key of the range.
@@ -151,7 +151,7 @@ pub enum SortTarget {
 }
 
 /// Compares, then runs `success` if all of them hold, `failure` otherwise.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, BorrowDecode)]
 #[bincode(decode_context = "crate::codec::Shared")]
 pub struct Txn {
     /// All must hold; judged on the state before the transaction.
@@ -163,7 +163,7 @@ pub struct Txn {
 }
 
 /// One operation of a transaction.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 #[bincode(decode_context = "crate::codec::Shared")]
 pub enum TxnOp {
     /// Read.
@@ -179,7 +179,7 @@ pub enum TxnOp {
 }
 
 /// One condition on a key, or on every key of a range.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 #[bincode(decode_context = "crate::codec::Shared")]
 pub struct Compare {
     /// First key of the range.
@@ -208,7 +208,7 @@ pub enum Relation {
 }
 
 /// The property a compare looks at, with the operand it is compared to.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 #[bincode(decode_context = "crate::codec::Shared")]
 pub enum Operand {
     /// Number of puts since creation; 0 for a missing key.
@@ -370,7 +370,8 @@ impl Txn {
     /// Whether it is served from local state: a read whose every range asks for that. etcd: a transaction without
     /// any operation counts as well, even with compares.
     pub fn is_serializable(&self) -> bool {
-        self.branches().all(|op| matches!(op, TxnOp::Range(range) if range.serializable))
+        self.branches()
+            .all(|op| matches!(op, TxnOp::Range(range) if range.serializable))
     }
 
     /// Whether a put stands in either branch, at any depth: such a transaction costs space.
@@ -394,10 +395,9 @@ impl Command {
         match self {
             Self::Put(_) | Self::GrantLease(_) => true,
             Self::Txn(txn) => txn.puts(),
-            Self::DeleteRange(_)
-            | Self::Compact(_)
-            | Self::RevokeLease(_)
-            | Self::SetAlarm(_) => false,
+            Self::DeleteRange(_) | Self::Compact(_) | Self::RevokeLease(_) | Self::SetAlarm(_) => {
+                false
+            }
         }
     }
 }

@@ -65,7 +65,10 @@ impl KeyRange {
             RangeEnd::Single => RangeEnd::Before(start.clone().into()),
             end => end.clone(),
         };
-        Self { start: start.into(), end }
+        Self {
+            start: start.into(),
+            end,
+        }
     }
 
     /// Whether it can hold one key at most, its start.

@@ -62,7 +62,10 @@ struct Changed {
 impl Pending {
     /// Nothing changed yet.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self { snapshot, changed: BTreeMap::new() }
+        Self {
+            snapshot,
+            changed: BTreeMap::new(),
+        }
     }
 
     /// The snapshot below.
@@ -106,13 +109,19 @@ impl Pending {
         &'a self,
         range: &'a KeyRange,
     ) -> impl Iterator<Item = (&'a Bytes, &'a Changed)> {
-        self.changed.range(range.start.clone()..).take_while(|(key, _)| range.contains(key))
+        self.changed
+            .range(range.start.clone()..)
+            .take_while(|(key, _)| range.contains(key))
     }
 }
 
 impl Changed {
     fn rev_at(&self, at: Revision) -> Option<(Rev, RecordKind)> {
-        self.revs.iter().rev().find(|(rev, _)| rev.major <= at).copied()
+        self.revs
+            .iter()
+            .rev()
+            .find(|(rev, _)| rev.major <= at)
+            .copied()
     }
 }
 
@@ -133,8 +142,13 @@ impl Keys for Pending {
     }
 
     fn visit(&self, range: &KeyRange, visit: &mut dyn FnMut(&[u8], Meta) -> ControlFlow<()>) {
-        let below = self.snapshot.live(range).map(|(key, meta)| (key.to_vec(), meta));
-        let above = self.changed_in(range).map(|(key, changed)| (key, changed.live));
+        let below = self
+            .snapshot
+            .live(range)
+            .map(|(key, meta)| (key.to_vec(), meta));
+        let above = self
+            .changed_in(range)
+            .map(|(key, changed)| (key, changed.live));
         merge(below, above, visit);
     }
 
@@ -144,7 +158,10 @@ impl Keys for Pending {
         at: Revision,
         visit: &mut dyn FnMut(&[u8], Rev) -> ControlFlow<()>,
     ) {
-        let below = self.snapshot.live_at(range, at).map(|(key, rev)| (key.to_vec(), rev));
+        let below = self
+            .snapshot
+            .live_at(range, at)
+            .map(|(key, rev)| (key.to_vec(), rev));
         let above = self.changed_in(range).filter_map(|(key, changed)| {
             let (rev, kind) = changed.rev_at(at)?;
             Some((key, (kind == RecordKind::Put).then_some(rev)))
@@ -183,7 +200,9 @@ fn merge<'a, T>(
         let flow = if order.is_lt() {
             below.next().map(|(key, item)| visit(&key, item))
         } else {
-            above.next().and_then(|(key, item)| item.map(|item| visit(key, item)))
+            above
+                .next()
+                .and_then(|(key, item)| item.map(|item| visit(key, item)))
         };
         if flow == Some(ControlFlow::Break(())) {
             return;

@@ -54,7 +54,13 @@ impl LeaseTable {
         if self.leases.contains_key(&id) {
             return Err(KvError::LeaseExists(id));
         }
-        self.leases.insert(id, Lease { ttl_secs, keys: BTreeSet::new() });
+        self.leases.insert(
+            id,
+            Lease {
+                ttl_secs,
+                keys: BTreeSet::new(),
+            },
+        );
         Ok(())
     }
 

@@ -160,7 +160,10 @@ impl Machine {
     }
 
     fn window(&self) -> Window {
-        Window { newest: self.revision, compacted: self.compacted }
+        Window {
+            newest: self.revision,
+            compacted: self.compacted,
+        }
     }
 
     fn check_alarms(&self, command: &Command) -> Result<(), KvError> {
@@ -200,7 +203,10 @@ impl Machine {
     }
 
     fn apply_txn(&mut self, txn: &Txn, past: &dyn Records) -> Result<Verdict, ReadError> {
-        let records = Layered { fresh: &self.changes.records, past };
+        let records = Layered {
+            fresh: &self.changes.records,
+            past,
+        };
         let plan = Plan::new(txn, &self.keys, &records)?;
         if let Err(refusal) = plan.check(&self.keys, &self.leases, self.window()) {
             return Ok(Err(refusal));
@@ -215,14 +221,22 @@ impl Machine {
     fn apply_compact(&mut self, compact: Compact) -> Verdict {
         let asked = compact.revision;
         if asked <= self.compacted {
-            return Err(KvError::Compacted { asked, oldest: self.compacted });
+            return Err(KvError::Compacted {
+                asked,
+                oldest: self.compacted,
+            });
         }
         if asked > self.revision {
-            return Err(KvError::FutureRevision { asked, newest: self.revision });
+            return Err(KvError::FutureRevision {
+                asked,
+                newest: self.revision,
+            });
         }
         self.compacted = asked;
         self.changes.compacted = Some(asked);
-        Ok(Outcome::Compact { revision: self.revision })
+        Ok(Outcome::Compact {
+            revision: self.revision,
+        })
     }
 
     fn apply_grant(&mut self, id: LeaseId, ttl_secs: i64) -> Verdict {
@@ -245,7 +259,10 @@ impl Machine {
 
     fn lease_changed(&mut self, change: LeaseChange) -> Outcome {
         self.changes.leases.push(change.clone());
-        Outcome::Lease { revision: self.revision, change }
+        Outcome::Lease {
+            revision: self.revision,
+            change,
+        }
     }
 
     fn apply_alarm(&mut self, alarm: SetAlarm) -> Outcome {
@@ -257,11 +274,19 @@ impl Machine {
             self.alarms.remove(&entry)
         };
         self.changes.alarms |= !alarm.raised && found;
-        Outcome::Alarm { revision: self.revision, found }
+        Outcome::Alarm {
+            revision: self.revision,
+            found,
+        }
     }
 
     fn begin<'a>(&self, past: &'a dyn Records) -> Writing<'a> {
-        Writing { major: self.revision.next(), sub: 0, window: self.window(), past }
+        Writing {
+            major: self.revision.next(),
+            sub: 0,
+            window: self.window(),
+            past,
+        }
     }
 
     fn end(&mut self, writing: &Writing<'_>) {
@@ -284,18 +309,21 @@ impl Machine {
                 TxnOp::Empty => unreachable!("an empty operation is refused before the log"),
             });
         }
-        Ok(TxnDone { revision: writing.visible(), succeeded: plan.succeeded, responses })
+        Ok(TxnDone {
+            revision: writing.visible(),
+            succeeded: plan.succeeded,
+            responses,
+        })
     }
 
-    fn range(
-        &self,
-        query: &RangeQuery,
-        writing: &Writing<'_>,
-    ) -> Result<RangeDone, ReadError> {
-        let head = query.revision <= 0
-            || writing.sub == 0 && query.revision == writing.window.newest.0;
+    fn range(&self, query: &RangeQuery, writing: &Writing<'_>) -> Result<RangeDone, ReadError> {
+        let head =
+            query.revision <= 0 || writing.sub == 0 && query.revision == writing.window.newest.0;
         let at = (!head).then_some(Revision(query.revision));
-        let records = Layered { fresh: &self.changes.records, past: writing.past };
+        let records = Layered {
+            fresh: &self.changes.records,
+            past: writing.past,
+        };
         range::range(&self.keys, &records, query, at, writing.visible())
     }
 
@@ -311,7 +339,11 @@ impl Machine {
             value = range::decode(rev, encoded)?.value;
         }
         let old_lease = before.map_or(LeaseId(0), |meta| meta.lease);
-        let lease = if put.ignore_lease { old_lease } else { put.lease };
+        let lease = if put.ignore_lease {
+            old_lease
+        } else {
+            put.lease
+        };
         let rev = writing.next_rev();
         let create_revision = before.map_or(rev.major, |meta| meta.create);
         let kv = record::encode(&record::Fields {
@@ -325,8 +357,19 @@ impl Machine {
         let key = record::key_of(&kv);
         self.keys.put(&key, rev, lease, before);
         self.leases.attach(&key, old_lease, lease);
-        self.record(Record { rev, kind: RecordKind::Put, kv }, key, lease);
-        Ok(PutDone { revision: writing.visible(), prev: old.filter(|_| put.prev_kv) })
+        self.record(
+            Record {
+                rev,
+                kind: RecordKind::Put,
+                kv,
+            },
+            key,
+            lease,
+        );
+        Ok(PutDone {
+            revision: writing.visible(),
+            prev: old.filter(|_| put.prev_kv),
+        })
     }
 
     fn delete_range(
@@ -358,16 +401,33 @@ impl Machine {
         let key = record::key_of(&kv);
         self.keys.delete(&key, rev);
         self.leases.attach(&key, lease, LeaseId(0));
-        self.record(Record { rev, kind: RecordKind::Tombstone, kv }, key, LeaseId(0));
+        self.record(
+            Record {
+                rev,
+                kind: RecordKind::Tombstone,
+                kv,
+            },
+            key,
+            LeaseId(0),
+        );
     }
 
     fn record(&mut self, record: Record, key: Bytes, lease: LeaseId) {
-        self.changes.keys.push(KeyChange { key, rev: record.rev, kind: record.kind, lease });
+        self.changes.keys.push(KeyChange {
+            key,
+            rev: record.rev,
+            kind: record.kind,
+            lease,
+        });
         self.changes.records.push(record);
     }
 
     fn stored(&self, rev: Rev, past: &dyn Records) -> Result<EncodedKv, ReadError> {
-        Layered { fresh: &self.changes.records, past }.get(rev)
+        Layered {
+            fresh: &self.changes.records,
+            past,
+        }
+        .get(rev)
     }
 }
 
@@ -380,7 +440,11 @@ impl Writing<'_> {
 
     /// The revision that an operation reports: the transaction's own once it has changed something.
     fn visible(&self) -> Revision {
-        if self.sub > 0 { self.major } else { self.window.newest }
+        if self.sub > 0 {
+            self.major
+        } else {
+            self.window.newest
+        }
     }
 }
 

@@ -27,6 +27,7 @@ pub mod lease;
 pub mod machine;
 pub mod range;
 pub mod record;
+pub mod retention;
 pub mod runs;
 pub mod txn;
 pub mod view;

@@ -44,10 +44,16 @@ impl Window {
     /// Checks an explicit revision.
     pub fn check(&self, asked: Revision) -> Result<(), KvError> {
         if asked > self.newest {
-            return Err(KvError::FutureRevision { asked, newest: self.newest });
+            return Err(KvError::FutureRevision {
+                asked,
+                newest: self.newest,
+            });
         }
         if asked < self.compacted {
-            return Err(KvError::Compacted { asked, oldest: self.compacted });
+            return Err(KvError::Compacted {
+                asked,
+                oldest: self.compacted,
+            });
         }
         Ok(())
     }
@@ -64,6 +70,7 @@ impl Window {
 
 /// One result on its way: a key with what is known of it before its record is read.
 struct Found {
+    /// Kept for results that are made without their record.
     key: Vec<u8>,
     rev: Rev,
     /// At the head, from the index; at an older revision, from the record if something asked for it.
@@ -81,13 +88,16 @@ pub fn range(
     now: Revision,
 ) -> Result<RangeDone, ReadError> {
     let range = KeyRange::from_wire(&query.key, &query.range_end);
-    let mut done = RangeDone { revision: now, ..RangeDone::default() };
+    let mut done = RangeDone {
+        revision: now,
+        ..RangeDone::default()
+    };
     if query.count_only {
         done.count = count(keys, &range, at);
         return Ok(done);
     }
     let limit = usize::try_from(query.limit).ok().filter(|&limit| limit > 0);
-    let (mut found, count) = pick(keys, &range, at, fetch_limit(query, limit));
+    let (mut found, count) = pick(keys, &range, at, fetch_limit(query, limit), query.keys_only);
     done.count = count;
     if needs_metadata(query) && at.is_some() || sort_of(query) == Some(SortTarget::Value) {
         found.iter_mut().try_for_each(|item| item.load(records))?;
@@ -100,7 +110,10 @@ pub fn range(
         done.more = found.len() > limit;
         found.truncate(limit);
     }
-    done.kvs = found.iter().map(|item| item.result(records, query)).collect::<Result<_, _>>()?;
+    done.kvs = found
+        .iter()
+        .map(|item| item.result(records, query))
+        .collect::<Result<_, _>>()?;
     Ok(done)
 }
 
@@ -108,7 +121,9 @@ pub fn range(
 fn fetch_limit(query: &RangeQuery, limit: Option<usize>) -> Option<usize> {
     let key_order = query.sort_order == SortOrder::None
         || query.sort_order == SortOrder::Ascend && query.sort_target == SortTarget::Key;
-    limit.filter(|_| key_order && query.filter.is_off()).map(|limit| limit.saturating_add(1))
+    limit
+        .filter(|_| key_order && query.filter.is_off())
+        .map(|limit| limit.saturating_add(1))
 }
 
 /// The target of the sort, if one must be made.
@@ -120,7 +135,10 @@ fn sort_of(query: &RangeQuery) -> Option<SortTarget> {
 }
 
 fn needs_metadata(query: &RangeQuery) -> bool {
-    let sorted = matches!(sort_of(query), Some(SortTarget::Version | SortTarget::Create));
+    let sorted = matches!(
+        sort_of(query),
+        Some(SortTarget::Version | SortTarget::Create)
+    );
     sorted || !query.filter.is_off() || query.keys_only
 }
 
@@ -143,40 +161,43 @@ fn pick(
     range: &KeyRange,
     at: Option<Revision>,
     fetch: Option<usize>,
+    keep_keys: bool,
 ) -> (Vec<Found>, i64) {
-    let mut found = Vec::new();
     let room = fetch.unwrap_or(usize::MAX);
-    let Some(at) = at else {
-        let mut take = |key: &[u8], meta: Meta| {
-            found.push(Found { key: key.to_vec(), rev: meta.modified, meta: Some(meta), kv: None });
-            if found.len() < room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        };
-        let count = if range.is_single() {
-            let live = keys.get(&range.start);
-            live.is_some_and(|meta| take(&range.start, meta) != ControlFlow::Break(()));
-            i64::from(live.is_some())
-        } else {
-            keys.visit(range, &mut take);
-            let whole = found.len() < room;
-            if whole { found.len() as u64 } else { keys.count(range) }.cast_signed()
-        };
+    let kept = |key: &[u8]| if keep_keys { key.to_vec() } else { Vec::new() };
+    let mut found = Vec::new();
+    if let Some(at) = at {
+        let mut count = 0;
+        keys.visit_at(range, at, &mut |key, rev| {
+            count += 1;
+            if found.len() < room {
+                found.push(Found { key: kept(key), rev, meta: None, kv: None });
+            }
+            ControlFlow::Continue(())
+        });
         return (found, count);
+    }
+    let item = |key: &[u8], meta: Meta| {
+        Found { key: kept(key), rev: meta.modified, meta: Some(meta), kv: None }
     };
-    let mut count = 0;
-    keys.visit_at(range, at, &mut |key, rev| {
-        count += 1;
-        if found.len() < room {
-            found.push(Found { key: key.to_vec(), rev, meta: None, kv: None });
-        }
-        ControlFlow::Continue(())
+    if range.is_single() {
+        found.extend(keys.get(&range.start).map(|meta| item(&range.start, meta)));
+        let count = found.len() as u64;
+        return (found, count.cast_signed());
+    }
+    keys.visit(range, &mut |key, meta| {
+        found.push(item(key, meta));
+        if found.len() < room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    (found, count)
+    let count = if found.len() < room { found.len() as u64 } else { keys.count(range) };
+    (found, count.cast_signed())
 }
 
 fn sort(found: &mut [Found], query: &RangeQuery) {
     let Some(target) = sort_of(query) else { return };
     match target {
-        SortTarget::Key => found.sort_by(|a, b| a.key.cmp(&b.key)),
+        // They were picked in key order.
+        SortTarget::Key => {}
         SortTarget::Version => found.sort_by_key(Found::version),
         SortTarget::Create => found.sort_by_key(Found::create),
         SortTarget::Mod => found.sort_by_key(|item| item.rev),
@@ -198,12 +219,18 @@ impl Found {
 
     fn version(&self) -> i64 {
         let from_record = || self.kv.as_ref().map(|kv| kv.version);
-        self.meta.map(|meta| meta.version).or_else(from_record).unwrap_or_default()
+        self.meta
+            .map(|meta| meta.version)
+            .or_else(from_record)
+            .unwrap_or_default()
     }
 
     fn create(&self) -> Revision {
         let from_record = || self.kv.as_ref().map(|kv| kv.create_revision);
-        self.meta.map(|meta| meta.create).or_else(from_record).unwrap_or_default()
+        self.meta
+            .map(|meta| meta.create)
+            .or_else(from_record)
+            .unwrap_or_default()
     }
 
     fn value(&self) -> &[u8] {
@@ -214,7 +241,11 @@ impl Found {
     fn result(&self, records: &dyn Records, query: &RangeQuery) -> Result<EncodedKv, ReadError> {
         if query.keys_only {
             let sorted_by_value = query.sort_target == SortTarget::Value;
-            let lease = self.kv.as_ref().filter(|_| sorted_by_value).map(|kv| kv.lease);
+            let lease = self
+                .kv
+                .as_ref()
+                .filter(|_| sorted_by_value)
+                .map(|kv| kv.lease);
             return Ok(record::encode(&record::Fields {
                 key: &self.key,
                 create_revision: self.create(),
@@ -233,11 +264,19 @@ impl Found {
 
 /// Decodes a stored `KeyValue`, naming its revision if it is damaged.
 pub(crate) fn decode(rev: Rev, encoded: &EncodedKv) -> Result<KeyValue, ReadError> {
-    KeyValue::decode(encoded).map_err(|error| ReadError { rev, source: Box::new(error) })
+    KeyValue::decode(encoded).map_err(|error| ReadError {
+        rev,
+        source: Box::new(error),
+    })
 }
 
 /// A result as `keys_only` wants it. etcd 3.7: without the lease as well.
 pub(crate) fn without_value(rev: Rev, encoded: &EncodedKv) -> Result<EncodedKv, ReadError> {
     let kv = decode(rev, encoded)?;
-    Ok(KeyValue { value: Bytes::new(), lease: LeaseId(0), ..kv }.encode())
+    Ok(KeyValue {
+        value: Bytes::new(),
+        lease: LeaseId(0),
+        ..kv
+    }
+    .encode())
 }

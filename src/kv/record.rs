@@ -97,7 +97,12 @@ pub struct Fields<'a> {
 
 /// Encodes a key's state in one allocation of the exact size.
 pub fn encode(kv: &Fields<'_>) -> EncodedKv {
-    let numbers = [kv.create_revision.0, kv.mod_revision.0, kv.version, kv.lease.0];
+    let numbers = [
+        kv.create_revision.0,
+        kv.mod_revision.0,
+        kv.version,
+        kv.lease.0,
+    ];
     let numbers_len: usize = numbers.iter().map(|&n| number_len(n)).sum();
     let len = bytes_len(kv.key) + bytes_len(kv.value) + numbers_len;
     let mut out = Vec::with_capacity(len);
@@ -107,13 +112,20 @@ pub fn encode(kv: &Fields<'_>) -> EncodedKv {
     put_number(&mut out, VERSION, kv.version);
     put_bytes(&mut out, VALUE, kv.value);
     put_number(&mut out, LEASE, kv.lease.0);
-    assert_eq!(out.len(), len, "the length was computed from the same fields");
+    assert_eq!(
+        out.len(),
+        len,
+        "the length was computed from the same fields"
+    );
     out.into()
 }
 
 /// The stored form of a deletion: the key alone.
 pub fn encode_tombstone(key: &[u8]) -> EncodedKv {
-    encode(&Fields { key, ..Fields::default() })
+    encode(&Fields {
+        key,
+        ..Fields::default()
+    })
 }
 
 /// The key of a stored `KeyValue`, sharing its buffer; empty if there is none.
@@ -124,6 +136,21 @@ pub fn key_of(encoded: &EncodedKv) -> Bytes {
         return take_bytes(&mut rest).unwrap_or_default();
     }
     Bytes::new()
+}
+
+/// The key of a stored `KeyValue`, borrowed.
+pub fn key_slice(encoded: &[u8]) -> &[u8] {
+    let Some((&KEY, mut rest)) = encoded.split_first() else { return &[] };
+    let mut len = 0_usize;
+    for shift in (0..usize::BITS).step_by(7) {
+        let Some((&byte, after)) = rest.split_first() else { return &[] };
+        rest = after;
+        len |= usize::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return rest.get(..len).unwrap_or_default();
+        }
+    }
+    &[]
 }
 
 /// Bytes of `value` as a protobuf varint.
@@ -164,11 +191,19 @@ fn take_bytes(rest: &mut Bytes) -> Option<Bytes> {
 }
 
 fn number_len(value: i64) -> usize {
-    if value == 0 { 0 } else { 1 + varint_len(value.cast_unsigned()) }
+    if value == 0 {
+        0
+    } else {
+        1 + varint_len(value.cast_unsigned())
+    }
 }
 
 fn bytes_len(value: &[u8]) -> usize {
-    if value.is_empty() { 0 } else { 1 + varint_len(value.len() as u64) + value.len() }
+    if value.is_empty() {
+        0
+    } else {
+        1 + varint_len(value.len() as u64) + value.len()
+    }
 }
 
 fn put_number(out: &mut Vec<u8>, tag: u8, value: i64) {
@@ -201,9 +236,15 @@ mod tests {
             value: Bytes::from_static(b"v"),
             lease: LeaseId(0),
         };
-        let expected = [0x0a, 1, b'k', 0x10, 2, 0x18, 0xac, 2, 0x20, 1, 0x2a, 1, b'v'];
+        let expected = [
+            0x0a, 1, b'k', 0x10, 2, 0x18, 0xac, 2, 0x20, 1, 0x2a, 1, b'v',
+        ];
         assert_eq!(kv.encode().as_ref(), expected, "golden bytes");
-        assert_eq!(encode_tombstone(b"k").as_ref(), [0x0a, 1, b'k'], "key alone");
+        assert_eq!(
+            encode_tombstone(b"k").as_ref(),
+            [0x0a, 1, b'k'],
+            "key alone"
+        );
     }
 
     proptest! {
@@ -221,6 +262,7 @@ mod tests {
             };
             let encoded = kv.encode();
             prop_assert_eq!(key_of(&encoded), kv.key.clone());
+            prop_assert_eq!(key_slice(&encoded), kv.key.as_ref());
             prop_assert_eq!(KeyValue::decode(&encoded), Ok(kv));
         }
 

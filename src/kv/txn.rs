@@ -28,23 +28,27 @@ pub struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     /// Judges the compares of `txn` and of what nests in the branches that will run.
-    pub fn new(
-        txn: &'a Txn,
-        keys: &impl Keys,
-        records: &dyn Records,
-    ) -> Result<Self, ReadError> {
+    pub fn new(txn: &'a Txn, keys: &impl Keys, records: &dyn Records) -> Result<Self, ReadError> {
         let mut succeeded = true;
         for compare in &txn.compares {
             succeeded = succeeded && holds(compare, keys, records)?;
         }
-        let ops = if succeeded { &txn.success } else { &txn.failure };
+        let ops = if succeeded {
+            &txn.success
+        } else {
+            &txn.failure
+        };
         let mut nested = Vec::new();
         for op in ops {
             if let TxnOp::Txn(inner) = op {
                 nested.push(Self::new(inner, keys, records)?);
             }
         }
-        Ok(Self { succeeded, ops, nested })
+        Ok(Self {
+            succeeded,
+            ops,
+            nested,
+        })
     }
 
     /// Checks what could refuse the operations that will run, against the state before the transaction.
@@ -70,16 +74,15 @@ impl<'a> Plan<'a> {
 /// The plan of the next nested transaction.
 pub(crate) fn planned<'p, 'a>(plans: &mut std::slice::Iter<'p, Plan<'a>>) -> &'p Plan<'a> {
     let plan = plans.next();
-    assert!(plan.is_some(), "a plan holds one nested plan for each nested transaction");
+    assert!(
+        plan.is_some(),
+        "a plan holds one nested plan for each nested transaction"
+    );
     plan.unwrap_or_else(|| unreachable!())
 }
 
 /// A put may keep only what exists, and attach only to a lease that exists.
-pub(crate) fn check_put(
-    put: &Put,
-    keys: &impl Keys,
-    leases: &LeaseTable,
-) -> Result<(), KvError> {
+pub(crate) fn check_put(put: &Put, keys: &impl Keys, leases: &LeaseTable) -> Result<(), KvError> {
     if (put.ignore_value || put.ignore_lease) && keys.get(&put.key).is_none() {
         return Err(KvError::KeyNotFound);
     }
@@ -88,7 +91,11 @@ pub(crate) fn check_put(
 
 /// etcd: inside a transaction a negative revision is judged literally, not as "newest".
 fn check_range(query: &RangeQuery, window: Window) -> Result<(), KvError> {
-    if query.revision == 0 { Ok(()) } else { window.check(Revision(query.revision)) }
+    if query.revision == 0 {
+        Ok(())
+    } else {
+        window.check(Revision(query.revision))
+    }
 }
 
 /// Runs a transaction that only reads, on a view.
@@ -111,21 +118,25 @@ pub fn read(
             responses.push(OpDone::Range(done));
         }
     }
-    Ok(Ok(TxnDone { revision: window.newest, succeeded: plan.succeeded, responses }))
+    Ok(Ok(TxnDone {
+        revision: window.newest,
+        succeeded: plan.succeeded,
+        responses,
+    }))
 }
 
 /// Whether a compare holds for its key, or for every key of its range. An empty range is like a missing key.
-fn holds(
-    compare: &Compare,
-    keys: &impl Keys,
-    records: &dyn Records,
-) -> Result<bool, ReadError> {
+fn holds(compare: &Compare, keys: &impl Keys, records: &dyn Records) -> Result<bool, ReadError> {
     let range = KeyRange::from_wire(&compare.key, &compare.range_end);
     let (mut any, mut all) = (false, Ok(true));
     let mut judge = |meta: Meta| {
         any = true;
         all = holds_for(compare, Some(meta), records);
-        if matches!(all, Ok(true)) { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if matches!(all, Ok(true)) {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     };
     if range.is_single() {
         if let Some(meta) = keys.get(&range.start) {
@@ -134,7 +145,11 @@ fn holds(
     } else {
         keys.visit(&range, &mut |_, meta| judge(meta));
     }
-    if any { all } else { holds_for(compare, None, records) }
+    if any {
+        all
+    } else {
+        holds_for(compare, None, records)
+    }
 }
 
 fn holds_for(

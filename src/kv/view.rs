@@ -6,9 +6,9 @@
 
 use super::{
     KeyRange, KvError,
-    keys::Keys,
     command::{EncodedKv, RangeDone, RangeQuery, Txn, TxnDone},
     index::Snapshot,
+    keys::Keys,
     range::{self, ReadError, Records, Window},
     runs::Runs,
     txn,
@@ -57,7 +57,11 @@ impl View {
         let mut revs = Vec::new();
         let mut take = |rev: Rev| {
             revs.push(rev);
-            if revs.len() > limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if revs.len() > limit {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         };
         if at == self.window.newest {
             self.keys.visit(range, &mut |_, meta| take(meta.modified));
@@ -68,7 +72,11 @@ impl View {
         revs.truncate(limit);
         let read = |rev: Rev| {
             let kv = self.get(rev)?;
-            if keys_only { range::without_value(rev, &kv) } else { Ok(kv) }
+            if keys_only {
+                range::without_value(rev, &kv)
+            } else {
+                Ok(kv)
+            }
         };
         let kvs = revs.into_iter().map(read).collect::<Result<_, _>>()?;
         Ok(Page { kvs, more })
@@ -100,6 +108,8 @@ impl Records for View {
 
 impl std::fmt::Debug for View {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("View").field("window", &self.window).finish_non_exhaustive()
+        f.debug_struct("View")
+            .field("window", &self.window)
+            .finish_non_exhaustive()
     }
 }

@@ -2,4 +2,8 @@
 //!
 //! Nothing here knows Raft's rules or the data model; it stores entries and records it does not look into.
 
+pub mod backend;
+pub mod db;
 pub mod disk;
+pub mod member;
+pub mod real_disk;

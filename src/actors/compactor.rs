@@ -1,0 +1,254 @@
+//! Compactor: carries out compactions step by step, and asks for them where auto-compaction is on.
+//!
+//! A compaction is decided in the log; readers see it at once. What is left is to give space back: first the index forgets the
+//! history, then the committer removes the records that no read needs any more, a bounded number at a time with a pause
+//! between, so that no request waits long behind it. After a restart it goes on where the database says it stopped.
+
+use super::{
+    committer::{CompactRecords, Committer},
+    fail_stop::Lifeline,
+    index::{Index, PruneIndex, PruneProgress},
+    raft_node::RaftStatus,
+    requests::{Published, RequestError, Requests},
+};
+use crate::{
+    clock,
+    kv::{
+        KvError,
+        index::Snapshot,
+        retention::{AutoCompaction, Retention},
+    },
+    types::{Millis, Rev, Revision},
+};
+use actix::prelude::*;
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
+
+/// Messages that may wait.
+const MAILBOX_MAX: usize = 1_024;
+
+/// Keys that one prune step visits.
+const PRUNE_KEYS_MAX: usize = 1_000;
+
+/// How a compaction is paced.
+#[derive(Clone, Copy, Debug)]
+pub struct CompactionPacing {
+    /// Records that one step visits.
+    pub records_max: usize,
+    /// Pause between two steps.
+    pub pause: Duration,
+}
+
+/// Owns the progress of compactions.
+#[derive(Debug)]
+pub struct Compactor {
+    /// The newest compaction that the log has decided.
+    wanted: Revision,
+    /// The newest one carried out.
+    done: Revision,
+    running: bool,
+    /// Where the database's interrupted compaction goes on.
+    resume: Option<(Revision, Rev)>,
+    waiting: Vec<(Revision, oneshot::Sender<()>)>,
+    auto: AutoCompaction,
+    began: Instant,
+    pacing: CompactionPacing,
+    peers: CompactorPeers,
+    life: Lifeline,
+}
+
+/// Whom the compactor talks to.
+#[derive(Clone, Debug)]
+pub struct CompactorPeers {
+    /// Forgets history.
+    pub index: Addr<Index>,
+    /// Removes records.
+    pub committer: Addr<Committer>,
+    /// Takes auto-compactions through the log.
+    pub requests: Requests,
+    /// The newest view.
+    pub views: watch::Receiver<Arc<Published>>,
+    /// Who leads: only the leader compacts on its own.
+    pub raft_status: watch::Receiver<RaftStatus>,
+}
+
+/// Where compactions stand at start.
+#[derive(Clone, Copy, Debug)]
+pub struct CompactionState {
+    /// The newest compaction that the log has decided.
+    pub wanted: Revision,
+    /// How far the database got with its newest: the revision, and where to go on if it is not complete.
+    pub stored: Option<(Revision, Option<Rev>)>,
+}
+
+impl Compactor {
+    /// A compactor that goes on at `state`.
+    pub fn new(
+        state: CompactionState,
+        retention: Retention,
+        pacing: CompactionPacing,
+        peers: CompactorPeers,
+        life: Lifeline,
+    ) -> Self {
+        let (done, resume) = match state.stored {
+            None => (Revision::NEVER_COMPACTED, None),
+            Some((through, None)) => (through, None),
+            Some((through, Some(next))) => (Revision::NEVER_COMPACTED, Some((through, next))),
+        };
+        Self {
+            wanted: state.wanted,
+            done,
+            running: false,
+            resume,
+            waiting: Vec::new(),
+            auto: AutoCompaction::new(retention, Millis(0)),
+            began: clock::now(),
+            pacing,
+            peers,
+            life: life,
+        }
+    }
+}
+
+/// The log has decided a compaction, and readers see it.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct CompactionAccepted {
+    /// The compacted revision.
+    pub revision: Revision,
+}
+
+/// Answered when this member has removed what the compaction at `revision` gave up.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct AwaitCompaction {
+    /// The compacted revision.
+    pub revision: Revision,
+}
+
+impl Actor for Compactor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_MAX);
+        if let Some(Millis(interval)) = self.auto.interval() {
+            ctx.run_interval(Duration::from_millis(interval), Self::sample);
+            self.sample(ctx);
+        }
+        self.carry_on(ctx);
+    }
+}
+
+impl Handler<CompactionAccepted> for Compactor {
+    type Result = ();
+
+    fn handle(&mut self, accepted: CompactionAccepted, ctx: &mut Self::Context) {
+        self.wanted = self.wanted.max(accepted.revision);
+        self.carry_on(ctx);
+    }
+}
+
+impl Handler<AwaitCompaction> for Compactor {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, wait: AwaitCompaction, _: &mut Self::Context) -> Self::Result {
+        if self.done >= wait.revision {
+            return Box::pin(async {});
+        }
+        let (done, waiting) = oneshot::channel();
+        self.waiting.push((wait.revision, done));
+        Box::pin(async move { waiting.await.unwrap_or_default() })
+    }
+}
+
+impl Compactor {
+    /// Starts the next compaction, if one is wanted and none runs.
+    fn carry_on(&mut self, ctx: &mut Context<Self>) {
+        if self.running || self.wanted <= self.done {
+            return;
+        }
+        self.running = true;
+        let at = self.wanted;
+        let from = match self.resume.take() {
+            Some((through, next)) if through == at => next,
+            _ => Rev::default(),
+        };
+        let work = compact(self.peers.clone(), self.pacing, at, from);
+        let then = work.into_actor(self).map(move |removed, compactor, ctx| {
+            if let Some(removed) = removed {
+                tracing::info!(revision = at.0, removed, "compaction done");
+                compactor.finished(at, ctx);
+            }
+        });
+        ctx.spawn(then);
+    }
+
+    fn finished(&mut self, at: Revision, ctx: &mut Context<Self>) {
+        self.running = false;
+        self.done = at;
+        for (_, done) in self.waiting.extract_if(.., |(revision, _)| *revision <= at) {
+            // A caller that has gone away in the meantime does not matter.
+            drop(done.send(()));
+        }
+        self.carry_on(ctx);
+    }
+
+    /// Lets auto-compaction look at the newest revision.
+    fn sample(&mut self, ctx: &mut Context<Self>) {
+        let newest = self.peers.views.borrow().view.window.newest;
+        let leads = self.peers.raft_status.borrow().leads;
+        let Some(at) = self.auto.sample(clock::since(self.began), newest, leads) else { return };
+        let requests = self.peers.requests.clone();
+        let work = async move { requests.compact(at, false).await };
+        let then = work.into_actor(self).map(move |outcome, compactor, _| match outcome {
+            Ok(_) | Err(RequestError::Kv(KvError::Compacted { .. })) => {
+                compactor.auto.compacted(clock::since(compactor.began), at);
+            }
+            Err(error) => {
+                tracing::warn!(revision = at.0, "auto-compaction will be tried again: {error}");
+            }
+        });
+        ctx.spawn(then);
+    }
+}
+
+/// Carries out one compaction; tells how many records went. Nothing if the node is stopping.
+async fn compact(
+    mut peers: CompactorPeers,
+    pacing: CompactionPacing,
+    at: Revision,
+    mut from: Rev,
+) -> Option<u64> {
+    let keys = prune(&peers.index, at).await?;
+    // Records on their way to the database would be missed.
+    peers.views.wait_for(|published| published.stored_through >= at).await.ok()?;
+    let mut removed = 0;
+    loop {
+        let step = CompactRecords {
+            through: at,
+            from,
+            records_max: pacing.records_max,
+            keys: keys.clone(),
+        };
+        let progress = peers.committer.send(step).await.ok()?;
+        removed += progress.removed;
+        match progress.next {
+            Some(next) => from = next,
+            None => return Some(removed),
+        }
+        tokio::time::sleep(pacing.pause).await;
+    }
+}
+
+async fn prune(index: &Addr<Index>, at: Revision) -> Option<Snapshot> {
+    loop {
+        let step = PruneIndex { at, keys_max: PRUNE_KEYS_MAX };
+        match index.send(step).await.ok()? {
+            PruneProgress::Done(keys) => return Some(keys),
+            PruneProgress::More => tokio::task::yield_now().await,
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! The isolated parts of a node. Each actor owns its state alone and speaks to the others in typed messages.
+//!
+//! | actor | owns |
+//! |---|---|
+//! | [`raft_node::RaftNode`] | consensus, waiting proposals and reads |
+//! | [`wal_writer::WalWriter`] | the write-ahead log's segments |
+//! | [`applier::Applier`] | the replicated state, the tail of records not yet in the database |
+//! | [`index::Index`] | the B-tree from key to metadata and history |
+//! | [`committer::Committer`] | the database's write transaction |
+//! | [`compactor::Compactor`] | the progress of compactions |
+//! | [`lease_manager::LeaseManager`] | the countdown of leases |
+//!
+//! [`requests::Requests`] is the way in. [`fail_stop`] says how all of them end.
+
+pub mod applier;
+pub mod committer;
+pub mod compactor;
+pub mod fail_stop;
+pub mod index;
+pub mod lease_manager;
+pub mod raft_node;
+pub mod range_chunks;
+pub mod requests;
+pub mod restore;
+pub mod wal_writer;

@@ -1,0 +1,124 @@
+//! What the applier's state looks like in the database, besides the records: written with every commit, read at start.
+
+use crate::{
+    codec::{self, CodecError},
+    kv::{
+        command::AlarmKind,
+        index::{Index as Tree, LoadError, Loader, StoredChange},
+        lease::LeaseTable,
+        machine::{Machine, Restored},
+        record::{KeyValue, RecordError},
+    },
+    storage::db::{Db, DbError},
+    types::{LeaseId, NodeId, RecordKind, Revision},
+};
+use bytes::Bytes;
+
+const REVISION: &str = "store.revision";
+const COMPACTED: &str = "store.compacted";
+const ALARMS: &str = "store.alarms";
+
+/// Why the state cannot be read back. Nothing of it is worth a retry: the database is not what was written.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The database cannot be read.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// A blob does not decode.
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    /// A record does not decode.
+    #[error("stored change at revision {revision}: {source}")]
+    Record {
+        /// Its revision.
+        revision: Revision,
+        /// What is wrong with it.
+        source: RecordError,
+    },
+    /// The records do not follow each other.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
+/// The state's blobs.
+pub(super) fn store_meta(machine: &Machine) -> Vec<(&'static str, Option<Vec<u8>>)> {
+    let alarms: Vec<(NodeId, AlarmKind)> = machine.alarms().iter().copied().collect();
+    vec![
+        (REVISION, Some(codec::encode(&machine.revision()))),
+        (COMPACTED, Some(codec::encode(&machine.compacted()))),
+        (ALARMS, Some(codec::encode(&alarms))),
+    ]
+}
+
+/// Reads the state back, and rebuilds the index in one pass over the records.
+pub fn restore(db: &Db) -> Result<(Restored, Tree), RestoreError> {
+    let mut restored = Restored::default();
+    let reader = db.reader()?;
+    if let Some(bytes) = reader.meta(REVISION)? {
+        restored.revision = codec::decode(REVISION, &bytes)?;
+    }
+    if let Some(bytes) = reader.meta(COMPACTED)? {
+        restored.compacted = codec::decode(COMPACTED, &bytes)?;
+    }
+    if let Some(bytes) = reader.meta(ALARMS)? {
+        let alarms: Vec<(NodeId, AlarmKind)> = codec::decode(ALARMS, &bytes)?;
+        restored.alarms = alarms.into_iter().collect();
+    }
+    restored.leases = restore_leases(db)?;
+    let tree = rebuild(db)?;
+    attach_keys(&tree, &mut restored.leases);
+    Ok((restored, tree))
+}
+
+fn restore_leases(db: &Db) -> Result<LeaseTable, RestoreError> {
+    let mut leases = LeaseTable::default();
+    let mut failed = None;
+    db.reader()?.for_each_lease(|id, bytes| match codec::decode::<i64>("lease", bytes) {
+        Ok(ttl_secs) => {
+            let granted = leases.grant(id, ttl_secs);
+            assert!(granted.is_ok(), "the table holds each lease once");
+        }
+        Err(error) => failed = Some(error),
+    })?;
+    failed.map_or(Ok(leases), |error| Err(error.into()))
+}
+
+fn rebuild(db: &Db) -> Result<Tree, RestoreError> {
+    let mut loader = Loader::new();
+    let mut failed = None;
+    db.load(|record| {
+        if failed.is_some() {
+            return;
+        }
+        let revision = record.rev.major;
+        let kv = match KeyValue::decode(&Bytes::copy_from_slice(record.kv)) {
+            Ok(kv) => kv,
+            Err(source) => {
+                failed = Some(RestoreError::Record { revision, source });
+                return;
+            }
+        };
+        let change = StoredChange {
+            key: &kv.key,
+            rev: record.rev,
+            kind: record.kind,
+            create: kv.create_revision,
+            version: kv.version,
+            lease: kv.lease,
+        };
+        if let Err(error) = loader.add(change) {
+            failed = Some(error.into());
+        }
+    })?;
+    failed.map_or_else(|| Ok(loader.finish()), Err)
+}
+
+/// A lease's keys are the live keys that name it.
+fn attach_keys(tree: &Tree, leases: &mut LeaseTable) {
+    if leases.iter().next().is_none() {
+        return;
+    }
+    for (key, meta) in tree.snapshot().live(&crate::kv::KeyRange::all()) {
+        leases.attach(key, LeaseId(0), meta.lease);
+    }
+}

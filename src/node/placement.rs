@@ -1,0 +1,72 @@
+//! Which actor runs on which arbiter: one table.
+//!
+//! | | one thread for all (`One`) | spread (`Many`) |
+//! |---|---|---|
+//! | Raft node | core | core |
+//! | applier, index | core | apply |
+//! | compactor, lease manager | core | services |
+//! | WAL writer | its own | its own |
+//! | committer | its own | its own |
+//! | client connections | core, or API arbiters if configured | API arbiters |
+//!
+//! The WAL writer and the committer block on the disk, so nothing ever shares their threads. On a small machine a cross-thread
+//! wake-up costs more than the work it hands over, so everything else stays together there.
+
+use crate::config::{RuntimeConfig, Spread};
+use actix_rt::{Arbiter, ArbiterHandle};
+use std::thread;
+
+/// Cores from which the spread placement pays.
+const SPREAD_CORES_MIN: usize = 4;
+
+/// The table, with its threads running.
+#[derive(Debug)]
+pub(super) struct Placement {
+    pub core: ArbiterHandle,
+    pub apply: ArbiterHandle,
+    pub services: ArbiterHandle,
+    pub wal: ArbiterHandle,
+    pub committer: ArbiterHandle,
+    pub api: Vec<ArbiterHandle>,
+}
+
+impl Placement {
+    /// Everything on the current arbiter: deterministic, for simulations.
+    #[expect(dead_code, reason = "the simulator's placement")]
+    pub(super) fn one_thread() -> Self {
+        let core = Arbiter::current();
+        Self {
+            apply: core.clone(),
+            services: core.clone(),
+            wal: core.clone(),
+            committer: core.clone(),
+            api: vec![core.clone()],
+            core,
+        }
+    }
+
+    /// The placement that the configuration asks for. Must be called on the arbiter that is to be the core.
+    pub(super) fn new(runtime: &RuntimeConfig) -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let spread = match runtime.spread {
+            Spread::One => false,
+            Spread::Many => true,
+            Spread::Auto => cores >= SPREAD_CORES_MIN,
+        };
+        let core = Arbiter::current();
+        let beside = |spread: bool| if spread { Arbiter::new().handle() } else { core.clone() };
+        let api_default = if spread { (cores - 2).max(1) } else { 0 };
+        let api = match runtime.api_arbiters.unwrap_or(api_default) {
+            0 => vec![core.clone()],
+            count => (0..count).map(|_| Arbiter::new().handle()).collect(),
+        };
+        Self {
+            apply: beside(spread),
+            services: beside(spread),
+            wal: Arbiter::new().handle(),
+            committer: Arbiter::new().handle(),
+            api,
+            core,
+        }
+    }
+}

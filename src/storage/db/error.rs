@@ -1,0 +1,152 @@
+//! What can go wrong with the database, and how redb's errors become ours.
+
+use super::format::Identity;
+use crate::types::Rev;
+use std::{io, sync::Arc};
+
+/// Why the database cannot do what was asked. None of it is worth a retry: after any of these the member stops.
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    /// Bytes in the file are not what was written to it. Nothing of the damaged part was served.
+    #[error(
+        "{file} is damaged: {damage}; keep the file for inspection, then restore this member from a snapshot, \
+         or remove its data and let it join again"
+    )]
+    Damaged {
+        /// The file, relative to the data directory.
+        file: Arc<str>,
+        /// What is wrong, and where.
+        damage: Damage,
+    },
+    /// A newer Quorate wrote the file. Start that version, or a newer one.
+    #[error(
+        "{file} has database format {found}, this version reads up to {supported}; start a newer version"
+    )]
+    NewerFormat {
+        /// The file, relative to the data directory.
+        file: Arc<str>,
+        /// The format the file has.
+        found: u32,
+        /// The newest format this version reads.
+        supported: u32,
+    },
+    /// The file belongs to another member or another cluster.
+    #[error("{file} belongs to {found}, not to {expected}")]
+    ForeignIdentity {
+        /// The file, relative to the data directory.
+        file: Arc<str>,
+        /// Whose it is.
+        found: Identity,
+        /// Who asked.
+        expected: Identity,
+    },
+    /// The disk refused.
+    #[error("{file}: {source}")]
+    Io {
+        /// The file, relative to the data directory.
+        file: Arc<str>,
+        /// What it said.
+        source: io::Error,
+    },
+    /// A batch's records do not come after all that is stored, in ascending order: a bug of the caller, or a log
+    /// that does not belong to this database.
+    #[error("{file}: revision {}.{} does not follow the revisions stored before it", rev.major, rev.sub)]
+    OutOfOrder {
+        /// The file, relative to the data directory.
+        file: Arc<str>,
+        /// The first record out of place.
+        rev: Rev,
+    },
+    /// An earlier write failed, so what the file holds is unknown until it is opened again.
+    #[error("{file}: an earlier write failed, nothing more is written")]
+    Poisoned {
+        /// The file, relative to the data directory.
+        file: Arc<str>,
+    },
+    /// Anything else redb reports.
+    #[error("{file}: {source}")]
+    Redb {
+        /// The file, relative to the data directory.
+        file: Arc<str>,
+        /// What redb said.
+        source: Box<redb::Error>,
+    },
+}
+
+/// What is wrong with a damaged file.
+#[derive(Debug, thiserror::Error)]
+pub enum Damage {
+    /// A stored value does not match its checksum.
+    #[error("table {table}, {entry}: the value does not match its checksum")]
+    Checksum {
+        /// The table.
+        table: &'static str,
+        /// The entry, in words: `revision 7.0`, `lease 12`, `entry applied`.
+        entry: String,
+    },
+    /// The checksum holds, yet key or value spell nothing that this version writes.
+    #[error("table {table}, {entry}: not in the format this version writes")]
+    Malformed {
+        /// The table.
+        table: &'static str,
+        /// The entry, in words.
+        entry: String,
+    },
+    /// An entry that every database has is not there.
+    #[error("table {table} lacks {entry}")]
+    Missing {
+        /// The table.
+        table: &'static str,
+        /// The entry, in words.
+        entry: String,
+    },
+    /// The revisions stored are not as many, or not as large, as were counted while writing.
+    #[error("table revisions holds {found}, but {counted} were written")]
+    Count {
+        /// What a full scan found.
+        found: super::format::Usage,
+        /// What the commits counted.
+        counted: super::format::Usage,
+    },
+    /// A page, or the file's header, does not match its checksum or structure.
+    #[error("{0}")]
+    Pages(String),
+}
+
+/// A redb error, told as ours.
+pub(super) fn from_redb(file: &Arc<str>, error: impl Into<redb::Error>) -> DbError {
+    let file = file.clone();
+    match error.into() {
+        redb::Error::Corrupted(text) => DbError::Damaged {
+            file,
+            damage: Damage::Pages(text),
+        },
+        redb::Error::Io(source) => from_io(&file, source),
+        redb::Error::PreviousIo | redb::Error::TransactionPoisoned => DbError::Poisoned { file },
+        // The tables exist and have our types in every file this program created.
+        other @ (redb::Error::TableDoesNotExist(_)
+        | redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TableIsMultimap(_)
+        | redb::Error::TypeDefinitionChanged { .. }
+        | redb::Error::UpgradeRequired(_)) => DbError::Damaged {
+            file,
+            damage: Damage::Pages(other.to_string()),
+        },
+        other => DbError::Redb {
+            file,
+            source: Box::new(other),
+        },
+    }
+}
+
+/// An I/O error, told as ours: invalid or missing data is damage, everything else is the disk's refusal.
+pub(super) fn from_io(file: &Arc<str>, source: io::Error) -> DbError {
+    let file = file.clone();
+    match source.kind() {
+        io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof => DbError::Damaged {
+            file,
+            damage: Damage::Pages(source.to_string()),
+        },
+        _ => DbError::Io { file, source },
+    }
+}

@@ -1,0 +1,204 @@
+//! Between redb and the disk: nothing reaches redb's page parser that has not been verified.
+//!
+//! redb keeps a checksum of every page in the page above it, but compares them only when it repairs a file that was
+//! not closed; otherwise it trusts what it reads, and a flipped bit can lead it astray or make it panic. So:
+//!
+//! 1. Every open is a repair. redb learns from one byte of the header whether the file was closed cleanly and whether
+//!    the newest commit needs no check; [`Guard`] shows it that byte with "no" for both. redb then recomputes the file's
+//!    layout and verifies every reachable page before it looks into it, starting from the newest commit, and falls back to
+//!    the commit before where the newest is torn. We stream the whole file at start in any case, to rebuild the index.
+//! 2. What was verified stays verified: [`Guard`] remembers a checksum of every block read or written since, and a later
+//!    read that differs fails. That costs 4 bytes of memory for 4 KiB of file.
+
+use redb::StorageBackend;
+use std::sync::{PoisonError, RwLock};
+use std::{io, ops::Range};
+
+/// Unit of the remembered checksums: redb's page size, so that every page is whole blocks.
+const BLOCK_BYTES: usize = 4096;
+
+/// Where redb's header says how the file was left.
+const STATE_BYTE_OFFSET: u64 = 9;
+/// The file was not closed cleanly.
+const RECOVERY_REQUIRED: u8 = 0b010;
+/// The newest commit was synced before it was declared the newest.
+const TWO_PHASE_COMMIT: u8 = 0b100;
+
+/// A storage backend for redb that shows it an unclean file at open, and fails reads of blocks that changed.
+#[derive(Debug)]
+pub(super) struct Guard<B> {
+    inner: B,
+    /// A checksum for each block; zero where the block was never read or written as a whole.
+    blocks: RwLock<Vec<u32>>,
+}
+
+impl<B: StorageBackend> Guard<B> {
+    pub(super) fn new(inner: B) -> Self {
+        Self {
+            inner,
+            blocks: RwLock::default(),
+        }
+    }
+
+    /// Forgets the blocks that lie in `bytes`, even in part, so that they pass until written anew.
+    fn forget(&self, bytes: Range<u64>) {
+        let first = index(bytes.start / BLOCK_BYTES as u64);
+        let end = index(bytes.end.div_ceil(BLOCK_BYTES as u64));
+        let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
+        let end = end.min(blocks.len());
+        blocks[first.min(end)..end].fill(0);
+    }
+
+    /// Remembers the blocks of `data`, which now lie at `offset`.
+    fn remember(&self, offset: u64, data: &[u8]) {
+        let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
+        for (at, block) in whole_blocks(offset, data) {
+            if blocks.len() <= at {
+                blocks.resize(at + 1, 0);
+            }
+            blocks[at] = checksum(block);
+        }
+    }
+
+    /// Compares the blocks of `data`, read from `offset`, with what is remembered. True if some were new.
+    fn compare(&self, offset: u64, data: &[u8]) -> io::Result<bool> {
+        let blocks = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
+        let mut new = false;
+        for (at, block) in whole_blocks(offset, data) {
+            match blocks.get(at).copied().unwrap_or(0) {
+                0 => new = true,
+                known if known == checksum(block) => {}
+                _ => {
+                    let text = format!("the block at byte {} changed on disk", at * BLOCK_BYTES);
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+                }
+            }
+        }
+        Ok(new)
+    }
+}
+
+impl<B: StorageBackend> StorageBackend for Guard<B> {
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.inner.read(offset, out)?;
+        if self.compare(offset, out)? {
+            self.remember(offset, out);
+        }
+        if offset <= STATE_BYTE_OFFSET
+            && let Some(state) = out.get_mut(index(STATE_BYTE_OFFSET - offset))
+        {
+            *state = (*state | RECOVERY_REQUIRED) & !TWO_PHASE_COMMIT;
+        }
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.inner.set_len(len)?;
+        let whole = index(len / BLOCK_BYTES as u64);
+        let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
+        blocks.truncate(whole);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.inner.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        // A write that fails, or covers a block in part, leaves bytes we do not know.
+        self.forget(offset..offset + data.len() as u64);
+        self.inner.write(offset, data)?;
+        self.remember(offset, data);
+        Ok(())
+    }
+}
+
+/// The blocks that lie in `data` as a whole, with their numbers, when `data` is at `offset`.
+fn whole_blocks(offset: u64, data: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let first = offset.div_ceil(BLOCK_BYTES as u64);
+    let skip = index(first * BLOCK_BYTES as u64 - offset).min(data.len());
+    let blocks = data[skip..].chunks_exact(BLOCK_BYTES);
+    blocks
+        .enumerate()
+        .map(move |(at, block)| (index(first) + at, block))
+}
+
+/// Never zero, which stands for "unknown".
+fn checksum(block: &[u8]) -> u32 {
+    crc32c::crc32c(block).max(1)
+}
+
+fn index(number: u64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use redb::backends::InMemoryBackend;
+
+    fn guard() -> Guard<InMemoryBackend> {
+        let guard = Guard::new(InMemoryBackend::new());
+        guard.set_len(8 * BLOCK_BYTES as u64).unwrap();
+        guard
+    }
+
+    #[test]
+    fn a_block_that_changed_below_fails_to_read() {
+        let guard = guard();
+        let page = vec![7; 2 * BLOCK_BYTES];
+        guard.write(BLOCK_BYTES as u64, &page).unwrap();
+        let mut out = page.clone();
+        guard.read(BLOCK_BYTES as u64, &mut out).unwrap();
+        guard
+            .inner
+            .write(2 * BLOCK_BYTES as u64 + 99, &[6])
+            .unwrap();
+        let error = guard.read(BLOCK_BYTES as u64, &mut out).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(error.to_string(), "the block at byte 8192 changed on disk");
+        out.truncate(BLOCK_BYTES);
+        guard.read(BLOCK_BYTES as u64, &mut out).unwrap();
+    }
+
+    #[test]
+    fn the_first_read_of_a_block_is_remembered() {
+        let guard = guard();
+        let mut out = vec![0; BLOCK_BYTES];
+        guard.read(3 * BLOCK_BYTES as u64, &mut out).unwrap();
+        guard.inner.write(3 * BLOCK_BYTES as u64, &[1]).unwrap();
+        guard.read(3 * BLOCK_BYTES as u64, &mut out).unwrap_err();
+    }
+
+    #[test]
+    fn partial_writes_and_new_lengths_forget() {
+        let guard = guard();
+        let mut out = vec![0; BLOCK_BYTES];
+        for at in [4, 7] {
+            guard.read(at * BLOCK_BYTES as u64, &mut out).unwrap();
+        }
+        guard.write(5 * BLOCK_BYTES as u64 - 10, &[1; 20]).unwrap();
+        guard.read(4 * BLOCK_BYTES as u64, &mut out).unwrap();
+        assert_eq!(out[BLOCK_BYTES - 1], 1, "the partial write is there");
+        guard.set_len(7 * BLOCK_BYTES as u64).unwrap();
+        guard.set_len(8 * BLOCK_BYTES as u64).unwrap();
+        guard.inner.write(7 * BLOCK_BYTES as u64, &[1]).unwrap();
+        guard.read(7 * BLOCK_BYTES as u64, &mut out).unwrap();
+    }
+
+    #[test]
+    fn redb_is_told_that_the_file_was_not_closed() {
+        let guard = guard();
+        guard.write(0, &[0xff; 320]).unwrap();
+        let mut header = [0; 320];
+        guard.read(0, &mut header).unwrap();
+        assert_eq!(header[9], 0b1111_1011);
+        let mut magic = [0; 9];
+        guard.read(0, &mut magic).unwrap();
+        assert_eq!(magic, [0xff; 9], "nothing before that byte is touched");
+    }
+}

@@ -1,0 +1,184 @@
+//! Reading: an immutable view of one commit, for any thread.
+
+use super::error::{Damage, DbError, from_redb};
+use super::format::{
+    KEY_BYTES, LEASES, META, REVISIONS, RecordRef, lower_key, open_record, revision_key, unseal,
+};
+use crate::types::{LeaseId, RecordKind, Rev};
+use bytes::Bytes;
+use redb::{ReadOnlyTable, ReadTransaction, ReadableTable};
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+
+/// The database as of one commit. Cloning is cheap. Commits and compactions that follow change nothing in it; what
+/// they free stays in the file until it is dropped. Once the [`Db`](super::Db) is gone it answers from memory or with an
+/// error.
+#[derive(Clone)]
+pub struct DbReader {
+    view: Arc<View>,
+}
+
+struct View {
+    revisions: ReadOnlyTable<&'static [u8; KEY_BYTES], &'static [u8]>,
+    transaction: ReadTransaction,
+    file: Arc<str>,
+}
+
+impl std::fmt::Debug for DbReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DbReader")
+            .field("file", &self.view.file)
+            .finish_non_exhaustive()
+    }
+}
+
+impl DbReader {
+    pub(super) fn new(transaction: ReadTransaction, file: Arc<str>) -> Result<Self, DbError> {
+        let revisions = transaction
+            .open_table(REVISIONS)
+            .map_err(|error| from_redb(&file, error))?;
+        let view = View {
+            revisions,
+            transaction,
+            file,
+        };
+        Ok(Self {
+            view: Arc::new(view),
+        })
+    }
+
+    /// The `KeyValue` that the put at `rev` stored; none if there is no such put (compacted, or never written).
+    pub fn get_put(&self, rev: Rev) -> Result<Option<Bytes>, DbError> {
+        let key = revision_key(rev, RecordKind::Put);
+        let found = self
+            .view
+            .revisions
+            .get(&key)
+            .map_err(|error| from_redb(&self.view.file, error))?;
+        let Some(sealed) = found else {
+            return Ok(None);
+        };
+        let record = open_record(&self.view.file, &key, sealed.value())?;
+        Ok(Some(Bytes::copy_from_slice(record.kv)))
+    }
+
+    /// Visits the records from `revs.start` up to, not including, `revs.end`, in order, until `visit` breaks. It holds
+    /// one page at a time, whatever the range.
+    pub fn scan(
+        &self,
+        revs: Range<Rev>,
+        mut visit: impl FnMut(RecordRef<'_>) -> ControlFlow<()>,
+    ) -> Result<(), DbError> {
+        if revs.is_empty() {
+            return Ok(());
+        }
+        let (from, to) = (lower_key(revs.start), lower_key(revs.end));
+        let entries = self
+            .view
+            .revisions
+            .range::<&[u8; KEY_BYTES]>(&from..&to)
+            .map_err(|error| from_redb(&self.view.file, error))?;
+        self.visit(entries, &mut visit)
+    }
+
+    /// Visits every record, in order.
+    pub fn for_each(&self, mut visit: impl FnMut(RecordRef<'_>)) -> Result<(), DbError> {
+        let entries = self
+            .view
+            .revisions
+            .iter()
+            .map_err(|error| from_redb(&self.view.file, error))?;
+        self.visit(entries, &mut |record| {
+            visit(record);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// The blob that the newest commit with this name stored.
+    pub fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, DbError> {
+        read_meta(&self.view.transaction, &self.view.file, name)
+    }
+
+    /// Visits every blob, the database's own among them, in order of their names.
+    pub fn for_each_meta(&self, mut visit: impl FnMut(&str, &[u8])) -> Result<(), DbError> {
+        let failed = |error| from_redb(&self.view.file, redb::Error::from(error));
+        let table = self
+            .view
+            .transaction
+            .open_table(META)
+            .map_err(|error| from_redb(&self.view.file, error))?;
+        for entry in table.iter().map_err(failed)? {
+            let (name, sealed) = entry.map_err(failed)?;
+            let name = name.value();
+            match unseal(name.as_bytes(), sealed.value()) {
+                Some(value) => visit(name, value),
+                None => return Err(self.broken_seal("meta", format!("entry {name}"))),
+            }
+        }
+        Ok(())
+    }
+
+    /// Visits every lease, in order of their ids.
+    pub fn for_each_lease(&self, mut visit: impl FnMut(LeaseId, &[u8])) -> Result<(), DbError> {
+        let failed = |error| from_redb(&self.view.file, redb::Error::from(error));
+        let table = self
+            .view
+            .transaction
+            .open_table(LEASES)
+            .map_err(|error| from_redb(&self.view.file, error))?;
+        for entry in table.iter().map_err(failed)? {
+            let (id, sealed) = entry.map_err(failed)?;
+            let id = LeaseId(id.value());
+            match unseal(&id.0.to_be_bytes(), sealed.value()) {
+                Some(value) => visit(id, value),
+                None => return Err(self.broken_seal("leases", format!("lease {id}"))),
+            }
+        }
+        Ok(())
+    }
+
+    fn visit(
+        &self,
+        entries: redb::Range<'_, &'static [u8; KEY_BYTES], &'static [u8]>,
+        visit: &mut impl FnMut(RecordRef<'_>) -> ControlFlow<()>,
+    ) -> Result<(), DbError> {
+        for entry in entries {
+            let (key, sealed) = entry.map_err(|error| from_redb(&self.view.file, error))?;
+            let record = open_record(&self.view.file, key.value(), sealed.value())?;
+            if visit(record).is_break() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn broken_seal(&self, table: &'static str, entry: String) -> DbError {
+        broken_seal(&self.view.file, table, entry)
+    }
+}
+
+/// One entry of table `meta`.
+pub(super) fn read_meta(
+    transaction: &ReadTransaction,
+    file: &Arc<str>,
+    name: &str,
+) -> Result<Option<Vec<u8>>, DbError> {
+    let table = transaction
+        .open_table(META)
+        .map_err(|error| from_redb(file, error))?;
+    let found = table.get(name).map_err(|error| from_redb(file, error))?;
+    let Some(sealed) = found else {
+        return Ok(None);
+    };
+    match unseal(name.as_bytes(), sealed.value()) {
+        Some(value) => Ok(Some(value.to_vec())),
+        None => Err(broken_seal(file, "meta", format!("entry {name}"))),
+    }
+}
+
+fn broken_seal(file: &Arc<str>, table: &'static str, entry: String) -> DbError {
+    DbError::Damaged {
+        file: file.clone(),
+        damage: Damage::Checksum { table, entry },
+    }
+}
