@@ -184,7 +184,7 @@ impl Batch {
     }
 
     /// Each change's place in `pending`, with its key's lead: ordered by key, then as they came.
-    fn sorted(&self) -> Vec<(u64, usize)> {
+    fn sorted(&self) -> Vec<(u128, usize)> {
         let mut order: Vec<_> = (0..self.pending.len()).map(|i| (self.lead(i), i)).collect();
         order.sort_unstable_by(|a, b| {
             a.0.cmp(&b.0)
@@ -194,14 +194,14 @@ impl Batch {
         order
     }
 
-    /// The first eight bytes of a key behind the prefix all share: they decide most comparisons without a look
-    /// at the keys themselves.
-    fn lead(&self, i: usize) -> u64 {
+    /// The first bytes of a key behind the prefix all share: they decide most comparisons without a look at the
+    /// keys themselves.
+    fn lead(&self, i: usize) -> u128 {
         let rest = &self.key(i)[self.shared..];
-        let mut lead = [0; 8];
-        let len = rest.len().min(8);
+        let mut lead = [0; 16];
+        let len = rest.len().min(lead.len());
         lead[..len].copy_from_slice(&rest[..len]);
-        u64::from_be_bytes(lead)
+        u128::from_be_bytes(lead)
     }
 }
 
