@@ -108,7 +108,6 @@ pub struct Peers {
 
 /// One applied batch on its way to being visible.
 struct Batch {
-    through: Revision,
     applied: Applied,
     window: Window,
     records: Vec<Record>,
@@ -218,7 +217,9 @@ impl Actor for Applier {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX_MAX);
-        ctx.run_interval(self.pacing.interval, |applier, _| applier.commit());
+        ctx.run_interval(self.pacing.interval, |applier, _| {
+            applier.commit();
+        });
         self.publish(self.machine_window());
     }
 }
@@ -241,7 +242,6 @@ impl Handler<ApplyEntries> for Applier {
         self.keep_for_commit(&changes);
         let through = self.machine.revision();
         self.unpublished.push_back(Batch {
-            through,
             applied: self.applied,
             window: self.machine_window(),
             records: changes.records,
@@ -298,7 +298,7 @@ impl Handler<Committed> for Applier {
             self.stored_through = through;
             self.stored_index = committed.log_needed_after;
             for waiting in self.draining.drain(..) {
-                drop(waiting.send(()));
+                waiting.send(()).unwrap_or_default();
             }
             self.report_progress();
         }

@@ -14,7 +14,7 @@ use crate::{
         record,
     },
     storage::db::{Applied, CommitBatch, Db, DbReader},
-    types::{LogIndex, RecordKind, Rev, Revision},
+    types::{LogIndex, Rev, Revision},
 };
 use actix::prelude::*;
 
@@ -117,8 +117,7 @@ impl Handler<CompactRecords> for Committer {
         let start = clock::now();
         let (through, keys) = (compact.through, &compact.keys);
         let step = self.db.compact_step(compact.from, through, compact.records_max, |record| {
-            let tombstone = record.kind == RecordKind::Tombstone;
-            keys.needed_at_compaction(record::key_slice(record.kv), record.rev, tombstone, through)
+            keys.needed_at_compaction(record::key_slice(record.kv), record.rev, record.kind, through)
         });
         match step {
             Ok(step) => {

@@ -57,7 +57,7 @@ pub struct Compactor {
     began: Instant,
     pacing: CompactionPacing,
     peers: CompactorPeers,
-    life: Lifeline,
+    _life: Lifeline,
 }
 
 /// Whom the compactor talks to.
@@ -108,7 +108,7 @@ impl Compactor {
             began: clock::now(),
             pacing,
             peers,
-            life: life,
+            _life: life,
         }
     }
 }
@@ -191,7 +191,7 @@ impl Compactor {
         self.done = at;
         for (_, done) in self.waiting.extract_if(.., |(revision, _)| *revision <= at) {
             // A caller that has gone away in the meantime does not matter.
-            drop(done.send(()));
+            done.send(()).unwrap_or_default();
         }
         self.carry_on(ctx);
     }

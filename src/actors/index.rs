@@ -27,7 +27,7 @@ pub struct Index {
 impl Index {
     /// An index that goes on with `tree` and publishes to `applier`.
     pub fn new(tree: Tree, applier: Recipient<IndexPublished>, life: Lifeline) -> Self {
-        Self { tree, applier, life: life }
+        Self { tree, applier, life }
     }
 }
 

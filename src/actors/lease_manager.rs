@@ -18,13 +18,13 @@ const MAILBOX_MAX: usize = 1_024;
 pub struct LeaseManager {
     /// Time to live of each lease, in seconds.
     leases: BTreeMap<LeaseId, i64>,
-    life: Lifeline,
+    _life: Lifeline,
 }
 
 impl LeaseManager {
     /// A manager of the leases that exist at start.
     pub fn new(leases: BTreeMap<LeaseId, i64>, life: Lifeline) -> Self {
-        Self { leases, life: life }
+        Self { leases, _life: life }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::{
     kv::{
         KeyRange, KvError, check,
         command::{
-            AlarmKind, Command, Compact, DeleteRange, DeleteRangeDone, EncodedKv, Outcome, Put,
+            AlarmKind, Command, Compact, DeleteRange, DeleteRangeDone, Outcome, Put,
             PutDone, RangeDone, RangeQuery, SetAlarm, SortOrder, SortTarget, Txn, TxnDone, TxnOp,
         },
         range::ReadError,

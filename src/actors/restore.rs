@@ -10,7 +10,7 @@ use crate::{
         record::{KeyValue, RecordError},
     },
     storage::db::{Db, DbError},
-    types::{LeaseId, NodeId, RecordKind, Revision},
+    types::{LeaseId, NodeId, Revision},
 };
 use bytes::Bytes;
 

@@ -200,7 +200,8 @@ impl Running {
         if !matches!(drained, Ok(Ok(()))) {
             tracing::warn!("the last commit was not waited for; the log has what it holds");
         }
-        drop(self.wal.send(SealLog).await);
+        // An error means that the writer has stopped the member.
+        self.wal.send(SealLog).await.unwrap_or_default();
     }
 }
 

@@ -50,19 +50,28 @@ impl Node {
         let (stop, stopping) = oneshot::channel::<oneshot::Sender<()>>();
         let body = move || {
             let system = System::new();
-            system.block_on(async move {
+            let stopped = system.block_on(async move {
                 match start_here(&config, &fail_stop) {
-                    Err(error) => drop(up.send(Err(error))),
-                    Ok((running, _placement)) => {
+                    Err(error) => {
+                        drop(up.send(Err(error)));
+                        None
+                    }
+                    Ok((running, placement)) => {
                         drop(up.send(Ok(running.requests[0].clone())));
-                        if let Ok(stopped) = stopping.await {
+                        let stopped = stopping.await.ok();
+                        if stopped.is_some() {
                             running.stop().await;
-                            drop(stopped.send(()));
                         }
+                        placement.stop();
+                        stopped
                     }
                 }
-                System::current().stop();
             });
+            // The actors on this thread end with its system; only then is the data directory free.
+            drop(system);
+            if let Some(stopped) = stopped {
+                stopped.send(()).unwrap_or_default();
+            }
         };
         let spawned = thread::Builder::new().name("quorate-core".to_owned()).spawn(body);
         spawned.map_err(|_| StartError::Thread)?;
@@ -86,7 +95,8 @@ impl Node {
         if let Some(stop) = self.stop.take()
             && stop.send(stopped).is_ok()
         {
-            drop(done.await);
+            // An error means that the node was gone already.
+            done.await.unwrap_or_default();
         }
     }
 }

@@ -28,6 +28,8 @@ pub(super) struct Placement {
     pub wal: ArbiterHandle,
     pub committer: ArbiterHandle,
     pub api: Vec<ArbiterHandle>,
+    /// The threads started for this table.
+    threads: Vec<Arbiter>,
 }
 
 impl Placement {
@@ -41,6 +43,7 @@ impl Placement {
             wal: core.clone(),
             committer: core.clone(),
             api: vec![core.clone()],
+            threads: Vec::new(),
             core,
         }
     }
@@ -53,20 +56,39 @@ impl Placement {
             Spread::Many => true,
             Spread::Auto => cores >= SPREAD_CORES_MIN,
         };
+        let mut threads = Vec::new();
+        let mut start = || {
+            let arbiter = Arbiter::new();
+            let handle = arbiter.handle();
+            threads.push(arbiter);
+            handle
+        };
         let core = Arbiter::current();
-        let beside = |spread: bool| if spread { Arbiter::new().handle() } else { core.clone() };
         let api_default = if spread { (cores - 2).max(1) } else { 0 };
         let api = match runtime.api_arbiters.unwrap_or(api_default) {
             0 => vec![core.clone()],
-            count => (0..count).map(|_| Arbiter::new().handle()).collect(),
+            count => (0..count).map(|_| start()).collect(),
         };
         Self {
-            apply: beside(spread),
-            services: beside(spread),
-            wal: Arbiter::new().handle(),
-            committer: Arbiter::new().handle(),
+            apply: if spread { start() } else { core.clone() },
+            services: if spread { start() } else { core.clone() },
+            wal: start(),
+            committer: start(),
             api,
             core,
+            threads,
+        }
+    }
+
+    /// Ends the threads, with the actors on them.
+    pub(super) fn stop(self) {
+        for arbiter in &self.threads {
+            arbiter.stop();
+        }
+        for arbiter in self.threads {
+            if arbiter.join().is_err() {
+                tracing::error!("a thread of the node ended with a panic");
+            }
         }
     }
 }

@@ -49,6 +49,9 @@ pub enum StartError {
     /// The log and the database do not fit together.
     #[error("the data directory cannot be continued: {0}")]
     Raft(#[from] InitialStateError),
+    /// The membership is not one.
+    #[error(transparent)]
+    Membership(#[from] raft::MembershipError),
     /// A part of the data directory is gone.
     #[error(
         "the data directory belongs to member {name} but its {what} is missing: restore it from a backup, or, in a cluster with \
@@ -97,7 +100,7 @@ pub(super) fn recover(config: &Config, disk: &Arc<dyn Disk>) -> Result<Recovery,
     let (wal, recovered) = Wal::open(disk.clone(), LOG, wal_options, db.applied().index)?;
     complete(&member, fresh, &db, &recovered)?;
     if let Some(cut) = &recovered.cut {
-        tracing::warn!("a crash tore the log's last write, which nobody was told of: {cut}");
+        tracing::warn!("a crash tore the log's last write, which nobody was told of: {cut:?}");
     }
     if fresh {
         member::write(&**disk, &member)?;
@@ -152,7 +155,7 @@ fn consensus(
     let state = InitialState {
         hard_state: recovered.hard_state,
         applied: applied.index,
-        membership: Membership::of_voters([(node, context)]),
+        membership: Membership::of_voters([(node, context)])?,
         start: LogId::new(applied.term, applied.index),
         evicted_terms: Vec::new(),
         entries: recovered.entries,

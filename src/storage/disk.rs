@@ -19,6 +19,17 @@ pub struct OpenMode {
 /// Alignment of direct writes, in bytes.
 pub const DIRECT_ALIGN: usize = 4096;
 
+/// A zeroed buffer, and where in it the aligned `len` bytes start that direct I/O needs.
+pub fn aligned_zeros(len: usize) -> (Vec<u8>, usize) {
+    let buffer = vec![0; len + DIRECT_ALIGN];
+    let start = buffer.as_ptr().align_offset(DIRECT_ALIGN);
+    assert!(
+        start <= DIRECT_ALIGN,
+        "bytes can always be aligned by skipping some, yet {start} were to be skipped"
+    );
+    (buffer, start)
+}
+
 /// A directory of files.
 pub trait Disk: fmt::Debug + Send + Sync + 'static {
     /// Opens a file for reading and writing.

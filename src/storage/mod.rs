@@ -7,3 +7,4 @@ pub mod db;
 pub mod disk;
 pub mod member;
 pub mod real_disk;
+pub mod wal;

@@ -3,7 +3,7 @@
 //! It owns the data directory's lock and decides once, with a probe, whether the file system takes direct I/O. It
 //! leaves out every policy: what a file holds, when to sync it, and what to do about an error are its callers' matter.
 
-use super::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode};
+use super::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode, aligned_zeros};
 use rustix::fs::OFlags;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -218,17 +218,6 @@ impl DiskFile for RealFile {
     fn is_direct(&self) -> bool {
         self.direct
     }
-}
-
-/// A zeroed buffer, and where in it the aligned `len` bytes start that direct I/O needs.
-pub(super) fn aligned_zeros(len: usize) -> (Vec<u8>, usize) {
-    let buffer = vec![0; len + DIRECT_ALIGN];
-    let start = buffer.as_ptr().align_offset(DIRECT_ALIGN);
-    assert!(
-        start <= DIRECT_ALIGN,
-        "bytes can always be aligned by skipping some, yet {start} were to be skipped"
-    );
-    (buffer, start)
 }
 
 /// Reads through an aligned copy, since neither `out` nor `offset` need be aligned.

@@ -1,0 +1,299 @@
+//! Where each durable entry lies, and reading entries back for members that lag.
+//!
+//! The catalog is the only thing the log's writer shares with others: the writer adds what became durable, readers on
+//! other threads look up and read files without holding it. Its size is bounded: one run for about
+//! [`RUN_BYTES`] of log, not one for each entry.
+
+use super::batch::BatchHeader;
+use super::error::WalError;
+use super::segment::{SegmentId, SegmentReader};
+use crate::storage::disk::DiskFile;
+use crate::types::{Entry, LogIndex};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// How many bytes of log a run covers before the next one starts: what finding one entry may have to read.
+const RUN_BYTES: u64 = 256 * 1024;
+
+/// Entries with consecutive indexes in consecutive batches of one segment.
+///
+/// Invariants: `first <= last`, `start < end`; the batches from `start` to `end` hold all of `first..=last` in order,
+/// and after them perhaps entries that were replaced since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    segment: SegmentId,
+    start: u64,
+    end: u64,
+    first: LogIndex,
+    last: LogIndex,
+    /// Whether further batches may join: not once its last entries were replaced.
+    open: bool,
+}
+
+/// Which entries the log holds, and where.
+///
+/// Invariants: the runs cover `base + 1 ..= last` without a gap, in order.
+#[derive(Debug, Default)]
+pub(super) struct Catalog {
+    files: BTreeMap<SegmentId, (String, Arc<dyn DiskFile>)>,
+    runs: VecDeque<Run>,
+    base: LogIndex,
+    last: LogIndex,
+    /// Counts replacements: a reader that sees it change has read entries that may be void.
+    replacements: u64,
+    salt: u64,
+}
+
+impl Catalog {
+    /// An empty log whose batch headers are checked with `salt`.
+    pub(super) fn new(salt: u64) -> Self {
+        Self {
+            salt,
+            ..Self::default()
+        }
+    }
+
+    /// The position before the first entry.
+    pub(super) fn base(&self) -> LogIndex {
+        self.base
+    }
+
+    /// The last entry's position; the base where there is none.
+    pub(super) fn last(&self) -> LogIndex {
+        self.last
+    }
+
+    /// Makes a segment's file known, before the first batch in it counts.
+    pub(super) fn add_file(&mut self, id: SegmentId, name: String, file: Arc<dyn DiskFile>) {
+        self.files.insert(id, (name, file));
+    }
+
+    /// The first batch of the whole log says where the log starts.
+    pub(super) fn start_after(&mut self, base: LogIndex) {
+        assert!(
+            self.runs.is_empty(),
+            "only an empty log can be told where it starts"
+        );
+        self.base = base;
+        self.last = base;
+    }
+
+    /// Counts a durable batch at `start` of its segment. Its base must not be past [`Self::last`].
+    pub(super) fn add(&mut self, header: &BatchHeader, start: u64) {
+        if header.reset.is_some() {
+            self.replacements += 1;
+            self.runs.clear();
+            self.start_after(header.base);
+        } else if header.base < self.last && header.entries > 0 {
+            self.replace_after(header.base);
+        }
+        if header.entries == 0 {
+            return;
+        }
+        assert!(
+            header.base == self.last,
+            "a batch after {} leaves a gap behind {}",
+            header.base,
+            self.last
+        );
+        self.last = header.last();
+        let end = start + header.span();
+        match self.runs.back_mut() {
+            Some(run)
+                if run.open && run.segment == header.segment && end - run.start <= RUN_BYTES =>
+            {
+                run.end = end;
+                run.last = self.last;
+            }
+            _ => self.runs.push_back(Run {
+                segment: header.segment,
+                start,
+                end,
+                first: header.base.next(),
+                last: self.last,
+                open: true,
+            }),
+        }
+    }
+
+    fn replace_after(&mut self, base: LogIndex) {
+        self.replacements += 1;
+        while self.runs.back().is_some_and(|run| run.first > base) {
+            self.runs.pop_back();
+        }
+        if let Some(run) = self.runs.back_mut() {
+            run.last = run.last.min(base);
+            run.open = false;
+        }
+        self.last = base;
+        self.base = self.base.min(base);
+    }
+
+    /// Whether no entry after `through` lies in `id`.
+    pub(super) fn holds_only_through(&self, id: SegmentId, through: LogIndex) -> bool {
+        let mut inside = self.runs.iter().filter(|run| run.segment == id);
+        inside.all(|run| run.last <= through)
+    }
+
+    /// Forgets the oldest segment and its entries.
+    pub(super) fn forget(&mut self, id: SegmentId) {
+        self.files.remove(&id);
+        while let Some(run) = self.runs.front().filter(|run| run.segment == id) {
+            self.base = run.last;
+            self.runs.pop_front();
+        }
+    }
+
+    /// The run that holds `index`.
+    fn find(&self, index: LogIndex) -> Option<Run> {
+        let at = self.runs.partition_point(|run| run.last < index);
+        self.runs.get(at).copied().filter(|run| run.first <= index)
+    }
+
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        let mut last = self.base;
+        for run in &self.runs {
+            assert!(run.first == last.next(), "a gap before {run:?}");
+            assert!(run.first <= run.last, "an empty {run:?}");
+            assert!(run.start < run.end, "no bytes in {run:?}");
+            assert!(self.files.contains_key(&run.segment), "no file for {run:?}");
+            last = run.last;
+        }
+        assert!(
+            last == self.last,
+            "runs end at {last}, log at {}",
+            self.last
+        );
+    }
+}
+
+/// Locks the catalog; a panic elsewhere leaves it whole, since every change is made under one lock.
+pub(super) fn lock(catalog: &Mutex<Catalog>) -> MutexGuard<'_, Catalog> {
+    catalog.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Reads durable entries, from any thread, beside the writer. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct WalReader {
+    catalog: Arc<Mutex<Catalog>>,
+}
+
+impl WalReader {
+    pub(super) fn new(catalog: Arc<Mutex<Catalog>>) -> Self {
+        Self { catalog }
+    }
+
+    /// The first and last durable entry, or nothing where the log is empty.
+    pub fn bounds(&self) -> Option<(LogIndex, LogIndex)> {
+        let catalog = lock(&self.catalog);
+        (catalog.base < catalog.last).then(|| (catalog.base.next(), catalog.last))
+    }
+
+    /// Durable entries from `from` on, in order: as many as fit `bytes_max` bytes of data, but at least one.
+    ///
+    /// Empty when `from` is past the last durable entry; [`WalError::Released`] when it is before the first. The answer
+    /// was the log at one moment: entries may be replaced right after.
+    pub fn read(&self, from: LogIndex, bytes_max: usize) -> Result<Vec<Entry>, WalError> {
+        let mut entries: Vec<Entry> = Vec::new();
+        let mut bytes = 0;
+        let mut seen = lock(&self.catalog).replacements;
+        loop {
+            let next = entries.last().map_or(from, |last| last.index.next());
+            let (run, name, file, salt) = {
+                let catalog = lock(&self.catalog);
+                if catalog.replacements != seen {
+                    seen = catalog.replacements;
+                    entries.clear();
+                    bytes = 0;
+                    continue;
+                }
+                if from <= catalog.base {
+                    return Err(WalError::Released {
+                        asked: from,
+                        first: catalog.base.next(),
+                    });
+                }
+                let Some(run) = catalog.find(next).filter(|_| bytes < bytes_max.max(1)) else {
+                    return Ok(entries);
+                };
+                let Some((name, file)) = catalog.files.get(&run.segment) else {
+                    return Ok(entries);
+                };
+                (run, name.clone(), Arc::clone(file), catalog.salt)
+            };
+            match read_run(run, &name, file, salt, next) {
+                Ok(found) => take_within(&mut entries, found, &mut bytes, bytes_max),
+                // The segment may have been released, and even reused, while it was read.
+                Err(_) if lock(&self.catalog).find(next) != Some(run) => {}
+                Err(error) => return Err(error),
+            }
+            if entries.is_empty() {
+                continue;
+            }
+            // Past the budget, the next turn only checks that nothing was replaced meanwhile.
+            let full = entries.last().is_some_and(|last| last.index < run.last);
+            bytes = if full { bytes.max(bytes_max) } else { bytes };
+        }
+    }
+}
+
+/// Moves entries from `found` until `bytes_max` bytes of data are reached; the first one always fits.
+fn take_within(entries: &mut Vec<Entry>, found: Vec<Entry>, bytes: &mut usize, bytes_max: usize) {
+    for entry in found {
+        if !entries.is_empty() && *bytes + entry.data.len() > bytes_max {
+            *bytes = bytes_max;
+            return;
+        }
+        *bytes += entry.data.len().max(1);
+        entries.push(entry);
+    }
+}
+
+/// The entries of a run from `from` on.
+fn read_run(
+    run: Run,
+    name: &str,
+    file: Arc<dyn DiskFile>,
+    salt: u64,
+    from: LogIndex,
+) -> Result<Vec<Entry>, WalError> {
+    let window = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
+    let mut reader = SegmentReader::new(file, window).map_err(WalError::io("read", name))?;
+    let mut entries = Vec::new();
+    let mut next = run.first;
+    let mut offset = run.start;
+    while offset < run.end && next <= run.last {
+        let damaged = |what: String| WalError::Damaged {
+            segment: run.segment,
+            file: name.to_owned(),
+            offset,
+            what,
+        };
+        let batch = reader
+            .batch(offset, salt)
+            .map_err(WalError::io("read", name))?
+            .map_err(|flaw| damaged(flaw.to_string()))?;
+        if batch.header.segment != run.segment {
+            return Err(damaged("a batch of another segment".to_owned()));
+        }
+        offset += batch.header.span();
+        for entry in batch.entries {
+            if entry.index == next && next <= run.last {
+                next = next.next();
+                if entry.index >= from {
+                    entries.push(entry);
+                }
+            }
+        }
+    }
+    if next <= run.last {
+        return Err(WalError::Damaged {
+            segment: run.segment,
+            file: name.to_owned(),
+            offset: run.start,
+            what: format!("entry {next} is not where it was written"),
+        });
+    }
+    Ok(entries)
+}

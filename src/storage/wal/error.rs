@@ -1,0 +1,104 @@
+//! What can go wrong with the log. Nothing here is worth a retry: a member whose log fails stops.
+
+use super::segment::SegmentId;
+use crate::types::{ClusterId, LogIndex, NodeId};
+use std::io;
+
+/// What to do about a log that cannot be trusted, said at the end of each such error.
+const ADVICE: &str = "acknowledged entries may be lost with it, so this member does not start: if a majority of the \
+     other members is healthy, remove this member, delete its data directory and add it anew; otherwise restore a backup";
+
+/// Why the log could not be opened, written or read.
+#[derive(Debug, thiserror::Error)]
+pub enum WalError {
+    /// The disk failed. After a failed write or sync nobody knows what is on it: the log refuses all further work.
+    #[error("cannot {action} log file {file}: {source}")]
+    Io {
+        /// What was being done.
+        action: &'static str,
+        /// The file, relative to the data directory.
+        file: String,
+        /// What the disk said.
+        source: io::Error,
+    },
+    /// An earlier write or sync failed, or the machine does not know whether it did. Only a restart helps.
+    #[error("the log refuses all work after an earlier disk error")]
+    Poisoned,
+    /// Bytes that were durable are no longer what was written. Not a torn write: those are only at the very end.
+    #[error("log segment {file} is damaged at byte {offset}: {what}; {ADVICE}")]
+    Damaged {
+        /// The segment's number.
+        segment: SegmentId,
+        /// The segment's file, relative to the data directory.
+        file: String,
+        /// Where in the file the first bad byte range starts.
+        offset: u64,
+        /// What is wrong there.
+        what: String,
+    },
+    /// A segment between two others is gone.
+    #[error("log segment {file} is missing, while older and newer ones are there; {ADVICE}")]
+    MissingSegment {
+        /// The number of the missing segment.
+        segment: SegmentId,
+        /// The file that should be there.
+        file: String,
+    },
+    /// The log was written by a newer version of this program. Start that one.
+    #[error(
+        "log segment {file} has format {found}, newer than {supported}, the newest this version reads: start the \
+         version that wrote it"
+    )]
+    NewerFormat {
+        /// The segment's file.
+        file: String,
+        /// The format found.
+        found: u32,
+        /// The newest format known here.
+        supported: u32,
+    },
+    /// The log belongs to another member or another cluster: the data directory is the wrong one.
+    #[error(
+        "log segment {file} belongs to member {found_node} of cluster {found_cluster}, this is member {node} of cluster \
+         {cluster}: wrong data directory?", found_node = found_node.hex(), node = node.hex(),
+    )]
+    Foreign {
+        /// The segment's file.
+        file: String,
+        /// The cluster it was written for.
+        found_cluster: ClusterId,
+        /// The member it was written by.
+        found_node: NodeId,
+        /// The cluster of this member.
+        cluster: ClusterId,
+        /// This member.
+        node: NodeId,
+    },
+    /// The log starts after entries that are still needed.
+    #[error("the log starts at entry {first}, but entry {needed} is needed; {ADVICE}")]
+    StartsTooLate {
+        /// The log's first entry.
+        first: LogIndex,
+        /// The entry after the last one the database holds.
+        needed: LogIndex,
+    },
+    /// The entries asked for were released: they are in the database only, and travel as a snapshot.
+    #[error("log entry {asked} was released, the oldest is {first}")]
+    Released {
+        /// The entry asked for.
+        asked: LogIndex,
+        /// The oldest entry in the log.
+        first: LogIndex,
+    },
+}
+
+impl WalError {
+    /// For `map_err`: wraps a disk error with what was being done to which file.
+    pub(super) fn io(action: &'static str, file: &str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io {
+            action,
+            file: file.to_owned(),
+            source,
+        }
+    }
+}

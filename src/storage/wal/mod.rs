@@ -1,0 +1,654 @@
+//! The write-ahead log: entries and hard state, durable before anyone is told that they are.
+//!
+//! # How it works
+//!
+//! The log is a row of segments, files of one size whose bytes were all written before they are needed. Appends are
+//! encoded into one aligned buffer; [`Wal::flush`] writes it as one batch, padded to whole 4 KiB blocks, and syncs once.
+//! Writing over bytes that are already there changes no metadata, so the sync is one trip to the device.
+//!
+//! ```text
+//! wal/0000000000000007.seg   [header][batch 90: entries 311..340][batch 91: entry 341]........unused
+//! wal/0000000000000008.seg   [header][batch 92: entries 342..700][batch 93: entries 699..710][seal]
+//! wal/0000000000000009.seg   [header] prepared, waiting
+//! wal/0000000000000005.free  waiting to be reused
+//! ```
+//!
+//! Batch 93 starts at an entry the log already had: it replaces 699 and 700, as Raft's truncation does. Entries up to
+//! 341 released, segment 7 becomes a `.free` file, whose next life starts with a new number; what is left of its old
+//! batches names segment 7 and so never counts again. Each batch header carries the hard state, so the newest batch
+//! alone restores it.
+//!
+//! # Torn tail or damage
+//!
+//! A batch is written only once the one before it is durable. So a bad batch with a sound later one behind it was
+//! durable once: damage, and the log refuses to open. A bad batch with nothing behind it is a write that a crash tore;
+//! it is cut off. A *seal* behind the last batch (written when the log is idle or stops, and at every start) makes a
+//! later flipped bit in that batch damage too. The next batch overwrites the seal, so a crash in between shows either.
+//!
+//! # What it never does
+//!
+//! It never retries a failed write or sync, never looks into an entry, and never decides what may be released.
+
+mod batch;
+mod buffer;
+mod catalog;
+mod error;
+mod recovery;
+mod segment;
+#[cfg(test)]
+mod tests;
+
+pub use catalog::WalReader;
+pub use error::WalError;
+pub use recovery::{Recovered, TornTail};
+pub use segment::{Identity, SegmentId};
+
+use crate::storage::disk::{DIRECT_ALIGN, Disk, OpenMode, aligned_zeros};
+use crate::types::{Entry, HardState, LogIndex, Term};
+use batch::{BatchHeader, BatchId, ENTRY_HEADER_BYTES, span};
+use buffer::BatchBuffer;
+use catalog::{Catalog, lock};
+use recovery::{Segment, replay};
+use segment::{BATCHES_START, SegmentHeader};
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+/// A batch is flushed on its own before it would pass this size, unless a single entry does. Bounds the buffer.
+const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of zeros written at once while a segment is prepared.
+const ZEROS_BYTES: usize = 1024 * 1024;
+/// A segment file before it is complete. One left by a crash is removed.
+const UNFINISHED: &str = "unfinished.tmp";
+
+/// How a log is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct WalOptions {
+    /// Who writes it; a log of someone else is refused.
+    pub identity: Identity,
+    /// A random number, used only when the log is created.
+    pub salt: u64,
+    /// Size of a segment file; a multiple of 4 KiB and at least two of them. A batch that is larger gets a larger file.
+    pub segment_bytes: u64,
+    /// How many released files wait to be reused; more are removed.
+    pub free_segments_max: usize,
+}
+
+impl WalOptions {
+    /// 16 MiB segments, so that the first start is quick, and up to four waiting for reuse.
+    pub fn new(identity: Identity, salt: u64) -> Self {
+        Self {
+            identity,
+            salt,
+            segment_bytes: 16 * 1024 * 1024,
+            free_segments_max: 4,
+        }
+    }
+}
+
+/// A snapshot that takes the place of the log up to its position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotMark {
+    /// The last entry it covers.
+    pub index: LogIndex,
+    /// That entry's term.
+    pub term: Term,
+}
+
+/// What to append, in this order: the mark, the hard state, the entries.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Append<'a> {
+    /// Makes all entries so far void; the log goes on after the mark.
+    pub snapshot: Option<SnapshotMark>,
+    /// Replaces the hard state.
+    pub hard_state: Option<HardState>,
+    /// Consecutive entries. The first may have an index the log already holds: it and all after it are replaced.
+    pub entries: &'a [Entry],
+}
+
+/// Figures about a log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WalStats {
+    /// Segment files the log needs, the prepared one among them.
+    pub segments: usize,
+    /// Files waiting to be reused.
+    pub free_segments: usize,
+    /// Batches written since the log was opened.
+    pub batches: u64,
+    /// Bytes written for them, padding included.
+    pub batch_bytes: u64,
+    /// Whether writes bypass the page cache.
+    pub direct: bool,
+}
+
+/// What was appended since the last flush, besides the entries in the buffer.
+#[derive(Debug, Default)]
+struct Pending {
+    base: LogIndex,
+    entries: u32,
+    reset: Option<Term>,
+    dirty: bool,
+}
+
+/// The log's one writer.
+///
+/// Invariants: all batches before `offset` of the active segment are durable; nothing sound and later lies behind it,
+/// except a seal numbered `next_batch`. `last` counts appended entries, the catalog durable ones.
+#[derive(Debug)]
+pub struct Wal {
+    disk: Arc<dyn Disk>,
+    dir: String,
+    options: WalOptions,
+    salt: u64,
+    older: VecDeque<Segment>,
+    active: Segment,
+    prepared: Option<Segment>,
+    free: Vec<SegmentId>,
+    offset: u64,
+    next_batch: BatchId,
+    previous_crc: u32,
+    sealed: bool,
+    poisoned: bool,
+    hard_state: HardState,
+    last: LogIndex,
+    pending: Pending,
+    buffer: BatchBuffer,
+    catalog: Arc<Mutex<Catalog>>,
+    stats: WalStats,
+}
+
+impl Wal {
+    /// Opens the log in `dir` of the data directory, or creates one where there is none.
+    ///
+    /// `after` is the last entry the database holds: only later ones are returned, and the log must not start past it.
+    /// When a snapshot is installed, its database must be durable before its mark is appended here.
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        dir: &str,
+        options: WalOptions,
+        after: LogIndex,
+    ) -> Result<(Self, Recovered), WalError> {
+        let align = DIRECT_ALIGN as u64;
+        assert!(
+            options.segment_bytes.is_multiple_of(align) && options.segment_bytes >= 2 * align,
+            "a segment of {} bytes does not hold whole blocks",
+            options.segment_bytes
+        );
+        let names = disk.list(dir).map_err(WalError::io("list", dir))?;
+        let mut ids: Vec<SegmentId> = names
+            .iter()
+            .filter_map(|name| SegmentId::from_live_name(name))
+            .collect();
+        let created = ids.is_empty();
+        let mut free = usable_free_files(&*disk, dir, &names, &options)?;
+        if created {
+            let first = SegmentId(1);
+            let maker = Maker::new(&*disk, dir, &options, options.salt);
+            maker.publish(maker.make(first, free.pop())?)?;
+            ids.push(first);
+        }
+        let catalog = Arc::new(Mutex::new(Catalog::default()));
+        let mut replay = replay(&*disk, dir, &ids, &options, after, &catalog)?;
+        replay.recovered.created = created;
+        replay.recovered.cut = replay.torn_tail()?;
+        let mut behind = replay.segments.split_off(replay.active + 1);
+        let Some(active) = replay.segments.pop() else {
+            unreachable!("the active segment is one of those that were read");
+        };
+        let mut wal = Self {
+            prepared: (!behind.is_empty()).then(|| behind.remove(0)),
+            older: replay.segments.into(),
+            offset: replay.offset,
+            next_batch: replay.next,
+            previous_crc: replay.previous_crc,
+            salt: replay.salt,
+            sealed: false,
+            poisoned: false,
+            hard_state: replay.recovered.hard_state,
+            last: replay.recovered.last,
+            pending: Pending::default(),
+            buffer: BatchBuffer::new(),
+            stats: WalStats {
+                direct: active.file.is_direct(),
+                ..WalStats::default()
+            },
+            dir: dir.to_owned(),
+            disk,
+            options,
+            active,
+            free,
+            catalog,
+        };
+        for extra in behind.into_iter().rev() {
+            wal.retire(&extra)?;
+        }
+        wal.cut(replay.recovered.cut.as_ref())?;
+        Ok((wal, replay.recovered))
+    }
+
+    /// Encodes into the pending batch; durable only once [`Wal::flush`] returns. Flushes on its own where one batch
+    /// cannot hold it: before entries that replace pending ones, before a mark, and past 8 MiB.
+    ///
+    /// The entries must follow the log: an index past the one after the last entry is a bug of the caller.
+    pub fn append(&mut self, append: &Append<'_>) -> Result<(), WalError> {
+        self.refuse_if_poisoned()?;
+        if let Some(mark) = append.snapshot {
+            self.flush()?;
+            self.pending.reset = Some(mark.term);
+            self.pending.base = mark.index;
+            self.pending.dirty = true;
+            self.last = mark.index;
+        }
+        if let Some(hard_state) = append.hard_state
+            && hard_state != self.hard_state
+        {
+            self.hard_state = hard_state;
+            self.pending.dirty = true;
+        }
+        for entry in append.entries {
+            self.append_entry(entry)?;
+        }
+        Ok(())
+    }
+
+    fn append_entry(&mut self, entry: &Entry) -> Result<(), WalError> {
+        assert!(
+            entry.index <= self.last.next(),
+            "entry {} leaves a gap after {}",
+            entry.index,
+            self.last
+        );
+        let bytes = ENTRY_HEADER_BYTES + entry.data.len();
+        let replaces = entry.index <= self.last;
+        let full = self.buffer.payload_len() + bytes > BATCH_BYTES_MAX;
+        let splits = replaces && self.pending.reset.is_some();
+        if splits || (self.pending.entries > 0 && (replaces || full)) {
+            self.flush()?;
+        }
+        if replaces {
+            assert!(
+                entry.index > lock(&self.catalog).base(),
+                "entry {} was released or is covered by a snapshot: it is committed and cannot be replaced",
+                entry.index
+            );
+        }
+        if self.pending.entries == 0 && self.pending.reset.is_none() {
+            self.pending.base = LogIndex(entry.index.0 - 1);
+        }
+        self.buffer.push(entry);
+        self.pending.entries += 1;
+        self.pending.dirty = true;
+        self.last = entry.index;
+        Ok(())
+    }
+
+    /// Makes all that was appended durable: one write, one sync. Nothing pending: does nothing.
+    ///
+    /// An error is final: nobody knows what is on the disk, so every later call fails too.
+    pub fn flush(&mut self) -> Result<(), WalError> {
+        self.refuse_if_poisoned()?;
+        if !self.pending.dirty {
+            return Ok(());
+        }
+        // Whoever returns early leaves the log poisoned.
+        self.poisoned = true;
+        let header = self.write_batch()?;
+        let file = &self.active.file;
+        file.sync_data()
+            .map_err(WalError::io("sync", &self.active.name))?;
+        self.poisoned = false;
+        lock(&self.catalog).add(&header, self.offset);
+        self.offset += header.span();
+        self.active.len = self.active.len.max(self.offset);
+        self.next_batch = BatchId(self.next_batch.0 + 1);
+        self.sealed = false;
+        self.pending = Pending::default();
+        self.buffer.clear();
+        self.stats.batches += 1;
+        self.stats.batch_bytes += header.span();
+        Ok(())
+    }
+
+    /// Writes the pending batch to its place, in the next segment if this one has no room for it.
+    fn write_batch(&mut self) -> Result<BatchHeader, WalError> {
+        let bytes = span(self.buffer.payload_len()) as u64;
+        // A batch larger than a segment makes an empty one grow.
+        if self.offset + bytes > self.active.len && self.offset > BATCHES_START {
+            self.roll()?;
+        }
+        let base = match (self.pending.entries, self.pending.reset) {
+            (0, None) => self.last,
+            _ => self.pending.base,
+        };
+        let header = BatchHeader {
+            base,
+            reset: self.pending.reset,
+            entries: self.pending.entries,
+            ..self.blank_header(self.active.id)
+        };
+        self.previous_crc = header.encode(self.salt, self.buffer.padded());
+        self.active
+            .file
+            .write_at(self.offset, self.buffer.padded())
+            .map_err(WalError::io("write", &self.active.name))?;
+        Ok(header)
+    }
+
+    /// The header of a batch with the buffer's payload, or of a seal.
+    fn blank_header(&self, segment: SegmentId) -> BatchHeader {
+        let payload = self.buffer.payload();
+        let payload_len = u32::try_from(payload.len());
+        BatchHeader {
+            segment,
+            batch: self.next_batch,
+            previous_crc: self.previous_crc,
+            base: self.last,
+            reset: None,
+            hard_state: self.hard_state,
+            seal: false,
+            entries: 0,
+            payload_len: payload_len.expect("a batch is bounded far below 4 GiB"),
+            payload_crc: crc32c::crc32c(payload),
+        }
+    }
+
+    fn roll(&mut self) -> Result<(), WalError> {
+        self.prepare_segment()?;
+        let Some(next) = self.prepared.take() else {
+            unreachable!("a segment was prepared the line before");
+        };
+        lock(&self.catalog).add_file(next.id, next.name.clone(), Arc::clone(&next.file));
+        self.offset = BATCHES_START;
+        self.older
+            .push_back(std::mem::replace(&mut self.active, next));
+        Ok(())
+    }
+
+    /// Makes the next segment ready, so that no flush has to. To be called when the log has nothing else to do.
+    ///
+    /// Where it fails for want of space the log stays usable until the current segment is full; see
+    /// [`Wal::is_poisoned`].
+    pub fn prepare_spare(&mut self) -> Result<(), WalError> {
+        self.refuse_if_poisoned()?;
+        self.prepare_segment()
+    }
+
+    fn prepare_segment(&mut self) -> Result<(), WalError> {
+        if self.prepared.is_some() {
+            return Ok(());
+        }
+        let maker = Maker::new(&*self.disk, &self.dir, &self.options, self.salt);
+        let made = maker.make(self.active.id.next(), self.free.pop())?;
+        let was_poisoned = std::mem::replace(&mut self.poisoned, true);
+        self.prepared = Some(maker.publish(made)?);
+        self.poisoned = was_poisoned;
+        Ok(())
+    }
+
+    /// Gives back the segments that hold only entries up to `through`, for reuse. The one being written stays.
+    ///
+    /// The caller must hold those entries durably elsewhere. Returns how many were released.
+    pub fn release(&mut self, through: LogIndex) -> Result<usize, WalError> {
+        self.refuse_if_poisoned()?;
+        let mut released = 0;
+        while let Some(oldest) = self.older.front()
+            && lock(&self.catalog).holds_only_through(oldest.id, through)
+        {
+            let oldest = oldest.clone();
+            self.older.pop_front();
+            lock(&self.catalog).forget(oldest.id);
+            self.poisoned = true;
+            self.retire(&oldest)?;
+            self.poisoned = false;
+            released += 1;
+        }
+        Ok(released)
+    }
+
+    /// Takes a segment out of the log. Each is durably gone before the next, so that no crash leaves a hole.
+    fn retire(&mut self, segment: &Segment) -> Result<(), WalError> {
+        if self.free.len() < self.options.free_segments_max
+            && segment.len == self.options.segment_bytes
+        {
+            let to = format!("{}/{}", self.dir, segment.id.free_name());
+            let renamed = self.disk.rename(&segment.name, &to);
+            renamed.map_err(WalError::io("rename", &segment.name))?;
+            self.free.push(segment.id);
+        } else {
+            let removed = self.disk.remove(&segment.name);
+            removed.map_err(WalError::io("remove", &segment.name))?;
+        }
+        let synced = self.disk.sync_dir(&self.dir);
+        synced.map_err(WalError::io("sync", &self.dir))
+    }
+
+    /// Flushes, then marks the last batch as durable with a seal behind it, unsynced: nothing depends on it, but a bit
+    /// that flips in the last batch is then told from a torn write. For an idle log and a clean stop.
+    pub fn seal(&mut self) -> Result<(), WalError> {
+        self.flush()?;
+        if !self.sealed {
+            self.poisoned = true;
+            self.write_seal()?;
+            self.poisoned = false;
+        }
+        Ok(())
+    }
+
+    /// Writes a seal where the next batch will go; where there is no block for it yet, there is none.
+    fn write_seal(&mut self) -> Result<(), WalError> {
+        let block = DIRECT_ALIGN as u64;
+        let here = self.offset + block <= self.active.len;
+        let place = if here {
+            Some((&self.active, self.offset))
+        } else {
+            self.prepared.as_ref().map(|next| (next, BATCHES_START))
+        };
+        let Some((segment, offset)) = place else {
+            return Ok(());
+        };
+        let header = BatchHeader {
+            seal: true,
+            ..self.blank_header(segment.id)
+        };
+        let (mut bytes, start) = aligned_zeros(DIRECT_ALIGN);
+        let block = &mut bytes[start..start + DIRECT_ALIGN];
+        header.encode(self.salt, block);
+        let written = segment.file.write_at(offset, block);
+        written.map_err(WalError::io("write", &segment.name))?;
+        self.sealed = true;
+        Ok(())
+    }
+
+    /// Overwrites a torn tail durably, so that it never comes back, and seals the log where it ends now.
+    fn cut(&mut self, tail: Option<&TornTail>) -> Result<(), WalError> {
+        if let Some(tail) = tail {
+            let torn_next = self.prepared.as_ref().filter(|next| next.name == tail.file);
+            let segment = torn_next.unwrap_or(&self.active);
+            write_zeros(segment, tail.offset, tail.bytes)?;
+            let synced = segment.file.sync_data();
+            synced.map_err(WalError::io("sync", &segment.name))?;
+        }
+        self.write_seal()?;
+        for segment in [Some(&self.active), self.prepared.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            let synced = segment.file.sync_data();
+            synced.map_err(WalError::io("sync", &segment.name))?;
+        }
+        Ok(())
+    }
+
+    /// Reads durable entries, beside this writer and from any thread.
+    pub fn reader(&self) -> WalReader {
+        WalReader::new(Arc::clone(&self.catalog))
+    }
+
+    /// The last appended entry's position, durable or not; the position before the first where there is none.
+    pub fn last(&self) -> LogIndex {
+        self.last
+    }
+
+    /// The hard state last appended, durable or not.
+    pub fn hard_state(&self) -> HardState {
+        self.hard_state
+    }
+
+    /// Bytes of entries that the next flush writes.
+    pub fn pending_bytes(&self) -> usize {
+        self.buffer.payload_len()
+    }
+
+    /// Whether an earlier error made the log refuse all work.
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned
+    }
+
+    /// Figures for status and metrics.
+    pub fn stats(&self) -> WalStats {
+        WalStats {
+            segments: self.older.len() + 1 + usize::from(self.prepared.is_some()),
+            free_segments: self.free.len(),
+            ..self.stats
+        }
+    }
+
+    fn refuse_if_poisoned(&self) -> Result<(), WalError> {
+        if self.poisoned {
+            return Err(WalError::Poisoned);
+        }
+        Ok(())
+    }
+}
+
+/// Makes segment files.
+struct Maker<'a> {
+    disk: &'a dyn Disk,
+    dir: &'a str,
+    options: &'a WalOptions,
+    salt: u64,
+}
+
+/// A complete segment file that still has another name.
+struct Made {
+    segment: Segment,
+    present_name: String,
+}
+
+impl<'a> Maker<'a> {
+    fn new(disk: &'a dyn Disk, dir: &'a str, options: &'a WalOptions, salt: u64) -> Self {
+        Self {
+            disk,
+            dir,
+            options,
+            salt,
+        }
+    }
+
+    /// Makes segment `id` out of a waiting file, or of a new one. All its bytes are durable, its name is not.
+    fn make(&self, id: SegmentId, free: Option<SegmentId>) -> Result<Made, WalError> {
+        let present_name = match free {
+            Some(free) => format!("{}/{}", self.dir, free.free_name()),
+            None => format!("{}/{UNFINISHED}", self.dir),
+        };
+        let made = self.write(id, &present_name, free.is_some());
+        if made.is_err() {
+            // Gives its space back, if it can: the first error is the one that counts.
+            let _ignored = self.disk.remove(&present_name).is_ok();
+        }
+        made
+    }
+
+    fn write(&self, id: SegmentId, name: &str, reused: bool) -> Result<Made, WalError> {
+        let mode = OpenMode {
+            create: !reused,
+            direct: true,
+        };
+        let file = self.disk.open(name, mode);
+        let segment = Segment {
+            id,
+            name: name.to_owned(),
+            file: file.map_err(WalError::io("create", name))?,
+            len: self.options.segment_bytes,
+        };
+        if !reused {
+            write_zeros(&segment, 0, segment.len)?;
+        }
+        let header = SegmentHeader {
+            id,
+            identity: self.options.identity,
+            salt: self.salt,
+            reused,
+        };
+        let (mut bytes, start) = aligned_zeros(DIRECT_ALIGN);
+        let block = &mut bytes[start..start + DIRECT_ALIGN];
+        header.encode(block);
+        let file = &segment.file;
+        file.write_at(0, block)
+            .map_err(WalError::io("write", name))?;
+        file.sync_data().map_err(WalError::io("sync", name))?;
+        Ok(Made {
+            segment: Segment {
+                name: format!("{}/{}", self.dir, id.live_name()),
+                ..segment
+            },
+            present_name: name.to_owned(),
+        })
+    }
+
+    /// Gives the file its name, durably: from then on it is part of the log.
+    fn publish(&self, made: Made) -> Result<Segment, WalError> {
+        let Made {
+            segment,
+            present_name,
+        } = made;
+        let renamed = self.disk.rename(&present_name, &segment.name);
+        renamed.map_err(WalError::io("rename", &present_name))?;
+        let synced = self.disk.sync_dir(self.dir);
+        synced.map_err(WalError::io("sync", self.dir))?;
+        Ok(segment)
+    }
+}
+
+fn write_zeros(segment: &Segment, offset: u64, bytes: u64) -> Result<(), WalError> {
+    let (zeros, start) = aligned_zeros(ZEROS_BYTES);
+    let end = offset + bytes;
+    let mut at = offset;
+    while at < end {
+        let part = usize::try_from(end - at).map_or(ZEROS_BYTES, |left| left.min(ZEROS_BYTES));
+        let written = segment.file.write_at(at, &zeros[start..start + part]);
+        written.map_err(WalError::io("write", &segment.name))?;
+        at += part as u64;
+    }
+    Ok(())
+}
+
+/// The files waiting to be reused. Removes those too many or of another size, and what a crash left unfinished.
+fn usable_free_files(
+    disk: &dyn Disk,
+    dir: &str,
+    names: &[String],
+    options: &WalOptions,
+) -> Result<Vec<SegmentId>, WalError> {
+    let mode = OpenMode {
+        create: false,
+        direct: true,
+    };
+    let mut usable = Vec::new();
+    for name in names {
+        let path = format!("{dir}/{name}");
+        if let Some(id) = SegmentId::from_free_name(name) {
+            let file = disk
+                .open(&path, mode)
+                .map_err(WalError::io("open", &path))?;
+            let len = file.len().map_err(WalError::io("read", &path))?;
+            if len == options.segment_bytes && usable.len() < options.free_segments_max {
+                usable.push(id);
+                continue;
+            }
+        } else if name != UNFINISHED {
+            continue;
+        }
+        disk.remove(&path).map_err(WalError::io("remove", &path))?;
+    }
+    Ok(usable)
+}

@@ -1,0 +1,385 @@
+//! Opening a log: reads it back, tells a torn tail from damage, and cuts the tail.
+//!
+//! Batches are read in order until one is not sound. A machine that dies can tear only what was being written, and the
+//! log never writes a batch before the one before it is durable. So whatever is sound and later than the bad place
+//! proves that the bad place was durable once: that is damage, and the start is refused. With nothing later, the bad
+//! place is a torn tail, which nobody was told is durable; it is cut off as a whole.
+
+use super::batch::{BatchHeader, BatchId, Flaw};
+use super::catalog::{Catalog, lock};
+use super::error::WalError;
+use super::segment::{BATCHES_START, Batch, SegmentHeader, SegmentId, SegmentReader};
+use super::{SnapshotMark, WalOptions};
+use crate::storage::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode};
+use crate::types::{Entry, HardState, LogIndex};
+use std::sync::{Arc, Mutex};
+
+/// Bytes read at once.
+const WINDOW_BYTES: usize = 1024 * 1024;
+
+/// A part of the log that was cut off because a crash tore it. None of it was ever acknowledged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TornTail {
+    /// The segment's file.
+    pub file: String,
+    /// Where the tail started.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// What was wrong with it.
+    pub what: String,
+}
+
+/// What a log held when it was opened.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// The newest hard state. Its `commit` is never past the last entry.
+    pub hard_state: HardState,
+    /// The entries after the position the caller named, without a gap, up to the last one.
+    pub entries: Vec<Entry>,
+    /// The position before the first entry in the log.
+    pub base: LogIndex,
+    /// The last entry's position; `base` where there is none. May be before what the caller's database holds.
+    pub last: LogIndex,
+    /// The newest snapshot the log was told to start after, while the log still holds that mark.
+    pub snapshot: Option<SnapshotMark>,
+    /// What was cut off, if a crash tore the last write.
+    pub cut: Option<TornTail>,
+    /// Whether there was no log, so that one was created.
+    pub created: bool,
+}
+
+/// A segment file in use.
+#[derive(Clone, Debug)]
+pub(super) struct Segment {
+    pub(super) id: SegmentId,
+    pub(super) name: String,
+    pub(super) file: Arc<dyn DiskFile>,
+    pub(super) len: u64,
+}
+
+/// Where reading ended, and all that was read before.
+pub(super) struct Replay {
+    /// The live segments, oldest first.
+    pub(super) segments: Vec<Segment>,
+    /// The segment that the next batch goes to, as a position in `segments`.
+    pub(super) active: usize,
+    /// Where in it the next batch goes.
+    pub(super) offset: u64,
+    /// The next batch's number, its seal's too.
+    pub(super) next: BatchId,
+    /// The header checksum of the last batch.
+    pub(super) previous_crc: u32,
+    pub(super) salt: u64,
+    pub(super) recovered: Recovered,
+    readers: Vec<SegmentReader>,
+    reused: Vec<bool>,
+}
+
+/// Reads the log in `names`, the live segment files of `dir`, oldest first; there must be one.
+pub(super) fn replay(
+    disk: &dyn Disk,
+    dir: &str,
+    ids: &[SegmentId],
+    options: &WalOptions,
+    after: LogIndex,
+    catalog: &Mutex<Catalog>,
+) -> Result<Replay, WalError> {
+    let mut replay = open_segments(disk, dir, ids, options)?;
+    *lock(catalog) = Catalog::new(replay.salt);
+    for segment in &replay.segments {
+        let file = Arc::clone(&segment.file);
+        lock(catalog).add_file(segment.id, segment.name.clone(), file);
+    }
+    let mut any = false;
+    let flaw = loop {
+        match replay.next_batch(any)? {
+            Ok((at, offset, batch)) => {
+                replay.count(at, offset, batch, any, after, catalog)?;
+                any = true;
+            }
+            Err(flaw) => break flaw,
+        }
+    };
+    replay.refuse_damage(&flaw)?;
+    let catalog = lock(catalog);
+    replay.recovered.base = catalog.base();
+    replay.recovered.last = catalog.last();
+    let hard_state = &mut replay.recovered.hard_state;
+    hard_state.commit = hard_state.commit.min(catalog.last());
+    if catalog.base() > after {
+        return Err(WalError::StartsTooLate {
+            first: catalog.base().next(),
+            needed: after.next(),
+        });
+    }
+    Ok(replay)
+}
+
+fn open_segments(
+    disk: &dyn Disk,
+    dir: &str,
+    ids: &[SegmentId],
+    options: &WalOptions,
+) -> Result<Replay, WalError> {
+    let mut replay = Replay {
+        segments: Vec::new(),
+        active: 0,
+        offset: BATCHES_START,
+        next: BatchId(0),
+        previous_crc: 0,
+        salt: 0,
+        recovered: Recovered::default(),
+        readers: Vec::new(),
+        reused: Vec::new(),
+    };
+    let mode = OpenMode {
+        create: false,
+        direct: true,
+    };
+    for (at, id) in ids.iter().enumerate() {
+        let name = format!("{dir}/{}", id.live_name());
+        if let Some(expected) = at.checked_sub(1).map(|before| ids[before].next())
+            && *id != expected
+        {
+            return Err(WalError::MissingSegment {
+                segment: expected,
+                file: format!("{dir}/{}", expected.live_name()),
+            });
+        }
+        let io = |action| WalError::io(action, &name);
+        let file = disk.open(&name, mode).map_err(io("open"))?;
+        let mut reader = SegmentReader::new(Arc::clone(&file), WINDOW_BYTES).map_err(io("read"))?;
+        let block = reader.bytes(0, DIRECT_ALIGN).map_err(io("read"))?;
+        let header = SegmentHeader::decode(block.unwrap_or_default(), *id, &name)?;
+        if header.identity != options.identity {
+            return Err(WalError::Foreign {
+                file: name,
+                found_cluster: header.identity.cluster,
+                found_node: header.identity.node,
+                cluster: options.identity.cluster,
+                node: options.identity.node,
+            });
+        }
+        if at > 0 && header.salt != replay.salt {
+            return Err(WalError::Damaged {
+                segment: *id,
+                file: name,
+                offset: 0,
+                what: "it belongs to another log of the same member".to_owned(),
+            });
+        }
+        replay.salt = header.salt;
+        replay.reused.push(header.reused);
+        let len = reader.len();
+        replay.readers.push(reader);
+        replay.segments.push(Segment {
+            id: *id,
+            name,
+            file,
+            len,
+        });
+    }
+    Ok(replay)
+}
+
+impl Replay {
+    /// The batch that follows what was read, from where it may lie: right behind, or at the next segment's start.
+    /// `any` says whether a batch was read before; the first one is nowhere but at the oldest segment's start.
+    fn next_batch(&mut self, any: bool) -> Result<Result<(usize, u64, Batch), Flaw>, WalError> {
+        let here = self.batch_at(self.active, self.offset, any)?;
+        let is_seal = matches!(&here, Ok(batch) if batch.header.seal);
+        if here.is_ok() && !is_seal {
+            return Ok(here.map(|batch| (self.active, self.offset, batch)));
+        }
+        if any
+            && self.active + 1 < self.segments.len()
+            && let Ok(batch) = self.batch_at(self.active + 1, BATCHES_START, any)?
+            && !batch.header.seal
+        {
+            return Ok(Ok((self.active + 1, BATCHES_START, batch)));
+        }
+        match here {
+            // A seal's hard state is that of the batch before it: nothing to take over.
+            Ok(_) => Ok(Err(Flaw::NoBatch)),
+            Err(flaw) => Ok(Err(flaw)),
+        }
+    }
+
+    /// The sound batch at a place, if it is the expected one.
+    fn batch_at(
+        &mut self,
+        at: usize,
+        offset: u64,
+        any: bool,
+    ) -> Result<Result<Batch, Flaw>, WalError> {
+        let id = self.segments[at].id;
+        let found = self.readers[at].batch(offset, self.salt);
+        let batch = match found.map_err(WalError::io("read", &self.segments[at].name))? {
+            Ok(batch) => batch,
+            Err(flaw) => return Ok(Err(flaw)),
+        };
+        let header = &batch.header;
+        // The log's first segments may be gone: then any batch number may be the first.
+        if header.segment != id || (any && header.batch != self.next) {
+            return Ok(Err(Flaw::OutOfPlace {
+                found: header.batch,
+                segment: header.segment,
+                expected: self.next,
+            }));
+        }
+        if any && header.previous_crc != self.previous_crc {
+            return Ok(Err(Flaw::BrokenChain(header.batch)));
+        }
+        Ok(Ok(batch))
+    }
+
+    fn count(
+        &mut self,
+        at: usize,
+        offset: u64,
+        batch: Batch,
+        any: bool,
+        after: LogIndex,
+        catalog: &Mutex<Catalog>,
+    ) -> Result<(), WalError> {
+        let header = batch.header;
+        let mut catalog = lock(catalog);
+        if !any {
+            catalog.start_after(header.base);
+        }
+        if header.base > catalog.last() && header.reset.is_none() {
+            return Err(WalError::Damaged {
+                segment: header.segment,
+                file: self.segments[at].name.clone(),
+                offset,
+                what: format!(
+                    "the log jumps from entry {} to {}",
+                    catalog.last(),
+                    header.base.next()
+                ),
+            });
+        }
+        catalog.add(&header, offset);
+        let entries = &mut self.recovered.entries;
+        if let Some(term) = header.reset {
+            entries.clear();
+            self.recovered.snapshot = Some(SnapshotMark {
+                index: header.base,
+                term,
+            });
+        }
+        if !batch.entries.is_empty() {
+            entries.truncate(entries.partition_point(|entry| entry.index <= header.base));
+        }
+        entries.extend(
+            batch
+                .entries
+                .into_iter()
+                .filter(|entry| entry.index > after),
+        );
+        self.recovered.hard_state = header.hard_state;
+        self.active = at;
+        self.offset = offset + header.span();
+        self.next = BatchId(header.batch.0 + 1);
+        self.previous_crc = batch.header_crc;
+        Ok(())
+    }
+
+    /// Looks through all that follows the place where reading ended: a sound later batch proves damage there.
+    fn refuse_damage(&mut self, flaw: &Flaw) -> Result<(), WalError> {
+        // Sound checksums around what is never written: no crash makes that.
+        if matches!(
+            flaw,
+            Flaw::BrokenChain(_) | Flaw::HeaderContent | Flaw::Entry(..)
+        ) {
+            let active = &self.segments[self.active];
+            return Err(WalError::Damaged {
+                segment: active.id,
+                file: active.name.clone(),
+                offset: self.offset,
+                what: flaw.to_string(),
+            });
+        }
+        for at in self.active..self.segments.len() {
+            let mut offset = if at == self.active {
+                self.offset
+            } else {
+                BATCHES_START
+            };
+            while offset < self.segments[at].len {
+                let found = self.readers[at].header(offset, self.salt);
+                let found = found.map_err(WalError::io("read", &self.segments[at].name))?;
+                if let Ok((later, _)) = found
+                    && later.segment == self.segments[at].id
+                    && later.batch > self.next
+                {
+                    return Err(self.damage(flaw, &later, at, offset));
+                }
+                offset += DIRECT_ALIGN as u64;
+            }
+        }
+        Ok(())
+    }
+
+    fn damage(&self, flaw: &Flaw, later: &BatchHeader, at: usize, offset: u64) -> WalError {
+        // The bad batch is in the active segment, unless the next one starts with it.
+        let (bad, bad_offset) = if self.offset >= self.segments[self.active].len {
+            (&self.segments[at], BATCHES_START)
+        } else {
+            (&self.segments[self.active], self.offset)
+        };
+        WalError::Damaged {
+            segment: bad.id,
+            file: bad.name.clone(),
+            offset: bad_offset,
+            what: format!(
+                "{flaw}, although batch {} at byte {offset} of {} was written after it",
+                later.batch, self.segments[at].name
+            ),
+        }
+    }
+
+    /// What the crash tore, if its place shows that. Leftovers of a reused file are not told from a torn header.
+    pub(super) fn torn_tail(&mut self) -> Result<Option<TornTail>, WalError> {
+        let places = [(self.active, self.offset), (self.active + 1, BATCHES_START)];
+        for (at, offset) in places {
+            if at >= self.segments.len() || offset >= self.segments[at].len {
+                continue;
+            }
+            if let Some(tail) = self.torn_at(at, offset)? {
+                return Ok(Some(tail));
+            }
+        }
+        Ok(None)
+    }
+
+    fn torn_at(&mut self, at: usize, offset: u64) -> Result<Option<TornTail>, WalError> {
+        let name = self.segments[at].name.clone();
+        let reader = &mut self.readers[at];
+        let found = reader.batch(offset, self.salt);
+        let flaw = match found.map_err(WalError::io("read", &name))? {
+            Ok(_) => return Ok(None), // a seal
+            Err(flaw) => flaw,
+        };
+        let header = reader.header(offset, self.salt);
+        let bytes = match header.map_err(WalError::io("read", &name))? {
+            Ok((header, _)) if header.segment == self.segments[at].id => header.span(),
+            Ok(_) => return Ok(None),
+            Err(_) if self.reused[at] => return Ok(None),
+            Err(_) => match reader.bytes(offset, DIRECT_ALIGN) {
+                Ok(Some(block)) if block.iter().any(|byte| *byte != 0) => DIRECT_ALIGN as u64,
+                _ => return Ok(None),
+            },
+        };
+        Ok(Some(TornTail {
+            file: name,
+            offset,
+            // A torn write may have left a file that ends inside a block.
+            bytes: bytes
+                .min(reader.len() - offset)
+                .next_multiple_of(DIRECT_ALIGN as u64),
+            what: flaw.to_string(),
+        }))
+    }
+}

@@ -1,0 +1,303 @@
+//! A segment: one file of the log, its name, its header block, and reading it in large windows.
+//!
+//! A live segment always has a sound header: the header is durable before the file gets its name.
+
+use super::batch::{BatchHeader, Flaw, HEADER_BYTES, u32_at, u64_at};
+use super::error::WalError;
+use crate::storage::disk::{DIRECT_ALIGN, DiskFile};
+use crate::types::{ClusterId, Entry, NodeId};
+use bytes::Bytes;
+use std::{fmt, io, sync::Arc};
+
+/// Where batches start in a segment: after the header block.
+pub(super) const BATCHES_START: u64 = DIRECT_ALIGN as u64;
+/// The format this version writes, and the newest it reads.
+pub(super) const FORMAT: u32 = 1;
+
+const MAGIC: [u8; 8] = *b"QUORWAL\0";
+const FIELDS_BYTES: usize = 64;
+const CRC_AT: usize = FIELDS_BYTES - 4;
+const LIVE_SUFFIX: &str = ".seg";
+const FREE_SUFFIX: &str = ".free";
+
+/// A segment's number. Numbers are never used twice: a reused file gets a new one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SegmentId(pub u64);
+
+impl fmt::Display for SegmentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl SegmentId {
+    pub(super) fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+
+    /// The name of its file while the log needs it.
+    pub(super) fn live_name(self) -> String {
+        format!("{:016x}{LIVE_SUFFIX}", self.0)
+    }
+
+    /// The name of its file once it waits to be reused.
+    pub(super) fn free_name(self) -> String {
+        format!("{:016x}{FREE_SUFFIX}", self.0)
+    }
+
+    /// The number in a live segment's name.
+    pub(super) fn from_live_name(name: &str) -> Option<Self> {
+        Self::from_name(name, LIVE_SUFFIX)
+    }
+
+    /// The number in a waiting segment's name.
+    pub(super) fn from_free_name(name: &str) -> Option<Self> {
+        Self::from_name(name, FREE_SUFFIX)
+    }
+
+    fn from_name(name: &str, suffix: &str) -> Option<Self> {
+        let digits = name.strip_suffix(suffix)?;
+        let id = Self(u64::from_str_radix(digits, 16).ok()?);
+        // One spelling for each number: `1.seg` is not a segment.
+        (format!("{:016x}{suffix}", id.0) == name).then_some(id)
+    }
+}
+
+/// Who writes a log. A log of someone else is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The member.
+    pub node: NodeId,
+}
+
+/// What a segment's header block says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SegmentHeader {
+    pub(super) id: SegmentId,
+    pub(super) identity: Identity,
+    /// Seeds the checksums of batch headers; random, and the same in all segments of a log.
+    pub(super) salt: u64,
+    /// Whether the file had a life before, so that leftovers may follow the last batch.
+    pub(super) reused: bool,
+}
+
+impl SegmentHeader {
+    /// Fills `block`, the first [`DIRECT_ALIGN`] bytes of the file.
+    pub(super) fn encode(&self, block: &mut [u8]) {
+        block.fill(0);
+        block[..8].copy_from_slice(&MAGIC);
+        block[8..12].copy_from_slice(&FORMAT.to_le_bytes());
+        block[12..16].copy_from_slice(&u32::from(self.reused).to_le_bytes());
+        block[16..24].copy_from_slice(&self.id.0.to_le_bytes());
+        block[24..32].copy_from_slice(&self.identity.cluster.0.to_le_bytes());
+        block[32..40].copy_from_slice(&self.identity.node.0.to_le_bytes());
+        block[40..48].copy_from_slice(&self.salt.to_le_bytes());
+        let crc = crc32c::crc32c(&block[..CRC_AT]);
+        block[CRC_AT..FIELDS_BYTES].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// Reads a header block of the segment `id` in `file`.
+    pub(super) fn decode(block: &[u8], id: SegmentId, file: &str) -> Result<Self, WalError> {
+        let damaged = |what: &str| WalError::Damaged {
+            segment: id,
+            file: file.to_owned(),
+            offset: 0,
+            what: what.to_owned(),
+        };
+        if block.len() < FIELDS_BYTES || block[..8] != MAGIC {
+            return Err(damaged("this is not a log segment"));
+        }
+        if crc32c::crc32c(&block[..CRC_AT]) != u32_at(block, CRC_AT) {
+            return Err(damaged("checksum mismatch in the segment header"));
+        }
+        let found = u32_at(block, 8);
+        if found > FORMAT {
+            return Err(WalError::NewerFormat {
+                file: file.to_owned(),
+                found,
+                supported: FORMAT,
+            });
+        }
+        let header = Self {
+            id: SegmentId(u64_at(block, 16)),
+            identity: Identity {
+                cluster: ClusterId(u64_at(block, 24)),
+                node: NodeId(u64_at(block, 32)),
+            },
+            salt: u64_at(block, 40),
+            reused: u32_at(block, 12) != 0,
+        };
+        if found != FORMAT {
+            return Err(damaged("the format number was never in use"));
+        }
+        if header.id != id {
+            return Err(damaged(&format!("its header names segment {}", header.id)));
+        }
+        Ok(header)
+    }
+}
+
+/// A batch as it was read back.
+#[derive(Debug)]
+pub(super) struct Batch {
+    pub(super) header: BatchHeader,
+    pub(super) header_crc: u32,
+    pub(super) entries: Vec<Entry>,
+}
+
+/// Reads a segment in windows, so that a run of small batches costs few reads.
+#[derive(Debug)]
+pub(super) struct SegmentReader {
+    file: Arc<dyn DiskFile>,
+    len: u64,
+    window_bytes: usize,
+    window_start: u64,
+    window: Vec<u8>,
+}
+
+impl SegmentReader {
+    /// Reads `file`, asking for about `window_bytes` at once.
+    pub(super) fn new(file: Arc<dyn DiskFile>, window_bytes: usize) -> io::Result<Self> {
+        Ok(Self {
+            len: file.len()?,
+            file,
+            window_bytes,
+            window_start: 0,
+            window: Vec::new(),
+        })
+    }
+
+    /// The file's length.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// The bytes at `offset`, or nothing where the file ends before them.
+    pub(super) fn bytes(&mut self, offset: u64, len: usize) -> io::Result<Option<&[u8]>> {
+        let Some(end) = offset
+            .checked_add(len as u64)
+            .filter(|end| *end <= self.len)
+        else {
+            return Ok(None);
+        };
+        let window_end = self.window_start + self.window.len() as u64;
+        if offset < self.window_start || end > window_end {
+            let wanted = (len.max(self.window_bytes) as u64).min(self.len - offset);
+            let Ok(wanted) = usize::try_from(wanted) else {
+                return Err(io::ErrorKind::OutOfMemory.into());
+            };
+            self.window.clear();
+            self.window.resize(wanted, 0);
+            self.window_start = offset;
+            self.file.read_at(offset, &mut self.window)?;
+        }
+        let Ok(from) = usize::try_from(offset - self.window_start) else {
+            return Ok(None);
+        };
+        Ok(self.window.get(from..from + len))
+    }
+
+    /// The batch header at `offset`, whatever its place in the log.
+    pub(super) fn header(
+        &mut self,
+        offset: u64,
+        salt: u64,
+    ) -> io::Result<Result<(BatchHeader, u32), Flaw>> {
+        Ok(match self.bytes(offset, HEADER_BYTES)? {
+            Some(bytes) => BatchHeader::decode(bytes, salt),
+            None => Err(Flaw::NoBatch),
+        })
+    }
+
+    /// The sound batch at `offset`, whatever its place in the log.
+    pub(super) fn batch(&mut self, offset: u64, salt: u64) -> io::Result<Result<Batch, Flaw>> {
+        let (header, header_crc) = match self.header(offset, salt)? {
+            Ok(found) => found,
+            Err(flaw) => return Ok(Err(flaw)),
+        };
+        let payload_at = offset + HEADER_BYTES as u64;
+        let Some(payload) = self.bytes(payload_at, header.payload_len as usize)? else {
+            return Ok(Err(Flaw::PastEnd(header.batch)));
+        };
+        let payload = Bytes::copy_from_slice(payload);
+        Ok(header.decode_payload(&payload).map(|entries| Batch {
+            header,
+            header_crc,
+            entries,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: SegmentHeader = SegmentHeader {
+        id: SegmentId(0x1f),
+        identity: Identity {
+            cluster: ClusterId(8),
+            node: NodeId(9),
+        },
+        salt: 7,
+        reused: true,
+    };
+
+    fn block() -> Vec<u8> {
+        let mut block = vec![0xaa; DIRECT_ALIGN];
+        HEADER.encode(&mut block);
+        block
+    }
+
+    #[test]
+    fn a_header_reads_back_and_any_flipped_bit_is_damage() {
+        let mut block = block();
+        let back = SegmentHeader::decode(&block, SegmentId(0x1f), "f").unwrap();
+        assert_eq!(back, HEADER);
+        for bit in 0..FIELDS_BYTES * 8 {
+            block[bit / 8] ^= 1 << (bit % 8);
+            let found = SegmentHeader::decode(&block, SegmentId(0x1f), "f");
+            assert!(
+                matches!(found, Err(WalError::Damaged { offset: 0, .. })),
+                "bit {bit}"
+            );
+            block[bit / 8] ^= 1 << (bit % 8);
+        }
+        let other = SegmentHeader::decode(&block, SegmentId(0x20), "f");
+        assert!(matches!(other, Err(WalError::Damaged { .. })));
+    }
+
+    #[test]
+    fn a_newer_format_is_told_from_damage() {
+        let mut block = block();
+        block[8..12].copy_from_slice(&2_u32.to_le_bytes());
+        let crc = crc32c::crc32c(&block[..CRC_AT]);
+        block[CRC_AT..FIELDS_BYTES].copy_from_slice(&crc.to_le_bytes());
+        let found = SegmentHeader::decode(&block, SegmentId(0x1f), "f");
+        assert!(
+            matches!(
+                found,
+                Err(WalError::NewerFormat {
+                    found: 2,
+                    supported: 1,
+                    ..
+                })
+            ),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn names_have_one_spelling() {
+        assert_eq!(SegmentId(0x1f).live_name(), "000000000000001f.seg");
+        for good in [SegmentId(0), SegmentId(0x1f), SegmentId(u64::MAX)] {
+            assert_eq!(SegmentId::from_live_name(&good.live_name()), Some(good));
+            assert_eq!(SegmentId::from_free_name(&good.free_name()), Some(good));
+            assert_eq!(SegmentId::from_live_name(&good.free_name()), None);
+        }
+        for bad in ["1.seg", "000000000000001F.seg", "+00000000000001f.seg", "x"] {
+            assert_eq!(SegmentId::from_live_name(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,889 @@
+//! The log as a whole: round trips, replacement, reuse, torn tails, damage, crashes. On a simulated disk, and where it
+//! matters on files too.
+
+use super::*;
+use crate::storage::real_disk::RealDisk;
+use crate::storage::sim_disk::{Fault, SimDisk};
+use crate::types::{ClusterId, EntryKind, NodeId};
+
+const IDENTITY: Identity = Identity {
+    cluster: ClusterId(0xc1),
+    node: NodeId(0xd1),
+};
+const DIR: &str = "wal";
+const BLOCK: u64 = DIRECT_ALIGN as u64;
+const NONE: LogIndex = LogIndex(0);
+
+fn options() -> WalOptions {
+    WalOptions {
+        segment_bytes: 16 * BLOCK,
+        free_segments_max: 2,
+        ..WalOptions::new(IDENTITY, 0x5a17)
+    }
+}
+
+fn entry(index: u64, term: u64, len: usize) -> Entry {
+    let fill = u8::try_from((index * 7 + term) % 251).unwrap();
+    Entry {
+        term: Term(term),
+        index: LogIndex(index),
+        kind: EntryKind::Command,
+        data: vec![fill; len].into(),
+    }
+}
+
+fn entries(indexes: std::ops::RangeInclusive<u64>, term: u64) -> Vec<Entry> {
+    indexes.map(|index| entry(index, term, 100)).collect()
+}
+
+fn hard_state(term: u64, commit: u64) -> HardState {
+    HardState {
+        term: Term(term),
+        vote: Some(NodeId(term % 3)),
+        commit: LogIndex(commit),
+    }
+}
+
+fn try_open(disk: &impl CloneDisk, after: u64) -> Result<(Wal, Recovered), WalError> {
+    Wal::open(disk.share(), DIR, options(), LogIndex(after))
+}
+
+fn open(disk: &impl CloneDisk) -> (Wal, Recovered) {
+    let (wal, recovered) = try_open(disk, 0).unwrap();
+    lock(&wal.catalog).check();
+    (wal, recovered)
+}
+
+/// Lets a test body run on either kind of disk.
+trait CloneDisk {
+    fn share(&self) -> Arc<dyn Disk>;
+}
+
+impl CloneDisk for SimDisk {
+    fn share(&self) -> Arc<dyn Disk> {
+        Arc::new(self.clone())
+    }
+}
+
+impl CloneDisk for Arc<RealDisk> {
+    fn share(&self) -> Arc<dyn Disk> {
+        Arc::<RealDisk>::clone(self)
+    }
+}
+
+fn on_both_disks(body: impl Fn(&dyn Fn() -> Arc<dyn Disk>)) {
+    let sim = SimDisk::new(1);
+    body(&|| sim.share());
+    sim.take_direct(false);
+    let buffered = SimDisk::new(2);
+    buffered.take_direct(false);
+    body(&|| buffered.share());
+    let dir = tempfile::tempdir().unwrap();
+    let real = Arc::new(RealDisk::open(dir.path()).unwrap());
+    body(&|| real.share());
+}
+
+impl CloneDisk for &dyn Fn() -> Arc<dyn Disk> {
+    fn share(&self) -> Arc<dyn Disk> {
+        self()
+    }
+}
+
+fn put(wal: &mut Wal, entries: &[Entry]) {
+    let append = Append {
+        entries,
+        ..Append::default()
+    };
+    wal.append(&append).unwrap();
+    wal.flush().unwrap();
+}
+
+fn name(segment: u64) -> String {
+    format!("{DIR}/{}", SegmentId(segment).live_name())
+}
+
+#[test]
+fn what_was_flushed_is_there_after_reopening() {
+    on_both_disks(|disk| {
+        let (mut wal, recovered) = open(&disk);
+        assert!(recovered.created);
+        assert_eq!(recovered.last, NONE);
+        wal.append(&Append {
+            hard_state: Some(hard_state(2, 3)),
+            entries: &entries(1..=5, 2),
+            snapshot: None,
+        })
+        .unwrap();
+        put(&mut wal, &entries(6..=200, 2)); // crosses segments
+        put(&mut wal, &[entry(201, 2, 0), entry(202, 3, 40_000)]);
+        assert!(wal.stats().batches >= 2);
+        drop(wal);
+        let (wal, recovered) = open(&disk);
+        let mut expected = entries(1..=200, 2);
+        expected.extend([entry(201, 2, 0), entry(202, 3, 40_000)]);
+        assert_eq!(recovered.entries, expected);
+        assert_eq!(recovered.hard_state, hard_state(2, 3));
+        assert_eq!(recovered.last, LogIndex(202));
+        assert_eq!(recovered.cut, None);
+        assert!(!recovered.created);
+        assert_eq!(wal.last(), LogIndex(202));
+        drop(wal);
+        let (_, recovered) = try_open(&disk, 200).unwrap();
+        assert_eq!(recovered.entries, expected[200..]);
+    });
+}
+
+#[test]
+fn all_appends_between_flushes_share_one_write_and_one_sync() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    let before = disk.operations();
+    for index in 1..=20 {
+        wal.append(&Append {
+            entries: &entries(index..=index, 1),
+            hard_state: Some(hard_state(1, index - 1)),
+            snapshot: None,
+        })
+        .unwrap();
+    }
+    assert_eq!(disk.operations(), before);
+    wal.flush().unwrap();
+    assert_eq!(disk.operations(), before + 2);
+    wal.flush().unwrap();
+    assert_eq!(disk.operations(), before + 2, "nothing to flush");
+    assert_eq!(wal.stats().batches, 1);
+}
+
+#[test]
+fn an_entry_the_log_has_replaces_it_and_all_after_it() {
+    on_both_disks(|disk| {
+        let (mut wal, _) = open(&disk);
+        put(&mut wal, &entries(1..=10, 1));
+        put(&mut wal, &entries(8..=9, 2));
+        // Pending entries are replaced too, also with a hard state between.
+        let first = entries(10..=12, 2);
+        let second = entries(9..=9, 3);
+        for entries in [&first, &second] {
+            let hard_state = Some(hard_state(entries[0].term.0, 5));
+            let append = Append {
+                entries,
+                hard_state,
+                snapshot: None,
+            };
+            wal.append(&append).unwrap();
+        }
+        wal.flush().unwrap();
+        let mut expected = entries(1..=7, 1);
+        expected.extend(entries(8..=8, 2));
+        expected.extend(entries(9..=9, 3));
+        lock(&wal.catalog).check();
+        assert_eq!(wal.reader().read(LogIndex(1), 1 << 20).unwrap(), expected);
+        drop(wal);
+        let (_, recovered) = open(&disk);
+        assert_eq!(recovered.entries, expected);
+        assert_eq!(recovered.hard_state, hard_state(3, 5));
+    });
+}
+
+#[test]
+fn a_snapshot_mark_voids_the_log_before_it() {
+    on_both_disks(|disk| {
+        let (mut wal, _) = open(&disk);
+        put(&mut wal, &entries(1..=10, 1));
+        let mark = SnapshotMark {
+            index: LogIndex(500),
+            term: Term(4),
+        };
+        wal.append(&Append {
+            snapshot: Some(mark),
+            hard_state: Some(hard_state(4, 500)),
+            entries: &entries(501..=502, 4),
+        })
+        .unwrap();
+        wal.flush().unwrap();
+        drop(wal);
+        let early = try_open(&disk, 499);
+        assert!(matches!(early, Err(WalError::StartsTooLate { .. })));
+        let (wal, recovered) = try_open(&disk, 500).unwrap();
+        assert_eq!(recovered.snapshot, Some(mark));
+        assert_eq!(recovered.entries, entries(501..=502, 4));
+        assert_eq!(recovered.base, LogIndex(500));
+        let released = wal.reader().read(LogIndex(500), 1);
+        assert!(matches!(released, Err(WalError::Released { .. })));
+        assert_eq!(wal.reader().bounds(), Some((LogIndex(501), LogIndex(502))));
+    });
+}
+
+#[test]
+fn a_commit_past_the_log_is_not_believed() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    wal.append(&Append {
+        hard_state: Some(hard_state(1, 9)),
+        entries: &entries(1..=3, 1),
+        snapshot: None,
+    })
+    .unwrap();
+    wal.flush().unwrap();
+    drop(wal);
+    assert_eq!(open(&disk).1.hard_state.commit, LogIndex(3));
+}
+
+#[test]
+fn batches_too_large_for_a_segment_get_a_larger_one() {
+    on_both_disks(|disk| {
+        let (mut wal, _) = open(&disk);
+        put(&mut wal, &entries(1..=2, 1));
+        let huge = entry(3, 1, 300_000);
+        put(&mut wal, std::slice::from_ref(&huge));
+        put(&mut wal, &entries(4..=5, 1));
+        let mut expected = entries(1..=2, 1);
+        expected.push(huge);
+        expected.extend(entries(4..=5, 1));
+        assert_eq!(wal.reader().read(LogIndex(1), 1 << 20).unwrap(), expected);
+        drop(wal);
+        let (mut wal, recovered) = open(&disk);
+        assert_eq!(recovered.entries, expected);
+        put(&mut wal, &entries(6..=6, 1));
+        wal.release(LogIndex(5)).unwrap();
+        assert!(wal.stats().free_segments <= 1, "a larger file is not kept");
+    });
+}
+
+#[test]
+fn a_group_too_large_for_one_batch_is_split() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    let large: Vec<Entry> = (1..=5).map(|index| entry(index, 1, 3_000_000)).collect();
+    put(&mut wal, &large);
+    assert_eq!(wal.stats().batches, 3);
+    drop(wal);
+    assert_eq!(open(&disk).1.entries, large);
+}
+
+#[test]
+fn released_segments_are_reused_and_their_leftovers_never_count() {
+    on_both_disks(|disk| {
+        let (mut wal, _) = open(&disk);
+        let mut last = 0;
+        for round in 0..40_u64 {
+            wal.append(&Append {
+                hard_state: Some(hard_state(1, round)),
+                ..Append::default()
+            })
+            .unwrap();
+            let next: Vec<Entry> = (last + 1..=last + 9)
+                .map(|index| entry(index, 1, 900))
+                .collect();
+            for entry in &next {
+                put(&mut wal, std::slice::from_ref(entry));
+            }
+            last += 9;
+            wal.prepare_spare().unwrap();
+            wal.release(LogIndex(last - 3)).unwrap();
+            lock(&wal.catalog).check();
+            let stats = wal.stats();
+            assert!(stats.segments + stats.free_segments <= 5, "{stats:?}");
+        }
+        assert!(wal.active.id > SegmentId(20));
+        assert_eq!(disk().list(DIR).unwrap().len(), {
+            let stats = wal.stats();
+            stats.segments + stats.free_segments
+        });
+        drop(wal);
+        let (_, recovered) = try_open(&disk, last - 3).unwrap();
+        let expected: Vec<Entry> = (last - 2..=last)
+            .map(|index| entry(index, 1, 900))
+            .collect();
+        assert_eq!(recovered.entries, expected);
+        assert_eq!(recovered.hard_state, hard_state(1, 39));
+        assert_eq!(recovered.cut, None, "leftovers are no torn tail");
+    });
+}
+
+#[test]
+fn a_reused_segment_holding_forged_batches_is_not_believed() {
+    // A client stores bytes that would be the next batch, where only the salt is not known to it.
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    let mut data = vec![0; 3 * DIRECT_ALIGN];
+    let forged_at = DIRECT_ALIGN - batch::HEADER_BYTES - ENTRY_HEADER_BYTES;
+    let forged = BatchHeader {
+        batch: BatchId(1),
+        ..wal.blank_header(SegmentId(1))
+    };
+    forged.encode(wal.salt + 1, &mut data[forged_at..]);
+    let bait = Entry {
+        data: data.into(),
+        ..entry(1, 1, 0)
+    };
+    put(&mut wal, &[bait]);
+    drop(wal);
+    let file = disk
+        .share()
+        .open(
+            &name(1),
+            OpenMode {
+                create: false,
+                direct: true,
+            },
+        )
+        .unwrap();
+    let (zeros, start) = aligned_zeros(DIRECT_ALIGN);
+    file.write_at(BLOCK, &zeros[start..start + DIRECT_ALIGN])
+        .unwrap();
+    file.sync_data().unwrap();
+    // The seal behind it is gone too, so that only the forged batch could speak of damage.
+    for byte in 0..BLOCK {
+        disk.set_byte(&name(1), 5 * BLOCK + byte, 0);
+    }
+    assert_eq!(open(&disk).1.last, NONE);
+}
+
+#[test]
+fn readers_get_what_fits_and_say_what_is_gone() {
+    on_both_disks(|disk| {
+        let (mut wal, _) = open(&disk);
+        for index in 1..=100 {
+            put(&mut wal, &[entry(index, 1, 1000)]);
+        }
+        let reader = wal.reader();
+        let all = reader.read(LogIndex(1), usize::MAX).unwrap();
+        let expected: Vec<Entry> = (1..=100).map(|index| entry(index, 1, 1000)).collect();
+        assert_eq!(all, expected);
+        assert_eq!(reader.read(LogIndex(42), 3000).unwrap(), expected[41..44]);
+        assert_eq!(reader.read(LogIndex(42), 3999).unwrap(), expected[41..44]);
+        assert_eq!(reader.read(LogIndex(42), 0).unwrap(), expected[41..42]);
+        assert!(reader.read(LogIndex(101), 10).unwrap().is_empty());
+        wal.release(LogIndex(50)).unwrap();
+        let (first, last) = reader.bounds().unwrap();
+        assert!(LogIndex(1) < first && first <= LogIndex(51) && last == LogIndex(100));
+        let gone = reader.read(LogIndex(1), 10).unwrap_err();
+        assert!(matches!(gone, WalError::Released { first: f, .. } if f == first));
+        let rest = reader.read(first, usize::MAX).unwrap();
+        assert_eq!(rest, expected[usize::try_from(first.0 - 1).unwrap()..]);
+    });
+}
+
+#[test]
+fn readers_on_another_thread_never_see_a_mixture() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    put(&mut wal, &entries(1..=4, 1));
+    let reader = wal.reader();
+    let thread = std::thread::spawn(move || {
+        for _ in 0..300 {
+            let read = reader.read(LogIndex(1), usize::MAX).unwrap();
+            let terms: Vec<Term> = read.iter().map(|entry| entry.term).collect();
+            assert!(
+                terms[1..].windows(2).all(|pair| pair[0] == pair[1]),
+                "{terms:?}"
+            );
+        }
+    });
+    for term in 2..150 {
+        put(&mut wal, &entries(2..=4, term));
+    }
+    thread.join().unwrap();
+}
+
+/// A log of three flushed batches of two blocks each, not sealed, and where the last one starts.
+fn three_batches(disk: &SimDisk) -> u64 {
+    let (mut wal, _) = open(disk);
+    let mut start = 0;
+    for index in 1..=3 {
+        start = wal.offset;
+        put(&mut wal, &[entry(index, 1, 5000)]);
+    }
+    start
+}
+
+fn three_entries() -> Vec<Entry> {
+    (1..=3).map(|index| entry(index, 1, 5000)).collect()
+}
+
+#[test]
+fn a_last_batch_torn_at_any_byte_is_cut_whole() {
+    let disk = SimDisk::new(1);
+    let start = three_batches(&disk);
+    let whole = disk.contents(&name(1)).unwrap();
+    let used = batch::HEADER_BYTES as u64 + ENTRY_HEADER_BYTES as u64 + 5000;
+    for torn in 0..used {
+        // Few torn places are left out: one run of the loop costs about a millisecond.
+        if torn > 200 && torn < used - 100 && torn % 37 != 0 && torn % 512 != 0 {
+            continue;
+        }
+        let disk = SimDisk::new(torn);
+        disk.take_direct(false);
+        let file = disk
+            .share()
+            .open(
+                &name(1),
+                OpenMode {
+                    create: true,
+                    direct: false,
+                },
+            )
+            .unwrap();
+        let mut bytes = whole.clone();
+        let at = usize::try_from(start + torn).unwrap();
+        bytes[at..].fill(0);
+        file.write_at(0, &bytes).unwrap();
+        file.sync_data().unwrap();
+        disk.share().sync_dir(DIR).unwrap();
+        let (mut wal, recovered) = open(&disk);
+        assert_eq!(recovered.entries, three_entries()[..2], "torn at {torn}");
+        assert_eq!(recovered.cut.is_some(), torn > 0, "torn at {torn}");
+        // What was cut never comes back, whatever is written over it.
+        put(&mut wal, &[entry(3, 2, 10)]);
+        drop(wal);
+        disk.crash();
+        let (_, recovered) = open(&disk);
+        assert_eq!(recovered.entries[2..], [entry(3, 2, 10)], "torn at {torn}");
+        assert_eq!(recovered.cut, None, "torn at {torn}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_before_the_last_batch_is_damage_and_is_located() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    let mut starts = Vec::new();
+    for index in 1..=30 {
+        put(&mut wal, &[entry(index, 1, 5000)]);
+        let start = wal.offset - 2 * BLOCK;
+        starts.push((wal.active.id, start));
+    }
+    drop(wal);
+    let used = batch::HEADER_BYTES as u64 + ENTRY_HEADER_BYTES as u64 + 5000;
+    for (number, (segment, start)) in starts.iter().take(29).enumerate() {
+        for byte in [
+            0,
+            5,
+            9,
+            17,
+            40,
+            60,
+            95,
+            96,
+            104,
+            120,
+            600,
+            4095,
+            4096,
+            used - 1,
+        ] {
+            let name = name(segment.0);
+            assert!(disk.flip_bit(&name, start + byte, u32::try_from(byte % 8).unwrap()));
+            match try_open(&disk, 0) {
+                Err(WalError::Damaged {
+                    segment: found,
+                    offset,
+                    ..
+                }) => {
+                    assert_eq!(
+                        (found, offset),
+                        (*segment, *start),
+                        "batch {number} byte {byte}"
+                    );
+                }
+                other => panic!("batch {number} byte {byte}: {:?}", other.map(|(_, r)| r)),
+            }
+            disk.flip_bit(&name, start + byte, u32::try_from(byte % 8).unwrap());
+        }
+    }
+    let text = {
+        disk.flip_bit(&name(1), BLOCK + 100, 0);
+        try_open(&disk, 0).unwrap_err().to_string()
+    };
+    for part in [
+        "wal/0000000000000001.seg",
+        "byte 4096",
+        "restore a backup",
+        "add it anew",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
+fn a_seal_tells_a_flipped_bit_in_the_last_batch_from_a_torn_write() {
+    let unsealed = SimDisk::new(1);
+    let start = three_batches(&unsealed);
+    unsealed.flip_bit(&name(1), start + 300, 1);
+    let (_, recovered) = open(&unsealed);
+    assert_eq!(recovered.entries, three_entries()[..2]);
+    assert_eq!(recovered.cut.unwrap().offset, start);
+
+    let sealed = SimDisk::new(1);
+    three_batches(&sealed);
+    open(&sealed).0.seal().unwrap();
+    sealed.flip_bit(&name(1), start + 300, 1);
+    let damaged = try_open(&sealed, 0);
+    assert!(
+        matches!(damaged, Err(WalError::Damaged { offset, .. }) if offset == start),
+        "{:?}",
+        damaged.map(|(_, recovered)| recovered)
+    );
+}
+
+#[test]
+fn the_batch_after_a_seal_takes_its_place_also_in_the_next_segment() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    for index in 1..=40 {
+        let len = if index % 3 == 0 { 30_000 } else { 50 };
+        put(&mut wal, &[entry(index, 1, len)]);
+        wal.seal().unwrap();
+        wal.seal().unwrap();
+        wal.prepare_spare().unwrap();
+    }
+    drop(wal);
+    let (_, recovered) = open(&disk);
+    assert_eq!(recovered.last, LogIndex(40));
+    assert_eq!(recovered.cut, None);
+}
+
+#[test]
+fn missing_foreign_newer_and_unknown_segments_are_refused() {
+    let made = || {
+        let disk = SimDisk::new(1);
+        let (mut wal, _) = open(&disk);
+        for index in 1..=40 {
+            put(&mut wal, &[entry(index, 1, 5000)]);
+        }
+        assert!(wal.active.id > SegmentId(3));
+        disk
+    };
+    let disk = made();
+    disk.remove(&name(2)).unwrap();
+    let missing = try_open(&disk, 0).unwrap_err();
+    assert!(matches!(
+        missing,
+        WalError::MissingSegment {
+            segment: SegmentId(2),
+            ..
+        }
+    ));
+    assert!(missing.to_string().contains(&name(2)), "{missing}");
+
+    let disk = made();
+    disk.remove(&name(1)).unwrap();
+    let missing = try_open(&disk, 0).unwrap_err();
+    assert!(
+        matches!(missing, WalError::StartsTooLate { .. }),
+        "{missing}"
+    );
+
+    let other = Identity {
+        node: NodeId(0xd2),
+        ..IDENTITY
+    };
+    let options = WalOptions {
+        identity: other,
+        ..options()
+    };
+    let foreign = Wal::open(made().share(), DIR, options, NONE).unwrap_err();
+    assert!(matches!(foreign, WalError::Foreign { .. }), "{foreign}");
+    assert!(foreign.to_string().contains("member d1"), "{foreign}");
+
+    let disk = made();
+    disk.flip_bit(&name(3), 9, 0);
+    let damaged = try_open(&disk, 0).unwrap_err();
+    assert!(matches!(
+        damaged,
+        WalError::Damaged {
+            segment: SegmentId(3),
+            offset: 0,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn any_failed_operation_of_a_flush_poisons_the_log_for_good() {
+    for fault in [Fault::Io, Fault::NoSpace] {
+        for nth in 1..=2 {
+            let disk = SimDisk::new(nth);
+            let (mut wal, _) = open(&disk);
+            put(&mut wal, &entries(1..=3, 1));
+            let more = entries(4..=4, 1);
+            let append = Append {
+                entries: &more,
+                ..Append::default()
+            };
+            wal.append(&append).unwrap();
+            disk.fail_nth(nth, fault);
+            let error = wal.flush().unwrap_err();
+            assert!(matches!(error, WalError::Io { .. }), "{error}");
+            assert!(error.to_string().contains(&name(1)), "{error}");
+            assert!(wal.is_poisoned());
+            assert!(matches!(wal.flush(), Err(WalError::Poisoned)));
+            assert!(matches!(wal.append(&append), Err(WalError::Poisoned)));
+            assert!(matches!(wal.seal(), Err(WalError::Poisoned)));
+            assert!(matches!(wal.prepare_spare(), Err(WalError::Poisoned)));
+            assert!(matches!(wal.release(LogIndex(1)), Err(WalError::Poisoned)));
+            assert_eq!(wal.reader().bounds(), Some((LogIndex(1), LogIndex(3))));
+            disk.crash();
+            let (_, recovered) = open(&disk);
+            assert_eq!(recovered.entries[..3], entries(1..=3, 1));
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_while_preparing_leaves_the_log_usable() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    put(&mut wal, &entries(1..=3, 1));
+    disk.fail_nth(2, Fault::NoSpace);
+    assert!(wal.prepare_spare().is_err());
+    assert!(!wal.is_poisoned());
+    put(&mut wal, &entries(4..=4, 1));
+    wal.prepare_spare().unwrap();
+    drop(wal);
+    assert_eq!(open(&disk).1.entries, entries(1..=4, 1));
+}
+
+/// What a crash test knows of the log: what was flushed, and what was only appended since.
+#[derive(Default)]
+struct Model {
+    base: u64,
+    flushed: Vec<Entry>,
+    appended: Vec<Entry>,
+    flushed_state: HardState,
+    state: HardState,
+}
+
+/// A seeded source of choices (an LCG): the same on each run.
+struct Choices(u64);
+
+impl Choices {
+    fn below(&mut self, limit: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+impl Model {
+    fn step(&mut self, wal: &mut Wal, choices: &mut Choices) -> Result<(), WalError> {
+        match choices.below(12) {
+            0 => wal.prepare_spare(),
+            1 => {
+                wal.seal()?;
+                self.flushed();
+                Ok(())
+            }
+            2 => {
+                let through = self.base + choices.below(self.flushed.len() as u64 + 1);
+                wal.release(LogIndex(through)).map(|_| ())
+            }
+            3 if self.appended.len() > 3 => self.append(wal, choices, true),
+            4..=8 => self.append(wal, choices, false),
+            _ => {
+                wal.flush()?;
+                self.flushed();
+                Ok(())
+            }
+        }
+    }
+
+    fn flushed(&mut self) {
+        self.flushed.clone_from(&self.appended);
+        self.flushed_state = self.state;
+    }
+
+    fn append(
+        &mut self,
+        wal: &mut Wal,
+        choices: &mut Choices,
+        replace: bool,
+    ) -> Result<(), WalError> {
+        let last = wal.last().0;
+        // Released entries are committed: only later ones are ever replaced.
+        let lowest = lock(&wal.catalog).base().0.max(self.base) + 1;
+        let first = if replace && last >= lowest {
+            // Before what it replaces is gone, all before was flushed: the log does that on its own.
+            wal.flush()?;
+            self.flushed();
+            last - choices.below((last - lowest + 1).min(4))
+        } else {
+            last + 1
+        };
+        self.state = HardState {
+            term: Term(self.state.term.0 + 1),
+            vote: Some(NodeId(choices.below(3))),
+            commit: LogIndex(0),
+        };
+        let count = 1 + choices.below(3);
+        let lens = [0, 10, 400, 3000, 5000, 20_000, 70_000];
+        let new: Vec<Entry> = (first..first + count)
+            .map(|index| {
+                let len = lens[usize::try_from(choices.below(7)).unwrap()];
+                entry(index, self.state.term.0, len)
+            })
+            .collect();
+        self.appended.retain(|entry| entry.index.0 < first);
+        self.appended.extend(new.iter().cloned());
+        wal.append(&Append {
+            snapshot: None,
+            hard_state: Some(self.state),
+            entries: &new,
+        })
+    }
+
+    /// The log holds what was flushed, or all that was appended since; then that is the truth.
+    fn check(&mut self, recovered: &Recovered, seed: u64) {
+        let is_flushed = recovered.entries == self.flushed
+            && recovered.hard_state.term == self.flushed_state.term;
+        let is_appended =
+            recovered.entries == self.appended && recovered.hard_state.term == self.state.term;
+        assert!(
+            is_flushed || is_appended,
+            "seed {seed}: log ends at {}, flushed {:?}, appended {:?}",
+            recovered.last,
+            self.flushed.last().map(|entry| (entry.index, entry.term)),
+            self.appended.last().map(|entry| (entry.index, entry.term)),
+        );
+        if is_flushed {
+            self.appended.clone_from(&self.flushed);
+            self.state = self.flushed_state;
+        } else {
+            self.flushed();
+        }
+    }
+}
+
+fn crash_loop(seed: u64, faults: bool) {
+    let disk = SimDisk::new(seed);
+    let mut choices = Choices(seed);
+    let mut model = Model::default();
+    for _ in 0..12 {
+        let opened = Wal::open(disk.share(), DIR, options(), NONE.max(LogIndex(model.base)));
+        let (mut wal, recovered) = match opened {
+            Ok(opened) => opened,
+            // A fault may hit the start itself; the next one is without.
+            Err(WalError::Io { .. }) if faults => {
+                disk.crash();
+                continue;
+            }
+            Err(error) => panic!("seed {seed}: {error}"),
+        };
+        lock(&wal.catalog).check();
+        model.check(&recovered, seed);
+        if faults {
+            let fault = if choices.below(2) == 0 {
+                Fault::Io
+            } else {
+                Fault::NoSpace
+            };
+            disk.fail_nth(1 + choices.below(60), fault);
+        }
+        for _ in 0..choices.below(40) {
+            if model.step(&mut wal, &mut choices).is_err() {
+                assert!(faults, "seed {seed}: an error without a fault");
+                if wal.is_poisoned() {
+                    break;
+                }
+            }
+            lock(&wal.catalog).check();
+            let base = lock(&wal.catalog).base().0.max(model.base);
+            model.base = base;
+            model.flushed.retain(|entry| entry.index.0 > base);
+            model.appended.retain(|entry| entry.index.0 > base);
+            let read = wal.reader().read(LogIndex(base + 1), usize::MAX).unwrap();
+            assert_eq!(read, model.flushed, "seed {seed}");
+        }
+        drop(wal);
+        if choices.below(4) == 0 {
+            disk.kill_process();
+        } else {
+            disk.crash();
+        }
+    }
+}
+
+#[test]
+fn crashes_lose_nothing_flushed_and_resurrect_nothing_cut() {
+    for seed in 0..150 {
+        crash_loop(seed, false);
+    }
+}
+
+#[test]
+fn crashes_after_disk_errors_lose_nothing_flushed() {
+    for seed in 1000..1150 {
+        crash_loop(seed, true);
+    }
+}
+
+#[test]
+fn a_crash_while_the_log_is_created_leaves_a_log_that_opens() {
+    for seed in 0..40 {
+        let disk = SimDisk::new(seed);
+        disk.fail_nth(1 + seed % 8, Fault::Io);
+        if let Ok((mut wal, _)) = try_open(&disk, 0) {
+            put(&mut wal, &entries(1..=1, 1));
+            disk.crash();
+            assert_eq!(open(&disk).1.entries, entries(1..=1, 1));
+        } else {
+            disk.crash();
+            let (mut wal, recovered) = open(&disk);
+            assert_eq!(recovered.last, NONE);
+            put(&mut wal, &entries(1..=1, 1));
+        }
+    }
+}
+
+#[test]
+fn random_damage_anywhere_never_panics_and_never_changes_an_entry() {
+    for seed in 0..300 {
+        let disk = SimDisk::new(seed);
+        let (mut wal, _) = open(&disk);
+        for index in 1..=12 {
+            put(&mut wal, &[entry(index, 1, 3000)]);
+        }
+        drop(wal);
+        disk.flip_random_bit(&name(1)).unwrap();
+        if let Ok((_, recovered)) = try_open(&disk, 0) {
+            let expected: Vec<Entry> = (1..=12).map(|index| entry(index, 1, 3000)).collect();
+            assert!(
+                recovered.entries.len() >= 11,
+                "seed {seed}: more than the tail was cut"
+            );
+            assert_eq!(recovered.entries, expected[..recovered.entries.len()]);
+        }
+    }
+}
+
+mod garbage {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn a_file_of_garbage_is_refused_without_a_panic(
+            bytes in prop::collection::vec(any::<u8>(), 0..20_000),
+            keep_header in any::<bool>(),
+        ) {
+            let disk = SimDisk::new(1);
+            drop(open(&disk));
+            disk.take_direct(false);
+            let mode = OpenMode { create: false, direct: false };
+            let file = disk.share().open(&name(1), mode).unwrap();
+            file.write_at(if keep_header { BLOCK } else { 0 }, &bytes).unwrap();
+            match try_open(&disk, 0) {
+                Ok((_, recovered)) => prop_assert!(recovered.entries.is_empty()),
+                Err(error) => {
+                    let is_damaged = matches!(error, WalError::Damaged { .. });
+                    prop_assert!(is_damaged && !keep_header, "{}", error);
+                }
+            }
+        }
+    }
+}
