@@ -1,0 +1,486 @@
+//! A member's log: which entries exist, which are durable and committed, and the newest of them in memory.
+//!
+//! All entries after `start` exist in the WAL (or are on their way there); memory holds a tail of them bounded
+//! in bytes. Terms are kept as runs, one for each change of term, so that every term is known without its
+//! entry: matching logs never needs a disk.
+//!
+//! ```text
+//!        start          first                             last
+//!  released │ in the WAL  │ in memory and in the WAL        │
+//!           └─────────────┴──────┬─────────┬──────┬─────────┘
+//!                              stable   handed   …          commit <= last; commit may pass stable
+//! ```
+
+use super::message::LogId;
+use crate::types::{Entry, LogIndex, Term};
+use std::collections::VecDeque;
+
+/// What an entry costs in memory beside its data, in bytes.
+pub(super) const ENTRY_OVERHEAD_BYTES: usize = 64;
+
+/// What `entry` counts for in every bound given in bytes.
+pub fn entry_bytes(entry: &Entry) -> usize {
+    entry.data.len() + ENTRY_OVERHEAD_BYTES
+}
+
+/// What a read of the log finds.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Slice {
+    /// Entries from the asked index on; none if the log ends before it.
+    InMemory(Vec<Entry>),
+    /// The WAL has them.
+    Evicted,
+    /// They, or the entry before them, are gone: only a snapshot helps.
+    Released,
+}
+
+/// The log. Invariants: `start.index <= commit <= last.index`; `start.index <= stable <= handed <= last.index`;
+/// entries in memory are consecutive and end at `last`; terms never fall with rising index; whatever is not
+/// in memory is both stable and committed.
+#[derive(Debug)]
+pub(super) struct Log {
+    start: LogId,
+    last: LogId,
+    /// The first entry of each term after `start`; ascending in both fields.
+    runs: VecDeque<LogId>,
+    entries: VecDeque<Entry>,
+    cached_bytes: usize,
+    cached_bytes_max: usize,
+    commit: LogIndex,
+    /// Durable up to here.
+    stable: LogIndex,
+    /// Given out to be made durable up to here.
+    handed: LogIndex,
+}
+
+impl Log {
+    /// A log whose entries up to `start` are gone, and nothing follows.
+    pub(super) fn new(start: LogId, cached_bytes_max: usize) -> Self {
+        Self {
+            start,
+            last: start,
+            runs: VecDeque::new(),
+            entries: VecDeque::new(),
+            cached_bytes: 0,
+            cached_bytes_max,
+            commit: start.index,
+            stable: start.index,
+            handed: start.index,
+        }
+    }
+
+    /// Tells of durable entries that follow, without bringing them: through `last`, terms as in `runs`.
+    pub(super) fn extend_evicted(&mut self, runs: &[LogId], last: LogId) {
+        assert!(
+            self.entries.is_empty(),
+            "what is evicted lies before what is in memory"
+        );
+        self.runs = runs.iter().copied().collect();
+        self.last = last;
+        (self.stable, self.handed, self.commit) = (last.index, last.index, last.index);
+    }
+
+    /// Everything here came from the disk; `commit` is what is known to be committed.
+    pub(super) fn recovered(&mut self, commit: LogIndex) {
+        (self.stable, self.handed) = (self.last.index, self.last.index);
+        self.commit_to(commit);
+        self.evict();
+    }
+
+    /// Entries up to here are gone.
+    pub(super) fn start(&self) -> LogId {
+        self.start
+    }
+
+    /// The end of the log.
+    pub(super) fn last(&self) -> LogId {
+        self.last
+    }
+
+    pub(super) fn commit(&self) -> LogIndex {
+        self.commit
+    }
+
+    pub(super) fn stable(&self) -> LogIndex {
+        self.stable
+    }
+
+    /// The first index in memory; one past the end if none is.
+    fn first(&self) -> LogIndex {
+        let len = u64::try_from(self.entries.len()).expect("usize fits u64");
+        LogIndex(self.last.index.0 + 1 - len)
+    }
+
+    /// Where `index` stands in `entries`; it must be in memory or one past the end.
+    fn position(&self, index: LogIndex) -> usize {
+        let offset = index.0.checked_sub(self.first().0);
+        let offset = offset.expect("the caller asks for what is in memory");
+        usize::try_from(offset).expect("an offset into memory fits usize")
+    }
+
+    /// The term of the entry at `index`, which need not be in memory. None outside the log.
+    pub(super) fn term(&self, index: LogIndex) -> Option<Term> {
+        if index == self.last.index {
+            return Some(self.last.term);
+        }
+        if index < self.start.index || index > self.last.index {
+            return None;
+        }
+        Some(self.run_of(index).term)
+    }
+
+    /// The run that holds `index`, or `start` if no run does.
+    fn run_of(&self, index: LogIndex) -> LogId {
+        let after = self.runs.partition_point(|run| run.index <= index);
+        after.checked_sub(1).map_or(self.start, |at| self.runs[at])
+    }
+
+    /// Whether this log has the entry `id`.
+    pub(super) fn contains(&self, id: LogId) -> bool {
+        self.term(id.index) == Some(id.term)
+    }
+
+    /// The last entry at or before `limit.index` whose term is at most `limit.term`: the last one that can be
+    /// equal in a log that ends its common part with us there. Term zero if it lies before our start.
+    pub(super) fn last_possible_match(&self, limit: LogId) -> LogId {
+        let mut index = limit.index.min(self.last.index);
+        while index > self.start.index {
+            let run = self.run_of(index);
+            if run.term <= limit.term {
+                return LogId::new(run.term, index);
+            }
+            index = LogIndex(run.index.0 - 1);
+        }
+        if index == self.start.index && self.start.term <= limit.term {
+            return self.start;
+        }
+        LogId::new(
+            Term(0),
+            index.min(LogIndex(self.start.index.0.saturating_sub(1))),
+        )
+    }
+
+    /// Appends one entry at the end.
+    pub(super) fn push(&mut self, entry: Entry) {
+        assert_eq!(
+            entry.index,
+            self.last.index.next(),
+            "entries append without a gap"
+        );
+        assert!(
+            entry.term >= self.last.term,
+            "terms never fall: {} after {}",
+            entry.term,
+            self.last.term
+        );
+        let id = LogId::new(entry.term, entry.index);
+        if self.runs.back().map_or(self.start.term, |run| run.term) != entry.term {
+            self.runs.push_back(id);
+        }
+        self.last = id;
+        self.cached_bytes += entry_bytes(&entry);
+        self.entries.push_back(entry);
+    }
+
+    /// Drops the entries from `from` on, because a leader's log differs there.
+    pub(super) fn truncate(&mut self, from: LogIndex) {
+        assert!(
+            from > self.commit,
+            "entry {from} is overwritten but {} is committed: a quorum lost what it promised",
+            self.commit
+        );
+        assert!(from >= self.first(), "uncommitted entries stay in memory");
+        while self.last.index >= from {
+            let gone = self
+                .entries
+                .pop_back()
+                .expect("entries from `from` on are in memory");
+            self.cached_bytes -= entry_bytes(&gone);
+            if self.runs.back().is_some_and(|run| run.index == gone.index) {
+                self.runs.pop_back();
+            }
+            let index = LogIndex(gone.index.0 - 1);
+            self.last.index = index;
+            self.last.term = self.run_of(index).term;
+        }
+        self.stable = self.stable.min(self.last.index);
+        self.handed = self.handed.min(self.last.index);
+    }
+
+    /// Forgets every entry: a snapshot at `start` stands for all of them.
+    pub(super) fn reset(&mut self, start: LogId) {
+        assert!(
+            start.index >= self.commit,
+            "a snapshot at {start} would undo the commit of {}",
+            self.commit
+        );
+        *self = Self::new(start, self.cached_bytes_max);
+    }
+
+    /// The WAL dropped entries up to `through`, which must be applied; later ones are ignored.
+    pub(super) fn release(&mut self, through: LogIndex) {
+        let through = through.min(self.stable).min(self.commit);
+        if through <= self.start.index {
+            return;
+        }
+        let term = self.term(through).expect("between start and last");
+        while self.first() <= through && !self.entries.is_empty() {
+            self.pop_front();
+        }
+        self.start = LogId::new(term, through);
+        while self.runs.get(1).is_some_and(|next| next.index <= through) {
+            self.runs.pop_front();
+        }
+        if self.last.index == through {
+            self.runs.clear();
+        }
+    }
+
+    fn pop_front(&mut self) {
+        if let Some(gone) = self.entries.pop_front() {
+            self.cached_bytes -= entry_bytes(&gone);
+        }
+    }
+
+    /// Brings memory back under its bound; what is neither durable nor committed stays.
+    pub(super) fn evict(&mut self) {
+        if self.cached_bytes <= self.cached_bytes_max {
+            return;
+        }
+        let evictable = self.stable.min(self.commit);
+        while self.cached_bytes > self.cached_bytes_max && self.first() <= evictable {
+            self.pop_front();
+        }
+    }
+
+    /// Entries up to `index` are committed. True if that is news.
+    pub(super) fn commit_to(&mut self, index: LogIndex) -> bool {
+        assert!(
+            index <= self.last.index,
+            "commit {index} past our end {}: no quorum counts us",
+            self.last.index
+        );
+        let news = index > self.commit;
+        self.commit = self.commit.max(index);
+        news
+    }
+
+    /// Entries up to `index`, given out before, are durable.
+    pub(super) fn stable_to(&mut self, index: LogIndex) {
+        assert!(
+            index <= self.handed,
+            "entry {index} is reported durable but only {} was given out",
+            self.handed
+        );
+        self.stable = self.stable.max(index);
+    }
+
+    /// The entries nobody was asked to make durable yet.
+    pub(super) fn hand_out(&mut self) -> Vec<Entry> {
+        if self.handed == self.last.index {
+            return Vec::new();
+        }
+        let from = self.position(self.handed.next());
+        self.handed = self.last.index;
+        self.entries.range(from..).cloned().collect()
+    }
+
+    pub(super) fn has_unhanded(&self) -> bool {
+        self.handed < self.last.index
+    }
+
+    /// Entries from `from` on, through `to` at most and of `bytes_max` in all, but at least one if any is there.
+    pub(super) fn slice(&self, from: LogIndex, to: LogIndex, bytes_max: usize) -> Slice {
+        if from <= self.start.index {
+            return Slice::Released;
+        }
+        if from > to.min(self.last.index) {
+            return Slice::InMemory(Vec::new());
+        }
+        if from < self.first() {
+            return Slice::Evicted;
+        }
+        let count = usize::try_from(to.min(self.last.index).0 - from.0 + 1);
+        let count = count.expect("a count of entries in memory fits usize");
+        let candidates = self.entries.range(self.position(from)..).take(count);
+        let mut bytes = 0;
+        let fits = |entry: &&Entry| {
+            bytes += entry_bytes(entry);
+            bytes == entry_bytes(entry) || bytes <= bytes_max
+        };
+        Slice::InMemory(candidates.take_while(fits).cloned().collect())
+    }
+
+    /// What the entries after `from` through `to` count for; those must be in memory.
+    pub(super) fn bytes_between(&self, from: LogIndex, to: LogIndex) -> usize {
+        if from >= to {
+            return 0;
+        }
+        let (from, to) = (self.position(from.next()), self.position(to));
+        self.entries.range(from..=to).map(entry_bytes).sum()
+    }
+
+    /// Whether `entries`, read from the WAL, are ours from `from` on, and none is beyond what is committed and
+    /// durable.
+    pub(super) fn recognises_durable(&self, from: LogIndex, entries: &[Entry]) -> bool {
+        let expected = (from.0..).map(LogIndex);
+        entries.iter().zip(expected).all(|(entry, index)| {
+            entry.index == index
+                && index <= self.stable.min(self.commit)
+                && self.contains(LogId::new(entry.term, index))
+        })
+    }
+
+    /// Asserts the invariants in the type's doc.
+    pub(super) fn check(&self) {
+        assert!(self.start.index <= self.commit, "start is committed");
+        assert!(self.commit <= self.last.index, "commit lies inside the log");
+        assert!(
+            self.start.index <= self.stable,
+            "what is released was durable"
+        );
+        assert!(self.stable <= self.handed, "durable entries were given out");
+        assert!(
+            self.handed <= self.last.index,
+            "given out entries are in the log"
+        );
+        assert!(
+            self.first() <= self.stable.min(self.commit).next(),
+            "only durable and committed entries leave memory"
+        );
+        let expected = (self.first().0..).map(LogIndex);
+        for (entry, index) in self.entries.iter().zip(expected) {
+            assert_eq!(entry.index, index, "entries in memory are consecutive");
+            assert_eq!(
+                self.term(index),
+                Some(entry.term),
+                "the runs tell the term of {index}"
+            );
+        }
+        let bytes: usize = self.entries.iter().map(entry_bytes).sum();
+        assert_eq!(bytes, self.cached_bytes, "cached bytes are counted");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::EntryKind;
+    use bytes::Bytes;
+
+    fn id(term: u64, index: u64) -> LogId {
+        LogId::new(Term(term), LogIndex(index))
+    }
+
+    fn entry(term: u64, index: u64) -> Entry {
+        let data = Bytes::from(vec![0; 36]);
+        Entry {
+            term: Term(term),
+            index: LogIndex(index),
+            kind: EntryKind::Command,
+            data,
+        }
+    }
+
+    /// A log that starts after 2@t1 and holds terms 1, 1, 3, 3, 3, 6 at 3..=8.
+    fn sample(cached_bytes_max: usize) -> Log {
+        let mut log = Log::new(id(1, 2), cached_bytes_max);
+        for (index, term) in (3..).zip([1, 1, 3, 3, 3, 6]) {
+            log.push(entry(term, index));
+        }
+        log.check();
+        log
+    }
+
+    #[test]
+    fn terms_are_known_without_entries() {
+        let mut log = sample(0);
+        log.hand_out();
+        log.stable_to(LogIndex(8));
+        log.commit_to(LogIndex(6));
+        log.evict();
+        log.check();
+        assert_eq!(log.first(), LogIndex(7), "uncommitted entries stay");
+        let terms: Vec<_> = (1..=9)
+            .map(|index| log.term(LogIndex(index)).map(|t| t.0))
+            .collect();
+        let expected = [
+            None,
+            Some(1),
+            Some(1),
+            Some(1),
+            Some(3),
+            Some(3),
+            Some(3),
+            Some(6),
+            None,
+        ];
+        assert_eq!(terms, expected);
+        assert_eq!(log.slice(LogIndex(3), LogIndex(8), 1_000), Slice::Evicted);
+        assert_eq!(log.slice(LogIndex(2), LogIndex(8), 1_000), Slice::Released);
+        assert_eq!(
+            log.slice(LogIndex(9), LogIndex(9), 1_000),
+            Slice::InMemory(vec![])
+        );
+        let expected = Slice::InMemory(vec![entry(3, 7)]);
+        assert_eq!(
+            log.slice(LogIndex(7), LogIndex(8), 1),
+            expected,
+            "at least one"
+        );
+    }
+
+    #[test]
+    fn possible_matches_skip_whole_terms() {
+        let log = sample(1_000);
+        assert_eq!(log.last_possible_match(id(5, 100)), id(3, 7));
+        assert_eq!(log.last_possible_match(id(2, 8)), id(1, 4));
+        assert_eq!(log.last_possible_match(id(6, 8)), id(6, 8));
+        assert_eq!(log.last_possible_match(id(0, 8)), id(0, 1));
+        assert_eq!(log.last_possible_match(id(1, 1)), id(0, 1));
+    }
+
+    #[test]
+    fn truncation_rolls_back_what_was_durable() {
+        let mut log = sample(1_000);
+        log.hand_out();
+        log.stable_to(LogIndex(8));
+        log.truncate(LogIndex(6));
+        log.check();
+        assert_eq!((log.last(), log.stable()), (id(3, 5), LogIndex(5)));
+        log.truncate(LogIndex(5));
+        assert_eq!(log.last(), id(1, 4));
+        log.push(entry(7, 5));
+        assert_eq!(log.hand_out(), vec![entry(7, 5)]);
+        log.check();
+    }
+
+    #[test]
+    fn release_keeps_the_term_at_the_start() {
+        let mut log = sample(1_000);
+        log.hand_out();
+        log.stable_to(LogIndex(8));
+        log.commit_to(LogIndex(8));
+        log.release(LogIndex(6));
+        log.check();
+        assert_eq!(log.start(), id(3, 6));
+        assert_eq!(
+            (log.term(LogIndex(6)), log.term(LogIndex(5))),
+            (Some(Term(3)), None)
+        );
+        log.release(LogIndex(8));
+        log.check();
+        assert_eq!((log.start(), log.last()), (id(6, 8), id(6, 8)));
+        log.push(entry(6, 9));
+        assert_eq!(log.term(LogIndex(9)), Some(Term(6)));
+        log.check();
+    }
+
+    #[test]
+    #[should_panic(expected = "a quorum lost what it promised")]
+    fn committed_entries_are_never_overwritten() {
+        let mut log = sample(1_000);
+        log.commit_to(LogIndex(6));
+        log.truncate(LogIndex(6));
+    }
+}
