@@ -8,3 +8,4 @@ pub mod disk;
 pub mod member;
 pub mod real_disk;
 pub mod wal;
+pub mod sim_disk;

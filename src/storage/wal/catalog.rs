@@ -196,7 +196,7 @@ impl WalReader {
     /// was the log at one moment: entries may be replaced right after.
     pub fn read(&self, from: LogIndex, bytes_max: usize) -> Result<Vec<Entry>, WalError> {
         let mut entries: Vec<Entry> = Vec::new();
-        let mut bytes = 0;
+        let mut full = false;
         let mut seen = lock(&self.catalog).replacements;
         loop {
             let next = entries.last().map_or(from, |last| last.index.next());
@@ -205,7 +205,7 @@ impl WalReader {
                 if catalog.replacements != seen {
                     seen = catalog.replacements;
                     entries.clear();
-                    bytes = 0;
+                    full = false;
                     continue;
                 }
                 if from <= catalog.base {
@@ -214,7 +214,7 @@ impl WalReader {
                         first: catalog.base.next(),
                     });
                 }
-                let Some(run) = catalog.find(next).filter(|_| bytes < bytes_max.max(1)) else {
+                let Some(run) = catalog.find(next).filter(|_| !full) else {
                     return Ok(entries);
                 };
                 let Some((name, file)) = catalog.files.get(&run.segment) else {
@@ -223,31 +223,27 @@ impl WalReader {
                 (run, name.clone(), Arc::clone(file), catalog.salt)
             };
             match read_run(run, &name, file, salt, next) {
-                Ok(found) => take_within(&mut entries, found, &mut bytes, bytes_max),
+                // Once full, the next turn only checks that nothing was replaced meanwhile.
+                Ok(found) => full = take_within(&mut entries, found, bytes_max),
                 // The segment may have been released, and even reused, while it was read.
                 Err(_) if lock(&self.catalog).find(next) != Some(run) => {}
                 Err(error) => return Err(error),
             }
-            if entries.is_empty() {
-                continue;
-            }
-            // Past the budget, the next turn only checks that nothing was replaced meanwhile.
-            let full = entries.last().is_some_and(|last| last.index < run.last);
-            bytes = if full { bytes.max(bytes_max) } else { bytes };
         }
     }
 }
 
-/// Moves entries from `found` until `bytes_max` bytes of data are reached; the first one always fits.
-fn take_within(entries: &mut Vec<Entry>, found: Vec<Entry>, bytes: &mut usize, bytes_max: usize) {
+/// Moves entries from `found` while all fit `bytes_max` bytes of data; the first always does. Tells whether it is full.
+fn take_within(entries: &mut Vec<Entry>, found: Vec<Entry>, bytes_max: usize) -> bool {
+    let mut bytes: usize = entries.iter().map(|entry| entry.data.len()).sum();
     for entry in found {
-        if !entries.is_empty() && *bytes + entry.data.len() > bytes_max {
-            *bytes = bytes_max;
-            return;
+        bytes = bytes.saturating_add(entry.data.len());
+        if !entries.is_empty() && bytes > bytes_max {
+            return true;
         }
-        *bytes += entry.data.len().max(1);
         entries.push(entry);
     }
+    bytes >= bytes_max
 }
 
 /// The entries of a run from `from` on.

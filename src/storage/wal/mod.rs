@@ -174,6 +174,10 @@ impl Wal {
             options.segment_bytes
         );
         let names = disk.list(dir).map_err(WalError::io("list", dir))?;
+        if !names.is_empty() {
+            // A process that died may have left names that are seen but not durable yet.
+            disk.sync_dir(dir).map_err(WalError::io("sync", dir))?;
+        }
         let mut ids: Vec<SegmentId> = names
             .iter()
             .filter_map(|name| SegmentId::from_live_name(name))
@@ -190,6 +194,7 @@ impl Wal {
         let mut replay = replay(&*disk, dir, &ids, &options, after, &catalog)?;
         replay.recovered.created = created;
         replay.recovered.cut = replay.torn_tail()?;
+        replay.rewrite_last_batch()?;
         let mut behind = replay.segments.split_off(replay.active + 1);
         let Some(active) = replay.segments.pop() else {
             unreachable!("the active segment is one of those that were read");

@@ -10,7 +10,7 @@ use super::catalog::{Catalog, lock};
 use super::error::WalError;
 use super::segment::{BATCHES_START, Batch, SegmentHeader, SegmentId, SegmentReader};
 use super::{SnapshotMark, WalOptions};
-use crate::storage::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode};
+use crate::storage::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode, aligned_zeros};
 use crate::types::{Entry, HardState, LogIndex};
 use std::sync::{Arc, Mutex};
 
@@ -72,6 +72,8 @@ pub(super) struct Replay {
     pub(super) previous_crc: u32,
     pub(super) salt: u64,
     pub(super) recovered: Recovered,
+    /// Place and length of the last batch, if there is one: it ends in the active segment.
+    last_batch: Option<(u64, u64)>,
     readers: Vec<SegmentReader>,
     reused: Vec<bool>,
 }
@@ -130,6 +132,7 @@ fn open_segments(
         previous_crc: 0,
         salt: 0,
         recovered: Recovered::default(),
+        last_batch: None,
         readers: Vec::new(),
         reused: Vec::new(),
     };
@@ -280,6 +283,7 @@ impl Replay {
         );
         self.recovered.hard_state = header.hard_state;
         self.active = at;
+        self.last_batch = Some((offset, header.span()));
         self.offset = offset + header.span();
         self.next = BatchId(header.batch.0 + 1);
         self.previous_crc = batch.header_crc;
@@ -323,8 +327,9 @@ impl Replay {
     }
 
     fn damage(&self, flaw: &Flaw, later: &BatchHeader, at: usize, offset: u64) -> WalError {
-        // The bad batch is in the active segment, unless the next one starts with it.
-        let (bad, bad_offset) = if self.offset >= self.segments[self.active].len {
+        // The missing batch was either right behind the last sound one, or at the start of a later segment: there, if
+        // something behind that start is sound and nothing behind the last sound batch.
+        let (bad, bad_offset) = if at > self.active && offset > BATCHES_START {
             (&self.segments[at], BATCHES_START)
         } else {
             (&self.segments[self.active], self.offset)
@@ -338,6 +343,28 @@ impl Replay {
                 later.batch, self.segments[at].name
             ),
         }
+    }
+
+    /// Writes the last batch once more and syncs it, before anyone relies on it. It can be read, but a process that
+    /// died before its sync, or because its sync failed, leaves bytes in the page cache that never reach the disk.
+    pub(super) fn rewrite_last_batch(&mut self) -> Result<(), WalError> {
+        let segment = &self.segments[self.active];
+        if let Some((offset, bytes)) = self.last_batch {
+            let io = |action| WalError::io(action, &segment.name);
+            // Padding may reach past the end of a file that a torn write left short.
+            let there = bytes.min(self.readers[self.active].len() - offset);
+            let Ok(there) = usize::try_from(there) else {
+                unreachable!("the batch was in memory before");
+            };
+            let found = self.readers[self.active].bytes(offset, there);
+            let found = found.map_err(io("read"))?.unwrap_or_default();
+            let (mut copy, start) = aligned_zeros(there.next_multiple_of(DIRECT_ALIGN));
+            let copy = &mut copy[start..start + there.next_multiple_of(DIRECT_ALIGN)];
+            copy[..found.len()].copy_from_slice(found);
+            segment.file.write_at(offset, copy).map_err(io("write"))?;
+        }
+        let synced = segment.file.sync_data();
+        synced.map_err(WalError::io("sync", &segment.name))
     }
 
     /// What the crash tore, if its place shows that. Leftovers of a reused file are not told from a torn header.
@@ -358,9 +385,8 @@ impl Replay {
         let name = self.segments[at].name.clone();
         let reader = &mut self.readers[at];
         let found = reader.batch(offset, self.salt);
-        let flaw = match found.map_err(WalError::io("read", &name))? {
-            Ok(_) => return Ok(None), // a seal
-            Err(flaw) => flaw,
+        let Err(flaw) = found.map_err(WalError::io("read", &name))? else {
+            return Ok(None); // a seal
         };
         let header = reader.header(offset, self.salt);
         let bytes = match header.map_err(WalError::io("read", &name))? {

@@ -1,0 +1,622 @@
+//! A disk in memory that loses what was not synced, tears writes, flips bits and fails: all from one seed.
+//!
+//! It is test equipment, kept here so that the simulator, the log's tests and redb's can share it. It is deterministic:
+//! no clock, no entropy but the seed. It promises no more than POSIX does: a file's name is durable only after
+//! [`Disk::sync_dir`], its bytes only after [`DiskFile::sync_data`], and after a failed sync the bytes it was about may be
+//! lost although they still read back and a later sync succeeds.
+
+use super::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{fmt, io};
+
+/// What a disk writes as a whole: within a write that is torn, each sector is new or old.
+const SECTOR_BYTES: usize = 512;
+
+/// How an operation fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// An I/O error. A write may have done a part; the bytes a sync was about may be lost.
+    Io,
+    /// No space is left. A write may have done a part.
+    NoSpace,
+}
+
+/// A simulated disk. Clones are the same disk.
+#[derive(Clone)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+}
+
+impl fmt::Debug for SimDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = lock(&self.state);
+        f.debug_struct("SimDisk")
+            .field("files", &state.names.keys())
+            .field("operations", &state.operations)
+            .finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    random: u64,
+    takes_direct: bool,
+    /// The machine's life: handles of earlier ones are dead.
+    life: u64,
+    /// Writes, syncs and changes of names so far.
+    operations: u64,
+    /// The operation that will fail, and how.
+    fault: Option<(u64, Fault)>,
+    inodes: Vec<Inode>,
+    names: BTreeMap<String, usize>,
+    durable_names: BTreeMap<String, usize>,
+    name_changes: Vec<NameChange>,
+}
+
+#[derive(Debug, Default)]
+struct Inode {
+    now: Vec<u8>,
+    durable: Vec<u8>,
+    unsynced: Vec<Change>,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Write { offset: usize, data: Vec<u8> },
+    Length(usize),
+}
+
+#[derive(Clone, Debug)]
+struct NameChange {
+    removed: Option<String>,
+    added: Option<(String, usize)>,
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn dir_of(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(dir, _)| dir)
+}
+
+fn position(offset: u64) -> io::Result<usize> {
+    usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge.into())
+}
+
+impl NameChange {
+    fn touches(&self, dir: &str) -> bool {
+        let removed = self.removed.as_deref();
+        let added = self.added.as_ref().map(|(name, _)| name.as_str());
+        removed
+            .into_iter()
+            .chain(added)
+            .any(|name| dir_of(name) == dir)
+    }
+
+    fn apply(&self, names: &mut BTreeMap<String, usize>) {
+        if let Some(name) = &self.removed {
+            names.remove(name);
+        }
+        if let Some((name, inode)) = &self.added {
+            names.insert(name.clone(), *inode);
+        }
+    }
+}
+
+impl Change {
+    fn apply(&self, bytes: &mut Vec<u8>) {
+        match self {
+            Self::Length(len) => bytes.resize(*len, 0),
+            Self::Write { offset, data } => {
+                let end = offset + data.len();
+                if bytes.len() < end {
+                    bytes.resize(end, 0);
+                }
+                bytes[*offset..end].copy_from_slice(data);
+            }
+        }
+    }
+
+    /// The part of a write that `keep` lets through, sector by sector.
+    fn apply_sectors(&self, bytes: &mut Vec<u8>, mut keep: impl FnMut() -> bool) {
+        let Self::Write { offset, data } = self else {
+            if keep() {
+                self.apply(bytes);
+            }
+            return;
+        };
+        let mut at = 0;
+        while at < data.len() {
+            let sector_end = (offset + at) / SECTOR_BYTES * SECTOR_BYTES + SECTOR_BYTES;
+            let end = (sector_end - offset).min(data.len());
+            if keep() {
+                let data = data[at..end].to_vec();
+                let offset = offset + at;
+                Self::Write { offset, data }.apply(bytes);
+            }
+            at = end;
+        }
+    }
+}
+
+impl Inode {
+    fn change(&mut self, change: Change) {
+        change.apply(&mut self.now);
+        self.unsynced.push(change);
+    }
+
+    fn sync(&mut self) {
+        for change in self.unsynced.drain(..) {
+            change.apply(&mut self.durable);
+        }
+    }
+}
+
+impl State {
+    /// The next pseudo-random number (`SplitMix64`).
+    fn random(&mut self) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.random;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `limit`, which is not zero.
+    fn below(&mut self, limit: usize) -> usize {
+        usize::try_from(self.random() % limit as u64).unwrap_or(0)
+    }
+
+    fn coin(&mut self) -> bool {
+        self.random() & 1 == 1
+    }
+
+    /// Counts an operation, and says whether it fails.
+    fn operation(&mut self) -> Option<Fault> {
+        self.operations += 1;
+        let (at, fault) = self.fault?;
+        if self.operations < at {
+            return None;
+        }
+        self.fault = None;
+        Some(fault)
+    }
+
+    fn change_names(&mut self, change: NameChange) {
+        change.apply(&mut self.names);
+        self.name_changes.push(change);
+    }
+
+    fn crash_names(&mut self) {
+        let changes = std::mem::take(&mut self.name_changes);
+        // Some file systems keep the order of changes, others do not.
+        let kept_in_order = self.coin().then(|| self.below(changes.len() + 1));
+        for (at, change) in changes.iter().enumerate() {
+            let kept = match kept_in_order {
+                Some(count) => at < count,
+                None => self.coin(),
+            };
+            if kept {
+                change.apply(&mut self.durable_names);
+            }
+        }
+        self.names = self.durable_names.clone();
+    }
+
+    fn crash_inode(&mut self, at: usize) {
+        let changes = std::mem::take(&mut self.inodes[at].unsynced);
+        let mut bytes = std::mem::take(&mut self.inodes[at].durable);
+        for (number, change) in changes.iter().enumerate() {
+            let last = number + 1 == changes.len();
+            match (self.below(4), change) {
+                (0, _) => {}
+                (1, _) => change.apply(&mut bytes),
+                (2, Change::Write { offset, data }) if last => {
+                    let kept = self.below(data.len() + 1);
+                    let (offset, data) = (*offset, data[..kept].to_vec());
+                    Change::Write { offset, data }.apply(&mut bytes);
+                }
+                _ => change.apply_sectors(&mut bytes, || self.coin()),
+            }
+        }
+        self.inodes[at].now.clone_from(&bytes);
+        self.inodes[at].durable = bytes;
+    }
+
+    /// Fails a change: a part of a write is done all the same.
+    fn fail_change(&mut self, inode: usize, change: &Change, fault: Fault) -> io::Error {
+        if let Change::Write { offset, data } = change {
+            let kept = self.below(data.len() + 1);
+            let (offset, data) = (*offset, data[..kept].to_vec());
+            self.inodes[inode].change(Change::Write { offset, data });
+        }
+        fault.error()
+    }
+
+    /// Fails a sync: some of the unsynced changes will never be durable, although they read back.
+    fn fail_sync(&mut self, inode: usize, fault: Fault) -> io::Error {
+        let mut changes = std::mem::take(&mut self.inodes[inode].unsynced);
+        changes.retain(|_| self.coin());
+        self.inodes[inode].unsynced = changes;
+        fault.error()
+    }
+}
+
+impl Fault {
+    fn error(self) -> io::Error {
+        match self {
+            Self::Io => io::Error::other("simulated I/O error"),
+            Self::NoSpace => io::Error::new(io::ErrorKind::StorageFull, "simulated full disk"),
+        }
+    }
+}
+
+impl SimDisk {
+    /// An empty disk that takes direct I/O, and checks its alignment.
+    pub fn new(seed: u64) -> Self {
+        let state = State {
+            random: seed,
+            takes_direct: true,
+            life: 0,
+            operations: 0,
+            fault: None,
+            inodes: Vec::new(),
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            name_changes: Vec::new(),
+        };
+        Self {
+            state: Arc::new(Mutex::new(state)),
+        }
+    }
+
+    /// Sets whether files opened from now on may bypass the page cache.
+    pub fn take_direct(&self, takes: bool) {
+        lock(&self.state).takes_direct = takes;
+    }
+
+    /// The machine dies and comes back: every open file is dead, and of what was not synced any part may be lost.
+    pub fn crash(&self) {
+        let mut state = lock(&self.state);
+        state.life += 1;
+        state.fault = None;
+        state.crash_names();
+        for at in 0..state.inodes.len() {
+            state.crash_inode(at);
+        }
+    }
+
+    /// The process dies, the machine goes on: open files are dead, nothing is lost.
+    pub fn kill_process(&self) {
+        let mut state = lock(&self.state);
+        state.life += 1;
+        state.fault = None;
+    }
+
+    /// Makes the `n`th operation from now on fail (the first is 1): a write, a sync, a change of length or of names.
+    pub fn fail_nth(&self, n: u64, fault: Fault) {
+        let mut state = lock(&self.state);
+        state.fault = Some((state.operations + n.max(1), fault));
+    }
+
+    /// How many operations there were that can fail.
+    pub fn operations(&self) -> u64 {
+        lock(&self.state).operations
+    }
+
+    /// Flips a bit (0 to 7) of the byte at `offset`, also of what was synced. False where there is no such byte.
+    pub fn flip_bit(&self, name: &str, offset: u64, bit: u32) -> bool {
+        self.change_byte(name, offset, |byte| byte ^ (1 << (bit % 8)))
+    }
+
+    /// Flips a random bit of the file and tells which byte it was in. Nothing where there is no byte.
+    pub fn flip_random_bit(&self, name: &str) -> Option<u64> {
+        let (offset, bit) = {
+            let mut state = lock(&self.state);
+            let inode = *state.names.get(name)?;
+            let len = state.inodes[inode].now.len();
+            if len == 0 {
+                return None;
+            }
+            (state.below(len) as u64, state.below(8))
+        };
+        self.flip_bit(name, offset, u32::try_from(bit).unwrap_or(0))
+            .then_some(offset)
+    }
+
+    /// Sets the byte at `offset`, also of what was synced. False where there is no such byte.
+    pub fn set_byte(&self, name: &str, offset: u64, value: u8) -> bool {
+        self.change_byte(name, offset, |_| value)
+    }
+
+    fn change_byte(&self, name: &str, offset: u64, change: impl Fn(u8) -> u8) -> bool {
+        let mut state = lock(&self.state);
+        let Some(inode) = state.names.get(name).copied() else {
+            return false;
+        };
+        let Ok(at) = usize::try_from(offset) else {
+            return false;
+        };
+        let inode = &mut state.inodes[inode];
+        let mut found = false;
+        for bytes in [&mut inode.now, &mut inode.durable] {
+            if let Some(byte) = bytes.get_mut(at) {
+                *byte = change(*byte);
+                found = true;
+            }
+        }
+        found
+    }
+
+    /// The file's bytes as a process would read them now.
+    pub fn contents(&self, name: &str) -> Option<Vec<u8>> {
+        let state = lock(&self.state);
+        let inode = *state.names.get(name)?;
+        Some(state.inodes[inode].now.clone())
+    }
+
+    fn changed_names(&self) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = lock(&self.state);
+        match state.operation() {
+            Some(fault) => Err(fault.error()),
+            None => Ok(state),
+        }
+    }
+}
+
+impl Disk for SimDisk {
+    fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let known = lock(&self.state).names.get(name).copied();
+        let inode = match known {
+            Some(inode) => inode,
+            None if !mode.create => return Err(io::ErrorKind::NotFound.into()),
+            None => {
+                let mut state = self.changed_names()?;
+                state.inodes.push(Inode::default());
+                let inode = state.inodes.len() - 1;
+                state.change_names(NameChange {
+                    removed: None,
+                    added: Some((name.to_owned(), inode)),
+                });
+                inode
+            }
+        };
+        let state = lock(&self.state);
+        Ok(Arc::new(SimFile {
+            state: Arc::clone(&self.state),
+            inode,
+            life: state.life,
+            direct: mode.direct && state.takes_direct,
+        }))
+    }
+
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        let state = lock(&self.state);
+        let names = state.names.keys().filter(|name| dir_of(name) == dir);
+        let names = names.map(|name| name.rsplit('/').next().unwrap_or(name).to_owned());
+        Ok(names.collect())
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.changed_names()?;
+        let inode = *state.names.get(from).ok_or(io::ErrorKind::NotFound)?;
+        state.change_names(NameChange {
+            removed: Some(from.to_owned()),
+            added: Some((to.to_owned(), inode)),
+        });
+        Ok(())
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let mut state = self.changed_names()?;
+        if !state.names.contains_key(name) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        state.change_names(NameChange {
+            removed: Some(name.to_owned()),
+            added: None,
+        });
+        Ok(())
+    }
+
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        let mut state = self.changed_names()?;
+        let changes = std::mem::take(&mut state.name_changes);
+        for change in changes {
+            if change.touches(dir) {
+                change.apply(&mut state.durable_names);
+            } else {
+                state.name_changes.push(change);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A file opened in one life of the machine.
+#[derive(Debug)]
+struct SimFile {
+    state: Arc<Mutex<State>>,
+    inode: usize,
+    life: u64,
+    direct: bool,
+}
+
+impl SimFile {
+    fn alive(&self) -> io::Result<MutexGuard<'_, State>> {
+        let state = lock(&self.state);
+        if state.life != self.life {
+            return Err(io::Error::other("the simulated process is dead"));
+        }
+        Ok(state)
+    }
+
+    fn change(&self, change: Change) -> io::Result<()> {
+        let mut state = self.alive()?;
+        if let Some(fault) = state.operation() {
+            return Err(state.fail_change(self.inode, &change, fault));
+        }
+        state.inodes[self.inode].change(change);
+        Ok(())
+    }
+}
+
+impl DiskFile for SimFile {
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        let offset = position(offset)?;
+        let aligned = data.as_ptr().align_offset(DIRECT_ALIGN) == 0
+            && data.len().is_multiple_of(DIRECT_ALIGN)
+            && offset.is_multiple_of(DIRECT_ALIGN);
+        if self.direct && !aligned {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let data = data.to_vec();
+        self.change(Change::Write { offset, data })
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let state = self.alive()?;
+        let start = position(offset)?;
+        let end = start.checked_add(out.len());
+        let found = end.and_then(|end| state.inodes[self.inode].now.get(start..end));
+        out.copy_from_slice(found.ok_or(io::ErrorKind::UnexpectedEof)?);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        let mut state = self.alive()?;
+        if let Some(fault) = state.operation() {
+            return Err(state.fail_sync(self.inode, fault));
+        }
+        state.inodes[self.inode].sync();
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.alive()?.inodes[self.inode].now.len() as u64)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.change(Change::Length(position(len)?))
+    }
+
+    fn is_direct(&self) -> bool {
+        self.direct
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CREATE: OpenMode = OpenMode {
+        create: true,
+        direct: false,
+    };
+
+    fn read(disk: &SimDisk, name: &str) -> Option<Vec<u8>> {
+        disk.contents(name)
+    }
+
+    #[test]
+    fn synced_bytes_under_synced_names_survive_and_others_may_not() {
+        let mut fates = [0; 3];
+        for seed in 0..200 {
+            let disk = SimDisk::new(seed);
+            let file = disk.open("d/a", CREATE).unwrap();
+            file.write_at(0, &[1; 2048]).unwrap();
+            file.sync_data().unwrap();
+            disk.sync_dir("d").unwrap();
+            file.write_at(0, &[2; 2048]).unwrap();
+            disk.open("d/b", CREATE).unwrap();
+            disk.crash();
+            let kept = read(&disk, "d/a").unwrap();
+            assert_eq!(kept.len(), 2048);
+            assert!(kept.iter().all(|byte| *byte == 1 || *byte == 2));
+            match (kept.contains(&1), kept.contains(&2)) {
+                (true, false) => fates[0] += 1,
+                (false, true) => fates[1] += 1,
+                _ => fates[2] += 1,
+            }
+            assert!(file.sync_data().is_err(), "handles do not outlive a crash");
+        }
+        assert!(fates.iter().all(|count| *count > 10), "{fates:?}");
+    }
+
+    #[test]
+    fn a_seed_gives_the_same_crash_each_time() {
+        let crash = |seed| {
+            let disk = SimDisk::new(seed);
+            let file = disk.open("a", CREATE).unwrap();
+            disk.sync_dir("").unwrap();
+            file.write_at(3, &[7; 9000]).unwrap();
+            file.set_len(7000).unwrap();
+            disk.crash();
+            disk.contents("a").unwrap()
+        };
+        assert_eq!(crash(5), crash(5));
+        assert!((0..50).any(|seed| crash(seed) != crash(5)));
+    }
+
+    #[test]
+    fn unsynced_names_may_be_lost() {
+        let survives = |seed| {
+            let disk = SimDisk::new(seed);
+            let file = disk.open("a", CREATE).unwrap();
+            file.write_at(0, b"x").unwrap();
+            file.sync_data().unwrap();
+            disk.crash();
+            disk.contents("a").is_some()
+        };
+        let count = (0..100).filter(|seed| survives(*seed)).count();
+        assert!((10..90).contains(&count), "{count}");
+    }
+
+    #[test]
+    fn after_a_failed_sync_a_second_one_proves_nothing() {
+        let lost = |seed| {
+            let disk = SimDisk::new(seed);
+            let file = disk.open("a", CREATE).unwrap();
+            disk.sync_dir("").unwrap();
+            file.write_at(0, b"x").unwrap();
+            disk.fail_nth(1, Fault::Io);
+            assert!(file.sync_data().is_err());
+            file.sync_data().unwrap();
+            assert_eq!(disk.contents("a").unwrap(), b"x");
+            disk.crash();
+            disk.contents("a").unwrap().is_empty()
+        };
+        assert!((0..50).any(lost));
+        assert!(!(0..50).all(lost));
+    }
+
+    #[test]
+    fn the_nth_operation_fails_once() {
+        let disk = SimDisk::new(1);
+        let file = disk.open("a", CREATE).unwrap();
+        disk.fail_nth(2, Fault::NoSpace);
+        file.write_at(0, b"one").unwrap();
+        let error = file.write_at(3, b"two").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        file.write_at(3, b"two").unwrap();
+        assert_eq!(disk.contents("a").unwrap(), b"onetwo");
+    }
+
+    #[test]
+    fn unaligned_direct_writes_are_refused() {
+        let disk = SimDisk::new(1);
+        let direct = OpenMode {
+            create: true,
+            direct: true,
+        };
+        let file = disk.open("a", direct).unwrap();
+        assert!(file.is_direct());
+        assert!(file.write_at(0, b"short").is_err());
+        disk.take_direct(false);
+        let file = disk.open("a", direct).unwrap();
+        assert!(!file.is_direct());
+        file.write_at(0, b"short").unwrap();
+    }
+}
