@@ -10,7 +10,7 @@
 //! | [`compactor::Compactor`] | the progress of compactions |
 //! | [`lease_manager::LeaseManager`] | the countdown of leases |
 //!
-//! [`requests::Requests`] is the way in. [`fail_stop`] says how all of them end.
+//! [`requests::Requests`] is the way in; [`store::Store`] is the same way in messages. [`fail_stop`] says how all of them end.
 
 pub mod applier;
 pub mod committer;
@@ -22,4 +22,5 @@ pub mod raft_node;
 pub mod range_chunks;
 pub mod requests;
 pub mod restore;
+pub mod store;
 pub mod wal_writer;

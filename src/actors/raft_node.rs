@@ -42,6 +42,8 @@ pub struct RaftPacing {
     pub tick: Duration,
     /// How long a request may take.
     pub request_timeout: Duration,
+    /// Committed entries that may wait to be applied before proposals are refused.
+    pub apply_gap_max: u64,
 }
 
 /// Owns consensus.
@@ -56,6 +58,8 @@ pub struct RaftNode {
     deadlines: VecDeque<(Instant, u64)>,
     /// Proposals that wait for a leader, oldest first.
     parked: VecDeque<(Instant, Proposal)>,
+    /// Entries up to here are applied.
+    applied: LogIndex,
     reads: BTreeMap<u64, WaitingReads>,
     next_read: u64,
     published: RaftStatus,
@@ -139,6 +143,7 @@ impl RaftNode {
     ) -> Self {
         let published = status_of(&raft);
         Self {
+            applied: raft.commit(),
             raft,
             member,
             pacing,
@@ -183,11 +188,19 @@ impl Handler<AskReadIndex> for RaftNode {
         let context = self.next_read;
         self.next_read += 1;
         if self.raft.read_index(context).is_err() {
-            ask.waiting.into_iter().for_each(|reply| answer(reply, RequestError::TooManyRequests));
+            ask.waiting
+                .into_iter()
+                .for_each(|reply| answer(reply, RequestError::TooManyRequests));
             return;
         }
         let deadline = clock::now() + self.pacing.request_timeout;
-        self.reads.insert(context, WaitingReads { deadline, waiting: ask.waiting });
+        self.reads.insert(
+            context,
+            WaitingReads {
+                deadline,
+                waiting: ask.waiting,
+            },
+        );
         self.carry_out();
     }
 }
@@ -205,10 +218,13 @@ impl Handler<ApplierProgress> for RaftNode {
     type Result = ();
 
     fn handle(&mut self, progress: ApplierProgress, _: &mut Self::Context) {
+        self.applied = progress.applied;
         self.raft.applied(progress.applied);
         if progress.stored > LogIndex(0) {
             self.raft.log_released(progress.stored);
-            let release = ReleaseEntries { through: progress.stored };
+            let release = ReleaseEntries {
+                through: progress.stored,
+            };
             self.life.deliver(&self.peers.release, release);
         }
         self.carry_out();
@@ -224,7 +240,9 @@ impl RaftNode {
     }
 
     fn propose(&mut self, deadline: Instant, proposal: Proposal) {
-        if self.waiting.len() + self.parked.len() >= WAITING_MAX {
+        let gap = self.raft.commit().0.saturating_sub(self.applied.0);
+        let waiting = self.waiting.len() + self.parked.len();
+        if waiting >= WAITING_MAX || gap > self.pacing.apply_gap_max {
             answer(proposal.reply, RequestError::TooManyRequests);
             return;
         }
@@ -254,9 +272,13 @@ impl RaftNode {
             self.life.deliver(&self.peers.wal, Persist(persist));
         }
         if !ready.committed.is_empty() {
-            let entries = ready.committed.into_iter().map(|entry| self.with_caller(entry));
+            let entries = ready
+                .committed
+                .into_iter()
+                .map(|entry| self.with_caller(entry));
             let entries = entries.collect();
-            self.life.deliver(&self.peers.applier, ApplyEntries { entries });
+            self.life
+                .deliver(&self.peers.applier, ApplyEntries { entries });
         }
         for read in ready.reads {
             if let Some(reads) = self.reads.remove(&read.context) {
@@ -291,12 +313,16 @@ impl RaftNode {
         let taken = match entries {
             Ok(entries) => self.raft.log_read(read.reader, read.from, Ok(entries)),
             Err(error) => {
-                self.life.fail_stop().because("cannot read the write-ahead log", &error);
+                self.life
+                    .fail_stop()
+                    .because("cannot read the write-ahead log", &error);
                 return;
             }
         };
         if let Err(error) = taken {
-            self.life.fail_stop().because("cannot trust the write-ahead log", &error);
+            self.life
+                .fail_stop()
+                .because("cannot trust the write-ahead log", &error);
         }
     }
 
@@ -325,7 +351,10 @@ impl RaftNode {
     /// Tells those whose time is up.
     fn expire(&mut self) {
         let now = clock::now();
-        while let Some((_, id)) = self.deadlines.pop_front_if(|(deadline, _)| *deadline <= now) {
+        while let Some((_, id)) = self
+            .deadlines
+            .pop_front_if(|(deadline, _)| *deadline <= now)
+        {
             if let Some(reply) = self.waiting.remove(&id) {
                 answer(reply, RequestError::TimedOut);
             }
@@ -336,7 +365,10 @@ impl RaftNode {
         let late = |reads: &WaitingReads| reads.deadline <= now;
         while let Some(first) = self.reads.first_entry().filter(|entry| late(entry.get())) {
             let reads = first.remove();
-            reads.waiting.into_iter().for_each(|reply| answer(reply, RequestError::TimedOut));
+            reads
+                .waiting
+                .into_iter()
+                .for_each(|reply| answer(reply, RequestError::TimedOut));
         }
     }
 }

@@ -13,11 +13,12 @@ use crate::{
     actors::{
         fail_stop::FailStop,
         requests::{Identity, Requests},
+        store::Store,
     },
     config::Config,
     storage::{disk::Disk, real_disk::RealDisk},
 };
-use actix::System;
+use actix::{Actor, Addr, System};
 use assemble::{Running, assemble};
 use placement::Placement;
 use recover::recover;
@@ -73,15 +74,25 @@ impl Node {
                 stopped.send(()).unwrap_or_default();
             }
         };
-        let spawned = thread::Builder::new().name("quorate-core".to_owned()).spawn(body);
+        let spawned = thread::Builder::new()
+            .name("quorate-core".to_owned())
+            .spawn(body);
         spawned.map_err(|_| StartError::Thread)?;
         let requests = started.recv().map_err(|_| StartError::Thread)??;
-        Ok(Self { requests, stop: Some(stop) })
+        Ok(Self {
+            requests,
+            stop: Some(stop),
+        })
     }
 
     /// The way in: typed requests with the guarantees of the client API.
     pub fn requests(&self) -> &Requests {
         &self.requests
+    }
+
+    /// The way in as an actor on the caller's arbiter, which takes the same requests as messages.
+    pub fn store(&self) -> Addr<Store> {
+        Store::new(self.requests.clone()).start()
     }
 
     /// Which member of which cluster it is.
@@ -102,10 +113,7 @@ impl Node {
 }
 
 /// Recovers and starts a node on the current arbiter's system.
-fn start_here(
-    config: &Config,
-    fail_stop: &FailStop,
-) -> Result<(Running, Placement), StartError> {
+fn start_here(config: &Config, fail_stop: &FailStop) -> Result<(Running, Placement), StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
     let recovery = recover(config, &disk)?;
     let placement = Placement::new(&config.runtime);
