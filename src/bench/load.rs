@@ -3,13 +3,12 @@
 //! Each thread owns its connections, its clients and its [`Recorder`]; threads share two counters for the
 //! progress line and the budget of `--requests`. The coordinator sets the measured time once all are ready.
 
+use super::BenchError;
 use super::args::Settings;
 use super::channel::{CallError, Channel};
+use super::fill::fill;
 use super::process::{self, Usage};
 use super::stats::{Recorder, Report, Spent};
-use super::wire;
-use super::{BenchError, channel::Method};
-use bytes::BytesMut;
 use clap::ValueEnum;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -24,10 +23,6 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 /// How long answers may take once the measured time is over.
 const DRAIN_TIME: Duration = Duration::from_secs(10);
-/// Requests in flight while the key space is filled.
-const FILL_IN_FLIGHT: usize = 256;
-/// Connections used to fill it.
-const FILL_CONNECTIONS: usize = 8;
 /// How often there is a progress line.
 const PROGRESS_TIME: Duration = Duration::from_secs(1);
 
@@ -434,107 +429,10 @@ impl Pace {
     }
 }
 
-/// Writes every key of the key space once. The first failure ends it.
-async fn fill(settings: &Arc<Settings>) -> Result<(), BenchError> {
-    let mut channels = Vec::new();
-    for connection in 0..FILL_CONNECTIONS {
-        channels.push(Channel::connect(settings.endpoint(connection)).await?);
-    }
-    let next = Rc::new(Cell::new(0));
-    let mut fillers = Vec::new();
-    for filler in 0..FILL_IN_FLIGHT {
-        let mut channel = channels[filler % FILL_CONNECTIONS].clone();
-        let (settings, next) = (Arc::clone(settings), Rc::clone(&next));
-        fillers.push(spawn_local(async move {
-            let value = Random::new(settings.args.seed).bytes(settings.args.value_bytes);
-            let (mut out, mut key) = (BytesMut::new(), Vec::new());
-            while next.get() < settings.args.keys {
-                settings.key(next.replace(next.get() + 1), &mut key);
-                let request = wire::message(&mut out, |b| wire::put(b, &key, &value, 0));
-                channel.unary_length(Method::Put, request).await?;
-            }
-            Ok::<_, CallError>(())
-        }));
-    }
-    for filler in fillers {
-        filler.await.map_err(|_| BenchError::ThreadLost)??;
-    }
-    Ok(())
-}
-
-/// Fills the key space from outside a load run.
-pub(super) async fn fill_first(settings: &Settings) -> Result<(), BenchError> {
-    if settings.args.no_fill {
-        Ok(())
-    } else {
-        fill(&Arc::new(settings.clone())).await
-    }
-}
-
-/// A small pseudo-random generator (SplitMix64): the choice of keys must be quick and repeatable, no more.
-#[derive(Clone, Debug)]
-pub(super) struct Random(u64);
-
-impl Random {
-    /// The same seed gives the same numbers.
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    /// A generator for one client, unlike those of the others.
-    pub(super) fn of_client(settings: &Settings, index: usize) -> Self {
-        let mut seed = Self(settings.args.seed);
-        Self(seed.next() ^ Self(index as u64).next())
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number below `bound`, which must not be zero.
-    pub(super) fn below(&mut self, bound: u64) -> u64 {
-        assert!(bound > 0, "no number is below zero");
-        let scaled = (u128::from(self.next()) * u128::from(bound)) >> 64;
-        u64::try_from(scaled).expect("a 64-bit number times another one, over 2^64, has 64 bits")
-    }
-
-    /// A position in something of this length, which must not be zero.
-    pub(super) fn position(&mut self, length: usize) -> usize {
-        usize::try_from(self.below(length as u64)).expect("a position is below the length")
-    }
-
-    /// Bytes that do not compress.
-    pub(super) fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next().to_le_bytes()[0]).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::args::tests::settings;
     use super::*;
-
-    #[test]
-    fn random_numbers_repeat_stay_below_their_bound_and_reach_it() {
-        let draw = |seed| {
-            let mut random = Random::new(seed);
-            (0..1_000).map(|_| random.below(10)).collect::<Vec<_>>()
-        };
-        assert_eq!(draw(7), draw(7), "the same seed");
-        assert_ne!(draw(7), draw(8), "another seed");
-        let mut seen = draw(7);
-        seen.sort_unstable();
-        seen.dedup();
-        assert_eq!(
-            seen,
-            (0..10).collect::<Vec<_>>(),
-            "every number, none beyond"
-        );
-    }
 
     #[tokio::test(start_paused = true)]
     async fn paced_clients_share_the_rate_and_a_late_one_counts_from_when_it_was_due() {

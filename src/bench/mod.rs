@@ -20,12 +20,14 @@
 
 mod args;
 mod channel;
+mod fill;
 mod idle;
 mod k8s;
 mod lease;
 mod load;
 mod machine;
 mod process;
+mod random;
 mod stats;
 mod unary;
 mod watch;

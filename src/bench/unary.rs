@@ -2,7 +2,8 @@
 
 use super::args::Settings;
 use super::channel::{CallError, Channel, Method};
-use super::load::{Operation, Random, Workload};
+use super::load::{Operation, Workload};
+use super::random::Random;
 use super::wire::{self, Fields, Range, Swap, Swapped};
 use bytes::BytesMut;
 use std::sync::Arc;

@@ -6,7 +6,8 @@
 use super::BenchError;
 use super::args::Settings;
 use super::channel::{CallError, Channel, Method, Stream};
-use super::load::{Lane, Operation, Workload, block_on, fill_first};
+use super::fill::fill;
+use super::load::{Lane, Operation, Workload, block_on};
 use super::process;
 use super::stats::Report;
 use super::unary::Scratch;
@@ -204,7 +205,9 @@ impl Operation for FanOutClient {
 /// Writes `--keys` events, then times one watcher from revision 1 until it has as many.
 pub(super) fn history(settings: &Settings) -> Result<Report, BenchError> {
     block_on(async {
-        fill_first(settings).await?;
+        if !settings.args.no_fill {
+            fill(settings).await?;
+        }
         let before = process::usage(&settings.args.server_pid)?;
         let mut channel = Channel::connect(settings.endpoint(0)).await?;
         let replay = replay(settings, &mut channel).await?;
