@@ -260,6 +260,11 @@ fn the_machine_is_measured_without_a_server() {
         "127.0.0.1:1",
         &["machine", "--dir", dir, "--output", "json"],
     );
+    assert!(
+        output.status.success(),
+        "measuring failed: {}",
+        stderr(&output)
+    );
     let json = String::from_utf8_lossy(&output.stdout);
     assert!(
         figure(&json, "fdatasync_4k_p50_us") > 0.0,
