@@ -2,6 +2,7 @@
 pub mod actors;
 pub mod api;
 pub mod clock;
+pub mod bench;
 pub mod codec;
 pub mod config;
 pub mod kv;
