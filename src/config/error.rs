@@ -1,0 +1,108 @@
+//! What can be wrong with a configuration. The member does not start; nothing but a changed setting helps.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Where a value was set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Nowhere: it is the default.
+    Default,
+    /// In the file given with `--config`.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+    },
+    /// In the environment.
+    Variable(String),
+    /// On the command line.
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Variable(name) => write!(f, "environment variable {name}"),
+            Self::Flag(name) => f.write_str(name),
+        }
+    }
+}
+
+/// A configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file given with `--config` cannot be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file is not TOML.
+    #[error("{}:{line}: not valid TOML: {message}", path.display())]
+    Syntax {
+        /// The file.
+        path: PathBuf,
+        /// The line, counted from 1.
+        line: usize,
+        /// What the parser expected.
+        message: String,
+    },
+    /// A key that no member has.
+    #[error("{origin}: unknown key {key} = {value}; did you mean {closest}? {allowed}")]
+    UnknownKey {
+        /// Where it stands.
+        origin: Origin,
+        /// The key with its section.
+        key: String,
+        /// Its value.
+        value: String,
+        /// The known key that is spelled most like it.
+        closest: String,
+        /// The keys its section takes.
+        allowed: String,
+    },
+    /// A variable under our prefix that is no key's.
+    #[error(
+        "unknown environment variable {name} = {value:?}; did you mean {closest}? \
+         each is QUORATE_ and a key of config/node.toml in capitals, with _ for the dot"
+    )]
+    UnknownVariable {
+        /// The variable.
+        name: String,
+        /// Its value.
+        value: String,
+        /// The known variable that is spelled most like it.
+        closest: String,
+    },
+    /// A value that its key does not take.
+    #[error("{origin}: {key} = {value}: must be {allowed}")]
+    BadValue {
+        /// Where it was set.
+        origin: Origin,
+        /// The key with its section.
+        key: String,
+        /// The value as written.
+        value: String,
+        /// What the key takes.
+        allowed: String,
+    },
+    /// More than one member, or joining others: not built yet.
+    #[error("{origin}: {key} = {value}: this version runs one member alone, so must be {allowed}")]
+    OneMemberOnly {
+        /// Where it was set.
+        origin: Origin,
+        /// The key with its section.
+        key: String,
+        /// The value as written.
+        value: String,
+        /// What the key takes for now.
+        allowed: String,
+    },
+}

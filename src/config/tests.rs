@@ -1,0 +1,320 @@
+//! What a configuration must say, and what it says about bad ones.
+
+use super::*;
+
+/// Loads a file of this text, with variables and flags over it.
+fn load(
+    file: &str,
+    variables: &[(&str, &str)],
+    flags: &[(&'static str, &'static str, &str)],
+) -> Result<Config, String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("node.toml");
+    std::fs::write(&path, file).unwrap();
+    let sources = Sources {
+        file: Some(path),
+        variables: variables
+            .iter()
+            .map(|(name, text)| (name.into(), text.into()))
+            .collect(),
+        flags: flags
+            .iter()
+            .map(|(flag, key, text)| (*flag, *key, (*text).to_owned()))
+            .collect(),
+    };
+    let prefix = format!("{}/", dir.path().display());
+    Config::load(sources).map_err(|error| error.to_string().replace(&prefix, ""))
+}
+
+fn error(file: &str) -> String {
+    load(file, &[], &[]).expect_err(file)
+}
+
+/// What must hold for etcd's clients is spelled out here once more, so that a changed default is a decision.
+#[test]
+fn defaults_are_one_member_with_the_limits_of_etcd() {
+    let config = Config::default();
+    assert_eq!(config.name, "default");
+    assert_eq!(config.data_dir, PathBuf::from("quorate-data"));
+    assert_eq!(config.client_advertise().to_string(), "127.0.0.1:2379");
+    assert_eq!(config.peer_advertise().to_string(), "127.0.0.1:2380");
+    assert_eq!(config.peer.tls, PeerTls::Unset);
+    assert!(config.cluster.initial.is_empty(), "one member alone");
+    assert_eq!(config.cluster.token, "etcd-cluster");
+    assert_eq!(config.raft.heartbeat, Duration::from_millis(100));
+    assert_eq!(config.raft.election, Duration::from_secs(1));
+    assert_eq!(config.limits.request_bytes_max, 1_572_864);
+    assert_eq!(config.limits.txn_ops_max, 128);
+    assert_eq!(config.limits.quota_bytes, Some(2_147_483_648));
+    assert_eq!(config.limits.apply_gap_max, 5_000);
+    assert_eq!(config.auto_compaction, AutoCompaction::Off);
+    assert_eq!(config.compaction.batch, 1_000);
+    assert_eq!(config.compaction.pause, Duration::from_millis(10));
+    assert_eq!(config.storage.commit_interval, Duration::from_millis(100));
+    assert_eq!(config.storage.commit_records_max, 10_000);
+    assert_eq!(config.runtime.api_arbiters, None);
+}
+
+#[test]
+fn the_whole_commented_file_is_a_valid_one() {
+    let config = load(layers::DEFAULTS, &[], &[]).unwrap();
+    assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
+}
+
+/// A key that `check` forgets would be accepted and do nothing: so each, made wrong, must be noticed.
+#[test]
+fn every_key_is_checked() {
+    for key in Layers::defaults().keys() {
+        let mut layers = Layers::defaults();
+        let wrong = match &layers.get(key).value {
+            Value::Text(_) if key.starts_with("peer.") && key != "peer.listen" => "x",
+            Value::Text(_) if matches!(key, "name" | "data_dir" | "cluster.token") => "",
+            Value::Text(_) => "?",
+            Value::Integer(_) if key == "limits.quota_bytes" => continue, // every number means something
+            Value::Integer(_) => "-7",
+            Value::Switch(_) => continue,
+            Value::List(_) => "nonsense",
+        };
+        layers.lay_flag("--flag", key, wrong).unwrap();
+        let error = check(&layers).expect_err(key).to_string();
+        // One of three TLS files alone is reported at a file that is missing.
+        assert!(
+            error.contains(key) || key.starts_with("peer."),
+            "{key}: {error}"
+        );
+    }
+}
+
+#[test]
+fn the_environment_lies_over_the_file_and_flags_over_both() {
+    let file = "name = 'file'\ndata_dir = 'file'\n[client]\nlisten = 'file:1'";
+    let variables = [
+        ("QUORATE_DATA_DIR", "variable"),
+        ("QUORATE_CLIENT_LISTEN", "variable:1"),
+    ];
+    let config = load(
+        file,
+        &variables,
+        &[("--client-listen", "client.listen", "flag:1")],
+    )
+    .unwrap();
+    assert_eq!(config.name, "file");
+    assert_eq!(config.data_dir, PathBuf::from("variable"));
+    assert_eq!(config.client.listen.to_string(), "flag:1");
+}
+
+#[test]
+fn variables_of_others_are_left_alone() {
+    let others = [
+        "PATH",
+        "QUORATE_TEST_SEED",
+        "QUORATE_SERVICE_HOST",
+        "QUORATE_PORT_2379_TCP",
+    ];
+    let others: Vec<_> = others
+        .iter()
+        .map(|name| (*name, "x"))
+        .chain([("QUORATE_PORT", "x")])
+        .collect();
+    assert!(
+        load("", &others, &[]).is_ok(),
+        "a service called quorate beside us stops the start"
+    );
+}
+
+#[test]
+fn unknown_keys_and_variables_are_named_with_what_is_meant() {
+    assert_eq!(
+        error("\n[raft]\nelection = 5"),
+        "node.toml:3: unknown key raft.election = 5; did you mean raft.election_ms? \
+         [raft] takes election_ms, heartbeat_ms"
+    );
+    assert_eq!(
+        error("data-dir = 'x'"),
+        "node.toml:1: unknown key data-dir = \"x\"; did you mean data_dir? the file takes \
+         auto_compaction, client, cluster, compaction, data_dir, limits, log, name, peer, raft, \
+         runtime, storage"
+    );
+    let unknown = error("[rafts]");
+    assert!(
+        unknown.starts_with("node.toml:1: unknown key rafts = a table"),
+        "{unknown}"
+    );
+    let unknown = error("[rafts]\nelection_ms = 1");
+    assert!(
+        unknown.contains("rafts.election_ms = 1; did you mean raft.election_ms?"),
+        "{unknown}"
+    );
+    assert_eq!(
+        load("", &[("QUORATE_DATADIR", "x")], &[]).unwrap_err(),
+        "unknown environment variable QUORATE_DATADIR = \"x\"; did you mean QUORATE_DATA_DIR? \
+         each is QUORATE_ and a key of config/node.toml in capitals, with _ for the dot"
+    );
+}
+
+#[test]
+fn bad_values_are_named_with_what_is_allowed() {
+    let cases = [
+        ("name = 5", "node.toml:1: name = 5: must be a string"),
+        (
+            "raft = 5",
+            "node.toml:1: raft = 5: must be a section, [raft]",
+        ),
+        (
+            "limits.txn_ops_max = 1.5",
+            "node.toml:1: limits.txn_ops_max = 1.5: must be an integer of at most 64 bits",
+        ),
+        (
+            "limits.txn_ops_max = 0",
+            "node.toml:1: limits.txn_ops_max = 0: must be from 1 to 65536",
+        ),
+        (
+            "raft.election_ms = 499",
+            "node.toml:1: raft.election_ms = 499: must be at least five times \
+             raft.heartbeat_ms: 500 to 50000",
+        ),
+        (
+            "raft.election_ms = 50001",
+            "node.toml:1: raft.election_ms = 50001: must be from 1 to 50000",
+        ),
+        (
+            "raft.heartbeat_ms = 201",
+            "default: raft.election_ms = 1000: must be at least five times raft.heartbeat_ms: 1005 to 50000",
+        ),
+        (
+            "log.format = 'xml'",
+            "node.toml:1: log.format = \"xml\": must be one of auto, text, json",
+        ),
+        (
+            "client.listen = '2379'",
+            "node.toml:1: client.listen = \"2379\": must be HOST:PORT, like 127.0.0.1:2379 or [::1]:2379",
+        ),
+        (
+            "client.advertise = 'a:0'",
+            "node.toml:1: client.advertise = \"a:0\": must be empty, or HOST:PORT with a port above 0",
+        ),
+        (
+            "peer.cert = 'c'",
+            "default: peer.key = \"\": must be a file: peer.cert, peer.key and peer.ca go together",
+        ),
+        (
+            "auto_compaction.retention = '1d'",
+            "node.toml:1: auto_compaction.retention = \"1d\": must be a duration like \
+             \"30m\" or \"1h30m\", or hours",
+        ),
+        (
+            "storage.wal_segment_bytes = 1048577",
+            "node.toml:1: storage.wal_segment_bytes = 1048577: must be a multiple of 4096",
+        ),
+        (
+            "cluster.initial = [1]",
+            "node.toml:1: cluster.initial = a list: must be a list of strings",
+        ),
+        (
+            "cluster.initial = ['n1']",
+            "node.toml:1: cluster.initial = [\"n1\"]: must be a list of name=host:port",
+        ),
+        (
+            "cluster.initial = ['n1=a:1']",
+            "node.toml:1: cluster.initial = [\"n1=a:1\"]: must be a list that has this \
+             member, \"default\", too",
+        ),
+        (
+            "cluster.initial = ['a=a:1', 'a=b:1']",
+            "node.toml:1: cluster.initial = [\"a=a:1\", \"a=b:1\"]: must be a list that \
+             has each name and each address once",
+        ),
+        (
+            "peer.insecure = 'yes'",
+            "node.toml:1: peer.insecure = \"yes\": must be true or false",
+        ),
+    ];
+    for (file, expected) in cases {
+        assert_eq!(error(file), expected);
+    }
+    let variable = load("", &[("QUORATE_LIMITS_QUOTA_BYTES", "2GB")], &[]).unwrap_err();
+    let expected = "environment variable QUORATE_LIMITS_QUOTA_BYTES: limits.quota_bytes = \
+     \"2GB\": must be an integer of at most 64 bits";
+    assert_eq!(variable, expected);
+    let flag = load("", &[], &[("--log-level", "log.level", "loud")]).unwrap_err();
+    assert_eq!(
+        flag,
+        "--log-level: log.level = \"loud\": must be one of error, warn, info, debug, trace"
+    );
+}
+
+#[test]
+fn damaged_and_missing_files_are_named() {
+    let damaged = error("name = 'a'\nname = 'b'\n");
+    assert_eq!(damaged, "node.toml:2: not valid TOML: duplicate key");
+    assert!(
+        error("name =").starts_with("node.toml:1: not valid TOML: "),
+        "a key without value"
+    );
+    let sources = Sources {
+        file: Some("/no/such/file".into()),
+        ..Sources::default()
+    };
+    let missing = Config::load(sources)
+        .expect_err("there is no such file")
+        .to_string();
+    assert!(
+        missing.starts_with("cannot read the configuration file /no/such/file: "),
+        "{missing}"
+    );
+}
+
+#[test]
+fn a_quota_can_be_default_set_or_absent() {
+    let quota = |file| load(file, &[], &[]).unwrap().limits.quota_bytes;
+    assert_eq!(quota("limits.quota_bytes = 0"), Some(2_147_483_648));
+    assert_eq!(quota("limits.quota_bytes = 1"), Some(1));
+    assert_eq!(quota("limits.quota_bytes = -1"), None);
+}
+
+#[test]
+fn retention_means_time_or_revisions() {
+    let compaction = |mode: &str, retention: &str| {
+        let file = format!("[auto_compaction]\nmode = '{mode}'\nretention = '{retention}'");
+        load(&file, &[], &[]).map(|config| config.auto_compaction)
+    };
+    let hour = Duration::from_secs(3_600);
+    assert_eq!(
+        compaction("periodic", "1"),
+        Ok(AutoCompaction::Periodic(hour))
+    );
+    assert_eq!(
+        compaction("periodic", "60m"),
+        Ok(AutoCompaction::Periodic(hour))
+    );
+    assert_eq!(
+        compaction("revision", "1000"),
+        Ok(AutoCompaction::Revision(1_000))
+    );
+    assert_eq!(compaction("revision", "0"), Ok(AutoCompaction::Off));
+    assert!(
+        compaction("revision", "1h").is_err(),
+        "revisions are no time"
+    );
+    assert!(compaction("revision", "-1").is_err(), "negative");
+}
+
+#[test]
+fn a_cluster_of_more_than_one_is_refused_for_now() {
+    let flags = [("--initial-cluster", "cluster.initial", "default=a:1, b=b:1")];
+    assert_eq!(
+        load("", &[], &flags).unwrap_err(),
+        "--initial-cluster: cluster.initial = [\"default=a:1\", \"b=b:1\"]: this version runs one \
+         member alone, so must be empty or hold \"default\" alone"
+    );
+    let alone = [("--initial-cluster", "cluster.initial", "default=a:1")];
+    assert_eq!(
+        load("", &[], &alone).unwrap().peer_advertise().to_string(),
+        "a:1"
+    );
+    let error = error("cluster.state = 'existing'");
+    assert!(
+        error.contains("this version runs one member alone, so must be \"new\""),
+        "{error}"
+    );
+}
