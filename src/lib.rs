@@ -2,10 +2,11 @@
 pub mod actors;
 pub mod api;
 pub mod clock;
-pub mod bench;
+pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod kv;
+pub mod log;
 pub mod node;
 pub mod raft;
 pub mod storage;

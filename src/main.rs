@@ -1,30 +1,32 @@
 //! Arguments, configuration, run.
 
-use clap::{Parser, Subcommand};
-use std::io::Write;
+use clap::Parser;
+use quorate::cli::{Cli, Command, ServerArgs};
+use std::error::Error;
 use std::process::ExitCode;
 
-/// A strongly consistent, multi-version key-value store that speaks the etcd v3 API.
-#[derive(Parser)]
-#[command(name = "quorate", version)]
-struct Line {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    /// Put load on a server of the etcd v3 API and measure it
-    Bench(quorate::bench::BenchArgs),
-}
-
 fn main() -> ExitCode {
-    let Command::Bench(args) = Line::parse().command;
-    match quorate::bench::run(args) {
+    let done = match Cli::parse().asked() {
+        Command::Server(args) => serve(args),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            writeln!(std::io::stderr(), "quorate: {error}").ok(); // there is nowhere else to say it
-            ExitCode::FAILURE
-        }
+        Err(error) => complain(&*error),
     }
+}
+
+fn serve(args: ServerArgs) -> Result<(), Box<dyn Error>> {
+    let config = args.config()?;
+    quorate::log::start(&config.log);
+    Ok(quorate::node::run(config)?)
+}
+
+/// Says why the program ends. The log may not have started yet, so this does not go through it.
+#[expect(
+    clippy::print_stderr,
+    reason = "the last word of the program, for whoever started it"
+)]
+fn complain(error: &dyn Error) -> ExitCode {
+    eprintln!("quorate: {error}");
+    ExitCode::FAILURE
 }

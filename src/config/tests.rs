@@ -170,7 +170,8 @@ fn bad_values_are_named_with_what_is_allowed() {
         ),
         (
             "raft.election_ms = 499",
-            "node.toml:1: raft.election_ms = 499: must be at least five times raft.heartbeat_ms: 500 to 50000",
+            "node.toml:1: raft.election_ms = 499: must be at least five times \
+             raft.heartbeat_ms: 500 to 50000",
         ),
         (
             "raft.election_ms = 50001",
@@ -198,7 +199,8 @@ fn bad_values_are_named_with_what_is_allowed() {
         ),
         (
             "auto_compaction.retention = '1d'",
-            "node.toml:1: auto_compaction.retention = \"1d\": must be a duration like \"30m\" or \"1h30m\", or hours",
+            "node.toml:1: auto_compaction.retention = \"1d\": must be a duration like \
+             \"30m\" or \"1h30m\", or hours",
         ),
         (
             "storage.wal_segment_bytes = 1048577",
@@ -214,11 +216,13 @@ fn bad_values_are_named_with_what_is_allowed() {
         ),
         (
             "cluster.initial = ['n1=a:1']",
-            "node.toml:1: cluster.initial = [\"n1=a:1\"]: must be a list that has this member, \"default\", too",
+            "node.toml:1: cluster.initial = [\"n1=a:1\"]: must be a list that has this \
+             member, \"default\", too",
         ),
         (
             "cluster.initial = ['a=a:1', 'a=b:1']",
-            "node.toml:1: cluster.initial = [\"a=a:1\", \"a=b:1\"]: must be a list that has each name and each address once",
+            "node.toml:1: cluster.initial = [\"a=a:1\", \"a=b:1\"]: must be a list that \
+             has each name and each address once",
         ),
         (
             "peer.insecure = 'yes'",
@@ -229,7 +233,8 @@ fn bad_values_are_named_with_what_is_allowed() {
         assert_eq!(error(file), expected);
     }
     let variable = load("", &[("QUORATE_LIMITS_QUOTA_BYTES", "2GB")], &[]).unwrap_err();
-    let expected = "environment variable QUORATE_LIMITS_QUOTA_BYTES: limits.quota_bytes = \"2GB\": must be an integer of at most 64 bits";
+    let expected = "environment variable QUORATE_LIMITS_QUOTA_BYTES: limits.quota_bytes = \
+     \"2GB\": must be an integer of at most 64 bits";
     assert_eq!(variable, expected);
     let flag = load("", &[], &[("--log-level", "log.level", "loud")]).unwrap_err();
     assert_eq!(
