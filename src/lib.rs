@@ -1,6 +1,7 @@
 //! Quorate: a strongly consistent, multi-version key-value store for coordination.
 pub mod actors;
 pub mod api;
+pub mod bench;
 pub mod clock;
 pub mod cli;
 pub mod codec;
