@@ -77,6 +77,15 @@ impl Default for ListenLimits {
     }
 }
 
+/// Where connections are served: an arbiter and its own way into the node.
+#[derive(Clone, Debug)]
+pub struct ApiArbiter {
+    /// The thread.
+    pub arbiter: ArbiterHandle,
+    /// The node.
+    pub requests: Requests,
+}
+
 /// Where the server is in its life.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
@@ -108,8 +117,7 @@ impl ApiServer {
     /// Starts serving on `listener`, with one task on each of `arbiters`; the first one accepts as well.
     pub fn start(
         listener: StdListener,
-        arbiters: &[ArbiterHandle],
-        requests: &Requests,
+        arbiters: &[ApiArbiter],
         names: &MemberNames,
         limits: ListenLimits,
     ) -> io::Result<Self> {
@@ -121,7 +129,7 @@ impl ApiServer {
         let address = listener.local_addr()?;
         let (phase, phases) = watch::channel(Phase::Serving);
         let mut sinks = Vec::with_capacity(arbiters.len());
-        for arbiter in arbiters {
+        for ApiArbiter { arbiter, requests } in arbiters {
             let (sink, connections) = ConnectionSink::new();
             let api = Api::new(requests.clone(), names.clone(), phases.clone());
             let served = arbiter.spawn_fn(move || {
@@ -137,7 +145,7 @@ impl ApiServer {
             connections_max: limits.connections_max,
             refusing: false,
         };
-        if !arbiters[0].spawn(accept(listener, spread, phases)) {
+        if !arbiters[0].arbiter.spawn(accept(listener, spread, phases)) {
             return Err(io::Error::other("the accepting arbiter has stopped"));
         }
         Ok(Self {
