@@ -22,6 +22,8 @@ pub struct Cli {
 pub enum Command {
     /// Run a member (what `quorate` alone does, too)
     Server(ServerArgs),
+    /// Put load on a server of the etcd v3 API and measure it
+    Bench(crate::bench::BenchArgs),
 }
 
 /// Flags of `quorate server`. Each overrides the environment, which overrides the file.
@@ -104,7 +106,10 @@ mod tests {
     use clap::CommandFactory;
 
     fn flags(line: &str) -> Vec<(&'static str, &'static str, String)> {
-        let Command::Server(args) = Cli::try_parse_from(line.split(' ')).unwrap().asked();
+        let asked = Cli::try_parse_from(line.split(' ')).unwrap().asked();
+        let Command::Server(args) = asked else {
+            panic!("{line} runs a member")
+        };
         args.flags()
     }
 
@@ -126,7 +131,9 @@ mod tests {
                 continue;
             }
             let args = Cli::try_parse_from(["quorate".to_owned(), format!("--{flag}=x")]).unwrap();
-            let Command::Server(args) = args.asked();
+            let Command::Server(args) = args.asked() else {
+                panic!("it runs a member")
+            };
             let given = args.flags();
             assert_eq!(given.len(), 1, "--{flag} sets nothing");
             assert_eq!(given[0].0, format!("--{flag}"));

@@ -2,8 +2,8 @@
 pub mod actors;
 pub mod api;
 pub mod bench;
-pub mod clock;
 pub mod cli;
+pub mod clock;
 pub mod codec;
 pub mod config;
 pub mod kv;

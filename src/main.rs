@@ -8,6 +8,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let done = match Cli::parse().asked() {
         Command::Server(args) => serve(args),
+        Command::Bench(args) => quorate::bench::run(args).map_err(Into::into),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -18,7 +19,7 @@ fn main() -> ExitCode {
 fn serve(args: ServerArgs) -> Result<(), Box<dyn Error>> {
     let config = args.config()?;
     quorate::log::start(&config.log);
-    Ok(quorate::node::run(config)?)
+    Ok(quorate::node::run(&config)?)
 }
 
 /// Says why the program ends. The log may not have started yet, so this does not go through it.

@@ -16,8 +16,8 @@ use std::time::Duration;
 /// Messages that may wait. The Raft node keeps fewer under way than this.
 pub const MAILBOX_MAX: usize = 1_024;
 
-/// Quiet time after which the log's end is sealed, so that damage to the last batch is told from a torn write.
-const SEAL_AFTER: Duration = Duration::from_millis(50);
+/// Quiet time after which the writer does what no request should wait for: see [`WalWriter::rest`].
+const REST_AFTER: Duration = Duration::from_millis(50);
 
 /// Owns the write-ahead log.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct WalWriter {
     /// What the next flush will make durable, to be reported then.
     waiting: Option<Persisted>,
     flush_due: bool,
-    seal: Option<SpawnHandle>,
+    resting: Option<SpawnHandle>,
     raft: Recipient<Persisted>,
     life: Lifeline,
 }
@@ -38,7 +38,7 @@ impl WalWriter {
             wal,
             waiting: None,
             flush_due: false,
-            seal: None,
+            resting: None,
             raft,
             life,
         }
@@ -133,10 +133,10 @@ impl Handler<FlushDue> for WalWriter {
             persisted.sync_micros = clock::micros(start.elapsed());
             self.life.deliver(&self.raft, persisted);
         }
-        if let Some(old) = self.seal.take() {
+        if let Some(old) = self.resting.take() {
             ctx.cancel_future(old);
         }
-        self.seal = Some(ctx.run_later(SEAL_AFTER, |writer, _| writer.seal()));
+        self.resting = Some(ctx.run_later(REST_AFTER, |writer, _| writer.rest()));
     }
 }
 
@@ -144,10 +144,14 @@ impl Handler<ReleaseEntries> for WalWriter {
     type Result = ();
 
     fn handle(&mut self, release: ReleaseEntries, _: &mut Self::Context) {
-        if let Err(error) = self.wal.release(release.through) {
-            self.life
+        match self.wal.release(release.through) {
+            Ok(0) => {}
+            // Under load the log never rests; a released segment is ready for reuse as it is.
+            Ok(_) => self.prepare_spare(),
+            Err(error) => self
+                .life
                 .fail_stop()
-                .because("cannot release write-ahead log segments", &error);
+                .because("cannot release write-ahead log segments", &error),
         }
     }
 }
@@ -156,17 +160,31 @@ impl Handler<SealLog> for WalWriter {
     type Result = ();
 
     fn handle(&mut self, _: SealLog, _: &mut Self::Context) {
-        self.seal();
+        self.rest();
     }
 }
 
 impl WalWriter {
-    fn seal(&mut self) {
-        self.seal = None;
-        if let Err(error) = self.wal.seal() {
-            self.life
+    /// What can be done while nothing waits: mark the end as durable, and have the next segment ready.
+    fn rest(&mut self) {
+        self.resting = None;
+        match self.wal.seal() {
+            Ok(()) => self.prepare_spare(),
+            Err(error) => self
+                .life
                 .fail_stop()
-                .because("cannot seal the write-ahead log", &error);
+                .because("cannot seal the write-ahead log", &error),
+        }
+    }
+
+    fn prepare_spare(&mut self) {
+        match self.wal.prepare_spare() {
+            Ok(()) => {}
+            Err(error) if self.wal.is_poisoned() => self
+                .life
+                .fail_stop()
+                .because("cannot prepare a write-ahead log segment", &error),
+            Err(error) => tracing::warn!("the log's next segment is not ready yet: {error}"),
         }
     }
 }

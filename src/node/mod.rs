@@ -15,7 +15,11 @@ use crate::{
         requests::{Identity, Requests},
         store::Store,
     },
-    config::Config,
+    api::{
+        MemberNames,
+        listen::{ApiArbiter, ApiServer, ListenLimits},
+    },
+    config::{Config, HostPort},
     storage::{disk::Disk, real_disk::RealDisk},
 };
 use actix::{Actor, Addr, System};
@@ -26,7 +30,10 @@ use std::{
     sync::{Arc, mpsc},
     thread,
 };
-use tokio::sync::oneshot;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
 
 /// A node inside this process. Dropping it stops it at once, as a crash would; [`Node::stop`] is the gentle way.
 #[derive(Debug)]
@@ -108,6 +115,85 @@ impl Node {
         {
             // An error means that the node was gone already.
             done.await.unwrap_or_default();
+        }
+    }
+}
+
+/// Runs a member with its client port until a signal ends it: SIGTERM, or Ctrl-C.
+pub fn run(config: &Config) -> Result<(), StartError> {
+    let system = System::new();
+    system.block_on(async {
+        // The port first: that it is taken should not be found out after a long recovery.
+        let address = config.client.listen.to_string();
+        let listening = std::net::TcpListener::bind(&address);
+        let listener = listening.map_err(|source| StartError::Listen {
+            address: address.clone(),
+            source,
+        })?;
+        let mut signals = Signals::new()?;
+        let (running, placement) = start_here(config, &FailStop::process())?;
+        let server = start_api(config, listener, &running, &placement)
+            .map_err(|source| StartError::Listen { address, source })?;
+        let (clients, data) = (server.address(), config.data_dir.display());
+        tracing::info!(
+            "ready: clients on {clients}, data in {data}; try: etcdctl --endpoints={clients} put greeting hello"
+        );
+        let signal = signals.next().await;
+        tracing::info!("{signal}: stopping; requests under way get their answers");
+        server.stop().await;
+        running.stop().await;
+        placement.stop();
+        tracing::info!("stopped");
+        Ok(())
+    })
+}
+
+fn start_api(
+    config: &Config,
+    listener: std::net::TcpListener,
+    running: &Running,
+    placement: &Placement,
+) -> std::io::Result<ApiServer> {
+    let url = |address: &HostPort| vec![format!("http://{address}")];
+    let names = MemberNames {
+        name: config.name.clone(),
+        peer_urls: url(config.peer_advertise()),
+        client_urls: url(config.client_advertise()),
+    };
+    let limits = ListenLimits {
+        connections_max: config.limits.connections_max,
+        streams_max: config.limits.concurrent_streams_max,
+        ..ListenLimits::default()
+    };
+    let ways = placement.api.iter().zip(&running.requests);
+    let arbiters: Vec<ApiArbiter> = ways
+        .map(|(arbiter, requests)| ApiArbiter {
+            arbiter: arbiter.clone(),
+            requests: requests.clone(),
+        })
+        .collect();
+    ApiServer::start(listener, &arbiters, &names, limits)
+}
+
+/// The signals that end a member.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, StartError> {
+        let listen = |kind| signal(kind).map_err(StartError::Signals);
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "interrupted",
+            _ = self.terminate.recv() => "terminated",
         }
     }
 }

@@ -71,6 +71,9 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// The system does not tell of signals.
+    #[error("cannot listen for signals: {0}")]
+    Signals(io::Error),
     /// The node's thread ended before it was up.
     #[error("the node's thread ended while starting")]
     Thread,

@@ -16,7 +16,7 @@ pub(super) struct Follower {
     timeout: u32,
     /// Our log equals the leader's up to here.
     matched: LogIndex,
-    /// What the leader was told of `matched`.
+    /// A reply that says no more than this is not worth sending before all of `matched` is durable.
     acked: LogIndex,
     /// The leader waits for an acknowledgement.
     ack_due: bool,
@@ -31,7 +31,7 @@ impl Follower {
             timeout: common.draw_timeout(),
             // Committed entries are in every later leader's log.
             matched: common.log.commit(),
-            acked: LogIndex(0),
+            acked: common.log.stable(),
             ack_due: false,
             asked: None,
         }
