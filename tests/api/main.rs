@@ -7,6 +7,8 @@
 //! Variables:
 //! - `QUORATE_TEST_TARGET=etcd` runs the shared bodies against the real etcd, to check the tests themselves.
 //! - `QUORATE_TEST_ETCD`, `QUORATE_TEST_ETCDCTL`: paths of the programs, if they are not on the `PATH`.
+//! - `QUORATE_DIFF_OPS`, `SEED`: how many operations the differential test compares, and from which seed.
+//! - `QUORATE_CRASH_ROUNDS`: how often the crash test kills the server.
 
 #![expect(
     clippy::unwrap_used,
@@ -18,7 +20,10 @@ mod support;
 
 mod bad_input;
 mod compact;
+mod crash;
+mod data_dir;
 mod delete;
+mod differential;
 #[cfg(feature = "etcd-client-tests")]
 mod etcd_client_crate;
 mod etcdctl;
@@ -28,6 +33,7 @@ mod put;
 mod range;
 mod range_order;
 mod range_stream;
+mod settings;
 mod shutdown;
 mod transport;
 mod txn;
