@@ -160,8 +160,10 @@ impl Applier {
         peers: Peers,
         life: Lifeline,
     ) -> Self {
-        let visible_window =
-            Window { newest: machine.revision(), compacted: machine.compacted() };
+        let visible_window = Window {
+            newest: machine.revision(),
+            compacted: machine.compacted(),
+        };
         Self {
             visible: applied,
             visible_window,
@@ -208,8 +210,12 @@ pub enum ApplyError {
 /// The command in an entry.
 fn decode_command(entry: &Entry) -> Result<Command, ApplyError> {
     let start = PROPOSAL_HEADER_BYTES.min(entry.data.len());
-    codec::decode_shared("log command", &entry.data.slice(start..))
-        .map_err(|source| ApplyError::Entry { index: entry.index, source })
+    codec::decode_shared("log command", &entry.data.slice(start..)).map_err(|source| {
+        ApplyError::Entry {
+            index: entry.index,
+            source,
+        }
+    })
 }
 
 impl Actor for Applier {
@@ -233,7 +239,9 @@ impl Handler<ApplyEntries> for Applier {
             match self.apply(&committed.entry) {
                 Ok(verdict) => answers.extend(committed.reply.zip(verdict)),
                 Err(error) => {
-                    self.life.fail_stop().because("cannot apply a committed entry", &error);
+                    self.life
+                        .fail_stop()
+                        .because("cannot apply a committed entry", &error);
                     return;
                 }
             }
@@ -246,10 +254,15 @@ impl Handler<ApplyEntries> for Applier {
             window: self.machine_window(),
             records: changes.records,
             answers,
-            leases: LeasesChanged { changes: changes.leases },
+            leases: LeasesChanged {
+                changes: changes.leases,
+            },
             compacted: changes.compacted,
         });
-        let update = UpdateIndex { changes: changes.keys, through };
+        let update = UpdateIndex {
+            changes: changes.keys,
+            through,
+        };
         self.life.deliver(&self.peers.index, update);
     }
 }
@@ -258,7 +271,8 @@ impl Handler<IndexPublished> for Applier {
     type Result = ();
 
     fn handle(&mut self, published: IndexPublished, _: &mut Self::Context) {
-        self.machine.published(published.snapshot.clone(), published.through);
+        self.machine
+            .published(published.snapshot.clone(), published.through);
         self.snapshot = published.snapshot;
         let batch = self.unpublished.pop_front();
         assert!(batch.is_some(), "the index publishes once for each batch");
@@ -274,7 +288,8 @@ impl Handler<IndexPublished> for Applier {
             self.life.deliver(&self.peers.leases, batch.leases);
         }
         if let Some(revision) = batch.compacted {
-            self.life.deliver(&self.peers.compactor, CompactionAccepted { revision });
+            self.life
+                .deliver(&self.peers.compactor, CompactionAccepted { revision });
         }
         self.report_progress();
         if self.uncommitted.records.len() >= self.pacing.records_max
@@ -328,17 +343,27 @@ impl Applier {
             self.applied.index.next(),
             "entries are applied in log order, each once"
         );
-        self.applied = Applied { index: entry.index, term: entry.term };
+        self.applied = Applied {
+            index: entry.index,
+            term: entry.term,
+        };
         if entry.kind != EntryKind::Command {
             return Ok(None);
         }
         let command = decode_command(entry)?;
-        let past = Past { tail: &self.tail, unpublished: &self.unpublished, stored: &self.stored };
+        let past = Past {
+            tail: &self.tail,
+            unpublished: &self.unpublished,
+            stored: &self.stored,
+        };
         Ok(Some(self.machine.apply(&command, &past)?))
     }
 
     fn machine_window(&self) -> Window {
-        Window { newest: self.machine.revision(), compacted: self.machine.compacted() }
+        Window {
+            newest: self.machine.revision(),
+            compacted: self.machine.compacted(),
+        }
     }
 
     fn publish(&mut self, window: Window) {
@@ -365,8 +390,10 @@ impl Applier {
         if self.tail_bytes > TAIL_BYTES_MAX {
             return;
         }
-        let progress =
-            ApplierProgress { applied: self.visible.index, stored: self.stored_index };
+        let progress = ApplierProgress {
+            applied: self.visible.index,
+            stored: self.stored_index,
+        };
         self.life.deliver(&self.peers.raft, progress);
     }
 
@@ -374,7 +401,9 @@ impl Applier {
         let bytes: usize = changes.records.iter().map(|record| record.kv.len()).sum();
         self.uncommitted_bytes += bytes;
         self.tail_bytes += bytes;
-        self.uncommitted.records.extend(changes.records.iter().cloned());
+        self.uncommitted
+            .records
+            .extend(changes.records.iter().cloned());
         for change in &changes.leases {
             self.uncommitted.leases.push(match change {
                 LeaseChange::Granted { id, ttl_secs } => (*id, Some(codec::encode(ttl_secs))),
@@ -398,7 +427,8 @@ impl Applier {
         batch.meta = store_meta(&self.machine);
         self.handed_over = batch.applied.index;
         self.committing = Some(std::mem::take(&mut self.uncommitted_bytes));
-        self.life.deliver(&self.peers.committer, CommitRevisions { batch, through });
+        self.life
+            .deliver(&self.peers.committer, CommitRevisions { batch, through });
         true
     }
 }
@@ -416,7 +446,9 @@ impl Records for Past<'_> {
             return Ok(record.kv.clone());
         }
         let batches = self.unpublished.iter();
-        let found = batches.flat_map(|batch| batch.records.iter()).find(|record| record.rev == rev);
+        let found = batches
+            .flat_map(|batch| batch.records.iter())
+            .find(|record| record.rev == rev);
         match found {
             Some(record) => Ok(record.kv.clone()),
             None => self.stored.get(rev),

@@ -183,11 +183,19 @@ impl Handler<AskReadIndex> for RaftNode {
         let context = self.next_read;
         self.next_read += 1;
         if self.raft.read_index(context).is_err() {
-            ask.waiting.into_iter().for_each(|reply| answer(reply, RequestError::TooManyRequests));
+            ask.waiting
+                .into_iter()
+                .for_each(|reply| answer(reply, RequestError::TooManyRequests));
             return;
         }
         let deadline = clock::now() + self.pacing.request_timeout;
-        self.reads.insert(context, WaitingReads { deadline, waiting: ask.waiting });
+        self.reads.insert(
+            context,
+            WaitingReads {
+                deadline,
+                waiting: ask.waiting,
+            },
+        );
         self.carry_out();
     }
 }
@@ -208,7 +216,9 @@ impl Handler<ApplierProgress> for RaftNode {
         self.raft.applied(progress.applied);
         if progress.stored > LogIndex(0) {
             self.raft.log_released(progress.stored);
-            let release = ReleaseEntries { through: progress.stored };
+            let release = ReleaseEntries {
+                through: progress.stored,
+            };
             self.life.deliver(&self.peers.release, release);
         }
         self.carry_out();
@@ -254,9 +264,13 @@ impl RaftNode {
             self.life.deliver(&self.peers.wal, Persist(persist));
         }
         if !ready.committed.is_empty() {
-            let entries = ready.committed.into_iter().map(|entry| self.with_caller(entry));
+            let entries = ready
+                .committed
+                .into_iter()
+                .map(|entry| self.with_caller(entry));
             let entries = entries.collect();
-            self.life.deliver(&self.peers.applier, ApplyEntries { entries });
+            self.life
+                .deliver(&self.peers.applier, ApplyEntries { entries });
         }
         for read in ready.reads {
             if let Some(reads) = self.reads.remove(&read.context) {
@@ -291,12 +305,16 @@ impl RaftNode {
         let taken = match entries {
             Ok(entries) => self.raft.log_read(read.reader, read.from, Ok(entries)),
             Err(error) => {
-                self.life.fail_stop().because("cannot read the write-ahead log", &error);
+                self.life
+                    .fail_stop()
+                    .because("cannot read the write-ahead log", &error);
                 return;
             }
         };
         if let Err(error) = taken {
-            self.life.fail_stop().because("cannot trust the write-ahead log", &error);
+            self.life
+                .fail_stop()
+                .because("cannot trust the write-ahead log", &error);
         }
     }
 
@@ -325,7 +343,10 @@ impl RaftNode {
     /// Tells those whose time is up.
     fn expire(&mut self) {
         let now = clock::now();
-        while let Some((_, id)) = self.deadlines.pop_front_if(|(deadline, _)| *deadline <= now) {
+        while let Some((_, id)) = self
+            .deadlines
+            .pop_front_if(|(deadline, _)| *deadline <= now)
+        {
             if let Some(reply) = self.waiting.remove(&id) {
                 answer(reply, RequestError::TimedOut);
             }
@@ -336,7 +357,10 @@ impl RaftNode {
         let late = |reads: &WaitingReads| reads.deadline <= now;
         while let Some(first) = self.reads.first_entry().filter(|entry| late(entry.get())) {
             let reads = first.remove();
-            reads.waiting.into_iter().for_each(|reply| answer(reply, RequestError::TimedOut));
+            reads
+                .waiting
+                .into_iter()
+                .for_each(|reply| answer(reply, RequestError::TimedOut));
         }
     }
 }

@@ -5,17 +5,17 @@
 //! message each to the Raft node: across threads a message per request would cost more than the request.
 
 use super::{
-    range_chunks::{NotStreamable, RangeChunks},
     compactor::{AwaitCompaction, Compactor},
     raft_node::{AskReadIndex, Proposal, Propose, RaftNode, RaftStatus},
+    range_chunks::{NotStreamable, RangeChunks},
 };
 use crate::{
     clock, codec,
     kv::{
         KeyRange, KvError, check,
         command::{
-            AlarmKind, Command, Compact, DeleteRange, DeleteRangeDone, Outcome, Put,
-            PutDone, RangeDone, RangeQuery, SetAlarm, SortOrder, SortTarget, Txn, TxnDone, TxnOp,
+            AlarmKind, Command, Compact, DeleteRange, DeleteRangeDone, Outcome, Put, PutDone,
+            RangeDone, RangeQuery, SetAlarm, SortOrder, SortTarget, Txn, TxnDone, TxnOp,
         },
         range::ReadError,
         view::View,
@@ -208,7 +208,10 @@ impl Requests {
         let shared = Arc::new(Shared {
             identity,
             limits,
-            queue: Mutex::new(Queue { next_id: clock::entropy(), ..Queue::default() }),
+            queue: Mutex::new(Queue {
+                next_id: clock::entropy(),
+                ..Queue::default()
+            }),
             wake: Notify::new(),
             views: peers.views,
             raft_status: peers.raft_status,
@@ -291,10 +294,18 @@ impl Requests {
         revision: Revision,
         physical: bool,
     ) -> Result<Revision, RequestError> {
-        let outcome = self.propose(&Command::Compact(Compact { revision })).await?;
-        let Outcome::Compact { revision: now } = outcome else { return unexpected(&outcome) };
+        let outcome = self
+            .propose(&Command::Compact(Compact { revision }))
+            .await?;
+        let Outcome::Compact { revision: now } = outcome else {
+            return unexpected(&outcome);
+        };
         if physical {
-            let removed = self.shared.compactor.send(AwaitCompaction { revision }).await;
+            let removed = self
+                .shared
+                .compactor
+                .send(AwaitCompaction { revision })
+                .await;
             removed.map_err(|_| RequestError::Stopped)?;
         }
         Ok(now)
@@ -318,7 +329,9 @@ impl Requests {
         if command.takes_space() {
             self.check_quota().await?;
         }
-        self.submit(command)?.await.unwrap_or(Err(RequestError::Stopped))
+        self.submit(command)?
+            .await
+            .unwrap_or(Err(RequestError::Stopped))
     }
 
     /// This member's state, as it knows it itself.
@@ -366,7 +379,10 @@ impl Requests {
     }
 
     /// A view that holds every write acknowledged before now, anywhere; or, for a serializable read, this member's newest.
-    pub(super) async fn view_for(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
+    pub(super) async fn view_for(
+        &self,
+        serializable: bool,
+    ) -> Result<Arc<Published>, RequestError> {
         if serializable {
             return Ok(self.published());
         }
@@ -378,8 +394,12 @@ impl Requests {
             return Ok(newest);
         }
         let mut views = self.shared.views.clone();
-        let reached = views.wait_for(|published| published.applied.index >= index).await;
-        reached.map(|published| published.clone()).map_err(|_| RequestError::Stopped)
+        let reached = views
+            .wait_for(|published| published.applied.index >= index)
+            .await;
+        reached
+            .map(|published| published.clone())
+            .map_err(|_| RequestError::Stopped)
     }
 
     fn submit(
@@ -391,7 +411,10 @@ impl Requests {
         codec::encode_into(command, &mut data);
         let max = self.shared.limits.request_bytes_max;
         if data.len() > max.saturating_add(ENVELOPE_SLACK_BYTES) {
-            return Err(RequestError::TooLarge { bytes: data.len(), max });
+            return Err(RequestError::TooLarge {
+                bytes: data.len(),
+                max,
+            });
         }
         let (reply, outcome) = oneshot::channel();
         let member = self.shared.identity.member;
@@ -400,7 +423,11 @@ impl Requests {
             queue.next_id = id.wrapping_add(1);
             data[..8].copy_from_slice(&member.0.to_le_bytes());
             data[8..16].copy_from_slice(&id.to_le_bytes());
-            queue.proposals.push(Proposal { id, data: Bytes::from(data), reply });
+            queue.proposals.push(Proposal {
+                id,
+                data: Bytes::from(data),
+                reply,
+            });
         })?;
         Ok(outcome)
     }
@@ -424,12 +451,18 @@ impl Requests {
 
     /// A member at its quota raises an alarm that stops such writes everywhere until an operator takes it back.
     async fn check_quota(&self) -> Result<(), RequestError> {
-        let Some(quota) = self.shared.limits.quota_bytes else { return Ok(()) };
+        let Some(quota) = self.shared.limits.quota_bytes else {
+            return Ok(());
+        };
         if self.published().file_bytes < quota {
             return Ok(());
         }
         let member = self.shared.identity.member;
-        let alarm = SetAlarm { member, kind: AlarmKind::NoSpace, raised: true };
+        let alarm = SetAlarm {
+            member,
+            kind: AlarmKind::NoSpace,
+            raised: true,
+        };
         let raised = self.submit(&Command::SetAlarm(alarm))?;
         raised.await.unwrap_or(Err(RequestError::Stopped))?;
         Err(RequestError::Kv(KvError::NoSpace))
@@ -452,17 +485,29 @@ async fn send_turns(shared: Arc<Shared>, raft: Addr<RaftNode>) {
         let (proposals, reads, closed) = {
             let mut queue = shared.lock();
             let queue = &mut *queue;
-            (std::mem::take(&mut queue.proposals), std::mem::take(&mut queue.reads), queue.closed)
+            (
+                std::mem::take(&mut queue.proposals),
+                std::mem::take(&mut queue.reads),
+                queue.closed,
+            )
         };
         if !proposals.is_empty() {
             refuse(raft.try_send(Propose { proposals }), |propose, error| {
-                propose.proposals.into_iter().for_each(|proposal| answer(proposal.reply, error()));
+                propose
+                    .proposals
+                    .into_iter()
+                    .for_each(|proposal| answer(proposal.reply, error()));
             });
         }
         if !reads.is_empty() {
-            refuse(raft.try_send(AskReadIndex { waiting: reads }), |ask, error| {
-                ask.waiting.into_iter().for_each(|reply| answer(reply, error()));
-            });
+            refuse(
+                raft.try_send(AskReadIndex { waiting: reads }),
+                |ask, error| {
+                    ask.waiting
+                        .into_iter()
+                        .for_each(|reply| answer(reply, error()));
+                },
+            );
         }
         if closed {
             return;
@@ -471,10 +516,7 @@ async fn send_turns(shared: Arc<Shared>, raft: Addr<RaftNode>) {
 }
 
 /// A full mailbox pushes the callers back; a closed one means that the node is stopping.
-fn refuse<M>(
-    sent: Result<(), SendError<M>>,
-    tell: impl FnOnce(M, fn() -> RequestError),
-) {
+fn refuse<M>(sent: Result<(), SendError<M>>, tell: impl FnOnce(M, fn() -> RequestError)) {
     match sent {
         Ok(()) => {}
         Err(SendError::Full(message)) => tell(message, || RequestError::TooManyRequests),
@@ -483,10 +525,7 @@ fn refuse<M>(
 }
 
 /// Answers a caller. One that has gone away in the meantime does not matter.
-pub(super) fn answer<T>(
-    reply: oneshot::Sender<Result<T, RequestError>>,
-    error: RequestError,
-) {
+pub(super) fn answer<T>(reply: oneshot::Sender<Result<T, RequestError>>, error: RequestError) {
     drop(reply.send(Err(error)));
 }
 
@@ -494,7 +533,9 @@ pub(super) fn answer<T>(
 pub(super) async fn aside<T: Send + 'static>(
     read: impl FnOnce() -> Result<Result<T, KvError>, ReadError> + Send + 'static,
 ) -> Result<T, RequestError> {
-    let done = tokio::task::spawn_blocking(read).await.map_err(|_| RequestError::Stopped)?;
+    let done = tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|_| RequestError::Stopped)?;
     Ok(done??)
 }
 

@@ -34,7 +34,14 @@ pub struct WalWriter {
 impl WalWriter {
     /// A writer that reports to `raft`.
     pub fn new(wal: Wal, raft: Recipient<Persisted>, life: Lifeline) -> Self {
-        Self { wal, waiting: None, flush_due: false, seal: None, raft, life }
+        Self {
+            wal,
+            waiting: None,
+            flush_due: false,
+            seal: None,
+            raft,
+            life,
+        }
     }
 }
 
@@ -84,14 +91,25 @@ impl Handler<Persist> for WalWriter {
 
     fn handle(&mut self, Persist(persist): Persist, ctx: &mut Self::Context) {
         let hard_state = Some(persist.hard_state).filter(|state| *state != self.wal.hard_state());
-        let snapshot =
-            persist.reset.map(|id| SnapshotMark { index: id.index, term: id.term });
-        let append = Append { snapshot, hard_state, entries: &persist.entries };
+        let snapshot = persist.reset.map(|id| SnapshotMark {
+            index: id.index,
+            term: id.term,
+        });
+        let append = Append {
+            snapshot,
+            hard_state,
+            entries: &persist.entries,
+        };
         if let Err(error) = self.wal.append(&append) {
-            self.life.fail_stop().because("cannot append to the write-ahead log", &error);
+            self.life
+                .fail_stop()
+                .because("cannot append to the write-ahead log", &error);
             return;
         }
-        self.waiting = Some(Persisted { seq: persist.seq, sync_micros: 0 });
+        self.waiting = Some(Persisted {
+            seq: persist.seq,
+            sync_micros: 0,
+        });
         if !std::mem::replace(&mut self.flush_due, true) {
             // A notification runs once the mailbox is empty.
             ctx.notify(FlushDue);
@@ -106,7 +124,9 @@ impl Handler<FlushDue> for WalWriter {
         self.flush_due = false;
         let start = clock::now();
         if let Err(error) = self.wal.flush() {
-            self.life.fail_stop().because("cannot make the write-ahead log durable", &error);
+            self.life
+                .fail_stop()
+                .because("cannot make the write-ahead log durable", &error);
             return;
         }
         if let Some(mut persisted) = self.waiting.take() {
@@ -125,7 +145,9 @@ impl Handler<ReleaseEntries> for WalWriter {
 
     fn handle(&mut self, release: ReleaseEntries, _: &mut Self::Context) {
         if let Err(error) = self.wal.release(release.through) {
-            self.life.fail_stop().because("cannot release write-ahead log segments", &error);
+            self.life
+                .fail_stop()
+                .because("cannot release write-ahead log segments", &error);
         }
     }
 }
@@ -142,7 +164,9 @@ impl WalWriter {
     fn seal(&mut self) {
         self.seal = None;
         if let Err(error) = self.wal.seal() {
-            self.life.fail_stop().because("cannot seal the write-ahead log", &error);
+            self.life
+                .fail_stop()
+                .because("cannot seal the write-ahead log", &error);
         }
     }
 }

@@ -17,13 +17,7 @@ use crate::{
         wal_writer::{SealLog, WalWriter},
     },
     config::{self, Config},
-    kv::{
-        machine::Machine,
-        range::Window,
-        retention::Retention,
-        runs::Runs,
-        view::View,
-    },
+    kv::{machine::Machine, range::Window, retention::Retention, runs::Runs, view::View},
     types::{LogIndex, Millis, Term},
 };
 use actix::prelude::*;
@@ -58,8 +52,18 @@ pub(super) fn assemble(
     placement: &Placement,
     fail_stop: &FailStop,
 ) -> Running {
-    let Recovery { member, db, wal, restored, tree, raft } = recovery;
-    let identity = Identity { cluster: member.cluster, member: member.node };
+    let Recovery {
+        member,
+        db,
+        wal,
+        restored,
+        tree,
+        raft,
+    } = recovery;
+    let identity = Identity {
+        cluster: member.cluster,
+        member: member.node,
+    };
     let life = |actor| Lifeline::new(actor, fail_stop.clone());
     let reader = match db.reader() {
         Ok(reader) => reader,
@@ -70,15 +74,24 @@ pub(super) fn assemble(
     };
     let compaction = CompactionState {
         wanted: restored.compacted,
-        stored: db.compaction().map(|progress| (progress.through, progress.next)),
+        stored: db
+            .compaction()
+            .map(|progress| (progress.through, progress.next)),
     };
-    let leases = restored.leases.iter().map(|(id, lease)| (id, lease.ttl_secs)).collect();
+    let leases = restored
+        .leases
+        .iter()
+        .map(|(id, lease)| (id, lease.ttl_secs))
+        .collect();
     let snapshot = tree.snapshot();
     let (applied, sizes) = (db.applied(), (db.size(), db.size_in_use()));
     let machine = Machine::new(restored, snapshot.clone());
     let first_view = Published {
         view: View {
-            window: Window { newest: machine.revision(), compacted: machine.compacted() },
+            window: Window {
+                newest: machine.revision(),
+                compacted: machine.compacted(),
+            },
             keys: snapshot.clone(),
             tail: Runs::default(),
             stored: Arc::new(reader.clone()),
@@ -122,7 +135,16 @@ pub(super) fn assemble(
     let applier_life = life("the applier");
     let applier = Applier::start_in_arbiter(&placement.apply, move |_| {
         let peers = taken(&applier_peers);
-        Applier::new(machine, snapshot, applied, reader, sizes, commit_pacing, peers, applier_life)
+        Applier::new(
+            machine,
+            snapshot,
+            applied,
+            reader,
+            sizes,
+            commit_pacing,
+            peers,
+            applier_life,
+        )
     });
     let (to_applier, index_life) = (applier.clone().recipient(), life("the index"));
     let index = Index::start_in_arbiter(&placement.apply, move |_| {
@@ -144,7 +166,13 @@ pub(super) fn assemble(
     let (retention, compactor_life) = (retention(config), life("the compactor"));
     let compactor = Compactor::start_in_arbiter(&placement.services, move |_| {
         let peers = taken(&compactor_peers);
-        Compactor::new(compaction, retention, compaction_pacing, peers, compactor_life)
+        Compactor::new(
+            compaction,
+            retention,
+            compaction_pacing,
+            peers,
+            compactor_life,
+        )
     });
 
     let limits = RequestLimits {
@@ -165,29 +193,42 @@ pub(super) fn assemble(
         .collect();
 
     // Everybody exists: whoever waits for its peers gets them.
-    given(&raft_peers_in, RaftPeers {
-        wal: wal_writer.clone().recipient(),
-        release: wal_writer.clone().recipient(),
-        log,
-        applier: applier.clone().recipient(),
-        status: status_in,
-    });
-    given(&applier_peers_in, Peers {
-        index: index.clone().recipient(),
-        committer: committer.clone().recipient(),
-        raft: raft_node.recipient(),
-        compactor: compactor.recipient(),
-        leases: lease_manager.recipient(),
-        views: views_in,
-    });
-    given(&compactor_peers_in, CompactorPeers {
-        index,
-        committer,
-        requests: requests[0].clone(),
-        views,
-        raft_status,
-    });
-    Running { requests, applier, wal: wal_writer }
+    given(
+        &raft_peers_in,
+        RaftPeers {
+            wal: wal_writer.clone().recipient(),
+            release: wal_writer.clone().recipient(),
+            log,
+            applier: applier.clone().recipient(),
+            status: status_in,
+        },
+    );
+    given(
+        &applier_peers_in,
+        Peers {
+            index: index.clone().recipient(),
+            committer: committer.clone().recipient(),
+            raft: raft_node.recipient(),
+            compactor: compactor.recipient(),
+            leases: lease_manager.recipient(),
+            views: views_in,
+        },
+    );
+    given(
+        &compactor_peers_in,
+        CompactorPeers {
+            index,
+            committer,
+            requests: requests[0].clone(),
+            views,
+            raft_status,
+        },
+    );
+    Running {
+        requests,
+        applier,
+        wal: wal_writer,
+    }
 }
 
 impl Running {
@@ -208,20 +249,26 @@ impl Running {
 /// Peers that are given once all actors exist.
 fn taken<T>(peers: &mpsc::Receiver<T>) -> T {
     let peers = peers.recv();
-    assert!(peers.is_ok(), "the node gives every actor its peers before it goes on");
+    assert!(
+        peers.is_ok(),
+        "the node gives every actor its peers before it goes on"
+    );
     peers.unwrap_or_else(|_| unreachable!())
 }
 
 fn given<T>(to: &mpsc::Sender<T>, peers: T) {
-    assert!(to.send(peers).is_ok(), "an actor waits for its peers until it has them");
+    assert!(
+        to.send(peers).is_ok(),
+        "an actor waits for its peers until it has them"
+    );
 }
 
 fn retention(config: &Config) -> Retention {
     match config.auto_compaction {
         config::AutoCompaction::Off => Retention::Off,
-        config::AutoCompaction::Periodic(period) => {
-            Retention::Period(Millis(u64::try_from(period.as_millis()).unwrap_or(u64::MAX)))
-        }
+        config::AutoCompaction::Periodic(period) => Retention::Period(Millis(
+            u64::try_from(period.as_millis()).unwrap_or(u64::MAX),
+        )),
         config::AutoCompaction::Revision(keep) => Retention::Revisions(keep),
     }
 }

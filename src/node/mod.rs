@@ -73,10 +73,15 @@ impl Node {
                 stopped.send(()).unwrap_or_default();
             }
         };
-        let spawned = thread::Builder::new().name("quorate-core".to_owned()).spawn(body);
+        let spawned = thread::Builder::new()
+            .name("quorate-core".to_owned())
+            .spawn(body);
         spawned.map_err(|_| StartError::Thread)?;
         let requests = started.recv().map_err(|_| StartError::Thread)??;
-        Ok(Self { requests, stop: Some(stop) })
+        Ok(Self {
+            requests,
+            stop: Some(stop),
+        })
     }
 
     /// The way in: typed requests with the guarantees of the client API.
@@ -102,10 +107,7 @@ impl Node {
 }
 
 /// Recovers and starts a node on the current arbiter's system.
-fn start_here(
-    config: &Config,
-    fail_stop: &FailStop,
-) -> Result<(Running, Placement), StartError> {
+fn start_here(config: &Config, fail_stop: &FailStop) -> Result<(Running, Placement), StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
     let recovery = recover(config, &disk)?;
     let placement = Placement::new(&config.runtime);

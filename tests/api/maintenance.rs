@@ -19,10 +19,7 @@ async fn status_describes_the_member() {
     assert!(status.raft_term > 0 && status.raft_index > 0, "{status:?}");
     assert!(status.raft_applied_index <= status.raft_index, "{status:?}");
     assert!(status.db_size > 0, "etcdctl divides by it");
-    assert!(
-        status.db_size_in_use > 0 && status.db_size_in_use <= status.db_size,
-        "{status:?}"
-    );
+    assert!(status.db_size_in_use <= status.db_size, "{status:?}");
     assert!(!status.is_learner && status.errors.is_empty(), "{status:?}");
     let parts: Vec<_> = status
         .version

@@ -5,7 +5,7 @@ use crate::support::{
 };
 use quorate::api::proto::etcdserverpb::compare::CompareResult::Equal;
 use quorate::api::proto::etcdserverpb::compare::TargetUnion::Version;
-use quorate::api::proto::etcdserverpb::{Compare, PutRequest, RequestOp, TxnRequest};
+use quorate::api::proto::etcdserverpb::{Compare, PutRequest, RangeRequest, RequestOp, TxnRequest};
 use tonic::Code;
 
 const TOO_MANY: &str = "etcdserver: too many operations in txn request";
@@ -220,6 +220,60 @@ async fn static_checks_cover_both_branches_and_nested_txns() {
         Code::InvalidArgument,
         "etcdserver: key is not provided",
     );
+}
+
+#[tokio::test]
+async fn puts_are_judged_before_ranges_wherever_they_stand() {
+    let (_server, client) = start().await;
+    let range = || {
+        op_get(RangeRequest {
+            revision: 1_000,
+            ..get("k")
+        })
+    };
+    let leased = || {
+        op_put(PutRequest {
+            lease: 9,
+            ..put("l", "v")
+        })
+    };
+    let absent = || {
+        op_put(PutRequest {
+            ignore_value: true,
+            ..put("m", "")
+        })
+    };
+    let lease_text = "etcdserver: requested lease not found";
+    for ops in [
+        vec![range(), leased()],
+        vec![leased(), range()],
+        vec![range(), nested(vec![leased()], vec![])],
+        vec![nested(vec![range()], vec![]), leased()],
+        vec![
+            nested(vec![range()], vec![]),
+            nested(vec![leased()], vec![]),
+        ],
+        vec![leased(), absent()],
+    ] {
+        refused(client.txn(then(ops)).await, Code::NotFound, lease_text);
+    }
+    let found_text = "etcdserver: key not found";
+    let both = op_put(PutRequest {
+        ignore_value: true,
+        lease: 9,
+        ..put("m", "")
+    });
+    for ops in [
+        vec![absent(), leased()],
+        vec![range(), absent()],
+        vec![both],
+    ] {
+        refused(
+            client.txn(then(ops)).await,
+            Code::InvalidArgument,
+            found_text,
+        );
+    }
 }
 
 #[tokio::test]
