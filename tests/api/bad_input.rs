@@ -78,6 +78,13 @@ async fn contradictory_puts_are_refused() {
         Code::NotFound,
         text,
     );
+    // etcd: a plain put looks for its lease first; inside a txn it looks for its key first.
+    let both = PutRequest {
+        lease: 123,
+        ignore_value: true,
+        ..put("absent", "")
+    };
+    refused(client.put(both).await, Code::NotFound, text);
     assert_eq!(client.revision().await, 2, "none of them wrote");
 }
 

@@ -5,6 +5,9 @@
 //!
 //! Differences between etcd 3.4, which Debian has, and 3.7, which Quorate follows, are not generated at all: sort
 //! options outside their enums, `RangeStream`, and leases on keys (`keys_only` leaves them out since 3.7).
+//!
+//! Nor are transactions with a delete of "all keys from this one on". etcd does not hold puts against it, so that a
+//! put with `ignore_value` or `ignore_lease` finds its key deleted under it, which ends the etcd process.
 
 use super::generate::Operation;
 use bytes::Bytes;
