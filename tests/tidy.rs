@@ -487,8 +487,11 @@ fn sources(dir: &str) -> Vec<Source> {
     list(&root, &mut paths);
     paths.sort();
     let parse = |path: &PathBuf| {
-        let text = std::fs::read_to_string(path).unwrap();
-        Source::parse(path.strip_prefix(&root).unwrap(), &text)
+        let text = std::fs::read_to_string(path).expect("a listed file is readable");
+        Source::parse(
+            path.strip_prefix(&root).expect("listed below the root"),
+            &text,
+        )
     };
     let mut files: Vec<Source> = paths.iter().map(parse).collect();
     let for_tests: Vec<Vec<String>> = files
@@ -512,7 +515,7 @@ fn list(dir: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return;
     };
-    for path in entries.map(|entry| entry.unwrap().path()) {
+    for path in entries.flatten().map(|entry| entry.path()) {
         if path.is_dir() {
             list(&path, found);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
@@ -535,7 +538,7 @@ fn packages() -> Vec<serde_json::Value> {
             output.status.success(),
             "{program} {arguments:?}: {complaint}"
         );
-        String::from_utf8(output.stdout).unwrap()
+        String::from_utf8(output.stdout).expect("tools speak UTF-8")
     };
     let version = run("rustc", &["-vV"]);
     let host = version
@@ -549,7 +552,8 @@ fn packages() -> Vec<serde_json::Value> {
         "--filter-platform",
         host,
     ];
-    let all: serde_json::Value = serde_json::from_str(&run(env!("CARGO"), &arguments)).unwrap();
+    let all = run(env!("CARGO"), &arguments);
+    let all: serde_json::Value = serde_json::from_str(&all).expect("cargo writes JSON");
     let packages = all["packages"]
         .as_array()
         .expect("cargo lists packages")
