@@ -10,7 +10,7 @@
 //! | [`compactor::Compactor`] | the progress of compactions |
 //! | [`lease_manager::LeaseManager`] | the countdown of leases |
 //!
-//! [`requests::Requests`] is the way in; [`store::Store`] is the same way in messages. [`fail_stop`] says how all of them end.
+//! [`requests::Requests`] is the way in, with [`leases`] as one of its parts; [`store::Store`] is the same way in messages. [`fail_stop`] says how all of them end.
 
 pub mod applier;
 pub mod committer;
@@ -18,6 +18,7 @@ pub mod compactor;
 pub mod fail_stop;
 pub mod index;
 pub mod lease_manager;
+pub mod leases;
 pub mod raft_node;
 pub mod range_chunks;
 pub mod requests;

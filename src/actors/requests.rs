@@ -6,6 +6,7 @@
 
 use super::{
     compactor::{AwaitCompaction, Compactor},
+    leases::{LeaseDesk, LeasePeers},
     raft_node::{AskReadIndex, Proposal, Propose, RaftNode, RaftStatus},
     range_chunks::{NotStreamable, RangeChunks},
 };
@@ -170,6 +171,7 @@ struct Shared {
     views: watch::Receiver<Arc<Published>>,
     raft_status: watch::Receiver<RaftStatus>,
     compactor: Addr<Compactor>,
+    leases: Arc<LeaseDesk>,
 }
 
 /// What this turn has collected.
@@ -188,6 +190,8 @@ pub struct RequestPeers {
     pub raft: Addr<RaftNode>,
     /// Knows when compactions end.
     pub compactor: Addr<Compactor>,
+    /// What leases need.
+    pub leases: LeasePeers,
     /// The newest view.
     pub views: watch::Receiver<Arc<Published>>,
     /// Leader, term and commit index.
@@ -216,8 +220,10 @@ impl Requests {
             views: peers.views,
             raft_status: peers.raft_status,
             compactor: peers.compactor,
+            leases: LeaseDesk::new(peers.leases),
         });
-        let sending = arbiter.spawn(send_turns(shared.clone(), peers.raft));
+        let sending = arbiter.spawn(send_turns(shared.clone(), peers.raft))
+            && arbiter.spawn(shared.leases.clone().send_turns());
         assert!(sending, "front ends start before their arbiter stops");
         Self { shared }
     }
@@ -386,9 +392,7 @@ impl Requests {
         if serializable {
             return Ok(self.published());
         }
-        let (reply, index) = oneshot::channel();
-        self.enqueue(|queue| queue.reads.push(reply))?;
-        let index = index.await.unwrap_or(Err(RequestError::Stopped))?;
+        let index = self.read_index().await?;
         let newest = self.published();
         if newest.applied.index >= index {
             return Ok(newest);
@@ -402,7 +406,26 @@ impl Requests {
             .map_err(|_| RequestError::Stopped)
     }
 
-    fn submit(
+    /// An index that, once applied, makes a read see every write acknowledged before now. Whoever leads has confirmed since that
+    /// it does.
+    pub(super) async fn read_index(&self) -> Result<LogIndex, RequestError> {
+        let (reply, index) = oneshot::channel();
+        self.enqueue(|queue| queue.reads.push(reply))?;
+        index.await.unwrap_or(Err(RequestError::Stopped))
+    }
+
+    /// What front ends share for leases.
+    pub(super) fn lease_desk(&self) -> &LeaseDesk {
+        &self.shared.leases
+    }
+
+    /// Follows who leads.
+    pub(super) fn raft_status(&self) -> watch::Receiver<RaftStatus> {
+        self.shared.raft_status.clone()
+    }
+
+    /// Hands a proposal over: proposals of one caller enter the log in the order of these calls, if they enter it.
+    pub(super) fn submit(
         &self,
         command: &Command,
     ) -> Result<oneshot::Receiver<Result<Outcome, RequestError>>, RequestError> {
@@ -564,6 +587,7 @@ fn encoded_size_hint(command: &Command) -> usize {
         | Command::GrantLease(_)
         | Command::RevokeLease(_)
         | Command::SetAlarm(_) => FIXED,
+        Command::ExpireLeases(_) | Command::CheckpointLeases(_) => 4_096,
     }
 }
 
