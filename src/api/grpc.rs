@@ -1,6 +1,6 @@
 //! gRPC over HTTP/2: from a request's headers and body to a call of [`Api`], and back.
 //!
-//! The table in [`route`] is the whole of what this server answers. It leaves HTTP/2 itself to whoever calls [`answer`]: any
+//! The table in `route` is the whole of what this server answers. It leaves HTTP/2 itself to whoever calls [`answer`]: any
 //! request body will do, so that another transport can come in here.
 //!
 //! etcd: where the wire is malformed, codes and texts are those of its gRPC library.
