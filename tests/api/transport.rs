@@ -51,7 +51,8 @@ async fn bad_framing_is_refused_alike_by_all_services() {
     compressed[0] = 1;
     let mut strange_flag = frame(b"");
     strange_flag[0] = 77;
-    let cut = frame(b"\x0a\x05").split_off(1);
+    let mut cut = frame(b"cut");
+    cut.pop();
     let too_large = frame(&vec![0; 3 << 20]);
     let malformed = frame(b"\x00");
     for body in [
