@@ -191,7 +191,11 @@ impl From<Status> for tonic::Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{grpc::testing::Pieces, proto::etcdserverpb as pb, status::Code};
+    use crate::api::{
+        grpc::testing::{self, Pieces},
+        proto::etcdserverpb as pb,
+        status::Code,
+    };
     use pb::maintenance_server::Maintenance;
     use prost::Message;
     use std::future::poll_fn;
@@ -241,7 +245,7 @@ mod tests {
     }
 
     fn frame(message: &impl Message) -> Vec<u8> {
-        crate::api::grpc::testing::frame(&message.encode_to_vec())
+        testing::frame(&message.encode_to_vec())
     }
 
     #[tokio::test]
