@@ -14,4 +14,4 @@ pub mod storage;
 pub mod types;
 
 pub use config::Config;
-pub use node::Node;
+pub use node::{LocalNode, Node};
