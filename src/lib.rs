@@ -5,6 +5,7 @@ pub mod clock;
 pub mod codec;
 pub mod config;
 pub mod kv;
+pub mod net;
 pub mod node;
 pub mod raft;
 pub mod storage;
