@@ -86,6 +86,12 @@ fn members_that_dial_each_other_at_once_keep_one_connection() {
                 "no failure: {:?}",
                 one.hub.reported()
             );
+            let refused = [&one, &two].map(|member| member.post.refused.borrow().len());
+            assert_eq!(
+                refused,
+                [0, 0],
+                "that a pair is connected already is no refusal"
+            );
             assert!(
                 two.hub.reported().is_empty(),
                 "no failure: {:?}",
@@ -394,6 +400,9 @@ impl crate::net::Inbox for Silent {
         Box::pin(async {})
     }
     fn requests(&self, _: Vec<crate::net::PeerRequest>) -> crate::net::Delivery {
+        Box::pin(async {})
+    }
+    fn guest(&self, _: crate::net::GuestQuestion) -> crate::net::Delivery {
         Box::pin(async {})
     }
     fn snapshot(&self, _: crate::net::IncomingSnapshot) -> crate::net::Delivery {
