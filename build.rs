@@ -12,52 +12,49 @@ const FILES: [&str; 6] = [
     "proto/rpc.proto",
 ];
 
+/// The services that `src/api/grpc.rs` answers by itself; tonic serves all others.
+const THIN: [&str; 2] = ["KV", "Watch"];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(FILES, ["proto"])?;
     let mut config = prost_build::Config::new();
     // `bytes::Bytes` shares the decoder's buffer, so keys and values are not copied on their way in.
-    config
-        .bytes(["."])
-        .service_generator(Box::new(Services::new()));
+    config.bytes(["."]);
+    config.service_generator(Box::new(Services::new()));
     config.compile_fds(descriptors)?;
     Ok(())
 }
 
-/// Writes client and server for each service, but for KV the client alone: the server side of the hot calls
-/// is declared by hand, since its answers splice stored records instead of encoding messages.
+/// Generates a client for each service, and for most a server; neither with code for connections, which is `src/api`'s.
 struct Services {
-    both: Box<dyn ServiceGenerator>,
-    client: Box<dyn ServiceGenerator>,
+    clients: Box<dyn ServiceGenerator>,
+    servers: Box<dyn ServiceGenerator>,
 }
 
 impl Services {
     fn new() -> Self {
-        // Without the transport helpers the library does not need a client's connection code.
-        let builder = || tonic_prost_build::configure().build_transport(false);
+        let clients = tonic_prost_build::configure()
+            .build_server(false)
+            .build_transport(false);
+        // A method without an implementation is unknown: `src/api/services` turns the generated refusal into etcd's.
+        let servers = tonic_prost_build::configure()
+            .build_client(false)
+            .build_transport(false)
+            .generate_default_stubs(true)
+            .codec_path("crate::api::services::codec::Codec");
         Self {
-            both: builder().service_generator(),
-            client: builder().build_server(false).service_generator(),
+            clients: clients.service_generator(),
+            servers: servers.service_generator(),
         }
     }
 }
 
 impl ServiceGenerator for Services {
-    fn generate(&mut self, service: Service, code: &mut String) {
-        if service.proto_name == "KV" {
-            self.client.generate(service, code);
-        } else {
-            self.both.generate(service, code);
+    fn generate(&mut self, service: Service, out: &mut String) {
+        if !THIN.contains(&service.name.as_str()) {
+            self.servers.generate(service.clone(), out);
         }
-    }
-
-    fn finalize(&mut self, code: &mut String) {
-        self.client.finalize(code);
-        self.both.finalize(code);
-    }
-
-    fn finalize_package(&mut self, package: &str, code: &mut String) {
-        self.client.finalize_package(package, code);
-        self.both.finalize_package(package, code);
+        self.clients.generate(service, out);
     }
 }

@@ -1,10 +1,13 @@
 //! Quorate: a strongly consistent, multi-version key-value store for coordination.
 pub mod actors;
 pub mod api;
+pub mod bench;
+pub mod cli;
 pub mod clock;
 pub mod codec;
 pub mod config;
 pub mod kv;
+pub mod log;
 pub mod net;
 pub mod node;
 pub mod raft;

@@ -148,36 +148,47 @@ pub struct ApplierProgress {
 #[rtype(result = "()")]
 pub struct DrainTail;
 
+/// What an applier begins with.
+#[derive(Debug)]
+pub struct ApplierState {
+    /// The replicated state.
+    pub machine: Machine,
+    /// The index at that state.
+    pub snapshot: Snapshot,
+    /// The log position of that state.
+    pub applied: Applied,
+    /// Reads the database, which holds all of that state.
+    pub stored: DbReader,
+    /// Size of the database file, in bytes.
+    pub file_bytes: u64,
+    /// Bytes of it that hold records.
+    pub used_bytes: u64,
+}
+
 impl Applier {
-    /// An applier that goes on with `machine` where the database behind `stored` stands.
-    pub fn new(
-        machine: Machine,
-        snapshot: Snapshot,
-        applied: Applied,
-        stored: DbReader,
-        sizes: (u64, u64),
-        pacing: CommitPacing,
-        peers: Peers,
-        life: Lifeline,
-    ) -> Self {
-        let visible_window =
-            Window { newest: machine.revision(), compacted: machine.compacted() };
+    /// An applier that goes on where `state` stands.
+    pub fn new(state: ApplierState, pacing: CommitPacing, peers: Peers, life: Lifeline) -> Self {
+        let (machine, applied) = (state.machine, state.applied);
+        let window = Window {
+            newest: machine.revision(),
+            compacted: machine.compacted(),
+        };
         Self {
             visible: applied,
-            visible_window,
+            visible_window: window,
             alarms: Arc::new(machine.alarms().clone()),
-            stored_through: visible_window.newest,
+            stored_through: window.newest,
             stored_index: LogIndex(0),
             handed_over: applied.index,
             draining: Vec::new(),
             machine,
             applied,
-            snapshot,
+            snapshot: state.snapshot,
             tail: Runs::default(),
             tail_bytes: 0,
-            stored,
-            file_bytes: sizes.0,
-            used_bytes: sizes.1,
+            stored: state.stored,
+            file_bytes: state.file_bytes,
+            used_bytes: state.used_bytes,
             unpublished: VecDeque::new(),
             uncommitted: CommitBatch::default(),
             uncommitted_bytes: 0,
@@ -208,8 +219,12 @@ pub enum ApplyError {
 /// The command in an entry.
 fn decode_command(entry: &Entry) -> Result<Command, ApplyError> {
     let start = PROPOSAL_HEADER_BYTES.min(entry.data.len());
-    codec::decode_shared("log command", &entry.data.slice(start..))
-        .map_err(|source| ApplyError::Entry { index: entry.index, source })
+    codec::decode_shared("log command", &entry.data.slice(start..)).map_err(|source| {
+        ApplyError::Entry {
+            index: entry.index,
+            source,
+        }
+    })
 }
 
 impl Actor for Applier {
@@ -233,7 +248,9 @@ impl Handler<ApplyEntries> for Applier {
             match self.apply(&committed.entry) {
                 Ok(verdict) => answers.extend(committed.reply.zip(verdict)),
                 Err(error) => {
-                    self.life.fail_stop().because("cannot apply a committed entry", &error);
+                    self.life
+                        .fail_stop()
+                        .because("cannot apply a committed entry", &error);
                     return;
                 }
             }
@@ -246,10 +263,15 @@ impl Handler<ApplyEntries> for Applier {
             window: self.machine_window(),
             records: changes.records,
             answers,
-            leases: LeasesChanged { changes: changes.leases },
+            leases: LeasesChanged {
+                changes: changes.leases,
+            },
             compacted: changes.compacted,
         });
-        let update = UpdateIndex { changes: changes.keys, through };
+        let update = UpdateIndex {
+            changes: changes.keys,
+            through,
+        };
         self.life.deliver(&self.peers.index, update);
     }
 }
@@ -258,7 +280,8 @@ impl Handler<IndexPublished> for Applier {
     type Result = ();
 
     fn handle(&mut self, published: IndexPublished, _: &mut Self::Context) {
-        self.machine.published(published.snapshot.clone(), published.through);
+        self.machine
+            .published(published.snapshot.clone(), published.through);
         self.snapshot = published.snapshot;
         let batch = self.unpublished.pop_front();
         assert!(batch.is_some(), "the index publishes once for each batch");
@@ -274,7 +297,8 @@ impl Handler<IndexPublished> for Applier {
             self.life.deliver(&self.peers.leases, batch.leases);
         }
         if let Some(revision) = batch.compacted {
-            self.life.deliver(&self.peers.compactor, CompactionAccepted { revision });
+            self.life
+                .deliver(&self.peers.compactor, CompactionAccepted { revision });
         }
         self.report_progress();
         if self.uncommitted.records.len() >= self.pacing.records_max
@@ -328,17 +352,27 @@ impl Applier {
             self.applied.index.next(),
             "entries are applied in log order, each once"
         );
-        self.applied = Applied { index: entry.index, term: entry.term };
+        self.applied = Applied {
+            index: entry.index,
+            term: entry.term,
+        };
         if entry.kind != EntryKind::Command {
             return Ok(None);
         }
         let command = decode_command(entry)?;
-        let past = Past { tail: &self.tail, unpublished: &self.unpublished, stored: &self.stored };
+        let past = Past {
+            tail: &self.tail,
+            unpublished: &self.unpublished,
+            stored: &self.stored,
+        };
         Ok(Some(self.machine.apply(&command, &past)?))
     }
 
     fn machine_window(&self) -> Window {
-        Window { newest: self.machine.revision(), compacted: self.machine.compacted() }
+        Window {
+            newest: self.machine.revision(),
+            compacted: self.machine.compacted(),
+        }
     }
 
     fn publish(&mut self, window: Window) {
@@ -365,8 +399,10 @@ impl Applier {
         if self.tail_bytes > TAIL_BYTES_MAX {
             return;
         }
-        let progress =
-            ApplierProgress { applied: self.visible.index, stored: self.stored_index };
+        let progress = ApplierProgress {
+            applied: self.visible.index,
+            stored: self.stored_index,
+        };
         self.life.deliver(&self.peers.raft, progress);
     }
 
@@ -374,7 +410,9 @@ impl Applier {
         let bytes: usize = changes.records.iter().map(|record| record.kv.len()).sum();
         self.uncommitted_bytes += bytes;
         self.tail_bytes += bytes;
-        self.uncommitted.records.extend(changes.records.iter().cloned());
+        self.uncommitted
+            .records
+            .extend(changes.records.iter().cloned());
         for change in &changes.leases {
             self.uncommitted.leases.push(match change {
                 LeaseChange::Granted { id, ttl_secs } => (*id, Some(codec::encode(ttl_secs))),
@@ -398,7 +436,8 @@ impl Applier {
         batch.meta = store_meta(&self.machine);
         self.handed_over = batch.applied.index;
         self.committing = Some(std::mem::take(&mut self.uncommitted_bytes));
-        self.life.deliver(&self.peers.committer, CommitRevisions { batch, through });
+        self.life
+            .deliver(&self.peers.committer, CommitRevisions { batch, through });
         true
     }
 }
@@ -416,7 +455,9 @@ impl Records for Past<'_> {
             return Ok(record.kv.clone());
         }
         let batches = self.unpublished.iter();
-        let found = batches.flat_map(|batch| batch.records.iter()).find(|record| record.rev == rev);
+        let found = batches
+            .flat_map(|batch| batch.records.iter())
+            .find(|record| record.rev == rev);
         match found {
             Some(record) => Ok(record.kv.clone()),
             None => self.stored.get(rev),

@@ -103,7 +103,9 @@ impl Handler<CommitRevisions> for Committer {
     fn handle(&mut self, commit: CommitRevisions, _: &mut Self::Context) {
         let start = clock::now();
         if let Err(error) = self.db.commit(&commit.batch) {
-            self.life.fail_stop().because("cannot commit to the database", &error);
+            self.life
+                .fail_stop()
+                .because("cannot commit to the database", &error);
             return;
         }
         self.report(Some(commit.through), clock::micros(start.elapsed()));
@@ -116,17 +118,32 @@ impl Handler<CompactRecords> for Committer {
     fn handle(&mut self, compact: CompactRecords, _: &mut Self::Context) -> Self::Result {
         let start = clock::now();
         let (through, keys) = (compact.through, &compact.keys);
-        let step = self.db.compact_step(compact.from, through, compact.records_max, |record| {
-            keys.needed_at_compaction(record::key_slice(record.kv), record.rev, record.kind, through)
-        });
+        let step = self
+            .db
+            .compact_step(compact.from, through, compact.records_max, |record| {
+                keys.needed_at_compaction(
+                    record::key_slice(record.kv),
+                    record.rev,
+                    record.kind,
+                    through,
+                )
+            });
         match step {
             Ok(step) => {
                 self.report(None, clock::micros(start.elapsed()));
-                CompactProgress { next: step.next, removed: step.removed }
+                CompactProgress {
+                    next: step.next,
+                    removed: step.removed,
+                }
             }
             Err(error) => {
-                self.life.fail_stop().because("cannot compact the database", &error);
-                CompactProgress { next: Some(compact.from), removed: 0 }
+                self.life
+                    .fail_stop()
+                    .because("cannot compact the database", &error);
+                CompactProgress {
+                    next: Some(compact.from),
+                    removed: 0,
+                }
             }
         }
     }
@@ -137,7 +154,9 @@ impl Committer {
         let reader = match self.db.reader() {
             Ok(reader) => reader,
             Err(error) => {
-                self.life.fail_stop().because("cannot read the database", &error);
+                self.life
+                    .fail_stop()
+                    .because("cannot read the database", &error);
                 return;
             }
         };
@@ -158,8 +177,14 @@ impl Records for DbReader {
     fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError> {
         match self.get_put(rev) {
             Ok(Some(kv)) => Ok(kv),
-            Ok(None) => Err(ReadError { rev, source: "it is not in the database".into() }),
-            Err(error) => Err(ReadError { rev, source: Box::new(error) }),
+            Ok(None) => Err(ReadError {
+                rev,
+                source: "it is not in the database".into(),
+            }),
+            Err(error) => Err(ReadError {
+                rev,
+                source: Box::new(error),
+            }),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! between, so that no request waits long behind it. After a restart it goes on where the database says it stopped.
 
 use super::{
-    committer::{CompactRecords, Committer},
+    committer::{Committer, CompactRecords},
     fail_stop::Lifeline,
     index::{Index, PruneIndex, PruneProgress},
     raft_node::RaftStatus,
@@ -200,17 +200,24 @@ impl Compactor {
     fn sample(&mut self, ctx: &mut Context<Self>) {
         let newest = self.peers.views.borrow().view.window.newest;
         let leads = self.peers.raft_status.borrow().leads;
-        let Some(at) = self.auto.sample(clock::since(self.began), newest, leads) else { return };
+        let Some(at) = self.auto.sample(clock::since(self.began), newest, leads) else {
+            return;
+        };
         let requests = self.peers.requests.clone();
         let work = async move { requests.compact(at, false).await };
-        let then = work.into_actor(self).map(move |outcome, compactor, _| match outcome {
-            Ok(_) | Err(RequestError::Kv(KvError::Compacted { .. })) => {
-                compactor.auto.compacted(clock::since(compactor.began), at);
-            }
-            Err(error) => {
-                tracing::warn!(revision = at.0, "auto-compaction will be tried again: {error}");
-            }
-        });
+        let then = work
+            .into_actor(self)
+            .map(move |outcome, compactor, _| match outcome {
+                Ok(_) | Err(RequestError::Kv(KvError::Compacted { .. })) => {
+                    compactor.auto.compacted(clock::since(compactor.began), at);
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        revision = at.0,
+                        "auto-compaction will be tried again: {error}"
+                    );
+                }
+            });
         ctx.spawn(then);
     }
 }
@@ -224,7 +231,11 @@ async fn compact(
 ) -> Option<u64> {
     let keys = prune(&peers.index, at).await?;
     // Records on their way to the database would be missed.
-    peers.views.wait_for(|published| published.stored_through >= at).await.ok()?;
+    peers
+        .views
+        .wait_for(|published| published.stored_through >= at)
+        .await
+        .ok()?;
     let mut removed = 0;
     loop {
         let step = CompactRecords {
@@ -245,7 +256,10 @@ async fn compact(
 
 async fn prune(index: &Addr<Index>, at: Revision) -> Option<Snapshot> {
     loop {
-        let step = PruneIndex { at, keys_max: PRUNE_KEYS_MAX };
+        let step = PruneIndex {
+            at,
+            keys_max: PRUNE_KEYS_MAX,
+        };
         match index.send(step).await.ok()? {
             PruneProgress::Done(keys) => return Some(keys),
             PruneProgress::More => tokio::task::yield_now().await,

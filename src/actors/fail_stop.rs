@@ -89,7 +89,8 @@ impl Lifeline {
         if let Err(error) = to.try_send(message) {
             match error {
                 actix::prelude::SendError::Full(_) => {
-                    self.fail_stop.now(&format!("{}: a peer's mailbox is full", self.actor));
+                    self.fail_stop
+                        .now(&format!("{}: a peer's mailbox is full", self.actor));
                 }
                 // The system is stopping: the receiver went first.
                 actix::prelude::SendError::Closed(_) => {}

@@ -27,7 +27,11 @@ pub struct Index {
 impl Index {
     /// An index that goes on with `tree` and publishes to `applier`.
     pub fn new(tree: Tree, applier: Recipient<IndexPublished>, life: Lifeline) -> Self {
-        Self { tree, applier, life }
+        Self {
+            tree,
+            applier,
+            life,
+        }
     }
 }
 
@@ -93,8 +97,10 @@ impl Handler<UpdateIndex> for Index {
                 }
             }
         }
-        let published =
-            IndexPublished { snapshot: self.tree.snapshot(), through: update.through };
+        let published = IndexPublished {
+            snapshot: self.tree.snapshot(),
+            through: update.through,
+        };
         self.life.deliver(&self.applier, published);
     }
 }

@@ -3,10 +3,7 @@
 //! What exists is replicated state: it learns of it from the applier, after the fact. It never deletes a key.
 
 use super::fail_stop::Lifeline;
-use crate::{
-    kv::lease::LeaseChange,
-    types::LeaseId,
-};
+use crate::{kv::lease::LeaseChange, types::LeaseId};
 use actix::prelude::*;
 use std::collections::BTreeMap;
 
@@ -24,7 +21,10 @@ pub struct LeaseManager {
 impl LeaseManager {
     /// A manager of the leases that exist at start.
     pub fn new(leases: BTreeMap<LeaseId, i64>, life: Lifeline) -> Self {
-        Self { leases, _life: life }
+        Self {
+            leases,
+            _life: life,
+        }
     }
 }
 

@@ -11,7 +11,7 @@
 //! | [`lease_manager::LeaseManager`] | the countdown of leases |
 //! | [`peer_hub::PeerHub`] | the connections to the other members |
 //!
-//! [`requests::Requests`] is the way in. [`fail_stop`] says how all of them end.
+//! [`requests::Requests`] is the way in; [`store::Store`] is the same way in messages. [`fail_stop`] says how all of them end.
 
 pub mod applier;
 pub mod committer;
@@ -24,4 +24,5 @@ pub mod raft_node;
 pub mod range_chunks;
 pub mod requests;
 pub mod restore;
+pub mod store;
 pub mod wal_writer;

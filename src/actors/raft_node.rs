@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     clock,
-    raft::{Node, ProposeError, ReadLog, Ready, RoleName, Status},
+    raft::{self, Node, ProposeError, ReadLog, Ready, RoleName, Status},
     storage::wal::WalReader,
     types::{Entry, LogIndex, NodeId, Term},
 };
@@ -29,8 +29,15 @@ use tokio::{
     time::Instant,
 };
 
-/// Messages that may wait: turns of front ends, which bound their own content, and reports of the other actors.
+/// Messages that may wait: one turn of each front end, and the reports of the other actors.
 const MAILBOX_MAX: usize = 4_096;
+
+/// Messages to the WAL writer under way. What comes meanwhile goes together in the next one: so a slow disk makes larger
+/// writes, never a longer queue.
+const PERSISTS_MAX: usize = 4;
+
+/// Messages to the applier under way; as above.
+const APPLIES_MAX: usize = 2;
 
 /// Proposals that may wait for a leader or for their outcome.
 const WAITING_MAX: usize = 65_536;
@@ -42,6 +49,8 @@ pub struct RaftPacing {
     pub tick: Duration,
     /// How long a request may take.
     pub request_timeout: Duration,
+    /// Committed entries that may wait to be applied before proposals are refused.
+    pub apply_gap_max: u64,
 }
 
 /// Owns consensus.
@@ -56,8 +65,18 @@ pub struct RaftNode {
     deadlines: VecDeque<(Instant, u64)>,
     /// Proposals that wait for a leader, oldest first.
     parked: VecDeque<(Instant, Proposal)>,
+    /// Entries up to here are applied.
+    applied: LogIndex,
     reads: BTreeMap<u64, WaitingReads>,
     next_read: u64,
+    /// What the WAL writer is to be told next, and the last sequence number of each message it has not answered.
+    unsent_persists: Vec<raft::Persist>,
+    persists: VecDeque<u64>,
+    /// What the applier is to be told next, and the last index of each message it has not answered. The core bounds the bytes.
+    unsent_entries: Vec<CommittedEntry>,
+    applies: VecDeque<LogIndex>,
+    /// Entries up to here were given up.
+    released: LogIndex,
     published: RaftStatus,
     peers: RaftPeers,
     life: Lifeline,
@@ -139,6 +158,7 @@ impl RaftNode {
     ) -> Self {
         let published = status_of(&raft);
         Self {
+            applied: raft.commit(),
             raft,
             member,
             pacing,
@@ -147,6 +167,11 @@ impl RaftNode {
             parked: VecDeque::new(),
             reads: BTreeMap::new(),
             next_read: 0,
+            unsent_persists: Vec::new(),
+            persists: VecDeque::new(),
+            unsent_entries: Vec::new(),
+            applies: VecDeque::new(),
+            released: LogIndex(0),
             published,
             peers,
             life,
@@ -183,11 +208,19 @@ impl Handler<AskReadIndex> for RaftNode {
         let context = self.next_read;
         self.next_read += 1;
         if self.raft.read_index(context).is_err() {
-            ask.waiting.into_iter().for_each(|reply| answer(reply, RequestError::TooManyRequests));
+            ask.waiting
+                .into_iter()
+                .for_each(|reply| answer(reply, RequestError::TooManyRequests));
             return;
         }
         let deadline = clock::now() + self.pacing.request_timeout;
-        self.reads.insert(context, WaitingReads { deadline, waiting: ask.waiting });
+        self.reads.insert(
+            context,
+            WaitingReads {
+                deadline,
+                waiting: ask.waiting,
+            },
+        );
         self.carry_out();
     }
 }
@@ -196,6 +229,11 @@ impl Handler<Persisted> for RaftNode {
     type Result = ();
 
     fn handle(&mut self, persisted: Persisted, _: &mut Self::Context) {
+        while self
+            .persists
+            .pop_front_if(|seq| *seq <= persisted.seq)
+            .is_some()
+        {}
         self.raft.persisted(persisted.seq);
         self.carry_out();
     }
@@ -205,10 +243,19 @@ impl Handler<ApplierProgress> for RaftNode {
     type Result = ();
 
     fn handle(&mut self, progress: ApplierProgress, _: &mut Self::Context) {
+        self.applied = progress.applied;
         self.raft.applied(progress.applied);
-        if progress.stored > LogIndex(0) {
+        while self
+            .applies
+            .pop_front_if(|index| *index <= progress.applied)
+            .is_some()
+        {}
+        if progress.stored > self.released {
+            self.released = progress.stored;
             self.raft.log_released(progress.stored);
-            let release = ReleaseEntries { through: progress.stored };
+            let release = ReleaseEntries {
+                through: progress.stored,
+            };
             self.life.deliver(&self.peers.release, release);
         }
         self.carry_out();
@@ -224,7 +271,9 @@ impl RaftNode {
     }
 
     fn propose(&mut self, deadline: Instant, proposal: Proposal) {
-        if self.waiting.len() + self.parked.len() >= WAITING_MAX {
+        let gap = self.raft.commit().0.saturating_sub(self.applied.0);
+        let waiting = self.waiting.len() + self.parked.len();
+        if waiting >= WAITING_MAX || gap > self.pacing.apply_gap_max {
             answer(proposal.reply, RequestError::TooManyRequests);
             return;
         }
@@ -247,16 +296,35 @@ impl RaftNode {
         while let Some(ready) = self.raft.ready() {
             self.carry_out_one(ready);
         }
+        self.send_persists();
+        self.send_entries();
+    }
+
+    fn send_persists(&mut self) {
+        if self.unsent_persists.is_empty() || self.persists.len() >= PERSISTS_MAX {
+            return;
+        }
+        let persists = std::mem::take(&mut self.unsent_persists);
+        self.persists.extend(persists.last().map(|last| last.seq));
+        self.life.deliver(&self.peers.wal, Persist(persists));
+    }
+
+    fn send_entries(&mut self) {
+        if self.unsent_entries.is_empty() || self.applies.len() >= APPLIES_MAX {
+            return;
+        }
+        let entries = std::mem::take(&mut self.unsent_entries);
+        self.applies
+            .extend(entries.last().map(|last| last.entry.index));
+        self.life
+            .deliver(&self.peers.applier, ApplyEntries { entries });
     }
 
     fn carry_out_one(&mut self, ready: Ready) {
-        if let Some(persist) = ready.persist {
-            self.life.deliver(&self.peers.wal, Persist(persist));
-        }
-        if !ready.committed.is_empty() {
-            let entries = ready.committed.into_iter().map(|entry| self.with_caller(entry));
-            let entries = entries.collect();
-            self.life.deliver(&self.peers.applier, ApplyEntries { entries });
+        self.unsent_persists.extend(ready.persist);
+        for entry in ready.committed {
+            let committed = self.with_caller(entry);
+            self.unsent_entries.push(committed);
         }
         for read in ready.reads {
             if let Some(reads) = self.reads.remove(&read.context) {
@@ -291,12 +359,16 @@ impl RaftNode {
         let taken = match entries {
             Ok(entries) => self.raft.log_read(read.reader, read.from, Ok(entries)),
             Err(error) => {
-                self.life.fail_stop().because("cannot read the write-ahead log", &error);
+                self.life
+                    .fail_stop()
+                    .because("cannot read the write-ahead log", &error);
                 return;
             }
         };
         if let Err(error) = taken {
-            self.life.fail_stop().because("cannot trust the write-ahead log", &error);
+            self.life
+                .fail_stop()
+                .because("cannot trust the write-ahead log", &error);
         }
     }
 
@@ -325,7 +397,10 @@ impl RaftNode {
     /// Tells those whose time is up.
     fn expire(&mut self) {
         let now = clock::now();
-        while let Some((_, id)) = self.deadlines.pop_front_if(|(deadline, _)| *deadline <= now) {
+        while let Some((_, id)) = self
+            .deadlines
+            .pop_front_if(|(deadline, _)| *deadline <= now)
+        {
             if let Some(reply) = self.waiting.remove(&id) {
                 answer(reply, RequestError::TimedOut);
             }
@@ -336,7 +411,10 @@ impl RaftNode {
         let late = |reads: &WaitingReads| reads.deadline <= now;
         while let Some(first) = self.reads.first_entry().filter(|entry| late(entry.get())) {
             let reads = first.remove();
-            reads.waiting.into_iter().for_each(|reply| answer(reply, RequestError::TimedOut));
+            reads
+                .waiting
+                .into_iter()
+                .for_each(|reply| answer(reply, RequestError::TimedOut));
         }
     }
 }

@@ -3,11 +3,10 @@
 //! Nothing is held between two parts, so a slow reader keeps no pages of the database from being used again; if a compaction
 //! passes its revision meanwhile, the stream ends with that error. etcd: the sizes follow `RangeStream` of 3.7.
 
-use super::requests::{RequestError, Requests, aside};
+use super::requests::{RequestError, Requests};
 use crate::{
     kv::{
-        KeyRange, KvError,
-        check,
+        KeyRange, check,
         command::{EncodedKv, RangeQuery, SortOrder, SortTarget},
         record,
         view::Page,
@@ -106,8 +105,15 @@ impl RangeChunks {
     async fn read(&mut self) -> Result<RangeChunk, RequestError> {
         if self.query.count_only {
             let whole = self.requests.range(self.query.clone()).await?;
-            let end = RangeStreamEnd { revision: whole.revision, more: false, count: whole.count };
-            return Ok(RangeChunk { kvs: Vec::new(), end: Some(end) });
+            let end = RangeStreamEnd {
+                revision: whole.revision,
+                more: false,
+                count: whole.count,
+            };
+            return Ok(RangeChunk {
+                kvs: Vec::new(),
+                end: Some(end),
+            });
         }
         let pinned = match self.pinned {
             Some(pinned) => pinned,
@@ -125,7 +131,10 @@ impl RangeChunks {
         if let Some(kv) = page.kvs.last() {
             self.range = self.range.after(&record::key_of(kv));
         }
-        Ok(RangeChunk { kvs: page.kvs, end: last.then_some(end) })
+        Ok(RangeChunk {
+            kvs: page.kvs,
+            end: last.then_some(end),
+        })
     }
 
     async fn pin(&mut self) -> Result<Pinned, RequestError> {
@@ -134,18 +143,32 @@ impl RangeChunks {
         let window = published.view.window;
         let at = window.resolve(self.query.revision)?;
         let range = self.range.clone();
-        let count = aside(move || Ok(Ok(published.view.count(&range, at)))).await?;
-        let pinned = Pinned { read_at: at.unwrap_or(window.newest), reported: window.newest, count };
+        let count = self
+            .requests
+            .aside(move || Ok(Ok(published.view.count(&range, at))))
+            .await?;
+        let pinned = Pinned {
+            read_at: at.unwrap_or(window.newest),
+            reported: window.newest,
+            count,
+        };
         self.pinned = Some(pinned);
         Ok(pinned)
     }
 
     async fn page(&self, pinned: Pinned) -> Result<Page, RequestError> {
         let published = self.requests.published();
-        published.view.window.check(pinned.read_at).map_err(KvError::from)?;
+        published.view.window.check(pinned.read_at)?;
         let (range, keys_only) = (self.range.clone(), self.query.keys_only);
         let limit = self.keys_max.min(self.left);
-        aside(move || published.view.page(&range, pinned.read_at, limit, keys_only).map(Ok)).await
+        self.requests
+            .aside(move || {
+                published
+                    .view
+                    .page(&range, pinned.read_at, limit, keys_only)
+                    .map(Ok)
+            })
+            .await
     }
 
     /// Parts grow while they are small against the size of a request, and shrink when they are large.

@@ -5,17 +5,17 @@
 //! message each to the Raft node: across threads a message per request would cost more than the request.
 
 use super::{
-    range_chunks::{NotStreamable, RangeChunks},
     compactor::{AwaitCompaction, Compactor},
     raft_node::{AskReadIndex, Proposal, Propose, RaftNode, RaftStatus},
+    range_chunks::{NotStreamable, RangeChunks},
 };
 use crate::{
     clock, codec,
     kv::{
         KeyRange, KvError, check,
         command::{
-            AlarmKind, Command, Compact, DeleteRange, DeleteRangeDone, Outcome, Put,
-            PutDone, RangeDone, RangeQuery, SetAlarm, SortOrder, SortTarget, Txn, TxnDone, TxnOp,
+            AlarmKind, Command, Compact, DeleteRange, DeleteRangeDone, Outcome, Put, PutDone,
+            RangeDone, RangeQuery, SetAlarm, SortOrder, SortTarget, Txn, TxnDone, TxnOp,
         },
         range::ReadError,
         view::View,
@@ -30,13 +30,16 @@ use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 /// Requests that may wait in one front end for the next turn; past it they are told to come again.
 const WAITING_MAX: usize = 16_384;
 
 /// A range over more keys than this is read on a thread of its own, so that it does not hold up the others.
 const INLINE_KEYS_MAX: u64 = 512;
+
+/// Long reads that one front end runs at once.
+const ASIDE_MAX: usize = 4;
 
 /// The answer to a proposal, on its way to the caller.
 pub type Reply = oneshot::Sender<Result<Outcome, RequestError>>;
@@ -167,6 +170,8 @@ struct Shared {
     limits: RequestLimits,
     queue: Mutex<Queue>,
     wake: Notify,
+    /// Turns of long reads.
+    aside: Semaphore,
     views: watch::Receiver<Arc<Published>>,
     raft_status: watch::Receiver<RaftStatus>,
     compactor: Addr<Compactor>,
@@ -208,8 +213,12 @@ impl Requests {
         let shared = Arc::new(Shared {
             identity,
             limits,
-            queue: Mutex::new(Queue { next_id: clock::entropy(), ..Queue::default() }),
+            queue: Mutex::new(Queue {
+                next_id: clock::entropy(),
+                ..Queue::default()
+            }),
             wake: Notify::new(),
+            aside: Semaphore::new(ASIDE_MAX),
             views: peers.views,
             raft_status: peers.raft_status,
             compactor: peers.compactor,
@@ -246,7 +255,7 @@ impl Requests {
         if is_small(&published.view, &query) {
             return Ok(published.view.range(&query)??);
         }
-        aside(move || published.view.range(&query)).await
+        self.aside(move || published.view.range(&query)).await
     }
 
     /// Reads keys in parts, so that neither side holds the whole answer.
@@ -291,10 +300,18 @@ impl Requests {
         revision: Revision,
         physical: bool,
     ) -> Result<Revision, RequestError> {
-        let outcome = self.propose(&Command::Compact(Compact { revision })).await?;
-        let Outcome::Compact { revision: now } = outcome else { return unexpected(&outcome) };
+        let outcome = self
+            .propose(&Command::Compact(Compact { revision }))
+            .await?;
+        let Outcome::Compact { revision: now } = outcome else {
+            return unexpected(&outcome);
+        };
         if physical {
-            let removed = self.shared.compactor.send(AwaitCompaction { revision }).await;
+            let removed = self
+                .shared
+                .compactor
+                .send(AwaitCompaction { revision })
+                .await;
             removed.map_err(|_| RequestError::Stopped)?;
         }
         Ok(now)
@@ -318,7 +335,9 @@ impl Requests {
         if command.takes_space() {
             self.check_quota().await?;
         }
-        self.submit(command)?.await.unwrap_or(Err(RequestError::Stopped))
+        self.submit(command)?
+            .await
+            .unwrap_or(Err(RequestError::Stopped))
     }
 
     /// This member's state, as it knows it itself.
@@ -362,11 +381,14 @@ impl Requests {
         if txn.branches().all(small) {
             return Ok(published.view.read_txn(&txn)??);
         }
-        aside(move || published.view.read_txn(&txn)).await
+        self.aside(move || published.view.read_txn(&txn)).await
     }
 
     /// A view that holds every write acknowledged before now, anywhere; or, for a serializable read, this member's newest.
-    pub(super) async fn view_for(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
+    pub(super) async fn view_for(
+        &self,
+        serializable: bool,
+    ) -> Result<Arc<Published>, RequestError> {
         if serializable {
             return Ok(self.published());
         }
@@ -378,8 +400,24 @@ impl Requests {
             return Ok(newest);
         }
         let mut views = self.shared.views.clone();
-        let reached = views.wait_for(|published| published.applied.index >= index).await;
-        reached.map(|published| published.clone()).map_err(|_| RequestError::Stopped)
+        let reached = views
+            .wait_for(|published| published.applied.index >= index)
+            .await;
+        reached
+            .map(|published| published.clone())
+            .map_err(|_| RequestError::Stopped)
+    }
+
+    /// Runs a long read on a thread of its own; only so many at once, the others wait for their turn.
+    pub(super) async fn aside<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<Result<T, KvError>, ReadError> + Send + 'static,
+    ) -> Result<T, RequestError> {
+        let turn = self.shared.aside.acquire().await;
+        let turn = turn.map_err(|_| RequestError::Stopped)?;
+        let reading = tokio::task::spawn_blocking(read).await;
+        drop(turn);
+        Ok(reading.map_err(|_| RequestError::Stopped)???)
     }
 
     fn submit(
@@ -391,7 +429,10 @@ impl Requests {
         codec::encode_into(command, &mut data);
         let max = self.shared.limits.request_bytes_max;
         if data.len() > max.saturating_add(ENVELOPE_SLACK_BYTES) {
-            return Err(RequestError::TooLarge { bytes: data.len(), max });
+            return Err(RequestError::TooLarge {
+                bytes: data.len(),
+                max,
+            });
         }
         let (reply, outcome) = oneshot::channel();
         let member = self.shared.identity.member;
@@ -400,7 +441,11 @@ impl Requests {
             queue.next_id = id.wrapping_add(1);
             data[..8].copy_from_slice(&member.0.to_le_bytes());
             data[8..16].copy_from_slice(&id.to_le_bytes());
-            queue.proposals.push(Proposal { id, data: Bytes::from(data), reply });
+            queue.proposals.push(Proposal {
+                id,
+                data: Bytes::from(data),
+                reply,
+            });
         })?;
         Ok(outcome)
     }
@@ -424,12 +469,18 @@ impl Requests {
 
     /// A member at its quota raises an alarm that stops such writes everywhere until an operator takes it back.
     async fn check_quota(&self) -> Result<(), RequestError> {
-        let Some(quota) = self.shared.limits.quota_bytes else { return Ok(()) };
+        let Some(quota) = self.shared.limits.quota_bytes else {
+            return Ok(());
+        };
         if self.published().file_bytes < quota {
             return Ok(());
         }
         let member = self.shared.identity.member;
-        let alarm = SetAlarm { member, kind: AlarmKind::NoSpace, raised: true };
+        let alarm = SetAlarm {
+            member,
+            kind: AlarmKind::NoSpace,
+            raised: true,
+        };
         let raised = self.submit(&Command::SetAlarm(alarm))?;
         raised.await.unwrap_or(Err(RequestError::Stopped))?;
         Err(RequestError::Kv(KvError::NoSpace))
@@ -445,24 +496,25 @@ impl Shared {
     }
 }
 
-/// Sends what each turn of the event loop has collected.
+/// Sends what each turn of the event loop has collected. It waits until the Raft node has taken one turn before it sends the
+/// next, so a busy node is sent fewer and larger messages, and its mailbox always has room.
 async fn send_turns(shared: Arc<Shared>, raft: Addr<RaftNode>) {
     loop {
         shared.wake.notified().await;
         let (proposals, reads, closed) = {
             let mut queue = shared.lock();
             let queue = &mut *queue;
-            (std::mem::take(&mut queue.proposals), std::mem::take(&mut queue.reads), queue.closed)
+            let proposals = std::mem::take(&mut queue.proposals);
+            let reads = std::mem::take(&mut queue.reads);
+            (proposals, reads, queue.closed)
         };
+        // A node that is gone drops the callers' replies, which tells them that it stopped.
         if !proposals.is_empty() {
-            refuse(raft.try_send(Propose { proposals }), |propose, error| {
-                propose.proposals.into_iter().for_each(|proposal| answer(proposal.reply, error()));
-            });
+            raft.send(Propose { proposals }).await.unwrap_or_default();
         }
         if !reads.is_empty() {
-            refuse(raft.try_send(AskReadIndex { waiting: reads }), |ask, error| {
-                ask.waiting.into_iter().for_each(|reply| answer(reply, error()));
-            });
+            let ask = AskReadIndex { waiting: reads };
+            raft.send(ask).await.unwrap_or_default();
         }
         if closed {
             return;
@@ -470,32 +522,9 @@ async fn send_turns(shared: Arc<Shared>, raft: Addr<RaftNode>) {
     }
 }
 
-/// A full mailbox pushes the callers back; a closed one means that the node is stopping.
-fn refuse<M>(
-    sent: Result<(), SendError<M>>,
-    tell: impl FnOnce(M, fn() -> RequestError),
-) {
-    match sent {
-        Ok(()) => {}
-        Err(SendError::Full(message)) => tell(message, || RequestError::TooManyRequests),
-        Err(SendError::Closed(message)) => tell(message, || RequestError::Stopped),
-    }
-}
-
 /// Answers a caller. One that has gone away in the meantime does not matter.
-pub(super) fn answer<T>(
-    reply: oneshot::Sender<Result<T, RequestError>>,
-    error: RequestError,
-) {
+pub(super) fn answer<T>(reply: oneshot::Sender<Result<T, RequestError>>, error: RequestError) {
     drop(reply.send(Err(error)));
-}
-
-/// Runs a long read on a thread of its own.
-pub(super) async fn aside<T: Send + 'static>(
-    read: impl FnOnce() -> Result<Result<T, KvError>, ReadError> + Send + 'static,
-) -> Result<T, RequestError> {
-    let done = tokio::task::spawn_blocking(read).await.map_err(|_| RequestError::Stopped)?;
-    Ok(done??)
 }
 
 /// Whether a range is quick enough to run between other requests.

@@ -73,13 +73,14 @@ pub fn restore(db: &Db) -> Result<(Restored, Tree), RestoreError> {
 fn restore_leases(db: &Db) -> Result<LeaseTable, RestoreError> {
     let mut leases = LeaseTable::default();
     let mut failed = None;
-    db.reader()?.for_each_lease(|id, bytes| match codec::decode::<i64>("lease", bytes) {
-        Ok(ttl_secs) => {
-            let granted = leases.grant(id, ttl_secs);
-            assert!(granted.is_ok(), "the table holds each lease once");
-        }
-        Err(error) => failed = Some(error),
-    })?;
+    db.reader()?
+        .for_each_lease(|id, bytes| match codec::decode::<i64>("lease", bytes) {
+            Ok(ttl_secs) => {
+                let granted = leases.grant(id, ttl_secs);
+                assert!(granted.is_ok(), "the table holds each lease once");
+            }
+            Err(error) => failed = Some(error),
+        })?;
     failed.map_or(Ok(leases), |error| Err(error.into()))
 }
 

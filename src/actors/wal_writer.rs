@@ -6,18 +6,18 @@
 
 use super::fail_stop::Lifeline;
 use crate::{
-    clock,
-    storage::wal::{Append, SnapshotMark, Wal},
+    clock, raft,
+    storage::wal::{Append, SnapshotMark, Wal, WalError},
     types::LogIndex,
 };
 use actix::prelude::*;
 use std::time::Duration;
 
 /// Messages that may wait. The Raft node keeps fewer under way than this.
-pub const MAILBOX_MAX: usize = 1_024;
+const MAILBOX_MAX: usize = 64;
 
-/// Quiet time after which the log's end is sealed, so that damage to the last batch is told from a torn write.
-const SEAL_AFTER: Duration = Duration::from_millis(50);
+/// Quiet time after which the writer does what no request should wait for: see [`WalWriter::rest`].
+const REST_AFTER: Duration = Duration::from_millis(50);
 
 /// Owns the write-ahead log.
 #[derive(Debug)]
@@ -26,7 +26,7 @@ pub struct WalWriter {
     /// What the next flush will make durable, to be reported then.
     waiting: Option<Persisted>,
     flush_due: bool,
-    seal: Option<SpawnHandle>,
+    resting: Option<SpawnHandle>,
     raft: Recipient<Persisted>,
     life: Lifeline,
 }
@@ -34,14 +34,22 @@ pub struct WalWriter {
 impl WalWriter {
     /// A writer that reports to `raft`.
     pub fn new(wal: Wal, raft: Recipient<Persisted>, life: Lifeline) -> Self {
-        Self { wal, waiting: None, flush_due: false, seal: None, raft, life }
+        Self {
+            wal,
+            waiting: None,
+            flush_due: false,
+            resting: None,
+            raft,
+            life,
+        }
     }
 }
 
-/// Makes entries and hard state durable, after all earlier messages. Answered by [`Persisted`] after the sync.
+/// Makes entries and hard state durable, in this order and after all earlier messages. Answered by [`Persisted`] after the
+/// sync.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Persist(pub crate::raft::Persist);
+pub struct Persist(pub Vec<raft::Persist>);
 
 /// Everything up to this sequence number of the Raft core's output is on disk.
 #[derive(Clone, Copy, Debug, Message)]
@@ -82,16 +90,15 @@ impl Actor for WalWriter {
 impl Handler<Persist> for WalWriter {
     type Result = ();
 
-    fn handle(&mut self, Persist(persist): Persist, ctx: &mut Self::Context) {
-        let hard_state = Some(persist.hard_state).filter(|state| *state != self.wal.hard_state());
-        let snapshot =
-            persist.reset.map(|id| SnapshotMark { index: id.index, term: id.term });
-        let append = Append { snapshot, hard_state, entries: &persist.entries };
-        if let Err(error) = self.wal.append(&append) {
-            self.life.fail_stop().because("cannot append to the write-ahead log", &error);
-            return;
+    fn handle(&mut self, Persist(persists): Persist, ctx: &mut Self::Context) {
+        for persist in &persists {
+            if let Err(error) = self.append(persist) {
+                self.life
+                    .fail_stop()
+                    .because("cannot append to the write-ahead log", &error);
+                return;
+            }
         }
-        self.waiting = Some(Persisted { seq: persist.seq, sync_micros: 0 });
         if !std::mem::replace(&mut self.flush_due, true) {
             // A notification runs once the mailbox is empty.
             ctx.notify(FlushDue);
@@ -106,17 +113,19 @@ impl Handler<FlushDue> for WalWriter {
         self.flush_due = false;
         let start = clock::now();
         if let Err(error) = self.wal.flush() {
-            self.life.fail_stop().because("cannot make the write-ahead log durable", &error);
+            self.life
+                .fail_stop()
+                .because("cannot make the write-ahead log durable", &error);
             return;
         }
         if let Some(mut persisted) = self.waiting.take() {
             persisted.sync_micros = clock::micros(start.elapsed());
             self.life.deliver(&self.raft, persisted);
         }
-        if let Some(old) = self.seal.take() {
+        if let Some(old) = self.resting.take() {
             ctx.cancel_future(old);
         }
-        self.seal = Some(ctx.run_later(SEAL_AFTER, |writer, _| writer.seal()));
+        self.resting = Some(ctx.run_later(REST_AFTER, |writer, _| writer.rest()));
     }
 }
 
@@ -124,8 +133,14 @@ impl Handler<ReleaseEntries> for WalWriter {
     type Result = ();
 
     fn handle(&mut self, release: ReleaseEntries, _: &mut Self::Context) {
-        if let Err(error) = self.wal.release(release.through) {
-            self.life.fail_stop().because("cannot release write-ahead log segments", &error);
+        match self.wal.release(release.through) {
+            Ok(0) => {}
+            // Under load the log never rests; a released segment is ready for reuse as it is.
+            Ok(_) => self.prepare_spare(),
+            Err(error) => self
+                .life
+                .fail_stop()
+                .because("cannot release write-ahead log segments", &error),
         }
     }
 }
@@ -134,15 +149,49 @@ impl Handler<SealLog> for WalWriter {
     type Result = ();
 
     fn handle(&mut self, _: SealLog, _: &mut Self::Context) {
-        self.seal();
+        self.rest();
     }
 }
 
 impl WalWriter {
-    fn seal(&mut self) {
-        self.seal = None;
-        if let Err(error) = self.wal.seal() {
-            self.life.fail_stop().because("cannot seal the write-ahead log", &error);
+    fn append(&mut self, persist: &raft::Persist) -> Result<(), WalError> {
+        let state = Some(persist.hard_state);
+        let reset = persist.reset.as_ref();
+        self.wal.append(&Append {
+            snapshot: reset.map(|id| SnapshotMark {
+                index: id.index,
+                term: id.term,
+            }),
+            hard_state: state.filter(|state| *state != self.wal.hard_state()),
+            entries: &persist.entries,
+        })?;
+        self.waiting = Some(Persisted {
+            seq: persist.seq,
+            sync_micros: 0,
+        });
+        Ok(())
+    }
+
+    /// What can be done while nothing waits: mark the end as durable, and have the next segment ready.
+    fn rest(&mut self) {
+        self.resting = None;
+        match self.wal.seal() {
+            Ok(()) => self.prepare_spare(),
+            Err(error) => self
+                .life
+                .fail_stop()
+                .because("cannot seal the write-ahead log", &error),
+        }
+    }
+
+    fn prepare_spare(&mut self) {
+        match self.wal.prepare_spare() {
+            Ok(()) => {}
+            Err(error) if self.wal.is_poisoned() => self
+                .life
+                .fail_stop()
+                .because("cannot prepare a write-ahead log segment", &error),
+            Err(error) => tracing::warn!("the log's next segment is not ready yet: {error}"),
         }
     }
 }

@@ -171,14 +171,22 @@ fn pick(
         keys.visit_at(range, at, &mut |key, rev| {
             count += 1;
             if found.len() < room {
-                found.push(Found { key: kept(key), rev, meta: None, kv: None });
+                found.push(Found {
+                    key: kept(key),
+                    rev,
+                    meta: None,
+                    kv: None,
+                });
             }
             ControlFlow::Continue(())
         });
         return (found, count);
     }
-    let item = |key: &[u8], meta: Meta| {
-        Found { key: kept(key), rev: meta.modified, meta: Some(meta), kv: None }
+    let item = |key: &[u8], meta: Meta| Found {
+        key: kept(key),
+        rev: meta.modified,
+        meta: Some(meta),
+        kv: None,
     };
     if range.is_single() {
         found.extend(keys.get(&range.start).map(|meta| item(&range.start, meta)));
@@ -187,22 +195,29 @@ fn pick(
     }
     keys.visit(range, &mut |key, meta| {
         found.push(item(key, meta));
-        if found.len() < room { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        if found.len() < room {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
     });
-    let count = if found.len() < room { found.len() as u64 } else { keys.count(range) };
+    let count = if found.len() < room {
+        found.len() as u64
+    } else {
+        keys.count(range)
+    };
     (found, count.cast_signed())
 }
 
 fn sort(found: &mut [Found], query: &RangeQuery) {
     let Some(target) = sort_of(query) else { return };
     match target {
-        // They were picked in key order.
-        SortTarget::Key => {}
         SortTarget::Version => found.sort_by_key(Found::version),
         SortTarget::Create => found.sort_by_key(Found::create),
         SortTarget::Mod => found.sort_by_key(|item| item.rev),
         SortTarget::Value => found.sort_by(|a, b| a.value().cmp(b.value())),
-        SortTarget::Unknown => {}
+        // They were picked in key order; an unknown target is refused before.
+        SortTarget::Key | SortTarget::Unknown => {}
     }
     if query.sort_order == SortOrder::Descend {
         found.reverse();

@@ -140,10 +140,14 @@ pub fn key_of(encoded: &EncodedKv) -> Bytes {
 
 /// The key of a stored `KeyValue`, borrowed.
 pub fn key_slice(encoded: &[u8]) -> &[u8] {
-    let Some((&KEY, mut rest)) = encoded.split_first() else { return &[] };
+    let Some((&KEY, mut rest)) = encoded.split_first() else {
+        return &[];
+    };
     let mut len = 0_usize;
     for shift in (0..usize::BITS).step_by(7) {
-        let Some((&byte, after)) = rest.split_first() else { return &[] };
+        let Some((&byte, after)) = rest.split_first() else {
+            return &[];
+        };
         rest = after;
         len |= usize::from(byte & 0x7f) << shift;
         if byte < 0x80 {

@@ -56,7 +56,10 @@ impl AutoCompaction {
     pub fn new(retention: Retention, now: Millis) -> Self {
         match retention {
             Retention::Off => Self::Off,
-            Retention::Revisions(keep) => Self::Revisions { keep, last: Revision(0) },
+            Retention::Revisions(keep) => Self::Revisions {
+                keep,
+                last: Revision(0),
+            },
             Retention::Period(retention) => Self::Period(Period {
                 retention,
                 samples: VecDeque::new(),
@@ -114,13 +117,21 @@ impl Period {
 
     fn sample(&mut self, now: Millis, newest: Revision) -> Option<Revision> {
         self.samples.push_back(newest);
-        let kept = usize::try_from(self.retention.0 / self.sample_interval().0).unwrap_or(usize::MAX);
+        let kept =
+            usize::try_from(self.retention.0 / self.sample_interval().0).unwrap_or(usize::MAX);
         while self.samples.len() > kept.saturating_add(1) {
             self.samples.pop_front();
         }
-        let wait = if self.waited { self.compact_interval() } else { self.retention.0 };
+        let wait = if self.waited {
+            self.compact_interval()
+        } else {
+            self.retention.0
+        };
         let early = now.0.saturating_sub(self.last_success.0) < wait;
-        self.samples.front().copied().filter(|&at| !early && at != self.last)
+        self.samples
+            .front()
+            .copied()
+            .filter(|&at| !early && at != self.last)
     }
 }
 
@@ -151,7 +162,10 @@ mod tests {
         let expected = [(180, 1_000), (240, 1_060), (300, 1_120), (360, 1_180)];
         assert_eq!(done, expected, "one retention late, then hourly");
         let minutes = run(Retention::Period(Millis(30 * MINUTE)), 2);
-        assert_eq!(minutes, [(30, 1_000), (60, 1_030), (90, 1_060), (120, 1_090)]);
+        assert_eq!(
+            minutes,
+            [(30, 1_000), (60, 1_030), (90, 1_060), (120, 1_090)]
+        );
     }
 
     #[test]

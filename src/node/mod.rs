@@ -13,11 +13,16 @@ use crate::{
     actors::{
         fail_stop::FailStop,
         requests::{Identity, Requests},
+        store::Store,
     },
-    config::Config,
+    api::{
+        MemberNames,
+        listen::{ApiArbiter, ApiServer, ListenLimits},
+    },
+    config::{Config, HostPort},
     storage::{disk::Disk, real_disk::RealDisk},
 };
-use actix::System;
+use actix::{Actor, Addr, System};
 use assemble::{Running, assemble};
 use placement::Placement;
 use recover::recover;
@@ -25,7 +30,10 @@ use std::{
     sync::{Arc, mpsc},
     thread,
 };
-use tokio::sync::oneshot;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
 
 /// A node inside this process. Dropping it stops it at once, as a crash would; [`Node::stop`] is the gentle way.
 #[derive(Debug)]
@@ -73,15 +81,25 @@ impl Node {
                 stopped.send(()).unwrap_or_default();
             }
         };
-        let spawned = thread::Builder::new().name("quorate-core".to_owned()).spawn(body);
+        let spawned = thread::Builder::new()
+            .name("quorate-core".to_owned())
+            .spawn(body);
         spawned.map_err(|_| StartError::Thread)?;
         let requests = started.recv().map_err(|_| StartError::Thread)??;
-        Ok(Self { requests, stop: Some(stop) })
+        Ok(Self {
+            requests,
+            stop: Some(stop),
+        })
     }
 
     /// The way in: typed requests with the guarantees of the client API.
     pub fn requests(&self) -> &Requests {
         &self.requests
+    }
+
+    /// The way in as an actor on the caller's arbiter, which takes the same requests as messages.
+    pub fn store(&self) -> Addr<Store> {
+        Store::new(self.requests.clone()).start()
     }
 
     /// Which member of which cluster it is.
@@ -101,11 +119,87 @@ impl Node {
     }
 }
 
-/// Recovers and starts a node on the current arbiter's system.
-fn start_here(
+/// Runs a member with its client port until a signal ends it: SIGTERM, or Ctrl-C.
+pub fn run(config: &Config) -> Result<(), StartError> {
+    let system = System::new();
+    system.block_on(async {
+        // The port first: that it is taken should not be found out after a long recovery.
+        let address = config.client.listen.to_string();
+        let listening = std::net::TcpListener::bind(&address);
+        let listener = listening.map_err(|source| StartError::Listen {
+            address: address.clone(),
+            source,
+        })?;
+        let mut signals = Signals::new()?;
+        let (running, placement) = start_here(config, &FailStop::process())?;
+        let server = start_api(config, listener, &running, &placement)
+            .map_err(|source| StartError::Listen { address, source })?;
+        let (clients, data) = (server.address(), config.data_dir.display());
+        tracing::info!(
+            "ready: clients on {clients}, data in {data}; try: etcdctl --endpoints={clients} put greeting hello"
+        );
+        let signal = signals.next().await;
+        tracing::info!("{signal}: stopping; requests under way get their answers");
+        server.stop().await;
+        running.stop().await;
+        placement.stop();
+        tracing::info!("stopped");
+        Ok(())
+    })
+}
+
+fn start_api(
     config: &Config,
-    fail_stop: &FailStop,
-) -> Result<(Running, Placement), StartError> {
+    listener: std::net::TcpListener,
+    running: &Running,
+    placement: &Placement,
+) -> std::io::Result<ApiServer> {
+    let url = |address: &HostPort| vec![format!("http://{address}")];
+    let names = MemberNames {
+        name: config.name.clone(),
+        peer_urls: url(config.peer_advertise()),
+        client_urls: url(config.client_advertise()),
+    };
+    let limits = ListenLimits {
+        connections_max: config.limits.connections_max,
+        streams_max: config.limits.concurrent_streams_max,
+        ..ListenLimits::default()
+    };
+    let ways = placement.api.iter().zip(&running.requests);
+    let arbiters: Vec<ApiArbiter> = ways
+        .map(|(arbiter, requests)| ApiArbiter {
+            arbiter: arbiter.clone(),
+            requests: requests.clone(),
+        })
+        .collect();
+    ApiServer::start(listener, &arbiters, &names, limits)
+}
+
+/// The signals that end a member.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, StartError> {
+        let listen = |kind| signal(kind).map_err(StartError::Signals);
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "interrupted",
+            _ = self.terminate.recv() => "terminated",
+        }
+    }
+}
+
+/// Recovers and starts a node on the current arbiter's system.
+fn start_here(config: &Config, fail_stop: &FailStop) -> Result<(Running, Placement), StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
     let recovery = recover(config, &disk)?;
     let placement = Placement::new(&config.runtime);

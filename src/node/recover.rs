@@ -11,7 +11,7 @@ use crate::{
     kv::{index::Index as Tree, machine::Restored},
     raft::{self, InitialState, InitialStateError, LogId, Membership},
     storage::{
-        db::{self, Db, DbError, DbOptions},
+        db::{self, Db, DbError, DbOptions, DbReader},
         disk::Disk,
         member::{self, Member, MemberError},
         real_disk::DiskError,
@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use std::{io, sync::Arc};
 
 /// The database's file.
-const DATABASE: &str = "db.redb";
+const DATABASE: &str = "db/revisions.redb";
 /// The log's directory.
 const LOG: &str = "wal";
 
@@ -71,6 +71,9 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
+    /// The system does not tell of signals.
+    #[error("cannot listen for signals: {0}")]
+    Signals(io::Error),
     /// The node's thread ended before it was up.
     #[error("the node's thread ended while starting")]
     Thread,
@@ -80,6 +83,7 @@ pub enum StartError {
 pub(super) struct Recovery {
     pub member: Member,
     pub db: Db,
+    pub reader: DbReader,
     pub wal: Wal,
     pub restored: Restored,
     pub tree: Tree,
@@ -90,7 +94,9 @@ pub(super) struct Recovery {
 pub(super) fn recover(config: &Config, disk: &Arc<dyn Disk>) -> Result<Recovery, StartError> {
     let (member, fresh) = identity(config, &**disk)?;
     let (cluster, node) = (member.cluster, member.node);
-    let options = DbOptions { cache_bytes: config.storage.database_cache_bytes };
+    let options = DbOptions {
+        cache_bytes: config.storage.database_cache_bytes,
+    };
     let db = Db::open(&**disk, DATABASE, options, db::Identity { cluster, node })?;
     let (restored, tree) = restore::restore(&db)?;
     let wal_options = WalOptions {
@@ -106,7 +112,16 @@ pub(super) fn recover(config: &Config, disk: &Arc<dyn Disk>) -> Result<Recovery,
         member::write(&**disk, &member)?;
     }
     let raft = consensus(config, node, &db, recovered)?;
-    Ok(Recovery { member, db, wal, restored, tree, raft })
+    let reader = db.reader()?;
+    Ok(Recovery {
+        member,
+        db,
+        reader,
+        wal,
+        restored,
+        tree,
+        raft,
+    })
 }
 
 /// The directory's identity; a new one gets the identity that the configuration gives, and is marked as fresh.
@@ -114,27 +129,33 @@ fn identity(config: &Config, disk: &dyn Disk) -> Result<(Member, bool), StartErr
     if let Some(member) = member::read(disk)? {
         return Ok((member, false));
     }
-    let node = NodeId(id_of(&[&config.cluster.token, &config.name, &config.peer_advertise().to_string()]));
+    let node = NodeId(id_of(&[
+        &config.cluster.token,
+        &config.name,
+        &config.peer_advertise().to_string(),
+    ]));
     let cluster = ClusterId(id_of(&[&config.cluster.token, &node.hex()]));
-    let member = Member { cluster, node, name: config.name.clone() };
+    let member = Member {
+        cluster,
+        node,
+        name: config.name.clone(),
+    };
     Ok((member, true))
 }
 
 /// A directory that lost its database or its log must not start as if it were new: it would forget what it acknowledged, and
 /// whom it voted for. The identity is written last, so a first start that was cut short is simply done again.
-fn complete(
-    member: &Member,
-    fresh: bool,
-    db: &Db,
-    log: &Recovered,
-) -> Result<(), StartError> {
+fn complete(member: &Member, fresh: bool, db: &Db, log: &Recovered) -> Result<(), StartError> {
     let missing = match (fresh, db.created(), log.created) {
         (false, true, _) => Some("database"),
         (false, _, true) => Some("log"),
         _ => None,
     };
     match missing {
-        Some(what) => Err(StartError::Incomplete { name: member.name.clone(), what }),
+        Some(what) => Err(StartError::Incomplete {
+            name: member.name.clone(),
+            what,
+        }),
         None => Ok(()),
     }
 }

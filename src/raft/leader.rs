@@ -411,12 +411,12 @@ impl Leader {
     /// as possible; news of commits; read rounds.
     pub(super) fn settle(&mut self, common: &mut Common) {
         self.settle_reads(common);
-        self.settle_transfer(common);
         let change = common.history.current_index();
         self.peers.retain(|&id, peer| {
             feed(common, id, peer);
             peer.leaving_ticks.is_none() || peer.commit_sent < change
         });
+        self.settle_transfer(common);
     }
 
     /// Whether entries from `from` are awaited from the WAL for `id`.

@@ -15,10 +15,12 @@
 //! Each entry holds the whole membership after the change: a newcomer that receives only the newest entries
 //! knows everybody, and nothing depends on how changes add up.
 
-use super::quorum::VOTERS_MAX;
 use crate::types::{LogIndex, NodeId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
+
+/// The most voters a membership may have. Real clusters have 1, 3, 5 or 7.
+pub const VOTERS_MAX: usize = 15;
 
 /// The most learners a membership may have.
 pub const LEARNERS_MAX: usize = 15;

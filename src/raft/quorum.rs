@@ -1,7 +1,6 @@
 //! Majorities: what a quorum has reached, and who won a vote. Knows nothing of logs or terms.
 
-/// The most voters a membership may have. Real clusters have 1, 3, 5 or 7.
-pub(super) const VOTERS_MAX: usize = 15;
+use super::membership::VOTERS_MAX;
 
 /// How many of `voters` make a quorum; any two quorums share a member.
 pub(super) fn majority(voters: usize) -> usize {

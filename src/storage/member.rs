@@ -69,33 +69,51 @@ pub enum MemberError {
 
 /// Reads the identity; nothing if the directory is new.
 pub fn read(disk: &dyn Disk) -> Result<Option<Member>, MemberError> {
-    let present = disk.list("").map_err(io_error("list"))?.iter().any(|name| name == FILE);
+    let present = disk
+        .list("")
+        .map_err(io_error("list"))?
+        .iter()
+        .any(|name| name == FILE);
     if !present {
         return Ok(None);
     }
-    let mode = OpenMode { create: false, direct: false };
+    let mode = OpenMode {
+        create: false,
+        direct: false,
+    };
     let file = disk.open(FILE, mode).map_err(io_error("open"))?;
     let mut header = [0; HEADER_BYTES];
     let len = file.len().map_err(io_error("read"))?;
     if len < HEADER_BYTES as u64 {
-        return Err(MemberError::Damaged { what: "it is too short" });
+        return Err(MemberError::Damaged {
+            what: "it is too short",
+        });
     }
     file.read_at(0, &mut header).map_err(io_error("read"))?;
-    let number = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let number = |at: usize| {
+        u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+    };
     if header[..8] != MAGIC {
-        return Err(MemberError::Damaged { what: "it does not begin as it should" });
+        return Err(MemberError::Damaged {
+            what: "it does not begin as it should",
+        });
     }
     let (found, payload_len, checksum) = (number(8), number(12), number(16));
     if found > FORMAT_VERSION {
         return Err(MemberError::NewerFormat { found });
     }
     if payload_len > PAYLOAD_BYTES_MAX || len < HEADER_BYTES as u64 + u64::from(payload_len) {
-        return Err(MemberError::Damaged { what: "its length is wrong" });
+        return Err(MemberError::Damaged {
+            what: "its length is wrong",
+        });
     }
     let mut payload = vec![0; payload_len as usize];
-    file.read_at(HEADER_BYTES as u64, &mut payload).map_err(io_error("read"))?;
+    file.read_at(HEADER_BYTES as u64, &mut payload)
+        .map_err(io_error("read"))?;
     if crc32c::crc32c_append(crc32c::crc32c(&header[..16]), &payload) != checksum {
-        return Err(MemberError::Damaged { what: "its checksum is wrong" });
+        return Err(MemberError::Damaged {
+            what: "its checksum is wrong",
+        });
     }
     Ok(Some(codec::decode("member identity", &payload)?))
 }
@@ -106,11 +124,18 @@ pub fn write(disk: &dyn Disk, member: &Member) -> Result<(), MemberError> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
-    bytes.extend_from_slice(&u32::try_from(payload.len()).unwrap_or(u32::MAX).to_le_bytes());
+    bytes.extend_from_slice(
+        &u32::try_from(payload.len())
+            .unwrap_or(u32::MAX)
+            .to_le_bytes(),
+    );
     let checksum = crc32c::crc32c_append(crc32c::crc32c(&bytes), &payload);
     bytes.extend_from_slice(&checksum.to_le_bytes());
     bytes.extend_from_slice(&payload);
-    let mode = OpenMode { create: true, direct: false };
+    let mode = OpenMode {
+        create: true,
+        direct: false,
+    };
     let file = disk.open(UNFINISHED, mode).map_err(io_error("create"))?;
     file.set_len(0).map_err(io_error("write"))?;
     file.write_at(0, &bytes).map_err(io_error("write"))?;
@@ -129,11 +154,23 @@ mod tests {
     use crate::storage::real_disk::RealDisk;
 
     fn member() -> Member {
-        Member { cluster: ClusterId(7), node: NodeId(9), name: "n1".to_owned() }
+        Member {
+            cluster: ClusterId(7),
+            node: NodeId(9),
+            name: "n1".to_owned(),
+        }
     }
 
     fn flip(disk: &RealDisk, at: u64) {
-        let file = disk.open(FILE, OpenMode { create: false, direct: false }).unwrap();
+        let file = disk
+            .open(
+                FILE,
+                OpenMode {
+                    create: false,
+                    direct: false,
+                },
+            )
+            .unwrap();
         let mut byte = [0];
         file.read_at(at, &mut byte).unwrap();
         file.write_at(at, &[byte[0] ^ 1]).unwrap();
@@ -143,7 +180,11 @@ mod tests {
     fn what_is_written_is_read_back() {
         let dir = tempfile::tempdir().unwrap();
         let disk = RealDisk::open(dir.path()).unwrap();
-        assert_eq!(read(&disk).unwrap(), None, "a new directory has no identity");
+        assert_eq!(
+            read(&disk).unwrap(),
+            None,
+            "a new directory has no identity"
+        );
         write(&disk, &member()).unwrap();
         assert_eq!(read(&disk).unwrap(), Some(member()));
     }
@@ -153,7 +194,17 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = RealDisk::open(dir.path()).unwrap();
         write(&disk, &member()).unwrap();
-        let len = disk.open(FILE, OpenMode { create: false, direct: false }).unwrap().len().unwrap();
+        let len = disk
+            .open(
+                FILE,
+                OpenMode {
+                    create: false,
+                    direct: false,
+                },
+            )
+            .unwrap()
+            .len()
+            .unwrap();
         for at in 0..len {
             flip(&disk, at);
             let refused = matches!(
@@ -170,9 +221,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let disk = RealDisk::open(dir.path()).unwrap();
         write(&disk, &member()).unwrap();
-        let file = disk.open(FILE, OpenMode { create: false, direct: false }).unwrap();
-        file.write_at(8, &(FORMAT_VERSION + 1).to_le_bytes()).unwrap();
+        let file = disk
+            .open(
+                FILE,
+                OpenMode {
+                    create: false,
+                    direct: false,
+                },
+            )
+            .unwrap();
+        file.write_at(8, &(FORMAT_VERSION + 1).to_le_bytes())
+            .unwrap();
         let error = read(&disk).unwrap_err();
-        assert!(matches!(error, MemberError::NewerFormat { found: 2 }), "{error}");
+        assert!(
+            matches!(error, MemberError::NewerFormat { found: 2 }),
+            "{error}"
+        );
     }
 }

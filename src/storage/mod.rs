@@ -7,5 +7,5 @@ pub mod db;
 pub mod disk;
 pub mod member;
 pub mod real_disk;
-pub mod wal;
 pub mod sim_disk;
+pub mod wal;

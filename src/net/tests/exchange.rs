@@ -348,11 +348,11 @@ fn a_killed_member_comes_back_before_its_silence_is_noticed() {
     run(async {
         // Nothing is closed when a process is killed, so its runtime vanishes under it.
         let mut patient = settings(1, authority.member("n1"));
-        patient.pacing.idle_timeout = Duration::from_secs(3_600);
+        patient.pacing.idle_timeout = Duration::from_hours(1);
         let one = Member::start_as(patient);
         let entry = one.entry();
         let mut security = settings(2, authority.member("n2"));
-        security.pacing.idle_timeout = Duration::from_secs(3_600);
+        security.pacing.idle_timeout = Duration::from_hours(1);
         let (started, address) = oneshot::channel();
         let (kill, killed) = oneshot::channel::<()>();
         let process = std::thread::spawn(move || {

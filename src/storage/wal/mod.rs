@@ -32,6 +32,8 @@
 mod batch;
 mod buffer;
 mod catalog;
+#[cfg(test)]
+mod crash_tests;
 mod error;
 mod recovery;
 mod segment;

@@ -1,0 +1,136 @@
+//! The plain HTTP paths on the client port: `/version` and `/health`. Everything else is not found.
+
+use super::{Api, ETCD_VERSION, body::Body, maintenance::alarm_name};
+use crate::kv::command::RangeQuery;
+use http::{
+    HeaderName, HeaderValue, Method, Response, StatusCode, Uri,
+    header::{ALLOW, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
+};
+
+const TEXT: &str = "text/plain; charset=utf-8";
+const JSON: &str = "application/json";
+
+/// Answers a request that is not gRPC.
+pub async fn answer(api: &Api, method: &Method, uri: &Uri) -> Response<Body> {
+    match uri.path() {
+        "/version" | "/health" if method != Method::GET => {
+            let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
+            response
+                .headers_mut()
+                .insert(ALLOW, HeaderValue::from_static("GET"));
+            response
+        }
+        "/version" => respond(StatusCode::OK, JSON, version()),
+        "/health" => health(api, uri.query().unwrap_or_default()).await,
+        _ => refusal(StatusCode::NOT_FOUND, "404 page not found"),
+    }
+}
+
+fn version() -> String {
+    let version = ETCD_VERSION;
+    format!(
+        "{{\"etcdserver\":\"{version}\",\"etcdcluster\":\"{version}\",\"storage\":\"{version}\"}}"
+    )
+}
+
+async fn health(api: &Api, query: &str) -> Response<Body> {
+    match illness(api, &HealthQuery::parse(query)).await {
+        None => respond(StatusCode::OK, TEXT, health_body(true, "")),
+        Some(reason) => refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &health_body(false, &reason),
+        ),
+    }
+}
+
+/// Why the member does not count as healthy. etcd: alarms come first, then the leader, then a read like any client's.
+async fn illness(api: &Api, query: &HealthQuery<'_>) -> Option<String> {
+    let alarms = api.requests.alarms();
+    let mut names = alarms.into_iter().map(|(_, kind)| alarm_name(kind));
+    if let Some(name) = names.find(|name| !query.excluded.contains(name)) {
+        return Some(format!("ALARM {name}"));
+    }
+    if !query.serializable && !api.requests.has_leader() {
+        return Some("RAFT NO LEADER".to_owned());
+    }
+    let probe = RangeQuery {
+        key: "health".into(),
+        limit: 1,
+        serializable: query.serializable,
+        ..RangeQuery::default()
+    };
+    let read = api.requests.range(probe).await;
+    read.err()
+        .map(|error| format!("RANGE ERROR:{}", super::status::Status::from(error).message))
+}
+
+/// What the query string of `/health` asks for.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct HealthQuery<'a> {
+    serializable: bool,
+    excluded: Vec<&'a str>,
+}
+
+impl<'a> HealthQuery<'a> {
+    fn parse(query: &'a str) -> Self {
+        let mut parsed = Self::default();
+        for pair in query.split('&') {
+            match pair.split_once('=') {
+                Some(("serializable", value)) => parsed.serializable = value == "true",
+                Some(("exclude", alarm)) => parsed.excluded.push(alarm),
+                Some(_) | None => {}
+            }
+        }
+        parsed
+    }
+}
+
+fn health_body(healthy: bool, reason: &str) -> String {
+    let reason = reason.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("{{\"health\":\"{healthy}\",\"reason\":\"{reason}\"}}")
+}
+
+/// An error as Go's HTTP server sends it: the text and a line end.
+fn refusal(status: StatusCode, text: &str) -> Response<Body> {
+    let mut response = respond(status, TEXT, format!("{text}\n"));
+    set(&mut response, X_CONTENT_TYPE_OPTIONS, "nosniff");
+    response
+}
+
+fn respond(status: StatusCode, kind: &'static str, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::Plain(body.into()));
+    *response.status_mut() = status;
+    set(&mut response, CONTENT_TYPE, kind);
+    response
+}
+
+fn set(response: &mut Response<Body>, name: HeaderName, value: &'static str) {
+    response
+        .headers_mut()
+        .insert(name, HeaderValue::from_static(value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_query_of_health_repeats_exclusions() {
+        let parsed = HealthQuery::parse("exclude=NOSPACE&serializable=true&exclude=CORRUPT&x");
+        let expected = HealthQuery {
+            serializable: true,
+            excluded: vec!["NOSPACE", "CORRUPT"],
+        };
+        assert_eq!(parsed, expected);
+        assert_eq!(HealthQuery::parse("serializable=1"), HealthQuery::default());
+    }
+
+    #[test]
+    fn bodies_are_etcds() {
+        assert_eq!(health_body(true, ""), r#"{"health":"true","reason":""}"#);
+        let quoted = health_body(false, r#"RANGE ERROR:"x""#);
+        assert_eq!(quoted, r#"{"health":"false","reason":"RANGE ERROR:\"x\""}"#);
+        let expected = r#"{"etcdserver":"3.7.0","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
+        assert_eq!(version(), expected);
+    }
+}

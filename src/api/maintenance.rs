@@ -1,0 +1,274 @@
+//! What operators and load balancers ask: Maintenance.Status and Alarm, Cluster.MemberList, and the gRPC health check.
+
+use super::{
+    Api, ETCD_VERSION,
+    proto::{
+        etcdserverpb as pb,
+        healthpb::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus},
+    },
+    reply::Header,
+    status::Status,
+};
+use crate::{
+    actors::requests::{NodeStatus, RequestError},
+    kv::command::{AlarmKind, SetAlarm},
+    types::NodeId,
+};
+use pb::{AlarmType, alarm_request::AlarmAction};
+use tokio::sync::mpsc;
+
+impl Api {
+    /// Refuses while no leader is known, for callers that want no answer then.
+    pub fn require_leader(&self) -> Result<(), Status> {
+        if self.requests.has_leader() {
+            Ok(())
+        } else {
+            Err(RequestError::NoLeader.into())
+        }
+    }
+
+    /// `Maintenance.Status`: this member's own state, without asking anyone.
+    pub fn status(&self, _: pb::StatusRequest) -> pb::StatusResponse {
+        let status = self.requests.status();
+        let header = Header {
+            term: status.term,
+            ..self.header(status.revision)
+        };
+        status_response(&status, header)
+    }
+
+    /// `Maintenance.Alarm`.
+    pub async fn alarm(&self, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, Status> {
+        let asked = AlarmType::try_from(request.alarm);
+        let alarms = match AlarmAction::try_from(request.action) {
+            Ok(AlarmAction::Get) => self.raised(request.alarm),
+            Ok(AlarmAction::Activate) => self.set(request.member_id, asked.ok(), true).await?,
+            Ok(AlarmAction::Deactivate) => self.set(request.member_id, asked.ok(), false).await?,
+            Err(_) => Vec::new(),
+        };
+        let header = self.header(self.requests.status().revision);
+        Ok(pb::AlarmResponse {
+            header: Some(header.into()),
+            alarms,
+        })
+    }
+
+    /// `Cluster.MemberList`. etcd: the header of these answers has no revision.
+    pub fn member_list(&self, _: pb::MemberListRequest) -> pb::MemberListResponse {
+        let header = self.header(crate::types::Revision(0));
+        let member = pb::Member {
+            id: self.identity.member.0,
+            name: self.names.name.clone(),
+            peer_ur_ls: self.names.peer_urls.clone(),
+            client_ur_ls: self.names.client_urls.clone(),
+            is_learner: self.requests.status().learner,
+        };
+        pb::MemberListResponse {
+            header: Some(header.into()),
+            members: vec![member],
+        }
+    }
+
+    /// `Health.Check`. Only the server as a whole, the empty name, has a health.
+    pub fn health_check(
+        &self,
+        request: &HealthCheckRequest,
+    ) -> Result<HealthCheckResponse, Status> {
+        if request.service.is_empty() {
+            Ok(health(ServingStatus::Serving))
+        } else {
+            Err(Status::unknown_health_service())
+        }
+    }
+
+    /// `Health.Watch`: the health, once, and then an open stream for as long as it does not change.
+    pub async fn health_watch(
+        &self,
+        request: &HealthCheckRequest,
+        out: &mpsc::Sender<Result<HealthCheckResponse, Status>>,
+    ) -> Result<(), Status> {
+        let now = if request.service.is_empty() {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::ServiceUnknown
+        };
+        if out.send(Ok(health(now))).await.is_ok() {
+            self.stopping().await;
+        }
+        Err(RequestError::Stopped.into())
+    }
+
+    /// Returns once the server stops.
+    async fn stopping(&self) {
+        let mut phase = self.phase.clone();
+        // Without its sender the server is gone, which is the same.
+        drop(phase.wait_for(|phase| phase.is_stopping()).await);
+    }
+
+    fn raised(&self, asked: i32) -> Vec<pb::AlarmMember> {
+        let alarms = self.requests.alarms();
+        let entries = alarms.into_iter().map(|(member, kind)| entry(member, kind));
+        let all = asked == i32::from(AlarmType::None);
+        entries
+            .filter(|entry| all || entry.alarm == asked)
+            .collect()
+    }
+
+    /// etcd: type NONE, like one that is not known, names no alarm and does nothing.
+    async fn set(
+        &self,
+        member: u64,
+        asked: Option<AlarmType>,
+        raised: bool,
+    ) -> Result<Vec<pb::AlarmMember>, Status> {
+        let kind = match asked {
+            Some(AlarmType::Nospace) => AlarmKind::NoSpace,
+            Some(AlarmType::Corrupt) => AlarmKind::Corrupt,
+            Some(AlarmType::None) | None => return Ok(Vec::new()),
+        };
+        let member = NodeId(member);
+        let found = self
+            .requests
+            .set_alarm(SetAlarm {
+                member,
+                kind,
+                raised,
+            })
+            .await?;
+        Ok(if found {
+            vec![entry(member, kind)]
+        } else {
+            Vec::new()
+        })
+    }
+}
+
+impl From<Header> for pb::ResponseHeader {
+    fn from(header: Header) -> Self {
+        Self {
+            cluster_id: header.cluster.0,
+            member_id: header.member.0,
+            revision: header.revision.0,
+            raft_term: header.term.0,
+        }
+    }
+}
+
+fn health(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse {
+        status: status.into(),
+    }
+}
+
+fn entry(member: NodeId, kind: AlarmKind) -> pb::AlarmMember {
+    let alarm = match kind {
+        AlarmKind::NoSpace => AlarmType::Nospace,
+        AlarmKind::Corrupt => AlarmType::Corrupt,
+    };
+    pb::AlarmMember {
+        member_id: member.0,
+        alarm: alarm.into(),
+    }
+}
+
+fn status_response(status: &NodeStatus, header: Header) -> pb::StatusResponse {
+    let signed = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+    pb::StatusResponse {
+        header: Some(header.into()),
+        version: ETCD_VERSION.into(),
+        // etcdctl divides by it.
+        db_size: signed(status.db_bytes.max(1)),
+        leader: status.leader.map_or(0, |leader| leader.0),
+        raft_index: status.commit.0,
+        raft_term: status.term.0,
+        raft_applied_index: status.applied.0,
+        errors: status_errors(status),
+        db_size_in_use: signed(status.db_bytes_in_use),
+        is_learner: status.learner,
+        storage_version: ETCD_VERSION.into(),
+        db_size_quota: signed(status.quota_bytes),
+        downgrade_info: Some(pb::DowngradeInfo::default()),
+    }
+}
+
+/// etcd: alarms are printed in the text format of their message, with the blank at its end.
+fn status_errors(status: &NodeStatus) -> Vec<String> {
+    let mut errors = Vec::new();
+    if status.leader.is_none() {
+        errors.push(Status::from(RequestError::NoLeader).message.into_owned());
+    }
+    for &(member, kind) in &status.alarms {
+        errors.push(format!("memberID:{member} alarm:{} ", alarm_name(kind)));
+    }
+    errors
+}
+
+/// An alarm's name in the API.
+pub fn alarm_name(kind: AlarmKind) -> &'static str {
+    match kind {
+        AlarmKind::NoSpace => "NOSPACE",
+        AlarmKind::Corrupt => "CORRUPT",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{ClusterId, LogIndex, Revision, Term};
+
+    fn node() -> NodeStatus {
+        NodeStatus {
+            cluster: ClusterId(1),
+            member: NodeId(2),
+            leader: Some(NodeId(2)),
+            term: Term(3),
+            commit: LogIndex(5),
+            applied: LogIndex(4),
+            revision: Revision(6),
+            compacted: Revision(-1),
+            db_bytes: 0,
+            db_bytes_in_use: 7,
+            quota_bytes: u64::MAX,
+            learner: false,
+            alarms: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn status_is_what_clients_can_work_with() {
+        let answer = status_response(&node(), Header::default());
+        assert!(answer.db_size > 0, "etcdctl divides by it");
+        assert_eq!(answer.db_size_quota, i64::MAX, "no wrap into negative");
+        assert_eq!(
+            (
+                answer.raft_index,
+                answer.raft_applied_index,
+                answer.raft_term
+            ),
+            (5, 4, 3)
+        );
+        assert_eq!(
+            (answer.version.as_str(), answer.storage_version.as_str()),
+            ("3.7.0", "3.7.0")
+        );
+        assert!(answer.downgrade_info.is_some(), "always present");
+        assert!(answer.errors.is_empty(), "healthy");
+    }
+
+    #[test]
+    fn status_lists_what_is_wrong_as_etcd_does() {
+        let alarms = vec![(NodeId(12_087_160_956_821_666_428), AlarmKind::NoSpace)];
+        let status = NodeStatus {
+            leader: None,
+            alarms,
+            ..node()
+        };
+        let answer = status_response(&status, Header::default());
+        assert_eq!(answer.leader, 0);
+        let expected = [
+            "etcdserver: no leader",
+            "memberID:12087160956821666428 alarm:NOSPACE ",
+        ];
+        assert_eq!(answer.errors, expected);
+    }
+}

@@ -1,0 +1,540 @@
+//! Answers as gRPC frames. A stored `KeyValue` is spliced into the answer as it is; nothing is decoded or encoded again.
+//!
+//! An [`Encoded`] is a whole gRPC frame: one byte that says "not compressed", four bytes of length, the message. Its size is
+//! known before the first byte is written, so it is written into one buffer once and sent from there.
+
+use super::status::Status;
+use crate::{
+    kv::{
+        command::{DeleteRangeDone, EncodedKv, OpDone, PutDone, RangeDone, TxnDone},
+        record::{put_varint, varint_len},
+    },
+    types::{ClusterId, NodeId, Revision, Term},
+};
+use bytes::Bytes;
+
+/// Bytes before each gRPC message: a compression flag and the length.
+pub const PREFIX_BYTES: usize = 5;
+
+/// The longest message gRPC implementations send and receive.
+const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
+
+/// Which member answered, and what it knew.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The member that answered.
+    pub member: NodeId,
+    /// The store's revision.
+    pub revision: Revision,
+    /// The member's term.
+    pub term: Term,
+}
+
+/// An encoded answer: one gRPC frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Encoded(Bytes);
+
+impl Encoded {
+    /// Encodes a generated message.
+    pub fn message(message: &impl prost::Message) -> Result<Self, Status> {
+        Self::write(message.encoded_len(), |out| {
+            message.encode_raw(out);
+        })
+    }
+
+    /// The whole frame, prefix included.
+    pub fn into_frame(self) -> Bytes {
+        self.0
+    }
+
+    /// Writes a message of exactly `len` bytes behind its prefix.
+    fn write(len: usize, body: impl FnOnce(&mut Vec<u8>)) -> Result<Self, Status> {
+        let prefix = match u32::try_from(len) {
+            Ok(prefix) if len <= MESSAGE_BYTES_MAX => prefix,
+            Ok(_) | Err(_) => return Err(Status::sent_too_large(len, MESSAGE_BYTES_MAX)),
+        };
+        let mut out = Vec::with_capacity(PREFIX_BYTES + len);
+        out.push(0);
+        out.extend_from_slice(&prefix.to_be_bytes());
+        body(&mut out);
+        assert_eq!(
+            out.len(),
+            PREFIX_BYTES + len,
+            "the length was computed from the same answer"
+        );
+        Ok(Self(out.into()))
+    }
+}
+
+/// `RangeResponse`.
+pub fn range(header: &Header, done: &RangeDone) -> Result<Encoded, Status> {
+    let parts = RangeParts::of(Some(header), done);
+    Encoded::write(parts.len(), |out| parts.write(out))
+}
+
+/// `PutResponse`.
+pub fn put(header: &Header, done: &PutDone) -> Result<Encoded, Status> {
+    Encoded::write(put_len(header, done), |out| write_put(out, header, done))
+}
+
+/// `DeleteRangeResponse`.
+pub fn delete_range(header: &Header, done: &DeleteRangeDone) -> Result<Encoded, Status> {
+    Encoded::write(delete_len(header, done), |out| {
+        write_delete(out, header, done);
+    })
+}
+
+/// `TxnResponse`. Inner answers carry the revision alone in their header, nested transactions an empty header.
+pub fn txn(header: &Header, done: &TxnDone) -> Result<Encoded, Status> {
+    Encoded::write(txn_len(header, done), |out| write_txn(out, header, done))
+}
+
+/// `CompactionResponse`, and every other answer that is a header alone.
+pub fn header_only(header: &Header) -> Result<Encoded, Status> {
+    Encoded::write(nested_len(header.len()), |out| header.write(out))
+}
+
+/// A `RangeStreamResponse` before the last: keys and nothing else.
+pub fn stream_chunk(kvs: &[EncodedKv]) -> Result<Encoded, Status> {
+    stream(&RangeParts {
+        header: None,
+        kvs,
+        more: false,
+        count: 0,
+    })
+}
+
+/// The last `RangeStreamResponse`.
+pub fn stream_end(header: &Header, done: &RangeDone) -> Result<Encoded, Status> {
+    stream(&RangeParts::of(Some(header), done))
+}
+
+fn stream(parts: &RangeParts<'_>) -> Result<Encoded, Status> {
+    Encoded::write(nested_len(parts.len()), |out| {
+        put_nested(out, 1, parts.len());
+        parts.write(out);
+    })
+}
+
+impl Header {
+    /// The header of an answer inside a transaction.
+    fn inner(revision: Revision) -> Self {
+        Self {
+            revision,
+            ..Self::default()
+        }
+    }
+
+    fn len(&self) -> usize {
+        number_len(self.cluster.0)
+            + number_len(self.member.0)
+            + number_len(self.revision.0.cast_unsigned())
+            + number_len(self.term.0)
+    }
+
+    /// Every answer has it as field 1.
+    fn write(&self, out: &mut Vec<u8>) {
+        put_nested(out, 1, self.len());
+        put_number(out, 1, self.cluster.0);
+        put_number(out, 2, self.member.0);
+        put_number(out, 3, self.revision.0.cast_unsigned());
+        put_number(out, 4, self.term.0);
+    }
+}
+
+/// The fields of a `RangeResponse`; the chunks of a stream leave some out.
+struct RangeParts<'a> {
+    header: Option<&'a Header>,
+    kvs: &'a [EncodedKv],
+    more: bool,
+    count: i64,
+}
+
+impl<'a> RangeParts<'a> {
+    fn of(header: Option<&'a Header>, done: &'a RangeDone) -> Self {
+        Self {
+            header,
+            kvs: &done.kvs,
+            more: done.more,
+            count: done.count,
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.header.map_or(0, |header| nested_len(header.len()))
+            + kvs_len(self.kvs)
+            + number_len(u64::from(self.more))
+            + number_len(self.count.cast_unsigned())
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        if let Some(header) = self.header {
+            header.write(out);
+        }
+        put_kvs(out, 2, self.kvs);
+        put_number(out, 3, u64::from(self.more));
+        put_number(out, 4, self.count.cast_unsigned());
+    }
+}
+
+fn put_len(header: &Header, done: &PutDone) -> usize {
+    nested_len(header.len()) + kvs_len(done.prev.as_slice())
+}
+
+fn write_put(out: &mut Vec<u8>, header: &Header, done: &PutDone) {
+    header.write(out);
+    put_kvs(out, 2, done.prev.as_slice());
+}
+
+fn delete_len(header: &Header, done: &DeleteRangeDone) -> usize {
+    nested_len(header.len()) + number_len(done.deleted.cast_unsigned()) + kvs_len(&done.prevs)
+}
+
+fn write_delete(out: &mut Vec<u8>, header: &Header, done: &DeleteRangeDone) {
+    header.write(out);
+    put_number(out, 2, done.deleted.cast_unsigned());
+    put_kvs(out, 3, &done.prevs);
+}
+
+/// Each level of nesting is measured once for every level around it; the decoder bounds the depth of requests.
+fn txn_len(header: &Header, done: &TxnDone) -> usize {
+    let responses = done
+        .responses
+        .iter()
+        .map(|op| nested_len(nested_len(op_len(op))));
+    nested_len(header.len()) + number_len(u64::from(done.succeeded)) + responses.sum::<usize>()
+}
+
+fn write_txn(out: &mut Vec<u8>, header: &Header, done: &TxnDone) {
+    header.write(out);
+    put_number(out, 2, u64::from(done.succeeded));
+    for op in &done.responses {
+        let len = op_len(op);
+        put_nested(out, 3, nested_len(len));
+        write_op(out, op, len);
+    }
+}
+
+fn op_len(op: &OpDone) -> usize {
+    match op {
+        OpDone::Range(done) => RangeParts::of(Some(&Header::inner(done.revision)), done).len(),
+        OpDone::Put(done) => put_len(&Header::inner(done.revision), done),
+        OpDone::DeleteRange(done) => delete_len(&Header::inner(done.revision), done),
+        OpDone::Txn(done) => txn_len(&Header::default(), done),
+    }
+}
+
+/// Writes the member of a `ResponseOp`, whose message takes `len` bytes.
+fn write_op(out: &mut Vec<u8>, op: &OpDone, len: usize) {
+    match op {
+        OpDone::Range(done) => {
+            put_nested(out, 1, len);
+            RangeParts::of(Some(&Header::inner(done.revision)), done).write(out);
+        }
+        OpDone::Put(done) => {
+            put_nested(out, 2, len);
+            write_put(out, &Header::inner(done.revision), done);
+        }
+        OpDone::DeleteRange(done) => {
+            put_nested(out, 3, len);
+            write_delete(out, &Header::inner(done.revision), done);
+        }
+        OpDone::Txn(done) => {
+            put_nested(out, 4, len);
+            write_txn(out, &Header::default(), done);
+        }
+    }
+}
+
+/// Bytes of a nested message of `len` bytes with its tag and length; all field numbers here take one byte.
+fn nested_len(len: usize) -> usize {
+    1 + varint_len(len as u64) + len
+}
+
+fn put_nested(out: &mut Vec<u8>, field: u8, len: usize) {
+    out.push(field << 3 | 2);
+    put_varint(out, len as u64);
+}
+
+fn number_len(value: u64) -> usize {
+    if value == 0 { 0 } else { 1 + varint_len(value) }
+}
+
+fn put_number(out: &mut Vec<u8>, field: u8, value: u64) {
+    if value != 0 {
+        out.push(field << 3);
+        put_varint(out, value);
+    }
+}
+
+fn kvs_len(kvs: &[EncodedKv]) -> usize {
+    kvs.iter().map(|kv| nested_len(kv.len())).sum()
+}
+
+fn put_kvs(out: &mut Vec<u8>, field: u8, kvs: &[EncodedKv]) {
+    for kv in kvs {
+        put_nested(out, field, kv.len());
+        out.extend_from_slice(kv);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::proto::{etcdserverpb as pb, mvccpb},
+        kv::record::{Fields, encode},
+        types::LeaseId,
+    };
+    use pb::response_op::Response;
+    use proptest::prelude::*;
+    use prost::Message;
+
+    const HEADER: Header = Header {
+        cluster: ClusterId(u64::MAX),
+        member: NodeId(2),
+        revision: Revision(300),
+        term: Term(4),
+    };
+
+    /// The frame must be what the generated encoder would send for `expected`.
+    fn assert_sends<M: Message + Default + PartialEq + std::fmt::Debug>(
+        encoded: Result<Encoded, Status>,
+        expected: &M,
+    ) {
+        let frame = encoded.unwrap().into_frame();
+        let message = expected.encode_to_vec();
+        assert_eq!(frame[0], 0, "not compressed");
+        assert_eq!(
+            frame[1..5],
+            u32::try_from(message.len()).unwrap().to_be_bytes(),
+            "length"
+        );
+        assert_eq!(&M::decode(&frame[5..]).unwrap(), expected, "decoded");
+        assert_eq!(frame[5..], message, "byte for byte");
+    }
+
+    fn header_pb() -> pb::ResponseHeader {
+        HEADER.into()
+    }
+
+    fn inner_pb(revision: i64) -> pb::ResponseHeader {
+        pb::ResponseHeader {
+            revision,
+            ..Default::default()
+        }
+    }
+
+    fn kv_pb(key: &str, version: i64) -> mvccpb::KeyValue {
+        mvccpb::KeyValue {
+            key: key.to_owned().into(),
+            create_revision: 2,
+            mod_revision: 300,
+            version,
+            value: "value".repeat(40).into(),
+            lease: -7,
+        }
+    }
+
+    fn kv(key: &str, version: i64) -> EncodedKv {
+        encode(&Fields {
+            key: key.as_bytes(),
+            create_revision: Revision(2),
+            mod_revision: Revision(300),
+            version,
+            value: "value".repeat(40).as_bytes(),
+            lease: LeaseId(-7),
+        })
+    }
+
+    #[test]
+    fn a_range_is_spliced() {
+        let done = RangeDone {
+            revision: Revision(300),
+            kvs: vec![kv("a", 1), kv("b", 2)],
+            more: true,
+            count: 1_000,
+        };
+        let expected = pb::RangeResponse {
+            header: Some(header_pb()),
+            kvs: vec![kv_pb("a", 1), kv_pb("b", 2)],
+            more: true,
+            count: 1_000,
+        };
+        assert_sends(range(&HEADER, &done), &expected);
+        let empty = pb::RangeResponse {
+            header: Some(header_pb()),
+            ..Default::default()
+        };
+        assert_sends(range(&HEADER, &RangeDone::default()), &empty);
+    }
+
+    #[test]
+    fn writes_are_spliced() {
+        let done = PutDone {
+            revision: Revision(300),
+            prev: Some(kv("a", 1)),
+        };
+        let expected = pb::PutResponse {
+            header: Some(header_pb()),
+            prev_kv: Some(kv_pb("a", 1)),
+        };
+        assert_sends(put(&HEADER, &done), &expected);
+        let bare = pb::PutResponse {
+            header: Some(header_pb()),
+            prev_kv: None,
+        };
+        assert_sends(put(&HEADER, &PutDone::default()), &bare);
+
+        let prevs = vec![kv("a", 1), kv("b", 2)];
+        let done = DeleteRangeDone {
+            revision: Revision(300),
+            deleted: 2,
+            prevs,
+        };
+        let prev_kvs = vec![kv_pb("a", 1), kv_pb("b", 2)];
+        let expected = pb::DeleteRangeResponse {
+            header: Some(header_pb()),
+            deleted: 2,
+            prev_kvs,
+        };
+        assert_sends(delete_range(&HEADER, &done), &expected);
+
+        let compacted = pb::CompactionResponse {
+            header: Some(header_pb()),
+        };
+        assert_sends(header_only(&HEADER), &compacted);
+    }
+
+    #[test]
+    fn only_the_last_part_of_a_stream_has_a_header() {
+        let chunk = pb::RangeResponse {
+            kvs: vec![kv_pb("a", 1)],
+            ..Default::default()
+        };
+        let expected = pb::RangeStreamResponse {
+            range_response: Some(chunk),
+        };
+        assert_sends(stream_chunk(&[kv("a", 1)]), &expected);
+        let done = RangeDone {
+            revision: Revision(300),
+            kvs: vec![kv("b", 1)],
+            more: true,
+            count: 9,
+        };
+        let last = pb::RangeResponse {
+            header: Some(header_pb()),
+            kvs: vec![kv_pb("b", 1)],
+            more: true,
+            count: 9,
+        };
+        let expected = pb::RangeStreamResponse {
+            range_response: Some(last),
+        };
+        assert_sends(stream_end(&HEADER, &done), &expected);
+    }
+
+    /// Every kind of answer, `depth` transactions deep.
+    fn ops(depth: usize) -> Vec<OpDone> {
+        let (revision, prev) = (Revision(7), Some(kv("a", 1)));
+        let mut ops = vec![
+            OpDone::Range(RangeDone {
+                revision,
+                kvs: vec![kv("b", 2)],
+                more: true,
+                count: 3,
+            }),
+            OpDone::Put(PutDone {
+                revision,
+                prev: prev.clone(),
+            }),
+            OpDone::DeleteRange(DeleteRangeDone {
+                revision,
+                deleted: 1,
+                prevs: prev.into_iter().collect(),
+            }),
+        ];
+        if depth > 0 {
+            let (succeeded, responses) = (depth.is_multiple_of(2), self::ops(depth - 1));
+            ops.push(OpDone::Txn(TxnDone {
+                revision,
+                succeeded,
+                responses,
+            }));
+        }
+        ops
+    }
+
+    fn ops_pb(depth: usize) -> Vec<pb::ResponseOp> {
+        let header = Some(inner_pb(7));
+        let mut ops = vec![
+            Response::ResponseRange(pb::RangeResponse {
+                header,
+                kvs: vec![kv_pb("b", 2)],
+                more: true,
+                count: 3,
+            }),
+            Response::ResponsePut(pb::PutResponse {
+                header,
+                prev_kv: Some(kv_pb("a", 1)),
+            }),
+            Response::ResponseDeleteRange(pb::DeleteRangeResponse {
+                header,
+                deleted: 1,
+                prev_kvs: vec![kv_pb("a", 1)],
+            }),
+        ];
+        if depth > 0 {
+            ops.push(Response::ResponseTxn(pb::TxnResponse {
+                header: Some(pb::ResponseHeader::default()),
+                succeeded: depth.is_multiple_of(2),
+                responses: ops_pb(depth - 1),
+            }));
+        }
+        ops.into_iter()
+            .map(|op| pb::ResponseOp { response: Some(op) })
+            .collect()
+    }
+
+    #[test]
+    fn transactions_nest() {
+        let done = TxnDone {
+            revision: Revision(300),
+            succeeded: true,
+            responses: ops(5),
+        };
+        let expected = pb::TxnResponse {
+            header: Some(header_pb()),
+            succeeded: true,
+            responses: ops_pb(5),
+        };
+        assert_sends(txn(&HEADER, &done), &expected);
+        let empty = pb::TxnResponse {
+            header: Some(header_pb()),
+            ..Default::default()
+        };
+        assert_sends(txn(&HEADER, &TxnDone::default()), &empty);
+    }
+
+    proptest! {
+        #[test]
+        fn lengths_are_exact_at_every_size(
+            cluster: u64, member: u64, revision: i64, term: u64, count: i64, more: bool, len in 0..70_000usize,
+        ) {
+            let header = Header {
+                cluster: ClusterId(cluster),
+                member: NodeId(member),
+                revision: Revision(revision),
+                term: Term(term),
+            };
+            let value = vec![b'v'; len];
+            let kvs = vec![encode(&Fields { value: &value, ..Fields::default() })];
+            let done = RangeDone { revision: Revision(revision), kvs, more, count };
+            let kvs = vec![mvccpb::KeyValue { value: value.into(), ..Default::default() }];
+            let expected = pb::RangeResponse { header: Some(header.into()), kvs, more, count };
+            assert_sends(range(&header, &done), &expected);
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! The one table from our errors to gRPC codes and etcd's exact texts.
+//!
+//! Go clients recognise an error by its text, Java and Python clients by its code, so both are part of the API. Every text a
+//! client can receive as a gRPC status is in this file.
+
+use crate::{
+    actors::{range_chunks::NotStreamable, requests::RequestError},
+    kv::KvError,
+};
+use std::borrow::Cow;
+
+/// A gRPC status code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// The caller went away.
+    Canceled = 1,
+    /// Not classified.
+    Unknown = 2,
+    /// The request is wrong whatever the state.
+    InvalidArgument = 3,
+    /// The deadline passed; the operation may still take effect.
+    DeadlineExceeded = 4,
+    /// What the request names does not exist.
+    NotFound = 5,
+    /// A size or a quota is exhausted.
+    ResourceExhausted = 8,
+    /// The state forbids it.
+    FailedPrecondition = 9,
+    /// The revision is outside what can be read.
+    OutOfRange = 11,
+    /// No such service or method.
+    Unimplemented = 12,
+    /// The message is not what the protocol says.
+    Internal = 13,
+    /// The member or the cluster cannot answer now.
+    Unavailable = 14,
+    /// The replicated state is damaged.
+    DataLoss = 15,
+}
+
+/// Why a call fails: what the client receives instead of a message.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{code:?}: {message}")]
+pub struct Status {
+    /// The code.
+    pub code: Code,
+    /// etcd's text.
+    pub message: Cow<'static, str>,
+}
+
+impl Status {
+    /// A status with a text of its own; meant for this file and for tests.
+    pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+        }
+    }
+
+    /// The message on the wire is longer than the server receives.
+    pub fn received_too_large(len: usize, max: usize) -> Self {
+        let text = format!("grpc: received message larger than max ({len} vs. {max})");
+        Self::new(Code::ResourceExhausted, text)
+    }
+
+    /// The answer does not fit a gRPC message.
+    pub fn sent_too_large(len: usize, max: usize) -> Self {
+        let text = format!("grpc: trying to send message larger than max ({len} vs. {max})");
+        Self::new(Code::ResourceExhausted, text)
+    }
+
+    /// The message is not protobuf, or not of its type.
+    pub fn malformed_message(error: &prost::DecodeError) -> Self {
+        Self::new(
+            Code::Internal,
+            format!("grpc: error unmarshalling request: {error}"),
+        )
+    }
+
+    /// The stream ended before a message began.
+    pub fn no_message() -> Self {
+        Self::new(Code::Unknown, "EOF")
+    }
+
+    /// The stream ended inside a message.
+    pub fn cut_message() -> Self {
+        Self::new(Code::Unknown, "unexpected EOF")
+    }
+
+    /// The message is marked as compressed although no encoding was declared.
+    pub fn unexpected_compression() -> Self {
+        Self::new(
+            Code::Internal,
+            "grpc: compressed flag set with identity or empty encoding",
+        )
+    }
+
+    /// The first byte of the message's prefix is no format.
+    pub fn unknown_format(format: u8) -> Self {
+        Self::new(
+            Code::Internal,
+            format!("grpc: received unexpected payload format {format}"),
+        )
+    }
+
+    /// The messages are compressed, which this server does not do.
+    pub fn unknown_encoding(encoding: &str) -> Self {
+        let text = format!("grpc: Decompressor is not installed for grpc-encoding \"{encoding}\"");
+        Self::new(Code::Unimplemented, text)
+    }
+
+    /// The request's path is not `/service/method`.
+    pub fn malformed_path(path: &str) -> Self {
+        Self::new(
+            Code::Unimplemented,
+            format!("malformed method name: \"{path}\""),
+        )
+    }
+
+    /// No such service.
+    pub fn unknown_service(service: &str) -> Self {
+        Self::new(Code::Unimplemented, format!("unknown service {service}"))
+    }
+
+    /// No such method of a known service.
+    pub fn unknown_method(method: &str, service: &str) -> Self {
+        let text = format!("unknown method {method} for service {service}");
+        Self::new(Code::Unimplemented, text)
+    }
+
+    /// The `grpc-timeout` header cannot be read.
+    pub fn malformed_timeout(value: &str) -> Self {
+        Self::new(
+            Code::Internal,
+            format!("malformed grpc-timeout: \"{value}\""),
+        )
+    }
+
+    /// The caller's deadline passed.
+    pub fn deadline_exceeded() -> Self {
+        Self::new(Code::DeadlineExceeded, "context deadline exceeded")
+    }
+
+    /// The caller went away while sending.
+    pub fn canceled() -> Self {
+        Self::new(Code::Canceled, "context canceled")
+    }
+
+    /// The `client-api-version` metadata is not text.
+    pub fn invalid_client_version() -> Self {
+        Self::new(
+            Code::InvalidArgument,
+            "etcdserver: invalid client api version",
+        )
+    }
+
+    /// An answer could not be sent to its end.
+    pub fn broken_answer() -> Self {
+        Self::new(Code::Internal, "the answer broke off")
+    }
+
+    /// The health of a service nobody registered was asked for.
+    pub fn unknown_health_service() -> Self {
+        Self::new(Code::NotFound, "unknown service")
+    }
+}
+
+impl From<KvError> for Status {
+    fn from(error: KvError) -> Self {
+        let (code, text) = match error {
+            KvError::EmptyKey => (Code::InvalidArgument, "etcdserver: key is not provided"),
+            KvError::KeyNotFound => (Code::InvalidArgument, "etcdserver: key not found"),
+            KvError::ValueProvided => (Code::InvalidArgument, "etcdserver: value is provided"),
+            KvError::LeaseProvided => (Code::InvalidArgument, "etcdserver: lease is provided"),
+            KvError::TooManyOps { max: _ } => (
+                Code::InvalidArgument,
+                "etcdserver: too many operations in txn request",
+            ),
+            KvError::DuplicateKey => (
+                Code::InvalidArgument,
+                "etcdserver: duplicate key given in txn request",
+            ),
+            KvError::InvalidSortOption => {
+                (Code::InvalidArgument, "etcdserver: invalid sort option")
+            }
+            KvError::Compacted {
+                asked: _,
+                oldest: _,
+            } => (
+                Code::OutOfRange,
+                "etcdserver: mvcc: required revision has been compacted",
+            ),
+            KvError::FutureRevision {
+                asked: _,
+                newest: _,
+            } => (
+                Code::OutOfRange,
+                "etcdserver: mvcc: required revision is a future revision",
+            ),
+            KvError::NoSpace => (
+                Code::ResourceExhausted,
+                "etcdserver: mvcc: database space exceeded",
+            ),
+            KvError::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
+            KvError::LeaseNotFound(_) => (Code::NotFound, "etcdserver: requested lease not found"),
+            KvError::LeaseExists(_) => {
+                (Code::FailedPrecondition, "etcdserver: lease already exists")
+            }
+            KvError::LeaseTtlTooLarge {
+                asked_secs: _,
+                max_secs: _,
+            } => (Code::OutOfRange, "etcdserver: too large lease TTL"),
+        };
+        Self::new(code, text)
+    }
+}
+
+impl From<NotStreamable> for Status {
+    fn from(error: NotStreamable) -> Self {
+        let text = match error {
+            NotStreamable::SortOrder => "RangeStream does not support custom sort orders",
+            NotStreamable::RevisionFilter => "RangeStream does not support revision filters",
+        };
+        Self::new(Code::Unimplemented, text)
+    }
+}
+
+impl From<RequestError> for Status {
+    fn from(error: RequestError) -> Self {
+        let (code, text) = match error {
+            RequestError::Kv(error) => return error.into(),
+            RequestError::TooLarge { bytes: _, max: _ } => {
+                (Code::InvalidArgument, "etcdserver: request is too large")
+            }
+            // etcd: a slip in its table sends this one as Unknown; the code meant is the useful one.
+            RequestError::TooManyRequests => {
+                (Code::ResourceExhausted, "etcdserver: too many requests")
+            }
+            RequestError::TimedOut => (Code::Unavailable, "etcdserver: request timed out"),
+            RequestError::TimedOutLeaderFailed => (
+                Code::Unavailable,
+                "etcdserver: request timed out, possibly due to previous leader failure",
+            ),
+            RequestError::TimedOutConnectionLost => (
+                Code::Unavailable,
+                "etcdserver: request timed out, possibly due to connection lost",
+            ),
+            RequestError::DeadlineNoLeader => return Self::deadline_exceeded(),
+            RequestError::NoLeader => (Code::Unavailable, "etcdserver: no leader"),
+            RequestError::LeaderChanged => (Code::Unavailable, "etcdserver: leader changed"),
+            RequestError::NotLeader => (Code::FailedPrecondition, "etcdserver: not leader"),
+            RequestError::Stopped => (Code::Unavailable, "etcdserver: server stopped"),
+            RequestError::Unreadable(error) => {
+                let text = format!("etcdserver: stored data is unreadable: {error}");
+                return Self::new(Code::Internal, text);
+            }
+        };
+        Self::new(code, text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{LeaseId, Revision};
+
+    // The whole table, as the facts about etcd list it. A new error breaks the matches above; its line belongs here too.
+
+    fn assert_etcds<E: Into<Status> + std::fmt::Debug>(
+        table: impl IntoIterator<Item = (E, u8, &'static str)>,
+    ) {
+        for (error, code, text) in table {
+            let name = format!("{error:?}");
+            let status = error.into();
+            assert_eq!(status.code as u8, code, "{name}");
+            assert_eq!(status.message, format!("etcdserver: {text}"), "{name}");
+        }
+    }
+
+    #[test]
+    fn every_refusal_of_the_data_model_has_etcds_code_and_text() {
+        let (asked, other) = (Revision(1), Revision(2));
+        assert_etcds([
+            (KvError::EmptyKey, 3, "key is not provided"),
+            (KvError::KeyNotFound, 3, "key not found"),
+            (KvError::ValueProvided, 3, "value is provided"),
+            (KvError::LeaseProvided, 3, "lease is provided"),
+            (
+                KvError::TooManyOps { max: 128 },
+                3,
+                "too many operations in txn request",
+            ),
+            (
+                KvError::DuplicateKey,
+                3,
+                "duplicate key given in txn request",
+            ),
+            (KvError::InvalidSortOption, 3, "invalid sort option"),
+            (
+                KvError::Compacted {
+                    asked,
+                    oldest: other,
+                },
+                11,
+                "mvcc: required revision has been compacted",
+            ),
+            (
+                KvError::FutureRevision {
+                    asked: other,
+                    newest: asked,
+                },
+                11,
+                "mvcc: required revision is a future revision",
+            ),
+            (KvError::NoSpace, 8, "mvcc: database space exceeded"),
+            (KvError::Corrupt, 15, "corrupt cluster"),
+            (
+                KvError::LeaseNotFound(LeaseId(5)),
+                5,
+                "requested lease not found",
+            ),
+            (KvError::LeaseExists(LeaseId(5)), 9, "lease already exists"),
+            (
+                KvError::LeaseTtlTooLarge {
+                    asked_secs: 9_000_000_001,
+                    max_secs: 9_000_000_000,
+                },
+                11,
+                "too large lease TTL",
+            ),
+        ]);
+    }
+
+    #[test]
+    fn every_failure_of_the_node_has_etcds_code_and_text() {
+        assert_etcds([
+            (
+                RequestError::TooLarge { bytes: 2, max: 1 },
+                3,
+                "request is too large",
+            ),
+            (RequestError::TooManyRequests, 8, "too many requests"),
+            (RequestError::TimedOut, 14, "request timed out"),
+            (
+                RequestError::TimedOutLeaderFailed,
+                14,
+                "request timed out, possibly due to previous leader failure",
+            ),
+            (
+                RequestError::TimedOutConnectionLost,
+                14,
+                "request timed out, possibly due to connection lost",
+            ),
+            (RequestError::NoLeader, 14, "no leader"),
+            (RequestError::LeaderChanged, 14, "leader changed"),
+            (RequestError::NotLeader, 9, "not leader"),
+            (RequestError::Stopped, 14, "server stopped"),
+        ]);
+    }
+
+    #[test]
+    fn errors_without_etcds_prefix() {
+        let table = [
+            (
+                RequestError::DeadlineNoLeader.into(),
+                4,
+                "context deadline exceeded",
+            ),
+            (
+                NotStreamable::SortOrder.into(),
+                12,
+                "RangeStream does not support custom sort orders",
+            ),
+            (
+                NotStreamable::RevisionFilter.into(),
+                12,
+                "RangeStream does not support revision filters",
+            ),
+            (
+                Status::received_too_large(2_097_153, 2_097_152),
+                8,
+                "grpc: received message larger than max (2097153 vs. 2097152)",
+            ),
+            (Status::unknown_service("a.B"), 12, "unknown service a.B"),
+            (
+                Status::unknown_method("C", "a.B"),
+                12,
+                "unknown method C for service a.B",
+            ),
+            (Status::unknown_health_service(), 5, "unknown service"),
+            (Status::deadline_exceeded(), 4, "context deadline exceeded"),
+            (
+                Status::invalid_client_version(),
+                3,
+                "etcdserver: invalid client api version",
+            ),
+        ];
+        for (status, code, text) in table {
+            assert_eq!((status.code as u8, &*status.message), (code, text));
+        }
+    }
+}
