@@ -283,7 +283,6 @@ impl Model {
                 index: LogIndex(member.applied as u64),
                 term,
             };
-            let first = self.promised_through() < member.applied;
             let mut changes = Vec::new();
             match entry {
                 Logged::Noop => {}
@@ -302,10 +301,8 @@ impl Model {
                     for mark in expire.leases {
                         if member.table.guarded(mark, expire.term, at).is_some() {
                             let promised = self.promised.get(&(mark.id, mark.granted));
-                            if first {
-                                let until = promised.copied().unwrap_or(0);
-                                assert!(until <= self.now, "{mark:?} was promised until {until}");
-                            }
+                            let until = promised.copied().unwrap_or(0);
+                            assert!(until <= self.now, "{mark:?} was promised until {until}");
                             assert!(member.table.revoke(mark.id).is_ok(), "it is there");
                             changes.push(LeaseChange::Revoked { id: mark.id });
                         }
@@ -322,7 +319,7 @@ impl Model {
                 }
             }
             for change in changes {
-                member.clock.applied(&change, Millis(self.now));
+                self.members[who].clock.applied(&change, Millis(self.now));
                 self.tell(who, &change);
             }
             let member = &mut self.members[who];
@@ -333,23 +330,13 @@ impl Model {
         }
     }
 
-    /// How far the log was applied by anyone: a client learns of an expiry at its first application.
-    fn promised_through(&self) -> usize {
-        let applied = self.members.iter().map(|member| member.applied);
-        applied.max().unwrap_or(0).saturating_sub(1)
-    }
-
     /// What the leader tells clients when an entry is applied.
     fn tell(&mut self, who: usize, change: &LeaseChange) {
         if who != self.leader {
             return;
         }
         match *change {
-            LeaseChange::Granted { id, row } => {
-                if self.members[who].clock.term() == Some(self.term) {
-                    self.promise(id, row);
-                }
-            }
+            LeaseChange::Granted { id, row } => self.promise(id, row),
             LeaseChange::Checkpointed { id, row } => {
                 if row.remaining_secs == 0 && self.members[who].waiting.contains(&id) {
                     self.members[who].waiting.retain(|waiting| *waiting != id);
