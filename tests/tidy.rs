@@ -51,8 +51,13 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "actors are glue under the front ends, so they do not know them",
     ),
     (
+        "services",
+        &["types", "kv", "actors"],
+        "locks and elections are recipes on top of the requests that everyone has",
+    ),
+    (
         "api",
-        &["types", "clock", "kv", "actors", "config"],
+        &["types", "clock", "kv", "actors", "services", "config"],
         "front ends ask the actors; they never touch disk or consensus themselves",
     ),
     (

@@ -177,11 +177,12 @@ impl Handler<LeasesChanged> for LeaseManager {
     fn handle(&mut self, changed: LeasesChanged, ctx: &mut Self::Context) {
         let now = self.now();
         self.applied_term = changed.term;
+        // First, so that leases granted in this batch get their time and no more.
+        self.follow_leadership();
         for change in &changed.changes {
             self.clock.applied(change, now);
             self.decided(change);
         }
-        self.follow_leadership();
         self.propose_clears(ctx);
     }
 }

@@ -367,6 +367,11 @@ impl Requests {
         }
     }
 
+    /// Follows the newest view.
+    pub fn views(&self) -> watch::Receiver<Arc<Published>> {
+        self.shared.views.clone()
+    }
+
     /// The newest view, without any promise on how new it is.
     pub fn published(&self) -> Arc<Published> {
         self.shared.views.borrow().clone()

@@ -131,7 +131,8 @@ impl LeaseClock {
         self.leading.as_ref().map(|leading| leading.term)
     }
 
-    /// Begins to count. The caller has applied an entry of `term`, hence all that earlier leaders may have committed.
+    /// Begins to count. An entry of `term` is applied, hence all that earlier leaders may have committed; what the last of them
+    /// did may follow in [`LeaseClock::applied`] before anything else is asked.
     pub fn lead(&mut self, term: Term, now: Millis) {
         let mut leading = Leading::new(term);
         for (&id, row) in &self.leases {
@@ -165,11 +166,14 @@ impl LeaseClock {
                 self.leases.insert(id, row);
                 let counting = self.leading.as_mut();
                 let count = counting.and_then(|leading| leading.counts.get_mut(&id));
-                if let Some(count) = count
-                    && row.remaining_secs == ALL_TIME
-                    && count.checkpoint == Checkpoint::Clearing
-                {
-                    count.checkpoint = Checkpoint::None;
+                if let Some(count) = count {
+                    count.checkpoint = match (count.checkpoint, row.remaining_secs) {
+                        (Checkpoint::Clearing, ALL_TIME) => Checkpoint::None,
+                        (Checkpoint::None | Checkpoint::Some, ALL_TIME) => count.checkpoint,
+                        // An earlier leader's, applied in the batch with which this member began to count.
+                        (Checkpoint::None | Checkpoint::Some, _) => Checkpoint::Some,
+                        (Checkpoint::Clearing, _) => Checkpoint::Clearing,
+                    };
                 }
             }
             LeaseChange::Revoked { id } => {

@@ -336,7 +336,7 @@ impl Model {
             return;
         }
         match *change {
-            LeaseChange::Granted { id, row } => self.promise(id, row),
+            LeaseChange::Granted { .. } => {}
             LeaseChange::Checkpointed { id, row } => {
                 if row.remaining_secs == 0 && self.members[who].waiting.contains(&id) {
                     self.members[who].waiting.retain(|waiting| *waiting != id);
@@ -349,6 +349,13 @@ impl Model {
             }
             LeaseChange::Revoked { .. } => {}
         }
+    }
+
+    /// The client counts from when it asked, whenever it is answered.
+    fn grant(&mut self, id: LeaseId, ttl_secs: i64) {
+        self.log.push((self.term, Logged::Grant(id, ttl_secs)));
+        let granted = LogIndex(self.log.len() as u64);
+        self.promise(id, LeaseRow::new(ttl_secs, granted));
     }
 
     fn promise(&mut self, id: LeaseId, row: LeaseRow) {
@@ -424,7 +431,7 @@ proptest! {
                 Event::Wait(millis) => model.now += millis,
                 Event::Elect(who) => model.elect(who),
                 Event::Apply(who, entries) => model.apply(who, entries),
-                Event::Grant(id, ttl) => model.log.push((model.term, Logged::Grant(LeaseId(id), ttl))),
+                Event::Grant(id, ttl) => model.grant(LeaseId(id), ttl),
                 Event::Revoke(id) => model.log.push((model.term, Logged::Revoke(LeaseId(id)))),
                 Event::Renew(who, id) => model.renew(who, LeaseId(id)),
                 Event::Scan(who, late) => model.scan(who, late),
