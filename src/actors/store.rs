@@ -3,12 +3,15 @@
 //! It is a front end like the client port: each message takes the same way through [`Requests`], with the same checks, order and
 //! durability, and is answered once its outcome is known. It owns nothing, so several may run, on any arbiter.
 
-use super::requests::{RequestError, Requests};
+use super::{
+    leases::{LeaseGranted, LeaseTime},
+    requests::{RequestError, Requests},
+};
 use crate::{
     kv::command::{
         DeleteRange, DeleteRangeDone, Put, PutDone, RangeDone, RangeQuery, Txn, TxnDone,
     },
-    types::Revision,
+    types::{LeaseId, Revision},
 };
 use actix::prelude::*;
 
@@ -25,6 +28,11 @@ impl Store {
     /// A front end of the node behind `requests`.
     pub fn new(requests: Requests) -> Self {
         Self { requests }
+    }
+
+    /// The node's way in, for messages that are defined elsewhere.
+    pub(crate) fn requests(&self) -> Requests {
+        self.requests.clone()
     }
 }
 
@@ -56,6 +64,43 @@ pub struct CompactHistory {
     pub revision: Revision,
     /// Answer only once this member has removed the data.
     pub physical: bool,
+}
+
+/// Creates a lease; see [`Requests::grant_lease`]. Answered as [`PutKey`] is.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<LeaseGranted, RequestError>")]
+pub struct GrantLease {
+    /// Its id; one is chosen if there is none.
+    pub id: Option<LeaseId>,
+    /// Its time to live, in seconds.
+    pub ttl_secs: i64,
+}
+
+/// Ends a lease and deletes its keys. Answered with the store's revision, as [`PutKey`] is.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<Revision, RequestError>")]
+pub struct RevokeLease {
+    /// Which.
+    pub id: LeaseId,
+}
+
+/// Gives a lease all of its time again. Answered with that time in seconds, counted from when this was sent; with nothing
+/// if the lease is gone.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<Option<i64>, RequestError>")]
+pub struct KeepLeaseAlive {
+    /// Which.
+    pub id: LeaseId,
+}
+
+/// How much time a lease has left, and which keys it holds; nothing if there is no such lease.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<Option<LeaseTime>, RequestError>")]
+pub struct ReadLeaseTime {
+    /// Which.
+    pub id: LeaseId,
+    /// Whether to list its keys.
+    pub keys: bool,
 }
 
 impl Actor for Store {
@@ -108,5 +153,41 @@ impl Handler<CompactHistory> for Store {
     fn handle(&mut self, compact: CompactHistory, _: &mut Self::Context) -> Self::Result {
         let requests = self.requests.clone();
         Box::pin(async move { requests.compact(compact.revision, compact.physical).await })
+    }
+}
+
+impl Handler<GrantLease> for Store {
+    type Result = ResponseFuture<Result<LeaseGranted, RequestError>>;
+
+    fn handle(&mut self, grant: GrantLease, _: &mut Self::Context) -> Self::Result {
+        let requests = self.requests.clone();
+        Box::pin(async move { requests.grant_lease(grant.id, grant.ttl_secs).await })
+    }
+}
+
+impl Handler<RevokeLease> for Store {
+    type Result = ResponseFuture<Result<Revision, RequestError>>;
+
+    fn handle(&mut self, revoke: RevokeLease, _: &mut Self::Context) -> Self::Result {
+        let requests = self.requests.clone();
+        Box::pin(async move { requests.revoke_lease(revoke.id).await })
+    }
+}
+
+impl Handler<KeepLeaseAlive> for Store {
+    type Result = ResponseFuture<Result<Option<i64>, RequestError>>;
+
+    fn handle(&mut self, keep: KeepLeaseAlive, _: &mut Self::Context) -> Self::Result {
+        let requests = self.requests.clone();
+        Box::pin(async move { requests.keep_alive(keep.id).await })
+    }
+}
+
+impl Handler<ReadLeaseTime> for Store {
+    type Result = ResponseFuture<Result<Option<LeaseTime>, RequestError>>;
+
+    fn handle(&mut self, read: ReadLeaseTime, _: &mut Self::Context) -> Self::Result {
+        let requests = self.requests.clone();
+        Box::pin(async move { requests.time_to_live(read.id, read.keys).await })
     }
 }

@@ -59,7 +59,7 @@ impl Api {
     ) -> Result<(), Status> {
         let (renewals, mut renewing) = mpsc::channel::<Renewing>(RENEWALS_MAX);
         let read = async move {
-            while let Some(request) = requests.message().await.map_err(Status::from_tonic)? {
+            while let Some(request) = next(&mut requests).await? {
                 let api = self.clone();
                 let renewal =
                     tokio::task::spawn_local(async move { api.lease_keep_alive(request).await });
@@ -120,4 +120,9 @@ impl Api {
         let revision = self.requests.published().view.window.newest;
         self.header(revision).into()
     }
+}
+
+async fn next<T>(requests: &mut tonic::Streaming<T>) -> Result<Option<T>, Status> {
+    let next = requests.message().await;
+    next.map_err(|status| Status::from_tonic(&status))
 }

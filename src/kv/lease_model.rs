@@ -336,7 +336,6 @@ impl Model {
             return;
         }
         match *change {
-            LeaseChange::Granted { .. } => {}
             LeaseChange::Checkpointed { id, row } => {
                 if row.remaining_secs == 0 && self.members[who].waiting.contains(&id) {
                     self.members[who].waiting.retain(|waiting| *waiting != id);
@@ -347,7 +346,7 @@ impl Model {
                     *promised = until.max(*promised);
                 }
             }
-            LeaseChange::Revoked { .. } => {}
+            LeaseChange::Granted { .. } | LeaseChange::Revoked { .. } => {}
         }
     }
 

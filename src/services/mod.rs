@@ -2,8 +2,10 @@
 //!
 //! [`queue`] is what both share: candidates stand in line by the revision that created their keys. [`lock`] and [`election`] give
 //! it their names. Key names and order are those of etcd's own services and of the recipes in its client libraries, so all
-//! of them can stand in one line. `docs/leases.md` says what a lock guarantees, and what it does not.
+//! of them can stand in one line. [`messages`] offers the same to programs that speak in messages.
+//! `docs/leases.md` says what a lock guarantees, and what it does not.
 
 pub mod election;
 pub mod lock;
+pub mod messages;
 pub mod queue;

@@ -22,9 +22,9 @@ fn requests() -> (
     mpsc::Sender<pb::LeaseKeepAliveRequest>,
     impl Stream<Item = pb::LeaseKeepAliveRequest> + Send + 'static,
 ) {
-    let (send, mut sent) = mpsc::channel(1_024);
+    let (send, mut receive) = mpsc::channel(1_024);
     let stream = Box::pin(Sent(std::future::poll_fn(move |context| {
-        sent.poll_recv(context)
+        receive.poll_recv(context)
     })));
     (send, stream)
 }
@@ -127,7 +127,6 @@ async fn a_stream_answers_every_renewal_in_order_and_survives_unknown_ids() {
         client.lease_grant(grant(id, 60 + id)).await.unwrap();
     }
     let (send, stream) = requests();
-    let mut answers = client.lease_keep_alive(stream).await.unwrap().into_inner();
     let ids: Vec<i64> = (0..1_000).map(|at| at % 11).collect();
     let sending = {
         let ids = ids.clone();
@@ -137,6 +136,7 @@ async fn a_stream_answers_every_renewal_in_order_and_survives_unknown_ids() {
             }
         })
     };
+    let mut answers = client.lease_keep_alive(stream).await.unwrap().into_inner();
     for id in ids {
         let answer = answers.next().await.unwrap().unwrap();
         let ttl = if (1..=9).contains(&id) { 60 + id } else { 0 };
@@ -156,7 +156,6 @@ async fn a_client_that_floods_and_never_reads_harms_nobody() {
     for _ in 0..20 {
         let (send, stream) = requests();
         let mut flooding = leases(&server).await;
-        let answers = flooding.lease_keep_alive(stream).await.unwrap();
         let flood = tokio::spawn(async move {
             for _ in 0..100_000 {
                 if send
@@ -168,6 +167,7 @@ async fn a_client_that_floods_and_never_reads_harms_nobody() {
                 }
             }
         });
+        let answers = flooding.lease_keep_alive(stream).await.unwrap();
         silent.push((answers, flood));
     }
     for _ in 0..50 {
@@ -179,7 +179,9 @@ async fn a_client_that_floods_and_never_reads_harms_nobody() {
         let answer = tokio::time::timeout(Duration::from_secs(10), answers.next()).await;
         assert_eq!(answer.unwrap().unwrap().unwrap().ttl, 60);
     }
-    silent.into_iter().for_each(|(_, flood)| flood.abort());
+    for (_, flood) in silent {
+        flood.abort();
+    }
 }
 
 #[tokio::test]

@@ -192,7 +192,7 @@ impl<T> Stream for Messages<T> {
 
 impl Status {
     /// The refusal that tonic carried, or what tonic itself found wrong with a stream.
-    pub(super) fn from_tonic(status: tonic::Status) -> Self {
+    pub(super) fn from_tonic(status: &tonic::Status) -> Self {
         let own = status.source().and_then(|source| source.downcast_ref());
         own.cloned().unwrap_or_else(Self::canceled)
     }

@@ -1,0 +1,93 @@
+//! A service registry: each instance keeps one key alive by its lease, so one that dies is gone from the list by itself.
+//!
+//! Run it with `cargo run --example service_registry`. It keeps its data in a fresh folder under the system's temporary directory
+//! and removes it at the end.
+
+#![expect(clippy::print_stdout, reason = "it shows what it does")]
+
+use quorate::{
+    Config, Node,
+    actors::requests::{RequestError, Requests},
+    kv::{
+        command::{Put, RangeQuery},
+        record::KeyValue,
+    },
+    types::LeaseId,
+};
+use std::{error::Error, time::Duration};
+use tokio::{task::JoinHandle, time::sleep};
+
+const TTL_SECS: i64 = 2;
+
+/// A running instance of a service. Aborting the task is what a crash would do.
+struct Instance {
+    lease: LeaseId,
+    renewing: JoinHandle<Result<(), RequestError>>,
+}
+
+/// Registers an instance and keeps it registered.
+async fn register(node: &Requests, name: &str, address: &str) -> Result<Instance, RequestError> {
+    let lease = node.grant_lease(None, TTL_SECS).await?.id;
+    let put = Put {
+        key: format!("services/web/{name}").into(),
+        value: address.to_owned().into(),
+        lease,
+        ..Put::default()
+    };
+    node.put(put).await?;
+    println!("{name} registers at {address}");
+    let node = node.clone();
+    let renewing = tokio::spawn(async move {
+        // A third of the time: two renewals may get lost before the lease does.
+        while node.keep_alive(lease).await?.is_some() {
+            sleep(Duration::from_millis(TTL_SECS.unsigned_abs() * 1_000 / 3)).await;
+        }
+        Ok(())
+    });
+    Ok(Instance { lease, renewing })
+}
+
+/// Who is there now.
+async fn discover(node: &Requests) -> Result<Vec<String>, Box<dyn Error>> {
+    let query = RangeQuery {
+        key: "services/web/".into(),
+        range_end: "services/web0".into(),
+        ..RangeQuery::default()
+    };
+    let mut found = Vec::new();
+    for kv in node.range(query).await?.kvs {
+        let kv = KeyValue::decode(&kv)?;
+        found.push(String::from_utf8_lossy(&kv.value).into_owned());
+    }
+    println!("discovered: {found:?}");
+    Ok(found)
+}
+
+#[actix::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let data_dir = std::env::temp_dir().join(format!("quorate-registry-{}", std::process::id()));
+    let node = Node::start(&Config {
+        data_dir: data_dir.clone(),
+        ..Config::default()
+    })?;
+    let requests = node.requests();
+
+    let one = register(requests, "web-1", "10.0.0.1:80").await?;
+    let two = register(requests, "web-2", "10.0.0.2:80").await?;
+    discover(requests).await?;
+
+    println!("web-2 crashes: nobody renews its lease any more");
+    two.renewing.abort();
+    while discover(requests).await?.len() > 1 {
+        sleep(Duration::from_millis(700)).await;
+    }
+
+    println!("web-1 stops in good order: it revokes its lease");
+    one.renewing.abort();
+    requests.revoke_lease(one.lease).await?;
+    discover(requests).await?;
+
+    node.stop().await;
+    std::fs::remove_dir_all(data_dir)?;
+    Ok(())
+}
