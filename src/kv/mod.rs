@@ -31,6 +31,7 @@ pub mod retention;
 pub mod runs;
 pub mod txn;
 pub mod view;
+pub mod watch;
 
 pub use error::KvError;
 pub use key_range::{KeyRange, RangeEnd};
