@@ -4,7 +4,7 @@
 //! speaks HTTP/1.1 and HTTP/2 with whoever connects, on its own single thread. Stopping goes in phases: no new connections
 //! and a GOAWAY on the open ones, then a bounded wait for what is under way, then the end.
 
-use super::{Api, MemberNames, body::Body, grpc, http};
+use super::{Api, MemberNames, authority::Mended, body::Body, grpc, http};
 use crate::actors::requests::Requests;
 use ::http::{Request, Response, Version};
 use actix_rt::ArbiterHandle;
@@ -358,7 +358,7 @@ async fn converse(
         let api = api.clone();
         async move { Ok::<_, Infallible>(answer(api, request).await) }
     });
-    let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
+    let mut connection = pin!(http.serve_connection(TokioIo::new(Mended::new(stream)), service));
     tokio::select! {
         biased;
         ended = connection.as_mut() => return ended,

@@ -1,6 +1,7 @@
 //! The etcd v3 API: proto in, domain calls, proto out.
 //!
-//! A connection enters at [`listen`], which hands it to one of the API arbiters and stays there. [`grpc`] reads a call's message
+//! A connection enters at [`listen`], which hands it to one of the API arbiters, where it stays ([`authority`] repairs a fault
+//! of old clients on the way). [`grpc`] reads a call's message
 //! and [`http`] the few plain paths; both end in a method of [`Api`], which takes a generated request and gives an [`reply::Encoded`]
 //! answer or a [`status::Status`], and knows nothing of what carries them:
 //!
@@ -13,6 +14,7 @@
 //! a status in the trailers —, its exact texts are part of the API, and answers that are spliced from stored bytes would have
 //! to be copied once more to pass through tonic's encoder.
 
+pub mod authority;
 pub mod body;
 pub mod convert;
 pub mod grpc;

@@ -1,6 +1,7 @@
 //! Generated messages and clients of the etcd v3 API, one module per protobuf package.
 //!
-//! The source is `proto/`, compiled by `build.rs`. The server side is written by hand, in [`super::grpc`]. These types stop at `api`: no other module of the crate uses them.
+//! The source is `proto/`, compiled by `build.rs`. The server side is written by hand, in [`super::grpc`].
+//! These types stop at `api`: no other module of the crate uses them.
 
 pub use generated::{authpb, etcdserverpb, healthpb, mvccpb, v3electionpb, v3lockpb};
 

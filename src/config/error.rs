@@ -55,7 +55,7 @@ pub enum ConfigError {
         message: String,
     },
     /// A key that no member has.
-    #[error("{origin}: unknown key {key} = {value}; did you mean {closest}? {allowed}")]
+    #[error("{origin}: unknown key {key} = {value}; {hint}")]
     UnknownKey {
         /// Where it stands.
         origin: Origin,
@@ -63,10 +63,8 @@ pub enum ConfigError {
         key: String,
         /// Its value.
         value: String,
-        /// The known key that is spelled most like it.
-        closest: String,
-        /// The keys its section takes.
-        allowed: String,
+        /// The known key that is spelled most like it, and the keys its section takes.
+        hint: String,
     },
     /// A variable under our prefix that is no key's.
     #[error(

@@ -163,13 +163,11 @@ impl Layers {
                 });
             };
             let origin = Origin::Variable(name.into_owned());
-            match text.to_str() {
-                Some(text) => self.set_text(key, text, origin)?,
-                None => {
-                    let value = format!("{text:?}");
-                    return Err(bad(origin, key, value, "valid UTF-8"));
-                }
-            }
+            let Some(text) = text.to_str() else {
+                let value = text.to_string_lossy().into_owned();
+                return Err(bad(origin, key, value, "valid UTF-8"));
+            };
+            self.set_text(key, text, origin)?;
         }
         Ok(())
     }
@@ -253,14 +251,16 @@ impl Layers {
             Some((name, keys)) if !keys.is_empty() => (format!("[{name}]"), keys),
             _ => ("the file".to_owned(), self.top_level()),
         };
-        let allowed = format!("{place} takes {}", allowed.join(", "));
         let closest = closest(key, self.0.keys());
+        let hint = format!(
+            "did you mean {closest}? {place} takes {}",
+            allowed.join(", ")
+        );
         ConfigError::UnknownKey {
             origin,
             key: key.to_owned(),
             value,
-            closest,
-            allowed,
+            hint,
         }
     }
 
@@ -326,8 +326,10 @@ fn shown(value: &DeValue<'_>) -> String {
 
 /// The line, counted from 1, of a byte of the text.
 fn line_of(text: &str, at: usize) -> usize {
-    let before = text.as_bytes().get(..at).unwrap_or(text.as_bytes());
-    1 + before.iter().filter(|byte| **byte == b'\n').count()
+    let lines = text
+        .char_indices()
+        .take_while(|(position, _)| *position < at);
+    1 + lines.filter(|(_, letter)| *letter == '\n').count()
 }
 
 /// The candidate that takes the fewest edits to reach.

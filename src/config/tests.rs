@@ -152,84 +152,86 @@ fn unknown_keys_and_variables_are_named_with_what_is_meant() {
     );
 }
 
+/// A file, and what is said about it.
+const BAD_VALUES: [(&str, &str); 18] = [
+    ("name = 5", "node.toml:1: name = 5: must be a string"),
+    (
+        "raft = 5",
+        "node.toml:1: raft = 5: must be a section, [raft]",
+    ),
+    (
+        "limits.txn_ops_max = 1.5",
+        "node.toml:1: limits.txn_ops_max = 1.5: must be an integer of at most 64 bits",
+    ),
+    (
+        "limits.txn_ops_max = 0",
+        "node.toml:1: limits.txn_ops_max = 0: must be from 1 to 65536",
+    ),
+    (
+        "raft.election_ms = 499",
+        "node.toml:1: raft.election_ms = 499: must be at least five times \
+             raft.heartbeat_ms: 500 to 50000",
+    ),
+    (
+        "raft.election_ms = 50001",
+        "node.toml:1: raft.election_ms = 50001: must be from 1 to 50000",
+    ),
+    (
+        "raft.heartbeat_ms = 201",
+        "default: raft.election_ms = 1000: must be at least five times raft.heartbeat_ms: 1005 to 50000",
+    ),
+    (
+        "log.format = 'xml'",
+        "node.toml:1: log.format = \"xml\": must be one of auto, text, json",
+    ),
+    (
+        "client.listen = '2379'",
+        "node.toml:1: client.listen = \"2379\": must be HOST:PORT, like 127.0.0.1:2379 or [::1]:2379",
+    ),
+    (
+        "client.advertise = 'a:0'",
+        "node.toml:1: client.advertise = \"a:0\": must be empty, or HOST:PORT with a port above 0",
+    ),
+    (
+        "peer.cert = 'c'",
+        "default: peer.key = \"\": must be a file: peer.cert, peer.key and peer.ca go together",
+    ),
+    (
+        "auto_compaction.retention = '1d'",
+        "node.toml:1: auto_compaction.retention = \"1d\": must be a duration like \
+             \"30m\" or \"1h30m\", or hours",
+    ),
+    (
+        "storage.wal_segment_bytes = 1048577",
+        "node.toml:1: storage.wal_segment_bytes = 1048577: must be a multiple of 4096",
+    ),
+    (
+        "cluster.initial = [1]",
+        "node.toml:1: cluster.initial = a list: must be a list of strings",
+    ),
+    (
+        "cluster.initial = ['n1']",
+        "node.toml:1: cluster.initial = [\"n1\"]: must be a list of name=host:port",
+    ),
+    (
+        "cluster.initial = ['n1=a:1']",
+        "node.toml:1: cluster.initial = [\"n1=a:1\"]: must be a list that has this \
+             member, \"default\", too",
+    ),
+    (
+        "cluster.initial = ['a=a:1', 'a=b:1']",
+        "node.toml:1: cluster.initial = [\"a=a:1\", \"a=b:1\"]: must be a list that \
+             has each name and each address once",
+    ),
+    (
+        "peer.insecure = 'yes'",
+        "node.toml:1: peer.insecure = \"yes\": must be true or false",
+    ),
+];
+
 #[test]
 fn bad_values_are_named_with_what_is_allowed() {
-    let cases = [
-        ("name = 5", "node.toml:1: name = 5: must be a string"),
-        (
-            "raft = 5",
-            "node.toml:1: raft = 5: must be a section, [raft]",
-        ),
-        (
-            "limits.txn_ops_max = 1.5",
-            "node.toml:1: limits.txn_ops_max = 1.5: must be an integer of at most 64 bits",
-        ),
-        (
-            "limits.txn_ops_max = 0",
-            "node.toml:1: limits.txn_ops_max = 0: must be from 1 to 65536",
-        ),
-        (
-            "raft.election_ms = 499",
-            "node.toml:1: raft.election_ms = 499: must be at least five times \
-             raft.heartbeat_ms: 500 to 50000",
-        ),
-        (
-            "raft.election_ms = 50001",
-            "node.toml:1: raft.election_ms = 50001: must be from 1 to 50000",
-        ),
-        (
-            "raft.heartbeat_ms = 201",
-            "default: raft.election_ms = 1000: must be at least five times raft.heartbeat_ms: 1005 to 50000",
-        ),
-        (
-            "log.format = 'xml'",
-            "node.toml:1: log.format = \"xml\": must be one of auto, text, json",
-        ),
-        (
-            "client.listen = '2379'",
-            "node.toml:1: client.listen = \"2379\": must be HOST:PORT, like 127.0.0.1:2379 or [::1]:2379",
-        ),
-        (
-            "client.advertise = 'a:0'",
-            "node.toml:1: client.advertise = \"a:0\": must be empty, or HOST:PORT with a port above 0",
-        ),
-        (
-            "peer.cert = 'c'",
-            "default: peer.key = \"\": must be a file: peer.cert, peer.key and peer.ca go together",
-        ),
-        (
-            "auto_compaction.retention = '1d'",
-            "node.toml:1: auto_compaction.retention = \"1d\": must be a duration like \
-             \"30m\" or \"1h30m\", or hours",
-        ),
-        (
-            "storage.wal_segment_bytes = 1048577",
-            "node.toml:1: storage.wal_segment_bytes = 1048577: must be a multiple of 4096",
-        ),
-        (
-            "cluster.initial = [1]",
-            "node.toml:1: cluster.initial = a list: must be a list of strings",
-        ),
-        (
-            "cluster.initial = ['n1']",
-            "node.toml:1: cluster.initial = [\"n1\"]: must be a list of name=host:port",
-        ),
-        (
-            "cluster.initial = ['n1=a:1']",
-            "node.toml:1: cluster.initial = [\"n1=a:1\"]: must be a list that has this \
-             member, \"default\", too",
-        ),
-        (
-            "cluster.initial = ['a=a:1', 'a=b:1']",
-            "node.toml:1: cluster.initial = [\"a=a:1\", \"a=b:1\"]: must be a list that \
-             has each name and each address once",
-        ),
-        (
-            "peer.insecure = 'yes'",
-            "node.toml:1: peer.insecure = \"yes\": must be true or false",
-        ),
-    ];
-    for (file, expected) in cases {
+    for (file, expected) in BAD_VALUES {
         assert_eq!(error(file), expected);
     }
     let variable = load("", &[("QUORATE_LIMITS_QUOTA_BYTES", "2GB")], &[]).unwrap_err();

@@ -91,7 +91,10 @@ impl Writes {
     fn of(ops: &[TxnOp]) -> Result<Self, KvError> {
         let mut writes = Self::default();
         for op in ops {
-            if let TxnOp::DeleteRange(delete) = op {
+            // etcd: a delete "from key" on is not held against puts: `[put k, del --from-key k]` passes.
+            if let TxnOp::DeleteRange(delete) = op
+                && delete.range_end.as_ref() != b"\0"
+            {
                 writes
                     .deletes
                     .push(KeyRange::from_wire(&delete.key, &delete.range_end));

@@ -182,7 +182,9 @@ impl Machine {
     }
 
     fn apply_put(&mut self, put: &Put, past: &dyn Records) -> Result<Verdict, ReadError> {
-        if let Err(refusal) = txn::check_put(put, &self.keys, &self.leases) {
+        // etcd: outside a transaction an unknown lease is found before a missing key.
+        let lease = self.leases.check(put.lease);
+        if let Err(refusal) = lease.and_then(|()| txn::check_put(put, &self.keys, &self.leases)) {
             return Ok(Err(refusal));
         }
         let mut writing = self.begin(past);

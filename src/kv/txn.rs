@@ -58,13 +58,30 @@ impl<'a> Plan<'a> {
         leases: &LeaseTable,
         window: Window,
     ) -> Result<(), KvError> {
+        // etcd: all puts are checked before any range, which decides the error of a transaction with two faults.
+        self.check_puts(keys, leases)?;
+        self.check_ranges(window)
+    }
+
+    fn check_puts(&self, keys: &impl Keys, leases: &LeaseTable) -> Result<(), KvError> {
+        let mut nested = self.nested.iter();
+        for op in self.ops {
+            match op {
+                TxnOp::Put(put) => check_put(put, keys, leases)?,
+                TxnOp::Txn(_) => planned(&mut nested).check_puts(keys, leases)?,
+                TxnOp::Range(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn check_ranges(&self, window: Window) -> Result<(), KvError> {
         let mut nested = self.nested.iter();
         for op in self.ops {
             match op {
                 TxnOp::Range(query) => check_range(query, window)?,
-                TxnOp::Put(put) => check_put(put, keys, leases)?,
-                TxnOp::Txn(_) => planned(&mut nested).check(keys, leases, window)?,
-                TxnOp::DeleteRange(_) | TxnOp::Empty => {}
+                TxnOp::Txn(_) => planned(&mut nested).check_ranges(window)?,
+                TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => {}
             }
         }
         Ok(())

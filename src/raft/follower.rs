@@ -189,3 +189,55 @@ impl Follower {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{index, voters};
+    use super::super::{Config, InitialState, Message, Node};
+    use super::*;
+    use crate::types::{EntryKind, Term};
+    use bytes::Bytes;
+
+    /// What the leader of `term` sends after `prev`.
+    fn append(node: &mut Node, term: u64, prev: LogId, commit: u64, count: u64) {
+        let (term, kind, data) = (Term(term), EntryKind::Command, Bytes::new());
+        let entry = |at| Entry {
+            term,
+            index: index(at),
+            kind,
+            data: data.clone(),
+        };
+        let entries = (prev.index.0 + 1..=prev.index.0 + count).map(entry);
+        let body = Body::Append {
+            prev,
+            commit: index(commit),
+            entries: entries.collect(),
+        };
+        let leader = NodeId(term.0 + 1);
+        node.step(leader, Message { term, body }).unwrap();
+    }
+
+    #[test]
+    fn a_tail_the_leader_did_not_confirm_is_not_committed() {
+        let state = InitialState {
+            membership: voters(1..=3),
+            ..InitialState::default()
+        };
+        let mut node = Node::new(Config::new(NodeId(1), 1), state).unwrap();
+        append(&mut node, 1, LogId::default(), 1, 3);
+        assert_eq!((node.last().index, node.commit()), (index(3), index(1)));
+        let base = LogId::new(Term(1), index(1));
+        append(&mut node, 2, base, 3, 0);
+        assert_eq!(
+            node.commit(),
+            index(1),
+            "2 and 3 may differ from what the leader has"
+        );
+        append(&mut node, 2, base, 3, 2);
+        assert_eq!(
+            (node.last(), node.commit()),
+            (LogId::new(Term(2), index(3)), index(3))
+        );
+        node.check();
+    }
+}

@@ -66,7 +66,8 @@
 //!
 //! `node` is the public face, with the rules common to all roles; `interface` the values that cross the border;
 //! `follower`, `candidate` and `leader` hold what only that role has and does; `common` what every role has, and
-//! the gate in the table above. `log`, `progress`, `quorum`, `membership` and `read_index` know one thing each.
+//! the gate in the table above. `log`, `progress`, `quorum`, `membership`, `read_index` and `recovery` know
+//! one thing each.
 //! `testscripts/` tells the behaviour one situation a file; `simulation` looks for what nobody thought of.
 
 #![warn(clippy::wildcard_enum_match_arm)]
@@ -83,6 +84,7 @@ mod node;
 mod progress;
 mod quorum;
 mod read_index;
+mod recovery;
 #[cfg(test)]
 mod scripts;
 #[cfg(test)]

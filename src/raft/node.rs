@@ -12,9 +12,9 @@ use super::interface::{
     TransferError,
 };
 use super::leader::Leader;
-use super::log::Log;
-use super::membership::{Change, History, Membership};
+use super::membership::{Change, Membership};
 use super::message::{Body, LogId, Message};
+use super::recovery::{check_config, recover_log};
 use crate::types::{Entry, EntryKind, LogIndex, NodeId, Term};
 use bytes::Bytes;
 
@@ -560,76 +560,6 @@ impl Node {
     }
 }
 
-fn check_config(config: &Config) -> Result<(), InitialStateError> {
-    let wrong = InitialStateError::Config;
-    if config.id == NodeId(0) {
-        return Err(wrong("0 is not a member id"));
-    }
-    if config.heartbeat_ticks == 0 {
-        return Err(wrong("heartbeats need an interval of a tick at least"));
-    }
-    if config.election_ticks <= config.heartbeat_ticks {
-        return Err(wrong(
-            "the election timeout must exceed the heartbeat interval",
-        ));
-    }
-    Ok(())
-}
-
-/// Builds the log and the memberships it holds, checking what the disk says.
-fn recover_log(config: &Config, state: InitialState) -> Result<(Log, History), InitialStateError> {
-    let applied = state.applied;
-    let mut log = Log::new(state.start, config.cached_bytes_max);
-    if let (Some(first), Some(run)) = (state.entries.first(), state.evicted_terms.last()) {
-        let last = LogId::new(run.term, LogIndex(first.index.0.saturating_sub(1)));
-        log.extend_evicted(&check_runs(state.start, &state.evicted_terms, last)?, last);
-    }
-    let first = state
-        .entries
-        .first()
-        .map_or(log.last().index.next(), |entry| entry.index);
-    if first > applied.next() || state.start.index > applied {
-        return Err(InitialStateError::Gap { first, applied });
-    }
-    let mut history = History::new(applied, state.membership);
-    for entry in state.entries {
-        let (found, after) = (LogId::new(entry.term, entry.index), log.last());
-        if found.index != after.index.next() || found.term < after.term {
-            return Err(InitialStateError::Disorder { found, after });
-        }
-        if entry.kind == EntryKind::Membership && entry.index > applied {
-            let membership = Membership::decode(&entry.data);
-            let index = entry.index;
-            let wrong = |source| InitialStateError::Membership { index, source };
-            history.append(index, membership.map_err(wrong)?);
-        }
-        log.push(entry);
-    }
-    let (last, commit) = (log.last().index, state.hard_state.commit);
-    if last < applied || last < commit {
-        return Err(InitialStateError::Lost {
-            last,
-            applied,
-            commit,
-        });
-    }
-    log.recovered(commit.max(applied));
-    history.commit(log.commit());
-    Ok((log, history))
-}
-
-/// The runs must rise from `start` and stay before the first entry given.
-fn check_runs(start: LogId, runs: &[LogId], last: LogId) -> Result<Vec<LogId>, InitialStateError> {
-    let mut after = start;
-    for &found in runs {
-        if found.index <= after.index || found.term < after.term || found.index > last.index {
-            return Err(InitialStateError::Disorder { found, after });
-        }
-        after = found;
-    }
-    Ok(runs.to_vec())
-}
-
 /// An append's entries must follow each other, in terms the sender knows, and hold what they say.
 fn check_entries(term: Term, body: &Body) -> Result<(), StepError> {
     let Body::Append { prev, entries, .. } = body else {
@@ -646,4 +576,201 @@ fn check_entries(term: Term, body: &Body) -> Result<(), StepError> {
         before = LogId::new(entry.term, entry.index);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{index, voters};
+    use super::*;
+
+    fn entry(term: u64, at: u64, kind: EntryKind) -> Entry {
+        let data = Bytes::from_static(b"not a membership");
+        Entry {
+            term: Term(term),
+            index: index(at),
+            kind,
+            data,
+        }
+    }
+
+    fn started(size: u64) -> Node {
+        let state = InitialState {
+            membership: voters(1..=size),
+            ..InitialState::default()
+        };
+        Node::new(Config::new(NodeId(1), 1), state).unwrap()
+    }
+
+    /// A sole voter that leads, with its first entry committed and applied.
+    fn sole_leader(config: Config) -> Node {
+        let state = InitialState {
+            membership: voters([1]),
+            ..InitialState::default()
+        };
+        let mut node = Node::new(config, state).unwrap();
+        settle(&mut node);
+        assert!(node.is_leader());
+        node
+    }
+
+    fn settle(node: &mut Node) -> Vec<Entry> {
+        let mut committed = Vec::new();
+        while let Some(ready) = node.ready() {
+            if let Some(persist) = ready.persist {
+                node.persisted(persist.seq);
+            }
+            committed.extend(ready.committed);
+        }
+        committed
+    }
+
+    fn append(term: u64, entries: Vec<Entry>) -> Message {
+        let prev = LogId::default();
+        let commit = index(0);
+        let body = Body::Append {
+            prev,
+            commit,
+            entries,
+        };
+        Message {
+            term: Term(term),
+            body,
+        }
+    }
+
+    #[test]
+    fn malformed_appends_are_refused_whole() {
+        let mut node = started(3);
+        let bad = [
+            vec![entry(1, 2, EntryKind::Command)],
+            vec![
+                entry(2, 1, EntryKind::Command),
+                entry(1, 2, EntryKind::Command),
+            ],
+            vec![entry(9, 1, EntryKind::Command)],
+            vec![entry(1, 1, EntryKind::Membership)],
+        ];
+        for entries in bad {
+            let refused = node.step(NodeId(2), append(3, entries.clone()));
+            assert!(
+                matches!(refused, Err(StepError::Entry { .. })),
+                "{entries:?}"
+            );
+            assert_eq!(node.last(), LogId::default());
+        }
+    }
+
+    #[test]
+    fn impossible_senders_are_refused() {
+        let mut node = started(3);
+        for sender in [NodeId(0), NodeId(1)] {
+            let refused = node.step(sender, append(1, Vec::new()));
+            assert_eq!(refused, Err(StepError::Sender(sender)));
+        }
+        node.step(NodeId(2), append(1, Vec::new())).unwrap();
+        let refused = node.step(NodeId(3), append(1, Vec::new()));
+        let (term, claims, leads) = (Term(1), NodeId(3), NodeId(2));
+        assert_eq!(
+            refused,
+            Err(StepError::SecondLeader {
+                term,
+                claims,
+                leads
+            })
+        );
+    }
+
+    #[test]
+    fn a_member_that_lost_what_it_acknowledged_notices() {
+        let mut node = started(3);
+        let body = Body::Heartbeat {
+            commit: index(7),
+            round: 0,
+        };
+        let told = node.step(
+            NodeId(2),
+            Message {
+                term: Term(1),
+                body,
+            },
+        );
+        let (commit, last) = (index(7), index(0));
+        assert_eq!(told, Err(StepError::EntriesLost { commit, last }));
+    }
+
+    #[test]
+    fn proposals_beyond_the_bound_are_refused_until_some_commit() {
+        let mut config = Config::new(NodeId(1), 1);
+        config.uncommitted_bytes_max = 1_000;
+        let mut node = sole_leader(config);
+        let value = Bytes::from(vec![0; 500]);
+        node.propose(value.clone()).unwrap();
+        let refused = node.propose(value.clone());
+        assert!(matches!(
+            refused,
+            Err(ProposeError::TooMuchUncommitted { .. })
+        ));
+        assert_eq!(settle(&mut node).len(), 1);
+        node.propose(value).unwrap();
+    }
+
+    #[test]
+    fn what_is_applying_is_bounded_and_comes_back_from_the_wal() {
+        let mut config = Config::new(NodeId(1), 1);
+        config.applying_bytes_max = 1_000;
+        config.cached_bytes_max = 0;
+        let mut node = sole_leader(config);
+        node.applied(index(1));
+        let mut wal = Vec::new();
+        for _ in 0..4 {
+            node.propose(Bytes::from(vec![0; 400])).unwrap();
+        }
+        let mut committed = Vec::new();
+        let mut reads = Vec::new();
+        for _ in 0..20 {
+            while let Some(ready) = node.ready() {
+                if let Some(persist) = ready.persist {
+                    wal.extend(persist.entries);
+                    node.persisted(persist.seq);
+                }
+                committed.extend(ready.committed);
+                reads.extend(ready.log_reads);
+            }
+            assert!(
+                node.last().index == index(5),
+                "nothing is appended meanwhile"
+            );
+            if let Some(read) = reads.pop() {
+                let entries = wal
+                    .iter()
+                    .filter(|e| e.index >= read.from && e.index <= read.to);
+                let entries = entries.take(1).cloned().collect();
+                node.log_read(read.reader, read.from, Ok(entries)).unwrap();
+            } else if let Some(last) = committed.last() {
+                node.applied(last.index);
+            }
+        }
+        let applied: Vec<_> = committed.iter().map(|entry| entry.index.0).collect();
+        assert_eq!(applied, [2, 3, 4, 5]);
+        node.check();
+    }
+
+    #[test]
+    fn a_read_waits_for_an_entry_of_the_leaders_own_term() {
+        let state = InitialState {
+            membership: voters([1]),
+            ..InitialState::default()
+        };
+        let mut node = Node::new(Config::new(NodeId(1), 1), state).unwrap();
+        node.read_index(7).unwrap();
+        let vote = node.ready().unwrap();
+        assert!(vote.reads.is_empty(), "it is a candidate");
+        node.persisted(vote.persist.unwrap().seq);
+        let first = node.ready().unwrap();
+        assert!(first.reads.is_empty(), "its first entry is not committed");
+        node.persisted(first.persist.unwrap().seq);
+        let reads = node.ready().unwrap().reads;
+        assert_eq!(reads.len(), 1);
+        assert_eq!((reads[0].context, reads[0].outcome), (7, Ok(index(1))));
+    }
 }

@@ -1,0 +1,159 @@
+//! From what the disk held to a log and its memberships. Whatever the disk says is input: it is checked here.
+
+use super::interface::{Config, InitialState, InitialStateError};
+use super::log::Log;
+use super::membership::{History, Membership};
+use super::message::LogId;
+use crate::types::{EntryKind, LogIndex, NodeId};
+
+/// A configuration must make sense by itself.
+pub(super) fn check_config(config: &Config) -> Result<(), InitialStateError> {
+    let wrong = InitialStateError::Config;
+    if config.id == NodeId(0) {
+        return Err(wrong("0 is not a member id"));
+    }
+    if config.heartbeat_ticks == 0 {
+        return Err(wrong("heartbeats need an interval of a tick at least"));
+    }
+    if config.election_ticks <= config.heartbeat_ticks {
+        return Err(wrong(
+            "the election timeout must exceed the heartbeat interval",
+        ));
+    }
+    Ok(())
+}
+
+/// Builds the log and the memberships it holds, checking what the disk says.
+pub(super) fn recover_log(
+    config: &Config,
+    state: InitialState,
+) -> Result<(Log, History), InitialStateError> {
+    let applied = state.applied;
+    let mut log = Log::new(state.start, config.cached_bytes_max);
+    if let (Some(first), Some(run)) = (state.entries.first(), state.evicted_terms.last()) {
+        let last = LogId::new(run.term, LogIndex(first.index.0.saturating_sub(1)));
+        log.extend_evicted(&check_runs(state.start, &state.evicted_terms, last)?, last);
+    }
+    let first = state
+        .entries
+        .first()
+        .map_or(log.last().index.next(), |entry| entry.index);
+    if first > applied.next() || state.start.index > applied {
+        return Err(InitialStateError::Gap { first, applied });
+    }
+    let mut history = History::new(applied, state.membership);
+    for entry in state.entries {
+        let (found, after) = (LogId::new(entry.term, entry.index), log.last());
+        if found.index != after.index.next() || found.term < after.term {
+            return Err(InitialStateError::Disorder { found, after });
+        }
+        if entry.kind == EntryKind::Membership && entry.index > applied {
+            let membership = Membership::decode(&entry.data);
+            let index = entry.index;
+            let wrong = |source| InitialStateError::Membership { index, source };
+            history.append(index, membership.map_err(wrong)?);
+        }
+        log.push(entry);
+    }
+    let (last, commit) = (log.last().index, state.hard_state.commit);
+    if last < applied || last < commit {
+        return Err(InitialStateError::Lost {
+            last,
+            applied,
+            commit,
+        });
+    }
+    log.recovered(commit.max(applied));
+    history.commit(log.commit());
+    Ok((log, history))
+}
+
+/// The runs must rise from `start` and stay before the first entry given.
+fn check_runs(start: LogId, runs: &[LogId], last: LogId) -> Result<Vec<LogId>, InitialStateError> {
+    let mut after = start;
+    for &found in runs {
+        if found.index <= after.index || found.term < after.term || found.index > last.index {
+            return Err(InitialStateError::Disorder { found, after });
+        }
+        after = found;
+    }
+    Ok(runs.to_vec())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Node;
+    use super::super::testing::index;
+    use super::*;
+    use crate::types::{Entry, HardState, Term};
+    use bytes::Bytes;
+
+    fn entry(term: u64, at: u64, kind: EntryKind) -> Entry {
+        let data = Bytes::from_static(b"not a membership");
+        Entry {
+            term: Term(term),
+            index: index(at),
+            kind,
+            data,
+        }
+    }
+
+    #[test]
+    fn disks_that_lost_something_are_refused() {
+        let start = |state: InitialState| Node::new(Config::new(NodeId(1), 1), state).unwrap_err();
+        let gap = InitialState {
+            entries: vec![entry(1, 3, EntryKind::Command)],
+            ..InitialState::default()
+        };
+        assert!(matches!(start(gap), InitialStateError::Gap { .. }));
+        let disorder = InitialState {
+            entries: vec![
+                entry(2, 1, EntryKind::Command),
+                entry(1, 2, EntryKind::Command),
+            ],
+            ..InitialState::default()
+        };
+        assert!(matches!(
+            start(disorder),
+            InitialStateError::Disorder { .. }
+        ));
+        let (term, vote, commit) = (Term(1), None, index(5));
+        let lost = InitialState {
+            hard_state: HardState { term, vote, commit },
+            ..InitialState::default()
+        };
+        assert!(matches!(start(lost), InitialStateError::Lost { .. }));
+        let damaged = InitialState {
+            entries: vec![entry(1, 1, EntryKind::Membership)],
+            ..InitialState::default()
+        };
+        assert!(matches!(
+            start(damaged),
+            InitialStateError::Membership { .. }
+        ));
+    }
+
+    #[test]
+    fn configurations_that_cannot_work_are_refused() {
+        let refuse = |change: fn(&mut Config)| {
+            let mut config = Config::new(NodeId(1), 1);
+            change(&mut config);
+            let refused = Node::new(config, InitialState::default()).unwrap_err();
+            assert!(matches!(refused, InitialStateError::Config(_)), "{refused}");
+        };
+        refuse(|config| config.id = NodeId(0));
+        refuse(|config| config.heartbeat_ticks = 0);
+        refuse(|config| config.election_ticks = config.heartbeat_ticks);
+    }
+
+    #[test]
+    fn a_torn_write_that_lost_the_new_term_leaves_it_known() {
+        let state = InitialState {
+            entries: vec![entry(4, 1, EntryKind::Command)],
+            ..InitialState::default()
+        };
+        let node = Node::new(Config::new(NodeId(1), 1), state).unwrap();
+        assert_eq!(node.status().term, Term(4));
+        node.check();
+    }
+}

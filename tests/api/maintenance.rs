@@ -1,0 +1,142 @@
+//! Maintenance.Status and Alarm, the gRPC health check, and plain HTTP on the same port.
+
+use crate::support::{Kind, Server, http_get, refused};
+use quorate::api::proto::etcdserverpb::{AlarmRequest, alarm_request};
+use quorate::api::proto::healthpb::HealthCheckRequest;
+use quorate::api::proto::healthpb::health_check_response::ServingStatus;
+use tonic::Code;
+
+#[tokio::test]
+async fn status_describes_the_member() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    let revision = client.must_put("k", "v").await;
+    let status = client.status().await;
+    let header = status.header.unwrap();
+    assert_eq!(header.revision, revision);
+    assert_eq!(status.leader, header.member_id, "alone, it leads");
+    assert_eq!(status.raft_term, header.raft_term);
+    assert!(status.raft_term > 0 && status.raft_index > 0, "{status:?}");
+    assert!(status.raft_applied_index <= status.raft_index, "{status:?}");
+    assert!(status.db_size > 0, "etcdctl divides by it");
+    assert!(status.db_size_in_use <= status.db_size, "{status:?}");
+    assert!(!status.is_learner && status.errors.is_empty(), "{status:?}");
+    let parts: Vec<_> = status
+        .version
+        .split('.')
+        .map(|part| part.parse::<u32>().unwrap())
+        .collect();
+    assert_eq!(
+        parts.len(),
+        3,
+        "clients parse {} as a semantic version",
+        status.version
+    );
+    if server.kind() == Kind::Quorate {
+        assert_eq!(status.version, "3.7.0");
+        assert!(!status.storage_version.is_empty(), "{status:?}");
+        assert!(status.db_size_quota > 0, "{status:?}");
+        assert!(
+            !status.downgrade_info.as_ref().unwrap().enabled,
+            "{status:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn indexes_in_status_grow_with_each_write() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    let before = client.status().await;
+    for _ in 0..3 {
+        client.must_put("k", "v").await;
+    }
+    let after = client.status().await;
+    assert!(
+        after.raft_index >= before.raft_index + 3,
+        "{before:?} {after:?}"
+    );
+    assert!(
+        after.raft_applied_index >= before.raft_applied_index + 3,
+        "{before:?} {after:?}"
+    );
+}
+
+#[tokio::test]
+async fn there_are_no_alarms() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    for alarm in 0..3 {
+        let action = alarm_request::AlarmAction::Get.into();
+        let request = AlarmRequest {
+            action,
+            member_id: 0,
+            alarm,
+        };
+        let answer = client
+            .maintenance
+            .clone()
+            .alarm(request)
+            .await
+            .unwrap()
+            .into_inner();
+        assert!(answer.alarms.is_empty(), "{answer:?}");
+        if !server.lacks("a header on alarms", (3, 5)) {
+            assert_eq!(answer.header.unwrap().revision, 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_health_check_knows_the_empty_name_alone() {
+    let server = Server::start().await;
+    let mut health = server.client().await.health;
+    let check = |service: &str| HealthCheckRequest {
+        service: service.to_owned(),
+    };
+    let answer = health.check(check("")).await.unwrap().into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
+    for other in ["etcdserverpb.KV", "nobody"] {
+        refused(
+            health.check(check(other)).await,
+            Code::NotFound,
+            "unknown service",
+        );
+    }
+}
+
+#[tokio::test]
+async fn http_version_and_health_answer_on_the_client_port() {
+    let server = Server::start().await;
+    let version = http_get(server.client_port(), "/version").await;
+    assert_eq!(version.status, 200, "{version:?}");
+    assert!(
+        version.head.contains("content-type: application/json"),
+        "{version:?}"
+    );
+    let body: serde_json::Value = serde_json::from_str(&version.body).unwrap();
+    if server.kind() == Kind::Quorate {
+        assert_eq!(
+            body,
+            serde_json::json!({"etcdserver": "3.7.0", "etcdcluster": "3.7.0", "storage": "3.7.0"})
+        );
+    } else {
+        assert!(
+            body["etcdserver"].is_string() && body["etcdcluster"].is_string(),
+            "{body}"
+        );
+    }
+
+    let health = http_get(server.client_port(), "/health").await;
+    assert_eq!(health.status, 200, "{health:?}");
+    let body: serde_json::Value = serde_json::from_str(&health.body).unwrap();
+    assert_eq!(body["health"], "true");
+    if server.kind() == Kind::Quorate {
+        assert_eq!(health.body.trim_end(), r#"{"health":"true","reason":""}"#);
+    }
+    let nowhere = http_get(server.client_port(), "/no/such/page").await;
+    assert_eq!(
+        (nowhere.status, nowhere.body.trim_end()),
+        (404, "404 page not found")
+    );
+}

@@ -1,0 +1,180 @@
+//! RangeStream: the same answer as Range, in chunks.
+
+use crate::support::{Client, Server, get, get_range, refused};
+use quorate::api::proto::etcdserverpb::{RangeRequest, RangeResponse};
+use tonic::Code;
+
+const SINCE: (u32, u32) = (3, 7);
+
+/// 200 keys, enough for chunks of 10, 20, 40, 80 and the rest.
+async fn many() -> Option<(Server, Client)> {
+    let server = Server::start().await;
+    if server.lacks("RangeStream", SINCE) {
+        return None;
+    }
+    let client = server.client().await;
+    for number in 0..200 {
+        client
+            .must_put(format!("k{number:03}"), format!("v{number}"))
+            .await;
+    }
+    Some((server, client))
+}
+
+/// What the chunks say together, after checking what each may carry.
+fn joined(chunks: Vec<RangeResponse>) -> RangeResponse {
+    let last = chunks.len() - 1;
+    let mut whole = RangeResponse::default();
+    for (number, mut chunk) in chunks.into_iter().enumerate() {
+        whole.kvs.append(&mut chunk.kvs);
+        if number < last {
+            assert_eq!(
+                chunk,
+                RangeResponse::default(),
+                "only the last chunk has more than keys"
+            );
+        } else {
+            (whole.header, whole.count, whole.more) = (chunk.header, chunk.count, chunk.more);
+        }
+    }
+    whole
+}
+
+#[tokio::test]
+async fn chunks_add_up_to_the_range() {
+    let Some((_server, client)) = many().await else {
+        return;
+    };
+    let all = get_range("k", "l");
+    let requests = [
+        all.clone(),
+        RangeRequest {
+            limit: 25,
+            ..all.clone()
+        },
+        RangeRequest {
+            limit: 200,
+            ..all.clone()
+        },
+        RangeRequest {
+            keys_only: true,
+            ..all.clone()
+        },
+        RangeRequest {
+            revision: 100,
+            ..all.clone()
+        },
+        RangeRequest {
+            serializable: true,
+            ..all.clone()
+        },
+        RangeRequest {
+            count_only: true,
+            ..all.clone()
+        },
+        get("k007"),
+        get("absent"),
+        get_range("z", "a"),
+    ];
+    for request in requests {
+        let chunks = client.range_stream(request.clone()).await.unwrap();
+        assert_eq!(
+            joined(chunks),
+            client.range(request.clone()).await.unwrap(),
+            "{request:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn the_first_chunk_has_at_most_10_keys() {
+    let Some((_server, client)) = many().await else {
+        return;
+    };
+    let chunks = client.range_stream(get_range("k", "l")).await.unwrap();
+    assert!(chunks.len() > 1, "200 keys are more than one chunk");
+    assert!(chunks[0].kvs.len() <= 10, "{} keys", chunks[0].kvs.len());
+    let empty = client.range_stream(get("absent")).await.unwrap();
+    assert_eq!(empty.len(), 1, "an empty result is one message");
+    assert!(empty[0].header.is_some(), "{empty:?}");
+    let request = RangeRequest {
+        count_only: true,
+        ..get_range("k", "l")
+    };
+    assert_eq!(
+        client.range_stream(request).await.unwrap().len(),
+        1,
+        "a count is one message"
+    );
+}
+
+#[tokio::test]
+async fn refusals() {
+    let Some((_server, client)) = many().await else {
+        return;
+    };
+    let all = get_range("k", "l");
+    let sorts = [
+        RangeRequest {
+            sort_order: 2,
+            ..all.clone()
+        },
+        RangeRequest {
+            sort_target: 3,
+            ..all.clone()
+        },
+    ];
+    for request in sorts {
+        let text = "RangeStream does not support custom sort orders";
+        refused(
+            client.range_stream(request).await,
+            Code::Unimplemented,
+            text,
+        );
+    }
+    let filters = [
+        RangeRequest {
+            min_mod_revision: 2,
+            ..all.clone()
+        },
+        RangeRequest {
+            max_mod_revision: 2,
+            ..all.clone()
+        },
+        RangeRequest {
+            min_create_revision: 2,
+            ..all.clone()
+        },
+        RangeRequest {
+            max_create_revision: 2,
+            ..all.clone()
+        },
+    ];
+    for request in filters {
+        let text = "RangeStream does not support revision filters";
+        refused(
+            client.range_stream(request).await,
+            Code::Unimplemented,
+            text,
+        );
+    }
+    let text = "etcdserver: key is not provided";
+    refused(
+        client.range_stream(get("")).await,
+        Code::InvalidArgument,
+        text,
+    );
+    let text = "etcdserver: mvcc: required revision is a future revision";
+    let request = RangeRequest {
+        revision: 900,
+        ..all.clone()
+    };
+    refused(client.range_stream(request).await, Code::OutOfRange, text);
+    client.compact(50).await.unwrap();
+    let text = "etcdserver: mvcc: required revision has been compacted";
+    let request = RangeRequest {
+        revision: 49,
+        ..all
+    };
+    refused(client.range_stream(request).await, Code::OutOfRange, text);
+}

@@ -1,0 +1,37 @@
+//! What every test here stands on: servers as child processes, clients, raw wires, and the tools to install.
+//!
+//! `QUORATE_TEST_TARGET=etcd` runs the shared test bodies against a real etcd instead of Quorate, which checks the
+//! tests themselves. What the installed etcd is too old for is skipped there, and the reason is printed.
+
+mod client;
+mod ctl;
+mod ports;
+mod server;
+mod tools;
+mod wire;
+
+pub(crate) use client::{
+    Client, Outcome, compare, del, del_range, get, get_range, op_del, op_get, op_put, op_txn, put,
+    refused, txn,
+};
+pub(crate) use ctl::{CtlOutput, etcdctl};
+pub(crate) use server::{Exit, Kind, Server, Setup, run_to_exit};
+pub(crate) use wire::{Wire, frame, http_get};
+
+/// Tells a reader of the test log what was left out, and why.
+#[expect(
+    clippy::print_stderr,
+    reason = "a skipped check must be visible in the test's output"
+)]
+pub(crate) fn note(text: &str) {
+    eprintln!("note: {text}");
+}
+
+/// True when the target is etcd, after saying that `what` has no counterpart there.
+pub(crate) fn only_quorate_has(what: &str) -> bool {
+    let elsewhere = Kind::target() == Kind::Etcd;
+    if elsewhere {
+        note(&format!("skipped: {what} is Quorate's own"));
+    }
+    elsewhere
+}

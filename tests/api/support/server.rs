@@ -1,0 +1,335 @@
+//! A server under test as a child process: Quorate, or the etcd it is compared with.
+
+use super::client::{Client, get};
+use super::{note, ports, tools};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs::{self, File, OpenOptions};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use std::{env, thread};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::time::{sleep, timeout};
+
+/// A server that has not answered by then will not: generous, for a loaded machine and a debug build.
+const START_MAX: Duration = Duration::from_secs(60);
+const STOP_MAX: Duration = Duration::from_secs(30);
+/// Pause between two looks at a starting server.
+const POLL: Duration = Duration::from_millis(20);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Quorate,
+    Etcd,
+}
+
+impl Kind {
+    /// What the shared test bodies run against: Quorate, unless `QUORATE_TEST_TARGET` says `etcd`.
+    pub(crate) fn target() -> Self {
+        match env::var("QUORATE_TEST_TARGET").as_deref() {
+            Err(_) | Ok("quorate") => Self::Quorate,
+            Ok("etcd") => Self::Etcd,
+            Ok(other) => panic!("QUORATE_TEST_TARGET={other}: expected quorate or etcd"),
+        }
+    }
+}
+
+/// What a server is started with, beyond its ports and directory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Setup {
+    pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
+}
+
+/// One member with its directory and ports, which outlive the process: it can be killed and started again.
+#[derive(Debug)]
+pub(crate) struct Server {
+    kind: Kind,
+    home: TempDir,
+    data_dir: PathBuf,
+    client_port: u16,
+    peer_port: u16,
+    setup: Setup,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Starts the target on a new directory and waits until it answers a range.
+    pub(crate) async fn start() -> Self {
+        Self::start_kind(Kind::target()).await
+    }
+
+    pub(crate) async fn start_kind(kind: Kind) -> Self {
+        let mut server = Self::new(kind, Setup::default());
+        server.restart().await;
+        server
+    }
+
+    pub(crate) async fn start_with(setup: Setup) -> Self {
+        let mut server = Self::new(Kind::target(), setup);
+        server.restart().await;
+        server
+    }
+
+    /// Directory and ports of a server that does not run yet.
+    pub(crate) fn new(kind: Kind, setup: Setup) -> Self {
+        let home = tempfile::tempdir().expect("a temporary directory");
+        Self {
+            kind,
+            data_dir: home.path().join("data"),
+            home,
+            client_port: ports::free_port(),
+            peer_port: ports::free_port(),
+            setup,
+            child: None,
+        }
+    }
+
+    /// Starts the process on the same directory and ports, and waits until it answers a range.
+    pub(crate) async fn restart(&mut self) {
+        assert!(
+            self.child.is_none(),
+            "the last process must be stopped first"
+        );
+        self.child = Some(self.command().spawn().expect("the server's program starts"));
+        let ready = timeout(START_MAX, self.healthy()).await;
+        assert!(
+            ready.is_ok(),
+            "no answer after {START_MAX:?}; log:\n{}",
+            self.log()
+        );
+    }
+
+    async fn healthy(&mut self) {
+        loop {
+            let child = self.child.as_mut().expect("started above");
+            if let Some(status) = child.try_wait().expect("the child can be waited for") {
+                panic!(
+                    "the server stopped at its start with {status}; log:\n{}",
+                    self.log()
+                );
+            }
+            let ask = async {
+                Client::try_connect(self.client_port)
+                    .await?
+                    .range(get("ready"))
+                    .await
+                    .ok()
+            };
+            if let Ok(Some(_)) = timeout(Duration::from_secs(2), ask).await {
+                return;
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// `kill -9`: nothing in the process gets a chance to write.
+    pub(crate) async fn kill(&mut self) {
+        let mut child = self.child.take().expect("a running server");
+        child.kill().await.expect("the child can be killed");
+    }
+
+    /// Sends a signal, without waiting for what comes of it.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let id = self
+            .child
+            .as_ref()
+            .and_then(Child::id)
+            .expect("a running server");
+        let id = Pid::from_raw(id.cast_signed()).expect("a process id is not zero");
+        kill_process(id, signal).expect("the signal is delivered");
+    }
+
+    /// Waits for the process to end by itself.
+    pub(crate) async fn stopped(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("a running server");
+        let Ok(status) = timeout(STOP_MAX, child.wait()).await else {
+            panic!(
+                "still running {STOP_MAX:?} after it should stop; log:\n{}",
+                self.log()
+            );
+        };
+        status.expect("the child can be waited for")
+    }
+
+    /// The process as it would be started: for tests that expect it not to come up.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = match self.kind {
+            Kind::Quorate => self.quorate(),
+            Kind::Etcd => self.etcd(),
+        };
+        let log = self.log_file();
+        command
+            .args(&self.setup.args)
+            .envs(self.setup.env.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a second handle on the log"))
+            .stderr(log)
+            .kill_on_drop(true);
+        command
+    }
+
+    fn quorate(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        for (name, _) in
+            env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("QUORATE_"))
+        {
+            command.env_remove(name);
+        }
+        command
+            .current_dir(self.home.path())
+            .arg("--data-dir")
+            .arg(self.data_dir())
+            .args([
+                "--client-listen",
+                &format!("127.0.0.1:{}", self.client_port),
+            ])
+            .args(["--peer-listen", &format!("127.0.0.1:{}", self.peer_port)])
+            .args(["--name", "n1"])
+            // Small segments, since each test writes some in advance.
+            .env("QUORATE_STORAGE_WAL_SEGMENT_BYTES", "4194304");
+        command
+    }
+
+    /// Short election and heartbeat times, so that a member alone leads at once.
+    fn etcd(&self) -> Command {
+        let mut command = Command::new(tools::etcd());
+        for (name, _) in
+            env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCD"))
+        {
+            command.env_remove(name);
+        }
+        let client = format!("http://127.0.0.1:{}", self.client_port);
+        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        command
+            .current_dir(self.home.path())
+            .arg("--data-dir")
+            .arg(self.data_dir())
+            .args(["--name", "n1", "--logger", "zap", "--log-outputs", "stderr"])
+            .args([
+                "--listen-client-urls",
+                &client,
+                "--advertise-client-urls",
+                &client,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
+            .args(["--initial-cluster", &format!("n1={peer}")])
+            .args(["--heartbeat-interval", "20", "--election-timeout", "100"]);
+        command
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(self.client_port).await
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    pub(crate) fn client_port(&self) -> u16 {
+        self.client_port
+    }
+
+    /// The same program with ports of its own, on a directory that the test chose.
+    #[must_use]
+    pub(crate) fn on(mut self, data_dir: impl Into<PathBuf>) -> Self {
+        self.data_dir = data_dir.into();
+        self
+    }
+
+    pub(crate) fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// A directory of this server's own, beside its data.
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    /// True, and said aloud, when the target is an etcd older than the release that brought `what`.
+    pub(crate) fn lacks(&self, what: &str, since: (u32, u32)) -> bool {
+        if self.kind == Kind::Quorate || tools::etcd_version() >= since {
+            return false;
+        }
+        let (major, minor) = tools::etcd_version();
+        note(&format!(
+            "skipped: etcd {major}.{minor} lacks {what}, which came with {}.{}",
+            since.0, since.1
+        ));
+        true
+    }
+
+    /// Everything the process wrote so far, all of its starts together.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.home.path().join("server.log")
+    }
+
+    fn log_file(&self) -> File {
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .expect("the log opens")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let log = self.log();
+        if thread::panicking() {
+            if self.kind == Kind::Etcd {
+                return; // its log says little about our failure, at length
+            }
+            let lines: Vec<_> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(40)..].join("\n");
+            note(&format!(
+                "last lines of {:?} on port {}:\n{tail}",
+                self.kind, self.client_port
+            ));
+        } else if self.kind == Kind::Quorate {
+            assert!(
+                !log.contains("panicked at"),
+                "no input may make the server panic:\n{log}"
+            );
+        }
+    }
+}
+
+/// How a process ended, and all it wrote.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    pub(crate) status: ExitStatus,
+    pub(crate) output: String,
+}
+
+/// Runs a command that is expected to end by itself, soon.
+pub(crate) async fn run_to_exit(mut command: Command) -> Exit {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let output = timeout(START_MAX, command.output())
+        .await
+        .unwrap_or_else(|_| {
+            panic!(
+                "still running after {START_MAX:?}, though it should have been refused: {command:?}"
+            )
+        });
+    let output = output.expect("the program starts");
+    let text = [output.stdout, output.stderr].concat();
+    Exit {
+        status: output.status,
+        output: String::from_utf8_lossy(&text).into_owned(),
+    }
+}

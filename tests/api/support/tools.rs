@@ -1,0 +1,79 @@
+//! Programs the tests need from the machine. A missing one fails the test and says what to install.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// The real etcd: `QUORATE_TEST_ETCD`, or `etcd` on the path.
+pub(crate) fn etcd() -> PathBuf {
+    find("etcd", "QUORATE_TEST_ETCD", "etcd-server")
+}
+
+/// The real etcdctl: `QUORATE_TEST_ETCDCTL`, or `etcdctl` on the path.
+pub(crate) fn etcdctl() -> PathBuf {
+    find("etcdctl", "QUORATE_TEST_ETCDCTL", "etcd-client")
+}
+
+/// Finds `program`, or fails the test with the package that has it: a silent skip would look like a pass.
+fn find(program: &str, variable: &str, package: &str) -> PathBuf {
+    if let Some(path) = env::var_os(variable) {
+        let path = PathBuf::from(path);
+        assert!(
+            path.is_file(),
+            "{variable}={} is not a file",
+            path.display()
+        );
+        return path;
+    }
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file()).unwrap_or_else(
+        || {
+            panic!(
+                "this test needs `{program}`, which is not on the PATH: install Debian's package with \
+                 `apt-get install {package}`, or set {variable} to the program's path"
+            )
+        },
+    )
+}
+
+/// Major and minor version of the installed etcd.
+pub(crate) fn etcd_version() -> (u32, u32) {
+    static VERSION: OnceLock<(u32, u32)> = OnceLock::new();
+    *VERSION.get_or_init(|| {
+        let output = Command::new(etcd())
+            .arg("--version")
+            .output()
+            .expect("etcd --version runs");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        parse_version(&text).unwrap_or_else(|| panic!("no version in `etcd --version`: {text}"))
+    })
+}
+
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut parts = text
+        .lines()
+        .next()?
+        .strip_prefix("etcd Version: ")?
+        .split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[test]
+#[should_panic(expected = "apt-get install no-such-package")]
+fn a_missing_tool_names_its_package() {
+    find(
+        "no-such-program",
+        "QUORATE_TEST_NO_SUCH_PROGRAM",
+        "no-such-package",
+    );
+}
+
+#[test]
+fn versions_are_read_from_the_first_line() {
+    assert_eq!(
+        parse_version("etcd Version: 3.4.23\nGit SHA: x\n"),
+        Some((3, 4))
+    );
+    assert_eq!(parse_version("something else"), None);
+}

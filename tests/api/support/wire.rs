@@ -1,0 +1,164 @@
+//! Bytes on the wire that no well-behaved client sends, and plain HTTP.
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// No answer by then is no answer at all.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// One HTTP/2 connection, to send gRPC calls whose bytes the test chooses.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    requests: SendRequest<Bytes>,
+}
+
+/// What a gRPC call ended with.
+#[derive(Debug)]
+pub(crate) struct WireAnswer {
+    pub(crate) grpc_status: i32,
+    pub(crate) message: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Wire {
+    pub(crate) async fn connect(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port))
+            .await
+            .expect("a connection");
+        stream.set_nodelay(true).expect("a socket option");
+        let (requests, connection) = h2::client::handshake(stream)
+            .await
+            .expect("an HTTP/2 handshake");
+        tokio::spawn(async move {
+            // Its end is seen by the calls on it.
+            drop(connection.await);
+        });
+        Self { requests }
+    }
+
+    /// Sends `body` as it is, and ends the request stream.
+    pub(crate) async fn call(&self, path: &str, body: Vec<u8>) -> WireAnswer {
+        timeout(ANSWER_MAX, self.exchange(path, body))
+            .await
+            .expect("an answer in time")
+    }
+
+    async fn exchange(&self, path: &str, body: Vec<u8>) -> WireAnswer {
+        let request = Request::post(format!("http://127.0.0.1{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(())
+            .expect("a valid request");
+        let mut requests = self
+            .requests
+            .clone()
+            .ready()
+            .await
+            .expect("the connection lives");
+        let (answer, mut send) = requests.send_request(request, false).expect("a new stream");
+        // A server may refuse before it has read everything: the answer tells.
+        drop(send.send_data(Bytes::from(body), true));
+        let (head, mut stream) = answer.await.expect("response headers").into_parts();
+        let mut body = Vec::new();
+        while let Some(data) = stream.data().await {
+            let Ok(data) = data else { break };
+            body.extend_from_slice(&data);
+            stream
+                .flow_control()
+                .release_capacity(data.len())
+                .expect("as much as was received");
+        }
+        let trailers = stream.trailers().await.ok().flatten().unwrap_or_default();
+        let field = |name| text(&trailers, name).or_else(|| text(&head.headers, name));
+        WireAnswer {
+            grpc_status: field("grpc-status")
+                .and_then(|code| code.parse().ok())
+                .expect("a grpc-status"),
+            message: percent_decoded(&field("grpc-message").unwrap_or_default()),
+            body,
+        }
+    }
+}
+
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    Some(
+        headers
+            .get(name)?
+            .to_str()
+            .expect("a readable header")
+            .to_owned(),
+    )
+}
+
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        let digits = tail.get(..2).and_then(|digits| str::from_utf8(digits).ok());
+        let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        if let (b'%', Some(byte)) = (first, byte) {
+            bytes.push(byte);
+            rest = &tail[2..];
+        } else {
+            bytes.push(first);
+            rest = tail;
+        }
+    }
+    String::from_utf8(bytes).expect("a message in UTF-8")
+}
+
+/// A gRPC message as it travels: not compressed, length, bytes.
+pub(crate) fn frame(message: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(message.len()).expect("a test message is below 4 GiB");
+    [&[0], &length.to_be_bytes()[..], message].concat()
+}
+
+/// Status, lower-cased head and body of an HTTP/1.1 answer.
+#[derive(Debug)]
+pub(crate) struct HttpAnswer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: String,
+}
+
+/// A plain `GET`, on a connection of its own.
+pub(crate) async fn http_get(port: u16, path: &str) -> HttpAnswer {
+    let exchange = async {
+        let mut stream = TcpStream::connect(("127.0.0.1", port))
+            .await
+            .expect("a connection");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n\r\n");
+        stream
+            .write_all(request.as_bytes())
+            .await
+            .expect("the request is sent");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        answer
+    };
+    let answer = timeout(ANSWER_MAX, exchange)
+        .await
+        .expect("an answer in time");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    let status = head
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .expect("a status line");
+    HttpAnswer {
+        status,
+        head: head.to_lowercase(),
+        body: body.to_owned(),
+    }
+}
+
+#[test]
+fn percent_escapes_are_undone() {
+    assert_eq!(percent_decoded("a%3A%20b%"), "a: b%");
+}
