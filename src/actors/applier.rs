@@ -13,6 +13,7 @@ use super::{
     lease_manager::LeasesChanged,
     requests::{Published, Reply, RequestError},
     restore::store_meta,
+    watch_hub::EventsApplied,
 };
 use crate::{
     codec::{self, CodecError},
@@ -86,6 +87,8 @@ pub struct Applier {
     /// Bytes that the committer is working on.
     committing: Option<usize>,
     pacing: CommitPacing,
+    /// The watch hub was not told of some batch.
+    watches_behind: bool,
     peers: Peers,
     life: Lifeline,
 }
@@ -102,6 +105,8 @@ pub struct Peers {
     pub compactor: Recipient<CompactionAccepted>,
     /// Is told of leases.
     pub leases: Recipient<LeasesChanged>,
+    /// Is told of changes.
+    pub watches: Recipient<EventsApplied>,
     /// Readers' newest view.
     pub views: watch::Sender<Arc<Published>>,
 }
@@ -185,6 +190,7 @@ impl Applier {
             uncommitted_bytes: 0,
             committing: None,
             pacing,
+            watches_behind: false,
             peers,
             life,
         }
@@ -225,6 +231,10 @@ impl Actor for Applier {
         ctx.set_mailbox_capacity(MAILBOX_MAX);
         ctx.run_interval(self.pacing.interval, |applier, _| {
             applier.commit();
+            if applier.watches_behind {
+                let published = applier.peers.views.borrow().clone();
+                applier.tell_watches(Vec::new(), published);
+            }
         });
         self.publish(self.machine_window());
     }
@@ -277,12 +287,15 @@ impl Handler<IndexPublished> for Applier {
         let batch = self.unpublished.pop_front();
         assert!(batch.is_some(), "the index publishes once for each batch");
         let Some(batch) = batch else { return };
-        self.tail.append(batch.records);
+        self.tail.append(batch.records.clone());
         self.visible = batch.applied;
-        self.publish(batch.window);
+        let published = self.publish(batch.window);
         for (reply, verdict) in batch.answers {
             // A caller that has gone away in the meantime does not matter.
             drop(reply.send(verdict.map_err(RequestError::Kv)));
+        }
+        if !batch.records.is_empty() {
+            self.tell_watches(batch.records, published);
         }
         if !batch.leases.changes.is_empty() {
             self.life.deliver(&self.peers.leases, batch.leases);
@@ -366,7 +379,7 @@ impl Applier {
         }
     }
 
-    fn publish(&mut self, window: Window) {
+    fn publish(&mut self, window: Window) -> Arc<Published> {
         self.visible_window = window;
         let view = View {
             window,
@@ -382,7 +395,16 @@ impl Applier {
             file_bytes: self.file_bytes,
             used_bytes: self.used_bytes,
         };
-        self.peers.views.send_replace(Arc::new(published));
+        let published = Arc::new(published);
+        self.peers.views.send_replace(published.clone());
+        published
+    }
+
+    /// Tells the watch hub of a batch. It is not waited for: what does not fit its mailbox it will read from history, once it
+    /// is told that there is something new.
+    fn tell_watches(&mut self, records: Vec<Record>, published: Arc<Published>) {
+        let told = self.peers.watches.try_send(EventsApplied { records, published });
+        self.watches_behind = matches!(told, Err(SendError::Full(_)));
     }
 
     /// Acknowledges what is visible, unless too much waits for the database.

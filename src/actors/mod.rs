@@ -8,6 +8,7 @@
 //! | [`index::Index`] | the B-tree from key to metadata and history |
 //! | [`committer::Committer`] | the database's write transaction |
 //! | [`compactor::Compactor`] | the progress of compactions |
+//! | [`watch_hub::WatchHub`] | watchers, and the queues of their streams |
 //! | [`lease_manager::LeaseManager`] | the countdown of leases |
 //!
 //! [`requests::Requests`] is the way in; [`store::Store`] is the same way in messages. [`fail_stop`] says how all of them end.
@@ -24,3 +25,6 @@ pub mod requests;
 pub mod restore;
 pub mod store;
 pub mod wal_writer;
+pub mod watch_hub;
+mod watch_outbox;
+pub mod watch_stream;

@@ -8,6 +8,7 @@ use super::{
     compactor::{AwaitCompaction, Compactor},
     raft_node::{AskReadIndex, Proposal, Propose, RaftNode, RaftStatus},
     range_chunks::{NotStreamable, RangeChunks},
+    watch_hub::WatchHub,
 };
 use crate::{
     clock, codec,
@@ -29,6 +30,7 @@ use bytes::{BufMut, Bytes};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::sync::{Notify, oneshot, watch};
 
@@ -170,6 +172,7 @@ struct Shared {
     views: watch::Receiver<Arc<Published>>,
     raft_status: watch::Receiver<RaftStatus>,
     compactor: Addr<Compactor>,
+    watches: Addr<WatchHub>,
 }
 
 /// What this turn has collected.
@@ -188,6 +191,8 @@ pub struct RequestPeers {
     pub raft: Addr<RaftNode>,
     /// Knows when compactions end.
     pub compactor: Addr<Compactor>,
+    /// Sends events to those who watch.
+    pub watches: Addr<WatchHub>,
     /// The newest view.
     pub views: watch::Receiver<Arc<Published>>,
     /// Leader, term and commit index.
@@ -216,6 +221,7 @@ impl Requests {
             views: peers.views,
             raft_status: peers.raft_status,
             compactor: peers.compactor,
+            watches: peers.watches,
         });
         let sending = arbiter.spawn(send_turns(shared.clone(), peers.raft));
         assert!(sending, "front ends start before their arbiter stops");
@@ -240,6 +246,24 @@ impl Requests {
     /// Whether a leader is known.
     pub fn has_leader(&self) -> bool {
         self.shared.raft_status.borrow().leader.is_some()
+    }
+
+    /// Returns once no leader was known for all of `patience`.
+    pub async fn leaderless(&self, patience: Duration) {
+        let mut status = self.shared.raft_status.clone();
+        loop {
+            // An error means that the node is gone, and no leader will be known again.
+            drop(status.wait_for(|status| status.leader.is_none()).await);
+            let found = status.wait_for(|status| status.leader.is_some());
+            if !matches!(tokio::time::timeout(patience, found).await, Ok(Ok(_))) {
+                return;
+            }
+        }
+    }
+
+    /// The actor behind [`Requests::watch_stream`].
+    pub fn watch_hub(&self) -> &Addr<WatchHub> {
+        &self.shared.watches
     }
 
     /// Reads keys. Linearizable unless the query says otherwise.

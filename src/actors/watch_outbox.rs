@@ -15,9 +15,9 @@ use std::{
 use tokio::sync::Notify;
 
 /// Bytes queued for one stream before it has no room. The response that crosses the line is still taken.
-pub const STREAM_BYTES_MAX: usize = 1024 * 1024;
+pub(super) const STREAM_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes queued for all streams of a member before only empty queues have room.
-pub const ALL_BYTES_MAX: usize = 256 * 1024 * 1024;
+pub(super) const ALL_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// The responses of one stream on their way to its client.
 #[derive(Debug)]

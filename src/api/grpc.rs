@@ -8,6 +8,7 @@
 use super::{
     Api,
     body::{Body, error_headers},
+    incoming::Messages,
     kv::STREAM_CHUNKS_MAX,
     reply::{Encoded, PREFIX_BYTES},
     status::Status,
@@ -22,12 +23,15 @@ use tokio::{
 };
 
 /// The services of which some method is answered; others are unknown as a whole.
-const SERVICES: [&str; 4] = [
+const SERVICES: [&str; 5] = [
     "etcdserverpb.KV",
+    "etcdserverpb.Watch",
     "etcdserverpb.Maintenance",
     "etcdserverpb.Cluster",
     "grpc.health.v1.Health",
 ];
+
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
 /// How much of a message that is too large is read over before the client is told.
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -46,10 +50,13 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 /// Answers a call.
 pub async fn answer<B>(api: Rc<Api>, request: Request<B>) -> Response<Body>
 where
-    B: http_body::Body<Data = Bytes> + Unpin,
+    B: http_body::Body<Data = Bytes> + Unpin + 'static,
 {
     let (parts, mut body) = request.into_parts();
     let answered = match admit(&api, &parts.headers) {
+        Ok(deadline) if parts.uri.path() == WATCH => {
+            Ok(watch(api.clone(), body, requires_leader(&parts.headers), deadline))
+        }
         Ok(None) => route(&api, parts.uri.path(), &mut body, None).await,
         Ok(Some(deadline)) => {
             let answering = route(&api, parts.uri.path(), &mut body, Some(deadline));
@@ -84,10 +91,7 @@ fn admit(api: &Api, headers: &HeaderMap) -> Result<Option<Instant>, Status> {
     {
         return Err(Status::invalid_client_version());
     }
-    if headers
-        .get("hasleader")
-        .is_some_and(|value| value == "true")
-    {
+    if requires_leader(headers) {
         api.require_leader()?;
     }
     let Some(timeout) = headers.get("grpc-timeout") else {
@@ -97,6 +101,20 @@ fn admit(api: &Api, headers: &HeaderMap) -> Result<Option<Instant>, Status> {
         .ok_or_else(|| Status::malformed_timeout(&String::from_utf8_lossy(timeout.as_bytes())))?;
     // Past what the clock can express there is no deadline.
     Ok(Instant::now().checked_add(span))
+}
+
+/// Whether the caller wants no answer from a member that knows no leader.
+fn requires_leader(headers: &HeaderMap) -> bool {
+    headers.get("hasleader").is_some_and(|value| value == "true")
+}
+
+/// The one call whose requests are a stream.
+fn watch<B>(api: Rc<Api>, body: B, leader_required: bool, deadline: Option<Instant>) -> Body
+where
+    B: http_body::Body<Data = Bytes> + Unpin + 'static,
+{
+    let messages = Messages::new(body, api.receive_bytes_max());
+    stream(deadline, |out| async move { api.watch(messages, leader_required, &out).await })
 }
 
 /// At most eight digits and a unit.
@@ -259,7 +277,7 @@ where
 }
 
 /// Takes the prefix off and checks it.
-fn message_len(received: &mut Bytes) -> Result<usize, Status> {
+pub(super) fn message_len(received: &mut impl Buf) -> Result<usize, Status> {
     match received.get_u8() {
         0 => {}
         1 => return Err(Status::unexpected_compression()),
@@ -285,7 +303,7 @@ where
 }
 
 /// The next bytes of the body, or nothing at its end.
-async fn next_data<B>(body: &mut B) -> Result<Option<Bytes>, Status>
+pub(super) async fn next_data<B>(body: &mut B) -> Result<Option<Bytes>, Status>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
 {

@@ -6,7 +6,7 @@
 //! answer or a [`status::Status`], and knows nothing of what carries them:
 //!
 //! ```text
-//! listen → grpc → kv, maintenance → convert → actors::requests → reply → body
+//! listen → grpc → kv, watch, maintenance → convert → actors::requests → reply → body
 //!        ↘ http ↗                                              ↘ status ↗
 //! ```
 //!
@@ -19,12 +19,14 @@ pub mod body;
 pub mod convert;
 pub mod grpc;
 pub mod http;
+pub mod incoming;
 pub mod kv;
 pub mod listen;
 pub mod maintenance;
 pub mod proto;
 pub mod reply;
 pub mod status;
+pub mod watch;
 
 use crate::{
     actors::requests::{Identity, Requests},
@@ -32,7 +34,7 @@ use crate::{
 };
 use listen::Phase;
 use reply::Header;
-use tokio::sync::watch;
+use tokio::sync::watch::Receiver;
 
 /// The etcd release whose API and behaviour this is: clients pick their ways by it.
 pub const ETCD_VERSION: &str = "3.7.0";
@@ -57,12 +59,12 @@ pub struct Api {
     requests: Requests,
     identity: Identity,
     names: MemberNames,
-    phase: watch::Receiver<Phase>,
+    phase: Receiver<Phase>,
 }
 
 impl Api {
     /// The API of a node; `phase` says when it stops, which ends the calls that would not end by themselves.
-    pub fn new(requests: Requests, names: MemberNames, phase: watch::Receiver<Phase>) -> Self {
+    pub fn new(requests: Requests, names: MemberNames, phase: Receiver<Phase>) -> Self {
         let identity = requests.identity();
         Self {
             requests,

@@ -15,6 +15,7 @@ use crate::{
         raft_node::{RaftNode, RaftPacing, RaftPeers, RaftStatus},
         requests::{Identity, Published, RequestLimits, RequestPeers, Requests},
         wal_writer::{SealLog, WalWriter},
+        watch_hub::{EndStreams, PROGRESS_INTERVAL, WatchHub},
     },
     config::{self, Config},
     kv::{machine::Machine, range::Window, retention::Retention, runs::Runs, view::View},
@@ -43,6 +44,7 @@ pub(super) struct Running {
     pub requests: Vec<Requests>,
     applier: Addr<Applier>,
     wal: Addr<WalWriter>,
+    watches: Addr<WatchHub>,
 }
 
 /// Starts every actor. Must be called on the core arbiter.
@@ -159,6 +161,10 @@ pub(super) fn assemble(
     let lease_manager = LeaseManager::start_in_arbiter(&placement.services, move |_| {
         LeaseManager::new(leases, lease_life)
     });
+    let (hub_views, hub_life) = (views.clone(), life("the watch hub"));
+    let watch_hub = WatchHub::start_in_arbiter(&placement.services, move |_| {
+        WatchHub::new(hub_views, PROGRESS_INTERVAL, hub_life)
+    });
     let (compactor_peers_in, compactor_peers) = mpsc::channel::<CompactorPeers>();
     let compaction_pacing = CompactionPacing {
         records_max: config.compaction.batch,
@@ -184,6 +190,7 @@ pub(super) fn assemble(
     let request_peers = || RequestPeers {
         raft: raft_node.clone(),
         compactor: compactor.clone(),
+        watches: watch_hub.clone(),
         views: views.clone(),
         raft_status: raft_status.clone(),
     };
@@ -212,6 +219,7 @@ pub(super) fn assemble(
             raft: raft_node.recipient(),
             compactor: compactor.recipient(),
             leases: lease_manager.recipient(),
+            watches: watch_hub.clone().recipient(),
             views: views_in,
         },
     );
@@ -229,6 +237,7 @@ pub(super) fn assemble(
         requests,
         applier,
         wal: wal_writer,
+        watches: watch_hub,
     }
 }
 
@@ -238,6 +247,8 @@ impl Running {
         for requests in &self.requests {
             requests.close();
         }
+        // An error means that it is gone, and its streams with it.
+        self.watches.send(EndStreams).await.unwrap_or_default();
         let drained = tokio::time::timeout(DRAIN_TIMEOUT, self.applier.send(DrainTail)).await;
         if !matches!(drained, Ok(Ok(()))) {
             tracing::warn!("the last commit was not waited for; the log has what it holds");

@@ -1,0 +1,56 @@
+//! The messages of a client's stream, one after the other.
+
+use super::{grpc, status::Status};
+use bytes::{Buf, Bytes, BytesMut};
+use prost::Message;
+
+/// Reads gRPC messages from a request's body.
+#[derive(Debug)]
+pub struct Messages<B> {
+    body: B,
+    /// Received and not read yet.
+    received: BytesMut,
+    message_bytes_max: usize,
+}
+
+impl<B> Messages<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    /// The messages in `body`, of at most so many bytes each.
+    pub fn new(body: B, message_bytes_max: usize) -> Self {
+        Self { body, received: BytesMut::new(), message_bytes_max }
+    }
+
+    /// The next message; nothing when the client has said that there are no more. One that arrived in part is kept if this
+    /// is dropped before it returns.
+    pub async fn next<M: Message + Default>(&mut self) -> Result<Option<M>, Status> {
+        while self.received.len() < super::reply::PREFIX_BYTES {
+            if !self.receive().await? {
+                return if self.received.is_empty() { Ok(None) } else { Err(Status::cut_message()) };
+            }
+        }
+        let mut prefix = &self.received[..];
+        let len = grpc::message_len(&mut prefix)?;
+        if len > self.message_bytes_max {
+            return Err(Status::received_too_large(len, self.message_bytes_max));
+        }
+        while self.received.len() < super::reply::PREFIX_BYTES + len {
+            if !self.receive().await? {
+                return Err(Status::cut_message());
+            }
+        }
+        self.received.advance(super::reply::PREFIX_BYTES);
+        let message = self.received.split_to(len).freeze();
+        M::decode(message).map(Some).map_err(|error| Status::malformed_message(&error))
+    }
+
+    /// Waits for more bytes; tells whether there are some.
+    async fn receive(&mut self) -> Result<bool, Status> {
+        let data = grpc::next_data(&mut self.body).await?;
+        if let Some(data) = &data {
+            self.received.extend_from_slice(data);
+        }
+        Ok(data.is_some())
+    }
+}
