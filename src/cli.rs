@@ -10,6 +10,7 @@ use std::path::PathBuf;
 /// A strongly consistent key-value store for coordination that speaks the etcd v3 API.
 #[derive(Debug, Parser)]
 #[command(name = "quorate", version, args_conflicts_with_subcommands = true)]
+#[command(args_override_self = true)]
 pub struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -26,8 +27,10 @@ pub enum Command {
     Bench(crate::bench::BenchArgs),
 }
 
-/// Flags of `quorate server`. Each overrides the environment, which overrides the file.
+/// Flags of `quorate server`. Each overrides the environment, which overrides the file; of one that is given twice, the
+/// last counts, so that a script can append to a command.
 #[derive(Clone, Debug, Default, Args)]
+#[command(args_override_self = true)]
 pub struct ServerArgs {
     /// Configuration in TOML; config/node.toml describes every key
     #[arg(long, value_name = "FILE")]
@@ -118,6 +121,8 @@ mod tests {
         let expected = vec![("--name", "name", "n1".to_owned())];
         assert_eq!(flags("quorate --name n1"), expected);
         assert_eq!(flags("quorate server --name n1"), expected);
+        assert_eq!(flags("quorate --name n0 --name n1"), expected);
+        assert_eq!(flags("quorate server --name n0 --name n1"), expected);
         assert!(flags("quorate").is_empty(), "flags out of nowhere");
     }
 

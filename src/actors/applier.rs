@@ -153,38 +153,47 @@ pub struct ApplierProgress {
 #[rtype(result = "()")]
 pub struct DrainTail;
 
+/// What an applier begins with.
+#[derive(Debug)]
+pub struct ApplierState {
+    /// The replicated state.
+    pub machine: Machine,
+    /// The index at that state.
+    pub snapshot: Snapshot,
+    /// The log position of that state.
+    pub applied: Applied,
+    /// Reads the database, which holds all of that state.
+    pub stored: DbReader,
+    /// Size of the database file, in bytes.
+    pub file_bytes: u64,
+    /// Bytes of it that hold records.
+    pub used_bytes: u64,
+}
+
 impl Applier {
-    /// An applier that goes on with `machine` where the database behind `stored` stands.
-    pub fn new(
-        machine: Machine,
-        snapshot: Snapshot,
-        applied: Applied,
-        stored: DbReader,
-        sizes: (u64, u64),
-        pacing: CommitPacing,
-        peers: Peers,
-        life: Lifeline,
-    ) -> Self {
-        let visible_window = Window {
+    /// An applier that goes on where `state` stands.
+    pub fn new(state: ApplierState, pacing: CommitPacing, peers: Peers, life: Lifeline) -> Self {
+        let (machine, applied) = (state.machine, state.applied);
+        let window = Window {
             newest: machine.revision(),
             compacted: machine.compacted(),
         };
         Self {
             visible: applied,
-            visible_window,
+            visible_window: window,
             alarms: Arc::new(machine.alarms().clone()),
-            stored_through: visible_window.newest,
+            stored_through: window.newest,
             stored_index: LogIndex(0),
             handed_over: applied.index,
             draining: Vec::new(),
             machine,
             applied,
-            snapshot,
+            snapshot: state.snapshot,
             tail: Runs::default(),
             tail_bytes: 0,
-            stored,
-            file_bytes: sizes.0,
-            used_bytes: sizes.1,
+            stored: state.stored,
+            file_bytes: state.file_bytes,
+            used_bytes: state.used_bytes,
             unpublished: VecDeque::new(),
             uncommitted: CommitBatch::default(),
             uncommitted_bytes: 0,

@@ -6,7 +6,7 @@
 use super::requests::{RequestError, Requests, aside};
 use crate::{
     kv::{
-        KeyRange, KvError, check,
+        KeyRange, check,
         command::{EncodedKv, RangeQuery, SortOrder, SortTarget},
         record,
         view::Page,
@@ -155,11 +155,7 @@ impl RangeChunks {
 
     async fn page(&self, pinned: Pinned) -> Result<Page, RequestError> {
         let published = self.requests.published();
-        published
-            .view
-            .window
-            .check(pinned.read_at)
-            .map_err(KvError::from)?;
+        published.view.window.check(pinned.read_at)?;
         let (range, keys_only) = (self.range.clone(), self.query.keys_only);
         let limit = self.keys_max.min(self.left);
         aside(move || {

@@ -185,7 +185,7 @@ struct Queue {
 }
 
 /// What a [`Requests`] needs of its node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RequestPeers {
     /// Orders proposals and reads.
     pub raft: Addr<RaftNode>,

@@ -2,8 +2,9 @@
 //!
 //! etcd: `etcdctl` up to 3.4, asked for `endpoint status` of `http://host:port`, sends exactly that as `:authority`. Go's server
 //! does not look; the HTTP/2 library used here refuses the call. So the first header block of a connection is looked at, and
-//! `http://` there becomes `httpB--`, which is a valid start of a host name. Nothing reads the name. The replacement takes as many
-//! characters as the original and, Huffman-coded, as many bits: no length changes, and the two ends' header tables stay alike.
+//! `http://` there becomes `httpB--`, which is a valid start of a host name. Nothing reads the name. The
+//! replacement takes as many characters as the original and, Huffman-coded, as many bits: no length changes, and the two
+//! ends' header tables stay alike.
 //! Later blocks refer to the table, so from the second block on bytes pass untouched.
 
 use bytes::{Buf, BytesMut};

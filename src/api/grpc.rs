@@ -440,8 +440,8 @@ mod tests {
     #[test]
     fn timeouts_are_read_as_grpc_spells_them() {
         let table = [
-            ("1H", Some(Duration::from_secs(3600))),
-            ("2M", Some(Duration::from_secs(120))),
+            ("1H", Some(Duration::from_hours(1))),
+            ("2M", Some(Duration::from_mins(2))),
             ("99999999S", Some(Duration::from_secs(99_999_999))),
             ("30m", Some(Duration::from_millis(30))),
             ("4u", Some(Duration::from_micros(4))),

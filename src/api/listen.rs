@@ -35,7 +35,7 @@ use tokio::{
 const HANDOVER_MAX: usize = 256;
 
 /// How long a new connection may say nothing.
-const SILENCE_MAX: Duration = Duration::from_secs(120);
+const SILENCE_MAX: Duration = Duration::from_mins(2);
 
 /// How long accepting pauses when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -70,7 +70,7 @@ impl Default for ListenLimits {
         Self {
             connections_max: 20_000,
             streams_max: 16_384,
-            keepalive_interval: Duration::from_secs(2 * 60 * 60),
+            keepalive_interval: Duration::from_hours(2),
             keepalive_timeout: Duration::from_secs(20),
             stop_timeout: Duration::from_secs(5),
         }

@@ -2,8 +2,8 @@
 //!
 //! A connection enters at [`listen`], which hands it to one of the API arbiters, where it stays ([`authority`] repairs a fault
 //! of old clients on the way). [`grpc`] reads a call's message
-//! and [`http`] the few plain paths; both end in a method of [`Api`], which takes a generated request and gives an [`reply::Encoded`]
-//! answer or a [`status::Status`], and knows nothing of what carries them:
+//! and [`http`] the few plain paths; both end in a method of [`Api`], which takes a generated request and gives an
+//! [`reply::Encoded`] answer or a [`status::Status`], and knows nothing of what carries them:
 //!
 //! ```text
 //! listen → grpc → kv, watch, maintenance → convert → actors::requests → reply → body

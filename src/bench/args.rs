@@ -9,7 +9,7 @@ use std::time::Duration;
 /// Decimal digits that tell keys apart, after the prefix.
 pub(super) const KEY_DIGITS: usize = 10;
 /// How long a run of `--requests` may take when no `--duration` bounds it.
-const REQUESTS_TIME_MAX: Duration = Duration::from_secs(3_600);
+const REQUESTS_TIME_MAX: Duration = Duration::from_hours(1);
 /// Clients that share one connection when `--connections` is not given.
 const CLIENTS_PER_CONNECTION: usize = 16;
 /// The most connections that are opened when `--connections` is not given.

@@ -280,7 +280,7 @@ fn retention_means_time_or_revisions() {
         let file = format!("[auto_compaction]\nmode = '{mode}'\nretention = '{retention}'");
         load(&file, &[], &[]).map(|config| config.auto_compaction)
     };
-    let hour = Duration::from_secs(3_600);
+    let hour = Duration::from_hours(1);
     assert_eq!(
         compaction("periodic", "1"),
         Ok(AutoCompaction::Periodic(hour))

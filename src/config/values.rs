@@ -90,7 +90,7 @@ const UNITS: [(&str, f64); 8] = [
 ];
 
 /// The longest retention: a hundred years, which fits every representation on the way.
-const RETENTION_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
+const RETENTION_MAX: Duration = Duration::from_hours(876_000);
 
 /// Reads a retention period: a Go duration (`1h30m`, `1.5h`, `300ms`), or a bare whole number of hours.
 pub(super) fn retention_period(text: &str) -> Option<Duration> {

@@ -63,7 +63,7 @@ impl KeyRange {
         start.push(0);
         let end = match &self.end {
             RangeEnd::Single => RangeEnd::Before(start.clone().into()),
-            end => end.clone(),
+            RangeEnd::Before(_) | RangeEnd::Unbounded => self.end.clone(),
         };
         Self {
             start: start.into(),

@@ -212,13 +212,12 @@ fn pick(
 fn sort(found: &mut [Found], query: &RangeQuery) {
     let Some(target) = sort_of(query) else { return };
     match target {
-        // They were picked in key order.
-        SortTarget::Key => {}
         SortTarget::Version => found.sort_by_key(Found::version),
         SortTarget::Create => found.sort_by_key(Found::create),
         SortTarget::Mod => found.sort_by_key(|item| item.rev),
         SortTarget::Value => found.sort_by(|a, b| a.value().cmp(b.value())),
-        SortTarget::Unknown => {}
+        // They were picked in key order; an unknown target is refused before.
+        SortTarget::Key | SortTarget::Unknown => {}
     }
     if query.sort_order == SortOrder::Descend {
         found.reverse();

@@ -6,7 +6,7 @@
 use super::{placement::Placement, recover::Recovery};
 use crate::{
     actors::{
-        applier::{Applier, CommitPacing, DrainTail, Peers},
+        applier::{Applier, ApplierState, CommitPacing, DrainTail, Peers},
         committer::Committer,
         compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers},
         fail_stop::{FailStop, Lifeline},
@@ -18,11 +18,17 @@ use crate::{
         watch_hub::{EndStreams, PROGRESS_INTERVAL, WatchHub},
     },
     config::{self, Config},
-    kv::{machine::Machine, range::Window, retention::Retention, runs::Runs, view::View},
-    types::{LogIndex, Millis, Term},
+    kv::{
+        index::Index as Tree, machine::Machine, range::Window, retention::Retention, runs::Runs,
+        view::View,
+    },
+    raft,
+    storage::{db::Db, wal::Wal},
+    types::{LeaseId, LogIndex, Millis, Term},
 };
 use actix::prelude::*;
 use std::{
+    collections::BTreeMap,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -54,190 +60,260 @@ pub(super) fn assemble(
     placement: &Placement,
     fail_stop: &FailStop,
 ) -> Running {
-    let Recovery {
-        member,
-        db,
-        wal,
-        restored,
-        tree,
-        raft,
-    } = recovery;
     let identity = Identity {
-        cluster: member.cluster,
-        member: member.node,
+        cluster: recovery.member.cluster,
+        member: recovery.member.node,
     };
-    let life = |actor| Lifeline::new(actor, fail_stop.clone());
-    let reader = match db.reader() {
-        Ok(reader) => reader,
-        Err(error) => {
-            fail_stop.because("cannot read the database", &error);
-            unreachable!("the member has stopped");
-        }
+    let starting = Starting {
+        config,
+        placement,
+        fail_stop,
     };
-    let compaction = CompactionState {
-        wanted: restored.compacted,
-        stored: db
-            .compaction()
-            .map(|progress| (progress.through, progress.next)),
-    };
-    let leases = restored
-        .leases
-        .iter()
-        .map(|(id, lease)| (id, lease.ttl_secs))
-        .collect();
-    let snapshot = tree.snapshot();
-    let (applied, sizes) = (db.applied(), (db.size(), db.size_in_use()));
-    let machine = Machine::new(restored, snapshot.clone());
-    let first_view = Published {
-        view: View {
-            window: Window {
-                newest: machine.revision(),
-                compacted: machine.compacted(),
-            },
-            keys: snapshot.clone(),
-            tail: Runs::default(),
-            stored: Arc::new(reader.clone()),
-        },
-        applied,
-        alarms: Arc::new(machine.alarms().clone()),
-        stored_through: machine.revision(),
-        file_bytes: sizes.0,
-        used_bytes: sizes.1,
-    };
-    let (views_in, views) = watch::channel(Arc::new(first_view));
-    let (status_in, raft_status) = watch::channel(RaftStatus {
-        leader: None,
-        leads: false,
-        term: Term(0),
-        commit: LogIndex(0),
-    });
+    let state = State::of(&recovery);
+    let channels = Channels::new(&state, &recovery.db);
 
-    // Raft node first: all others report to it.
-    let (raft_peers_in, raft_peers) = mpsc::channel::<RaftPeers>();
-    let pacing = RaftPacing {
-        tick: config.raft.heartbeat,
-        request_timeout: REQUEST_TIMEOUT_BASE + config.raft.election * 2,
-        apply_gap_max: config.limits.apply_gap_max,
-    };
-    let raft_life = life("the Raft node");
-    let raft_node = RaftNode::start_in_arbiter(&placement.core, move |_| {
-        let peers = taken(&raft_peers);
-        RaftNode::new(raft, identity.member, pacing, peers, raft_life)
-    });
-    let log = wal.reader();
-    let (wal_raft, wal_life) = (raft_node.clone().recipient(), life("the WAL writer"));
-    let wal_writer = WalWriter::start_in_arbiter(&placement.wal, move |_| {
-        WalWriter::new(wal, wal_raft, wal_life)
-    });
-    let (applier_peers_in, applier_peers) = mpsc::channel::<Peers>();
-    let commit_pacing = CommitPacing {
-        interval: config.storage.commit_interval,
-        records_max: config.storage.commit_records_max,
-        bytes_max: COMMIT_BYTES_MAX,
-    };
-    let applier_life = life("the applier");
-    let applier = Applier::start_in_arbiter(&placement.apply, move |_| {
-        let peers = taken(&applier_peers);
-        Applier::new(
-            machine,
-            snapshot,
-            applied,
-            reader,
-            sizes,
-            commit_pacing,
-            peers,
-            applier_life,
-        )
-    });
-    let (to_applier, index_life) = (applier.clone().recipient(), life("the index"));
-    let index = Index::start_in_arbiter(&placement.apply, move |_| {
-        Index::new(tree, to_applier, index_life)
-    });
-    let (to_applier, committer_life) = (applier.clone().recipient(), life("the committer"));
-    let committer = Committer::start_in_arbiter(&placement.committer, move |_| {
-        Committer::new(db, to_applier, committer_life)
-    });
-    let lease_life = life("the lease manager");
-    let lease_manager = LeaseManager::start_in_arbiter(&placement.services, move |_| {
-        LeaseManager::new(leases, lease_life)
-    });
-    let (hub_views, hub_life) = (views.clone(), life("the watch hub"));
-    let watch_hub = WatchHub::start_in_arbiter(&placement.services, move |_| {
-        WatchHub::new(hub_views, PROGRESS_INTERVAL, hub_life)
-    });
-    let (compactor_peers_in, compactor_peers) = mpsc::channel::<CompactorPeers>();
-    let compaction_pacing = CompactionPacing {
-        records_max: config.compaction.batch,
-        pause: config.compaction.pause,
-    };
-    let (retention, compactor_life) = (retention(config), life("the compactor"));
-    let compactor = Compactor::start_in_arbiter(&placement.services, move |_| {
-        let peers = taken(&compactor_peers);
-        Compactor::new(
-            compaction,
-            retention,
-            compaction_pacing,
-            peers,
-            compactor_life,
-        )
-    });
-
-    let limits = RequestLimits {
-        request_bytes_max: config.limits.request_bytes_max,
-        txn_ops_max: config.limits.txn_ops_max,
-        quota_bytes: config.limits.quota_bytes,
-    };
-    let request_peers = || RequestPeers {
+    // The Raft node first: all others report to it.
+    let (raft_peers, raft_node) = starting.raft_node(recovery.raft, identity);
+    let log = recovery.wal.reader();
+    let wal = starting.wal_writer(recovery.wal, &raft_node);
+    let (applier_peers, apply_loop) = starting.applier(state.applier);
+    let index = starting.index(recovery.tree, &apply_loop);
+    let committer = starting.committer(recovery.db, &apply_loop);
+    let lease_manager = starting.lease_manager(state.leases);
+    let (compactor_peers, compactor) = starting.compactor(state.compaction);
+    let watches = starting.watch_hub(&channels);
+    let way_in = RequestPeers {
         raft: raft_node.clone(),
         compactor: compactor.clone(),
-        watches: watch_hub.clone(),
-        views: views.clone(),
-        raft_status: raft_status.clone(),
+        watches: watches.clone(),
+        views: channels.views.clone(),
+        raft_status: channels.raft_status.clone(),
     };
-    let requests: Vec<Requests> = placement
-        .api
-        .iter()
-        .map(|arbiter| Requests::start(arbiter, identity, limits, request_peers()))
-        .collect();
+    let requests = starting.requests(identity, &way_in);
 
     // Everybody exists: whoever waits for its peers gets them.
     given(
-        &raft_peers_in,
+        &raft_peers,
         RaftPeers {
-            wal: wal_writer.clone().recipient(),
-            release: wal_writer.clone().recipient(),
+            wal: wal.clone().recipient(),
+            release: wal.clone().recipient(),
             log,
-            applier: applier.clone().recipient(),
-            status: status_in,
+            applier: apply_loop.clone().recipient(),
+            status: channels.raft_status_in,
         },
     );
     given(
-        &applier_peers_in,
+        &applier_peers,
         Peers {
             index: index.clone().recipient(),
             committer: committer.clone().recipient(),
             raft: raft_node.recipient(),
             compactor: compactor.recipient(),
             leases: lease_manager.recipient(),
-            watches: watch_hub.clone().recipient(),
-            views: views_in,
+            watches: watches.clone().recipient(),
+            views: channels.views_in,
         },
     );
     given(
-        &compactor_peers_in,
+        &compactor_peers,
         CompactorPeers {
             index,
             committer,
             requests: requests[0].clone(),
-            views,
-            raft_status,
+            views: channels.views,
+            raft_status: channels.raft_status,
         },
     );
     Running {
         requests,
-        applier,
-        wal: wal_writer,
-        watches: watch_hub,
+        applier: apply_loop,
+        wal,
+        watches,
+    }
+}
+
+/// What the actors begin with.
+struct State {
+    applier: ApplierState,
+    leases: BTreeMap<LeaseId, i64>,
+    compaction: CompactionState,
+}
+
+impl State {
+    fn of(recovery: &Recovery) -> Self {
+        let (db, restored) = (&recovery.db, &recovery.restored);
+        let snapshot = recovery.tree.snapshot();
+        Self {
+            leases: restored
+                .leases
+                .iter()
+                .map(|(id, lease)| (id, lease.ttl_secs))
+                .collect(),
+            compaction: CompactionState {
+                wanted: restored.compacted,
+                stored: db
+                    .compaction()
+                    .map(|progress| (progress.through, progress.next)),
+            },
+            applier: ApplierState {
+                machine: Machine::new(restored.clone(), snapshot.clone()),
+                snapshot,
+                applied: db.applied(),
+                stored: recovery.reader.clone(),
+                file_bytes: db.size(),
+                used_bytes: db.size_in_use(),
+            },
+        }
+    }
+}
+
+/// What is published to everyone.
+struct Channels {
+    views_in: watch::Sender<Arc<Published>>,
+    views: watch::Receiver<Arc<Published>>,
+    raft_status_in: watch::Sender<RaftStatus>,
+    raft_status: watch::Receiver<RaftStatus>,
+}
+
+impl Channels {
+    fn new(state: &State, db: &Db) -> Self {
+        let applier = &state.applier;
+        let machine = &applier.machine;
+        let published = Published {
+            view: View {
+                window: Window {
+                    newest: machine.revision(),
+                    compacted: machine.compacted(),
+                },
+                keys: applier.snapshot.clone(),
+                tail: Runs::default(),
+                stored: Arc::new(applier.stored.clone()),
+            },
+            applied: db.applied(),
+            alarms: Arc::new(machine.alarms().clone()),
+            stored_through: machine.revision(),
+            file_bytes: db.size(),
+            used_bytes: db.size_in_use(),
+        };
+        let (views_in, views) = watch::channel(Arc::new(published));
+        let (raft_status_in, raft_status) = watch::channel(RaftStatus {
+            leader: None,
+            leads: false,
+            term: Term(0),
+            commit: LogIndex(0),
+        });
+        Self {
+            views_in,
+            views,
+            raft_status_in,
+            raft_status,
+        }
+    }
+}
+
+/// Starts one actor after the other, each on the arbiter that the placement names.
+struct Starting<'a> {
+    config: &'a Config,
+    placement: &'a Placement,
+    fail_stop: &'a FailStop,
+}
+
+impl Starting<'_> {
+    fn life(&self, actor: &'static str) -> Lifeline {
+        Lifeline::new(actor, self.fail_stop.clone())
+    }
+
+    fn raft_node(
+        &self,
+        raft: raft::Node,
+        identity: Identity,
+    ) -> (mpsc::Sender<RaftPeers>, Addr<RaftNode>) {
+        let pacing = RaftPacing {
+            tick: self.config.raft.heartbeat,
+            request_timeout: REQUEST_TIMEOUT_BASE + self.config.raft.election * 2,
+            apply_gap_max: self.config.limits.apply_gap_max,
+        };
+        let life = self.life("the Raft node");
+        let (give, peers) = mpsc::channel();
+        let address = RaftNode::start_in_arbiter(&self.placement.core, move |_| {
+            RaftNode::new(raft, identity.member, pacing, taken(&peers), life)
+        });
+        (give, address)
+    }
+
+    fn wal_writer(&self, wal: Wal, raft: &Addr<RaftNode>) -> Addr<WalWriter> {
+        let (raft, life) = (raft.clone().recipient(), self.life("the WAL writer"));
+        WalWriter::start_in_arbiter(&self.placement.wal, move |_| {
+            WalWriter::new(wal, raft, life)
+        })
+    }
+
+    fn applier(&self, state: ApplierState) -> (mpsc::Sender<Peers>, Addr<Applier>) {
+        let pacing = CommitPacing {
+            interval: self.config.storage.commit_interval,
+            records_max: self.config.storage.commit_records_max,
+            bytes_max: COMMIT_BYTES_MAX,
+        };
+        let life = self.life("the applier");
+        let (give, peers) = mpsc::channel();
+        let address = Applier::start_in_arbiter(&self.placement.apply, move |_| {
+            Applier::new(state, pacing, taken(&peers), life)
+        });
+        (give, address)
+    }
+
+    fn index(&self, tree: Tree, applier: &Addr<Applier>) -> Addr<Index> {
+        let (applier, life) = (applier.clone().recipient(), self.life("the index"));
+        Index::start_in_arbiter(&self.placement.apply, move |_| {
+            Index::new(tree, applier, life)
+        })
+    }
+
+    fn committer(&self, db: Db, applier: &Addr<Applier>) -> Addr<Committer> {
+        let (applier, life) = (applier.clone().recipient(), self.life("the committer"));
+        Committer::start_in_arbiter(&self.placement.committer, move |_| {
+            Committer::new(db, applier, life)
+        })
+    }
+
+    fn lease_manager(&self, leases: BTreeMap<LeaseId, i64>) -> Addr<LeaseManager> {
+        let life = self.life("the lease manager");
+        LeaseManager::start_in_arbiter(&self.placement.services, move |_| {
+            LeaseManager::new(leases, life)
+        })
+    }
+
+    fn compactor(&self, state: CompactionState) -> (mpsc::Sender<CompactorPeers>, Addr<Compactor>) {
+        let pacing = CompactionPacing {
+            records_max: self.config.compaction.batch,
+            pause: self.config.compaction.pause,
+        };
+        let (retention, life) = (retention(self.config), self.life("the compactor"));
+        let (give, peers) = mpsc::channel();
+        let address = Compactor::start_in_arbiter(&self.placement.services, move |_| {
+            Compactor::new(state, retention, pacing, taken(&peers), life)
+        });
+        (give, address)
+    }
+
+    fn watch_hub(&self, channels: &Channels) -> Addr<WatchHub> {
+        let (views, life) = (channels.views.clone(), self.life("the watch hub"));
+        WatchHub::start_in_arbiter(&self.placement.services, move |_| {
+            WatchHub::new(views, PROGRESS_INTERVAL, life)
+        })
+    }
+
+    /// A way in for each API arbiter.
+    fn requests(&self, identity: Identity, peers: &RequestPeers) -> Vec<Requests> {
+        let limits = RequestLimits {
+            request_bytes_max: self.config.limits.request_bytes_max,
+            txn_ops_max: self.config.limits.txn_ops_max,
+            quota_bytes: self.config.limits.quota_bytes,
+        };
+        let arbiters = self.placement.api.iter();
+        arbiters
+            .map(|arbiter| Requests::start(arbiter, identity, limits, peers.clone()))
+            .collect()
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     kv::{index::Index as Tree, machine::Restored},
     raft::{self, InitialState, InitialStateError, LogId, Membership},
     storage::{
-        db::{self, Db, DbError, DbOptions},
+        db::{self, Db, DbError, DbOptions, DbReader},
         disk::Disk,
         member::{self, Member, MemberError},
         real_disk::DiskError,
@@ -83,6 +83,7 @@ pub enum StartError {
 pub(super) struct Recovery {
     pub member: Member,
     pub db: Db,
+    pub reader: DbReader,
     pub wal: Wal,
     pub restored: Restored,
     pub tree: Tree,
@@ -111,9 +112,11 @@ pub(super) fn recover(config: &Config, disk: &Arc<dyn Disk>) -> Result<Recovery,
         member::write(&**disk, &member)?;
     }
     let raft = consensus(config, node, &db, recovered)?;
+    let reader = db.reader()?;
     Ok(Recovery {
         member,
         db,
+        reader,
         wal,
         restored,
         tree,

@@ -13,7 +13,7 @@ use tokio::process::{Child, Command};
 use tokio::time::{sleep, timeout};
 
 /// A server that has not answered by then will not: generous, for a loaded machine and a debug build.
-const START_MAX: Duration = Duration::from_secs(60);
+const START_MAX: Duration = Duration::from_mins(1);
 const STOP_MAX: Duration = Duration::from_secs(30);
 /// Pause between two looks at a starting server.
 const POLL: Duration = Duration::from_millis(20);
