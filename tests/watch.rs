@@ -2,6 +2,12 @@
 //!
 //! The truth is what reads at each revision tell. Situations that once broke watches elsewhere have a test each, named for it.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::missing_assert_message,
+    reason = "this crate is all tests, of which clippy sees only the functions marked so"
+)]
+
 use quorate::{
     Config, Node,
     actors::{
@@ -27,7 +33,10 @@ struct Home {
 
 fn home() -> Home {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config { data_dir: dir.path().join("data"), ..Config::default() };
+    let config = Config {
+        data_dir: dir.path().join("data"),
+        ..Config::default()
+    };
     Home { config, _dir: dir }
 }
 
@@ -39,7 +48,11 @@ impl Home {
 
 fn put(key: &str, value: impl Into<Vec<u8>>) -> Put {
     let value = bytes::Bytes::from(value.into());
-    Put { key: key.to_owned().into(), value: value.into(), ..Put::default() }
+    Put {
+        key: key.to_owned().into(),
+        value: value.into(),
+        ..Put::default()
+    }
 }
 
 fn delete(key: &str, end: &str) -> DeleteRange {
@@ -100,7 +113,12 @@ async fn truth(requests: &Requests, after: Revision, through: Revision) -> Vec<C
 
 fn change(event: &KeyEvent) -> Change {
     let new = (event.kind == RecordKind::Put).then(|| event.kv.clone());
-    (event.rev.major, event.kv.key.to_vec(), new, event.prev_kv.clone())
+    (
+        event.rev.major,
+        event.kv.key.to_vec(),
+        new,
+        event.prev_kv.clone(),
+    )
 }
 
 /// Takes events until one at `through` or later was taken.
@@ -110,9 +128,15 @@ async fn events_through(watch: &mut Watch, through: Revision) -> Vec<KeyEvent> {
         let batch = watch.next().await.unwrap();
         let (last, first) = (events.last(), batch.events.first());
         if let (Some(last), Some(first)) = (last, first) {
-            assert!(last.rev.major < first.rev.major, "a revision comes in one batch");
+            assert!(
+                last.rev.major < first.rev.major,
+                "a revision comes in one batch"
+            );
         }
-        assert!(batch.events.is_sorted_by(|a, b| a.rev < b.rev), "events come in order, once");
+        assert!(
+            batch.events.is_sorted_by(|a, b| a.rev < b.rev),
+            "events come in order, once"
+        );
         events.extend(batch.events);
     }
     events
@@ -121,8 +145,11 @@ async fn events_through(watch: &mut Watch, through: Revision) -> Vec<KeyEvent> {
 fn assert_true(events: &[KeyEvent], truth: &[Change], range: &KeyRange) {
     let mut seen: Vec<Change> = events.iter().map(change).collect();
     seen.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
-    let wanted: Vec<Change> =
-        truth.iter().filter(|change| range.contains(&change.1)).cloned().collect();
+    let wanted: Vec<Change> = truth
+        .iter()
+        .filter(|change| range.contains(&change.1))
+        .cloned()
+        .collect();
     assert_eq!(seen, wanted);
 }
 
@@ -138,7 +165,13 @@ async fn write(requests: Requests, name: &'static str, rounds: usize) {
                 let puts = (0..3).map(|n| TxnOp::Put(put(&key(n), format!("{round}.{n}"))));
                 let delete = TxnOp::DeleteRange(delete(&key(4), ""));
                 let success = puts.chain([delete]).collect();
-                requests.txn(Txn { success, ..Txn::default() }).await.unwrap();
+                requests
+                    .txn(Txn {
+                        success,
+                        ..Txn::default()
+                    })
+                    .await
+                    .unwrap();
             }
             _ => {
                 requests.put(put(&key(0), round.to_string())).await.unwrap();
@@ -180,11 +213,24 @@ async fn ordered_unique_reliable_atomic_with_concurrent_writers() {
     ];
     let mut watches = Vec::new();
     for range in &ranges {
-        for start in [Revision(0), Revision(2), Revision(half.0 / 2), Revision(half.0 + 10)] {
+        for start in [
+            Revision(0),
+            Revision(2),
+            Revision(half.0 / 2),
+            Revision(half.0 + 10),
+        ] {
             for prev_kv in [false, true] {
-                let spec = WatchSpec { start, prev_kv, ..WatchSpec::of(range.clone()) };
+                let spec = WatchSpec {
+                    start,
+                    prev_kv,
+                    ..WatchSpec::of(range.clone())
+                };
                 let watch = requests.watch(spec).await.unwrap();
-                let from = if start.0 == 0 { watch.created_at().next() } else { start };
+                let from = if start.0 == 0 {
+                    watch.created_at().next()
+                } else {
+                    start
+                };
                 watches.push((watch, range.clone(), from, prev_kv));
             }
         }
@@ -196,7 +242,12 @@ async fn ordered_unique_reliable_atomic_with_concurrent_writers() {
     }
     let history = truth(requests, Revision(1), end).await;
     for (mut watch, range, from, prev_kv) in watches {
-        let last = history.iter().rev().find(|change| range.contains(&change.1)).unwrap().0;
+        let last = history
+            .iter()
+            .rev()
+            .find(|change| range.contains(&change.1))
+            .unwrap()
+            .0;
         let events = events_through(&mut watch, last).await;
         let wanted = history.iter().filter(|change| change.0 >= from).cloned();
         let wanted: Vec<Change> = wanted
@@ -223,7 +274,10 @@ async fn resumable_at_the_last_seen_revision_across_restarts() {
             Err(error) => break error,
         }
     };
-    assert!(matches!(ended, WatchError::Request(RequestError::Stopped)), "{ended:?}");
+    assert!(
+        matches!(ended, WatchError::Request(RequestError::Stopped)),
+        "{ended:?}"
+    );
 
     let node = home.start();
     let seen = events.last().unwrap().rev.major;
@@ -232,8 +286,10 @@ async fn resumable_at_the_last_seen_revision_across_restarts() {
     let end = mark(node.requests()).await;
     events.extend(events_through(&mut watch, end).await);
     let history = truth(node.requests(), Revision(1), end).await;
-    let plain: Vec<Change> =
-        history.into_iter().map(|(rev, key, new, _)| (rev, key, new, None)).collect();
+    let plain: Vec<Change> = history
+        .into_iter()
+        .map(|(rev, key, new, _)| (rev, key, new, None))
+        .collect();
     assert_true(&events, &plain, &KeyRange::all());
     node.stop().await;
 }
@@ -243,7 +299,10 @@ async fn bookmarkable_progress_is_in_step_with_its_stream() {
     let home = home();
     let node = home.start();
     let requests = node.requests();
-    let WatchStream { requests: asking, mut responses } = requests.watch_stream().await.unwrap();
+    let WatchStream {
+        requests: asking,
+        mut responses,
+    } = requests.watch_stream().await.unwrap();
     for _ in 0..3 {
         asking.ask(WatchRequest::Create(all())).await.unwrap();
     }
@@ -255,7 +314,10 @@ async fn bookmarkable_progress_is_in_step_with_its_stream() {
     let mut seen: BTreeMap<WatchId, Vec<Revision>> = BTreeMap::new();
     let mut bookmarks = Vec::new();
     while !writing.is_finished() || bookmarks.is_empty() {
-        let read = requests.range(RangeQuery { key: "x".to_owned().into(), ..RangeQuery::default() });
+        let read = requests.range(RangeQuery {
+            key: "x".to_owned().into(),
+            ..RangeQuery::default()
+        });
         let read = read.await.unwrap().revision;
         asking.ask(WatchRequest::Progress).await.unwrap();
         while let Some(response) = responses.try_next() {
@@ -267,12 +329,19 @@ async fn bookmarkable_progress_is_in_step_with_its_stream() {
     }
     writing.await.unwrap();
     let end = mark(requests).await;
-    while seen.values().any(|revisions| revisions.last() != Some(&end)) || seen.len() < 3 {
+    while seen
+        .values()
+        .any(|revisions| revisions.last() != Some(&end))
+        || seen.len() < 3
+    {
         let response = responses.next().await.unwrap();
         note(&mut seen, &mut bookmarks, response);
     }
-    let mut wanted: Vec<Revision> =
-        truth(requests, Revision(1), end).await.iter().map(|change| change.0).collect();
+    let mut wanted: Vec<Revision> = truth(requests, Revision(1), end)
+        .await
+        .iter()
+        .map(|change| change.0)
+        .collect();
     wanted.dedup();
     for revisions in seen.values() {
         assert_eq!(revisions, &wanted, "every revision in one response");
@@ -289,13 +358,20 @@ fn note(
     match response.body {
         Body::Events { events, .. } => {
             let revision = events[0].rev.major;
-            assert!(bookmarks.last() < Some(&revision), "an event at or below a bookmark");
+            assert!(
+                bookmarks.last() < Some(&revision),
+                "an event at or below a bookmark"
+            );
             seen.entry(response.watch).or_default().push(revision);
         }
         Body::Progress => {
             assert_eq!(response.watch, WatchId::NONE);
             for revisions in seen.values() {
-                assert_eq!(revisions.last(), Some(&response.revision), "all of it was sent");
+                assert_eq!(
+                    revisions.last(),
+                    Some(&response.revision),
+                    "all of it was sent"
+                );
             }
             bookmarks.push(response.revision);
         }
@@ -315,19 +391,34 @@ async fn event_lost_when_a_stream_starves() {
     // 40 MiB: far more than a stream's queue and the recent events hold.
     for n in 0..640_usize {
         let value = vec![u8::try_from(n % 251).unwrap(); 64 * 1024];
-        let done = requests.put(put(&format!("k{}", n % 10), value)).await.unwrap();
+        let done = requests
+            .put(put(&format!("k{}", n % 10), value))
+            .await
+            .unwrap();
         wanted.push(done.revision);
         let seen = events_through(&mut quick, done.revision).await;
-        assert_eq!(seen.len(), 1, "a stalled stream costs its neighbours nothing");
+        assert_eq!(
+            seen.len(),
+            1,
+            "a stalled stream costs its neighbours nothing"
+        );
     }
     let held = counts(requests).await;
     assert!(held.recent_bytes <= 16 * 1024 * 1024, "{held:?}");
-    assert_eq!((held.watchers, held.synced), (2, 1), "the slow one has fallen behind");
+    assert_eq!(
+        (held.watchers, held.synced),
+        (2, 1),
+        "the slow one has fallen behind"
+    );
     let seen = events_through(&mut slow, *wanted.last().unwrap()).await;
     let seen: Vec<Revision> = seen.iter().map(|event| event.rev.major).collect();
     assert_eq!(seen, wanted);
     let last = mark(requests).await;
-    assert_eq!(events_through(&mut slow, last).await.len(), 1, "and goes on");
+    assert_eq!(
+        events_through(&mut slow, last).await.len(),
+        1,
+        "and goes on"
+    );
     assert_eq!(counts(requests).await.synced, 2);
     node.stop().await;
 }
@@ -340,7 +431,11 @@ async fn slow_watcher_overtaken_by_compaction_is_told() {
     let mut slow = requests.watch(all()).await.unwrap();
     let mut last = Revision(0);
     for _ in 0..640 {
-        last = requests.put(put("k", vec![7; 64 * 1024])).await.unwrap().revision;
+        last = requests
+            .put(put("k", vec![7; 64 * 1024]))
+            .await
+            .unwrap()
+            .revision;
     }
     requests.compact(last, true).await.unwrap();
     let mut next = Revision(2);
@@ -355,7 +450,9 @@ async fn slow_watcher_overtaken_by_compaction_is_told() {
             Err(error) => break error,
         }
     };
-    let WatchError::Compacted { oldest } = error else { panic!("{error:?}") };
+    let WatchError::Compacted { oldest } = error else {
+        panic!("{error:?}")
+    };
     assert_eq!(oldest, last);
     assert!(next < last, "it was overtaken");
     node.stop().await;
@@ -366,11 +463,24 @@ async fn duplicate_event_from_a_transaction() {
     let home = home();
     let node = home.start();
     let requests = node.requests();
-    let mut watch = requests.watch(WatchSpec { prev_kv: true, ..all() }).await.unwrap();
+    let mut watch = requests
+        .watch(WatchSpec {
+            prev_kv: true,
+            ..all()
+        })
+        .await
+        .unwrap();
     let twice = || {
-        let inner = Txn { success: vec![TxnOp::Put(put("b", "2"))], ..Txn::default() };
+        let inner = Txn {
+            success: vec![TxnOp::Put(put("b", "2"))],
+            ..Txn::default()
+        };
         Txn {
-            success: vec![TxnOp::Put(put("a", "1")), TxnOp::Txn(inner), TxnOp::Put(put("c", "3"))],
+            success: vec![
+                TxnOp::Put(put("a", "1")),
+                TxnOp::Txn(inner),
+                TxnOp::Put(put("c", "3")),
+            ],
             ..Txn::default()
         }
     };
@@ -379,10 +489,23 @@ async fn duplicate_event_from_a_transaction() {
     }
     for revision in [Revision(2), Revision(3)] {
         let batch = watch.next().await.unwrap();
-        let keys: Vec<&[u8]> = batch.events.iter().map(|event| event.kv.key.as_ref()).collect();
-        assert_eq!(keys, [b"a", b"b", b"c"], "each change once, all in one batch");
+        let keys: Vec<&[u8]> = batch
+            .events
+            .iter()
+            .map(|event| event.kv.key.as_ref())
+            .collect();
+        assert_eq!(
+            keys,
+            [b"a", b"b", b"c"],
+            "each change once, all in one batch"
+        );
         assert!(batch.events.iter().all(|event| event.rev.major == revision));
-        assert!(batch.events.iter().all(|e| e.prev_kv.is_some() == (revision.0 == 3)));
+        assert!(
+            batch
+                .events
+                .iter()
+                .all(|e| e.prev_kv.is_some() == (revision.0 == 3))
+        );
     }
     node.stop().await;
 }
@@ -394,12 +517,19 @@ async fn event_dropped_when_compacting_at_a_delete() {
     let requests = node.requests();
     requests.put(put("k", "1")).await.unwrap();
     let mut watch = requests.watch(from(Revision(2))).await.unwrap();
-    let deleted = requests.delete_range(delete("k", "")).await.unwrap().revision;
+    let deleted = requests
+        .delete_range(delete("k", ""))
+        .await
+        .unwrap()
+        .revision;
     requests.compact(deleted, true).await.unwrap();
     let again = requests.put(put("k", "2")).await.unwrap().revision;
     let seen = events_through(&mut watch, again).await;
     let kinds: Vec<RecordKind> = seen.iter().map(|event| event.kind).collect();
-    assert_eq!(kinds, [RecordKind::Put, RecordKind::Tombstone, RecordKind::Put]);
+    assert_eq!(
+        kinds,
+        [RecordKind::Put, RecordKind::Tombstone, RecordKind::Put]
+    );
     node.stop().await;
 }
 
@@ -409,14 +539,27 @@ async fn delete_missing_on_a_watch_opened_at_the_compacted_revision() {
     let node = home.start();
     let requests = node.requests();
     requests.put(put("k", "1")).await.unwrap();
-    let deleted = requests.delete_range(delete("k", "")).await.unwrap().revision;
+    let deleted = requests
+        .delete_range(delete("k", ""))
+        .await
+        .unwrap()
+        .revision;
     mark(requests).await;
     requests.compact(deleted, true).await.unwrap();
-    let spec = WatchSpec { prev_kv: true, ..from(deleted) };
+    let spec = WatchSpec {
+        prev_kv: true,
+        ..from(deleted)
+    };
     let mut watch = requests.watch(spec.clone()).await.unwrap();
     let first = watch.next().await.unwrap().events.remove(0);
-    assert_eq!((first.kind, first.rev.major), (RecordKind::Tombstone, deleted));
-    assert_eq!(first.kv.mod_revision, deleted, "a deletion names its revision");
+    assert_eq!(
+        (first.kind, first.rev.major),
+        (RecordKind::Tombstone, deleted)
+    );
+    assert_eq!(
+        first.kv.mod_revision, deleted,
+        "a deletion names its revision"
+    );
     assert_eq!(first.prev_kv, None, "the state before it is compacted");
     node.stop().await;
 
@@ -424,11 +567,20 @@ async fn delete_missing_on_a_watch_opened_at_the_compacted_revision() {
     let node = home.start();
     let mut watch = node.requests().watch(spec).await.unwrap();
     let first = watch.next().await.unwrap().events.remove(0);
-    assert_eq!((first.kind, first.rev.major), (RecordKind::Tombstone, deleted));
-    let before = WatchSpec { start: Revision(2), ..all() };
+    assert_eq!(
+        (first.kind, first.rev.major),
+        (RecordKind::Tombstone, deleted)
+    );
+    let before = WatchSpec {
+        start: Revision(2),
+        ..all()
+    };
     let mut watch = node.requests().watch(before).await.unwrap();
     let error = watch.next().await.unwrap_err();
-    assert!(matches!(error, WatchError::Compacted { oldest } if oldest == deleted), "{error:?}");
+    assert!(
+        matches!(error, WatchError::Compacted { oldest } if oldest == deleted),
+        "{error:?}"
+    );
     node.stop().await;
 }
 
@@ -437,11 +589,20 @@ async fn future_watch_gets_neither_notifications_nor_old_events() {
     let home = home();
     let node = home.start();
     let requests = node.requests();
-    let WatchStream { requests: asking, mut responses } = requests.watch_stream().await.unwrap();
+    let WatchStream {
+        requests: asking,
+        mut responses,
+    } = requests.watch_stream().await.unwrap();
     let future = Revision(8);
-    asking.ask(WatchRequest::Create(from(future))).await.unwrap();
+    asking
+        .ask(WatchRequest::Create(from(future)))
+        .await
+        .unwrap();
     let created = responses.next().await.unwrap();
-    assert_eq!((created.body, created.revision), (Body::Created, Revision(1)));
+    assert_eq!(
+        (created.body, created.revision),
+        (Body::Created, Revision(1))
+    );
     for n in 2..8 {
         asking.ask(WatchRequest::Progress).await.unwrap();
         requests.put(put("k", n.to_string())).await.unwrap();
@@ -463,7 +624,10 @@ async fn a_stream_that_is_dropped_is_forgotten() {
     let requests = node.requests();
     let keep = requests.watch(all()).await.unwrap();
     for _ in 0..100 {
-        requests.watch(WatchSpec::of(range("a", "b"))).await.unwrap();
+        requests
+            .watch(WatchSpec::of(range("a", "b")))
+            .await
+            .unwrap();
     }
     // A stream that is opened now is served after the news of those that left.
     while counts(requests).await.streams > 1 {
@@ -484,10 +648,16 @@ async fn ten_thousand_watchers_from_the_past_all_catch_up() {
     }
     let mut streams = Vec::new();
     for _ in 0..10 {
-        let WatchStream { requests: asking, responses } = requests.watch_stream().await.unwrap();
+        let WatchStream {
+            requests: asking,
+            responses,
+        } = requests.watch_stream().await.unwrap();
         for n in 0..1_000 {
             let key = bytes::Bytes::from(format!("k{:02}", n % 100));
-            let spec = WatchSpec { start: Revision(2), ..WatchSpec::of(KeyRange::single(key)) };
+            let spec = WatchSpec {
+                start: Revision(2),
+                ..WatchSpec::of(KeyRange::single(key))
+            };
             asking.ask(WatchRequest::Create(spec)).await.unwrap();
         }
         streams.push((asking, responses));

@@ -412,7 +412,10 @@ impl Applier {
     /// Tells the watch hub of a batch. It is not waited for: what does not fit its mailbox it will read from history, once it
     /// is told that there is something new.
     fn tell_watches(&mut self, records: Vec<Record>, published: Arc<Published>) {
-        let told = self.peers.watches.try_send(EventsApplied { records, published });
+        let told = self
+            .peers
+            .watches
+            .try_send(EventsApplied { records, published });
         self.watches_behind = matches!(told, Err(SendError::Full(_)));
     }
 

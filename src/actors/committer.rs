@@ -12,7 +12,8 @@ use crate::{
         index::Snapshot,
         range::{ReadError, Records},
         record,
-        view::{StoredRecords, Visit},
+        view::StoredRecords,
+        watch::Visit,
     },
     storage::db::{Applied, CommitBatch, Db, DbReader},
     types::{LogIndex, Rev, Revision},
@@ -176,8 +177,13 @@ impl Committer {
 
 impl StoredRecords for DbReader {
     fn scan(&self, from: Rev, to: Rev, visit: &mut Visit<'_>) -> Result<(), ReadError> {
-        Self::scan(self, from..to, |record| visit(record.rev, record.kind, record.kv))
-            .map_err(|error| ReadError { rev: from, source: Box::new(error) })
+        Self::scan(self, from..to, |record| {
+            visit(record.rev, record.kind, record.kv)
+        })
+        .map_err(|error| ReadError {
+            rev: from,
+            source: Box::new(error),
+        })
     }
 }
 

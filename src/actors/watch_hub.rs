@@ -1,7 +1,7 @@
 //! Watch hub: owns all watchers of this member, and sends each stream what its watchers are to see.
 //!
-//! It learns of changes from the applier, which never waits for it. It never reads the disk on its own arbiter for a watcher that is
-//! behind: such reads are made on blocking threads, in bounded pieces. The rules are those of
+//! It learns of changes from the applier, which never waits for it. For a watcher that is behind it never reads the disk on its
+//! own arbiter: such reads are made on blocking threads, in bounded pieces. The rules are those of
 //! [`kv::watch`](crate::kv::watch); `docs/watch.md` tells how the parts work together.
 
 use super::{
@@ -13,7 +13,9 @@ use crate::{
     clock,
     kv::{
         range::ReadError,
-        watch::{Bounds, CatchUp, Outlet, ReadTask, Response, StreamId, WatchId, WatchSpec, Watches},
+        watch::{
+            Bounds, CatchUp, Outlet, ReadTask, Response, StreamId, WatchId, WatchSpec, Watches,
+        },
     },
     types::{Record, Revision},
 };
@@ -39,7 +41,7 @@ const HISTORY_READS_MAX: usize = 2;
 const RECENT_READS_PER_TURN: usize = 4;
 
 /// How often quiet watches are told of progress, at least. etcd: the same default.
-pub const PROGRESS_INTERVAL: Duration = Duration::from_secs(600);
+pub const PROGRESS_INTERVAL: Duration = Duration::from_mins(10);
 
 /// Owns the watchers.
 pub struct WatchHub {
@@ -80,8 +82,10 @@ impl WatchHub {
         progress_interval: Duration,
         life: Lifeline,
     ) -> Self {
-        let bounds =
-            Bounds { recent_bytes_max: RECENT_BYTES_MAX, watchers_max: WATCHERS_MAX };
+        let bounds = Bounds {
+            recent_bytes_max: RECENT_BYTES_MAX,
+            watchers_max: WATCHERS_MAX,
+        };
         let newest = views.borrow().view.window.newest;
         Self {
             watches: Watches::new(newest, bounds, clock::entropy()),
@@ -178,7 +182,9 @@ impl Handler<EventsApplied> for WatchHub {
     fn handle(&mut self, applied: EventsApplied, ctx: &mut Self::Context) {
         let view = &applied.published.view;
         let newest = view.window.newest;
-        let dealt = self.watches.publish(applied.records, newest, view, &mut self.outboxes);
+        let dealt = self
+            .watches
+            .publish(applied.records, newest, view, &mut self.outboxes);
         if self.survives(dealt).is_none() {
             return;
         }
@@ -287,8 +293,14 @@ impl WatchHub {
 
     fn unpark(&mut self) {
         let newest = self.watches.newest();
-        while self.parked.front().is_some_and(|(visible, ..)| *visible <= newest) {
-            let Some((_, request, done)) = self.parked.pop_front() else { return };
+        while self
+            .parked
+            .front()
+            .is_some_and(|(visible, ..)| *visible <= newest)
+        {
+            let Some((_, request, done)) = self.parked.pop_front() else {
+                return;
+            };
             self.perform(request);
             // Whoever asked may be gone.
             done.send(()).unwrap_or_default();
@@ -299,7 +311,8 @@ impl WatchHub {
         match request {
             WatchRequest::Create(spec) => {
                 let compacted = self.views.borrow().view.window.compacted;
-                self.watches.create(stream, spec, compacted, &mut self.outboxes);
+                self.watches
+                    .create(stream, spec, compacted, &mut self.outboxes);
             }
             WatchRequest::Cancel(id) => self.watches.cancel(stream, id, &mut self.outboxes),
             WatchRequest::Progress => self.watches.request_progress(stream, &mut self.outboxes),
@@ -317,7 +330,9 @@ impl WatchHub {
                 self.bell.nudge();
                 break;
             }
-            let read = self.watches.read_recent(&published.view, &mut self.outboxes);
+            let read = self
+                .watches
+                .read_recent(&published.view, &mut self.outboxes);
             match self.survives(read) {
                 Some(true) => {}
                 Some(false) => break,
@@ -325,18 +340,15 @@ impl WatchHub {
             }
         }
         while self.history_reads < HISTORY_READS_MAX {
-            let Some(task) = self.watches.next_read(&mut self.outboxes) else { return };
+            let Some(task) = self.watches.next_read(&mut self.outboxes) else {
+                return;
+            };
             self.history_reads += 1;
             self.read_history(task, published.clone(), ctx);
         }
     }
 
-    fn read_history(
-        &mut self,
-        task: ReadTask,
-        published: Arc<Published>,
-        ctx: &mut Context<Self>,
-    ) {
+    fn read_history(&mut self, task: ReadTask, published: Arc<Published>, ctx: &mut Context<Self>) {
         let reading = tokio::task::spawn_blocking(move || {
             let found = task.run(&published.view);
             (task, found)
@@ -344,7 +356,9 @@ impl WatchHub {
         let then = reading.into_actor(self).map(|read, hub, ctx| match read {
             Ok((task, found)) => hub.history_was_read(&task, found, ctx),
             Err(error) if error.is_panic() => {
-                hub.life.fail_stop().because("reading history for watches", &error);
+                hub.life
+                    .fail_stop()
+                    .because("reading history for watches", &error);
             }
             // The runtime is stopping.
             Err(_) => {}
@@ -368,7 +382,9 @@ impl WatchHub {
     /// A member that cannot read its own records must not go on.
     fn survives<T>(&self, read: Result<T, ReadError>) -> Option<T> {
         read.inspect_err(|error| {
-            self.life.fail_stop().because("cannot read history for watches", error);
+            self.life
+                .fail_stop()
+                .because("cannot read history for watches", error);
         })
         .ok()
     }
@@ -382,6 +398,8 @@ impl Drop for WatchHub {
 
 /// Up to a tenth longer, so that streams opened together do not speak together. etcd: the same.
 fn jittered(interval: Duration) -> Duration {
-    let tenth = u64::try_from(interval.as_millis() / 10).unwrap_or(u64::MAX).max(1);
+    let tenth = u64::try_from(interval.as_millis() / 10)
+        .unwrap_or(u64::MAX)
+        .max(1);
     interval + Duration::from_millis(clock::entropy() % tenth)
 }

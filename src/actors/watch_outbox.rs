@@ -139,7 +139,11 @@ impl Outbox {
     pub(super) fn try_take(&self) -> Result<Response, Empty> {
         let mut state = unpoisoned(&self.state);
         let Some(response) = state.queue.pop_front() else {
-            return Err(if state.ended { Empty::ForEver } else { Empty::ForNow });
+            return Err(if state.ended {
+                Empty::ForEver
+            } else {
+                Empty::ForNow
+            });
         };
         let bytes = response.bytes();
         state.bytes -= bytes;
@@ -160,9 +164,10 @@ impl Outbox {
     pub(super) async fn room_for_requests(&self) -> bool {
         loop {
             let emptied = self.emptied.notified();
-            let state = unpoisoned(&self.state);
-            let (goes_on, room) = (!state.ended && !state.left, state.bytes < STREAM_BYTES_MAX);
-            drop(state);
+            let (goes_on, room) = {
+                let state = unpoisoned(&self.state);
+                (!state.ended && !state.left, state.bytes < STREAM_BYTES_MAX)
+            };
             if !goes_on || room {
                 return goes_on;
             }
@@ -174,7 +179,9 @@ impl Outbox {
     pub(super) fn leave(&self) {
         let mut state = unpoisoned(&self.state);
         let first = !std::mem::replace(&mut state.left, true);
-        self.bell.queued_bytes.fetch_sub(state.bytes, Ordering::Relaxed);
+        self.bell
+            .queued_bytes
+            .fetch_sub(state.bytes, Ordering::Relaxed);
         state.bytes = 0;
         let dropped = std::mem::take(&mut state.queue);
         drop(state);
@@ -220,8 +227,15 @@ mod tests {
         let kv = Bytes::from(vec![0; bytes]);
         let rev = Rev::new(Revision(2), 0);
         let event = Arc::new(Event::new(rev, RecordKind::Put, &kv, None));
-        let body = Body::Events { events: vec![event], fragment: false };
-        Response { watch: WatchId(0), revision: Revision(2), body }
+        let body = Body::Events {
+            events: vec![event],
+            fragment: false,
+        };
+        Response {
+            watch: WatchId(0),
+            revision: Revision(2),
+            body,
+        }
     }
 
     #[test]
@@ -248,9 +262,13 @@ mod tests {
     #[test]
     fn when_all_queues_together_are_full_only_empty_ones_have_room() {
         let bell = Arc::new(Bell::default());
-        let (quiet, busy) = (Outbox::new(StreamId(1), bell.clone()), Outbox::new(StreamId(2), bell.clone()));
+        let (quiet, busy) = (
+            Outbox::new(StreamId(1), bell.clone()),
+            Outbox::new(StreamId(2), bell.clone()),
+        );
         busy.put(events(1));
-        bell.queued_bytes.fetch_add(ALL_BYTES_MAX, Ordering::Relaxed);
+        bell.queued_bytes
+            .fetch_add(ALL_BYTES_MAX, Ordering::Relaxed);
         assert!(quiet.has_room());
         assert!(!busy.has_room());
         assert!(busy.try_take().is_ok());

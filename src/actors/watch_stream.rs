@@ -45,15 +45,23 @@ impl Requests {
     pub async fn watch_stream(&self) -> Result<WatchStream, RequestError> {
         let hub = self.watch_hub().clone();
         let StreamOpened { outbox } = hub.send(OpenStream).await.map_err(stopped)??;
-        let responses = WatchResponses { outbox: outbox.clone() };
-        Ok(WatchStream { requests: WatchRequests { hub, outbox }, responses })
+        let responses = WatchResponses {
+            outbox: outbox.clone(),
+        };
+        Ok(WatchStream {
+            requests: WatchRequests { hub, outbox },
+            responses,
+        })
     }
 
     /// Watches a range of keys: every change from the spec's start on, in order, once.
     pub async fn watch(&self, spec: WatchSpec) -> Result<Watch, WatchError> {
         let stream = self.watch_stream().await?;
         stream.requests.ask(WatchRequest::Create(spec)).await?;
-        let mut watch = Watch { stream, created_at: Revision(0) };
+        let mut watch = Watch {
+            stream,
+            created_at: Revision(0),
+        };
         let created = watch.stream.responses.next().await?;
         match created.body {
             Body::Refused(refusal) => Err(refusal.into()),
@@ -80,7 +88,10 @@ impl WatchRequests {
         if !self.outbox.room_for_requests().await {
             return Err(RequestError::Stopped);
         }
-        let request = StreamRequest { stream: self.outbox.stream(), request };
+        let request = StreamRequest {
+            stream: self.outbox.stream(),
+            request,
+        };
         self.hub.send(request).await.map_err(stopped)
     }
 }
@@ -176,9 +187,15 @@ impl Watch {
             return match body {
                 Body::Events { events, .. } => {
                     let events = events.iter().map(|event| KeyEvent::decode(event));
-                    Ok(EventBatch { revision, events: events.collect::<Result<_, _>>()? })
+                    Ok(EventBatch {
+                        revision,
+                        events: events.collect::<Result<_, _>>()?,
+                    })
                 }
-                Body::Progress => Ok(EventBatch { revision, events: Vec::new() }),
+                Body::Progress => Ok(EventBatch {
+                    revision,
+                    events: Vec::new(),
+                }),
                 Body::Compacted { oldest } => Err(WatchError::Compacted { oldest }),
                 Body::Refused(refusal) => Err(refusal.into()),
                 Body::Cancelled => Err(RequestError::Stopped.into()),

@@ -43,7 +43,7 @@ pub fn range(request: pb::RangeRequest) -> RangeQuery {
 }
 
 /// A new watch. Its keys outlive the request by far, so they are copied out of its buffer.
-pub fn watch(request: pb::WatchCreateRequest) -> WatchSpec {
+pub fn watch(request: &pb::WatchCreateRequest) -> WatchSpec {
     // etcd: the empty key is the first key there can be.
     let key = match request.key.as_ref() {
         b"" => Bytes::from_static(b"\0"),

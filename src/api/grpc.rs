@@ -54,9 +54,12 @@ where
 {
     let (parts, mut body) = request.into_parts();
     let answered = match admit(&api, &parts.headers) {
-        Ok(deadline) if parts.uri.path() == WATCH => {
-            Ok(watch(api.clone(), body, requires_leader(&parts.headers), deadline))
-        }
+        Ok(deadline) if parts.uri.path() == WATCH => Ok(watch(
+            api.clone(),
+            body,
+            requires_leader(&parts.headers),
+            deadline,
+        )),
         Ok(None) => route(&api, parts.uri.path(), &mut body, None).await,
         Ok(Some(deadline)) => {
             let answering = route(&api, parts.uri.path(), &mut body, Some(deadline));
@@ -105,7 +108,9 @@ fn admit(api: &Api, headers: &HeaderMap) -> Result<Option<Instant>, Status> {
 
 /// Whether the caller wants no answer from a member that knows no leader.
 fn requires_leader(headers: &HeaderMap) -> bool {
-    headers.get("hasleader").is_some_and(|value| value == "true")
+    headers
+        .get("hasleader")
+        .is_some_and(|value| value == "true")
 }
 
 /// The one call whose requests are a stream.
@@ -114,7 +119,9 @@ where
     B: http_body::Body<Data = Bytes> + Unpin + 'static,
 {
     let messages = Messages::new(body, api.receive_bytes_max());
-    stream(deadline, |out| async move { api.watch(messages, leader_required, &out).await })
+    stream(deadline, |out| async move {
+        api.watch(messages, leader_required, &out).await
+    })
 }
 
 /// At most eight digits and a unit.

@@ -4,8 +4,7 @@
 //! read from either.
 
 use super::{
-    Api,
-    convert,
+    Api, convert,
     incoming::Messages,
     proto::etcdserverpb as pb,
     reply::{self, Encoded, WatchReply},
@@ -21,11 +20,7 @@ use crate::{
 };
 use bytes::Bytes;
 use pb::watch_request::RequestUnion;
-use std::{
-    cell::Cell,
-    sync::Arc,
-    time::Duration,
-};
+use std::{cell::Cell, sync::Arc, time::Duration};
 use tokio::sync::mpsc;
 
 /// How long a stream that asked for a leader lives without one. etcd: three election timeouts.
@@ -56,7 +51,10 @@ impl Api {
     where
         B: http_body::Body<Data = Bytes> + Unpin,
     {
-        let WatchStream { requests, responses } = self.requests.watch_stream().await?;
+        let WatchStream {
+            requests,
+            responses,
+        } = self.requests.watch_stream().await?;
         let book = Book::default();
         let leader_lost = async {
             if leader_required {
@@ -84,11 +82,13 @@ impl Api {
         B: http_body::Body<Data = Bytes> + Unpin,
     {
         while let Some(request) = messages.next::<pb::WatchRequest>().await? {
-            let Some(request) = request.request_union else { continue };
+            let Some(request) = request.request_union else {
+                continue;
+            };
             let request = match request {
                 RequestUnion::CreateRequest(create) => {
                     book.creating.set(book.creating.get() + 1);
-                    WatchRequest::Create(convert::watch(create))
+                    WatchRequest::Create(convert::watch(&create))
                 }
                 RequestUnion::CancelRequest(cancel) => {
                     WatchRequest::Cancel(WatchId(cancel.watch_id))
@@ -138,7 +138,11 @@ impl Api {
                 reply.cancel_reason = cancel_reason(*refusal);
             }
             Body::Events { events, fragment } => {
-                let max = if *fragment { self.receive_bytes_max() } else { usize::MAX };
+                let max = if *fragment {
+                    self.receive_bytes_max()
+                } else {
+                    usize::MAX
+                };
                 return fragments(&reply, events, max);
             }
             Body::Progress => {}
@@ -167,7 +171,12 @@ fn fragments(
             len = len.saturating_add(event.wire.len());
             at == 0 || len.saturating_add(2) < max
         };
-        let count = rest.iter().enumerate().map(fits).take_while(|fits| *fits).count();
+        let count = rest
+            .iter()
+            .enumerate()
+            .map(fits)
+            .take_while(|fits| *fits)
+            .count();
         let (now, later) = rest.split_at(count);
         let fragment = !later.is_empty();
         messages.push(reply::watch(&WatchReply { fragment, ..*reply }, now)?);

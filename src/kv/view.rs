@@ -12,9 +12,9 @@ use super::{
     range::{self, ReadError, Records, Window},
     runs::Runs,
     txn,
-    watch::History,
+    watch::{History, Visit},
 };
-use crate::types::{Record, RecordKind, Rev, Revision};
+use crate::types::{Record, Rev, Revision};
 use std::{ops::ControlFlow, sync::Arc};
 
 /// Records that a database holds, readable from any thread.
@@ -25,9 +25,6 @@ pub trait StoredRecords: Records {
     /// Visits the records from `from` up to, not including, `to`, in order, until `visit` breaks.
     fn scan(&self, from: Rev, to: Rev, visit: &mut Visit<'_>) -> Result<(), ReadError>;
 }
-
-/// Is shown a record: its place, its kind, and its `KeyValue`.
-pub type Visit<'a> = dyn FnMut(Rev, RecordKind, &[u8]) -> ControlFlow<()> + 'a;
 
 /// The store at one revision.
 #[derive(Clone)]
@@ -126,7 +123,10 @@ impl History for View {
         if at < self.window.compacted {
             return Ok(None);
         }
-        self.keys.rev_at(key, at).map(|rev| self.get(rev)).transpose()
+        self.keys
+            .rev_at(key, at)
+            .map(|rev| self.get(rev))
+            .transpose()
     }
 
     fn scan(
@@ -144,7 +144,11 @@ impl History for View {
             stopped = flow.is_break();
             flow
         })?;
-        for record in self.tail.iter_from(from).take_while(|record| record.rev < to) {
+        for record in self
+            .tail
+            .iter_from(from)
+            .take_while(|record| record.rev < to)
+        {
             if stopped || visit(record.rev, record.kind, &record.kv).is_break() {
                 break;
             }

@@ -39,3 +39,4 @@ mod transport;
 mod txn;
 mod txn_compare;
 mod txn_rules;
+mod watch;

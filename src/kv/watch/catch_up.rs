@@ -18,6 +18,9 @@ const MATCHED_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Revisions with events for one watcher, before it stops. etcd: as many go into one response.
 const REVISIONS_MAX: usize = 1_000;
 
+/// Is shown a record: its place, its kind, and its `KeyValue`.
+pub type Visit<'a> = dyn FnMut(Rev, RecordKind, &[u8]) -> ControlFlow<()> + 'a;
+
 /// The past, as watches need it.
 pub trait History {
     /// From this revision on history is whole.
@@ -31,7 +34,7 @@ pub trait History {
         &self,
         from: Revision,
         through: Revision,
-        visit: &mut dyn FnMut(Rev, RecordKind, &[u8]) -> ControlFlow<()>,
+        visit: &mut Visit<'_>,
     ) -> Result<(), ReadError>;
 }
 
@@ -74,7 +77,11 @@ pub enum CatchUp {
 impl ReadTask {
     /// Where it begins.
     pub(super) fn from(&self) -> Revision {
-        self.seekers.iter().map(|seeker| seeker.next).min().unwrap_or(self.through)
+        self.seekers
+            .iter()
+            .map(|seeker| seeker.next)
+            .min()
+            .unwrap_or(self.through)
     }
 
     /// Makes the pass. It takes a bounded time, unless one revision has very many changes.
@@ -85,13 +92,13 @@ impl ReadTask {
         }
         let mut collector = Collector::new(self);
         let mut failed = None;
-        history.scan(from, self.through, &mut |rev, kind, kv| {
-            match collector.visit_stored(rev, kind, kv, history) {
-                Ok(flow) => flow,
-                Err(error) => {
-                    failed = Some(error);
-                    ControlFlow::Break(())
-                }
+        history.scan(from, self.through, &mut |rev, kind, kv| match collector
+            .visit_stored(rev, kind, kv, history)
+        {
+            Ok(flow) => flow,
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
             }
         })?;
         failed.map_or_else(|| Ok(collector.finish()), Err)
@@ -164,7 +171,11 @@ impl<'a> Collector<'a> {
         }
         self.look_up(rev, kind, super::super::record::key_slice(kv));
         if !self.hits.is_empty() {
-            let record = Record { rev, kind, kv: Bytes::copy_from_slice(kv) };
+            let record = Record {
+                rev,
+                kind,
+                kv: Bytes::copy_from_slice(kv),
+            };
             self.deal(&mut Change::new(record), history)?;
         }
         Ok(ControlFlow::Continue(()))
@@ -205,7 +216,10 @@ impl<'a> Collector<'a> {
             let event = change.event(self.task.seekers[at].prev_kv, history)?;
             self.bytes += event.wire.len();
             let events = &mut self.events[at];
-            if events.last().is_none_or(|last| last.rev.major != event.rev.major) {
+            if events
+                .last()
+                .is_none_or(|last| last.rev.major != event.rev.major)
+            {
                 self.counts[at] += 1;
                 self.revisions = self.revisions.max(self.counts[at]);
             }
@@ -215,7 +229,14 @@ impl<'a> Collector<'a> {
     }
 
     pub(super) fn finish(self) -> CatchUp {
-        let through = if self.done { self.current } else { self.task.through };
-        CatchUp::Read { through, events: self.events }
+        let through = if self.done {
+            self.current
+        } else {
+            self.task.through
+        };
+        CatchUp::Read {
+            through,
+            events: self.events,
+        }
     }
 }

@@ -49,7 +49,11 @@ impl Event {
             RecordKind::Put => stored,
             RecordKind::Tombstone => {
                 let key = record::key_slice(stored);
-                let fields = Fields { key, mod_revision: rev.major, ..Fields::default() };
+                let fields = Fields {
+                    key,
+                    mod_revision: rev.major,
+                    ..Fields::default()
+                };
                 tombstone = record::encode(&fields);
                 &tombstone
             }
@@ -66,7 +70,13 @@ impl Event {
         let kv_at = put_kv(&mut wire, KV, kv);
         let prev_at = prev.map(|prev| put_kv(&mut wire, PREV_KV, prev));
         let wire = Bytes::from(wire);
-        Self { rev, kind, kv: wire.slice(kv_at), prev_kv: prev_at.map(|at| wire.slice(at)), wire }
+        Self {
+            rev,
+            kind,
+            kv: wire.slice(kv_at),
+            prev_kv: prev_at.map(|at| wire.slice(at)),
+            wire,
+        }
     }
 
     /// The key.
@@ -93,7 +103,11 @@ pub(super) struct Change {
 
 impl Change {
     pub(super) fn new(record: Record) -> Self {
-        Self { record, plain: None, with_prev: None }
+        Self {
+            record,
+            plain: None,
+            with_prev: None,
+        }
     }
 
     pub(super) fn rev(&self) -> Rev {
@@ -114,21 +128,30 @@ impl Change {
         with_prev: bool,
         history: &dyn History,
     ) -> Result<Arc<Event>, ReadError> {
-        let known = if with_prev { &self.with_prev } else { &self.plain };
+        let known = if with_prev {
+            &self.with_prev
+        } else {
+            &self.plain
+        };
         if let Some(event) = known {
             return Ok(event.clone());
         }
         let Record { rev, kind, kv } = &self.record;
-        let prev = match with_prev {
-            true => history.before(record::key_slice(kv), rev.major)?,
-            false => None,
+        let prev = if with_prev {
+            history.before(record::key_slice(kv), rev.major)?
+        } else {
+            None
         };
         let event = match &self.plain {
             // Without a previous state both forms are the same bytes.
             Some(plain) if prev.is_none() => plain.clone(),
             _ => Arc::new(Event::new(*rev, *kind, kv, prev.as_ref())),
         };
-        let form = if with_prev { &mut self.with_prev } else { &mut self.plain };
+        let form = if with_prev {
+            &mut self.with_prev
+        } else {
+            &mut self.plain
+        };
         *form = Some(event.clone());
         Ok(event)
     }
@@ -137,7 +160,9 @@ impl Change {
     pub(super) fn bytes(&self) -> usize {
         let forms = [&self.plain, &self.with_prev];
         let forms = forms.into_iter().flatten();
-        let built: usize = forms.map(|event| event.wire.len() + EVENT_OVERHEAD_BYTES).sum();
+        let built: usize = forms
+            .map(|event| event.wire.len() + EVENT_OVERHEAD_BYTES)
+            .sum();
         self.record.kv.len() + EVENT_OVERHEAD_BYTES + built
     }
 }
@@ -152,15 +177,26 @@ mod tests {
         let stored = Bytes::from_static(&[0x0a, 1, b'k', 0x18, 5]);
         let prev = Bytes::from_static(&[0x0a, 1, b'k', 0x18, 3]);
         let put = Event::new(Rev::new(Revision(5), 0), RecordKind::Put, &stored, None);
-        assert_eq!(put.wire.as_ref(), [0x5a, 7, 0x12, 5, 0x0a, 1, b'k', 0x18, 5], "golden bytes");
-        assert_eq!((put.kv.as_ref(), put.prev_kv.as_ref()), (stored.as_ref(), None));
+        assert_eq!(
+            put.wire.as_ref(),
+            [0x5a, 7, 0x12, 5, 0x0a, 1, b'k', 0x18, 5],
+            "golden bytes"
+        );
+        assert_eq!(
+            (put.kv.as_ref(), put.prev_kv.as_ref()),
+            (stored.as_ref(), None)
+        );
         let tombstone = record::encode_tombstone(b"k");
         let rev = Rev::new(Revision(6), 0);
         let delete = Event::new(rev, RecordKind::Tombstone, &tombstone, Some(&prev));
         let expected = [
             0x5a, 16, 0x08, 1, 0x12, 5, 0x0a, 1, b'k', 0x18, 6, 0x1a, 5, 0x0a, 1, b'k', 0x18, 3,
         ];
-        assert_eq!(delete.wire.as_ref(), expected, "a deletion names its key and its revision");
+        assert_eq!(
+            delete.wire.as_ref(),
+            expected,
+            "a deletion names its key and its revision"
+        );
         assert_eq!(delete.key(), b"k");
         assert_eq!(delete.prev_kv, Some(prev));
     }

@@ -87,7 +87,11 @@ impl<T: Copy + Ord> Intervals<T> {
     /// Adds an item; tells whether it is new for this range.
     pub fn insert(&mut self, range: &KeyRange, item: T) -> bool {
         let added = match end_of(range) {
-            None => self.points.entry(range.start.clone()).or_default().insert(item),
+            None => self
+                .points
+                .entry(range.start.clone())
+                .or_default()
+                .insert(item),
             Some(end) => {
                 let (root, added) = self.insert_at(self.root, &range.start, end, item);
                 self.root = root;
@@ -121,7 +125,9 @@ impl<T: Copy + Ord> Intervals<T> {
     }
 
     fn find_at(&self, at: usize, key: &[u8], found: &mut impl FnMut(T)) {
-        let Some(node) = self.nodes.get(at).filter(|node| node.max.is_after(key)) else { return };
+        let Some(node) = self.nodes.get(at).filter(|node| node.max.is_after(key)) else {
+            return;
+        };
         self.find_at(node.left, key, found);
         if node.start.as_ref() <= key {
             if node.end.is_after(key) {
@@ -132,7 +138,9 @@ impl<T: Copy + Ord> Intervals<T> {
     }
 
     fn remove_point(&mut self, key: &Bytes, item: T) -> bool {
-        let Some(items) = self.points.get_mut(key) else { return false };
+        let Some(items) = self.points.get_mut(key) else {
+            return false;
+        };
         let removed = items.remove(&item);
         if items.is_empty() {
             self.points.remove(key);
@@ -243,7 +251,11 @@ impl<T: Copy + Ord> Intervals<T> {
     fn update(&mut self, at: usize) {
         let node = &self.nodes[at];
         let below = [node.left, node.right].map(|child| self.nodes.get(child).map(|n| &n.max));
-        let max = below.into_iter().flatten().fold(&node.end, |max, end| max.max(end)).clone();
+        let max = below
+            .into_iter()
+            .flatten()
+            .fold(&node.end, |max, end| max.max(end))
+            .clone();
         self.nodes[at].max = max;
     }
 
@@ -285,11 +297,22 @@ impl<T: Copy + Ord> Intervals<T> {
     pub fn check(&self) {
         let mut seen = Vec::new();
         self.check_at(self.root, &mut seen);
-        assert!(seen.is_sorted_by(|a, b| a < b), "ranges ascend strictly in tree order");
-        assert_eq!(seen.len() + self.free.len(), self.nodes.len(), "every place is used or free");
+        assert!(
+            seen.is_sorted_by(|a, b| a < b),
+            "ranges ascend strictly in tree order"
+        );
+        assert_eq!(
+            seen.len() + self.free.len(),
+            self.nodes.len(),
+            "every place is used or free"
+        );
         let ranges: usize = self.nodes.iter().map(|node| node.items.len()).sum();
         let points: usize = self.points.values().map(BTreeSet::len).sum();
-        assert_eq!(self.len, ranges + points, "the count is the number of items");
+        assert_eq!(
+            self.len,
+            ranges + points,
+            "the count is the number of items"
+        );
     }
 
     fn check_at<'a>(&'a self, at: usize, seen: &mut Vec<(&'a Bytes, &'a End)>) -> Option<&'a End> {
@@ -297,11 +320,17 @@ impl<T: Copy + Ord> Intervals<T> {
         let left = self.check_at(node.left, seen);
         seen.push((&node.start, &node.end));
         let right = self.check_at(node.right, seen);
-        let max = left.into_iter().chain(right).fold(&node.end, |max, end| max.max(end));
+        let max = left
+            .into_iter()
+            .chain(right)
+            .fold(&node.end, |max, end| max.max(end));
         assert_eq!(max, &node.max, "a node knows the greatest end below it");
         assert!(!node.items.is_empty(), "a node without items is taken out");
         for child in [node.left, node.right] {
-            let higher = self.nodes.get(child).is_some_and(|n| n.priority > node.priority);
+            let higher = self
+                .nodes
+                .get(child)
+                .is_some_and(|n| n.priority > node.priority);
             assert!(!higher, "priorities fall from the root down");
         }
         Some(&node.max)
@@ -378,11 +407,17 @@ mod tests {
 
     /// Nodes that a search looks at.
     fn visited(intervals: &Intervals<u32>, at: usize, key: &[u8]) -> usize {
-        let Some(node) = intervals.nodes.get(at) else { return 0 };
+        let Some(node) = intervals.nodes.get(at) else {
+            return 0;
+        };
         if !node.max.is_after(key) {
             return 1;
         }
-        let right = if node.start.as_ref() <= key { visited(intervals, node.right, key) } else { 0 };
+        let right = if node.start.as_ref() <= key {
+            visited(intervals, node.right, key)
+        } else {
+            0
+        };
         1 + visited(intervals, node.left, key) + right
     }
 
@@ -403,8 +438,17 @@ mod tests {
         assert_eq!(found(&few, key), [7]);
         assert_eq!(found(&many, key), [7]);
         let most = (0..1_000_u32)
-            .map(|n| visited(&many, many.root, format!("/registry/{:08}/x", n * 97).as_bytes()))
+            .map(|n| {
+                visited(
+                    &many,
+                    many.root,
+                    format!("/registry/{:08}/x", n * 97).as_bytes(),
+                )
+            })
             .max();
-        assert!(most < Some(150), "a search in 100,000 ranges looks at {most:?} nodes");
+        assert!(
+            most < Some(150),
+            "a search in 100,000 ranges looks at {most:?} nodes"
+        );
     }
 }

@@ -1,10 +1,10 @@
 //! The newest revisions, whole ones only, up to a number of bytes; shared by all watchers.
 
+use super::super::range::ReadError;
 use super::{
     catch_up::{CatchUp, Collector, History, ReadTask},
     event::Change,
 };
-use super::super::range::ReadError;
 use crate::types::Revision;
 use std::collections::VecDeque;
 
@@ -32,7 +32,12 @@ impl Revised {
 
 impl Recent {
     pub(super) fn new(newest: Revision, bytes_max: usize) -> Self {
-        Self { revisions: VecDeque::new(), newest, bytes: 0, bytes_max }
+        Self {
+            revisions: VecDeque::new(),
+            newest,
+            bytes: 0,
+            bytes_max,
+        }
     }
 
     /// The newest revision.
@@ -75,7 +80,10 @@ impl Recent {
         history: &dyn History,
     ) -> Result<CatchUp, ReadError> {
         let oldest = self.oldest();
-        assert!(task.from() >= oldest, "a read of recent events begins where they are");
+        assert!(
+            task.from() >= oldest,
+            "a read of recent events begins where they are"
+        );
         let skip = usize::try_from(task.from().0 - oldest.0).unwrap_or(usize::MAX);
         let mut collector = Collector::new(task);
         for revised in self.revisions.iter_mut().skip(skip) {
@@ -97,7 +105,9 @@ impl Recent {
 
     fn evict(&mut self) {
         while self.bytes > self.bytes_max {
-            let Some(oldest) = self.revisions.pop_front() else { break };
+            let Some(oldest) = self.revisions.pop_front() else {
+                break;
+            };
             self.bytes -= oldest.bytes;
         }
     }

@@ -139,9 +139,10 @@ impl Response {
     /// About what it takes in a queue and on the wire.
     pub fn bytes(&self) -> usize {
         let events = match &self.body {
-            Body::Events { events, .. } => {
-                events.iter().map(|event| event.wire.len() + size_of::<Arc<Event>>()).sum()
-            }
+            Body::Events { events, .. } => events
+                .iter()
+                .map(|event| event.wire.len() + size_of::<Arc<Event>>())
+                .sum(),
             Body::Created
             | Body::Refused(_)
             | Body::Progress

@@ -1,5 +1,6 @@
 //! All watchers of a member, and the rules by which they move from state to state.
 
+use super::super::range::ReadError;
 use super::{
     catch_up::{CatchUp, History, ReadTask, Seeker},
     event::{Change, Event},
@@ -7,7 +8,6 @@ use super::{
     recent::Recent,
     spec::{Body, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec},
 };
-use super::super::range::ReadError;
 use crate::types::{Record, Revision};
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -142,7 +142,9 @@ impl Watches {
 
     /// A stream is gone, with its watchers.
     pub fn close(&mut self, stream: StreamId) {
-        let Some(closed) = self.streams.get(&stream) else { return };
+        let Some(closed) = self.streams.get(&stream) else {
+            return;
+        };
         let keys: Vec<WatcherKey> = closed.ids.values().copied().collect();
         for key in keys {
             self.remove(key);
@@ -159,24 +161,51 @@ impl Watches {
         outlet: &mut dyn Outlet,
     ) {
         let newest = self.newest();
-        let Some(opened) = self.streams.get_mut(&stream) else { return };
+        let Some(opened) = self.streams.get_mut(&stream) else {
+            return;
+        };
         let room = self.count < self.watchers_max;
         let id = match opened.admit(&spec, room) {
             Ok(id) => id,
             Err(refusal) => {
                 let body = Body::Refused(refusal);
-                outlet.send(stream, Response { watch: WatchId::NONE, revision: newest, body });
+                outlet.send(
+                    stream,
+                    Response {
+                        watch: WatchId::NONE,
+                        revision: newest,
+                        body,
+                    },
+                );
                 return;
             }
         };
-        outlet.send(stream, Response { watch: id, revision: newest, body: Body::Created });
+        outlet.send(
+            stream,
+            Response {
+                watch: id,
+                revision: newest,
+                body: Body::Created,
+            },
+        );
         let start = spec.start;
         if start > Revision(0) && start < compacted {
             outlet.send(stream, compacted_response(id, compacted));
             return;
         }
-        let next = if start == Revision(0) { newest.next() } else { start };
-        let watcher = Watcher { stream, id, spec, next, phase: Phase::Reading, active: true };
+        let next = if start == Revision(0) {
+            newest.next()
+        } else {
+            start
+        };
+        let watcher = Watcher {
+            stream,
+            id,
+            spec,
+            next,
+            phase: Phase::Reading,
+            active: true,
+        };
         let key = self.add(watcher);
         if next > newest {
             self.sync(key);
@@ -187,27 +216,47 @@ impl Watches {
 
     /// Ends a watch. An id that the stream does not know gets no answer.
     pub fn cancel(&mut self, stream: StreamId, id: WatchId, outlet: &mut dyn Outlet) {
-        let known = self.streams.get(&stream).and_then(|opened| opened.ids.get(&id).copied());
+        let known = self
+            .streams
+            .get(&stream)
+            .and_then(|opened| opened.ids.get(&id).copied());
         let Some(key) = known else { return };
         self.remove(key);
         let revision = self.newest();
-        outlet.send(stream, Response { watch: id, revision, body: Body::Cancelled });
+        outlet.send(
+            stream,
+            Response {
+                watch: id,
+                revision,
+                body: Body::Cancelled,
+            },
+        );
     }
 
     /// Tells a stream how far all of its watches have come; nothing if one of them is behind or has not started, or if there
     /// is none.
     pub fn request_progress(&mut self, stream: StreamId, outlet: &mut dyn Outlet) {
         let newest = self.newest();
-        let Some(opened) = self.streams.get(&stream) else { return };
+        let Some(opened) = self.streams.get(&stream) else {
+            return;
+        };
         let started = |key: &WatcherKey| {
-            self.watcher(*key).is_some_and(|watcher| watcher.spec.start <= newest)
+            self.watcher(*key)
+                .is_some_and(|watcher| watcher.spec.start <= newest)
         };
         if opened.ids.is_empty() || opened.behind > 0 || !opened.ids.values().all(started) {
             return;
         }
         if outlet.has_room(stream) {
             let body = Body::Progress;
-            outlet.send(stream, Response { watch: WatchId::NONE, revision: newest, body });
+            outlet.send(
+                stream,
+                Response {
+                    watch: WatchId::NONE,
+                    revision: newest,
+                    body,
+                },
+            );
         } else if let Some(opened) = self.streams.get_mut(&stream) {
             opened.progress_owed = true;
         }
@@ -216,16 +265,27 @@ impl Watches {
     /// Tells of the quiet watches of a stream that want to hear of progress, now that it is due.
     pub fn progress_due(&mut self, stream: StreamId, outlet: &mut dyn Outlet) {
         let newest = self.newest();
-        let Some(opened) = self.streams.get(&stream) else { return };
+        let Some(opened) = self.streams.get(&stream) else {
+            return;
+        };
         for (&id, &key) in &opened.ids {
-            let Some(watcher) = watcher_mut(&mut self.slots, key) else { continue };
+            let Some(watcher) = watcher_mut(&mut self.slots, key) else {
+                continue;
+            };
             let quiet = !std::mem::replace(&mut watcher.active, false);
             let told = watcher.spec.progress_notify
                 && quiet
                 && watcher.phase == Phase::Synced
                 && watcher.spec.start <= newest;
             if told && outlet.has_room(stream) {
-                outlet.send(stream, Response { watch: id, revision: newest, body: Body::Progress });
+                outlet.send(
+                    stream,
+                    Response {
+                        watch: id,
+                        revision: newest,
+                        body: Body::Progress,
+                    },
+                );
             }
         }
     }
@@ -259,7 +319,11 @@ impl Watches {
         if let Some(revision) = changes.last().map(|change| change.rev().major) {
             self.publish_revision(revision, changes, history, outlet)?;
         }
-        assert_eq!(self.newest(), newest, "a batch ends at the revision it says it ends at");
+        assert_eq!(
+            self.newest(),
+            newest,
+            "a batch ends at the revision it says it ends at"
+        );
         Ok(())
     }
 
@@ -272,7 +336,8 @@ impl Watches {
     ) -> Result<(), ReadError> {
         let mut hits = Vec::new();
         for (at, change) in changes.iter().enumerate() {
-            self.synced.find(change.key(), &mut |key: WatcherKey| hits.push((key, at)));
+            self.synced
+                .find(change.key(), &mut |key: WatcherKey| hits.push((key, at)));
         }
         hits.retain(|&(key, at)| {
             self.watcher(key).is_some_and(|watcher| {
@@ -284,14 +349,18 @@ impl Watches {
         }
         for of_watcher in hits.chunk_by(|a, b| a.0 == b.0) {
             let key = of_watcher[0].0;
-            let Some(watcher) = watcher_mut(&mut self.slots, key) else { continue };
+            let Some(watcher) = watcher_mut(&mut self.slots, key) else {
+                continue;
+            };
             if !outlet.has_room(watcher.stream) {
                 self.unsync(key, revision);
                 self.starve(key);
                 continue;
             }
             let prev_kv = watcher.spec.prev_kv;
-            let events = of_watcher.iter().map(|&(_, at)| changes[at].event(prev_kv, history));
+            let events = of_watcher
+                .iter()
+                .map(|&(_, at)| changes[at].event(prev_kv, history));
             let events = events.collect::<Result<Vec<_>, _>>()?;
             watcher.send(events, revision, outlet);
         }
@@ -305,11 +374,21 @@ impl Watches {
         self.recent.restart(newest);
         let slots = (0..).zip(&self.slots);
         let keys: Vec<WatcherKey> = slots
-            .filter(|(_, slot)| slot.watcher.as_ref().is_some_and(|w| w.phase == Phase::Synced))
-            .map(|(at, slot)| WatcherKey { slot: at, life: slot.life })
+            .filter(|(_, slot)| {
+                slot.watcher
+                    .as_ref()
+                    .is_some_and(|w| w.phase == Phase::Synced)
+            })
+            .map(|(at, slot)| WatcherKey {
+                slot: at,
+                life: slot.life,
+            })
             .collect();
         for key in keys {
-            if self.watcher(key).is_some_and(|watcher| watcher.next <= newest) {
+            if self
+                .watcher(key)
+                .is_some_and(|watcher| watcher.next <= newest)
+            {
                 self.unsync(key, missed);
                 self.enqueue(key);
             }
@@ -318,11 +397,16 @@ impl Watches {
 
     /// A stream that had no room has some again.
     pub fn drained(&mut self, stream: StreamId, outlet: &mut dyn Outlet) {
-        let Some(opened) = self.streams.get_mut(&stream) else { return };
+        let Some(opened) = self.streams.get_mut(&stream) else {
+            return;
+        };
         let starved = std::mem::take(&mut opened.starved);
         let owed = std::mem::take(&mut opened.progress_owed);
         for key in starved {
-            if self.watcher(key).is_some_and(|watcher| watcher.phase == Phase::Starved) {
+            if self
+                .watcher(key)
+                .is_some_and(|watcher| watcher.phase == Phase::Starved)
+            {
                 self.enqueue(key);
             }
         }
@@ -378,7 +462,9 @@ impl Watches {
         let mut first = None;
         while seekers.len() < GROUP_MAX && passed.len() < GROUP_SEARCH_MAX {
             let Some(key) = queue.pop_front() else { break };
-            let queued = self.watcher(key).filter(|watcher| watcher.phase == Phase::Queued);
+            let queued = self
+                .watcher(key)
+                .filter(|watcher| watcher.phase == Phase::Queued);
             let Some((stream, next)) = queued.map(|watcher| (watcher.stream, watcher.next)) else {
                 continue;
             };
@@ -430,8 +516,14 @@ impl Watches {
     }
 
     fn read_compacted(&mut self, key: WatcherKey, oldest: Revision, outlet: &mut dyn Outlet) {
-        let Some(watcher) = self.watcher(key) else { return };
-        assert_eq!(watcher.phase, Phase::Reading, "a watcher waits for its read");
+        let Some(watcher) = self.watcher(key) else {
+            return;
+        };
+        assert_eq!(
+            watcher.phase,
+            Phase::Reading,
+            "a watcher waits for its read"
+        );
         if watcher.next >= oldest {
             self.enqueue(key);
             return;
@@ -449,8 +541,14 @@ impl Watches {
         outlet: &mut dyn Outlet,
     ) {
         let newest = self.newest();
-        let Some(watcher) = watcher_mut(&mut self.slots, key) else { return };
-        assert_eq!(watcher.phase, Phase::Reading, "a watcher waits for its read");
+        let Some(watcher) = watcher_mut(&mut self.slots, key) else {
+            return;
+        };
+        assert_eq!(
+            watcher.phase,
+            Phase::Reading,
+            "a watcher waits for its read"
+        );
         if !events.is_empty() {
             if !outlet.has_room(watcher.stream) {
                 self.starve(key);
@@ -474,7 +572,10 @@ impl Watches {
         });
         let slot = &mut self.slots[at as usize];
         slot.watcher = Some(watcher);
-        let key = WatcherKey { slot: at, life: slot.life };
+        let key = WatcherKey {
+            slot: at,
+            life: slot.life,
+        };
         self.count += 1;
         if let Some(opened) = self.streams.get_mut(&stream) {
             opened.ids.insert(id, key);
@@ -485,7 +586,9 @@ impl Watches {
 
     fn remove(&mut self, key: WatcherKey) {
         let slot = &mut self.slots[key.slot as usize];
-        let Some(watcher) = slot.watcher.take_if(|_| slot.life == key.life) else { return };
+        let Some(watcher) = slot.watcher.take_if(|_| slot.life == key.life) else {
+            return;
+        };
         slot.life = slot.life.wrapping_add(1);
         self.free.push(key.slot);
         self.count -= 1;
@@ -505,8 +608,14 @@ impl Watches {
 
     /// Reading, or just created → synced.
     fn sync(&mut self, key: WatcherKey) {
-        let Some(watcher) = watcher_mut(&mut self.slots, key) else { return };
-        assert_eq!(watcher.phase, Phase::Reading, "only a read, or its start, syncs a watcher");
+        let Some(watcher) = watcher_mut(&mut self.slots, key) else {
+            return;
+        };
+        assert_eq!(
+            watcher.phase,
+            Phase::Reading,
+            "only a read, or its start, syncs a watcher"
+        );
         watcher.phase = Phase::Synced;
         self.synced.insert(&watcher.spec.range, key);
         if let Some(opened) = self.streams.get_mut(&watcher.stream) {
@@ -516,8 +625,14 @@ impl Watches {
 
     /// Synced → on the way to being starved or queued, because it cannot be sent `revision` now.
     fn unsync(&mut self, key: WatcherKey, revision: Revision) {
-        let Some(watcher) = watcher_mut(&mut self.slots, key) else { return };
-        assert_eq!(watcher.phase, Phase::Synced, "only a synced watcher falls behind");
+        let Some(watcher) = watcher_mut(&mut self.slots, key) else {
+            return;
+        };
+        assert_eq!(
+            watcher.phase,
+            Phase::Synced,
+            "only a synced watcher falls behind"
+        );
         watcher.phase = Phase::Reading;
         watcher.next = watcher.next.max(revision);
         self.synced.remove(&watcher.spec.range, key);
@@ -528,8 +643,14 @@ impl Watches {
 
     /// → starved.
     fn starve(&mut self, key: WatcherKey) {
-        let Some(watcher) = watcher_mut(&mut self.slots, key) else { return };
-        assert_ne!(watcher.phase, Phase::Synced, "a synced watcher leaves the intervals first");
+        let Some(watcher) = watcher_mut(&mut self.slots, key) else {
+            return;
+        };
+        assert_ne!(
+            watcher.phase,
+            Phase::Synced,
+            "a synced watcher leaves the intervals first"
+        );
         watcher.phase = Phase::Starved;
         if let Some(opened) = self.streams.get_mut(&watcher.stream) {
             opened.starved.push(key);
@@ -539,8 +660,14 @@ impl Watches {
     /// → queued.
     fn enqueue(&mut self, key: WatcherKey) {
         let oldest = self.recent.oldest();
-        let Some(watcher) = watcher_mut(&mut self.slots, key) else { return };
-        assert_ne!(watcher.phase, Phase::Synced, "a synced watcher leaves the intervals first");
+        let Some(watcher) = watcher_mut(&mut self.slots, key) else {
+            return;
+        };
+        assert_ne!(
+            watcher.phase,
+            Phase::Synced,
+            "a synced watcher leaves the intervals first"
+        );
         watcher.phase = Phase::Queued;
         if watcher.next >= oldest {
             self.queued_recent.push_back(key);
@@ -559,27 +686,44 @@ impl Watches {
                 let watcher = self.watcher(*key);
                 assert!(watcher.is_some(), "a stream knows only watchers that exist");
                 let Some(watcher) = watcher else { continue };
-                assert_eq!((watcher.stream, watcher.id), (*id, *watch), "a watcher knows its place");
+                assert_eq!(
+                    (watcher.stream, watcher.id),
+                    (*id, *watch),
+                    "a watcher knows its place"
+                );
                 count += 1;
                 match watcher.phase {
                     Phase::Synced => synced += 1,
                     Phase::Queued => {
-                        let queued = self.queued_recent.contains(key)
-                            || self.queued_history.contains(key);
+                        let queued =
+                            self.queued_recent.contains(key) || self.queued_history.contains(key);
                         assert!(queued, "a queued watcher is in a queue");
                     }
                     Phase::Starved => {
-                        assert!(stream.starved.contains(key), "its stream knows who is starved");
+                        assert!(
+                            stream.starved.contains(key),
+                            "its stream knows who is starved"
+                        );
                     }
                     Phase::Reading => {}
                 }
                 behind += usize::from(watcher.phase != Phase::Synced);
             }
-            assert_eq!(behind, stream.behind, "a stream counts those that are not synced");
+            assert_eq!(
+                behind, stream.behind,
+                "a stream counts those that are not synced"
+            );
         }
-        assert_eq!((synced, count), (self.synced.len(), self.count), "all watchers are counted");
+        assert_eq!(
+            (synced, count),
+            (self.synced.len(), self.count),
+            "all watchers are counted"
+        );
         let most = self.recent.bytes();
-        assert!(most == 0 || self.recent.oldest() <= self.newest(), "{most} bytes of something");
+        assert!(
+            most == 0 || self.recent.oldest() <= self.newest(),
+            "{most} bytes of something"
+        );
     }
 }
 
@@ -591,14 +735,28 @@ fn watcher_mut(slots: &mut [Slot], key: WatcherKey) -> Option<&mut Watcher> {
 
 fn compacted_response(watch: WatchId, oldest: Revision) -> Response {
     // etcd: the header of this response has no revision.
-    Response { watch, revision: Revision(0), body: Body::Compacted { oldest } }
+    Response {
+        watch,
+        revision: Revision(0),
+        body: Body::Compacted { oldest },
+    }
 }
 
 impl Watcher {
     fn send(&mut self, events: Vec<Arc<Event>>, revision: Revision, outlet: &mut dyn Outlet) {
         self.active = true;
-        let body = Body::Events { events, fragment: self.spec.fragment };
-        outlet.send(self.stream, Response { watch: self.id, revision, body });
+        let body = Body::Events {
+            events,
+            fragment: self.spec.fragment,
+        };
+        outlet.send(
+            self.stream,
+            Response {
+                watch: self.id,
+                revision,
+                body,
+            },
+        );
     }
 }
 
