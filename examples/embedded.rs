@@ -3,6 +3,8 @@
 //! Run it with `cargo run --example embedded`. It keeps its data in a fresh folder under the system's temporary directory
 //! and removes it at the end.
 
+#![expect(clippy::print_stdout, reason = "it shows what it does")]
+
 use quorate::{
     Config, Node,
     actors::store::{CompactHistory, PutKey, ReadRange, RunTxn},

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     clock,
-    raft::{Node, ProposeError, ReadLog, Ready, RoleName, Status},
+    raft::{self, Node, ProposeError, ReadLog, Ready, RoleName, Status},
     storage::wal::WalReader,
     types::{Entry, LogIndex, NodeId, Term},
 };
@@ -29,8 +29,15 @@ use tokio::{
     time::Instant,
 };
 
-/// Messages that may wait: turns of front ends, which bound their own content, and reports of the other actors.
+/// Messages that may wait: one turn of each front end, and the reports of the other actors.
 const MAILBOX_MAX: usize = 4_096;
+
+/// Messages to the WAL writer under way. What comes meanwhile goes together in the next one: so a slow disk makes larger
+/// writes, never a longer queue.
+const PERSISTS_MAX: usize = 4;
+
+/// Messages to the applier under way; as above.
+const APPLIES_MAX: usize = 2;
 
 /// Proposals that may wait for a leader or for their outcome.
 const WAITING_MAX: usize = 65_536;
@@ -62,6 +69,14 @@ pub struct RaftNode {
     applied: LogIndex,
     reads: BTreeMap<u64, WaitingReads>,
     next_read: u64,
+    /// What the WAL writer is to be told next, and the last sequence number of each message it has not answered.
+    unsent_persists: Vec<raft::Persist>,
+    persists: VecDeque<u64>,
+    /// What the applier is to be told next, and the last index of each message it has not answered. The core bounds the bytes.
+    unsent_entries: Vec<CommittedEntry>,
+    applies: VecDeque<LogIndex>,
+    /// Entries up to here were given up.
+    released: LogIndex,
     published: RaftStatus,
     peers: RaftPeers,
     life: Lifeline,
@@ -152,6 +167,11 @@ impl RaftNode {
             parked: VecDeque::new(),
             reads: BTreeMap::new(),
             next_read: 0,
+            unsent_persists: Vec::new(),
+            persists: VecDeque::new(),
+            unsent_entries: Vec::new(),
+            applies: VecDeque::new(),
+            released: LogIndex(0),
             published,
             peers,
             life,
@@ -209,6 +229,11 @@ impl Handler<Persisted> for RaftNode {
     type Result = ();
 
     fn handle(&mut self, persisted: Persisted, _: &mut Self::Context) {
+        while self
+            .persists
+            .pop_front_if(|seq| *seq <= persisted.seq)
+            .is_some()
+        {}
         self.raft.persisted(persisted.seq);
         self.carry_out();
     }
@@ -220,7 +245,13 @@ impl Handler<ApplierProgress> for RaftNode {
     fn handle(&mut self, progress: ApplierProgress, _: &mut Self::Context) {
         self.applied = progress.applied;
         self.raft.applied(progress.applied);
-        if progress.stored > LogIndex(0) {
+        while self
+            .applies
+            .pop_front_if(|index| *index <= progress.applied)
+            .is_some()
+        {}
+        if progress.stored > self.released {
+            self.released = progress.stored;
             self.raft.log_released(progress.stored);
             let release = ReleaseEntries {
                 through: progress.stored,
@@ -265,20 +296,35 @@ impl RaftNode {
         while let Some(ready) = self.raft.ready() {
             self.carry_out_one(ready);
         }
+        self.send_persists();
+        self.send_entries();
+    }
+
+    fn send_persists(&mut self) {
+        if self.unsent_persists.is_empty() || self.persists.len() >= PERSISTS_MAX {
+            return;
+        }
+        let persists = std::mem::take(&mut self.unsent_persists);
+        self.persists.extend(persists.last().map(|last| last.seq));
+        self.life.deliver(&self.peers.wal, Persist(persists));
+    }
+
+    fn send_entries(&mut self) {
+        if self.unsent_entries.is_empty() || self.applies.len() >= APPLIES_MAX {
+            return;
+        }
+        let entries = std::mem::take(&mut self.unsent_entries);
+        self.applies
+            .extend(entries.last().map(|last| last.entry.index));
+        self.life
+            .deliver(&self.peers.applier, ApplyEntries { entries });
     }
 
     fn carry_out_one(&mut self, ready: Ready) {
-        if let Some(persist) = ready.persist {
-            self.life.deliver(&self.peers.wal, Persist(persist));
-        }
-        if !ready.committed.is_empty() {
-            let entries = ready
-                .committed
-                .into_iter()
-                .map(|entry| self.with_caller(entry));
-            let entries = entries.collect();
-            self.life
-                .deliver(&self.peers.applier, ApplyEntries { entries });
+        self.unsent_persists.extend(ready.persist);
+        for entry in ready.committed {
+            let committed = self.with_caller(entry);
+            self.unsent_entries.push(committed);
         }
         for read in ready.reads {
             if let Some(reads) = self.reads.remove(&read.context) {

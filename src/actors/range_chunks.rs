@@ -3,7 +3,7 @@
 //! Nothing is held between two parts, so a slow reader keeps no pages of the database from being used again; if a compaction
 //! passes its revision meanwhile, the stream ends with that error. etcd: the sizes follow `RangeStream` of 3.7.
 
-use super::requests::{RequestError, Requests, aside};
+use super::requests::{RequestError, Requests};
 use crate::{
     kv::{
         KeyRange, check,
@@ -143,7 +143,10 @@ impl RangeChunks {
         let window = published.view.window;
         let at = window.resolve(self.query.revision)?;
         let range = self.range.clone();
-        let count = aside(move || Ok(Ok(published.view.count(&range, at)))).await?;
+        let count = self
+            .requests
+            .aside(move || Ok(Ok(published.view.count(&range, at))))
+            .await?;
         let pinned = Pinned {
             read_at: at.unwrap_or(window.newest),
             reported: window.newest,
@@ -158,13 +161,14 @@ impl RangeChunks {
         published.view.window.check(pinned.read_at)?;
         let (range, keys_only) = (self.range.clone(), self.query.keys_only);
         let limit = self.keys_max.min(self.left);
-        aside(move || {
-            published
-                .view
-                .page(&range, pinned.read_at, limit, keys_only)
-                .map(Ok)
-        })
-        .await
+        self.requests
+            .aside(move || {
+                published
+                    .view
+                    .page(&range, pinned.read_at, limit, keys_only)
+                    .map(Ok)
+            })
+            .await
     }
 
     /// Parts grow while they are small against the size of a request, and shrink when they are large.

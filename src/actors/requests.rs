@@ -32,13 +32,16 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
 /// Requests that may wait in one front end for the next turn; past it they are told to come again.
 const WAITING_MAX: usize = 16_384;
 
 /// A range over more keys than this is read on a thread of its own, so that it does not hold up the others.
 const INLINE_KEYS_MAX: u64 = 512;
+
+/// Long reads that one front end runs at once.
+const ASIDE_MAX: usize = 4;
 
 /// The answer to a proposal, on its way to the caller.
 pub type Reply = oneshot::Sender<Result<Outcome, RequestError>>;
@@ -169,6 +172,8 @@ struct Shared {
     limits: RequestLimits,
     queue: Mutex<Queue>,
     wake: Notify,
+    /// Turns of long reads.
+    aside: Semaphore,
     views: watch::Receiver<Arc<Published>>,
     raft_status: watch::Receiver<RaftStatus>,
     compactor: Addr<Compactor>,
@@ -218,6 +223,7 @@ impl Requests {
                 ..Queue::default()
             }),
             wake: Notify::new(),
+            aside: Semaphore::new(ASIDE_MAX),
             views: peers.views,
             raft_status: peers.raft_status,
             compactor: peers.compactor,
@@ -273,7 +279,7 @@ impl Requests {
         if is_small(&published.view, &query) {
             return Ok(published.view.range(&query)??);
         }
-        aside(move || published.view.range(&query)).await
+        self.aside(move || published.view.range(&query)).await
     }
 
     /// Reads keys in parts, so that neither side holds the whole answer.
@@ -399,7 +405,7 @@ impl Requests {
         if txn.branches().all(small) {
             return Ok(published.view.read_txn(&txn)??);
         }
-        aside(move || published.view.read_txn(&txn)).await
+        self.aside(move || published.view.read_txn(&txn)).await
     }
 
     /// A view that holds every write acknowledged before now, anywhere; or, for a serializable read, this member's newest.
@@ -424,6 +430,18 @@ impl Requests {
         reached
             .map(|published| published.clone())
             .map_err(|_| RequestError::Stopped)
+    }
+
+    /// Runs a long read on a thread of its own; only so many at once, the others wait for their turn.
+    pub(super) async fn aside<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<Result<T, KvError>, ReadError> + Send + 'static,
+    ) -> Result<T, RequestError> {
+        let turn = self.shared.aside.acquire().await;
+        let turn = turn.map_err(|_| RequestError::Stopped)?;
+        let reading = tokio::task::spawn_blocking(read).await;
+        drop(turn);
+        Ok(reading.map_err(|_| RequestError::Stopped)???)
     }
 
     fn submit(
@@ -502,36 +520,25 @@ impl Shared {
     }
 }
 
-/// Sends what each turn of the event loop has collected.
+/// Sends what each turn of the event loop has collected. It waits until the Raft node has taken one turn before it sends the
+/// next, so a busy node is sent fewer and larger messages, and its mailbox always has room.
 async fn send_turns(shared: Arc<Shared>, raft: Addr<RaftNode>) {
     loop {
         shared.wake.notified().await;
         let (proposals, reads, closed) = {
             let mut queue = shared.lock();
             let queue = &mut *queue;
-            (
-                std::mem::take(&mut queue.proposals),
-                std::mem::take(&mut queue.reads),
-                queue.closed,
-            )
+            let proposals = std::mem::take(&mut queue.proposals);
+            let reads = std::mem::take(&mut queue.reads);
+            (proposals, reads, queue.closed)
         };
+        // A node that is gone drops the callers' replies, which tells them that it stopped.
         if !proposals.is_empty() {
-            refuse(raft.try_send(Propose { proposals }), |propose, error| {
-                propose
-                    .proposals
-                    .into_iter()
-                    .for_each(|proposal| answer(proposal.reply, error()));
-            });
+            raft.send(Propose { proposals }).await.unwrap_or_default();
         }
         if !reads.is_empty() {
-            refuse(
-                raft.try_send(AskReadIndex { waiting: reads }),
-                |ask, error| {
-                    ask.waiting
-                        .into_iter()
-                        .for_each(|reply| answer(reply, error()));
-                },
-            );
+            let ask = AskReadIndex { waiting: reads };
+            raft.send(ask).await.unwrap_or_default();
         }
         if closed {
             return;
@@ -539,28 +546,9 @@ async fn send_turns(shared: Arc<Shared>, raft: Addr<RaftNode>) {
     }
 }
 
-/// A full mailbox pushes the callers back; a closed one means that the node is stopping.
-fn refuse<M>(sent: Result<(), SendError<M>>, tell: impl FnOnce(M, fn() -> RequestError)) {
-    match sent {
-        Ok(()) => {}
-        Err(SendError::Full(message)) => tell(message, || RequestError::TooManyRequests),
-        Err(SendError::Closed(message)) => tell(message, || RequestError::Stopped),
-    }
-}
-
 /// Answers a caller. One that has gone away in the meantime does not matter.
 pub(super) fn answer<T>(reply: oneshot::Sender<Result<T, RequestError>>, error: RequestError) {
     drop(reply.send(Err(error)));
-}
-
-/// Runs a long read on a thread of its own.
-pub(super) async fn aside<T: Send + 'static>(
-    read: impl FnOnce() -> Result<Result<T, KvError>, ReadError> + Send + 'static,
-) -> Result<T, RequestError> {
-    let done = tokio::task::spawn_blocking(read)
-        .await
-        .map_err(|_| RequestError::Stopped)?;
-    Ok(done??)
 }
 
 /// Whether a range is quick enough to run between other requests.

@@ -6,15 +6,15 @@
 
 use super::fail_stop::Lifeline;
 use crate::{
-    clock,
-    storage::wal::{Append, SnapshotMark, Wal},
+    clock, raft,
+    storage::wal::{Append, SnapshotMark, Wal, WalError},
     types::LogIndex,
 };
 use actix::prelude::*;
 use std::time::Duration;
 
 /// Messages that may wait. The Raft node keeps fewer under way than this.
-pub const MAILBOX_MAX: usize = 1_024;
+const MAILBOX_MAX: usize = 64;
 
 /// Quiet time after which the writer does what no request should wait for: see [`WalWriter::rest`].
 const REST_AFTER: Duration = Duration::from_millis(50);
@@ -45,10 +45,11 @@ impl WalWriter {
     }
 }
 
-/// Makes entries and hard state durable, after all earlier messages. Answered by [`Persisted`] after the sync.
+/// Makes entries and hard state durable, in this order and after all earlier messages. Answered by [`Persisted`] after the
+/// sync.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Persist(pub crate::raft::Persist);
+pub struct Persist(pub Vec<raft::Persist>);
 
 /// Everything up to this sequence number of the Raft core's output is on disk.
 #[derive(Clone, Copy, Debug, Message)]
@@ -89,27 +90,15 @@ impl Actor for WalWriter {
 impl Handler<Persist> for WalWriter {
     type Result = ();
 
-    fn handle(&mut self, Persist(persist): Persist, ctx: &mut Self::Context) {
-        let hard_state = Some(persist.hard_state).filter(|state| *state != self.wal.hard_state());
-        let snapshot = persist.reset.map(|id| SnapshotMark {
-            index: id.index,
-            term: id.term,
-        });
-        let append = Append {
-            snapshot,
-            hard_state,
-            entries: &persist.entries,
-        };
-        if let Err(error) = self.wal.append(&append) {
-            self.life
-                .fail_stop()
-                .because("cannot append to the write-ahead log", &error);
-            return;
+    fn handle(&mut self, Persist(persists): Persist, ctx: &mut Self::Context) {
+        for persist in &persists {
+            if let Err(error) = self.append(persist) {
+                self.life
+                    .fail_stop()
+                    .because("cannot append to the write-ahead log", &error);
+                return;
+            }
         }
-        self.waiting = Some(Persisted {
-            seq: persist.seq,
-            sync_micros: 0,
-        });
         if !std::mem::replace(&mut self.flush_due, true) {
             // A notification runs once the mailbox is empty.
             ctx.notify(FlushDue);
@@ -165,6 +154,24 @@ impl Handler<SealLog> for WalWriter {
 }
 
 impl WalWriter {
+    fn append(&mut self, persist: &raft::Persist) -> Result<(), WalError> {
+        let state = Some(persist.hard_state);
+        let reset = persist.reset.as_ref();
+        self.wal.append(&Append {
+            snapshot: reset.map(|id| SnapshotMark {
+                index: id.index,
+                term: id.term,
+            }),
+            hard_state: state.filter(|state| *state != self.wal.hard_state()),
+            entries: &persist.entries,
+        })?;
+        self.waiting = Some(Persisted {
+            seq: persist.seq,
+            sync_micros: 0,
+        });
+        Ok(())
+    }
+
     /// What can be done while nothing waits: mark the end as durable, and have the next segment ready.
     fn rest(&mut self) {
         self.resting = None;

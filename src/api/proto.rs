@@ -1,6 +1,6 @@
-//! Generated messages and clients of the etcd v3 API, one module per protobuf package.
+//! Generated messages, clients and servers of the etcd v3 API, one module per protobuf package.
 //!
-//! The source is `proto/`, compiled by `build.rs`. The server side is written by hand, in [`super::grpc`].
+//! The source is `proto/`, compiled by `build.rs`. The services answered in [`super::grpc`] have no generated server.
 //! These types stop at `api`: no other module of the crate uses them.
 
 pub use generated::{authpb, etcdserverpb, healthpb, mvccpb, v3electionpb, v3lockpb};

@@ -5,7 +5,7 @@
 
 use super::{
     Api, convert,
-    incoming::Messages,
+    messages::Messages,
     proto::etcdserverpb as pb,
     reply::{self, Encoded, WatchReply},
     status::Status,

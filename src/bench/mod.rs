@@ -1,8 +1,8 @@
 //! The load generator `quorate bench`: load on any server of the etcd v3 API, and what came of it.
 //!
 //! It shares the machine with the server it measures, so its own CPU per operation decides how much of a fast
-//! server it can show. Hence: gRPC straight on `h2` ([`channel`]), messages written and read by hand
-//! ([`wire`]), threads that share nothing but counters ([`load`]), each with one current-thread runtime.
+//! server it can show. Hence: gRPC straight on `h2` (`channel`), messages written and read by hand
+//! (`wire`), threads that share nothing but counters (`load`), each with one current-thread runtime.
 //!
 //! A run goes through fixed stages: fill what the workload reads, connect, set up every client, warm up,
 //! measure, drain. Only what ended inside the measured time is counted, and the servers' CPU time is sampled at

@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 use std::{io, sync::Arc};
 
 /// The database's file.
-const DATABASE: &str = "db.redb";
+const DATABASE: &str = "db/revisions.redb";
 /// The log's directory.
 const LOG: &str = "wal";
 

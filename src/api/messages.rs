@@ -68,39 +68,14 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{proto::etcdserverpb as pb, status::Code};
-    use http_body::Frame;
-    use std::{
-        collections::VecDeque,
-        convert::Infallible,
-        pin::Pin,
-        task::{Context, Poll},
-    };
-
-    /// A body that arrives in the pieces given.
-    struct Pieces(VecDeque<Bytes>);
-
-    impl http_body::Body for Pieces {
-        type Data = Bytes;
-        type Error = Infallible;
-
-        fn poll_frame(
-            mut self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-            Poll::Ready(self.0.pop_front().map(|piece| Ok(Frame::data(piece))))
-        }
-    }
+    use crate::api::{grpc::testing::Pieces, proto::etcdserverpb as pb, status::Code};
 
     fn messages(bytes: &[u8], piece: usize) -> Messages<Pieces> {
-        let pieces = bytes.chunks(piece).map(Bytes::copy_from_slice).collect();
-        Messages::new(Pieces(pieces), 100)
+        Messages::new(Pieces::of(bytes, piece), 100)
     }
 
     fn frame(message: &impl Message) -> Vec<u8> {
-        let message = message.encode_to_vec();
-        let len = u32::try_from(message.len()).unwrap();
-        [&[0], &len.to_be_bytes()[..], &message].concat()
+        grpc::testing::frame(&message.encode_to_vec())
     }
 
     fn cancel(watch_id: i64) -> pb::WatchCancelRequest {
