@@ -1,7 +1,7 @@
 //! Compiles `proto/` with protox, so that no `protoc` is needed on the machine.
 
 use prost_build::{Service, ServiceGenerator};
-use std::error::Error;
+use std::{env, error::Error, fs, path::Path};
 
 const FILES: [&str; 6] = [
     "proto/auth.proto",
@@ -22,6 +22,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     // `bytes::Bytes` shares the decoder's buffer, so keys and values are not copied on their way in.
     config.bytes(["."]);
     config.service_generator(Box::new(Services::new()));
+    // In a directory of its own: worktrees that share a target directory share `OUT_DIR` with versions that have no servers.
+    let out_dir = Path::new(&env::var("OUT_DIR")?).join("api");
+    fs::create_dir_all(&out_dir)?;
+    config.out_dir(out_dir);
     config.compile_fds(descriptors)?;
     Ok(())
 }

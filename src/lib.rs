@@ -8,10 +8,11 @@ pub mod codec;
 pub mod config;
 pub mod kv;
 pub mod log;
+pub mod net;
 pub mod node;
 pub mod raft;
 pub mod storage;
 pub mod types;
 
 pub use config::Config;
-pub use node::Node;
+pub use node::{LocalNode, Node};

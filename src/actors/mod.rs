@@ -10,6 +10,7 @@
 //! | [`compactor::Compactor`] | the progress of compactions |
 //! | [`watch_hub::WatchHub`] | watchers, and the queues of their streams |
 //! | [`lease_manager::LeaseManager`] | the countdown of leases |
+//! | [`peer_hub::PeerHub`] | the connections to the other members |
 //!
 //! [`requests::Requests`] is the way in; [`store::Store`] is the same way in messages. [`fail_stop`] says how all of them end.
 
@@ -19,6 +20,7 @@ pub mod compactor;
 pub mod fail_stop;
 pub mod index;
 pub mod lease_manager;
+pub mod peer_hub;
 pub mod raft_node;
 pub mod range_chunks;
 pub mod requests;

@@ -1,6 +1,6 @@
 //! gRPC over HTTP/2: from a request's headers and body to a call of [`Api`], and back.
 //!
-//! Every call is admitted here. The hot ones, in the table in [`route`], are answered here as well: their answers are spliced
+//! Every call is admitted here. The hot ones, in the table in `route`, are answered here as well: their answers are spliced
 //! from stored bytes and would have to be copied once more to pass through tonic's encoder. All others go on to
 //! [`services`](super::services). HTTP/2 itself is left to whoever calls [`answer`]: any request body will do, so that
 //! another transport can come in here.

@@ -198,6 +198,36 @@ impl Signals {
     }
 }
 
+/// A node whose actors all run on the current thread: for programs with a thread to spare and for simulations, where the same
+/// seed then gives the same run. It ends, as in a crash, with the actix system it was started in.
+#[derive(Debug)]
+pub struct LocalNode {
+    running: Running,
+}
+
+impl LocalNode {
+    /// Starts a node on `disk`, inside the current actix system. `config` names no data directory here.
+    pub fn start(
+        config: &Config,
+        disk: &Arc<dyn Disk>,
+        fail_stop: &FailStop,
+    ) -> Result<Self, StartError> {
+        let recovery = recover(config, disk)?;
+        let running = assemble(config, recovery, &Placement::one_thread(), fail_stop);
+        Ok(Self { running })
+    }
+
+    /// The way in: typed requests with the guarantees of the client API.
+    pub fn requests(&self) -> &Requests {
+        &self.running.requests[0]
+    }
+
+    /// Makes durable what the next start would otherwise have to replay. The actors end with their system.
+    pub async fn stop(self) {
+        self.running.stop().await;
+    }
+}
+
 /// Recovers and starts a node on the current arbiter's system.
 fn start_here(config: &Config, fail_stop: &FailStop) -> Result<(Running, Placement), StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);

@@ -196,8 +196,8 @@ mod tests {
         }
     }
 
-    fn refused(status: &Status) -> Option<(i32, String)> {
-        Some((status.code as i32, status.message.to_string()))
+    fn parts(status: &Status) -> (i32, String) {
+        (status.code as i32, status.message.to_string())
     }
 
     #[tokio::test]
@@ -225,11 +225,15 @@ mod tests {
         for (bytes, expected) in table {
             for piece in 1..=bytes.len().max(1) {
                 let (_, status) = passed(bytes, piece, true).await;
-                assert_eq!(status, refused(&expected), "{bytes:?} in pieces of {piece}");
+                assert_eq!(
+                    status,
+                    Some(parts(&expected)),
+                    "{bytes:?} in pieces of {piece}"
+                );
             }
         }
         let (_, status) = passed(&long[..50], 7, true).await;
-        assert_eq!(status, refused(&too_large), "its end never comes");
+        assert_eq!(status, Some(parts(&too_large)), "its end never comes");
     }
 
     #[tokio::test]

@@ -1,11 +1,11 @@
 //! The services that tonic serves, on the same port and under the same rules as the thin layer in [`grpc`].
 //!
 //! [`Services::new`] is the table: a service is one line there, and a file beside this one that implements its generated
-//! trait for [`Calls`]. The calls themselves are methods of [`Api`] and know nothing of tonic; these files unwrap requests
+//! trait for `Calls`. The calls themselves are methods of [`Api`] and know nothing of tonic; these files unwrap requests
 //! and wrap answers. Of tonic the generated servers and the codec are used; connections stay with [`listen`](super::listen).
 //!
 //! etcd: what a client is told about a bad request must not depend on who serves the call. So framing is checked before
-//! tonic sees it ([`incoming`]), deadlines are kept behind it ([`outgoing`]), and a method without an implementation is
+//! tonic sees it (`incoming`), deadlines are kept behind it (`outgoing`), and a method without an implementation is
 //! refused as one that does not exist.
 
 mod cluster;
@@ -241,7 +241,7 @@ mod tests {
     }
 
     fn frame(message: &impl Message) -> Vec<u8> {
-        crate::api::grpc::testing::frame(&message.encode_to_vec())
+        grpc::testing::frame(&message.encode_to_vec())
     }
 
     #[tokio::test]
