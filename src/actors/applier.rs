@@ -11,6 +11,7 @@ use super::{
     fail_stop::Lifeline,
     index::{IndexPublished, UpdateIndex},
     lease_manager::LeasesChanged,
+    leases::ListLeaseKeys,
     requests::{Published, Reply, RequestError},
     restore::store_meta,
     watch_hub::EventsApplied,
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     codec::{self, CodecError},
     kv::{
-        command::{AlarmKind, Command, EncodedKv, Verdict},
+        command::{AlarmKind, Command, EncodedKv, LogPosition, Verdict},
         index::Snapshot,
         lease::LeaseChange,
         machine::{Changes, Machine},
@@ -30,6 +31,7 @@ use crate::{
     types::{Entry, EntryKind, LogIndex, NodeId, Record, Rev, Revision},
 };
 use actix::prelude::*;
+use bytes::Bytes;
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::Arc,
@@ -37,7 +39,8 @@ use std::{
 };
 use tokio::sync::{oneshot, watch};
 
-/// Messages that may wait: the Raft node keeps two batches under way; the index, the committer and the timer add one each.
+/// Messages that may wait: the Raft node keeps two batches under way; the index, the committer and the timer add one each, and
+/// questions for the keys of leases four.
 const MAILBOX_MAX: usize = 64;
 
 /// Bytes of records that may wait for the database. Past them the Raft node gets no more acknowledgements of applied batches,
@@ -275,6 +278,7 @@ impl Handler<ApplyEntries> for Applier {
             answers,
             leases: LeasesChanged {
                 changes: changes.leases,
+                term: self.applied.term,
             },
             compacted: changes.compacted,
         });
@@ -297,7 +301,12 @@ impl Handler<IndexPublished> for Applier {
         assert!(batch.is_some(), "the index publishes once for each batch");
         let Some(batch) = batch else { return };
         self.tail.append(batch.records.clone());
+        let term_changed = batch.applied.term != self.visible.term;
         self.visible = batch.applied;
+        // Before readers see the batch: who then asks for a lease of it is behind this message.
+        if term_changed || !batch.leases.changes.is_empty() {
+            self.life.deliver(&self.peers.leases, batch.leases);
+        }
         let published = self.publish(batch.window);
         for (reply, verdict) in batch.answers {
             // A caller that has gone away in the meantime does not matter.
@@ -305,9 +314,6 @@ impl Handler<IndexPublished> for Applier {
         }
         if !batch.records.is_empty() {
             self.tell_watches(batch.records, published);
-        }
-        if !batch.leases.changes.is_empty() {
-            self.life.deliver(&self.peers.leases, batch.leases);
         }
         if let Some(revision) = batch.compacted {
             self.life
@@ -341,6 +347,15 @@ impl Handler<Committed> for Applier {
         }
         let window = self.visible_window;
         self.publish(window);
+    }
+}
+
+impl Handler<ListLeaseKeys> for Applier {
+    type Result = Vec<Bytes>;
+
+    fn handle(&mut self, list: ListLeaseKeys, _: &mut Self::Context) -> Self::Result {
+        let lease = self.machine.leases().get(list.id);
+        lease.map_or_else(Vec::new, |lease| lease.keys.iter().cloned().collect())
     }
 }
 
@@ -378,7 +393,11 @@ impl Applier {
             unpublished: &self.unpublished,
             stored: &self.stored,
         };
-        Ok(Some(self.machine.apply(&command, &past)?))
+        let at = LogPosition {
+            index: entry.index,
+            term: entry.term,
+        };
+        Ok(Some(self.machine.apply(&command, at, &past)?))
     }
 
     fn machine_window(&self) -> Window {
@@ -440,7 +459,9 @@ impl Applier {
             .extend(changes.records.iter().cloned());
         for change in &changes.leases {
             self.uncommitted.leases.push(match change {
-                LeaseChange::Granted { id, ttl_secs } => (*id, Some(codec::encode(ttl_secs))),
+                LeaseChange::Granted { id, row } | LeaseChange::Checkpointed { id, row } => {
+                    (*id, Some(codec::encode(row)))
+                }
                 LeaseChange::Revoked { id } => (*id, None),
             });
         }

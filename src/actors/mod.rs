@@ -12,7 +12,8 @@
 //! | [`lease_manager::LeaseManager`] | the countdown of leases |
 //! | [`peer_hub::PeerHub`] | the connections to the other members |
 //!
-//! [`requests::Requests`] is the way in; [`store::Store`] is the same way in messages. [`fail_stop`] says how all of them end.
+//! [`requests::Requests`] is the way in, with [`leases`] as one of its parts; [`store::Store`] is the same way in messages.
+//! [`fail_stop`] says how all of them end.
 
 pub mod applier;
 pub mod committer;
@@ -20,6 +21,7 @@ pub mod compactor;
 pub mod fail_stop;
 pub mod index;
 pub mod lease_manager;
+pub mod leases;
 pub mod peer_hub;
 pub mod raft_node;
 pub mod range_chunks;

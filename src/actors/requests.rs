@@ -6,6 +6,7 @@
 
 use super::{
     compactor::{AwaitCompaction, Compactor},
+    leases::{LeaseDesk, LeasePeers},
     raft_node::{AskReadIndex, Proposal, Propose, RaftNode, RaftStatus},
     range_chunks::{NotStreamable, RangeChunks},
     watch_hub::WatchHub,
@@ -178,6 +179,7 @@ struct Shared {
     raft_status: watch::Receiver<RaftStatus>,
     compactor: Addr<Compactor>,
     watches: Addr<WatchHub>,
+    leases: Arc<LeaseDesk>,
 }
 
 /// What this turn has collected.
@@ -198,6 +200,8 @@ pub struct RequestPeers {
     pub compactor: Addr<Compactor>,
     /// Sends events to those who watch.
     pub watches: Addr<WatchHub>,
+    /// What leases need.
+    pub leases: LeasePeers,
     /// The newest view.
     pub views: watch::Receiver<Arc<Published>>,
     /// Leader, term and commit index.
@@ -228,8 +232,10 @@ impl Requests {
             raft_status: peers.raft_status,
             compactor: peers.compactor,
             watches: peers.watches,
+            leases: LeaseDesk::new(peers.leases),
         });
-        let sending = arbiter.spawn(send_turns(shared.clone(), peers.raft));
+        let sending = arbiter.spawn(send_turns(shared.clone(), peers.raft))
+            && arbiter.spawn(shared.leases.clone().send_turns());
         assert!(sending, "front ends start before their arbiter stops");
         Self { shared }
     }
@@ -385,6 +391,11 @@ impl Requests {
         }
     }
 
+    /// Follows the newest view.
+    pub fn views(&self) -> watch::Receiver<Arc<Published>> {
+        self.shared.views.clone()
+    }
+
     /// The newest view, without any promise on how new it is.
     pub fn published(&self) -> Arc<Published> {
         self.shared.views.borrow().clone()
@@ -416,9 +427,7 @@ impl Requests {
         if serializable {
             return Ok(self.published());
         }
-        let (reply, index) = oneshot::channel();
-        self.enqueue(|queue| queue.reads.push(reply))?;
-        let index = index.await.unwrap_or(Err(RequestError::Stopped))?;
+        let index = self.read_index().await?;
         let newest = self.published();
         if newest.applied.index >= index {
             return Ok(newest);
@@ -430,6 +439,24 @@ impl Requests {
         reached
             .map(|published| published.clone())
             .map_err(|_| RequestError::Stopped)
+    }
+
+    /// An index that, once applied, makes a read see every write acknowledged before now. Whoever leads has confirmed since that
+    /// it does.
+    pub(super) async fn read_index(&self) -> Result<LogIndex, RequestError> {
+        let (reply, index) = oneshot::channel();
+        self.enqueue(|queue| queue.reads.push(reply))?;
+        index.await.unwrap_or(Err(RequestError::Stopped))
+    }
+
+    /// What front ends share for leases.
+    pub(super) fn lease_desk(&self) -> &LeaseDesk {
+        &self.shared.leases
+    }
+
+    /// Follows who leads.
+    pub(super) fn raft_status(&self) -> watch::Receiver<RaftStatus> {
+        self.shared.raft_status.clone()
     }
 
     /// Runs a long read on a thread of its own; only so many at once, the others wait for their turn.
@@ -444,7 +471,8 @@ impl Requests {
         Ok(reading.map_err(|_| RequestError::Stopped)???)
     }
 
-    fn submit(
+    /// Hands a proposal over: proposals of one caller enter the log in the order of these calls, if they enter it.
+    pub(super) fn submit(
         &self,
         command: &Command,
     ) -> Result<oneshot::Receiver<Result<Outcome, RequestError>>, RequestError> {
@@ -576,6 +604,7 @@ fn encoded_size_hint(command: &Command) -> usize {
         | Command::GrantLease(_)
         | Command::RevokeLease(_)
         | Command::SetAlarm(_) => FIXED,
+        Command::ExpireLeases(_) | Command::CheckpointLeases(_) => 4_096,
     }
 }
 

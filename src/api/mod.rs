@@ -17,10 +17,12 @@
 
 pub mod authority;
 pub mod body;
+pub mod concurrency;
 pub mod convert;
 pub mod grpc;
 pub mod http;
 pub mod kv;
+pub mod lease;
 pub mod listen;
 pub mod maintenance;
 pub mod messages;

@@ -11,7 +11,8 @@ use crate::{
         compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers},
         fail_stop::{FailStop, Lifeline},
         index::Index,
-        lease_manager::LeaseManager,
+        lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
+        leases::{LeaseKeysPeer, LeasePeers},
         raft_node::{RaftNode, RaftPacing, RaftPeers, RaftStatus},
         requests::{Identity, Published, RequestLimits, RequestPeers, Requests},
         wal_writer::{SealLog, WalWriter},
@@ -19,16 +20,15 @@ use crate::{
     },
     config::{self, Config},
     kv::{
-        index::Index as Tree, machine::Machine, range::Window, retention::Retention, runs::Runs,
-        view::View,
+        index::Index as Tree, lease_clock::ClockSettings, machine::Machine, range::Window,
+        retention::Retention, runs::Runs, view::View,
     },
     raft,
     storage::{db::Db, wal::Wal},
-    types::{LeaseId, LogIndex, Millis, Term},
+    types::{LogIndex, Millis, Term},
 };
 use actix::prelude::*;
 use std::{
-    collections::BTreeMap,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -39,6 +39,9 @@ const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// How long a request may take, besides two election timeouts.
 const REQUEST_TIMEOUT_BASE: Duration = Duration::from_secs(5);
+
+/// How often the leader writes down how much time long leases have left. etcd: the same.
+const LEASE_CHECKPOINT_INTERVAL: Duration = Duration::from_mins(5);
 
 /// How long a stopping node waits for its last commit.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -79,12 +82,14 @@ pub(super) fn assemble(
     let (applier_peers, apply_loop) = starting.applier(state.applier);
     let index = starting.index(recovery.tree, &apply_loop);
     let committer = starting.committer(recovery.db, &apply_loop);
-    let lease_manager = starting.lease_manager(state.leases);
+    let (lease_peers, lease_manager) = starting.lease_manager(state.leases);
+    let for_leases = starting.lease_peers(&lease_manager, &apply_loop);
     let (compactor_peers, compactor) = starting.compactor(state.compaction);
     let watches = starting.watch_hub(&channels);
     let way_in = RequestPeers {
         raft: raft_node.clone(),
         compactor: compactor.clone(),
+        leases: for_leases,
         watches: watches.clone(),
         views: channels.views.clone(),
         raft_status: channels.raft_status.clone(),
@@ -115,6 +120,13 @@ pub(super) fn assemble(
         },
     );
     given(
+        &lease_peers,
+        LeaseManagerPeers {
+            requests: requests[0].clone(),
+            raft_status: channels.raft_status.clone(),
+        },
+    );
+    given(
         &compactor_peers,
         CompactorPeers {
             index,
@@ -135,7 +147,7 @@ pub(super) fn assemble(
 /// What the actors begin with.
 struct State {
     applier: ApplierState,
-    leases: BTreeMap<LeaseId, i64>,
+    leases: LeaseState,
     compaction: CompactionState,
 }
 
@@ -144,11 +156,14 @@ impl State {
         let (db, restored) = (&recovery.db, &recovery.restored);
         let snapshot = recovery.tree.snapshot();
         Self {
-            leases: restored
-                .leases
-                .iter()
-                .map(|(id, lease)| (id, lease.ttl_secs))
-                .collect(),
+            leases: LeaseState {
+                leases: restored
+                    .leases
+                    .iter()
+                    .map(|(id, lease)| (id, lease.row))
+                    .collect(),
+                applied_term: db.applied().term,
+            },
             compaction: CompactionState {
                 wanted: restored.compacted,
                 stored: db
@@ -230,7 +245,7 @@ impl Starting<'_> {
     ) -> (mpsc::Sender<RaftPeers>, Addr<RaftNode>) {
         let pacing = RaftPacing {
             tick: self.config.raft.heartbeat,
-            request_timeout: REQUEST_TIMEOUT_BASE + self.config.raft.election * 2,
+            request_timeout: self.request_timeout(),
             apply_gap_max: self.config.limits.apply_gap_max,
         };
         let life = self.life("the Raft node");
@@ -276,11 +291,37 @@ impl Starting<'_> {
         })
     }
 
-    fn lease_manager(&self, leases: BTreeMap<LeaseId, i64>) -> Addr<LeaseManager> {
+    fn lease_manager(
+        &self,
+        state: LeaseState,
+    ) -> (mpsc::Sender<LeaseManagerPeers>, Addr<LeaseManager>) {
+        let settings = ClockSettings {
+            grace: in_millis(self.config.raft.election),
+            checkpoint_every: in_millis(LEASE_CHECKPOINT_INTERVAL),
+        };
         let life = self.life("the lease manager");
-        LeaseManager::start_in_arbiter(&self.placement.services, move |_| {
-            LeaseManager::new(leases, life)
-        })
+        let (give, peers) = mpsc::channel();
+        let address = LeaseManager::start_in_arbiter(&self.placement.services, move |_| {
+            LeaseManager::new(state, settings, taken(&peers), life)
+        });
+        (give, address)
+    }
+
+    /// What front ends need for leases.
+    fn lease_peers(&self, manager: &Addr<LeaseManager>, applier: &Addr<Applier>) -> LeasePeers {
+        let election = in_millis(self.config.raft.election);
+        LeasePeers {
+            manager: manager.clone(),
+            keys: LeaseKeysPeer::new(applier.clone().recipient()),
+            leader: None,
+            // etcd: one and a half election timeouts, in whole seconds.
+            ttl_secs_min: (election.0 * 3).div_ceil(2_000).cast_signed(),
+            timeout: self.request_timeout(),
+        }
+    }
+
+    fn request_timeout(&self) -> Duration {
+        REQUEST_TIMEOUT_BASE + self.config.raft.election * 2
     }
 
     fn compactor(&self, state: CompactionState) -> (mpsc::Sender<CompactorPeers>, Addr<Compactor>) {
@@ -354,9 +395,11 @@ fn given<T>(to: &mpsc::Sender<T>, peers: T) {
 fn retention(config: &Config) -> Retention {
     match config.auto_compaction {
         config::AutoCompaction::Off => Retention::Off,
-        config::AutoCompaction::Periodic(period) => Retention::Period(Millis(
-            u64::try_from(period.as_millis()).unwrap_or(u64::MAX),
-        )),
+        config::AutoCompaction::Periodic(period) => Retention::Period(in_millis(period)),
         config::AutoCompaction::Revision(keep) => Retention::Revisions(keep),
     }
+}
+
+fn in_millis(span: Duration) -> Millis {
+    Millis(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
 }

@@ -27,7 +27,9 @@ mod differential;
 #[cfg(feature = "etcd-client-tests")]
 mod etcd_client_crate;
 mod etcdctl;
+mod lease;
 mod limits;
+mod lock;
 mod maintenance;
 mod put;
 mod range;
