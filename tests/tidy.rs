@@ -42,8 +42,8 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "net",
-        &["types", "raft", "codec"],
-        "peers exchange consensus messages, no more",
+        &["types", "clock", "raft", "codec"],
+        "peers exchange consensus messages, no more; dialling again takes a clock",
     ),
     (
         "actors",

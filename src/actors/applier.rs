@@ -14,6 +14,7 @@ use super::{
     leases::ListLeaseKeys,
     requests::{Published, Reply, RequestError},
     restore::store_meta,
+    watch_hub::EventsApplied,
 };
 use crate::{
     codec::{self, CodecError},
@@ -89,6 +90,8 @@ pub struct Applier {
     /// Bytes that the committer is working on.
     committing: Option<usize>,
     pacing: CommitPacing,
+    /// The watch hub was not told of some batch.
+    watches_behind: bool,
     peers: Peers,
     life: Lifeline,
 }
@@ -105,6 +108,8 @@ pub struct Peers {
     pub compactor: Recipient<CompactionAccepted>,
     /// Is told of leases.
     pub leases: Recipient<LeasesChanged>,
+    /// Is told of changes.
+    pub watches: Recipient<EventsApplied>,
     /// Readers' newest view.
     pub views: watch::Sender<Arc<Published>>,
 }
@@ -197,6 +202,7 @@ impl Applier {
             uncommitted_bytes: 0,
             committing: None,
             pacing,
+            watches_behind: false,
             peers,
             life,
         }
@@ -237,6 +243,10 @@ impl Actor for Applier {
         ctx.set_mailbox_capacity(MAILBOX_MAX);
         ctx.run_interval(self.pacing.interval, |applier, _| {
             applier.commit();
+            if applier.watches_behind {
+                let published = applier.peers.views.borrow().clone();
+                applier.tell_watches(Vec::new(), published);
+            }
         });
         self.publish(self.machine_window());
     }
@@ -290,17 +300,20 @@ impl Handler<IndexPublished> for Applier {
         let batch = self.unpublished.pop_front();
         assert!(batch.is_some(), "the index publishes once for each batch");
         let Some(batch) = batch else { return };
-        self.tail.append(batch.records);
+        self.tail.append(batch.records.clone());
         let term_changed = batch.applied.term != self.visible.term;
         self.visible = batch.applied;
         // Before readers see the batch: who then asks for a lease of it is behind this message.
         if term_changed || !batch.leases.changes.is_empty() {
             self.life.deliver(&self.peers.leases, batch.leases);
         }
-        self.publish(batch.window);
+        let published = self.publish(batch.window);
         for (reply, verdict) in batch.answers {
             // A caller that has gone away in the meantime does not matter.
             drop(reply.send(verdict.map_err(RequestError::Kv)));
+        }
+        if !batch.records.is_empty() {
+            self.tell_watches(batch.records, published);
         }
         if let Some(revision) = batch.compacted {
             self.life
@@ -394,7 +407,7 @@ impl Applier {
         }
     }
 
-    fn publish(&mut self, window: Window) {
+    fn publish(&mut self, window: Window) -> Arc<Published> {
         self.visible_window = window;
         let view = View {
             window,
@@ -410,7 +423,19 @@ impl Applier {
             file_bytes: self.file_bytes,
             used_bytes: self.used_bytes,
         };
-        self.peers.views.send_replace(Arc::new(published));
+        let published = Arc::new(published);
+        self.peers.views.send_replace(published.clone());
+        published
+    }
+
+    /// Tells the watch hub of a batch. It is not waited for: what does not fit its mailbox it will read from history, once it
+    /// is told that there is something new.
+    fn tell_watches(&mut self, records: Vec<Record>, published: Arc<Published>) {
+        let told = self
+            .peers
+            .watches
+            .try_send(EventsApplied { records, published });
+        self.watches_behind = matches!(told, Err(SendError::Full(_)));
     }
 
     /// Acknowledges what is visible, unless too much waits for the database.

@@ -8,6 +8,7 @@
 //! | [`index::Index`] | the B-tree from key to metadata and history |
 //! | [`committer::Committer`] | the database's write transaction |
 //! | [`compactor::Compactor`] | the progress of compactions |
+//! | [`watch_hub::WatchHub`] | watchers, and the queues of their streams |
 //! | [`lease_manager::LeaseManager`] | the countdown of leases |
 //! | [`peer_hub::PeerHub`] | the connections to the other members |
 //!
@@ -28,3 +29,6 @@ pub mod requests;
 pub mod restore;
 pub mod store;
 pub mod wal_writer;
+pub mod watch_hub;
+mod watch_outbox;
+pub mod watch_stream;

@@ -9,6 +9,7 @@ use super::{
     leases::{LeaseDesk, LeasePeers},
     raft_node::{AskReadIndex, Proposal, Propose, RaftNode, RaftStatus},
     range_chunks::{NotStreamable, RangeChunks},
+    watch_hub::WatchHub,
 };
 use crate::{
     clock, codec,
@@ -30,6 +31,7 @@ use bytes::{BufMut, Bytes};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
@@ -176,6 +178,7 @@ struct Shared {
     views: watch::Receiver<Arc<Published>>,
     raft_status: watch::Receiver<RaftStatus>,
     compactor: Addr<Compactor>,
+    watches: Addr<WatchHub>,
     leases: Arc<LeaseDesk>,
 }
 
@@ -189,12 +192,14 @@ struct Queue {
 }
 
 /// What a [`Requests`] needs of its node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RequestPeers {
     /// Orders proposals and reads.
     pub raft: Addr<RaftNode>,
     /// Knows when compactions end.
     pub compactor: Addr<Compactor>,
+    /// Sends events to those who watch.
+    pub watches: Addr<WatchHub>,
     /// What leases need.
     pub leases: LeasePeers,
     /// The newest view.
@@ -226,6 +231,7 @@ impl Requests {
             views: peers.views,
             raft_status: peers.raft_status,
             compactor: peers.compactor,
+            watches: peers.watches,
             leases: LeaseDesk::new(peers.leases),
         });
         let sending = arbiter.spawn(send_turns(shared.clone(), peers.raft))
@@ -252,6 +258,24 @@ impl Requests {
     /// Whether a leader is known.
     pub fn has_leader(&self) -> bool {
         self.shared.raft_status.borrow().leader.is_some()
+    }
+
+    /// Returns once no leader was known for all of `patience`.
+    pub async fn leaderless(&self, patience: Duration) {
+        let mut status = self.shared.raft_status.clone();
+        loop {
+            // An error means that the node is gone, and no leader will be known again.
+            drop(status.wait_for(|status| status.leader.is_none()).await);
+            let found = status.wait_for(|status| status.leader.is_some());
+            if !matches!(tokio::time::timeout(patience, found).await, Ok(Ok(_))) {
+                return;
+            }
+        }
+    }
+
+    /// The actor behind [`Requests::watch_stream`].
+    pub fn watch_hub(&self) -> &Addr<WatchHub> {
+        &self.shared.watches
     }
 
     /// Reads keys. Linearizable unless the query says otherwise.

@@ -111,7 +111,7 @@ impl Api {
     }
 
     /// Returns once the server stops.
-    async fn stopping(&self) {
+    pub(super) async fn stopping(&self) {
         let mut phase = self.phase.clone();
         // Without its sender the server is gone, which is the same.
         drop(phase.wait_for(|phase| phase.is_stopping()).await);

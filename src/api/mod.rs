@@ -6,7 +6,7 @@
 //! request and gives an answer or a [`status::Status`], and knows nothing of what carries them:
 //!
 //! ```text
-//! listen → grpc → kv, convert ─────────────▶ actors::requests → reply → body
+//! listen → grpc → kv, watch, convert ──────▶ actors::requests → reply → body
 //!        ↘      ↘ services → maintenance  ─▶                  ↘ status ↗
 //!          http ───────────────────────────▶
 //! ```
@@ -25,10 +25,12 @@ pub mod kv;
 pub mod lease;
 pub mod listen;
 pub mod maintenance;
+pub mod messages;
 pub mod proto;
 pub mod reply;
 pub mod services;
 pub mod status;
+pub mod watch;
 
 use crate::{
     actors::requests::{Identity, Requests},
@@ -38,7 +40,7 @@ use listen::Phase;
 use reply::Header;
 use services::Services;
 use std::rc::Rc;
-use tokio::sync::watch;
+use tokio::sync::watch::Receiver;
 
 /// The etcd release whose API and behaviour this is: clients pick their ways by it.
 pub const ETCD_VERSION: &str = "3.7.0";
@@ -63,12 +65,12 @@ pub struct Api {
     requests: Requests,
     identity: Identity,
     names: MemberNames,
-    phase: watch::Receiver<Phase>,
+    phase: Receiver<Phase>,
 }
 
 impl Api {
     /// The API of a node; `phase` says when it stops, which ends the calls that would not end by themselves.
-    pub fn new(requests: Requests, names: MemberNames, phase: watch::Receiver<Phase>) -> Self {
+    pub fn new(requests: Requests, names: MemberNames, phase: Receiver<Phase>) -> Self {
         let identity = requests.identity();
         Self {
             requests,

@@ -35,6 +35,7 @@ pub mod retention;
 pub mod runs;
 pub mod txn;
 pub mod view;
+pub mod watch;
 
 pub use error::KvError;
 pub use key_range::{KeyRange, RangeEnd};

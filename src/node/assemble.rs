@@ -16,6 +16,7 @@ use crate::{
         raft_node::{RaftNode, RaftPacing, RaftPeers, RaftStatus},
         requests::{Identity, Published, RequestLimits, RequestPeers, Requests},
         wal_writer::{SealLog, WalWriter},
+        watch_hub::{EndStreams, PROGRESS_INTERVAL, WatchHub},
     },
     config::{self, Config},
     kv::{
@@ -52,6 +53,7 @@ pub(super) struct Running {
     pub requests: Vec<Requests>,
     applier: Addr<Applier>,
     wal: Addr<WalWriter>,
+    watches: Addr<WatchHub>,
 }
 
 /// Starts every actor. Must be called on the core arbiter.
@@ -83,7 +85,16 @@ pub(super) fn assemble(
     let (lease_peers, lease_manager) = starting.lease_manager(state.leases);
     let for_leases = starting.lease_peers(&lease_manager, &apply_loop);
     let (compactor_peers, compactor) = starting.compactor(state.compaction);
-    let requests = starting.requests(identity, &raft_node, &compactor, &for_leases, &channels);
+    let watches = starting.watch_hub(&channels);
+    let way_in = RequestPeers {
+        raft: raft_node.clone(),
+        compactor: compactor.clone(),
+        leases: for_leases,
+        watches: watches.clone(),
+        views: channels.views.clone(),
+        raft_status: channels.raft_status.clone(),
+    };
+    let requests = starting.requests(identity, &way_in);
 
     // Everybody exists: whoever waits for its peers gets them.
     given(
@@ -104,6 +115,7 @@ pub(super) fn assemble(
             raft: raft_node.recipient(),
             compactor: compactor.recipient(),
             leases: lease_manager.recipient(),
+            watches: watches.clone().recipient(),
             views: channels.views_in,
         },
     );
@@ -128,6 +140,7 @@ pub(super) fn assemble(
         requests,
         applier: apply_loop,
         wal,
+        watches,
     }
 }
 
@@ -324,30 +337,23 @@ impl Starting<'_> {
         (give, address)
     }
 
+    fn watch_hub(&self, channels: &Channels) -> Addr<WatchHub> {
+        let (views, life) = (channels.views.clone(), self.life("the watch hub"));
+        WatchHub::start_in_arbiter(&self.placement.services, move |_| {
+            WatchHub::new(views, PROGRESS_INTERVAL, life)
+        })
+    }
+
     /// A way in for each API arbiter.
-    fn requests(
-        &self,
-        identity: Identity,
-        raft: &Addr<RaftNode>,
-        compactor: &Addr<Compactor>,
-        leases: &LeasePeers,
-        channels: &Channels,
-    ) -> Vec<Requests> {
+    fn requests(&self, identity: Identity, peers: &RequestPeers) -> Vec<Requests> {
         let limits = RequestLimits {
             request_bytes_max: self.config.limits.request_bytes_max,
             txn_ops_max: self.config.limits.txn_ops_max,
             quota_bytes: self.config.limits.quota_bytes,
         };
-        let peers = || RequestPeers {
-            raft: raft.clone(),
-            compactor: compactor.clone(),
-            leases: leases.clone(),
-            views: channels.views.clone(),
-            raft_status: channels.raft_status.clone(),
-        };
         let arbiters = self.placement.api.iter();
         arbiters
-            .map(|arbiter| Requests::start(arbiter, identity, limits, peers()))
+            .map(|arbiter| Requests::start(arbiter, identity, limits, peers.clone()))
             .collect()
     }
 }
@@ -358,6 +364,8 @@ impl Running {
         for requests in &self.requests {
             requests.close();
         }
+        // An error means that it is gone, and its streams with it.
+        self.watches.send(EndStreams).await.unwrap_or_default();
         let drained = tokio::time::timeout(DRAIN_TIMEOUT, self.applier.send(DrainTail)).await;
         if !matches!(drained, Ok(Ok(()))) {
             tracing::warn!("the last commit was not waited for; the log has what it holds");

@@ -41,3 +41,4 @@ mod transport;
 mod txn;
 mod txn_compare;
 mod txn_rules;
+mod watch;
