@@ -29,3 +29,14 @@ pub fn entropy() -> u64 {
     // The standard library keys each `RandomState` from the system's entropy; hashing nothing gives those bits away mixed.
     RandomState::new().hash_one(0_u64)
 }
+
+/// Wall-clock time since 1970, for the validity of certificates. Nothing replicated depends on it.
+pub fn unix_time() -> Duration {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the only reader of the machine's clock"
+    )]
+    let now = std::time::SystemTime::now();
+    now.duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+}

@@ -8,6 +8,7 @@ pub mod codec;
 pub mod config;
 pub mod kv;
 pub mod log;
+pub mod net;
 pub mod node;
 pub mod raft;
 pub mod storage;

@@ -9,6 +9,7 @@
 //! | [`committer::Committer`] | the database's write transaction |
 //! | [`compactor::Compactor`] | the progress of compactions |
 //! | [`lease_manager::LeaseManager`] | the countdown of leases |
+//! | [`peer_hub::PeerHub`] | the connections to the other members |
 //!
 //! [`requests::Requests`] is the way in; [`store::Store`] is the same way in messages. [`fail_stop`] says how all of them end.
 
@@ -18,6 +19,7 @@ pub mod compactor;
 pub mod fail_stop;
 pub mod index;
 pub mod lease_manager;
+pub mod peer_hub;
 pub mod raft_node;
 pub mod range_chunks;
 pub mod requests;

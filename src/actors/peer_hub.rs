@@ -1,0 +1,462 @@
+//! Peer hub: owns the connections to the other members.
+//!
+//! It carries what the Raft node says, passes on what peers say, and knows who can be reached. It looks into no message, decides
+//! nothing and keeps nothing that must last. Everything it is told, and tells, is a message of this file: another actor that
+//! takes the same messages, such as a simulated network, can stand in its place.
+//!
+//! Whoever serves a peer's request or snapshot answers through the value that came along, from any thread.
+
+use super::fail_stop::Lifeline;
+use crate::{
+    net::{
+        Delivery, ForwardReply, Hub, Inbox, IncomingSnapshot, Listener, NetError, PeerAddress,
+        PeerRequest, PeerStats, SnapshotError, SnapshotSender,
+    },
+    raft::{self, Envelope},
+    types::NodeId,
+};
+use actix::prelude::*;
+use bytes::Bytes;
+use std::rc::Rc;
+
+/// Messages that may wait: turns of the Raft node and of front ends, which bound what one holds.
+const MAILBOX_MAX: usize = 4_096;
+
+/// Owns the connections to peers.
+#[derive(Debug)]
+pub struct PeerHub {
+    hub: Hub,
+    /// Dropped with the actor.
+    _life: Lifeline,
+}
+
+/// Whom the peer hub talks to.
+#[derive(Clone, Debug)]
+pub struct HubPeers {
+    /// Takes what members say to consensus.
+    pub messages: Recipient<PeerMessages>,
+    /// Learns who can be reached.
+    pub connected: Recipient<PeerConnected>,
+    /// Learns who cannot be reached any more.
+    pub disconnected: Recipient<PeerDisconnected>,
+    /// Learns whose messages were dropped.
+    pub dropped: Recipient<MessagesDropped>,
+    /// Learns who refuses this member.
+    pub refused: Recipient<RefusedByPeer>,
+    /// Serves forwarded requests.
+    pub requests: Recipient<ServeRequests>,
+    /// Takes snapshots.
+    pub snapshots: Recipient<ReceiveSnapshot>,
+}
+
+impl PeerHub {
+    /// Begins to receive peers, on the arbiter of the caller. Nobody is known before the first [`UpdatePeers`].
+    pub fn new(listener: Listener, peers: HubPeers, life: Lifeline) -> Result<Self, NetError> {
+        let inbox = Rc::new(ActorInbox { peers });
+        Ok(Self {
+            hub: Hub::start(listener, inbox)?,
+            _life: life,
+        })
+    }
+}
+
+/// Sends messages of consensus to their receivers. What cannot be sent is dropped: consensus says it again.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct SendMessages {
+    /// The messages.
+    pub messages: Vec<Envelope>,
+}
+
+/// Replaces the address book by the members of the newest membership. Comes at the start and after each change.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct UpdatePeers {
+    /// All members; this one may be among them.
+    pub peers: Vec<PeerAddress>,
+}
+
+/// Forwards requests to a member, usually the leader. Each reply gets its answer or why there is none; a reply whose other end
+/// is dropped cancels its request.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ForwardRequests {
+    /// The member.
+    pub to: NodeId,
+    /// The requests, and who waits for their answers.
+    pub requests: Vec<(Bytes, ForwardReply)>,
+}
+
+/// Begins to send a snapshot. The reply is where its chunks go.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<SnapshotSender, SnapshotError>")]
+pub struct OpenSnapshot {
+    /// The receiver.
+    pub to: NodeId,
+    /// What the receiver must know first.
+    pub header: Bytes,
+}
+
+/// Asks what metrics tell of each peer.
+#[derive(Debug, Message)]
+#[rtype(result = "Vec<PeerStats>")]
+pub struct ReadPeerStats;
+
+/// Ends all connections, and tells the peers. The reply comes when they know, or after a few seconds.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ClosePeers;
+
+/// What a member said to consensus, in the order of one stream. The peer's stream pauses until this is handled.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct PeerMessages {
+    /// Who says it; authenticated.
+    pub from: NodeId,
+    /// What is said.
+    pub messages: Vec<raft::Message>,
+}
+
+/// There is a connection to a member, of proven identity; before, there was none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct PeerConnected {
+    /// The member.
+    pub id: NodeId,
+}
+
+/// There is no connection to a member any more; it is being dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct PeerDisconnected {
+    /// The member.
+    pub id: NodeId,
+}
+
+/// Messages to a connected member were dropped, for too much waits to be written. Consensus treats it as unreachable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct MessagesDropped {
+    /// The member.
+    pub id: NodeId,
+}
+
+/// A member that was dialled refuses this one. Repeats with every attempt. A member that others no longer know was removed.
+#[derive(Clone, Debug, PartialEq, Eq, Message)]
+#[rtype(result = "()")]
+pub struct RefusedByPeer {
+    /// Who refuses.
+    pub by: NodeId,
+    /// The code of the [`Refusal`](crate::net::Refusal).
+    pub code: u64,
+    /// Its text.
+    pub text: String,
+}
+
+/// Requests that a member forwarded. Taken means queued; each is answered through its responder.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ServeRequests {
+    /// The requests.
+    pub requests: Vec<PeerRequest>,
+}
+
+/// A snapshot that a member sends. Taken means begun; it is read and answered from wherever the receiver likes.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ReceiveSnapshot {
+    /// Its chunks, and its answer.
+    pub incoming: IncomingSnapshot,
+}
+
+impl Actor for PeerHub {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_MAX);
+    }
+}
+
+impl Handler<SendMessages> for PeerHub {
+    type Result = ();
+
+    fn handle(&mut self, send: SendMessages, _: &mut Self::Context) {
+        self.hub.send(send.messages);
+    }
+}
+
+impl Handler<UpdatePeers> for PeerHub {
+    type Result = ();
+
+    fn handle(&mut self, update: UpdatePeers, _: &mut Self::Context) {
+        self.hub.update(update.peers);
+    }
+}
+
+impl Handler<ForwardRequests> for PeerHub {
+    type Result = ();
+
+    fn handle(&mut self, forward: ForwardRequests, _: &mut Self::Context) {
+        for (request, reply) in forward.requests {
+            self.hub.forward(forward.to, request, reply);
+        }
+    }
+}
+
+impl Handler<OpenSnapshot> for PeerHub {
+    type Result = Result<SnapshotSender, SnapshotError>;
+
+    fn handle(&mut self, open: OpenSnapshot, _: &mut Self::Context) -> Self::Result {
+        self.hub.open_snapshot(open.to, open.header)
+    }
+}
+
+impl Handler<ReadPeerStats> for PeerHub {
+    type Result = MessageResult<ReadPeerStats>;
+
+    fn handle(&mut self, _: ReadPeerStats, _: &mut Self::Context) -> Self::Result {
+        MessageResult(self.hub.stats())
+    }
+}
+
+impl Handler<ClosePeers> for PeerHub {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: ClosePeers, _: &mut Self::Context) -> Self::Result {
+        let hub = self.hub.clone();
+        Box::pin(async move { hub.close().await })
+    }
+}
+
+/// Passes on what arrives as messages.
+#[derive(Debug)]
+struct ActorInbox {
+    peers: HubPeers,
+}
+
+/// Waits until a delivery is handled. An actor that is gone is stopping, and the member with it.
+fn delivered<M>(to: &Recipient<M>, message: M) -> Delivery
+where
+    M: Message<Result = ()> + Send + 'static,
+{
+    let sent = to.send(message);
+    Box::pin(async move { sent.await.unwrap_or_default() })
+}
+
+/// Tells a fact. A receiver whose mailbox is full for the moment learns it from what follows: consensus asks silent members
+/// anyway, and refusals repeat.
+fn tell<M>(to: &Recipient<M>, fact: M)
+where
+    M: Message<Result = ()> + Send + 'static,
+{
+    if let Err(SendError::Full(_)) = to.try_send(fact) {
+        tracing::warn!("a fact about a peer was not taken in: the mailbox is full");
+    }
+}
+
+impl Inbox for ActorInbox {
+    fn messages(&self, from: NodeId, messages: Vec<raft::Message>) -> Delivery {
+        delivered(&self.peers.messages, PeerMessages { from, messages })
+    }
+
+    fn requests(&self, requests: Vec<PeerRequest>) -> Delivery {
+        delivered(&self.peers.requests, ServeRequests { requests })
+    }
+
+    fn snapshot(&self, incoming: IncomingSnapshot) -> Delivery {
+        delivered(&self.peers.snapshots, ReceiveSnapshot { incoming })
+    }
+
+    fn connected(&self, id: NodeId) {
+        tell(&self.peers.connected, PeerConnected { id });
+    }
+
+    fn disconnected(&self, id: NodeId) {
+        tell(&self.peers.disconnected, PeerDisconnected { id });
+    }
+
+    fn dropped(&self, id: NodeId) {
+        tell(&self.peers.dropped, MessagesDropped { id });
+    }
+
+    fn refused(&self, by: NodeId, code: u64, text: &str) {
+        tell(
+            &self.peers.refused,
+            RefusedByPeer {
+                by,
+                code,
+                text: text.to_owned(),
+            },
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        actors::fail_stop::FailStop,
+        net::{HubSettings, Pacing, PeerSecurity, SelfIdentity},
+        raft::{Body, Message as Said},
+        types::{ClusterId, LogIndex, Term},
+    };
+    use tokio::sync::{mpsc, oneshot};
+
+    /// What arrived, in one line each; requests and snapshots are answered.
+    struct Node {
+        heard: mpsc::UnboundedSender<String>,
+    }
+
+    impl Actor for Node {
+        type Context = Context<Self>;
+    }
+
+    macro_rules! hears {
+        ($($message:ident($value:ident) => $line:expr;)*) => {
+            $(impl Handler<$message> for Node {
+                type Result = ();
+
+                fn handle(&mut self, $value: $message, _: &mut Self::Context) {
+                    self.heard.send($line).unwrap();
+                }
+            })*
+        };
+    }
+
+    hears! {
+        PeerMessages(said) => format!("{} says {:?}", said.from, said.messages[0].body);
+        PeerConnected(up) => format!("{} up", up.id);
+        PeerDisconnected(down) => format!("{} down", down.id);
+        MessagesDropped(full) => format!("{} full", full.id);
+        RefusedByPeer(refused) => format!("{} refuses", refused.by);
+    }
+
+    impl Handler<ServeRequests> for Node {
+        type Result = ();
+
+        fn handle(&mut self, serve: ServeRequests, _: &mut Self::Context) {
+            for request in serve.requests {
+                request
+                    .responder
+                    .answer([&b"re: "[..], &request.body].concat().into());
+            }
+        }
+    }
+
+    impl Handler<ReceiveSnapshot> for Node {
+        type Result = ();
+
+        fn handle(&mut self, receive: ReceiveSnapshot, ctx: &mut Self::Context) {
+            let (mut incoming, heard) = (receive.incoming, self.heard.clone());
+            let reading = async move {
+                let mut bytes = 0;
+                while let Ok(Some(chunk)) = incoming.next().await {
+                    bytes += chunk.len();
+                }
+                heard.send(format!("snapshot of {bytes} bytes")).unwrap();
+                incoming.answer(Ok(()));
+            };
+            ctx.spawn(reading.into_actor(self));
+        }
+    }
+
+    /// A hub on an arbiter of its own, what its node hears, and its entry in the address book.
+    fn start(id: u64) -> (Addr<PeerHub>, mpsc::UnboundedReceiver<String>, PeerAddress) {
+        let (heard, news) = mpsc::unbounded_channel();
+        let node = Node { heard }.start();
+        let peers = HubPeers {
+            messages: node.clone().recipient(),
+            connected: node.clone().recipient(),
+            disconnected: node.clone().recipient(),
+            dropped: node.clone().recipient(),
+            refused: node.clone().recipient(),
+            requests: node.clone().recipient(),
+            snapshots: node.recipient(),
+        };
+        let name = format!("n{id}");
+        let settings = HubSettings {
+            identity: SelfIdentity {
+                cluster: ClusterId(1),
+                member: NodeId(id),
+                name: name.clone(),
+            },
+            security: PeerSecurity::Insecure,
+            pacing: Pacing::default(),
+            queue_bytes_max: 1_000_000,
+            seed: id,
+            boot: id,
+        };
+        let listener = Listener::open("127.0.0.1:0", settings).unwrap();
+        let addresses = vec![listener.local_address().to_string()];
+        let life = Lifeline::new("the peer hub", FailStop::new(|reason| panic!("{reason}")));
+        let hub = PeerHub::start_in_arbiter(&Arbiter::new().handle(), move |_| {
+            PeerHub::new(listener, peers, life).unwrap()
+        });
+        (
+            hub,
+            news,
+            PeerAddress {
+                id: NodeId(id),
+                name,
+                addresses,
+            },
+        )
+    }
+
+    #[actix::test]
+    async fn hubs_on_threads_of_their_own_carry_everything() {
+        let (one, mut news_one, first) = start(1);
+        let (two, mut news_two, second) = start(2);
+        let peers = vec![first, second];
+        one.send(UpdatePeers {
+            peers: peers.clone(),
+        })
+        .await
+        .unwrap();
+        two.send(UpdatePeers { peers }).await.unwrap();
+        assert_eq!(news_one.recv().await.unwrap(), "2 up");
+        assert_eq!(news_two.recv().await.unwrap(), "1 up");
+
+        let body = Body::Heartbeat {
+            commit: LogIndex(5),
+            round: 6,
+        };
+        let message = Said {
+            term: Term(3),
+            body: body.clone(),
+        };
+        let messages = vec![Envelope {
+            to: NodeId(2),
+            message,
+        }];
+        one.send(SendMessages { messages }).await.unwrap();
+        assert_eq!(news_two.recv().await.unwrap(), format!("1 says {body:?}"));
+
+        let (reply, answer) = oneshot::channel();
+        let requests = vec![(Bytes::from_static(b"put"), reply)];
+        one.send(ForwardRequests {
+            to: NodeId(2),
+            requests,
+        })
+        .await
+        .unwrap();
+        assert_eq!(answer.await.unwrap(), Ok(Bytes::from_static(b"re: put")));
+
+        let open = OpenSnapshot {
+            to: NodeId(2),
+            header: Bytes::new(),
+        };
+        let mut snapshot = one.send(open).await.unwrap().unwrap();
+        snapshot.send(Bytes::from(vec![1; 70_000])).await.unwrap();
+        assert_eq!(snapshot.finish().await, Ok(()));
+        assert_eq!(news_two.recv().await.unwrap(), "snapshot of 70000 bytes");
+
+        let stats = one.send(ReadPeerStats).await.unwrap();
+        assert!(
+            stats[0].bytes_out > 70_000 && stats[0].round_trip.is_some(),
+            "{stats:?}"
+        );
+        two.send(ClosePeers).await.unwrap();
+        assert_eq!(news_one.recv().await.unwrap(), "2 down");
+    }
+}

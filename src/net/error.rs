@@ -1,0 +1,302 @@
+//! What goes wrong between members, one enum per question a caller asks.
+//!
+//! A [`Refusal`] travels: the side that refuses closes the connection with the refusal's code and text, so both sides can name
+//! the reason. Everything else stays on the side that saw it.
+
+use crate::types::{ClusterId, NodeId};
+use std::{io, path::PathBuf};
+
+/// Why a connection to, or from, a peer is refused or ended on purpose. Its text reads the same on both sides.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The member stops. Dial again later.
+    #[error("member {} stops", .0.hex())]
+    Stopping(NodeId),
+    /// No protocol version is common. One side must be upgraded.
+    #[error(
+        "no common peer protocol version: one side speaks {theirs_low} to {theirs_high}, the other {ours_low} to {ours_high}"
+    )]
+    Version {
+        /// The oldest the peer speaks.
+        theirs_low: u16,
+        /// The newest the peer speaks.
+        theirs_high: u16,
+        /// The oldest this member speaks.
+        ours_low: u16,
+        /// The newest this member speaks.
+        ours_high: u16,
+    },
+    /// The peer is of another cluster: an address or a data directory is wrong.
+    #[error("member {} belongs to cluster {:x}, not to cluster {:x}", .id.hex(), .theirs.0, .ours.0)]
+    Cluster {
+        /// The peer.
+        id: NodeId,
+        /// Its cluster.
+        theirs: ClusterId,
+        /// This member's.
+        ours: ClusterId,
+    },
+    /// The id is not in the membership: never added, removed, or not known here yet.
+    #[error("member {} ({name:?}) is not known in this cluster", .id.hex())]
+    UnknownMember {
+        /// The id.
+        id: NodeId,
+        /// The name that came with it.
+        name: String,
+    },
+    /// Another member answers at this address.
+    #[error("member {} was dialled, and member {} answers at its address", .expected.hex(), .found.hex())]
+    OtherMember {
+        /// Who was dialled.
+        expected: NodeId,
+        /// Who answered.
+        found: NodeId,
+    },
+    /// Two processes bear one id: a data directory was copied, or an address leads back to its own member.
+    #[error("two processes bear member id {}: one of them runs on a copied data directory", .0.hex())]
+    DuplicateMember(NodeId),
+    /// The membership has another name for this id.
+    #[error("member {} is called {known:?} in the membership, not {claimed:?}", .id.hex())]
+    Name {
+        /// The id.
+        id: NodeId,
+        /// The name in the membership.
+        known: String,
+        /// The name in the hello.
+        claimed: String,
+    },
+    /// The certificate was issued to somebody else.
+    #[error("the certificate of member {} names {named:?}, not {claimed:?}", .id.hex())]
+    Certificate {
+        /// The id in the hello.
+        id: NodeId,
+        /// Whom the certificate names.
+        named: Vec<String>,
+        /// The name in the hello.
+        claimed: String,
+    },
+    /// The pair has a connection already, and it is the one that both keep.
+    #[error("members {} and {} are connected already", .0.hex(), .1.hex())]
+    Connected(NodeId, NodeId),
+    /// The peer sent what the protocol does not know.
+    #[error("protocol error: {0}")]
+    Malformed(String),
+    /// The member was removed, or its address changed.
+    #[error("member {} is no longer in this cluster", .0.hex())]
+    Removed(NodeId),
+}
+
+impl Refusal {
+    /// The code that the connection is closed with.
+    pub fn code(&self) -> u32 {
+        match self {
+            Self::Stopping(_) => 1,
+            Self::Version { .. } => 2,
+            Self::Cluster { .. } => 3,
+            Self::UnknownMember { .. } => 4,
+            Self::OtherMember { .. } => 5,
+            Self::DuplicateMember(_) => 6,
+            Self::Name { .. } => 7,
+            Self::Certificate { .. } => 8,
+            Self::Connected(..) => Self::CONNECTED,
+            Self::Malformed(_) => 10,
+            Self::Removed(_) => 11,
+        }
+    }
+
+    /// The code of [`Refusal::Connected`], which is no failure.
+    pub(super) const CONNECTED: u32 = 9;
+}
+
+/// Why a connection could not be made, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// The address to listen on cannot be used.
+    #[error("cannot listen for peers on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Certificates are missing or wrong.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// An address does not lead anywhere.
+    #[error("cannot resolve {address}: {source}")]
+    Resolve {
+        /// The address.
+        address: String,
+        /// What the resolver said.
+        source: io::Error,
+    },
+    /// The name has no address this member's socket can reach.
+    #[error("{address} has no address that the listening socket can reach")]
+    NoAddress {
+        /// The name.
+        address: String,
+    },
+    /// The dial could not start.
+    #[error("cannot dial {address}: {source}")]
+    Dial {
+        /// The address.
+        address: String,
+        /// What quinn said.
+        source: quinn::ConnectError,
+    },
+    /// The connection failed or ended: silence, a TLS alert, a reset.
+    #[error("connection: {0}")]
+    Connection(quinn::ConnectionError),
+    /// The handshake took too long.
+    #[error("the handshake was not over in time")]
+    HandshakeTimeout,
+    /// This member refused.
+    #[error("refused: {0}")]
+    Refused(#[from] Refusal),
+    /// The peer refused.
+    #[error("refused by the peer: {text}")]
+    RefusedByPeer {
+        /// The refusal's code.
+        code: u64,
+        /// Its text.
+        text: String,
+    },
+    /// A stream ended that must last as long as the connection.
+    #[error("the peer ended stream {0}")]
+    StreamEnded(&'static str),
+}
+
+impl From<quinn::ConnectionError> for NetError {
+    fn from(error: quinn::ConnectionError) -> Self {
+        match error {
+            quinn::ConnectionError::ApplicationClosed(close) => Self::RefusedByPeer {
+                code: close.error_code.into_inner(),
+                text: String::from_utf8_lossy(&close.reason).into_owned(),
+            },
+            other => Self::Connection(other),
+        }
+    }
+}
+
+impl From<quinn::WriteError> for NetError {
+    fn from(error: quinn::WriteError) -> Self {
+        match error {
+            quinn::WriteError::ConnectionLost(error) => error.into(),
+            quinn::WriteError::Stopped(_)
+            | quinn::WriteError::ClosedStream
+            | quinn::WriteError::ZeroRttRejected => Self::StreamEnded("to it"),
+        }
+    }
+}
+
+impl From<quinn::ReadError> for NetError {
+    fn from(error: quinn::ReadError) -> Self {
+        match error {
+            quinn::ReadError::ConnectionLost(error) => error.into(),
+            quinn::ReadError::Reset(_)
+            | quinn::ReadError::ClosedStream
+            | quinn::ReadError::IllegalOrderedRead
+            | quinn::ReadError::ZeroRttRejected => Self::StreamEnded("from it"),
+        }
+    }
+}
+
+impl From<quinn::ReadExactError> for NetError {
+    fn from(error: quinn::ReadExactError) -> Self {
+        match error {
+            quinn::ReadExactError::FinishedEarly(_) => Self::StreamEnded("from it, too early"),
+            quinn::ReadExactError::ReadError(error) => error.into(),
+        }
+    }
+}
+
+/// Why certificates cannot be used or made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read or written.
+    #[error("cannot {action} {path}: {source}")]
+    File {
+        /// What was being done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file is not PEM, or lacks what it should hold.
+    #[error("{path}: {problem}")]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The certificate, key and authority do not make a whole.
+    #[error("certificate {path}: {source}")]
+    Rejected {
+        /// The member's certificate.
+        path: PathBuf,
+        /// What rustls said.
+        source: rustls::Error,
+    },
+    /// The authority's certificates cannot verify anybody.
+    #[error("certificate authority {path}: {problem}")]
+    Authority {
+        /// The authority.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A certificate could not be made.
+    #[error("cannot make a certificate: {0}")]
+    Make(#[from] rcgen::Error),
+    /// The certificate would be for nobody.
+    #[error("{0}")]
+    Request(&'static str),
+}
+
+/// Why a forwarded request got no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardError {
+    /// There is no connection to the member. Nothing was sent.
+    #[error("member {} cannot be reached", .0.hex())]
+    Unreachable(NodeId),
+    /// Too much is on its way to the member already. Nothing was sent.
+    #[error("too many requests are on their way to member {}", .0.hex())]
+    Overloaded(NodeId),
+    /// The request is longer than a frame may be. Nothing was sent.
+    #[error("a request of {0} bytes is too long to forward")]
+    TooLarge(usize),
+    /// The member has too many requests under way, and did nothing.
+    #[error("the other member has too many requests under way")]
+    PeerOverloaded,
+    /// The connection ended first. The request may have been carried out.
+    #[error("the connection to the other member was lost")]
+    Lost,
+    /// The member gave up on the request. It may have been carried out.
+    #[error("the other member gave no answer")]
+    Abandoned,
+}
+
+/// Why a snapshot did not arrive. Every transfer that fails starts again from its beginning.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotError {
+    /// There is no connection to the member.
+    #[error("member {} cannot be reached", .0.hex())]
+    Unreachable(NodeId),
+    /// The header or a chunk is empty or too long.
+    #[error("a snapshot part of {0} bytes cannot be sent")]
+    PartSize(usize),
+    /// The connection or the other side's task ended.
+    #[error("the snapshot transfer was interrupted: {0}")]
+    Interrupted(String),
+    /// A chunk's bytes are not those that were sent.
+    #[error("a snapshot chunk at offset {offset} is damaged")]
+    Damaged {
+        /// Where the chunk begins.
+        offset: u64,
+    },
+    /// The receiver does not want it, or could not store it.
+    #[error("the receiver refused the snapshot: {0}")]
+    Refused(String),
+}

@@ -1,0 +1,213 @@
+//! The first words on a connection: which protocol, which cluster, who. Nothing else counts before both sides agree.
+//!
+//! The dialler opens a stream and says hello; the other side checks it and answers with its own; the dialler checks that and
+//! confirms with one byte. Whoever disagrees closes the connection with a [`Refusal`], which the other side reads. The layout of
+//! the hello never changes, so that members of any two versions can tell each other what is wrong; later versions append to it.
+
+use super::{
+    codec::{VERSION_HIGH, VERSION_LOW},
+    error::{NetError, Refusal},
+};
+use crate::types::{ClusterId, NodeId};
+use bytes::{Buf, BufMut};
+use quinn::{Connection, RecvStream, SendStream};
+
+const MAGIC: [u8; 8] = *b"QRT-PEER";
+/// Magic, lowest and highest version, length of what follows.
+const START_BYTES: usize = 14;
+/// The longest hello of any version.
+const BODY_BYTES_MAX: usize = 4_096;
+const CONFIRMED: u8 = 1;
+
+/// Who speaks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hello {
+    pub(super) low: u16,
+    pub(super) high: u16,
+    pub(super) cluster: ClusterId,
+    pub(super) member: NodeId,
+    /// Drawn at each start of the process: tells a restarted member from one that dials twice.
+    pub(super) boot: u64,
+    pub(super) name: String,
+}
+
+impl Hello {
+    pub(super) fn new(cluster: ClusterId, member: NodeId, boot: u64, name: String) -> Self {
+        Self {
+            low: VERSION_LOW,
+            high: VERSION_HIGH,
+            cluster,
+            member,
+            boot,
+            name,
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let name = self.name.as_bytes();
+        let mut bytes = Vec::with_capacity(START_BYTES + 26 + name.len());
+        bytes.put_slice(&MAGIC);
+        bytes.put_u16_le(self.low);
+        bytes.put_u16_le(self.high);
+        let length = |length: usize| u16::try_from(length).unwrap_or(u16::MAX);
+        bytes.put_u16_le(length(26 + name.len()));
+        bytes.put_u64_le(self.cluster.0);
+        bytes.put_u64_le(self.member.0);
+        bytes.put_u64_le(self.boot);
+        bytes.put_u16_le(length(name.len()));
+        bytes.put_slice(name);
+        bytes
+    }
+
+    /// The versions and the length of the body, from the first bytes.
+    fn start(mut bytes: &[u8]) -> Result<(u16, u16, usize), Refusal> {
+        if bytes.len() < START_BYTES || bytes[..8] != MAGIC {
+            return Err(Refusal::Malformed(
+                "the connection does not begin with a hello".to_owned(),
+            ));
+        }
+        bytes.advance(8);
+        let (low, high, length) = (bytes.get_u16_le(), bytes.get_u16_le(), bytes.get_u16_le());
+        if low > VERSION_HIGH || high < VERSION_LOW || low > high {
+            return Err(Refusal::Version {
+                theirs_low: low,
+                theirs_high: high,
+                ours_low: VERSION_LOW,
+                ours_high: VERSION_HIGH,
+            });
+        }
+        if usize::from(length) > BODY_BYTES_MAX {
+            return Err(Refusal::Malformed(format!("a hello of {length} bytes")));
+        }
+        Ok((low, high, usize::from(length)))
+    }
+
+    fn body(low: u16, high: u16, mut bytes: &[u8]) -> Result<Self, Refusal> {
+        let malformed = || Refusal::Malformed("the hello ends too early".to_owned());
+        let number = |bytes: &mut &[u8]| bytes.try_get_u64_le().map_err(|_| malformed());
+        let cluster = ClusterId(number(&mut bytes)?);
+        let member = NodeId(number(&mut bytes)?);
+        let boot = number(&mut bytes)?;
+        let length = bytes.try_get_u16_le().map_err(|_| malformed())?;
+        let name = bytes.get(..usize::from(length)).ok_or_else(malformed)?;
+        let name = str::from_utf8(name)
+            .map_err(|_| Refusal::Malformed("the name in the hello is not UTF-8".to_owned()))?;
+        Ok(Self {
+            low,
+            high,
+            cluster,
+            member,
+            boot,
+            name: name.to_owned(),
+        })
+    }
+}
+
+/// Closes `connection` with the reason.
+pub(super) fn refuse(connection: &Connection, refusal: Refusal) -> NetError {
+    connection.close(refusal.code().into(), refusal.to_string().as_bytes());
+    refusal.into()
+}
+
+/// Introduces this member to one it dialled. `check` looks at who answered.
+pub(super) async fn introduce(
+    connection: &Connection,
+    ours: &Hello,
+    check: impl AsyncFnOnce(&Hello) -> Result<(), Refusal>,
+) -> Result<Hello, NetError> {
+    let (mut send, mut receive) = connection.open_bi().await?;
+    send.write_all(&ours.encode()).await?;
+    let theirs = read(connection, &mut receive).await?;
+    check(&theirs)
+        .await
+        .map_err(|refusal| refuse(connection, refusal))?;
+    send.write_all(&[CONFIRMED]).await?;
+    send.finish().unwrap_or_default();
+    Ok(theirs)
+}
+
+/// Receives a member that dialled this one. `check` looks at who it is.
+pub(super) async fn welcome(
+    connection: &Connection,
+    ours: &Hello,
+    check: impl AsyncFnOnce(&Hello) -> Result<(), Refusal>,
+) -> Result<Hello, NetError> {
+    let (mut send, mut receive): (SendStream, RecvStream) = connection.accept_bi().await?;
+    let theirs = read(connection, &mut receive).await?;
+    check(&theirs)
+        .await
+        .map_err(|refusal| refuse(connection, refusal))?;
+    send.write_all(&ours.encode()).await?;
+    send.finish().unwrap_or_default();
+    let mut confirmed = [0];
+    receive.read_exact(&mut confirmed).await?;
+    if confirmed == [CONFIRMED] {
+        Ok(theirs)
+    } else {
+        let refusal = Refusal::Malformed("the hello was not confirmed".to_owned());
+        Err(refuse(connection, refusal))
+    }
+}
+
+async fn read(connection: &Connection, stream: &mut RecvStream) -> Result<Hello, NetError> {
+    let mut start = [0; START_BYTES];
+    stream.read_exact(&mut start).await?;
+    let refused = |refusal| refuse(connection, refusal);
+    let (low, high, length) = Hello::start(&start).map_err(refused)?;
+    let mut body = vec![0; length];
+    stream.read_exact(&mut body).await?;
+    Hello::body(low, high, &body).map_err(refused)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decode(bytes: &[u8]) -> Result<Hello, Refusal> {
+        let (low, high, length) = Hello::start(bytes)?;
+        let body = bytes[START_BYTES..].get(..length);
+        Hello::body(low, high, body.unwrap_or(&bytes[START_BYTES..]))
+    }
+
+    fn hello() -> Hello {
+        Hello::new(ClusterId(7), NodeId(9), 11, "n1".to_owned())
+    }
+
+    #[test]
+    fn the_hello_is_what_the_format_page_says() {
+        let bytes = hello().encode();
+        assert_eq!(bytes[..14], *b"QRT-PEER\x01\x00\x01\x00\x1c\x00");
+        assert_eq!(bytes.len(), 14 + 26 + 2);
+        assert_eq!(decode(&bytes).unwrap(), hello());
+    }
+
+    #[test]
+    fn what_a_later_version_appends_is_skipped() {
+        let mut bytes = hello().encode();
+        bytes[12] += 3;
+        bytes.extend_from_slice(b"new");
+        assert_eq!(decode(&bytes).unwrap(), hello());
+    }
+
+    #[test]
+    fn an_unknown_version_names_both_ranges() {
+        let mut bytes = hello().encode();
+        (bytes[8], bytes[10]) = (5, 6);
+        let text = decode(&bytes).unwrap_err().to_string();
+        assert!(
+            text.contains("one side speaks 5 to 6, the other 1 to 1"),
+            "{text}"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..100), keep in any::<bool>()) {
+            let mut all = hello().encode();
+            all.truncate(if keep { START_BYTES } else { 0 });
+            all.extend_from_slice(&bytes);
+            drop(decode(&all));
+        }
+    }
+}

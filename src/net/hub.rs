@@ -1,0 +1,604 @@
+//! The address book and the one connection to each member in it: dialling, accepting, and which connection stays.
+//!
+//! | a pair has | and gets | then |
+//! |---|---|---|
+//! | nothing, or a closed connection | a connection | it is taken |
+//! | one that the higher id dialled | one that the lower id dialled, same process | the new one replaces it |
+//! | one that the lower id dialled | one that the higher id dialled, same process | the new one is refused |
+//! | one | one by the same dialler, same process | the new one replaces it: the dialler lost the old one |
+//! | a silent one | one of another process | the new one replaces it: the member was restarted |
+//! | a living one | one of another process | the new one is refused: two processes bear one id |
+
+use super::{
+    Inbox,
+    backoff::{Backoff, LogGate},
+    error::{ForwardError, NetError, Refusal, SnapshotError},
+    hello::{self, Hello},
+    link::{self, Answers, Link},
+    requests::ForwardReply,
+    settings::{
+        HubSettings, Listener, Pacing, PeerAddress, PeerStats, SelfIdentity, server_config,
+        transport,
+    },
+    snapshot::{self, SnapshotSender},
+    tls::{self, PeerSecurity, SERVER_NAME, TlsConfigs, TlsWatch},
+};
+use crate::{clock, raft::Envelope, types::NodeId};
+use bytes::Bytes;
+use quinn::{Connection, Endpoint, EndpointConfig, Incoming, TokioRuntime, TransportConfig};
+use rustls::pki_types::CertificateDer;
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    net::SocketAddr,
+    rc::Rc,
+    sync::Arc,
+};
+use tokio::{sync::Notify, task::AbortHandle};
+
+/// Connections in their handshake at once; others wait to dial again.
+pub(super) const HANDSHAKES_MAX: usize = 64;
+/// Holds the connections. A handle: clones hold the same ones. Lives on one thread, inside a `LocalSet`.
+#[derive(Clone)]
+pub struct Hub(Rc<Inner>);
+
+struct Inner {
+    settings: HubSettings,
+    endpoint: Endpoint,
+    local: SocketAddr,
+    transport: Arc<TransportConfig>,
+    tls: RefCell<TlsConfigs>,
+    inbox: Rc<dyn Inbox>,
+    peers: RefCell<BTreeMap<NodeId, Rc<Peer>>>,
+    gate: RefCell<LogGate>,
+    handshakes: Cell<usize>,
+    tasks: RefCell<Vec<AbortHandle>>,
+}
+
+struct Peer {
+    id: NodeId,
+    address: RefCell<PeerAddress>,
+    link: RefCell<Option<Rc<Link>>>,
+    /// The link or the address changed.
+    changed: Notify,
+    dialler: RefCell<Option<AbortHandle>>,
+    /// Bytes out and in of links that ended.
+    past_bytes: Cell<(u64, u64)>,
+    dropped: Cell<u64>,
+    connections: Cell<u64>,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Hub")
+            .field(&self.0.settings.identity)
+            .finish()
+    }
+}
+
+impl Hub {
+    /// Begins to receive peers. Must be called inside a `LocalSet` of a tokio runtime.
+    pub fn start(listener: Listener, inbox: Rc<dyn Inbox>) -> Result<Self, NetError> {
+        let Listener {
+            socket,
+            address,
+            tls,
+            watch,
+            settings,
+        } = listener;
+        let transport = Arc::new(transport(&settings.pacing));
+        let server = server_config(&tls, &transport);
+        let runtime = Arc::new(TokioRuntime);
+        let endpoint = Endpoint::new(EndpointConfig::default(), Some(server), socket, runtime)
+            .map_err(|source| NetError::Listen {
+                address: address.to_string(),
+                source,
+            })?;
+        let inner = Rc::new(Inner {
+            settings,
+            endpoint,
+            local: address,
+            transport,
+            tls: RefCell::new(tls),
+            inbox,
+            peers: RefCell::default(),
+            gate: RefCell::default(),
+            handshakes: Cell::new(0),
+            tasks: RefCell::default(),
+        });
+        let accepting = tokio::task::spawn_local(accept_all(Rc::clone(&inner)));
+        let watching = tokio::task::spawn_local(watch_tls(Rc::clone(&inner), watch));
+        *inner.tasks.borrow_mut() = vec![accepting.abort_handle(), watching.abort_handle()];
+        Ok(Self(inner))
+    }
+
+    /// Replaces the address book. Members no longer in it are cut off; new addresses are dialled at once where there is no
+    /// connection. This member's own entry is skipped.
+    pub fn update(&self, book: Vec<PeerAddress>) {
+        let own = self.0.settings.identity.member;
+        let book: BTreeMap<NodeId, PeerAddress> = book
+            .into_iter()
+            .filter(|peer| peer.id != own)
+            .map(|peer| (peer.id, peer))
+            .collect();
+        let mut peers = self.0.peers.borrow_mut();
+        let gone: Vec<NodeId> = peers
+            .keys()
+            .filter(|id| !book.contains_key(id))
+            .copied()
+            .collect();
+        let gone: Vec<Rc<Peer>> = gone.iter().filter_map(|id| peers.remove(id)).collect();
+        for (id, address) in book {
+            if let Some(peer) = peers.get(&id) {
+                if *peer.address.borrow() != address {
+                    peer.address.replace(address);
+                    peer.changed.notify_waiters();
+                    peer.changed.notify_one();
+                }
+            } else {
+                let peer = Rc::new(Peer::new(address));
+                let dialler = tokio::task::spawn_local(dial(Rc::clone(&self.0), Rc::clone(&peer)));
+                peer.dialler.replace(Some(dialler.abort_handle()));
+                peers.insert(id, peer);
+            }
+        }
+        drop(peers);
+        for peer in gone {
+            peer.end(&Refusal::Removed(peer.id));
+        }
+    }
+
+    /// Sends messages of consensus. What cannot be sent is dropped.
+    pub fn send(&self, messages: Vec<Envelope>) {
+        let mut full = Vec::new();
+        for Envelope { to, message } in messages {
+            let Some(peer) = self.0.peer(to) else {
+                continue;
+            };
+            let link = peer.link.borrow().clone();
+            let sent = link
+                .as_ref()
+                .is_some_and(|link| link.outbox.message(message));
+            if !sent {
+                peer.dropped.set(peer.dropped.get() + 1);
+                if link.is_some() && !full.contains(&to) {
+                    full.push(to);
+                }
+            }
+        }
+        for id in full {
+            self.0.inbox.dropped(id);
+        }
+    }
+
+    /// Forwards a request to a member; `reply` gets the answer. Dropping the reply's other end cancels the request.
+    pub fn forward(&self, to: NodeId, request: Bytes, reply: ForwardReply) {
+        match self.0.link(to) {
+            Some(link) => link.requests.forward(request, reply),
+            // Nobody may be waiting any more.
+            None => drop(reply.send(Err(ForwardError::Unreachable(to)))),
+        }
+    }
+
+    /// Begins to send a snapshot to a member.
+    pub fn open_snapshot(
+        &self,
+        to: NodeId,
+        header: Bytes,
+    ) -> Result<SnapshotSender, SnapshotError> {
+        let link = self.0.link(to).ok_or(SnapshotError::Unreachable(to))?;
+        snapshot::open(link.connection.clone(), header)
+    }
+
+    /// What metrics tell, in order of ids.
+    pub fn stats(&self) -> Vec<PeerStats> {
+        self.0
+            .peers
+            .borrow()
+            .values()
+            .map(|peer| peer.stats())
+            .collect()
+    }
+
+    /// The failures that were logged lately.
+    #[cfg(test)]
+    pub(super) fn reported(&self) -> Vec<String> {
+        self.0.gate.borrow().texts()
+    }
+
+    /// Who dialled the connection to a member.
+    #[cfg(test)]
+    pub(super) fn dialled_by(&self, peer: NodeId) -> Option<NodeId> {
+        self.0.link(peer).map(|link| link.dialled_by)
+    }
+
+    /// Ends all connections, and tells the peers so.
+    pub async fn close(&self) {
+        let stopping = Refusal::Stopping(self.0.settings.identity.member);
+        self.0.tasks.take().iter().for_each(AbortHandle::abort);
+        for peer in self.0.peers.take().into_values() {
+            peer.end(&stopping);
+        }
+        self.0
+            .endpoint
+            .close(stopping.code().into(), stopping.to_string().as_bytes());
+        let patience = self.0.settings.pacing.handshake_timeout;
+        // A peer that does not acknowledge the end finds out by itself.
+        tokio::time::timeout(patience, self.0.endpoint.wait_idle())
+            .await
+            .unwrap_or_default();
+    }
+}
+
+impl Peer {
+    fn new(address: PeerAddress) -> Self {
+        Self {
+            id: address.id,
+            address: RefCell::new(address),
+            link: RefCell::default(),
+            changed: Notify::new(),
+            dialler: RefCell::default(),
+            past_bytes: Cell::default(),
+            dropped: Cell::default(),
+            connections: Cell::default(),
+        }
+    }
+
+    fn end(&self, refusal: &Refusal) {
+        if let Some(dialler) = self.dialler.take() {
+            dialler.abort();
+        }
+        // The link's own task reports that it ended.
+        if let Some(link) = &*self.link.borrow() {
+            link.close(refusal);
+        }
+    }
+
+    fn stats(&self) -> PeerStats {
+        let link = self.link.borrow();
+        let (mut out, mut into) = self.past_bytes.get();
+        if let Some(link) = &*link {
+            let now = link.connection.stats();
+            (out, into) = (out + now.udp_tx.bytes, into + now.udp_rx.bytes);
+        }
+        PeerStats {
+            id: self.id,
+            name: self.address.borrow().name.clone(),
+            round_trip: link.as_ref().map(|link| link.connection.rtt()),
+            bytes_out: out,
+            bytes_in: into,
+            waiting_bytes: link.as_ref().map_or(0, |link| link.outbox.waiting_bytes()),
+            dropped: self.dropped.get(),
+            connections: self.connections.get(),
+        }
+    }
+}
+
+impl Inner {
+    fn peer(&self, id: NodeId) -> Option<Rc<Peer>> {
+        self.peers.borrow().get(&id).cloned()
+    }
+
+    fn link(&self, id: NodeId) -> Option<Rc<Link>> {
+        self.peers.borrow().get(&id)?.link.borrow().clone()
+    }
+
+    fn hello(&self) -> Hello {
+        let SelfIdentity {
+            cluster,
+            member,
+            name,
+        } = self.settings.identity.clone();
+        Hello::new(cluster, member, self.settings.boot, name)
+    }
+
+    /// Whether who speaks is who it may be. `expected` is who was dialled.
+    async fn check(
+        &self,
+        connection: &Connection,
+        hello: &Hello,
+        expected: Option<NodeId>,
+    ) -> Result<(), Refusal> {
+        let (ours, id) = (&self.settings.identity, hello.member);
+        if hello.cluster != ours.cluster {
+            return Err(Refusal::Cluster {
+                id,
+                theirs: hello.cluster,
+                ours: ours.cluster,
+            });
+        }
+        if id == ours.member {
+            return Err(Refusal::DuplicateMember(id));
+        }
+        if let Some(expected) = expected.filter(|expected| *expected != id) {
+            return Err(Refusal::OtherMember {
+                expected,
+                found: id,
+            });
+        }
+        let name = hello.name.clone();
+        let Some(peer) = self.peer(id) else {
+            return Err(Refusal::UnknownMember { id, name });
+        };
+        let known = peer.address.borrow().name.clone();
+        if !known.is_empty() && known != name {
+            return Err(Refusal::Name {
+                id,
+                known,
+                claimed: name,
+            });
+        }
+        if self.settings.security != PeerSecurity::Insecure {
+            let named = names_of(connection);
+            if !tls::is_named(&named, &name) {
+                return Err(Refusal::Certificate {
+                    id,
+                    named,
+                    claimed: name,
+                });
+            }
+        }
+        self.check_single(&peer, hello).await
+    }
+
+    /// Refuses a second process with the id of one that lives.
+    async fn check_single(&self, peer: &Peer, hello: &Hello) -> Result<(), Refusal> {
+        let old = peer.link.borrow().clone();
+        let Some(old) = old.filter(|old| old.boot != hello.boot && !old.is_closed()) else {
+            return Ok(());
+        };
+        // Whatever a dead process sent has arrived by then.
+        tokio::time::sleep(self.settings.pacing.probe / 4).await;
+        let before = old.connection.stats().udp_rx.datagrams;
+        old.outbox.notice(super::codec::WireRequest::Ping);
+        tokio::time::sleep(self.settings.pacing.probe * 3 / 4).await;
+        let lives = old.connection.stats().udp_rx.datagrams > before && !old.is_closed();
+        if lives {
+            Err(Refusal::DuplicateMember(hello.member))
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Takes a connection that both sides agreed on, if it is the one that stays (see the table above).
+    fn take(
+        self: &Rc<Self>,
+        connection: Connection,
+        hello: &Hello,
+        dialled: bool,
+    ) -> Result<(), NetError> {
+        let (own, id) = (self.settings.identity.member, hello.member);
+        let Some(peer) = self.peer(id) else {
+            let name = hello.name.clone();
+            return Err(hello::refuse(
+                &connection,
+                Refusal::UnknownMember { id, name },
+            ));
+        };
+        let dialled_by = if dialled { own } else { id };
+        let old = peer.link.borrow().clone();
+        if let Some(old) = &old {
+            let stays = old.boot == hello.boot && old.dialled_by < dialled_by && !old.is_closed();
+            if stays {
+                return Err(hello::refuse(&connection, Refusal::Connected(own, id)));
+            }
+        }
+        let bytes_max = self.settings.queue_bytes_max;
+        let (new, answers) = Link::new(id, dialled_by, hello.boot, connection, bytes_max);
+        peer.link.replace(Some(Rc::clone(&new)));
+        peer.connections.set(peer.connections.get() + 1);
+        peer.changed.notify_waiters();
+        self.gate.borrow_mut().forget(&peer_label(&peer));
+        match old {
+            Some(old) => old.close(&Refusal::Connected(own, id)),
+            None => self.inbox.connected(id),
+        }
+        tracing::info!(
+            peer = id.hex(),
+            name = hello.name,
+            address = %new.connection.remote_address(),
+            dialled,
+            "connected to peer"
+        );
+        let inner = Rc::clone(self);
+        tokio::task::spawn_local(async move { inner.keep(peer, new, answers).await });
+        Ok(())
+    }
+
+    /// Runs a link to its end.
+    async fn keep(self: Rc<Self>, peer: Rc<Peer>, link: Rc<Link>, answers: Answers) {
+        let ended = link::run(Rc::clone(&link), answers, Rc::clone(&self.inbox)).await;
+        let last = link.connection.stats();
+        let (out, into) = peer.past_bytes.get();
+        peer.past_bytes
+            .set((out + last.udp_tx.bytes, into + last.udp_rx.bytes));
+        let current = peer
+            .link
+            .borrow()
+            .as_ref()
+            .is_some_and(|now| Rc::ptr_eq(now, &link));
+        if current {
+            peer.link.replace(None);
+            peer.changed.notify_waiters();
+            peer.changed.notify_one();
+            self.inbox.disconnected(peer.id);
+            self.report(&peer_label(&peer), &ended);
+        }
+    }
+
+    /// Logs a failure when it is news.
+    fn report(&self, whose: &str, error: &NetError) {
+        let connected = match error {
+            NetError::RefusedByPeer { code, .. } => *code == u64::from(Refusal::CONNECTED),
+            NetError::Refused(refusal) => refusal.code() == Refusal::CONNECTED,
+            _ => false,
+        };
+        if connected {
+            return;
+        }
+        let text = format!("{whose}: {error}");
+        if self.gate.borrow_mut().passes(clock::now(), &text) {
+            tracing::warn!("{text}");
+        } else {
+            tracing::debug!("{text}");
+        }
+    }
+}
+
+/// Keeps dialling a member whenever there is no connection to it.
+async fn dial(inner: Rc<Inner>, peer: Rc<Peer>) {
+    let Pacing {
+        redial_least,
+        redial_most,
+        ..
+    } = inner.settings.pacing;
+    let seed = inner.settings.seed ^ peer.id.0.rotate_left(32);
+    let mut backoff = Backoff::new(redial_least, redial_most, seed);
+    let mut attempt = 0;
+    loop {
+        let linked = peer.link.borrow().clone();
+        if let Some(link) = linked {
+            peer.changed.notified().await;
+            if clock::now().duration_since(link.since) > backoff.most() {
+                backoff.reset();
+            }
+            continue;
+        }
+        let outcome = dial_once(&inner, &peer, attempt).await;
+        attempt += 1;
+        if let Err(error) = outcome {
+            if let NetError::RefusedByPeer { code, text } = &error {
+                inner.inbox.refused(peer.id, *code, text);
+            }
+            inner.report(&peer_label(&peer), &error);
+        }
+        // Also after a success: one that does not last must not be repeated at once.
+        tokio::select! {
+            () = tokio::time::sleep(backoff.wait()) => {}
+            () = peer.changed.notified() => {}
+        }
+    }
+}
+
+fn peer_label(peer: &Peer) -> String {
+    let address = peer.address.borrow();
+    let at = address.addresses.join(", ");
+    format!("peer {} ({}, {at})", address.id.hex(), address.name)
+}
+
+async fn dial_once(inner: &Rc<Inner>, peer: &Peer, attempt: usize) -> Result<(), NetError> {
+    let patience = inner.settings.pacing.handshake_timeout;
+    let dialled = tokio::time::timeout(patience, async {
+        let address = resolve(inner, peer, attempt).await?;
+        let mut config = quinn::ClientConfig::new(
+            Arc::<quinn::crypto::rustls::QuicClientConfig>::clone(&inner.tls.borrow().client),
+        );
+        config.transport_config(Arc::clone(&inner.transport));
+        let connecting = inner.endpoint.connect_with(config, address, SERVER_NAME);
+        let connecting = connecting.map_err(|source| NetError::Dial {
+            address: address.to_string(),
+            source,
+        })?;
+        let connection = connecting.await?;
+        let check = async |hello: &Hello| inner.check(&connection, hello, Some(peer.id)).await;
+        let hello = hello::introduce(&connection, &inner.hello(), check).await?;
+        Ok::<_, NetError>((connection, hello))
+    });
+    let (connection, hello) = dialled.await.map_err(|_| NetError::HandshakeTimeout)??;
+    inner.take(connection, &hello, true)
+}
+
+/// The next address to try: the member's addresses in turn, and of each what its name stands for in turn.
+async fn resolve(inner: &Inner, peer: &Peer, attempt: usize) -> Result<SocketAddr, NetError> {
+    let addresses = peer.address.borrow().addresses.clone();
+    let Some(address) = addresses.get(attempt % addresses.len().max(1)) else {
+        return Err(NetError::NoAddress {
+            address: format!("member {}", peer.id.hex()),
+        });
+    };
+    let found = tokio::net::lookup_host(address.as_str()).await;
+    let found = found.map_err(|source| NetError::Resolve {
+        address: address.clone(),
+        source,
+    })?;
+    let reachable: Vec<SocketAddr> = found
+        .filter(|found| inner.local.is_ipv6() || found.is_ipv4())
+        .collect();
+    let turn = attempt / addresses.len().max(1);
+    reachable
+        .get(turn % reachable.len().max(1))
+        .copied()
+        .ok_or_else(|| NetError::NoAddress {
+            address: address.clone(),
+        })
+}
+
+async fn accept_all(inner: Rc<Inner>) {
+    while let Some(incoming) = inner.endpoint.accept().await {
+        if inner.handshakes.get() >= HANDSHAKES_MAX {
+            incoming.refuse();
+            continue;
+        }
+        inner.handshakes.set(inner.handshakes.get() + 1);
+        let inner = Rc::clone(&inner);
+        tokio::task::spawn_local(async move {
+            // Not the port: each attempt may come from another.
+            let from = format!("a peer at {}", incoming.remote_address().ip());
+            if let Err(error) = accept(&inner, incoming).await {
+                inner.report(&from, &error);
+            }
+            inner.handshakes.set(inner.handshakes.get() - 1);
+        });
+    }
+}
+
+async fn accept(inner: &Rc<Inner>, incoming: Incoming) -> Result<(), NetError> {
+    let patience = inner.settings.pacing.handshake_timeout;
+    let welcomed = tokio::time::timeout(patience, async {
+        let connection = incoming.await?;
+        let check = async |hello: &Hello| inner.check(&connection, hello, None).await;
+        let hello = hello::welcome(&connection, &inner.hello(), check).await?;
+        Ok::<_, NetError>((connection, hello))
+    });
+    let (connection, hello) = welcomed.await.map_err(|_| NetError::HandshakeTimeout)??;
+    inner.take(connection, &hello, false)
+}
+
+/// Whom the peer's certificate names.
+fn names_of(connection: &Connection) -> Vec<String> {
+    let identity = connection.peer_identity();
+    let chain = identity.and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    chain
+        .and_then(|chain| chain.first().map(tls::names))
+        .unwrap_or_default()
+}
+
+/// Takes certificates into use when their files change.
+async fn watch_tls(inner: Rc<Inner>, mut watch: TlsWatch) {
+    loop {
+        tokio::time::sleep(inner.settings.pacing.tls_look).await;
+        let looked = tokio::task::spawn_blocking(move || {
+            let read = watch.look();
+            (watch, read)
+        });
+        let Ok((again, read)) = looked.await else {
+            return;
+        };
+        watch = again;
+        match read {
+            None => {}
+            Some(Ok(configs)) => {
+                inner
+                    .endpoint
+                    .set_server_config(Some(server_config(&configs, &inner.transport)));
+                inner.tls.replace(configs);
+                tracing::info!("new peer certificates are in use for new connections");
+            }
+            Some(Err(error)) => {
+                tracing::error!(
+                    "peer certificates changed and cannot be used; the old ones stay: {error}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! One live connection to a peer: a task for each lane in each direction, which end together.
+
+use super::{
+    Inbox,
+    codec::{Lane, decode_message, decode_request},
+    error::{NetError, Refusal},
+    frame::{FrameBuffer, FrameError},
+    hello,
+    outbox::Outbox,
+    requests::Requests,
+    snapshot,
+};
+use crate::{clock, types::NodeId};
+use bytes::{Bytes, BytesMut};
+use quinn::{Connection, RecvStream, VarInt};
+use std::{cell::Cell, future::pending, rc::Rc, time::Duration};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior},
+};
+
+/// Room for the next read, so that many frames are read at once.
+const READ_BYTES: usize = 64 * 1024;
+/// How often requests that nobody waits for are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// What a lasting stream carries after its kind.
+const STREAM_VERSION: u8 = 1;
+
+/// A connection that both sides agreed on.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) peer: NodeId,
+    pub(super) dialled_by: NodeId,
+    pub(super) boot: u64,
+    pub(super) connection: Connection,
+    pub(super) outbox: Rc<Outbox>,
+    pub(super) requests: Rc<Requests>,
+    pub(super) since: Instant,
+    /// Lanes that the peer opened; each comes once.
+    opened: Cell<u8>,
+}
+
+/// Answers to the peer's requests, for the link's own task.
+pub(super) type Answers = mpsc::Receiver<(u64, Option<Bytes>)>;
+
+impl Link {
+    /// A link over `connection`; [`run`] makes it work.
+    pub(super) fn new(
+        peer: NodeId,
+        dialled_by: NodeId,
+        boot: u64,
+        connection: Connection,
+        queue_bytes_max: usize,
+    ) -> (Rc<Self>, Answers) {
+        let outbox = Rc::new(Outbox::new(queue_bytes_max));
+        let (requests, answers) = Requests::new(peer, Rc::clone(&outbox));
+        let link = Self {
+            peer,
+            dialled_by,
+            boot,
+            connection,
+            outbox,
+            requests: Rc::new(requests),
+            since: clock::now(),
+            opened: Cell::new(0),
+        };
+        (Rc::new(link), answers)
+    }
+
+    /// Ends it, with the reason for the peer.
+    pub(super) fn close(&self, refusal: &Refusal) {
+        self.connection
+            .close(refusal.code().into(), refusal.to_string().as_bytes());
+    }
+
+    /// Whether it ended.
+    pub(super) fn is_closed(&self) -> bool {
+        self.connection.close_reason().is_some()
+    }
+}
+
+/// Runs the link until it ends, and tells why.
+pub(super) async fn run(link: Rc<Link>, answers: Answers, inbox: Rc<dyn Inbox>) -> NetError {
+    let mut tasks = JoinSet::new();
+    for lane in Lane::ALL {
+        tasks.spawn_local(write_lane(Rc::clone(&link), lane));
+        tasks.spawn_local(read_lane(Rc::clone(&link), Rc::clone(&inbox)));
+    }
+    tasks.spawn_local(accept_snapshots(Rc::clone(&link), inbox));
+    tasks.spawn_local(send_answers(Rc::clone(&link), answers));
+    tasks.spawn_local(sweep(Rc::clone(&link)));
+    let ended = match tasks.join_next().await {
+        Some(Ok(Err(error))) => error,
+        Some(Err(panicked)) if panicked.is_panic() => {
+            std::panic::resume_unwind(panicked.into_panic())
+        }
+        Some(Ok(Ok(())) | Err(_)) | None => NetError::StreamEnded("of it"),
+    };
+    link.requests.lost();
+    match ended {
+        NetError::Refused(refusal) => hello::refuse(&link.connection, refusal),
+        other => {
+            // Why the connection ended says more than which stream saw it first.
+            let reason = link.connection.close_reason();
+            let malformed = Refusal::Malformed(other.to_string());
+            link.close(&malformed);
+            reason.map_or(other, NetError::from)
+        }
+    }
+}
+
+async fn write_lane(link: Rc<Link>, lane: Lane) -> Result<(), NetError> {
+    let mut stream = link.connection.open_uni().await?;
+    // An error means that the connection has ended, which the first write says better.
+    stream.set_priority(lane.priority()).unwrap_or_default();
+    stream.write_all(&[lane.kind(), STREAM_VERSION]).await?;
+    loop {
+        let mut chunks = link.outbox.batch(lane).await;
+        stream.write_all_chunks(&mut chunks).await?;
+    }
+}
+
+/// Reads one of the streams the peer opens, whichever it is.
+async fn read_lane(link: Rc<Link>, inbox: Rc<dyn Inbox>) -> Result<(), NetError> {
+    let mut stream = link.connection.accept_uni().await?;
+    let mut start = [0; 2];
+    stream.read_exact(&mut start).await?;
+    let malformed = |what: String| NetError::Refused(Refusal::Malformed(what));
+    let lane = match (Lane::of_kind(start[0]), start[1]) {
+        (Some(lane), STREAM_VERSION) => lane,
+        (_, version) => {
+            let kind = start[0];
+            return Err(malformed(format!(
+                "a stream of kind {kind}, version {version}"
+            )));
+        }
+    };
+    let bit = 1 << lane.index();
+    if link.opened.get() & bit != 0 {
+        return Err(malformed(format!("a second stream {}", lane.name())));
+    }
+    link.opened.set(link.opened.get() | bit);
+    let mut frames = FrameBuffer::default();
+    loop {
+        if !fill(&mut stream, &mut frames.bytes).await? {
+            return Err(NetError::StreamEnded(lane.name()));
+        }
+        let delivered = match lane {
+            Lane::Votes | Lane::Log => deliver_messages(&link, lane, &mut frames, &inbox).await,
+            Lane::Requests => deliver_requests(&link, &mut frames, &inbox).await,
+        };
+        delivered.map_err(|error| malformed(error.to_string()))?;
+    }
+}
+
+/// Reads what is there. False at the stream's end.
+async fn fill(stream: &mut RecvStream, bytes: &mut BytesMut) -> Result<bool, NetError> {
+    let used = bytes.len();
+    let Some(chunk) = stream.read_chunk(READ_BYTES, true).await? else {
+        return Ok(false);
+    };
+    bytes.extend_from_slice(&chunk.bytes);
+    // What else has arrived is taken along, without waiting for more.
+    while bytes.len() - used < READ_BYTES {
+        let more = tokio::select! {
+            biased;
+            more = stream.read_chunk(READ_BYTES, true) => more?,
+            () = std::future::ready(()) => None,
+        };
+        let Some(chunk) = more else { break };
+        bytes.extend_from_slice(&chunk.bytes);
+    }
+    Ok(true)
+}
+
+/// Passes on all messages that arrived whole, and waits until they are taken: the peer's stream stops meanwhile.
+async fn deliver_messages(
+    link: &Link,
+    lane: Lane,
+    frames: &mut FrameBuffer,
+    inbox: &Rc<dyn Inbox>,
+) -> Result<(), FrameError> {
+    let mut messages = Vec::new();
+    while let Some(frame) = frames.next()? {
+        messages.push(decode_message(lane, frame)?);
+    }
+    if !messages.is_empty() {
+        inbox.messages(link.peer, messages).await;
+    }
+    Ok(())
+}
+
+async fn deliver_requests(
+    link: &Link,
+    frames: &mut FrameBuffer,
+    inbox: &Rc<dyn Inbox>,
+) -> Result<(), FrameError> {
+    let mut requests = Vec::new();
+    while let Some(frame) = frames.next()? {
+        let (header, payload) = decode_request(frame)?;
+        requests.extend(link.requests.received(header, payload));
+    }
+    if !requests.is_empty() {
+        inbox.requests(requests).await;
+    }
+    Ok(())
+}
+
+/// Receives snapshots; QUIC bounds how many streams the peer may have open.
+async fn accept_snapshots(link: Rc<Link>, inbox: Rc<dyn Inbox>) -> Result<(), NetError> {
+    loop {
+        let (answer, mut stream) = link.connection.accept_bi().await?;
+        let (peer, inbox) = (link.peer, Rc::clone(&inbox));
+        tokio::task::spawn_local(async move {
+            let mut kind = [0];
+            match stream.read_exact(&mut kind).await {
+                Ok(()) if kind == [snapshot::STREAM_KIND] => {
+                    let deliver = async move |incoming| inbox.snapshot(incoming).await;
+                    snapshot::receive(peer, answer, stream, deliver).await;
+                }
+                // Dropping both directions tells the peer.
+                Ok(()) => tracing::warn!(peer = peer.hex(), "a stream of unknown kind {}", kind[0]),
+                Err(_) => {}
+            }
+        });
+    }
+}
+
+async fn send_answers(link: Rc<Link>, mut answers: Answers) -> Result<(), NetError> {
+    while let Some((id, answer)) = answers.recv().await {
+        link.requests.answered(id, answer);
+    }
+    // The link holds a sender, so this is not reached.
+    pending().await
+}
+
+async fn sweep(link: Rc<Link>) -> Result<(), NetError> {
+    let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        link.requests.sweep();
+    }
+}
+
+/// The streams a peer may have open at once.
+pub(super) const LASTING_STREAMS_MAX: VarInt = VarInt::from_u32(3);

@@ -1,0 +1,196 @@
+//! What a hub needs to know before it starts: who this member is, its socket and certificates, QUIC's settings.
+
+use super::{
+    error::NetError,
+    hub::HANDSHAKES_MAX,
+    link::LASTING_STREAMS_MAX,
+    tls::{PeerSecurity, TlsConfigs, TlsWatch},
+};
+use crate::types::{ClusterId, NodeId};
+use quinn::TransportConfig;
+use std::{
+    net::{SocketAddr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
+
+/// What one stream may have on its way: the product of the fastest link's bandwidth and round trip we care for.
+const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Snapshots that a peer may send at once; one more stream is the hello's.
+const SNAPSHOTS_MAX: u32 = 3;
+/// What one connection may have on its way. Every stream can fill its own window, so a stalled one takes nothing from others.
+const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * (3 + SNAPSHOTS_MAX + 2);
+/// The kernel's buffers: a burst of appends must not overflow them while the arbiter does something else.
+const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+/// Before the first measurement. quinn's default, 333 ms, would make the first loss on a dial cost a second.
+const INITIAL_RTT: Duration = Duration::from_millis(50);
+
+/// Who this member is to others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SelfIdentity {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Its id.
+    pub member: NodeId,
+    /// Its name, which its certificate must name.
+    pub name: String,
+}
+
+/// Time between members.
+#[derive(Clone, Copy, Debug)]
+pub struct Pacing {
+    /// A connection that is silent for so long is given up.
+    pub idle_timeout: Duration,
+    /// A quiet connection shows so often that it lives; well under `idle_timeout`.
+    pub keep_alive: Duration,
+    /// A connection has so long to become one.
+    pub handshake_timeout: Duration,
+    /// The pause after the first failed dial.
+    pub redial_least: Duration,
+    /// The longest pause between dials.
+    pub redial_most: Duration,
+    /// How long an old connection has to show that its process still lives when another process claims its id.
+    pub probe: Duration,
+    /// How often certificate files are looked at.
+    pub tls_look: Duration,
+}
+
+impl Default for Pacing {
+    fn default() -> Self {
+        Self {
+            idle_timeout: Duration::from_secs(3),
+            keep_alive: Duration::from_millis(750),
+            handshake_timeout: Duration::from_secs(3),
+            redial_least: Duration::from_millis(50),
+            redial_most: Duration::from_secs(1),
+            probe: Duration::from_millis(400),
+            tls_look: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a hub needs to know.
+#[derive(Clone, Debug)]
+pub struct HubSettings {
+    /// Who this member is.
+    pub identity: SelfIdentity,
+    /// How members prove who they are.
+    pub security: PeerSecurity,
+    /// Time between members.
+    pub pacing: Pacing,
+    /// Bytes of appends, and as many of requests, that may wait for one member.
+    pub queue_bytes_max: usize,
+    /// Where the jitter of dials comes from; differs from member to member.
+    pub seed: u64,
+    /// Differs from start to start.
+    pub boot: u64,
+}
+
+/// A member to be connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerAddress {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name; empty if it is not known yet.
+    pub name: String,
+    /// Where it listens, `HOST:PORT` each; tried in turn.
+    pub addresses: Vec<String>,
+}
+
+/// What metrics tell of a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStats {
+    /// The member.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// The smoothed round-trip time, if there is a connection.
+    pub round_trip: Option<Duration>,
+    /// UDP payload sent to it since the start.
+    pub bytes_out: u64,
+    /// UDP payload received from it since the start.
+    pub bytes_in: u64,
+    /// Bytes of messages that wait to be written.
+    pub waiting_bytes: usize,
+    /// Messages that were dropped: no connection, or too much waiting.
+    pub dropped: u64,
+    /// Connections since the start.
+    pub connections: u64,
+}
+
+/// A socket that peers can reach, and the certificates to receive them with. Opened before anything starts, so that what is
+/// wrong with either shows at once.
+#[derive(Debug)]
+pub struct Listener {
+    pub(super) socket: UdpSocket,
+    pub(super) address: SocketAddr,
+    pub(super) tls: TlsConfigs,
+    pub(super) watch: TlsWatch,
+    pub(super) settings: HubSettings,
+}
+
+impl Listener {
+    /// Listens on `address`, `HOST:PORT`.
+    pub fn open(address: &str, settings: HubSettings) -> Result<Self, NetError> {
+        let name = settings.identity.name.clone();
+        let (watch, tls) = TlsWatch::open(settings.security.clone(), name)?;
+        let failed = |source| NetError::Listen {
+            address: address.to_owned(),
+            source,
+        };
+        let socket = UdpSocket::bind(address).map_err(failed)?;
+        let local = socket.local_addr().map_err(failed)?;
+        // The kernel gives what its limits allow; less only costs speed.
+        rustix::net::sockopt::set_socket_recv_buffer_size(&socket, SOCKET_BUFFER_BYTES)
+            .unwrap_or_default();
+        rustix::net::sockopt::set_socket_send_buffer_size(&socket, SOCKET_BUFFER_BYTES)
+            .unwrap_or_default();
+        if settings.security == PeerSecurity::Insecure {
+            tracing::warn!(
+                "peers are NOT authenticated: whoever reaches {local} can join, read and change everything; \
+                 give every member a certificate and drop --peer-insecure"
+            );
+        }
+        Ok(Self {
+            socket,
+            address: local,
+            tls,
+            watch,
+            settings,
+        })
+    }
+
+    /// The address listened on.
+    pub fn local_address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// How peers are received.
+pub(super) fn server_config(
+    tls: &TlsConfigs,
+    transport: &Arc<TransportConfig>,
+) -> quinn::ServerConfig {
+    let crypto = Arc::<quinn::crypto::rustls::QuicServerConfig>::clone(&tls.server);
+    let mut config = quinn::ServerConfig::with_crypto(crypto);
+    config.transport_config(Arc::clone(transport));
+    config.max_incoming(HANDSHAKES_MAX);
+    config
+}
+
+/// How QUIC behaves.
+pub(super) fn transport(pacing: &Pacing) -> TransportConfig {
+    let mut config = TransportConfig::default();
+    let idle = quinn::IdleTimeout::try_from(pacing.idle_timeout).ok();
+    config
+        .max_idle_timeout(idle)
+        .keep_alive_interval(Some(pacing.keep_alive))
+        .max_concurrent_uni_streams(LASTING_STREAMS_MAX)
+        .max_concurrent_bidi_streams((SNAPSHOTS_MAX + 1).into())
+        .stream_receive_window(STREAM_WINDOW_BYTES.into())
+        .receive_window(CONNECTION_WINDOW_BYTES.into())
+        .send_window(u64::from(CONNECTION_WINDOW_BYTES))
+        .datagram_receive_buffer_size(None)
+        .initial_rtt(INITIAL_RTT);
+    config
+}

@@ -1,0 +1,302 @@
+//! Hubs with an inbox that remembers everything, and conditions to wait for.
+
+use crate::{
+    net::{
+        Delivery, Hub, HubSettings, Inbox, IncomingSnapshot, Listener, Pacing, PeerAddress,
+        PeerRequest, PeerSecurity, SelfIdentity, TlsFiles, cert,
+    },
+    raft::{Body, Envelope, LogId, Message},
+    types::{ClusterId, Entry, EntryKind, LogIndex, NodeId, Term},
+};
+use std::{
+    cell::{Cell, RefCell},
+    path::Path,
+    rc::Rc,
+    time::Duration,
+};
+use tokio::{sync::Notify, task::LocalSet};
+
+/// No test waits longer for anything.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs a test on one thread.
+pub(in crate::net) fn run<T>(test: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let local = LocalSet::new();
+    local.block_on(&runtime, async {
+        tokio::time::timeout(PATIENCE, test)
+            .await
+            .expect("the condition never came true")
+    })
+}
+
+/// Quick, so that tests are.
+pub(in crate::net) fn pacing() -> Pacing {
+    Pacing {
+        idle_timeout: Duration::from_secs(2),
+        keep_alive: Duration::from_millis(300),
+        handshake_timeout: Duration::from_secs(2),
+        redial_least: Duration::from_millis(5),
+        redial_most: Duration::from_millis(50),
+        probe: Duration::from_millis(200),
+        tls_look: Duration::from_millis(10),
+    }
+}
+
+/// A certificate authority in a folder.
+pub(in crate::net) struct Authority {
+    dir: tempfile::TempDir,
+}
+
+impl Authority {
+    pub(in crate::net) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        cert::make_ca(dir.path(), 1).unwrap();
+        Self { dir }
+    }
+
+    pub(in crate::net) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The files of a member, made if they do not exist.
+    pub(in crate::net) fn member(&self, name: &str) -> PeerSecurity {
+        self.member_valid(name, 1)
+    }
+
+    pub(in crate::net) fn member_valid(&self, name: &str, days: u32) -> PeerSecurity {
+        let dir = self.path();
+        let file = dir.join(format!("{name}.pem"));
+        if !file.exists() {
+            cert::make_member(dir, dir, name, &[], days).unwrap();
+        }
+        let (key, ca) = (dir.join(format!("{name}-key.pem")), dir.join(cert::CA_FILE));
+        PeerSecurity::Files(TlsFiles {
+            cert: file,
+            key,
+            ca,
+        })
+    }
+}
+
+/// Everything that arrived.
+#[derive(Default)]
+pub(in crate::net) struct Post {
+    pub(in crate::net) messages: RefCell<Vec<(NodeId, Message)>>,
+    pub(in crate::net) requests: RefCell<Vec<PeerRequest>>,
+    pub(in crate::net) snapshots: RefCell<Vec<IncomingSnapshot>>,
+    pub(in crate::net) connected: Cell<usize>,
+    pub(in crate::net) disconnected: Cell<usize>,
+    pub(in crate::net) dropped: Cell<usize>,
+    pub(in crate::net) refused: RefCell<Vec<(NodeId, u64, String)>>,
+    /// Appends are not taken while this is set.
+    pub(in crate::net) stalled: Cell<bool>,
+    changed: Notify,
+}
+
+impl Post {
+    /// Waits until `condition` holds.
+    pub(in crate::net) async fn until(&self, condition: impl Fn(&Self) -> bool) {
+        while !condition(self) {
+            let changed = self.changed.notified();
+            if condition(self) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    pub(in crate::net) fn bodies_from(&self, from: NodeId) -> Vec<Body> {
+        let messages = self.messages.borrow();
+        messages
+            .iter()
+            .filter(|(id, _)| *id == from)
+            .map(|(_, said)| said.body.clone())
+            .collect()
+    }
+
+    pub(in crate::net) fn is_up(&self) -> bool {
+        self.connected.get() > self.disconnected.get()
+    }
+}
+
+struct SharedPost(Rc<Post>);
+
+impl Inbox for SharedPost {
+    fn messages(&self, from: NodeId, messages: Vec<Message>) -> Delivery {
+        let post = Rc::clone(&self.0);
+        Box::pin(async move {
+            let appends = messages
+                .iter()
+                .any(|said| matches!(said.body, Body::Append { .. }));
+            if appends {
+                post.until(|post| !post.stalled.get()).await;
+            }
+            post.messages
+                .borrow_mut()
+                .extend(messages.into_iter().map(|message| (from, message)));
+            post.changed.notify_waiters();
+        })
+    }
+
+    fn requests(&self, requests: Vec<PeerRequest>) -> Delivery {
+        self.0.requests.borrow_mut().extend(requests);
+        self.0.changed.notify_waiters();
+        Box::pin(async {})
+    }
+
+    fn snapshot(&self, incoming: IncomingSnapshot) -> Delivery {
+        self.0.snapshots.borrow_mut().push(incoming);
+        self.0.changed.notify_waiters();
+        Box::pin(async {})
+    }
+
+    fn connected(&self, _: NodeId) {
+        self.0.connected.set(self.0.connected.get() + 1);
+        self.0.changed.notify_waiters();
+    }
+
+    fn disconnected(&self, _: NodeId) {
+        self.0.disconnected.set(self.0.disconnected.get() + 1);
+        self.0.changed.notify_waiters();
+    }
+
+    fn dropped(&self, _: NodeId) {
+        self.0.dropped.set(self.0.dropped.get() + 1);
+        self.0.changed.notify_waiters();
+    }
+
+    fn refused(&self, by: NodeId, code: u64, text: &str) {
+        self.0
+            .refused
+            .borrow_mut()
+            .push((by, code, text.to_owned()));
+        self.0.changed.notify_waiters();
+    }
+}
+
+/// A member under test.
+pub(in crate::net) struct Member {
+    pub(in crate::net) id: NodeId,
+    pub(in crate::net) name: String,
+    pub(in crate::net) hub: Hub,
+    pub(in crate::net) post: Rc<Post>,
+    pub(in crate::net) address: String,
+}
+
+impl Member {
+    /// Member `n{id}` of cluster 1.
+    pub(in crate::net) fn start(id: u64, security: PeerSecurity) -> Self {
+        Self::start_as(settings(id, security))
+    }
+
+    pub(in crate::net) fn start_as(settings: HubSettings) -> Self {
+        let SelfIdentity { member, name, .. } = settings.identity.clone();
+        let listener = Listener::open("127.0.0.1:0", settings).unwrap();
+        let address = listener.local_address().to_string();
+        let post = Rc::new(Post::default());
+        let hub = Hub::start(listener, Rc::new(SharedPost(Rc::clone(&post)))).unwrap();
+        Self {
+            id: member,
+            name,
+            hub,
+            post,
+            address,
+        }
+    }
+
+    pub(in crate::net) fn entry(&self) -> PeerAddress {
+        PeerAddress {
+            id: self.id,
+            name: self.name.clone(),
+            addresses: vec![self.address.clone()],
+        }
+    }
+
+    pub(in crate::net) fn knows(&self, others: &[&Self]) {
+        self.hub
+            .update(others.iter().map(|other| other.entry()).collect());
+    }
+
+    pub(in crate::net) fn say(&self, to: NodeId, body: Body) {
+        self.hub.send(vec![Envelope {
+            to,
+            message: Message {
+                term: Term(1),
+                body,
+            },
+        }]);
+    }
+
+    /// Waits until a failure with `part` in its text was logged.
+    pub(in crate::net) async fn reports(&self, part: &str) {
+        while !self.hub.reported().iter().any(|text| text.contains(part)) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Waits until a message gets through to `other`.
+    pub(in crate::net) async fn reaches(&self, other: &Self) {
+        self.post.until(Post::is_up).await;
+        let count = |post: &Post| post.bodies_from(self.id).len();
+        let before = count(&other.post);
+        while count(&other.post) == before {
+            self.say(other.id, Body::StaleTerm);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+pub(in crate::net) fn settings(id: u64, security: PeerSecurity) -> HubSettings {
+    HubSettings {
+        identity: SelfIdentity {
+            cluster: ClusterId(1),
+            member: NodeId(id),
+            name: format!("n{id}"),
+        },
+        security,
+        pacing: pacing(),
+        queue_bytes_max: 1024 * 1024,
+        seed: id,
+        boot: crate::clock::entropy(),
+    }
+}
+
+/// Two members that know each other and are connected.
+pub(in crate::net) async fn pair() -> (Member, Member) {
+    let authority = Authority::new();
+    let (one, two) = (
+        Member::start(1, authority.member("n1")),
+        Member::start(2, authority.member("n2")),
+    );
+    one.knows(&[&two]);
+    two.knows(&[&one]);
+    one.reaches(&two).await;
+    two.reaches(&one).await;
+    (one, two)
+}
+
+pub(in crate::net) fn append(bytes: usize) -> Body {
+    let data = vec![7; bytes].into();
+    let entry = Entry {
+        term: Term(1),
+        index: LogIndex(1),
+        kind: EntryKind::Command,
+        data,
+    };
+    Body::Append {
+        prev: LogId::default(),
+        commit: LogIndex(0),
+        entries: vec![entry],
+    }
+}
+
+pub(in crate::net) fn heartbeat(round: u64) -> Body {
+    Body::Heartbeat {
+        commit: LogIndex(0),
+        round,
+    }
+}

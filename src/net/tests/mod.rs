@@ -1,0 +1,8 @@
+//! Members over real QUIC on the loopback: what they exchange, whom they refuse, what they survive.
+
+mod bench;
+mod exchange;
+mod hostile;
+mod members;
+mod refusals;
+mod reload;

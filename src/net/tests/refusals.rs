@@ -1,0 +1,172 @@
+//! Whom members refuse, and that both sides can say why.
+
+use super::members::{Authority, Member, Post, run, settings};
+use crate::{
+    net::PeerAddress,
+    types::{ClusterId, NodeId},
+};
+
+/// A healthy pair of one authority, beside which things go wrong.
+async fn healthy(authority: &Authority) -> (Member, Member) {
+    let one = Member::start(1, authority.member("n1"));
+    let two = Member::start(2, authority.member("n2"));
+    one.knows(&[&two]);
+    two.knows(&[&one]);
+    one.reaches(&two).await;
+    (one, two)
+}
+
+/// `bad` dials `one`, which knows `book`: both report `part`, no connection comes of it, and the healthy pair goes on.
+async fn both_refuse(one: &Member, two: &Member, bad: &Member, parts: [&str; 2]) {
+    bad.hub.update(vec![PeerAddress {
+        name: String::new(),
+        ..one.entry()
+    }]);
+    one.reports(parts[0]).await;
+    bad.reports(parts[1]).await;
+    assert!(!bad.post.is_up(), "no connection came of it");
+    one.reaches(two).await;
+    two.reaches(one).await;
+}
+
+#[test]
+fn another_authority() {
+    run(async {
+        let authority = Authority::new();
+        let (one, two) = healthy(&authority).await;
+        let bad = Member::start(3, Authority::new().member("n3"));
+        one.knows(&[&two, &bad]);
+        both_refuse(&one, &two, &bad, ["UnknownIssuer", "UnknownIssuer"]).await;
+    });
+}
+
+#[test]
+fn an_expired_certificate() {
+    run(async {
+        let authority = Authority::new();
+        let (one, two) = healthy(&authority).await;
+        let bad = Member::start(3, authority.member_valid("n3", 0));
+        both_refuse(&one, &two, &bad, ["certificate expired", "expired"]).await;
+    });
+}
+
+#[test]
+fn a_member_of_another_cluster() {
+    run(async {
+        let authority = Authority::new();
+        let (one, two) = healthy(&authority).await;
+        let mut settings = settings(3, authority.member("n3"));
+        settings.identity.cluster = ClusterId(2);
+        let bad = Member::start_as(settings);
+        one.knows(&[&two, &bad]);
+        let text = "belongs to cluster";
+        both_refuse(&one, &two, &bad, [text, text]).await;
+    });
+}
+
+#[test]
+fn an_unknown_member() {
+    run(async {
+        let authority = Authority::new();
+        let (one, two) = healthy(&authority).await;
+        let bad = Member::start(3, authority.member("n3"));
+        let text = "member 3 (\"n3\") is not known in this cluster";
+        both_refuse(&one, &two, &bad, [text, text]).await;
+        bad.post
+            .until(|post| !post.refused.borrow().is_empty())
+            .await;
+        let (by, code, told) = bad.post.refused.borrow()[0].clone();
+        assert_eq!((by, code, told.as_str()), (one.id, 4, text));
+    });
+}
+
+#[test]
+fn an_id_that_the_certificate_does_not_bear_out() {
+    run(async {
+        let authority = Authority::new();
+        let (one, two) = healthy(&authority).await;
+        // It says it is n3 with the certificate of n4.
+        let bad = Member::start(3, authority.member("n4"));
+        one.knows(&[&two, &bad]);
+        let text = "the certificate of member 3 names [\"quorate://member/n4\"], not \"n3\"";
+        both_refuse(&one, &two, &bad, [text, text]).await;
+    });
+}
+
+#[test]
+fn a_name_that_is_not_the_ids() {
+    run(async {
+        let authority = Authority::new();
+        let (one, two) = healthy(&authority).await;
+        let mut settings = settings(3, authority.member("n4"));
+        settings.identity.name = "n4".to_owned();
+        let bad = Member::start_as(settings);
+        one.hub.update(vec![
+            two.entry(),
+            PeerAddress {
+                name: "n3".to_owned(),
+                ..bad.entry()
+            },
+        ]);
+        let text = "member 3 is called \"n3\" in the membership, not \"n4\"";
+        both_refuse(&one, &two, &bad, [text, text]).await;
+    });
+}
+
+#[test]
+fn another_member_at_the_address() {
+    run(async {
+        let authority = Authority::new();
+        let (one, two) = healthy(&authority).await;
+        one.hub.update(vec![
+            two.entry(),
+            PeerAddress {
+                id: NodeId(5),
+                ..two.entry()
+            },
+        ]);
+        let text = "member 5 was dialled, and member 2 answers at its address";
+        one.reports(text).await;
+        two.reports(text).await;
+        one.reaches(&two).await;
+    });
+}
+
+#[test]
+fn a_second_process_with_the_id_of_a_living_member() {
+    run(async {
+        let authority = Authority::new();
+        let (one, two) = healthy(&authority).await;
+        let copy = Member::start(2, authority.member("n2"));
+        let text = "two processes bear member id 2";
+        both_refuse(&one, &two, &copy, [text, text]).await;
+        assert_eq!(
+            one.post.disconnected.get(),
+            0,
+            "the living one stays connected"
+        );
+        // Its own id at its own address is no better.
+        copy.hub.update(vec![PeerAddress {
+            id: NodeId(6),
+            name: String::new(),
+            ..two.entry()
+        }]);
+        copy.reports("two processes bear member id 2").await;
+    });
+}
+
+#[test]
+fn a_removed_member_is_cut_off_and_told() {
+    run(async {
+        let authority = Authority::new();
+        let (one, two) = healthy(&authority).await;
+        one.hub.update(Vec::new());
+        two.reports("member 2 is no longer in this cluster").await;
+        two.post
+            .until(|post| !post.refused.borrow().is_empty())
+            .await;
+        two.post.until(|post| !post.is_up()).await;
+        one.post.until(|post: &Post| !post.is_up()).await;
+        assert!(one.hub.stats().is_empty(), "it is forgotten");
+    });
+}
