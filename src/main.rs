@@ -2,12 +2,14 @@
 
 use clap::Parser;
 use quorate::cli::{Cli, Command, ServerArgs};
+use quorate::net::cert::CertArgs;
 use std::error::Error;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let done = match Cli::parse().asked() {
         Command::Server(args) => serve(args),
+        Command::Cert(args) => make_certificates(&args),
         Command::Bench(args) => quorate::bench::run(args).map_err(Into::into),
     };
     match done {
@@ -20,6 +22,14 @@ fn serve(args: ServerArgs) -> Result<(), Box<dyn Error>> {
     let config = args.config()?;
     quorate::log::start(&config.log);
     Ok(quorate::node::run(&config)?)
+}
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+fn make_certificates(args: &CertArgs) -> Result<(), Box<dyn Error>> {
+    for file in args.run()? {
+        println!("{}", file.display());
+    }
+    Ok(())
 }
 
 /// Says why the program ends. The log may not have started yet, so this does not go through it.

@@ -6,7 +6,11 @@
 
 use super::{
     compactor::{AwaitCompaction, Compactor},
-    raft_node::{AskReadIndex, Proposal, Propose, RaftNode, RaftStatus},
+    members::Members,
+    membership_change::{ChangeRefusal, MemberChange},
+    raft_node::{
+        AskReadIndex, ChangeMembership, MoveLeader, Proposal, Propose, RaftNode, RaftStatus,
+    },
     range_chunks::{NotStreamable, RangeChunks},
 };
 use crate::{
@@ -20,7 +24,7 @@ use crate::{
         range::ReadError,
         view::View,
     },
-    storage::db::Applied,
+    storage::db::{Applied, DbReader},
     types::{ClusterId, LogIndex, NodeId, Revision, Term},
 };
 use actix::prelude::*;
@@ -29,6 +33,7 @@ use bytes::{BufMut, Bytes};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
@@ -37,6 +42,9 @@ const WAITING_MAX: usize = 16_384;
 
 /// A range over more keys than this is read on a thread of its own, so that it does not hold up the others.
 const INLINE_KEYS_MAX: u64 = 512;
+
+/// Between two attempts to find the leader.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Long reads that one front end runs at once.
 const ASIDE_MAX: usize = 4;
@@ -79,6 +87,15 @@ pub enum RequestError {
     /// Only the leader does this.
     #[error("not leader")]
     NotLeader,
+    /// Leadership goes to voters only.
+    #[error("bad leader transferee")]
+    BadTransferee,
+    /// The membership stays as it is.
+    #[error(transparent)]
+    Change(#[from] ChangeRefusal),
+    /// This member has no vote, and serves little.
+    #[error("rpc not supported for learner")]
+    Learner,
     /// The leader changed while the request was under way.
     #[error("leader changed")]
     LeaderChanged,
@@ -99,6 +116,10 @@ pub struct Published {
     pub applied: Applied,
     /// Raised alarms.
     pub alarms: Arc<BTreeSet<(NodeId, AlarmKind)>>,
+    /// The members of the cluster.
+    pub members: Arc<Members>,
+    /// Reads the records that the view's tail does not hold.
+    pub stored: DbReader,
     /// The database holds every record up to this revision.
     pub stored_through: Revision,
     /// Size of the database file, in bytes.
@@ -125,6 +146,8 @@ pub struct RequestLimits {
     pub txn_ops_max: usize,
     /// Size of the database past which writes that take space are refused, in bytes; nothing is no quota.
     pub quota_bytes: Option<u64>,
+    /// How long a request may take.
+    pub timeout: Duration,
 }
 
 /// A member's state, for operators.
@@ -174,6 +197,7 @@ struct Shared {
     aside: Semaphore,
     views: watch::Receiver<Arc<Published>>,
     raft_status: watch::Receiver<RaftStatus>,
+    raft: Addr<RaftNode>,
     compactor: Addr<Compactor>,
 }
 
@@ -221,6 +245,7 @@ impl Requests {
             aside: Semaphore::new(ASIDE_MAX),
             views: peers.views,
             raft_status: peers.raft_status,
+            raft: peers.raft.clone(),
             compactor: peers.compactor,
         });
         let sending = arbiter.spawn(send_turns(shared.clone(), peers.raft));
@@ -356,9 +381,55 @@ impl Requests {
             db_bytes: published.file_bytes,
             db_bytes_in_use: published.used_bytes,
             quota_bytes: self.shared.limits.quota_bytes.unwrap_or(0),
-            learner: false,
+            learner: self.is_learner(),
             alarms: published.alarms.iter().copied().collect(),
         }
+    }
+
+    /// The members: as of every change acknowledged before now, or, if not linearizable, as this member knows them.
+    pub async fn members(&self, linearizable: bool) -> Result<Arc<Members>, RequestError> {
+        Ok(self.view_for(!linearizable).await?.members.clone())
+    }
+
+    /// Changes the membership; answers with the members after the change. A member that does not lead asks the one that does.
+    pub async fn change_membership(&self, change: MemberChange) -> Result<Members, RequestError> {
+        let deadline = clock::now() + self.shared.limits.timeout;
+        loop {
+            let (reply, outcome) = oneshot::channel();
+            let change = change.clone();
+            let sent = self.shared.raft.send(ChangeMembership { change, reply });
+            sent.await.map_err(|_| RequestError::Stopped)?;
+            let outcome = tokio::time::timeout_at(deadline, outcome).await;
+            let outcome = outcome.map_err(|_| RequestError::TimedOut)?;
+            match outcome.map_err(|_| RequestError::Stopped)? {
+                Ok(bytes) => {
+                    return Members::decode(&bytes)
+                        .map_err(|_| RequestError::Change(ChangeRefusal::Unreadable));
+                }
+                Err(ChangeRefusal::NotLeader) if clock::now() + RETRY_PAUSE < deadline => {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                Err(ChangeRefusal::NotLeader | ChangeRefusal::TimedOut) => {
+                    return Err(RequestError::TimedOut);
+                }
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
+    }
+
+    /// Hands leadership to another voter; only the leader can.
+    pub async fn move_leader(&self, to: NodeId) -> Result<(), RequestError> {
+        let (reply, outcome) = oneshot::channel();
+        let sent = self.shared.raft.send(MoveLeader { to, reply });
+        sent.await.map_err(|_| RequestError::Stopped)?;
+        outcome.await.unwrap_or(Err(RequestError::Stopped))
+    }
+
+    /// Whether this member has no vote.
+    pub fn is_learner(&self) -> bool {
+        let published = self.published();
+        let own = published.members.get(self.shared.identity.member);
+        own.is_some_and(|own| own.learner)
     }
 
     /// The newest view, without any promise on how new it is.
@@ -400,10 +471,11 @@ impl Requests {
             return Ok(newest);
         }
         let mut views = self.shared.views.clone();
-        let reached = views
-            .wait_for(|published| published.applied.index >= index)
-            .await;
+        let reached = views.wait_for(|published| published.applied.index >= index);
+        // A member that was cut off meanwhile does not get there by itself.
+        let reached = tokio::time::timeout(self.shared.limits.timeout, reached).await;
         reached
+            .map_err(|_| RequestError::TimedOut)?
             .map(|published| published.clone())
             .map_err(|_| RequestError::Stopped)
     }

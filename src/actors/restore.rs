@@ -17,6 +17,7 @@ use bytes::Bytes;
 const REVISION: &str = "store.revision";
 const COMPACTED: &str = "store.compacted";
 const ALARMS: &str = "store.alarms";
+const MEMBERSHIP: &str = "cluster.membership";
 
 /// Why the state cannot be read back. Nothing of it is worth a retry: the database is not what was written.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,16 @@ pub(super) fn store_meta(machine: &Machine) -> Vec<(&'static str, Option<Vec<u8>
         (COMPACTED, Some(codec::encode(&machine.compacted()))),
         (ALARMS, Some(codec::encode(&alarms))),
     ]
+}
+
+/// The membership as a blob, to be written with the log position at which it is in force.
+pub fn membership_meta(encoded: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
+    vec![(MEMBERSHIP, Some(encoded.to_vec()))]
+}
+
+/// The membership at the applied index; nothing if no cluster was ever formed or joined here.
+pub fn membership(db: &Db) -> Result<Option<Bytes>, RestoreError> {
+    Ok(db.reader()?.meta(MEMBERSHIP)?.map(Bytes::from))
 }
 
 /// Reads the state back, and rebuilds the index in one pass over the records.

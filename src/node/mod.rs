@@ -19,13 +19,15 @@ use crate::{
         MemberNames,
         listen::{ApiArbiter, ApiServer, ListenLimits},
     },
-    config::{Config, HostPort},
+    clock,
+    config::{ClusterState, Config, ConfigError, HostPort, PeerTls},
+    net::{HubSettings, Listener, Pacing, PeerSecurity, SelfIdentity, TlsFiles},
     storage::{disk::Disk, real_disk::RealDisk},
 };
 use actix::{Actor, Addr, System};
 use assemble::{Running, assemble};
 use placement::Placement;
-use recover::recover;
+use recover::{Recovery, recover};
 use std::{
     sync::{Arc, mpsc},
     thread,
@@ -34,6 +36,9 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
 };
+
+/// Bytes that may wait to be written to one peer: two windows of entries, and requests.
+const PEER_QUEUE_BYTES_MAX: usize = 48 * 1024 * 1024;
 
 /// A node inside this process. Dropping it stops it at once, as a crash would; [`Node::stop`] is the gentle way.
 #[derive(Debug)]
@@ -202,7 +207,39 @@ impl Signals {
 fn start_here(config: &Config, fail_stop: &FailStop) -> Result<(Running, Placement), StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
     let recovery = recover(config, &disk)?;
+    let listener = listen_for_peers(config, &recovery)?;
     let placement = Placement::new(&config.runtime);
-    let running = assemble(config, recovery, &placement, fail_stop);
+    let running = assemble(config, recovery, listener, &placement, fail_stop);
     Ok((running, placement))
+}
+
+/// The socket for peers, unless this member is alone and was given no certificates: then there is nobody to talk to.
+fn listen_for_peers(config: &Config, recovery: &Recovery) -> Result<Option<Listener>, StartError> {
+    let alone = recovery.members.iter().count() <= 1 && config.cluster.state == ClusterState::New;
+    let security = match &config.peer.tls {
+        PeerTls::Unset if alone => return Ok(None),
+        PeerTls::Unset => return Err(StartError::Config(ConfigError::Unauthenticated)),
+        PeerTls::Insecure => PeerSecurity::Insecure,
+        PeerTls::Files { cert, key, ca } => PeerSecurity::Files(TlsFiles {
+            cert: cert.clone(),
+            key: key.clone(),
+            ca: ca.clone(),
+        }),
+    };
+    let member = &recovery.member;
+    let settings = HubSettings {
+        identity: SelfIdentity {
+            cluster: member.cluster,
+            member: member.node,
+            name: member.name.clone(),
+        },
+        security,
+        pacing: Pacing::default(),
+        queue_bytes_max: PEER_QUEUE_BYTES_MAX,
+        seed: clock::entropy(),
+        boot: clock::entropy(),
+    };
+    let listener = Listener::open(&config.peer.listen.to_string(), settings)?;
+    tracing::info!("peers on {}", listener.local_address());
+    Ok(Some(listener))
 }

@@ -5,13 +5,17 @@
 //! two steps of an earlier start leaves a directory that this same path completes.
 
 use crate::{
-    actors::restore::{self, RestoreError},
+    actors::{
+        members::{MemberInfo, Members, id_of},
+        restore::{self, RestoreError},
+    },
     clock,
-    config::Config,
+    config::{Config, ConfigError, HostPort},
     kv::{index::Index as Tree, machine::Restored},
+    net::NetError,
     raft::{self, InitialState, InitialStateError, LogId, Membership},
     storage::{
-        db::{self, Db, DbError, DbOptions, DbReader},
+        db::{self, CommitBatch, Db, DbError, DbOptions, DbReader},
         disk::Disk,
         member::{self, Member, MemberError},
         real_disk::DiskError,
@@ -19,9 +23,7 @@ use crate::{
     },
     types::{ClusterId, NodeId},
 };
-use bytes::Bytes;
-use sha2::{Digest, Sha256};
-use std::{io, sync::Arc};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 /// The database's file.
 const DATABASE: &str = "db.redb";
@@ -63,6 +65,26 @@ pub enum StartError {
         /// What is not there.
         what: &'static str,
     },
+    /// The data directory is another member's.
+    #[error(
+        "the data directory belongs to member {holds:?}, not to {name:?}: give each member a data_dir of its own; a member's \
+         name never changes"
+    )]
+    OtherMember {
+        /// Whose it is.
+        holds: String,
+        /// What this member is called.
+        name: String,
+    },
+    /// The peers' connections.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The settings do not go with what the data directory holds.
+    #[error(transparent)]
+    Config(ConfigError),
+    /// A running cluster cannot be joined.
+    #[error("cannot join the cluster: {0}")]
+    Join(String),
     /// The port for clients cannot be opened.
     #[error("cannot listen for clients on {address}: {source}")]
     Listen {
@@ -88,6 +110,8 @@ pub(super) struct Recovery {
     pub restored: Restored,
     pub tree: Tree,
     pub raft: raft::Node,
+    /// The members at the applied index.
+    pub members: Members,
 }
 
 /// Opens or creates everything in the data directory.
@@ -97,7 +121,7 @@ pub(super) fn recover(config: &Config, disk: &Arc<dyn Disk>) -> Result<Recovery,
     let options = DbOptions {
         cache_bytes: config.storage.database_cache_bytes,
     };
-    let db = Db::open(&**disk, DATABASE, options, db::Identity { cluster, node })?;
+    let mut db = Db::open(&**disk, DATABASE, options, db::Identity { cluster, node })?;
     let (restored, tree) = restore::restore(&db)?;
     let wal_options = WalOptions {
         segment_bytes: config.storage.wal_segment_bytes,
@@ -108,10 +132,12 @@ pub(super) fn recover(config: &Config, disk: &Arc<dyn Disk>) -> Result<Recovery,
     if let Some(cut) = &recovered.cut {
         tracing::warn!("a crash tore the log's last write, which nobody was told of: {cut:?}");
     }
+    let membership = membership(config, &mut db)?;
+    let members = Members::of(&membership).map_err(RestoreError::from)?;
     if fresh {
         member::write(&**disk, &member)?;
     }
-    let raft = consensus(config, node, &db, recovered)?;
+    let raft = consensus(config, node, &db, membership, recovered)?;
     let reader = db.reader()?;
     Ok(Recovery {
         member,
@@ -121,26 +147,96 @@ pub(super) fn recover(config: &Config, disk: &Arc<dyn Disk>) -> Result<Recovery,
         restored,
         tree,
         raft,
+        members,
     })
 }
 
 /// The directory's identity; a new one gets the identity that the configuration gives, and is marked as fresh.
 fn identity(config: &Config, disk: &dyn Disk) -> Result<(Member, bool), StartError> {
     if let Some(member) = member::read(disk)? {
+        if member.name != config.name {
+            return Err(StartError::OtherMember {
+                holds: member.name,
+                name: config.name.clone(),
+            });
+        }
         return Ok((member, false));
     }
-    let node = NodeId(id_of(&[
-        &config.cluster.token,
-        &config.name,
-        &config.peer_advertise().to_string(),
-    ]));
-    let cluster = ClusterId(id_of(&[&config.cluster.token, &node.hex()]));
+    let formed = initial_ids(config);
     let member = Member {
-        cluster,
-        node,
+        cluster: cluster_id(config, &formed),
+        node: formed[&config.name],
         name: config.name.clone(),
     };
     Ok((member, true))
+}
+
+/// The members that form the cluster, by name: ids that follow from token, name and address, so that all members agree.
+fn initial_ids(config: &Config) -> BTreeMap<String, NodeId> {
+    let id = |name: &str, peer: &HostPort| {
+        NodeId(id_of(&[&config.cluster.token, name, &peer.to_string()]))
+    };
+    let mut ids: BTreeMap<String, NodeId> = config
+        .cluster
+        .initial
+        .iter()
+        .map(|member| (member.name.clone(), id(&member.name, &member.peer)))
+        .collect();
+    ids.entry(config.name.clone())
+        .or_insert_with(|| id(&config.name, config.peer_advertise()));
+    ids
+}
+
+/// A cluster's id follows from all members that form it.
+fn cluster_id(config: &Config, members: &BTreeMap<String, NodeId>) -> ClusterId {
+    let mut ids: Vec<String> = members.values().map(|id| id.hex()).collect();
+    ids.sort();
+    let mut words = vec![config.cluster.token.as_str()];
+    words.extend(ids.iter().map(String::as_str));
+    ClusterId(id_of(&words))
+}
+
+/// The membership that the cluster begins with. What a member is called by its clients it says itself, later; one that is
+/// alone has nobody to tell.
+fn bootstrap(config: &Config) -> Result<Membership, StartError> {
+    let alone = config.cluster.initial.len() <= 1;
+    let ids = initial_ids(config);
+    let peers: BTreeMap<&str, String> = config
+        .cluster
+        .initial
+        .iter()
+        .map(|member| (member.name.as_str(), member.peer.to_string()))
+        .collect();
+    let voters = ids.iter().map(|(name, id)| {
+        let own = config.peer_advertise().to_string();
+        let peer = peers.get(name.as_str()).unwrap_or(&own);
+        let info = MemberInfo {
+            name: name.clone(),
+            peer_urls: vec![format!("http://{peer}")],
+            client_urls: alone.then(|| client_urls(config)).unwrap_or_default(),
+        };
+        (*id, info.encode())
+    });
+    Ok(Membership::of_voters(voters)?)
+}
+
+/// Where clients reach this member.
+pub(super) fn client_urls(config: &Config) -> Vec<String> {
+    vec![format!("http://{}", config.client_advertise())]
+}
+
+/// The membership at the applied index. A directory that has none yet gets the one that the cluster begins with.
+fn membership(config: &Config, db: &mut Db) -> Result<Membership, StartError> {
+    if let Some(bytes) = restore::membership(db)? {
+        return Ok(Membership::decode(&bytes)?);
+    }
+    let begins = bootstrap(config)?;
+    db.commit(&CommitBatch {
+        applied: db.applied(),
+        meta: restore::membership_meta(&begins.encode()),
+        ..CommitBatch::default()
+    })?;
+    Ok(begins)
 }
 
 /// A directory that lost its database or its log must not start as if it were new: it would forget what it acknowledged, and
@@ -164,10 +260,10 @@ fn consensus(
     config: &Config,
     node: NodeId,
     db: &Db,
+    membership: Membership,
     recovered: Recovered,
 ) -> Result<raft::Node, StartError> {
     let applied = db.applied();
-    let context = Bytes::from(config.name.clone());
     let election = config.raft.election.as_millis() / config.raft.heartbeat.as_millis().max(1);
     let raft_config = raft::Config {
         election_ticks: u32::try_from(election).unwrap_or(u32::MAX),
@@ -176,24 +272,10 @@ fn consensus(
     let state = InitialState {
         hard_state: recovered.hard_state,
         applied: applied.index,
-        membership: Membership::of_voters([(node, context)])?,
+        membership,
         start: LogId::new(applied.term, applied.index),
         evicted_terms: Vec::new(),
         entries: recovered.entries,
     };
     Ok(raft::Node::new(raft_config, state)?)
-}
-
-/// An id that the same words always give, and different ones practically never.
-fn id_of(words: &[&str]) -> u64 {
-    let mut hash = Sha256::new();
-    for word in words {
-        hash.update((word.len() as u64).to_be_bytes());
-        hash.update(word.as_bytes());
-    }
-    let digest = hash.finalize();
-    let mut first = [0; 8];
-    first.copy_from_slice(&digest[..8]);
-    // Zero stands for nobody.
-    u64::from_be_bytes(first).max(1)
 }
