@@ -1,6 +1,7 @@
 //! Compiles `proto/` with protox, so that no `protoc` is needed on the machine.
 
-use std::error::Error;
+use prost_build::{Service, ServiceGenerator};
+use std::{env, error::Error, fs, path::Path};
 
 const FILES: [&str; 6] = [
     "proto/auth.proto",
@@ -11,18 +12,53 @@ const FILES: [&str; 6] = [
     "proto/rpc.proto",
 ];
 
+/// The services that `src/api/grpc.rs` answers by itself; tonic serves all others.
+const THIN: [&str; 2] = ["KV", "Watch"];
+
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(FILES, ["proto"])?;
     let mut config = prost_build::Config::new();
     // `bytes::Bytes` shares the decoder's buffer, so keys and values are not copied on their way in.
     config.bytes(["."]);
-    // Clients alone, and without their connection code: the server side is `src/api`.
-    let services = tonic_prost_build::configure()
-        .build_server(false)
-        .build_transport(false)
-        .service_generator();
-    config.service_generator(services);
+    config.service_generator(Box::new(Services::new()));
+    // In a directory of its own: worktrees that share a target directory share `OUT_DIR` with versions that have no servers.
+    let out_dir = Path::new(&env::var("OUT_DIR")?).join("api");
+    fs::create_dir_all(&out_dir)?;
+    config.out_dir(out_dir);
     config.compile_fds(descriptors)?;
     Ok(())
+}
+
+/// Generates a client for each service, and for most a server; neither with code for connections, which is `src/api`'s.
+struct Services {
+    clients: Box<dyn ServiceGenerator>,
+    servers: Box<dyn ServiceGenerator>,
+}
+
+impl Services {
+    fn new() -> Self {
+        let clients = tonic_prost_build::configure()
+            .build_server(false)
+            .build_transport(false);
+        // A method without an implementation is unknown: `src/api/services` turns the generated refusal into etcd's.
+        let servers = tonic_prost_build::configure()
+            .build_client(false)
+            .build_transport(false)
+            .generate_default_stubs(true)
+            .codec_path("crate::api::services::codec::Codec");
+        Self {
+            clients: clients.service_generator(),
+            servers: servers.service_generator(),
+        }
+    }
+}
+
+impl ServiceGenerator for Services {
+    fn generate(&mut self, service: Service, out: &mut String) {
+        if !THIN.contains(&service.name.as_str()) {
+            self.servers.generate(service.clone(), out);
+        }
+        self.clients.generate(service, out);
+    }
 }

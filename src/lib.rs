@@ -15,4 +15,4 @@ pub mod storage;
 pub mod types;
 
 pub use config::Config;
-pub use node::Node;
+pub use node::{LocalNode, Node};

@@ -6,6 +6,10 @@ use quorate::net::cert::CertArgs;
 use std::error::Error;
 use std::process::ExitCode;
 
+/// The system's allocator took a sixth of the server's time under load.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let done = match Cli::parse().asked() {
         Command::Server(args) => serve(args),

@@ -4,7 +4,7 @@
 use super::membership_change::{ChangeRefusal, MemberChange};
 use crate::{
     codec::{self, Blob, CodecError},
-    types::LogIndex,
+    types::{LogIndex, NodeId},
 };
 use bincode::{BorrowDecode, Decode, Encode};
 use bytes::Bytes;
@@ -36,6 +36,17 @@ pub enum Taken {
 /// What became of a change: the membership after it, encoded, or why there is none.
 pub type ChangeAnswer = Result<Vec<u8>, ChangeRefusal>;
 
+/// What a member tells a process that asks, by its address, who it is.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct GuestInfo {
+    /// The member with that address.
+    pub id: Option<NodeId>,
+    /// Whether that member has ever run.
+    pub started: bool,
+    /// The membership, encoded.
+    pub membership: Vec<u8>,
+}
+
 impl PeerAsk {
     /// The bytes of a request.
     pub fn encode(&self) -> Bytes {
@@ -51,7 +62,6 @@ impl PeerAsk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::NodeId;
 
     #[test]
     fn what_is_asked_is_read_back() {

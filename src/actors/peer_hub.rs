@@ -9,8 +9,8 @@
 use super::fail_stop::Lifeline;
 use crate::{
     net::{
-        Delivery, ForwardReply, Hub, Inbox, IncomingSnapshot, Listener, NetError, PeerAddress,
-        PeerRequest, PeerStats, SnapshotError, SnapshotSender,
+        Delivery, ForwardReply, GuestQuestion, Hub, Inbox, IncomingSnapshot, Listener, NetError,
+        PeerAddress, PeerRequest, PeerStats, SnapshotError, SnapshotSender,
     },
     raft::{self, Envelope},
     types::NodeId,
@@ -45,6 +45,8 @@ pub struct HubPeers {
     pub refused: Recipient<RefusedByPeer>,
     /// Serves forwarded requests.
     pub requests: Recipient<ServeRequests>,
+    /// Answers processes that are not members yet.
+    pub guests: Recipient<ServeGuest>,
     /// Takes snapshots.
     pub snapshots: Recipient<ReceiveSnapshot>,
 }
@@ -161,6 +163,15 @@ pub struct ServeRequests {
     pub requests: Vec<PeerRequest>,
 }
 
+/// A question of a process that is no member yet, such as one that joins. Taken means queued. It may be told who is in the
+/// cluster; nothing it says may change anything.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ServeGuest {
+    /// The question, and where its answer goes.
+    pub question: GuestQuestion,
+}
+
 /// A snapshot that a member sends. Taken means begun; it is read and answered from wherever the receiver likes.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -174,6 +185,10 @@ impl Actor for PeerHub {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX_MAX);
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.hub.shut();
     }
 }
 
@@ -263,6 +278,10 @@ impl Inbox for ActorInbox {
         delivered(&self.peers.requests, ServeRequests { requests })
     }
 
+    fn guest(&self, question: GuestQuestion) -> Delivery {
+        delivered(&self.peers.guests, ServeGuest { question })
+    }
+
     fn snapshot(&self, incoming: IncomingSnapshot) -> Delivery {
         delivered(&self.peers.snapshots, ReceiveSnapshot { incoming })
     }
@@ -343,6 +362,17 @@ mod tests {
         }
     }
 
+    impl Handler<ServeGuest> for Node {
+        type Result = ();
+
+        fn handle(&mut self, serve: ServeGuest, _: &mut Self::Context) {
+            let asked = serve.question;
+            asked
+                .responder
+                .answer([&asked.question, asked.name.as_bytes()].concat().into());
+        }
+    }
+
     impl Handler<ReceiveSnapshot> for Node {
         type Result = ();
 
@@ -371,6 +401,7 @@ mod tests {
             dropped: node.clone().recipient(),
             refused: node.clone().recipient(),
             requests: node.clone().recipient(),
+            guests: node.clone().recipient(),
             snapshots: node.recipient(),
         };
         let name = format!("n{id}");
@@ -407,13 +438,17 @@ mod tests {
     async fn hubs_on_threads_of_their_own_carry_everything() {
         let (one, mut news_one, first) = start(1);
         let (two, mut news_two, second) = start(2);
-        let peers = vec![first, second];
+        // One side dials, so that no connection replaces another while messages are on their way.
+        let deaf = PeerAddress {
+            addresses: Vec::new(),
+            ..first
+        };
         one.send(UpdatePeers {
-            peers: peers.clone(),
+            peers: vec![second],
         })
         .await
         .unwrap();
-        two.send(UpdatePeers { peers }).await.unwrap();
+        two.send(UpdatePeers { peers: vec![deaf] }).await.unwrap();
         assert_eq!(news_one.recv().await.unwrap(), "2 up");
         assert_eq!(news_two.recv().await.unwrap(), "1 up");
 

@@ -21,17 +21,19 @@ use crate::{
             AlarmKind, Command, Compact, DeleteRange, DeleteRangeDone, Outcome, Put, PutDone,
             RangeDone, RangeQuery, SetAlarm, SortOrder, SortTarget, Txn, TxnDone, TxnOp,
         },
+        hash::{HistoryHash, HistoryHasher},
         range::ReadError,
         view::View,
     },
     storage::db::{Applied, DbReader},
-    types::{ClusterId, LogIndex, NodeId, Revision, Term},
+    types::{ClusterId, LogIndex, NodeId, Rev, Revision, Term},
 };
 use actix::prelude::*;
 use actix_rt::ArbiterHandle;
 use bytes::{BufMut, Bytes};
 use std::{
     collections::BTreeSet,
+    ops::ControlFlow,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -425,6 +427,12 @@ impl Requests {
         outcome.await.unwrap_or(Err(RequestError::Stopped))
     }
 
+    /// etcd's hash of the history through a revision, of what this member holds.
+    pub async fn hash_kv(&self, through: Revision) -> Result<HistoryHash, RequestError> {
+        let published = self.published();
+        self.aside(move || hash_history(&published, through)).await
+    }
+
     /// Whether this member has no vote.
     pub fn is_learner(&self) -> bool {
         let published = self.published();
@@ -597,6 +605,32 @@ async fn send_turns(shared: Arc<Shared>, raft: Addr<RaftNode>) {
 /// Answers a caller. One that has gone away in the meantime does not matter.
 pub(super) fn answer<T>(reply: oneshot::Sender<Result<T, RequestError>>, error: RequestError) {
     drop(reply.send(Err(error)));
+}
+
+/// Feeds all records, first those in the database, to etcd's hash.
+fn hash_history(
+    published: &Published,
+    through: Revision,
+) -> Result<Result<HistoryHash, KvError>, ReadError> {
+    let view = &published.view;
+    let mut hasher = match HistoryHasher::new(view.window, &view.keys, through) {
+        Ok(hasher) => hasher,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let from = Rev::default();
+    let to = Rev::new(view.window.newest.next(), 0);
+    let scanned = published.stored.scan(from..to, |record| {
+        hasher.add(record.rev, record.kind, record.kv);
+        ControlFlow::Continue(())
+    });
+    scanned.map_err(|error| ReadError {
+        rev: from,
+        source: Box::new(error),
+    })?;
+    for record in view.tail.iter() {
+        hasher.add(record.rev, record.kind, &record.kv);
+    }
+    Ok(Ok(hasher.finish()))
 }
 
 /// Whether a range is quick enough to run between other requests.

@@ -1,6 +1,6 @@
 //! Response bodies: one message or a stream of them with gRPC's trailers, or plain bytes for HTTP.
 
-use super::{reply::Encoded, status::Status};
+use super::{reply::Encoded, services::Outgoing, status::Status};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Frame, SizeHint};
@@ -31,6 +31,8 @@ pub enum Body {
     Stream(mpsc::Receiver<Result<Encoded, Status>>),
     /// Only the trailers.
     Trailers,
+    /// What tonic answers.
+    Tonic(Box<Outgoing>),
 }
 
 impl http_body::Body for Body {
@@ -54,13 +56,18 @@ impl http_body::Body for Body {
                 }
             },
             Self::Empty => return Poll::Ready(None),
+            Self::Tonic(answer) => return answer.poll_frame(context).map(|frame| frame.map(Ok)),
             Self::Plain(_) | Self::Message(_) | Self::Trailers => self.take_frame(),
         };
         Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self, Self::Empty)
+        match self {
+            Self::Empty => true,
+            Self::Tonic(answer) => answer.is_end_stream(),
+            Self::Plain(_) | Self::Message(_) | Self::Stream(_) | Self::Trailers => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -68,6 +75,7 @@ impl http_body::Body for Body {
             Self::Empty => SizeHint::with_exact(0),
             Self::Plain(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Message(_) | Self::Stream(_) | Self::Trailers => SizeHint::default(),
+            Self::Tonic(answer) => answer.size_hint(),
         }
     }
 }
@@ -81,7 +89,9 @@ impl Body {
                 *self = Self::Trailers;
                 Frame::data(message.into_frame())
             }
-            Self::Empty | Self::Trailers | Self::Stream(_) => Frame::trailers(success_trailers()),
+            Self::Empty | Self::Trailers | Self::Stream(_) | Self::Tonic(_) => {
+                Frame::trailers(success_trailers())
+            }
         }
     }
 }

@@ -1,12 +1,14 @@
 //! gRPC over HTTP/2: from a request's headers and body to a call of [`Api`], and back.
 //!
-//! The table in `route` is the whole of what this server answers. It leaves HTTP/2 itself to whoever calls [`answer`]: any
-//! request body will do, so that another transport can come in here.
+//! Every call is admitted here. The hot ones, in the table in `route`, are answered here as well: their answers are spliced
+//! from stored bytes and would have to be copied once more to pass through tonic's encoder. All others go on to
+//! [`services`](super::services). HTTP/2 itself is left to whoever calls [`answer`]: any request body will do, so that
+//! another transport can come in here.
 //!
 //! etcd: where the wire is malformed, codes and texts are those of its gRPC library.
 
 use super::{
-    Api,
+    Api, Front,
     body::{Body, error_headers},
     kv::STREAM_CHUNKS_MAX,
     reply::{Encoded, PREFIX_BYTES},
@@ -21,16 +23,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// The services of which some method is answered; others are unknown as a whole.
-const SERVICES: [&str; 4] = [
-    "etcdserverpb.KV",
-    "etcdserverpb.Maintenance",
-    "etcdserverpb.Cluster",
-    "grpc.health.v1.Health",
-];
+/// The services answered here, as their paths begin.
+const THIN: [&str; 1] = ["/etcdserverpb.KV/"];
 
 /// How much of a message that is too large is read over before the client is told.
-const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub(super) const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Whether a request is gRPC.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
@@ -44,30 +41,51 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// Answers a call.
-pub async fn answer<B>(api: Rc<Api>, request: Request<B>) -> Response<Body>
+pub async fn answer<B>(front: Rc<Front>, request: Request<B>) -> Response<Body>
 where
-    B: http_body::Body<Data = Bytes> + Unpin,
+    B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
 {
-    let (parts, mut body) = request.into_parts();
-    let answered = match admit(&api, &parts.headers) {
-        Ok(None) => route(&api, parts.uri.path(), &mut body, None).await,
-        Ok(Some(deadline)) => {
-            let answering = route(&api, parts.uri.path(), &mut body, Some(deadline));
-            // The call is asked first: one that is answered at once costs no timer.
-            timeout_at(deadline, answering)
-                .await
-                .unwrap_or(Err(Status::deadline_exceeded()))
+    let answered = match admit(&front.api, request.headers()) {
+        Ok(deadline) if is_thin(request.uri().path()) => {
+            let (parts, body) = request.into_parts();
+            let answered = answer_thin(&front.api, parts.uri.path(), body, deadline).await;
+            answered.map(Response::new)
         }
+        // Boxed, so that it takes no room in the futures of thin calls.
+        Ok(deadline) => Box::pin(front.services.answer(request, deadline)).await,
         Err(status) => Err(status),
     };
-    let mut response = Response::new(Body::Empty);
-    match answered {
-        Ok(body) => *response.body_mut() = body,
-        Err(status) => *response.headers_mut() = error_headers(&status),
-    }
+    let mut response = answered.unwrap_or_else(|status| {
+        let mut response = Response::new(Body::Empty);
+        *response.headers_mut() = error_headers(&status);
+        response
+    });
     let kind = HeaderValue::from_static("application/grpc");
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
+}
+
+fn is_thin(path: &str) -> bool {
+    THIN.iter().any(|service| path.starts_with(service))
+}
+
+async fn answer_thin<B>(
+    api: &Rc<Api>,
+    path: &str,
+    mut body: B,
+    deadline: Option<Instant>,
+) -> Result<Body, Status>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    let answering = route(api, path, &mut body, deadline);
+    match deadline {
+        // The call is asked first: one that is answered at once costs no timer.
+        Some(deadline) => timeout_at(deadline, answering)
+            .await
+            .unwrap_or(Err(Status::deadline_exceeded())),
+        None => answering.await,
+    }
 }
 
 /// What the headers ask for, and whether it can be given. Returns the caller's deadline.
@@ -118,7 +136,7 @@ fn parse_timeout(value: &[u8]) -> Option<Duration> {
     }
 }
 
-/// Every method there is.
+/// Every method that is answered here.
 async fn route<B>(
     api: &Rc<Api>,
     path: &str,
@@ -143,39 +161,24 @@ where
                 api.range_stream(request, &out).await
             }))
         }
-        "/etcdserverpb.Maintenance/Status" => {
-            unary(body, max, async |request| api.status(&request)).await
-        }
-        "/etcdserverpb.Maintenance/Alarm" => unary(body, max, |request| api.alarm(request)).await,
-        "/etcdserverpb.Cluster/MemberList" => {
-            unary(body, max, async |request| api.member_list(&request)).await
-        }
-        "/grpc.health.v1.Health/Check" => {
-            unary(body, max, async |request| api.health_check(&request)).await
-        }
-        "/grpc.health.v1.Health/Watch" => {
-            let (request, api) = (read(body, max).await?, api.clone());
-            Ok(stream(deadline, |out| async move {
-                api.health_watch(&request, &out).await
-            }))
-        }
         _ => Err(unknown(path)),
     }
 }
 
-/// The refusal of a method that is not in the table.
+/// The refusal of a method that is not in the table, though its service is.
 fn unknown(path: &str) -> Status {
-    let Some((service, method)) = path
-        .strip_prefix('/')
-        .and_then(|rest| rest.rsplit_once('/'))
-    else {
-        return Status::malformed_path(path);
-    };
-    if SERVICES.contains(&service) {
-        Status::unknown_method(method, service)
-    } else {
-        Status::unknown_service(service)
+    match split_path(path) {
+        Ok((service, method)) if is_thin(path) => Status::unknown_method(method, service),
+        Ok((service, _)) => Status::unknown_service(service),
+        Err(status) => status,
     }
+}
+
+/// The service and the method that a path names.
+pub(super) fn split_path(path: &str) -> Result<(&str, &str), Status> {
+    path.strip_prefix('/')
+        .and_then(|rest| rest.rsplit_once('/'))
+        .ok_or_else(|| Status::malformed_path(path))
 }
 
 /// One message in, one message out.
@@ -189,12 +192,24 @@ where
     call(request).await.map(Body::Message)
 }
 
-/// One message in, any number out. The call runs on its own and ends with the client's interest or at the deadline.
+/// One message in, any number out.
 fn stream<F>(
     deadline: Option<Instant>,
     call: impl FnOnce(mpsc::Sender<Result<Encoded, Status>>) -> F,
 ) -> Body
 where
+    F: Future<Output = Result<(), Status>> + 'static,
+{
+    Body::Stream(run(deadline, call))
+}
+
+/// Runs a call that gives any number of messages, until it ends, the client loses interest, or the deadline passes.
+pub(super) fn run<T, F>(
+    deadline: Option<Instant>,
+    call: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> F,
+) -> mpsc::Receiver<Result<T, Status>>
+where
+    T: 'static,
     F: Future<Output = Result<(), Status>> + 'static,
 {
     let (out, messages) = mpsc::channel(STREAM_CHUNKS_MAX);
@@ -218,7 +233,7 @@ where
             drop(out.send(Err(status)).await);
         }
     });
-    Body::Stream(messages)
+    messages
 }
 
 /// Reads and decodes a request.
@@ -259,7 +274,7 @@ where
 }
 
 /// Takes the prefix off and checks it.
-fn message_len(received: &mut Bytes) -> Result<usize, Status> {
+pub(super) fn message_len(received: &mut impl Buf) -> Result<usize, Status> {
     match received.get_u8() {
         0 => {}
         1 => return Err(Status::unexpected_compression()),
@@ -304,9 +319,10 @@ where
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod testing {
+    //! Request bodies for tests.
+
     use super::*;
-    use crate::api::{proto::etcdserverpb as pb, status::Code};
     use http_body::Frame;
     use std::{
         collections::VecDeque,
@@ -315,10 +331,10 @@ mod tests {
     };
 
     /// A request body that arrives in the pieces given.
-    struct Pieces(VecDeque<Bytes>);
+    pub(in crate::api) struct Pieces(pub(in crate::api) VecDeque<Bytes>);
 
     impl Pieces {
-        fn of(bytes: &[u8], piece: usize) -> Self {
+        pub(in crate::api) fn of(bytes: &[u8], piece: usize) -> Self {
             Self(bytes.chunks(piece).map(Bytes::copy_from_slice).collect())
         }
     }
@@ -335,10 +351,21 @@ mod tests {
         }
     }
 
-    fn frame(message: &[u8]) -> Vec<u8> {
+    /// A message behind its prefix.
+    pub(in crate::api) fn frame(message: &[u8]) -> Vec<u8> {
         let len = u32::try_from(message.len()).unwrap();
         [&[0], &len.to_be_bytes()[..], message].concat()
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        testing::{Pieces, frame},
+        *,
+    };
+    use crate::api::{proto::etcdserverpb as pb, status::Code};
+    use std::collections::VecDeque;
 
     async fn read_pieces(bytes: &[u8], piece: usize) -> Result<Bytes, Status> {
         read_message(&mut Pieces::of(bytes, piece), 100).await

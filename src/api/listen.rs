@@ -4,7 +4,7 @@
 //! speaks HTTP/1.1 and HTTP/2 with whoever connects, on its own single thread. Stopping goes in phases: no new connections
 //! and a GOAWAY on the open ones, then a bounded wait for what is under way, then the end.
 
-use super::{Api, MemberNames, authority::Mended, body::Body, grpc, http};
+use super::{Api, Front, authority::Mended, body::Body, grpc, http};
 use crate::actors::requests::Requests;
 use ::http::{Request, Response, Version};
 use actix_rt::ArbiterHandle;
@@ -118,7 +118,6 @@ impl ApiServer {
     pub fn start(
         listener: StdListener,
         arbiters: &[ApiArbiter],
-        names: &MemberNames,
         limits: ListenLimits,
     ) -> io::Result<Self> {
         assert!(
@@ -131,7 +130,7 @@ impl ApiServer {
         let mut sinks = Vec::with_capacity(arbiters.len());
         for ApiArbiter { arbiter, requests } in arbiters {
             let (sink, connections) = ConnectionSink::new();
-            let api = Api::new(requests.clone(), names.clone(), phases.clone());
+            let api = Api::new(requests.clone(), phases.clone());
             let served = arbiter.spawn_fn(move || {
                 drop(actix_rt::spawn(serve(api, limits, connections)));
             });
@@ -304,9 +303,9 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 /// Serves the connections of one arbiter.
 async fn serve(api: Api, limits: ListenLimits, mut connections: mpsc::Receiver<Connection>) {
     let http = protocol(&limits);
-    let api = Rc::new(api);
+    let front = Rc::new(Front::new(api));
     while let Some(connection) = connections.recv().await {
-        tokio::task::spawn_local(serve_connection(api.clone(), http.clone(), connection));
+        tokio::task::spawn_local(serve_connection(front.clone(), http.clone(), connection));
     }
 }
 
@@ -329,16 +328,16 @@ fn protocol(limits: &ListenLimits) -> Builder<LocalExecutor> {
     http
 }
 
-async fn serve_connection(api: Rc<Api>, http: Builder<LocalExecutor>, connection: Connection) {
+async fn serve_connection(front: Rc<Front>, http: Builder<LocalExecutor>, connection: Connection) {
     let Connection { stream, peer, open } = connection;
-    let mut phase = api.phase.clone();
+    let mut phase = front.api.phase.clone();
     let talk = async {
         let stream = TcpStream::from_std(stream)?;
         tokio::select! {
             spoke = timeout(SILENCE_MAX, stream.readable()) => spoke??,
             _ = phase.wait_for(|phase| phase.is_stopping()) => return Ok(()),
         }
-        converse(api, &http, stream, &mut phase).await
+        converse(front, &http, stream, &mut phase).await
     };
     let ended: Result<(), Box<dyn std::error::Error + Send + Sync>> = talk.await;
     if let Err(error) = ended {
@@ -349,14 +348,14 @@ async fn serve_connection(api: Rc<Api>, http: Builder<LocalExecutor>, connection
 
 /// Speaks HTTP until the client leaves or the server stops.
 async fn converse(
-    api: Rc<Api>,
+    front: Rc<Front>,
     http: &Builder<LocalExecutor>,
     stream: TcpStream,
     phase: &mut watch::Receiver<Phase>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let service = service_fn(move |request| {
-        let api = api.clone();
-        async move { Ok::<_, Infallible>(answer(api, request).await) }
+        let front = front.clone();
+        async move { Ok::<_, Infallible>(answer(front, request).await) }
     });
     let mut connection = pin!(http.serve_connection(TokioIo::new(Mended::new(stream)), service));
     tokio::select! {
@@ -371,11 +370,11 @@ async fn converse(
     }
 }
 
-async fn answer(api: Rc<Api>, request: Request<Incoming>) -> Response<Body> {
+async fn answer(front: Rc<Front>, request: Request<Incoming>) -> Response<Body> {
     if request.version() == Version::HTTP_2 && grpc::is_grpc(request.headers()) {
-        grpc::answer(api, request).await
+        grpc::answer(front, request).await
     } else {
-        http::answer(&api, request.method(), request.uri()).await
+        http::answer(&front.api, request.method(), request.uri()).await
     }
 }
 

@@ -1,4 +1,4 @@
-//! What operators and load balancers ask: Maintenance.Status and Alarm, Cluster.MemberList, and the gRPC health check.
+//! What operators and load balancers ask: Maintenance.Status and Alarm, and the gRPC health check.
 
 use super::{
     Api, ETCD_VERSION,
@@ -6,7 +6,7 @@ use super::{
         etcdserverpb as pb,
         healthpb::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus},
     },
-    reply::{Encoded, Header},
+    reply::Header,
     status::Status,
 };
 use crate::{
@@ -28,17 +28,17 @@ impl Api {
     }
 
     /// `Maintenance.Status`: this member's own state, without asking anyone.
-    pub fn status(&self, _: &pb::StatusRequest) -> Result<Encoded, Status> {
+    pub fn status(&self, _: pb::StatusRequest) -> pb::StatusResponse {
         let status = self.requests.status();
         let header = Header {
             term: status.term,
             ..self.header(status.revision)
         };
-        Encoded::message(&status_response(&status, header))
+        status_response(&status, header)
     }
 
     /// `Maintenance.Alarm`.
-    pub async fn alarm(&self, request: pb::AlarmRequest) -> Result<Encoded, Status> {
+    pub async fn alarm(&self, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, Status> {
         let asked = AlarmType::try_from(request.alarm);
         let alarms = match AlarmAction::try_from(request.action) {
             Ok(AlarmAction::Get) => self.raised(request.alarm),
@@ -47,32 +47,19 @@ impl Api {
             Err(_) => Vec::new(),
         };
         let header = self.header(self.requests.status().revision);
-        Encoded::message(&pb::AlarmResponse {
+        Ok(pb::AlarmResponse {
             header: Some(header.into()),
             alarms,
         })
     }
 
-    /// `Cluster.MemberList`. etcd: the header of these answers has no revision.
-    pub fn member_list(&self, _: &pb::MemberListRequest) -> Result<Encoded, Status> {
-        let header = self.header(crate::types::Revision(0));
-        let member = pb::Member {
-            id: self.identity.member.0,
-            name: self.names.name.clone(),
-            peer_ur_ls: self.names.peer_urls.clone(),
-            client_ur_ls: self.names.client_urls.clone(),
-            is_learner: self.requests.status().learner,
-        };
-        Encoded::message(&pb::MemberListResponse {
-            header: Some(header.into()),
-            members: vec![member],
-        })
-    }
-
     /// `Health.Check`. Only the server as a whole, the empty name, has a health.
-    pub fn health_check(&self, request: &HealthCheckRequest) -> Result<Encoded, Status> {
+    pub fn health_check(
+        &self,
+        request: &HealthCheckRequest,
+    ) -> Result<HealthCheckResponse, Status> {
         if request.service.is_empty() {
-            health(ServingStatus::Serving)
+            Ok(health(ServingStatus::Serving))
         } else {
             Err(Status::unknown_health_service())
         }
@@ -82,14 +69,14 @@ impl Api {
     pub async fn health_watch(
         &self,
         request: &HealthCheckRequest,
-        out: &mpsc::Sender<Result<Encoded, Status>>,
+        out: &mpsc::Sender<Result<HealthCheckResponse, Status>>,
     ) -> Result<(), Status> {
         let now = if request.service.is_empty() {
             ServingStatus::Serving
         } else {
             ServingStatus::ServiceUnknown
         };
-        if out.send(health(now)).await.is_ok() {
+        if out.send(Ok(health(now))).await.is_ok() {
             self.stopping().await;
         }
         Err(RequestError::Stopped.into())
@@ -151,10 +138,10 @@ impl From<Header> for pb::ResponseHeader {
     }
 }
 
-fn health(status: ServingStatus) -> Result<Encoded, Status> {
-    Encoded::message(&HealthCheckResponse {
+fn health(status: ServingStatus) -> HealthCheckResponse {
+    HealthCheckResponse {
         status: status.into(),
-    })
+    }
 }
 
 fn entry(member: NodeId, kind: AlarmKind) -> pb::AlarmMember {

@@ -1,21 +1,23 @@
 //! The etcd v3 API: proto in, domain calls, proto out.
 //!
 //! A connection enters at [`listen`], which hands it to one of the API arbiters, where it stays ([`authority`] repairs a fault
-//! of old clients on the way). [`grpc`] reads a call's message
-//! and [`http`] the few plain paths; both end in a method of [`Api`], which takes a generated request and gives an
-//! [`reply::Encoded`] answer or a [`status::Status`], and knows nothing of what carries them:
+//! of old clients on the way). [`grpc`] admits a call; the hot services it answers itself, all others [`services`] hands to
+//! tonic's generated servers. [`http`] has the few plain paths. All end in a method of [`Api`], which takes a generated
+//! request and gives an answer or a [`status::Status`], and knows nothing of what carries them:
 //!
 //! ```text
-//! listen → grpc → kv, maintenance → convert → actors::requests → reply → body
-//!        ↘ http ↗                                              ↘ status ↗
+//! listen → grpc → kv, convert ─────────────▶ actors::requests → reply → body
+//!        ↘      ↘ services → maintenance  ─▶                  ↘ status ↗
+//!          http ───────────────────────────▶
 //! ```
 //!
-//! Of tonic only the generated clients are used. The server side of gRPC is small — a prefix of five bytes, a handful of headers,
-//! a status in the trailers —, its exact texts are part of the API, and answers that are spliced from stored bytes would have
-//! to be copied once more to pass through tonic's encoder.
+//! The hot services do not pass through tonic because their answers are spliced from stored bytes: its encoder would copy them
+//! once more, and its layers cost about as much as the rest of a call. Who serves a call does not show in what it answers:
+//! admission, deadlines, limits, and the texts of refusals are the same.
 
 pub mod authority;
 pub mod body;
+pub mod cluster;
 pub mod convert;
 pub mod grpc;
 pub mod http;
@@ -24,6 +26,7 @@ pub mod listen;
 pub mod maintenance;
 pub mod proto;
 pub mod reply;
+pub mod services;
 pub mod status;
 
 use crate::{
@@ -32,6 +35,8 @@ use crate::{
 };
 use listen::Phase;
 use reply::Header;
+use services::Services;
+use std::rc::Rc;
 use tokio::sync::watch;
 
 /// The etcd release whose API and behaviour this is: clients pick their ways by it.
@@ -40,34 +45,21 @@ pub const ETCD_VERSION: &str = "3.7.0";
 /// What a client may send beyond the largest replicated request, in bytes: as much as etcd allows.
 const RECEIVE_SLACK_BYTES: usize = 512 * 1024;
 
-/// How the cluster knows this member.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MemberNames {
-    /// Its name.
-    pub name: String,
-    /// Where the other members reach it.
-    pub peer_urls: Vec<String>,
-    /// Where clients reach it.
-    pub client_urls: Vec<String>,
-}
-
 /// The calls of the API, on one API arbiter.
 #[derive(Clone, Debug)]
 pub struct Api {
     requests: Requests,
     identity: Identity,
-    names: MemberNames,
     phase: watch::Receiver<Phase>,
 }
 
 impl Api {
     /// The API of a node; `phase` says when it stops, which ends the calls that would not end by themselves.
-    pub fn new(requests: Requests, names: MemberNames, phase: watch::Receiver<Phase>) -> Self {
+    pub fn new(requests: Requests, phase: watch::Receiver<Phase>) -> Self {
         let identity = requests.identity();
         Self {
             requests,
             identity,
-            names,
             phase,
         }
     }
@@ -88,5 +80,23 @@ impl Api {
             revision,
             term: self.requests.term(),
         }
+    }
+}
+
+/// What answers the calls on one API arbiter.
+#[derive(Debug)]
+pub struct Front {
+    /// For the thin layer and plain HTTP.
+    pub api: Rc<Api>,
+    /// For all other calls.
+    pub services: Services,
+}
+
+impl Front {
+    /// Serves `api`.
+    pub fn new(api: Api) -> Self {
+        let services = Services::new(&api);
+        let api = Rc::new(api);
+        Self { api, services }
     }
 }

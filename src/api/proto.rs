@@ -1,6 +1,6 @@
-//! Generated messages and clients of the etcd v3 API, one module per protobuf package.
+//! Generated messages, clients and servers of the etcd v3 API, one module per protobuf package.
 //!
-//! The source is `proto/`, compiled by `build.rs`. The server side is written by hand, in [`super::grpc`].
+//! The source is `proto/`, compiled by `build.rs`. The services answered in [`super::grpc`] have no generated server.
 //! These types stop at `api`: no other module of the crate uses them.
 
 pub use generated::{authpb, etcdserverpb, healthpb, mvccpb, v3electionpb, v3lockpb};
@@ -18,21 +18,21 @@ pub use generated::{authpb, etcdserverpb, healthpb, mvccpb, v3electionpb, v3lock
 )]
 mod generated {
     pub mod authpb {
-        include!(concat!(env!("OUT_DIR"), "/authpb.rs"));
+        include!(concat!(env!("OUT_DIR"), "/api/authpb.rs"));
     }
     pub mod etcdserverpb {
-        include!(concat!(env!("OUT_DIR"), "/etcdserverpb.rs"));
+        include!(concat!(env!("OUT_DIR"), "/api/etcdserverpb.rs"));
     }
     pub mod healthpb {
-        include!(concat!(env!("OUT_DIR"), "/grpc.health.v1.rs"));
+        include!(concat!(env!("OUT_DIR"), "/api/grpc.health.v1.rs"));
     }
     pub mod mvccpb {
-        include!(concat!(env!("OUT_DIR"), "/mvccpb.rs"));
+        include!(concat!(env!("OUT_DIR"), "/api/mvccpb.rs"));
     }
     pub mod v3electionpb {
-        include!(concat!(env!("OUT_DIR"), "/v3electionpb.rs"));
+        include!(concat!(env!("OUT_DIR"), "/api/v3electionpb.rs"));
     }
     pub mod v3lockpb {
-        include!(concat!(env!("OUT_DIR"), "/v3lockpb.rs"));
+        include!(concat!(env!("OUT_DIR"), "/api/v3lockpb.rs"));
     }
 }

@@ -156,6 +156,11 @@ impl Status {
         )
     }
 
+    /// An answer could not be sent to its end.
+    pub fn broken_answer() -> Self {
+        Self::new(Code::Internal, "the answer broke off")
+    }
+
     /// The health of a service nobody registered was asked for.
     pub fn unknown_health_service() -> Self {
         Self::new(Code::NotFound, "unknown service")

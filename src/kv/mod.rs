@@ -13,13 +13,14 @@
 //! - [`command`]: what can be asked, what is answered. [`check`]: what is refused before it enters the log.
 //! - [`machine`]: applies committed commands. [`txn`]: compares and the plan of a transaction. [`range`]: reads.
 //! - [`index`]: key → metadata and history of revisions. [`keys`]: the view on it, with what is not yet published.
-//! - [`record`]: the stored bytes. [`lease`]: leases as the log knows them. [`view`]: what readers get.
+//! - [`hash`]: what members compare. [`record`]: the stored bytes. [`lease`]: leases as the log knows them. [`view`]: what readers get.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
 pub mod check;
 pub mod command;
 mod error;
+pub mod hash;
 pub mod index;
 mod key_range;
 pub mod keys;

@@ -62,7 +62,7 @@ pub(super) struct LogGate {
 }
 
 impl LogGate {
-    const QUIET: Duration = Duration::from_secs(60);
+    const QUIET: Duration = Duration::from_mins(1);
 
     /// Whether to log this now.
     pub(super) fn passes(&mut self, now: Instant, text: &str) -> bool {

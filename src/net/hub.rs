@@ -13,6 +13,7 @@ use super::{
     Inbox,
     backoff::{Backoff, LogGate},
     error::{ForwardError, NetError, Refusal, SnapshotError},
+    guest::{self, GUEST},
     hello::{self, Hello},
     link::{self, Answers, Link},
     requests::ForwardReply,
@@ -213,7 +214,7 @@ impl Hub {
     }
 
     /// Ends all connections, and tells the peers so.
-    pub async fn close(&self) {
+    pub fn shut(&self) {
         let stopping = Refusal::Stopping(self.0.settings.identity.member);
         self.0.tasks.take().iter().for_each(AbortHandle::abort);
         for peer in self.0.peers.take().into_values() {
@@ -222,6 +223,11 @@ impl Hub {
         self.0
             .endpoint
             .close(stopping.code().into(), stopping.to_string().as_bytes());
+    }
+
+    /// As [`shut`](Self::shut), and waits until the peers know.
+    pub async fn close(&self) {
+        self.shut();
         let patience = self.0.settings.pacing.handshake_timeout;
         // A peer that does not acknowledge the end finds out by itself.
         tokio::time::timeout(patience, self.0.endpoint.wait_idle())
@@ -300,6 +306,9 @@ impl Inner {
         expected: Option<NodeId>,
     ) -> Result<(), Refusal> {
         let (ours, id) = (&self.settings.identity, hello.member);
+        if id == GUEST && expected.is_none() {
+            return self.check_certificate(connection, hello);
+        }
         if hello.cluster != ours.cluster {
             return Err(Refusal::Cluster {
                 id,
@@ -328,17 +337,21 @@ impl Inner {
                 claimed: name,
             });
         }
-        if self.settings.security != PeerSecurity::Insecure {
-            let named = names_of(connection);
-            if !tls::is_named(&named, &name) {
-                return Err(Refusal::Certificate {
-                    id,
-                    named,
-                    claimed: name,
-                });
-            }
-        }
+        self.check_certificate(connection, hello)?;
         self.check_single(&peer, hello).await
+    }
+
+    /// Refuses a name that the peer's certificate does not bear out.
+    fn check_certificate(&self, connection: &Connection, hello: &Hello) -> Result<(), Refusal> {
+        if self.settings.security == PeerSecurity::Insecure {
+            return Ok(());
+        }
+        let (id, claimed, named) = (hello.member, hello.name.clone(), names_of(connection));
+        if tls::is_named(&named, &claimed) {
+            Ok(())
+        } else {
+            Err(Refusal::Certificate { id, named, claimed })
+        }
     }
 
     /// Refuses a second process with the id of one that lives.
@@ -428,12 +441,7 @@ impl Inner {
 
     /// Logs a failure when it is news.
     fn report(&self, whose: &str, error: &NetError) {
-        let connected = match error {
-            NetError::RefusedByPeer { code, .. } => *code == u64::from(Refusal::CONNECTED),
-            NetError::Refused(refusal) => refusal.code() == Refusal::CONNECTED,
-            _ => false,
-        };
-        if connected {
+        if is_connected(error) {
             return;
         }
         let text = format!("{whose}: {error}");
@@ -442,6 +450,15 @@ impl Inner {
         } else {
             tracing::debug!("{text}");
         }
+    }
+}
+
+/// Whether a connection was refused only because the pair has one: no failure.
+fn is_connected(error: &NetError) -> bool {
+    match error {
+        NetError::RefusedByPeer { code, .. } => *code == u64::from(Refusal::CONNECTED),
+        NetError::Refused(refusal) => refusal.code() == Refusal::CONNECTED,
+        _ => false,
     }
 }
 
@@ -467,7 +484,8 @@ async fn dial(inner: Rc<Inner>, peer: Rc<Peer>) {
         let outcome = dial_once(&inner, &peer, attempt).await;
         attempt += 1;
         if let Err(error) = outcome {
-            if let NetError::RefusedByPeer { code, text } = &error {
+            if let (NetError::RefusedByPeer { code, text }, false) = (&error, is_connected(&error))
+            {
                 inner.inbox.refused(peer.id, *code, text);
             }
             inner.report(&peer_label(&peer), &error);
@@ -561,6 +579,11 @@ async fn accept(inner: &Rc<Inner>, incoming: Incoming) -> Result<(), NetError> {
         Ok::<_, NetError>((connection, hello))
     });
     let (connection, hello) = welcomed.await.map_err(|_| NetError::HandshakeTimeout)??;
+    if hello.member == GUEST {
+        let served = guest::serve(&connection, hello.name, &*inner.inbox);
+        let served = tokio::time::timeout(patience, served).await;
+        return served.map_err(|_| NetError::HandshakeTimeout)?;
+    }
     inner.take(connection, &hello, false)
 }
 

@@ -26,6 +26,7 @@
 //! | `requests` | forwarded requests under way |
 //! | `snapshot` | snapshot transfers |
 //! | `settings` | who this member is, its socket, QUIC's settings |
+//! | `guest` | questions of processes that are not members yet |
 //! | `tls`, `cert` | who may connect; making certificates |
 //!
 //! This module never looks into an entry, a request or a snapshot, decides nothing about consensus, and knows no actor: what
@@ -36,6 +37,7 @@ pub mod cert;
 mod codec;
 mod error;
 mod frame;
+mod guest;
 mod hello;
 mod hub;
 mod link;
@@ -50,6 +52,7 @@ mod tls;
 pub use codec::{Lane, VERSION_HIGH, VERSION_LOW};
 pub use error::{ForwardError, NetError, Refusal, SnapshotError, TlsError};
 pub use frame::FRAME_BYTES_MAX;
+pub use guest::{GuestAnswer, GuestQuestion, ask};
 pub use hub::Hub;
 pub use requests::{ForwardReply, PeerRequest, REQUEST_BYTES_MAX, Responder, UNDER_WAY_MAX};
 pub use settings::{HubSettings, Listener, Pacing, PeerAddress, PeerStats, SelfIdentity};
@@ -68,6 +71,8 @@ pub trait Inbox {
     fn messages(&self, from: NodeId, messages: Vec<Message>) -> Delivery;
     /// Requests to serve. Taken means queued, not answered.
     fn requests(&self, requests: Vec<PeerRequest>) -> Delivery;
+    /// A question of a process that is no member. Taken means queued, not answered.
+    fn guest(&self, question: GuestQuestion) -> Delivery;
     /// A snapshot to receive. Taken means begun.
     fn snapshot(&self, incoming: IncomingSnapshot) -> Delivery;
     /// There is a connection to the member; before, there was none.

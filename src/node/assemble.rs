@@ -99,6 +99,7 @@ pub(super) fn assemble(
             applier: apply_loop.clone().recipient(),
             status: channels.raft_status_in,
             links: hub.as_ref().map_or(PeerLinks::Alone, links_of),
+            seed: recovery.seed,
             answered: raft_node.clone().recipient(),
         },
     );
@@ -270,6 +271,7 @@ impl Starting<'_> {
             refused: raft.clone().recipient(),
             requests: raft.clone().recipient(),
             snapshots: raft.clone().recipient(),
+            guests: raft.clone().recipient(),
         };
         let life = self.life("the peer hub");
         PeerHub::start_in_arbiter(&self.placement.net, move |_| {

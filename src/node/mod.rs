@@ -4,6 +4,7 @@
 //! without sockets.
 
 mod assemble;
+mod join;
 mod placement;
 mod recover;
 
@@ -15,13 +16,10 @@ use crate::{
         requests::{Identity, Requests},
         store::Store,
     },
-    api::{
-        MemberNames,
-        listen::{ApiArbiter, ApiServer, ListenLimits},
-    },
+    api::listen::{ApiArbiter, ApiServer, ListenLimits},
     clock,
-    config::{ClusterState, Config, ConfigError, HostPort, PeerTls},
-    net::{HubSettings, Listener, Pacing, PeerSecurity, SelfIdentity, TlsFiles},
+    config::{ClusterState, Config, ConfigError},
+    net::{HubSettings, Listener, Pacing, SelfIdentity},
     storage::{disk::Disk, real_disk::RealDisk},
 };
 use actix::{Actor, Addr, System};
@@ -64,7 +62,7 @@ impl Node {
         let body = move || {
             let system = System::new();
             let stopped = system.block_on(async move {
-                match start_here(&config, &fail_stop) {
+                match start_here(&config, &fail_stop).await {
                     Err(error) => {
                         drop(up.send(Err(error)));
                         None
@@ -136,7 +134,7 @@ pub fn run(config: &Config) -> Result<(), StartError> {
             source,
         })?;
         let mut signals = Signals::new()?;
-        let (running, placement) = start_here(config, &FailStop::process())?;
+        let (running, placement) = start_here(config, &FailStop::process()).await?;
         let server = start_api(config, listener, &running, &placement)
             .map_err(|source| StartError::Listen { address, source })?;
         let (clients, data) = (server.address(), config.data_dir.display());
@@ -159,12 +157,6 @@ fn start_api(
     running: &Running,
     placement: &Placement,
 ) -> std::io::Result<ApiServer> {
-    let url = |address: &HostPort| vec![format!("http://{address}")];
-    let names = MemberNames {
-        name: config.name.clone(),
-        peer_urls: url(config.peer_advertise()),
-        client_urls: url(config.client_advertise()),
-    };
     let limits = ListenLimits {
         connections_max: config.limits.connections_max,
         streams_max: config.limits.concurrent_streams_max,
@@ -177,7 +169,7 @@ fn start_api(
             requests: requests.clone(),
         })
         .collect();
-    ApiServer::start(listener, &arbiters, &names, limits)
+    ApiServer::start(listener, &arbiters, limits)
 }
 
 /// The signals that end a member.
@@ -203,10 +195,46 @@ impl Signals {
     }
 }
 
+/// A node whose actors all run on the current thread: for programs with a thread to spare and for simulations, where the same
+/// seed then gives the same run. It ends, as in a crash, with the actix system it was started in.
+#[derive(Debug)]
+pub struct LocalNode {
+    running: Running,
+}
+
+impl LocalNode {
+    /// Starts a node on `disk`, inside the current actix system. `config` names no data directory here.
+    pub fn start(
+        config: &Config,
+        disk: &Arc<dyn Disk>,
+        fail_stop: &FailStop,
+    ) -> Result<Self, StartError> {
+        let recovery = recover(config, disk, None)?;
+        let listener = listen_for_peers(config, &recovery)?;
+        let placement = Placement::one_thread();
+        let running = assemble(config, recovery, listener, &placement, fail_stop);
+        Ok(Self { running })
+    }
+
+    /// The way in: typed requests with the guarantees of the client API.
+    pub fn requests(&self) -> &Requests {
+        &self.running.requests[0]
+    }
+
+    /// Makes durable what the next start would otherwise have to replay. The actors end with their system.
+    pub async fn stop(self) {
+        self.running.stop().await;
+    }
+}
+
 /// Recovers and starts a node on the current arbiter's system.
-fn start_here(config: &Config, fail_stop: &FailStop) -> Result<(Running, Placement), StartError> {
+async fn start_here(
+    config: &Config,
+    fail_stop: &FailStop,
+) -> Result<(Running, Placement), StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
-    let recovery = recover(config, &disk)?;
+    let joined = join::ask_around(config, &*disk).await?;
+    let recovery = recover(config, &disk, joined)?;
     let listener = listen_for_peers(config, &recovery)?;
     let placement = Placement::new(&config.runtime);
     let running = assemble(config, recovery, listener, &placement, fail_stop);
@@ -216,15 +244,10 @@ fn start_here(config: &Config, fail_stop: &FailStop) -> Result<(Running, Placeme
 /// The socket for peers, unless this member is alone and was given no certificates: then there is nobody to talk to.
 fn listen_for_peers(config: &Config, recovery: &Recovery) -> Result<Option<Listener>, StartError> {
     let alone = recovery.members.iter().count() <= 1 && config.cluster.state == ClusterState::New;
-    let security = match &config.peer.tls {
-        PeerTls::Unset if alone => return Ok(None),
-        PeerTls::Unset => return Err(StartError::Config(ConfigError::Unauthenticated)),
-        PeerTls::Insecure => PeerSecurity::Insecure,
-        PeerTls::Files { cert, key, ca } => PeerSecurity::Files(TlsFiles {
-            cert: cert.clone(),
-            key: key.clone(),
-            ca: ca.clone(),
-        }),
+    let security = match join::security(config) {
+        Some(security) => security,
+        None if alone => return Ok(None),
+        None => return Err(StartError::Config(ConfigError::Unauthenticated)),
     };
     let member = &recovery.member;
     let settings = HubSettings {

@@ -35,8 +35,7 @@ pub(super) struct Placement {
 }
 
 impl Placement {
-    /// Everything on the current arbiter: deterministic, for simulations.
-    #[expect(dead_code, reason = "the simulator's placement")]
+    /// Everything on the current arbiter.
     pub(super) fn one_thread() -> Self {
         let core = Arbiter::current();
         Self {

@@ -4,6 +4,7 @@
 //! Order: identity → database (its applied index, the index rebuilt from its records) → log after that index. A crash between any
 //! two steps of an earlier start leaves a directory that this same path completes.
 
+use super::join::Joined;
 use crate::{
     actors::{
         members::{MemberInfo, Members, id_of},
@@ -26,7 +27,7 @@ use crate::{
 use std::{collections::BTreeMap, io, sync::Arc};
 
 /// The database's file.
-const DATABASE: &str = "db.redb";
+const DATABASE: &str = "db/revisions.redb";
 /// The log's directory.
 const LOG: &str = "wal";
 
@@ -82,9 +83,31 @@ pub enum StartError {
     /// The settings do not go with what the data directory holds.
     #[error(transparent)]
     Config(ConfigError),
-    /// A running cluster cannot be joined.
-    #[error("cannot join the cluster: {0}")]
-    Join(String),
+    /// No member of the running cluster can be asked.
+    #[error(
+        "cannot join the cluster: none of its members answers at the addresses in cluster.initial: {0}"
+    )]
+    NobodyAnswers(String),
+    /// Nobody added this member.
+    #[error(
+        "cannot join the cluster: its members know nobody at {address}; add this member first: etcdctl member add {name} \
+         --peer-urls=http://{address}"
+    )]
+    NotAdded {
+        /// What this member is called.
+        name: String,
+        /// Where it says the others reach it.
+        address: String,
+    },
+    /// The member has run, and its directory is new.
+    #[error(
+        "member {name:?} has been part of this cluster already, and its data directory is gone or new: what it promised is \
+         lost with it. Remove the member, and add it anew"
+    )]
+    HasRun {
+        /// What it is called.
+        name: String,
+    },
     /// The port for clients cannot be opened.
     #[error("cannot listen for clients on {address}: {source}")]
     Listen {
@@ -112,11 +135,17 @@ pub(super) struct Recovery {
     pub raft: raft::Node,
     /// The members at the applied index.
     pub members: Members,
+    /// The members that were there when this one joined.
+    pub seed: Members,
 }
 
 /// Opens or creates everything in the data directory.
-pub(super) fn recover(config: &Config, disk: &Arc<dyn Disk>) -> Result<Recovery, StartError> {
-    let (member, fresh) = identity(config, &**disk)?;
+pub(super) fn recover(
+    config: &Config,
+    disk: &Arc<dyn Disk>,
+    joined: Option<Joined>,
+) -> Result<Recovery, StartError> {
+    let (member, fresh) = identity(config, &**disk, joined.as_ref())?;
     let (cluster, node) = (member.cluster, member.node);
     let options = DbOptions {
         cache_bytes: config.storage.database_cache_bytes,
@@ -132,8 +161,12 @@ pub(super) fn recover(config: &Config, disk: &Arc<dyn Disk>) -> Result<Recovery,
     if let Some(cut) = &recovered.cut {
         tracing::warn!("a crash tore the log's last write, which nobody was told of: {cut:?}");
     }
-    let membership = membership(config, &mut db)?;
+    let membership = membership(config, &mut db, joined)?;
     let members = Members::of(&membership).map_err(RestoreError::from)?;
+    let seed = match restore::seed(&db)? {
+        Some(bytes) => Members::decode(&bytes).map_err(RestoreError::from)?,
+        None => Members::default(),
+    };
     if fresh {
         member::write(&**disk, &member)?;
     }
@@ -148,11 +181,16 @@ pub(super) fn recover(config: &Config, disk: &Arc<dyn Disk>) -> Result<Recovery,
         tree,
         raft,
         members,
+        seed,
     })
 }
 
 /// The directory's identity; a new one gets the identity that the configuration gives, and is marked as fresh.
-fn identity(config: &Config, disk: &dyn Disk) -> Result<(Member, bool), StartError> {
+fn identity(
+    config: &Config,
+    disk: &dyn Disk,
+    joined: Option<&Joined>,
+) -> Result<(Member, bool), StartError> {
     if let Some(member) = member::read(disk)? {
         if member.name != config.name {
             return Err(StartError::OtherMember {
@@ -162,6 +200,14 @@ fn identity(config: &Config, disk: &dyn Disk) -> Result<(Member, bool), StartErr
         }
         return Ok((member, false));
     }
+    if let Some(joined) = joined {
+        let member = Member {
+            cluster: joined.cluster,
+            node: joined.id,
+            name: config.name.clone(),
+        };
+        return Ok((member, true));
+    }
     let formed = initial_ids(config);
     let member = Member {
         cluster: cluster_id(config, &formed),
@@ -169,6 +215,11 @@ fn identity(config: &Config, disk: &dyn Disk) -> Result<(Member, bool), StartErr
         name: config.name.clone(),
     };
     Ok((member, true))
+}
+
+/// The id of the cluster that these settings form.
+pub(super) fn formed_cluster(config: &Config) -> ClusterId {
+    cluster_id(config, &initial_ids(config))
 }
 
 /// The members that form the cluster, by name: ids that follow from token, name and address, so that all members agree.
@@ -225,18 +276,36 @@ pub(super) fn client_urls(config: &Config) -> Vec<String> {
     vec![format!("http://{}", config.client_advertise())]
 }
 
-/// The membership at the applied index. A directory that has none yet gets the one that the cluster begins with.
-fn membership(config: &Config, db: &mut Db) -> Result<Membership, StartError> {
+/// The membership at the applied index. A directory that has none yet gets the one that the cluster begins with. A member that
+/// joins has none: it learns of all in the log, and until then knows whom to listen to.
+fn membership(
+    config: &Config,
+    db: &mut Db,
+    joined: Option<Joined>,
+) -> Result<Membership, StartError> {
     if let Some(bytes) = restore::membership(db)? {
         return Ok(Membership::decode(&bytes)?);
     }
-    let begins = bootstrap(config)?;
+    if restore::seed(db)?.is_some() {
+        return Ok(Membership::default());
+    }
+    let (membership, meta) = match joined {
+        Some(joined) => (
+            Membership::default(),
+            restore::seed_meta(&joined.membership),
+        ),
+        None => {
+            let begins = bootstrap(config)?;
+            let meta = restore::membership_meta(&begins.encode());
+            (begins, meta)
+        }
+    };
     db.commit(&CommitBatch {
         applied: db.applied(),
-        meta: restore::membership_meta(&begins.encode()),
+        meta,
         ..CommitBatch::default()
     })?;
-    Ok(begins)
+    Ok(membership)
 }
 
 /// A directory that lost its database or its log must not start as if it were new: it would forget what it acknowledged, and

@@ -44,6 +44,45 @@ async fn unknown_services_and_methods_are_named() {
 }
 
 #[tokio::test]
+async fn bad_framing_is_refused_alike_by_all_services() {
+    let server = Server::start().await;
+    let wire = Wire::connect(server.client_port()).await;
+    let mut compressed = frame(b"");
+    compressed[0] = 1;
+    let mut strange_flag = frame(b"");
+    strange_flag[0] = 77;
+    let mut cut = frame(b"cut");
+    cut.pop();
+    let too_large = frame(&vec![0; 3 << 20]);
+    let malformed = frame(b"\x00");
+    for body in [
+        vec![],
+        vec![0, 0],
+        cut,
+        compressed,
+        strange_flag,
+        too_large,
+        malformed,
+    ] {
+        let expected = wire.call(RANGE, body.clone()).await;
+        assert_ne!(expected.grpc_status, 0, "{expected:?}");
+        for path in [
+            "/etcdserverpb.Maintenance/Status",
+            "/etcdserverpb.Cluster/MemberList",
+            "/grpc.health.v1.Health/Check",
+            "/grpc.health.v1.Health/Watch",
+        ] {
+            let answer = wire.call(path, body.clone()).await;
+            assert_eq!(
+                (answer.grpc_status, &answer.message),
+                (expected.grpc_status, &expected.message),
+                "{path}"
+            );
+        }
+    }
+}
+
+#[tokio::test]
 async fn one_connection_carries_many_calls_at_once() {
     let server = Server::start().await;
     let client = server.client().await;

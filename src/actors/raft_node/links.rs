@@ -3,15 +3,15 @@
 use super::RaftNode;
 use crate::{
     actors::{
-        members::Members,
-        peer_ask::PeerAsk,
+        members::{Members, url_address},
+        peer_ask::{GuestInfo, PeerAsk},
         peer_hub::{
             ForwardRequests, MessagesDropped, PeerConnected, PeerDisconnected, PeerMessages,
-            ReceiveSnapshot, RefusedByPeer, SendMessages, UpdatePeers,
+            ReceiveSnapshot, RefusedByPeer, SendMessages, ServeGuest, UpdatePeers,
         },
         requests::RequestError,
     },
-    clock,
+    clock, codec,
     net::{ForwardError, ForwardReply, Refusal},
     raft::{Envelope, Membership, StepError},
     types::{LogIndex, NodeId},
@@ -56,7 +56,7 @@ pub(super) struct Peers {
     /// Who says that this member is unknown to the cluster.
     unknown_at: BTreeSet<NodeId>,
     /// The membership that the address book has.
-    booked: Membership,
+    booked: Option<Membership>,
     /// Every member has the log durably up to here.
     everybody_has: LogIndex,
     told: LogIndex,
@@ -181,6 +181,33 @@ impl Handler<ReceiveSnapshot> for RaftNode {
     }
 }
 
+impl Handler<ServeGuest> for RaftNode {
+    type Result = ();
+
+    /// Who joins asks for its id, by its address.
+    fn handle(&mut self, serve: ServeGuest, _: &mut Self::Context) {
+        let asked = String::from_utf8_lossy(&serve.question.question).into_owned();
+        let membership = self.raft.membership();
+        // A dropped responder tells the guest that there is no answer.
+        let Ok(members) = Members::of(membership) else {
+            return;
+        };
+        let found = members.iter().find(|member| {
+            let mut urls = member.info.peer_urls.iter();
+            urls.any(|url| url_address(url) == Some(&asked))
+        });
+        let answer = GuestInfo {
+            id: found.map(|member| member.id),
+            started: found.is_some_and(|member| member.info.is_started()),
+            membership: membership.encode().to_vec(),
+        };
+        serve
+            .question
+            .responder
+            .answer(codec::encode(&answer).into());
+    }
+}
+
 impl RaftNode {
     /// Sends what consensus says. Consensus repeats what gets lost.
     pub(super) fn send(&mut self, messages: Vec<Envelope>) {
@@ -232,7 +259,7 @@ impl RaftNode {
             return;
         };
         let membership = self.raft.membership();
-        if self.links.booked == *membership {
+        if self.links.booked.as_ref() == Some(membership) {
             return;
         }
         let members = match Members::of(membership) {
@@ -243,13 +270,18 @@ impl RaftNode {
                 return;
             }
         };
-        let peers = members.addresses();
+        let joining = membership.ids().next().is_none();
+        let peers = if joining {
+            self.peers.seed.addresses()
+        } else {
+            members.addresses()
+        };
         // A hub whose mailbox is full is told at the next tick.
         if !matches!(
             book.try_send(UpdatePeers { peers }),
             Err(SendError::Full(_))
         ) {
-            self.links.booked = membership.clone();
+            self.links.booked = Some(membership.clone());
         }
     }
 

@@ -20,6 +20,7 @@ pub use links::PeerLinks;
 use super::{
     applier::{ApplierProgress, ApplyEntries, CommittedEntry, PROPOSAL_HEADER_BYTES},
     fail_stop::Lifeline,
+    members::Members,
     membership_change::ChangeRefusal,
     requests::{Reply, RequestError, answer},
     wal_writer::{Persist, Persisted, ReleaseEntries},
@@ -130,6 +131,8 @@ pub struct RaftPeers {
     pub status: watch::Sender<RaftStatus>,
     /// The way to the other members.
     pub links: PeerLinks,
+    /// The members that were there when this one joined: whom it listens to until the log tells.
+    pub seed: Members,
     /// This node itself, for what comes back from the leader.
     pub answered: Recipient<ForwardAnswered>,
 }

@@ -86,6 +86,12 @@ fn members_that_dial_each_other_at_once_keep_one_connection() {
                 "no failure: {:?}",
                 one.hub.reported()
             );
+            let refused = [&one, &two].map(|member| member.post.refused.borrow().len());
+            assert_eq!(
+                refused,
+                [0, 0],
+                "that a pair is connected already is no refusal"
+            );
             assert!(
                 two.hub.reported().is_empty(),
                 "no failure: {:?}",
@@ -342,11 +348,11 @@ fn a_killed_member_comes_back_before_its_silence_is_noticed() {
     run(async {
         // Nothing is closed when a process is killed, so its runtime vanishes under it.
         let mut patient = settings(1, authority.member("n1"));
-        patient.pacing.idle_timeout = Duration::from_secs(3_600);
+        patient.pacing.idle_timeout = Duration::from_hours(1);
         let one = Member::start_as(patient);
         let entry = one.entry();
         let mut security = settings(2, authority.member("n2"));
-        security.pacing.idle_timeout = Duration::from_secs(3_600);
+        security.pacing.idle_timeout = Duration::from_hours(1);
         let (started, address) = oneshot::channel();
         let (kill, killed) = oneshot::channel::<()>();
         let process = std::thread::spawn(move || {
@@ -394,6 +400,9 @@ impl crate::net::Inbox for Silent {
         Box::pin(async {})
     }
     fn requests(&self, _: Vec<crate::net::PeerRequest>) -> crate::net::Delivery {
+        Box::pin(async {})
+    }
+    fn guest(&self, _: crate::net::GuestQuestion) -> crate::net::Delivery {
         Box::pin(async {})
     }
     fn snapshot(&self, _: crate::net::IncomingSnapshot) -> crate::net::Delivery {

@@ -2,8 +2,8 @@
 
 use crate::{
     net::{
-        Delivery, Hub, HubSettings, Inbox, IncomingSnapshot, Listener, Pacing, PeerAddress,
-        PeerRequest, PeerSecurity, SelfIdentity, TlsFiles, cert,
+        Delivery, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot, Listener, Pacing,
+        PeerAddress, PeerRequest, PeerSecurity, SelfIdentity, TlsFiles, cert,
     },
     raft::{Body, Envelope, LogId, Message},
     types::{ClusterId, Entry, EntryKind, LogIndex, NodeId, Term},
@@ -87,6 +87,7 @@ impl Authority {
 pub(in crate::net) struct Post {
     pub(in crate::net) messages: RefCell<Vec<(NodeId, Message)>>,
     pub(in crate::net) requests: RefCell<Vec<PeerRequest>>,
+    pub(in crate::net) guests: RefCell<Vec<GuestQuestion>>,
     pub(in crate::net) snapshots: RefCell<Vec<IncomingSnapshot>>,
     pub(in crate::net) connected: Cell<usize>,
     pub(in crate::net) disconnected: Cell<usize>,
@@ -144,6 +145,12 @@ impl Inbox for SharedPost {
 
     fn requests(&self, requests: Vec<PeerRequest>) -> Delivery {
         self.0.requests.borrow_mut().extend(requests);
+        self.0.changed.notify_waiters();
+        Box::pin(async {})
+    }
+
+    fn guest(&self, question: GuestQuestion) -> Delivery {
+        self.0.guests.borrow_mut().push(question);
         self.0.changed.notify_waiters();
         Box::pin(async {})
     }

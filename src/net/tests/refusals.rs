@@ -1,10 +1,11 @@
 //! Whom members refuse, and that both sides can say why.
 
-use super::members::{Authority, Member, Post, run, settings};
+use super::members::{Authority, Member, Post, pacing, run, settings};
 use crate::{
-    net::PeerAddress,
+    net::{NetError, PeerAddress, ask},
     types::{ClusterId, NodeId},
 };
+use bytes::Bytes;
 
 /// A healthy pair of one authority, beside which things go wrong.
 async fn healthy(authority: &Authority) -> (Member, Member) {
@@ -168,5 +169,48 @@ fn a_removed_member_is_cut_off_and_told() {
         two.post.until(|post| !post.is_up()).await;
         one.post.until(|post: &Post| !post.is_up()).await;
         assert!(one.hub.stats().is_empty(), "it is forgotten");
+    });
+}
+
+#[test]
+fn a_guest_gets_an_answer_and_nothing_else() {
+    run(async {
+        let authority = Authority::new();
+        let (one, two) = healthy(&authority).await;
+        let (security, question) = (authority.member("n3"), Bytes::from_static(b"who?"));
+        let pacing = pacing();
+        let asking = ask(&security, "n3", &one.address, question, &pacing);
+        let answering = async {
+            one.post
+                .until(|post| !post.guests.borrow().is_empty())
+                .await;
+            let asked = one.post.guests.borrow_mut().pop().unwrap();
+            assert_eq!(
+                (asked.name.as_str(), &asked.question[..]),
+                ("n3", &b"who?"[..])
+            );
+            asked.responder.answer(Bytes::from_static(b"you are 3"));
+        };
+        let (answer, ()) = tokio::join!(asking, answering);
+        let answer = answer.unwrap();
+        assert_eq!((answer.cluster, answer.member), (ClusterId(1), NodeId(1)));
+        assert_eq!(&answer.answer[..], b"you are 3");
+        assert_eq!(one.post.connected.get(), 1, "a guest is not connected");
+
+        // Its name must be its certificate's, and its certificate the authority's.
+        let error = ask(&security, "n2", &one.address, Bytes::new(), &pacing)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, NetError::RefusedByPeer { code: 8, .. }),
+            "{error}"
+        );
+        let other = Authority::new();
+        let stranger = other.member("n3");
+        let error = ask(&stranger, "n3", &one.address, Bytes::new(), &pacing)
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("UnknownIssuer"), "{error}");
+        one.reaches(&two).await;
     });
 }

@@ -1,0 +1,52 @@
+//! How tonic's servers read and write messages: as `prost` does, with the refusal of the thin layer for what is no message.
+
+use crate::api::status::Status;
+use prost::Message;
+use std::marker::PhantomData;
+use tonic::codec::{BufferSettings, DecodeBuf};
+use tonic_prost::ProstEncoder;
+
+/// Encodes `T`, decodes `U`. The generated servers name it.
+#[derive(Debug)]
+pub(crate) struct Codec<T, U>(PhantomData<(T, U)>);
+
+/// Decodes `U`.
+#[derive(Debug)]
+pub(crate) struct Decoder<U>(PhantomData<U>);
+
+impl<T, U> Default for Codec<T, U> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<T, U> tonic::codec::Codec for Codec<T, U>
+where
+    T: Message + Send + 'static,
+    U: Message + Default + Send + 'static,
+{
+    type Encode = T;
+    type Decode = U;
+    type Encoder = ProstEncoder<T>;
+    type Decoder = Decoder<U>;
+
+    fn encoder(&mut self) -> Self::Encoder {
+        ProstEncoder::new(BufferSettings::default())
+    }
+
+    fn decoder(&mut self) -> Self::Decoder {
+        Decoder(PhantomData)
+    }
+}
+
+impl<U: Message + Default> tonic::codec::Decoder for Decoder<U> {
+    type Item = U;
+    type Error = tonic::Status;
+
+    fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<U>, tonic::Status> {
+        match U::decode(message) {
+            Ok(message) => Ok(Some(message)),
+            Err(error) => Err(Status::malformed_message(&error).into()),
+        }
+    }
+}

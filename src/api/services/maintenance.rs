@@ -1,0 +1,27 @@
+//! `etcdserverpb.Maintenance` as tonic sees it.
+
+use super::{Answer, Calls, answer};
+use crate::api::proto::etcdserverpb::{
+    AlarmRequest, AlarmResponse, HashKvRequest, HashKvResponse, MoveLeaderRequest,
+    MoveLeaderResponse, StatusRequest, StatusResponse, maintenance_server::Maintenance,
+};
+use tonic::Request;
+
+#[tonic::async_trait]
+impl Maintenance for Calls {
+    async fn alarm(&self, request: Request<AlarmRequest>) -> Answer<AlarmResponse> {
+        answer(self.0.alarm(request.into_inner()).await)
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
+        answer(Ok(self.0.status(request.into_inner())))
+    }
+
+    async fn hash_kv(&self, request: Request<HashKvRequest>) -> Answer<HashKvResponse> {
+        answer(self.0.hash_kv(request.into_inner()).await)
+    }
+
+    async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Answer<MoveLeaderResponse> {
+        answer(self.0.move_leader(request.into_inner()).await)
+    }
+}

@@ -1,0 +1,147 @@
+//! Questions of processes that are not members yet: one that joins must learn its id and the cluster's from somebody.
+//!
+//! A guest shows a certificate of the cluster's authority like everybody, says hello with member id 0, asks one question and
+//! gets one answer. It is never connected as a member, and nothing it says reaches consensus.
+
+use super::{
+    Inbox,
+    error::{NetError, Refusal},
+    hello::{self, Hello},
+    requests::Responder,
+    settings,
+    tls::{PeerSecurity, SERVER_NAME},
+};
+use crate::types::{ClusterId, NodeId};
+use bytes::Bytes;
+use quinn::{Connection, Endpoint};
+use std::{net::SocketAddr, sync::Arc};
+
+/// The longest question and the longest answer.
+const GUEST_BYTES_MAX: usize = 1024 * 1024;
+
+/// Who a guest says it is.
+pub(super) const GUEST: NodeId = NodeId(0);
+
+/// A question of a process that is no member.
+#[derive(Debug)]
+pub struct GuestQuestion {
+    /// The name it goes by; if members are authenticated, its certificate bears it out.
+    pub name: String,
+    /// The question.
+    pub question: Bytes,
+    /// Takes the answer.
+    pub responder: Responder,
+}
+
+/// The answer to a guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestAnswer {
+    /// The cluster of the member that answers.
+    pub cluster: ClusterId,
+    /// That member.
+    pub member: NodeId,
+    /// The answer.
+    pub answer: Bytes,
+}
+
+/// Asks the member at `address`, `HOST:PORT`, a question as guest `name`. Works on any tokio runtime.
+pub async fn ask(
+    security: &PeerSecurity,
+    name: &str,
+    address: &str,
+    question: Bytes,
+    pacing: &settings::Pacing,
+) -> Result<GuestAnswer, NetError> {
+    let asked = tokio::time::timeout(pacing.handshake_timeout, async {
+        let found = tokio::net::lookup_host(address)
+            .await
+            .map_err(|source| NetError::Resolve {
+                address: address.to_owned(),
+                source,
+            })?;
+        let mut last = NetError::NoAddress {
+            address: address.to_owned(),
+        };
+        for found in found {
+            match ask_at(security, name, found, question.clone(), pacing).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    });
+    asked.await.map_err(|_| NetError::HandshakeTimeout)?
+}
+
+async fn ask_at(
+    security: &PeerSecurity,
+    name: &str,
+    address: SocketAddr,
+    question: Bytes,
+    pacing: &settings::Pacing,
+) -> Result<GuestAnswer, NetError> {
+    let any = if address.is_ipv6() {
+        "[::]:0"
+    } else {
+        "0.0.0.0:0"
+    };
+    let any: SocketAddr = any.parse().unwrap_or(address);
+    let failed = |source| NetError::Listen {
+        address: any.to_string(),
+        source,
+    };
+    let endpoint = Endpoint::client(any).map_err(failed)?;
+    let mut config = quinn::ClientConfig::new(security.load(name)?.client);
+    config.transport_config(Arc::new(settings::transport(pacing)));
+    let connecting = endpoint.connect_with(config, address, SERVER_NAME);
+    let connecting = connecting.map_err(|source| NetError::Dial {
+        address: address.to_string(),
+        source,
+    })?;
+    let connection = connecting.await?;
+    let ours = Hello::new(ClusterId(0), GUEST, 0, name.to_owned());
+    let theirs = hello::introduce(&connection, &ours, async |_| Ok(())).await?;
+    let (mut send, mut receive) = connection.open_bi().await?;
+    send.write_all(&question).await?;
+    send.finish().unwrap_or_default();
+    let answer = receive.read_to_end(GUEST_BYTES_MAX).await;
+    let answer = answer.map_err(|_| match connection.close_reason() {
+        Some(reason) => reason.into(),
+        None => NetError::StreamEnded("with its answer"),
+    })?;
+    connection.close(0_u8.into(), b"answered");
+    endpoint.wait_idle().await;
+    Ok(GuestAnswer {
+        cluster: theirs.cluster,
+        member: theirs.member,
+        answer: answer.into(),
+    })
+}
+
+/// Passes on the one question of a guest, and its answer.
+pub(super) async fn serve(
+    connection: &Connection,
+    name: String,
+    inbox: &dyn Inbox,
+) -> Result<(), NetError> {
+    let (mut send, mut receive) = connection.accept_bi().await?;
+    let question = receive.read_to_end(GUEST_BYTES_MAX).await;
+    let malformed = |what: String| hello::refuse(connection, Refusal::Malformed(what));
+    let question = question.map_err(|error| malformed(format!("a guest's question: {error}")))?;
+    let (responder, mut answer) = Responder::detached();
+    inbox
+        .guest(GuestQuestion {
+            name,
+            question: question.into(),
+            responder,
+        })
+        .await;
+    let Some((_, Some(answer))) = answer.recv().await else {
+        return Err(malformed("the question was not answered".to_owned()));
+    };
+    send.write_all(&answer).await?;
+    send.finish().unwrap_or_default();
+    // The guest closes the connection once it has the answer.
+    connection.closed().await;
+    Ok(())
+}
