@@ -25,6 +25,8 @@ pub enum Command {
     Server(ServerArgs),
     /// Put load on a server of the etcd v3 API and measure it
     Bench(crate::bench::BenchArgs),
+    /// Run several members on this machine, to try things out
+    Cluster(crate::local_cluster::ClusterArgs),
     /// Make certificates for the connections between members
     Cert(crate::net::cert::CertArgs),
 }

@@ -13,6 +13,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let done = match Cli::parse().asked() {
         Command::Server(args) => serve(args),
+        Command::Cluster(args) => quorate::local_cluster::run(&args).map_err(Into::into),
         Command::Cert(args) => make_certificates(&args),
         Command::Bench(args) => quorate::bench::run(args).map_err(Into::into),
     };

@@ -359,6 +359,7 @@ impl Requests {
 
     /// Proposes a command and waits for its outcome. The checks on the request alone are the caller's.
     pub async fn propose(&self, command: &Command) -> Result<Outcome, RequestError> {
+        self.require_vote()?;
         if command.takes_space() {
             self.check_quota().await?;
         }
@@ -383,7 +384,7 @@ impl Requests {
             db_bytes: published.file_bytes,
             db_bytes_in_use: published.used_bytes,
             quota_bytes: self.shared.limits.quota_bytes.unwrap_or(0),
-            learner: self.is_learner(),
+            learner: raft.learner,
             alarms: published.alarms.iter().copied().collect(),
         }
     }
@@ -435,9 +436,15 @@ impl Requests {
 
     /// Whether this member has no vote.
     pub fn is_learner(&self) -> bool {
-        let published = self.published();
-        let own = published.members.get(self.shared.identity.member);
-        own.is_some_and(|own| own.learner)
+        self.shared.raft_status.borrow().learner
+    }
+
+    /// etcd: a member without a vote serves what it holds itself, and nothing that needs the others.
+    fn require_vote(&self) -> Result<(), RequestError> {
+        if self.is_learner() {
+            return Err(RequestError::Learner);
+        }
+        Ok(())
     }
 
     /// The newest view, without any promise on how new it is.
@@ -471,6 +478,7 @@ impl Requests {
         if serializable {
             return Ok(self.published());
         }
+        self.require_vote()?;
         let (reply, index) = oneshot::channel();
         self.enqueue(|queue| queue.reads.push(reply))?;
         let index = index.await.unwrap_or(Err(RequestError::Stopped))?;

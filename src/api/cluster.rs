@@ -110,7 +110,7 @@ impl Api {
     }
 
     /// Refuses on a member without a vote.
-    fn require_vote(&self) -> Result<(), Status> {
+    pub(super) fn require_vote(&self) -> Result<(), Status> {
         if self.requests.is_learner() {
             return Err(RequestError::Learner.into());
         }

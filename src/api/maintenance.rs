@@ -58,6 +58,7 @@ impl Api {
         &self,
         request: &HealthCheckRequest,
     ) -> Result<HealthCheckResponse, Status> {
+        self.require_vote()?;
         if request.service.is_empty() {
             Ok(health(ServingStatus::Serving))
         } else {

@@ -212,6 +212,7 @@ impl Channels {
             leads: false,
             term: Term(0),
             commit: LogIndex(0),
+            learner: false,
         });
         Self {
             views_in,

@@ -20,14 +20,16 @@ use crate::{
         disk::Disk,
         member::{self, Member, MemberError},
         real_disk::DiskError,
-        wal::{self, Recovered, Wal, WalError, WalOptions},
+        wal::{self, Recovered, Wal, WalError, WalOptions, WalReader},
     },
-    types::{ClusterId, NodeId},
+    types::{ClusterId, Entry, LogIndex, NodeId},
 };
 use std::{collections::BTreeMap, io, sync::Arc};
 
 /// The database's file.
 const DATABASE: &str = "db/revisions.redb";
+/// Bytes of the log that are read at once.
+const HISTORY_READ_BYTES: usize = 4 * 1024 * 1024;
 /// The log's directory.
 const LOG: &str = "wal";
 
@@ -170,7 +172,13 @@ pub(super) fn recover(
     if fresh {
         member::write(&**disk, &member)?;
     }
-    let raft = consensus(config, node, &db, membership, recovered)?;
+    let alone = members.iter().count() <= 1 && seed.iter().next().is_none();
+    let history = if alone {
+        History::none(&db)
+    } else {
+        History::read(&db, &wal.reader(), &recovered)?
+    };
+    let raft = consensus(config, node, &db, membership, history, recovered)?;
     let reader = db.reader()?;
     Ok(Recovery {
         member,
@@ -325,12 +333,67 @@ fn complete(member: &Member, fresh: bool, db: &Db, log: &Recovered) -> Result<()
     }
 }
 
+/// What the log still holds of what is applied: other members may need it.
+struct History {
+    /// It begins after this.
+    start: LogId,
+    /// The first entry of each term after that, before the applied one.
+    terms: Vec<LogId>,
+    /// The applied entry.
+    last: Option<Entry>,
+}
+
+impl History {
+    /// Nobody needs any.
+    fn none(db: &Db) -> Self {
+        let applied = db.applied();
+        Self {
+            start: LogId::new(applied.term, applied.index),
+            terms: Vec::new(),
+            last: None,
+        }
+    }
+
+    /// Reads the log from its beginning to the applied entry.
+    fn read(db: &Db, log: &WalReader, recovered: &Recovered) -> Result<Self, StartError> {
+        let mut history = Self::none(db);
+        let applied = db.applied().index;
+        if recovered.base >= applied || recovered.last < applied {
+            return Ok(history);
+        }
+        let mut next = recovered.base.next();
+        let mut after: Option<LogId> = (recovered.base == LogIndex(0)).then(LogId::default);
+        while next <= applied {
+            for entry in log.read(next, HISTORY_READ_BYTES)? {
+                if entry.index > applied {
+                    break;
+                }
+                next = entry.index.next();
+                let id = LogId::new(entry.term, entry.index);
+                match after {
+                    // The term before the first entry that is left is not known, so the log begins behind that entry.
+                    None => history.start = id,
+                    Some(_) if entry.index == applied => history.last = Some(entry),
+                    Some(before) if before.term != id.term => history.terms.push(id),
+                    Some(_) => {}
+                }
+                if after == Some(LogId::default()) {
+                    history.start = LogId::default();
+                }
+                after = Some(id);
+            }
+        }
+        Ok(history)
+    }
+}
+
 fn consensus(
     config: &Config,
     node: NodeId,
     db: &Db,
     membership: Membership,
-    recovered: Recovered,
+    history: History,
+    mut recovered: Recovered,
 ) -> Result<raft::Node, StartError> {
     let applied = db.applied();
     let election = config.raft.election.as_millis() / config.raft.heartbeat.as_millis().max(1);
@@ -338,13 +401,15 @@ fn consensus(
         election_ticks: u32::try_from(election).unwrap_or(u32::MAX),
         ..raft::Config::new(node, clock::entropy())
     };
+    let mut entries: Vec<Entry> = history.last.into_iter().collect();
+    entries.append(&mut recovered.entries);
     let state = InitialState {
         hard_state: recovered.hard_state,
         applied: applied.index,
         membership,
-        start: LogId::new(applied.term, applied.index),
-        evicted_terms: Vec::new(),
-        entries: recovered.entries,
+        start: history.start,
+        evicted_terms: history.terms,
+        entries,
     };
     Ok(raft::Node::new(raft_config, state)?)
 }

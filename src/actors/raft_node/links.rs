@@ -30,6 +30,10 @@ const CONNECTED_FOR: Duration = Duration::from_secs(5);
 /// The leader tells how much of the log everybody has once in so many ticks.
 const TELL_TICKS: u32 = 10;
 
+/// Entries that stay in the log although every member has them: a member that is added later begins with the log, since there is
+/// no other way yet.
+const KEPT_ENTRIES: u64 = 100_000;
+
 /// Entries that wait in the log for one slow member, from which on the leader says so.
 const LAG_ENTRIES_LOUD: u64 = 1_000_000;
 
@@ -62,6 +66,8 @@ pub(super) struct Peers {
     told: LogIndex,
     ticks: u32,
     lag_told: LogIndex,
+    /// Who cannot catch up.
+    hopeless: BTreeSet<NodeId>,
 }
 
 impl Peers {
@@ -323,12 +329,23 @@ impl RaftNode {
 
     /// Entries that a restart of this member does not need, and no other member.
     pub(super) fn dispensable(&self) -> LogIndex {
-        let alone = self.raft.membership().ids().count() <= 1;
-        if alone {
-            self.stored
-        } else {
-            self.stored.min(self.links.everybody_has)
+        if self.peers.links.is_alone() {
+            return self.stored;
         }
+        let through = self.stored.min(self.links.everybody_has);
+        LogIndex(through.0.saturating_sub(KEPT_ENTRIES))
+    }
+
+    /// A member needs what nobody has in the log any more. Said once for each.
+    pub(super) fn cannot_send_snapshot(&mut self, to: NodeId) {
+        if self.links.hopeless.insert(to) {
+            tracing::error!(
+                member = to.hex(),
+                "a member needs entries that every log has given up, and this version sends no snapshots: the member cannot \
+                 catch up. Remove it"
+            );
+        }
+        self.raft.snapshot_failed(to);
     }
 
     /// Why a request that began `began` was not over in time, as etcd tells it.

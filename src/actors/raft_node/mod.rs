@@ -169,6 +169,8 @@ pub struct RaftStatus {
     pub term: Term,
     /// A committed entry; at most a tick behind the newest.
     pub commit: LogIndex,
+    /// Whether this member has no vote.
+    pub learner: bool,
 }
 
 /// A command on its way into the log.
@@ -217,7 +219,7 @@ impl RaftNode {
         peers: RaftPeers,
         life: Lifeline,
     ) -> Self {
-        let published = status_of(&raft);
+        let published = status_of(&raft, member.id);
         Self {
             applied: raft.commit(),
             raft,
@@ -338,7 +340,7 @@ impl RaftNode {
         self.drive_changes();
         self.tend_peers();
         self.carry_out();
-        self.publish(status_of(&self.raft));
+        self.publish(status_of(&self.raft, self.member.id));
     }
 
     /// How far applying is behind committing.
@@ -456,12 +458,7 @@ impl RaftNode {
             self.read_answered(read);
         }
         for snapshot in ready.snapshots {
-            tracing::error!(
-                member = snapshot.to.hex(),
-                "a member needs entries that were released, and this version sends no snapshots: remove the member, delete its \
-                 data directory, and add it anew before writing much"
-            );
-            self.raft.snapshot_failed(snapshot.to);
+            self.cannot_send_snapshot(snapshot.to);
         }
         for read in ready.log_reads {
             self.read_log(read);
@@ -529,7 +526,7 @@ impl RaftNode {
             leader = status.leader.map(NodeId::hex),
             "raft role"
         );
-        self.publish(status_of(&self.raft));
+        self.publish(status_of(&self.raft, self.member.id));
         if let Some(leader) = status.leader {
             self.led_by(leader, status.term);
         }
@@ -602,12 +599,13 @@ impl RaftNode {
     }
 }
 
-fn status_of(raft: &Node) -> RaftStatus {
+fn status_of(raft: &Node, member: NodeId) -> RaftStatus {
     RaftStatus {
         leader: raft.leader(),
         leads: raft.is_leader(),
         term: raft.status().term,
         commit: raft.commit(),
+        learner: raft.membership().is_learner(member),
     }
 }
 
