@@ -23,6 +23,8 @@ pub struct MemberInfo {
     pub peer_urls: Vec<String>,
     /// Where clients reach it; empty if it has not started yet.
     pub client_urls: Vec<String>,
+    /// It gets a vote as soon as it has started and caught up: until then no quorum depends on it.
+    pub awaits_vote: bool,
 }
 
 impl MemberInfo {
@@ -51,6 +53,13 @@ pub struct ClusterMember {
     pub learner: bool,
     /// What else is known of it.
     pub info: MemberInfo,
+}
+
+impl ClusterMember {
+    /// Whether it has a vote, or gets one by itself.
+    pub fn is_meant_to_vote(&self) -> bool {
+        !self.learner || self.info.awaits_vote
+    }
 }
 
 /// Why a membership cannot be read. It is not what members write.
@@ -148,7 +157,7 @@ mod tests {
         MemberInfo {
             name: name.to_owned(),
             peer_urls: vec![format!("http://{name}:2380")],
-            client_urls: Vec::new(),
+            ..MemberInfo::default()
         }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! Consensus admits any change of one member that leaves a voter. The rules here are those an operator is protected by: no
 //! change may leave fewer running voters than a quorum needs (etcd's strict reconfiguration check), addresses are unique, and
-//! learners are few. The leader judges them against the membership in force, so that two changes cannot both pass.
+//! learners are few. A new voter begins as a learner and is promoted by itself once it runs and has caught up, so that no quorum
+//! ever depends on a machine that nobody has heard of. The leader judges them against the membership in force, so that two changes cannot both pass.
 
 use super::members::{MemberInfo, Members, id_of, url_address};
 use crate::{
@@ -124,17 +125,14 @@ impl MemberChange {
                 standing.may_add(&members, *learner)?;
                 let info = MemberInfo {
                     peer_urls: peer_urls.clone(),
+                    awaits_vote: !learner,
                     ..MemberInfo::default()
                 };
                 let (id, context) = (new_id(&members, peer_urls), info.encode());
-                Ok(if *learner {
-                    Change::AddLearner { id, context }
-                } else {
-                    Change::AddVoter { id, context }
-                })
+                Ok(Change::AddLearner { id, context })
             }
             Self::Promote { id } => {
-                if !find(*id)?.learner {
+                if find(*id)?.is_meant_to_vote() {
                     return Err(ChangeRefusal::NotLearner);
                 }
                 standing.may_promote(&members, *id)?;
@@ -162,7 +160,7 @@ impl MemberChange {
                 let context = MemberInfo {
                     name: name.clone(),
                     client_urls: client_urls.clone(),
-                    peer_urls: find(*id)?.info.peer_urls.clone(),
+                    ..find(*id)?.info.clone()
                 };
                 let context = context.encode();
                 Ok(Change::Update { id: *id, context })
@@ -174,7 +172,10 @@ impl MemberChange {
 impl Standing<'_> {
     fn may_add(&self, members: &Members, learner: bool) -> Result<(), ChangeRefusal> {
         if learner {
-            let learners = members.iter().filter(|member| member.learner).count();
+            let learners = members
+                .iter()
+                .filter(|member| !member.is_meant_to_vote())
+                .count();
             if learners >= LEARNERS_MAX {
                 return Err(ChangeRefusal::TooManyLearners);
             }
@@ -185,7 +186,7 @@ impl Standing<'_> {
                 return Err(ChangeRefusal::NotEnoughStarted);
             }
         }
-        if self.connected_voters(members) < members.iter().filter(|m| !m.learner).count() {
+        if self.connected_voters(members) < count(members, None).0 {
             return Err(ChangeRefusal::Unhealthy);
         }
         Ok(())
@@ -221,7 +222,7 @@ impl Standing<'_> {
         let reached = |id| id == self.leader || self.connected.contains(&id);
         members
             .iter()
-            .filter(|member| !member.learner && reached(member.id))
+            .filter(|member| member.is_meant_to_vote() && reached(member.id))
             .count()
     }
 }
@@ -231,7 +232,7 @@ fn count(members: &Members, without: Option<NodeId>) -> (usize, usize) {
     let voters = || {
         members
             .iter()
-            .filter(|member| !member.learner && Some(member.id) != without)
+            .filter(|member| member.is_meant_to_vote() && Some(member.id) != without)
     };
     let started = voters().filter(|member| member.info.is_started()).count();
     (voters().count(), started)
@@ -292,6 +293,7 @@ mod tests {
             } else {
                 Vec::new()
             },
+            awaits_vote: false,
         };
         let voters = started.iter().enumerate();
         let voters = voters.map(|(n, &up)| (NodeId(n as u64 + 1), info(n + 1, up).encode()));

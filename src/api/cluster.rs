@@ -138,6 +138,6 @@ fn wire(member: &ClusterMember) -> pb::Member {
         name: info.name,
         peer_ur_ls: info.peer_urls,
         client_ur_ls: info.client_urls,
-        is_learner: member.learner,
+        is_learner: !member.is_meant_to_vote(),
     }
 }

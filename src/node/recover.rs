@@ -273,6 +273,7 @@ fn bootstrap(config: &Config) -> Result<Membership, StartError> {
             name: name.clone(),
             peer_urls: vec![format!("http://{peer}")],
             client_urls: alone.then(|| client_urls(config)).unwrap_or_default(),
+            awaits_vote: false,
         };
         (*id, info.encode())
     });

@@ -141,3 +141,10 @@ pub(crate) async fn same_history(ports: &[u16]) {
         sleep(POLL).await;
     }
 }
+
+/// How many keys begin with `prefix`, as the member at `port` tells.
+pub(crate) async fn keys(port: u16, prefix: &str) -> usize {
+    let args = ["get", prefix, "--prefix", "--keys-only"];
+    let listed = eventually(&[port], &args, |_| true).await;
+    listed.lines().filter(|line| !line.is_empty()).count()
+}

@@ -1,6 +1,6 @@
 //! Members die and come back; nothing that was acknowledged is lost.
 
-use crate::ctl::{etcdctl, eventually, leader, same_history};
+use crate::ctl::{etcdctl, eventually, keys, leader, same_history};
 use crate::support::Cluster;
 
 #[tokio::test]
@@ -30,9 +30,7 @@ async fn the_others_go_on_without_their_leader_and_it_catches_up() {
     cluster.members[dead].start();
     same_history(&ports).await;
     for prefix in ["before", "while"] {
-        let args = ["get", prefix, "--prefix", "--count-only", "-w", "fields"];
-        let found = etcdctl(&[ports[dead]], &args).await.ok();
-        assert!(found.contains("\"Count\" : 20"), "{prefix}: {found}");
+        assert_eq!(keys(ports[dead], prefix).await, 20, "{prefix}");
     }
 }
 
@@ -51,10 +49,8 @@ async fn all_killed_at_once_lose_nothing() {
     for member in &mut cluster.members {
         member.start();
     }
-    let all = |text: &str| text.contains("\"Count\" : 10");
     for port in &ports {
-        let args = ["get", "k", "--prefix", "--count-only", "-w", "fields"];
-        eventually(&[*port], &args, all).await;
+        assert_eq!(keys(*port, "k").await, 10);
     }
     same_history(&ports).await;
 }

@@ -18,7 +18,8 @@ async fn several_members_need_certificates_or_to_be_told_that_they_do_not() {
         "{text}"
     );
     let twice = "n1=127.0.0.1:1,n1=127.0.0.1:2";
-    let run = quorate().args([
+    let mut run = quorate();
+    run.args([
         "--name",
         "n1",
         "--peer-insecure",
@@ -51,8 +52,8 @@ async fn a_data_directory_of_another_member_is_refused() {
 async fn a_member_that_lost_its_data_directory_is_not_started_anew() {
     let mut cluster = Cluster::start(3).await;
     let ports = cluster.ports();
-    let started = |list: &str| list.matches(", started, ").count() == 3;
-    eventually(&ports, &["member", "list"], started).await;
+    let all = |list: &str| cluster.all_listed(list);
+    eventually(&ports, &["member", "list"], all).await;
     cluster.members[2].kill().await;
     fs::remove_dir_all(cluster.members[2].data_dir()).expect("the directory goes");
     let log = cluster.members[2].refusal().await;

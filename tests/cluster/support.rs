@@ -127,6 +127,13 @@ impl Cluster {
         all.join(",")
     }
 
+    /// Whether a list of members tells where the clients of all of them connect: they have started, and said so.
+    pub(crate) fn all_listed(&self, list: &str) -> bool {
+        let said =
+            |member: &Member| list.contains(&format!(", http://127.0.0.1:{}, ", member.client));
+        self.members.iter().all(said)
+    }
+
     /// The client ports, in order.
     pub(crate) fn ports(&self) -> Vec<u16> {
         self.members.iter().map(|member| member.client).collect()

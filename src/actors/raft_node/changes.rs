@@ -6,14 +6,14 @@
 use super::RaftNode;
 use crate::{
     actors::{
-        members::Members,
+        members::{ClusterMember, Members},
         membership_change::{ChangeRefusal, MemberChange, Standing},
         peer_ask::{ChangeAnswer, PeerAsk},
         requests::{RequestError, answer},
     },
     clock, codec,
     net::Responder,
-    raft::{ChangeError, LogId, MembershipError, ProposeError, TransferError},
+    raft::{Change, ChangeError, LogId, MembershipError, ProposeError, TransferError},
     types::{Entry, EntryKind, NodeId},
 };
 use actix::prelude::*;
@@ -173,6 +173,30 @@ impl RaftNode {
                     None => self.changes.push_back(pending),
                 },
                 Err(refusal) => pending.asker.tell(Err(refusal)),
+            }
+        }
+    }
+
+    /// Gives the vote to those who were added for one, run, and have caught up.
+    pub(super) fn promote_waiting(&mut self) {
+        if !self.raft.is_leader() || self.raft.membership().learners().next().is_none() {
+            return;
+        }
+        let Ok(members) = Members::of(self.raft.membership()) else {
+            return;
+        };
+        let ready = |member: &&ClusterMember| {
+            member.learner && member.info.awaits_vote && member.info.is_started()
+        };
+        if let Some(member) = members.iter().find(ready) {
+            let change = Change::Promote { id: member.id };
+            // One that lags, or comes while another change is under way, is tried again at the next tick.
+            if self.raft.propose_membership(&change).is_ok() {
+                tracing::info!(
+                    member = member.id.hex(),
+                    name = member.info.name,
+                    "gets its vote"
+                );
             }
         }
     }

@@ -338,6 +338,7 @@ impl RaftNode {
         self.propose_parked();
         self.publish_self();
         self.drive_changes();
+        self.promote_waiting();
         self.tend_peers();
         self.carry_out();
         self.publish(status_of(&self.raft, self.member.id));
