@@ -135,7 +135,7 @@ impl MemberChange {
                 if find(*id)?.is_meant_to_vote() {
                     return Err(ChangeRefusal::NotLearner);
                 }
-                standing.may_promote(&members, *id)?;
+                may_promote(&members, *id)?;
                 Ok(Change::Promote { id: *id })
             }
             Self::Remove { id } => {
@@ -192,17 +192,6 @@ impl Standing<'_> {
         Ok(())
     }
 
-    fn may_promote(&self, members: &Members, id: NodeId) -> Result<(), ChangeRefusal> {
-        let (voters, started) = count(members, None);
-        let promoted = members
-            .get(id)
-            .is_some_and(|member| member.info.is_started());
-        if started + usize::from(promoted) < quorum(voters + 1) {
-            return Err(ChangeRefusal::NotEnoughStarted);
-        }
-        Ok(())
-    }
-
     fn may_remove(&self, members: &Members, id: NodeId) -> Result<(), ChangeRefusal> {
         let (voters, started) = count(members, Some(id));
         if voters == 0 || started < quorum(voters) {
@@ -225,6 +214,18 @@ impl Standing<'_> {
             .filter(|member| member.is_meant_to_vote() && reached(member.id))
             .count()
     }
+}
+
+/// Enough must run once a learner has its vote.
+fn may_promote(members: &Members, id: NodeId) -> Result<(), ChangeRefusal> {
+    let (voters, started) = count(members, None);
+    let runs = members
+        .get(id)
+        .is_some_and(|member| member.info.is_started());
+    if started + usize::from(runs) < quorum(voters + 1) {
+        return Err(ChangeRefusal::NotEnoughStarted);
+    }
+    Ok(())
 }
 
 /// Voters, and how many of them have ever run, without one of them.

@@ -21,7 +21,7 @@ impl Api {
         self.require_vote()?;
         let members = self.requests.members(request.linearizable).await?;
         Ok(pb::MemberListResponse {
-            header: self.cluster_header(),
+            header: Some(self.cluster_header()),
             members: listed(&members),
         })
     }
@@ -42,7 +42,7 @@ impl Api {
             .await?;
         let added = members.iter().find(|member| member.info.peer_urls == urls);
         Ok(pb::MemberAddResponse {
-            header: self.cluster_header(),
+            header: Some(self.cluster_header()),
             member: added.map(wire),
             members: listed(&members),
         })
@@ -56,7 +56,7 @@ impl Api {
         let id = NodeId(request.id);
         let members = self.changed(MemberChange::Remove { id }).await?;
         Ok(pb::MemberRemoveResponse {
-            header: self.cluster_header(),
+            header: Some(self.cluster_header()),
             members,
         })
     }
@@ -69,7 +69,7 @@ impl Api {
         let (id, peer_urls) = (NodeId(request.id), request.peer_ur_ls);
         let members = self.changed(MemberChange::Move { id, peer_urls }).await?;
         Ok(pb::MemberUpdateResponse {
-            header: self.cluster_header(),
+            header: Some(self.cluster_header()),
             members,
         })
     }
@@ -82,7 +82,7 @@ impl Api {
         let id = NodeId(request.id);
         let members = self.changed(MemberChange::Promote { id }).await?;
         Ok(pb::MemberPromoteResponse {
-            header: self.cluster_header(),
+            header: Some(self.cluster_header()),
             members,
         })
     }
@@ -122,8 +122,8 @@ impl Api {
         Ok(listed(&self.requests.change_membership(change).await?))
     }
 
-    fn cluster_header(&self) -> Option<pb::ResponseHeader> {
-        Some(self.header(Revision(0)).into())
+    fn cluster_header(&self) -> pb::ResponseHeader {
+        self.header(Revision(0)).into()
     }
 }
 

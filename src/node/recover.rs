@@ -272,7 +272,11 @@ fn bootstrap(config: &Config) -> Result<Membership, StartError> {
         let info = MemberInfo {
             name: name.clone(),
             peer_urls: vec![format!("http://{peer}")],
-            client_urls: alone.then(|| client_urls(config)).unwrap_or_default(),
+            client_urls: if alone {
+                client_urls(config)
+            } else {
+                Vec::new()
+            },
             awaits_vote: false,
         };
         (*id, info.encode())
@@ -298,16 +302,15 @@ fn membership(
     if restore::seed(db)?.is_some() {
         return Ok(Membership::default());
     }
-    let (membership, meta) = match joined {
-        Some(joined) => (
+    let (membership, meta) = if let Some(joined) = joined {
+        (
             Membership::default(),
             restore::seed_meta(&joined.membership),
-        ),
-        None => {
-            let begins = bootstrap(config)?;
-            let meta = restore::membership_meta(&begins.encode());
-            (begins, meta)
-        }
+        )
+    } else {
+        let begins = bootstrap(config)?;
+        let meta = restore::membership_meta(&begins.encode());
+        (begins, meta)
     };
     db.commit(&CommitBatch {
         applied: db.applied(),
