@@ -12,6 +12,7 @@ pub mod log;
 pub mod net;
 pub mod node;
 pub mod raft;
+pub mod services;
 pub mod storage;
 pub mod types;
 

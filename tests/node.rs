@@ -1,5 +1,7 @@
 //! A node inside this process: its messages, its restarts, and what it does when its disk fails or its power goes.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use actix::{System, SystemRunner};
 use quorate::{
     Config, LocalNode, Node,

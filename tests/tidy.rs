@@ -42,8 +42,8 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "net",
-        &["types", "raft", "codec"],
-        "peers exchange consensus messages, no more",
+        &["types", "clock", "raft", "codec"],
+        "peers exchange consensus messages, no more; dialling again takes a clock",
     ),
     (
         "actors",
@@ -51,8 +51,13 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "actors are glue under the front ends, so they do not know them",
     ),
     (
+        "services",
+        &["types", "kv", "actors"],
+        "locks and elections are recipes on top of the requests that everyone has",
+    ),
+    (
         "api",
-        &["types", "clock", "kv", "actors", "config"],
+        &["types", "clock", "kv", "actors", "services", "config"],
         "front ends ask the actors; they never touch disk or consensus themselves",
     ),
     (

@@ -11,14 +11,16 @@ use super::{
     fail_stop::Lifeline,
     index::{IndexPublished, UpdateIndex},
     lease_manager::LeasesChanged,
+    leases::ListLeaseKeys,
     members::{Members, MembersError},
     requests::{Published, Reply, RequestError},
     restore::{membership_meta, store_meta},
+    watch_hub::EventsApplied,
 };
 use crate::{
     codec::{self, CodecError},
     kv::{
-        command::{AlarmKind, Command, EncodedKv, Verdict},
+        command::{AlarmKind, Command, EncodedKv, LogPosition, Verdict},
         index::Snapshot,
         lease::LeaseChange,
         machine::{Changes, Machine},
@@ -30,6 +32,7 @@ use crate::{
     types::{Entry, EntryKind, LogIndex, NodeId, Record, Rev, Revision},
 };
 use actix::prelude::*;
+use bytes::Bytes;
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::Arc,
@@ -37,7 +40,8 @@ use std::{
 };
 use tokio::sync::{oneshot, watch};
 
-/// Messages that may wait: the Raft node keeps two batches under way; the index, the committer and the timer add one each.
+/// Messages that may wait: the Raft node keeps two batches under way; the index, the committer and the timer add one each, and
+/// questions for the keys of leases four.
 const MAILBOX_MAX: usize = 64;
 
 /// Bytes of records that may wait for the database. Past them the Raft node gets no more acknowledgements of applied batches,
@@ -88,6 +92,8 @@ pub struct Applier {
     /// Bytes that the committer is working on.
     committing: Option<usize>,
     pacing: CommitPacing,
+    /// The watch hub was not told of some batch.
+    watches_behind: bool,
     peers: Peers,
     life: Lifeline,
 }
@@ -104,6 +110,8 @@ pub struct Peers {
     pub compactor: Recipient<CompactionAccepted>,
     /// Is told of leases.
     pub leases: Recipient<LeasesChanged>,
+    /// Is told of changes.
+    pub watches: Recipient<EventsApplied>,
     /// Readers' newest view.
     pub views: watch::Sender<Arc<Published>>,
 }
@@ -199,6 +207,7 @@ impl Applier {
             uncommitted_bytes: 0,
             committing: None,
             pacing,
+            watches_behind: false,
             peers,
             life,
         }
@@ -247,6 +256,10 @@ impl Actor for Applier {
         ctx.set_mailbox_capacity(MAILBOX_MAX);
         ctx.run_interval(self.pacing.interval, |applier, _| {
             applier.commit();
+            if applier.watches_behind {
+                let published = applier.peers.views.borrow().clone();
+                applier.tell_watches(Vec::new(), published);
+            }
         });
         self.publish(self.machine_window());
     }
@@ -278,6 +291,7 @@ impl Handler<ApplyEntries> for Applier {
             answers,
             leases: LeasesChanged {
                 changes: changes.leases,
+                term: self.applied.term,
             },
             compacted: changes.compacted,
         });
@@ -299,15 +313,20 @@ impl Handler<IndexPublished> for Applier {
         let batch = self.unpublished.pop_front();
         assert!(batch.is_some(), "the index publishes once for each batch");
         let Some(batch) = batch else { return };
-        self.tail.append(batch.records);
+        self.tail.append(batch.records.clone());
+        let term_changed = batch.applied.term != self.visible.term;
         self.visible = batch.applied;
-        self.publish(batch.window);
+        // Before readers see the batch: who then asks for a lease of it is behind this message.
+        if term_changed || !batch.leases.changes.is_empty() {
+            self.life.deliver(&self.peers.leases, batch.leases);
+        }
+        let published = self.publish(batch.window);
         for (reply, verdict) in batch.answers {
             // A caller that has gone away in the meantime does not matter.
             drop(reply.send(verdict.map_err(RequestError::Kv)));
         }
-        if !batch.leases.changes.is_empty() {
-            self.life.deliver(&self.peers.leases, batch.leases);
+        if !batch.records.is_empty() {
+            self.tell_watches(batch.records, published);
         }
         if let Some(revision) = batch.compacted {
             self.life
@@ -341,6 +360,15 @@ impl Handler<Committed> for Applier {
         }
         let window = self.visible_window;
         self.publish(window);
+    }
+}
+
+impl Handler<ListLeaseKeys> for Applier {
+    type Result = Vec<Bytes>;
+
+    fn handle(&mut self, list: ListLeaseKeys, _: &mut Self::Context) -> Self::Result {
+        let lease = self.machine.leases().get(list.id);
+        lease.map_or_else(Vec::new, |lease| lease.keys.iter().cloned().collect())
     }
 }
 
@@ -380,7 +408,11 @@ impl Applier {
             unpublished: &self.unpublished,
             stored: &self.stored,
         };
-        Ok(Some(self.machine.apply(&command, &past)?))
+        let at = LogPosition {
+            index: entry.index,
+            term: entry.term,
+        };
+        Ok(Some(self.machine.apply(&command, at, &past)?))
     }
 
     /// The membership after a change; it becomes durable with the log position of the change.
@@ -401,7 +433,7 @@ impl Applier {
         }
     }
 
-    fn publish(&mut self, window: Window) {
+    fn publish(&mut self, window: Window) -> Arc<Published> {
         self.visible_window = window;
         let view = View {
             window,
@@ -419,7 +451,19 @@ impl Applier {
             file_bytes: self.file_bytes,
             used_bytes: self.used_bytes,
         };
-        self.peers.views.send_replace(Arc::new(published));
+        let published = Arc::new(published);
+        self.peers.views.send_replace(published.clone());
+        published
+    }
+
+    /// Tells the watch hub of a batch. It is not waited for: what does not fit its mailbox it will read from history, once it
+    /// is told that there is something new.
+    fn tell_watches(&mut self, records: Vec<Record>, published: Arc<Published>) {
+        let told = self
+            .peers
+            .watches
+            .try_send(EventsApplied { records, published });
+        self.watches_behind = matches!(told, Err(SendError::Full(_)));
     }
 
     /// Acknowledges what is visible, unless too much waits for the database.
@@ -443,7 +487,9 @@ impl Applier {
             .extend(changes.records.iter().cloned());
         for change in &changes.leases {
             self.uncommitted.leases.push(match change {
-                LeaseChange::Granted { id, ttl_secs } => (*id, Some(codec::encode(ttl_secs))),
+                LeaseChange::Granted { id, row } | LeaseChange::Checkpointed { id, row } => {
+                    (*id, Some(codec::encode(row)))
+                }
                 LeaseChange::Revoked { id } => (*id, None),
             });
         }

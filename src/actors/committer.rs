@@ -12,6 +12,8 @@ use crate::{
         index::Snapshot,
         range::{ReadError, Records},
         record,
+        view::StoredRecords,
+        watch::Visit,
     },
     storage::db::{Applied, CommitBatch, Db, DbReader},
     types::{LogIndex, Rev, Revision},
@@ -170,6 +172,18 @@ impl Committer {
             commit_micros,
         };
         self.life.deliver(&self.applier, committed);
+    }
+}
+
+impl StoredRecords for DbReader {
+    fn scan(&self, from: Rev, to: Rev, visit: &mut Visit<'_>) -> Result<(), ReadError> {
+        Self::scan(self, from..to, |record| {
+            visit(record.rev, record.kind, record.kv)
+        })
+        .map_err(|error| ReadError {
+            rev: from,
+            source: Box::new(error),
+        })
     }
 }
 

@@ -8,10 +8,12 @@
 //! | [`index::Index`] | the B-tree from key to metadata and history |
 //! | [`committer::Committer`] | the database's write transaction |
 //! | [`compactor::Compactor`] | the progress of compactions |
+//! | [`watch_hub::WatchHub`] | watchers, and the queues of their streams |
 //! | [`lease_manager::LeaseManager`] | the countdown of leases |
 //! | [`peer_hub::PeerHub`] | the connections to the other members |
 //!
-//! [`requests::Requests`] is the way in; [`store::Store`] is the same way in messages. [`fail_stop`] says how all of them end.
+//! [`requests::Requests`] is the way in, with [`leases`] as one of its parts; [`store::Store`] is the same way in messages.
+//! [`fail_stop`] says how all of them end.
 
 pub mod applier;
 pub mod committer;
@@ -19,6 +21,7 @@ pub mod compactor;
 pub mod fail_stop;
 pub mod index;
 pub mod lease_manager;
+pub mod leases;
 pub mod members;
 pub mod membership_change;
 pub mod peer_ask;
@@ -29,3 +32,6 @@ pub mod requests;
 pub mod restore;
 pub mod store;
 pub mod wal_writer;
+pub mod watch_hub;
+mod watch_outbox;
+pub mod watch_stream;

@@ -6,12 +6,14 @@
 
 use super::{
     compactor::{AwaitCompaction, Compactor},
+    leases::{LeaseDesk, LeasePeers},
     members::Members,
     membership_change::{ChangeRefusal, MemberChange},
     raft_node::{
         AskReadIndex, ChangeMembership, MoveLeader, Proposal, Propose, RaftNode, RaftStatus,
     },
     range_chunks::{NotStreamable, RangeChunks},
+    watch_hub::WatchHub,
 };
 use crate::{
     clock, codec,
@@ -201,6 +203,8 @@ struct Shared {
     raft_status: watch::Receiver<RaftStatus>,
     raft: Addr<RaftNode>,
     compactor: Addr<Compactor>,
+    watches: Addr<WatchHub>,
+    leases: Arc<LeaseDesk>,
 }
 
 /// What this turn has collected.
@@ -213,12 +217,16 @@ struct Queue {
 }
 
 /// What a [`Requests`] needs of its node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RequestPeers {
     /// Orders proposals and reads.
     pub raft: Addr<RaftNode>,
     /// Knows when compactions end.
     pub compactor: Addr<Compactor>,
+    /// Sends events to those who watch.
+    pub watches: Addr<WatchHub>,
+    /// What leases need.
+    pub leases: LeasePeers,
     /// The newest view.
     pub views: watch::Receiver<Arc<Published>>,
     /// Leader, term and commit index.
@@ -249,8 +257,11 @@ impl Requests {
             raft_status: peers.raft_status,
             raft: peers.raft.clone(),
             compactor: peers.compactor,
+            watches: peers.watches,
+            leases: LeaseDesk::new(peers.leases),
         });
-        let sending = arbiter.spawn(send_turns(shared.clone(), peers.raft));
+        let sending = arbiter.spawn(send_turns(shared.clone(), peers.raft))
+            && arbiter.spawn(shared.leases.clone().send_turns());
         assert!(sending, "front ends start before their arbiter stops");
         Self { shared }
     }
@@ -273,6 +284,24 @@ impl Requests {
     /// Whether a leader is known.
     pub fn has_leader(&self) -> bool {
         self.shared.raft_status.borrow().leader.is_some()
+    }
+
+    /// Returns once no leader was known for all of `patience`.
+    pub async fn leaderless(&self, patience: Duration) {
+        let mut status = self.shared.raft_status.clone();
+        loop {
+            // An error means that the node is gone, and no leader will be known again.
+            drop(status.wait_for(|status| status.leader.is_none()).await);
+            let found = status.wait_for(|status| status.leader.is_some());
+            if !matches!(tokio::time::timeout(patience, found).await, Ok(Ok(_))) {
+                return;
+            }
+        }
+    }
+
+    /// The actor behind [`Requests::watch_stream`].
+    pub fn watch_hub(&self) -> &Addr<WatchHub> {
+        &self.shared.watches
     }
 
     /// Reads keys. Linearizable unless the query says otherwise.
@@ -447,6 +476,11 @@ impl Requests {
         Ok(())
     }
 
+    /// Follows the newest view.
+    pub fn views(&self) -> watch::Receiver<Arc<Published>> {
+        self.shared.views.clone()
+    }
+
     /// The newest view, without any promise on how new it is.
     pub fn published(&self) -> Arc<Published> {
         self.shared.views.borrow().clone()
@@ -479,9 +513,7 @@ impl Requests {
             return Ok(self.published());
         }
         self.require_vote()?;
-        let (reply, index) = oneshot::channel();
-        self.enqueue(|queue| queue.reads.push(reply))?;
-        let index = index.await.unwrap_or(Err(RequestError::Stopped))?;
+        let index = self.read_index().await?;
         let newest = self.published();
         if newest.applied.index >= index {
             return Ok(newest);
@@ -496,6 +528,24 @@ impl Requests {
             .map_err(|_| RequestError::Stopped)
     }
 
+    /// An index that, once applied, makes a read see every write acknowledged before now. Whoever leads has confirmed since that
+    /// it does.
+    pub(super) async fn read_index(&self) -> Result<LogIndex, RequestError> {
+        let (reply, index) = oneshot::channel();
+        self.enqueue(|queue| queue.reads.push(reply))?;
+        index.await.unwrap_or(Err(RequestError::Stopped))
+    }
+
+    /// What front ends share for leases.
+    pub(super) fn lease_desk(&self) -> &LeaseDesk {
+        &self.shared.leases
+    }
+
+    /// Follows who leads.
+    pub(super) fn raft_status(&self) -> watch::Receiver<RaftStatus> {
+        self.shared.raft_status.clone()
+    }
+
     /// Runs a long read on a thread of its own; only so many at once, the others wait for their turn.
     pub(super) async fn aside<T: Send + 'static>(
         &self,
@@ -508,7 +558,8 @@ impl Requests {
         Ok(reading.map_err(|_| RequestError::Stopped)???)
     }
 
-    fn submit(
+    /// Hands a proposal over: proposals of one caller enter the log in the order of these calls, if they enter it.
+    pub(super) fn submit(
         &self,
         command: &Command,
     ) -> Result<oneshot::Receiver<Result<Outcome, RequestError>>, RequestError> {
@@ -666,6 +717,7 @@ fn encoded_size_hint(command: &Command) -> usize {
         | Command::GrantLease(_)
         | Command::RevokeLease(_)
         | Command::SetAlarm(_) => FIXED,
+        Command::ExpireLeases(_) | Command::CheckpointLeases(_) => 4_096,
     }
 }
 

@@ -100,9 +100,9 @@ fn restore_leases(db: &Db) -> Result<LeaseTable, RestoreError> {
     let mut leases = LeaseTable::default();
     let mut failed = None;
     db.reader()?
-        .for_each_lease(|id, bytes| match codec::decode::<i64>("lease", bytes) {
-            Ok(ttl_secs) => {
-                let granted = leases.grant(id, ttl_secs);
+        .for_each_lease(|id, bytes| match codec::decode("lease", bytes) {
+            Ok(row) => {
+                let granted = leases.grant(id, row);
                 assert!(granted.is_ok(), "the table holds each lease once");
             }
             Err(error) => failed = Some(error),

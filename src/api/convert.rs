@@ -3,16 +3,22 @@
 
 use super::proto::etcdserverpb as pb;
 use crate::{
-    kv::command::{
-        Compare, DeleteRange, Operand, Put, RangeQuery, Relation, RevisionFilter, SortOrder,
-        SortTarget, Txn, TxnOp,
+    kv::{
+        KeyRange,
+        command::{
+            Compare, DeleteRange, Operand, Put, RangeQuery, Relation, RevisionFilter, SortOrder,
+            SortTarget, Txn, TxnOp,
+        },
+        watch::{Filters, WatchId, WatchSpec},
     },
-    types::LeaseId,
+    types::{LeaseId, Revision},
 };
+use bytes::Bytes;
 use pb::{
     compare::{CompareResult, CompareTarget, TargetUnion},
     range_request as range_pb,
     request_op::Request,
+    watch_create_request::FilterType,
 };
 
 /// A read.
@@ -33,6 +39,29 @@ pub fn range(request: pb::RangeRequest) -> RangeQuery {
             min_create: request.min_create_revision,
             max_create: request.max_create_revision,
         },
+    }
+}
+
+/// A new watch. Its keys outlive the request by far, so they are copied out of its buffer.
+pub fn watch(request: &pb::WatchCreateRequest) -> WatchSpec {
+    // etcd: the empty key is the first key there can be.
+    let key = match request.key.as_ref() {
+        b"" => Bytes::from_static(b"\0"),
+        key => Bytes::copy_from_slice(key),
+    };
+    let range_end = Bytes::copy_from_slice(&request.range_end);
+    let filters = |unwanted: FilterType| request.filters.contains(&i32::from(unwanted));
+    WatchSpec {
+        id: WatchId(request.watch_id),
+        range: KeyRange::from_wire(&key, &range_end),
+        start: Revision(request.start_revision),
+        filters: Filters {
+            no_put: filters(FilterType::Noput),
+            no_delete: filters(FilterType::Nodelete),
+        },
+        prev_kv: request.prev_kv,
+        progress_notify: request.progress_notify,
+        fragment: request.fragment,
     }
 }
 

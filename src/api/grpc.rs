@@ -11,11 +11,12 @@ use super::{
     Api, Front,
     body::{Body, error_headers},
     kv::STREAM_CHUNKS_MAX,
+    messages::Messages,
     reply::{Encoded, PREFIX_BYTES},
     status::Status,
 };
 use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE, request};
 use prost::Message;
 use std::{future::poll_fn, pin::Pin, rc::Rc, time::Duration};
 use tokio::{
@@ -24,7 +25,10 @@ use tokio::{
 };
 
 /// The services answered here, as their paths begin.
-const THIN: [&str; 1] = ["/etcdserverpb.KV/"];
+const THIN: [&str; 2] = ["/etcdserverpb.KV/", "/etcdserverpb.Watch/"];
+
+/// The one call answered here whose requests are a stream.
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
 /// How much of a message that is too large is read over before the client is told.
 pub(super) const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
@@ -48,7 +52,7 @@ where
     let answered = match admit(&front.api, request.headers()) {
         Ok(deadline) if is_thin(request.uri().path()) => {
             let (parts, body) = request.into_parts();
-            let answered = answer_thin(&front.api, parts.uri.path(), body, deadline).await;
+            let answered = answer_thin(&front.api, &parts, body, deadline).await;
             answered.map(Response::new)
         }
         // Boxed, so that it takes no room in the futures of thin calls.
@@ -71,13 +75,18 @@ fn is_thin(path: &str) -> bool {
 
 async fn answer_thin<B>(
     api: &Rc<Api>,
-    path: &str,
+    parts: &request::Parts,
     mut body: B,
     deadline: Option<Instant>,
 ) -> Result<Body, Status>
 where
-    B: http_body::Body<Data = Bytes> + Unpin,
+    B: http_body::Body<Data = Bytes> + Unpin + 'static,
 {
+    let path = parts.uri.path();
+    if path == WATCH {
+        let leader_required = requires_leader(&parts.headers);
+        return Ok(watch(api.clone(), body, leader_required, deadline));
+    }
     let answering = route(api, path, &mut body, deadline);
     match deadline {
         // The call is asked first: one that is answered at once costs no timer.
@@ -102,10 +111,7 @@ fn admit(api: &Api, headers: &HeaderMap) -> Result<Option<Instant>, Status> {
     {
         return Err(Status::invalid_client_version());
     }
-    if headers
-        .get("hasleader")
-        .is_some_and(|value| value == "true")
-    {
+    if requires_leader(headers) {
         api.require_leader()?;
     }
     let Some(timeout) = headers.get("grpc-timeout") else {
@@ -115,6 +121,24 @@ fn admit(api: &Api, headers: &HeaderMap) -> Result<Option<Instant>, Status> {
         .ok_or_else(|| Status::malformed_timeout(&String::from_utf8_lossy(timeout.as_bytes())))?;
     // Past what the clock can express there is no deadline.
     Ok(Instant::now().checked_add(span))
+}
+
+/// Whether the caller wants no answer from a member that knows no leader.
+fn requires_leader(headers: &HeaderMap) -> bool {
+    headers
+        .get("hasleader")
+        .is_some_and(|value| value == "true")
+}
+
+/// Any number of messages in, any number out.
+fn watch<B>(api: Rc<Api>, body: B, leader_required: bool, deadline: Option<Instant>) -> Body
+where
+    B: http_body::Body<Data = Bytes> + Unpin + 'static,
+{
+    let messages = Messages::new(body, api.receive_bytes_max());
+    stream(deadline, |out| async move {
+        api.watch(messages, leader_required, &out).await
+    })
 }
 
 /// At most eight digits and a unit.
@@ -300,7 +324,7 @@ where
 }
 
 /// The next bytes of the body, or nothing at its end.
-async fn next_data<B>(body: &mut B) -> Result<Option<Bytes>, Status>
+pub(super) async fn next_data<B>(body: &mut B) -> Result<Option<Bytes>, Status>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
 {

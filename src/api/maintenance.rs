@@ -83,8 +83,20 @@ impl Api {
         Err(RequestError::Stopped.into())
     }
 
+    /// Ends what may wait without limit when the server stops.
+    pub(super) async fn unless_stopping<T>(
+        &self,
+        call: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        tokio::select! {
+            biased;
+            done = call => done,
+            () = self.stopping() => Err(RequestError::Stopped.into()),
+        }
+    }
+
     /// Returns once the server stops.
-    async fn stopping(&self) {
+    pub(super) async fn stopping(&self) {
         let mut phase = self.phase.clone();
         // Without its sender the server is gone, which is the same.
         drop(phase.wait_for(|phase| phase.is_stopping()).await);

@@ -6,7 +6,7 @@
 //! request and gives an answer or a [`status::Status`], and knows nothing of what carries them:
 //!
 //! ```text
-//! listen → grpc → kv, convert ─────────────▶ actors::requests → reply → body
+//! listen → grpc → kv, watch, convert ──────▶ actors::requests → reply → body
 //!        ↘      ↘ services → maintenance  ─▶                  ↘ status ↗
 //!          http ───────────────────────────▶
 //! ```
@@ -18,16 +18,20 @@
 pub mod authority;
 pub mod body;
 pub mod cluster;
+pub mod concurrency;
 pub mod convert;
 pub mod grpc;
 pub mod http;
 pub mod kv;
+pub mod lease;
 pub mod listen;
 pub mod maintenance;
+pub mod messages;
 pub mod proto;
 pub mod reply;
 pub mod services;
 pub mod status;
+pub mod watch;
 
 use crate::{
     actors::requests::{Identity, Requests},
@@ -37,7 +41,7 @@ use listen::Phase;
 use reply::Header;
 use services::Services;
 use std::rc::Rc;
-use tokio::sync::watch;
+use tokio::sync::watch::Receiver;
 
 /// The etcd release whose API and behaviour this is: clients pick their ways by it.
 pub const ETCD_VERSION: &str = "3.7.0";
@@ -50,12 +54,12 @@ const RECEIVE_SLACK_BYTES: usize = 512 * 1024;
 pub struct Api {
     requests: Requests,
     identity: Identity,
-    phase: watch::Receiver<Phase>,
+    phase: Receiver<Phase>,
 }
 
 impl Api {
     /// The API of a node; `phase` says when it stops, which ends the calls that would not end by themselves.
-    pub fn new(requests: Requests, phase: watch::Receiver<Phase>) -> Self {
+    pub fn new(requests: Requests, phase: Receiver<Phase>) -> Self {
         let identity = requests.identity();
         Self {
             requests,

@@ -8,10 +8,12 @@ use crate::{
     kv::{
         command::{DeleteRangeDone, EncodedKv, OpDone, PutDone, RangeDone, TxnDone},
         record::{put_varint, varint_len},
+        watch::Event,
     },
     types::{ClusterId, NodeId, Revision, Term},
 };
 use bytes::Bytes;
+use std::sync::Arc;
 
 /// Bytes before each gRPC message: a compression flag and the length.
 pub const PREFIX_BYTES: usize = 5;
@@ -109,6 +111,73 @@ pub fn stream_chunk(kvs: &[EncodedKv]) -> Result<Encoded, Status> {
 /// The last `RangeStreamResponse`.
 pub fn stream_end(header: &Header, done: &RangeDone) -> Result<Encoded, Status> {
     stream(&RangeParts::of(Some(header), done))
+}
+
+/// What a `WatchResponse` says besides its events.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WatchReply {
+    /// Who answers.
+    pub header: Header,
+    /// The watch, or -1.
+    pub watch_id: i64,
+    /// Answers a create request.
+    pub created: bool,
+    /// The watch is over.
+    pub canceled: bool,
+    /// Where history begins, if the watch ended for that.
+    pub compact_revision: i64,
+    /// Why there is no watch.
+    pub cancel_reason: &'static str,
+    /// More of the same revisions follows.
+    pub fragment: bool,
+}
+
+impl WatchReply {
+    /// Length of the message without events.
+    pub fn len(&self) -> usize {
+        let numbers = [
+            self.watch_id.cast_unsigned(),
+            u64::from(self.created),
+            u64::from(self.canceled),
+            self.compact_revision.cast_unsigned(),
+            u64::from(self.fragment),
+        ];
+        let reason = match self.cancel_reason.len() {
+            0 => 0,
+            len => nested_len(len),
+        };
+        let numbers: usize = numbers.into_iter().map(number_len).sum();
+        nested_len(self.header.len()) + numbers + reason
+    }
+
+    /// Whether it says nothing, which it never does: there is a header.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        self.header.write(out);
+        put_number(out, 2, self.watch_id.cast_unsigned());
+        put_number(out, 3, u64::from(self.created));
+        put_number(out, 4, u64::from(self.canceled));
+        put_number(out, 5, self.compact_revision.cast_unsigned());
+        if !self.cancel_reason.is_empty() {
+            put_nested(out, 6, self.cancel_reason.len());
+            out.extend_from_slice(self.cancel_reason.as_bytes());
+        }
+        put_number(out, 7, u64::from(self.fragment));
+    }
+}
+
+/// `WatchResponse`. The events are encoded already, as its field.
+pub fn watch(reply: &WatchReply, events: &[Arc<Event>]) -> Result<Encoded, Status> {
+    let events_len: usize = events.iter().map(|event| event.wire.len()).sum();
+    Encoded::write(reply.len() + events_len, |out| {
+        reply.write(out);
+        for event in events {
+            out.extend_from_slice(&event.wire);
+        }
+    })
 }
 
 fn stream(parts: &RangeParts<'_>) -> Result<Encoded, Status> {

@@ -8,6 +8,7 @@ use crate::{
         membership_change::ChangeRefusal, range_chunks::NotStreamable, requests::RequestError,
     },
     kv::KvError,
+    services::{election::ElectionError, lock::LockError},
 };
 use std::borrow::Cow;
 
@@ -164,6 +165,37 @@ impl Status {
     /// The health of a service nobody registered was asked for.
     pub fn unknown_health_service() -> Self {
         Self::new(Code::NotFound, "unknown service")
+    }
+}
+
+impl Status {
+    /// An election call names no leadership.
+    pub fn leader_key_missing() -> Self {
+        Self::new(Code::Unknown, "\"leader\" field must be provided")
+    }
+
+    /// etcd: locks and elections are clients of the server they run in, and what they are told loses its code.
+    fn without_code(error: RequestError) -> Self {
+        Self::new(Code::Unknown, Self::from(error).message)
+    }
+}
+
+impl From<LockError> for Status {
+    fn from(error: LockError) -> Self {
+        match error {
+            LockError::Request(error) => Self::without_code(error),
+            LockError::SessionExpired => Self::new(Code::Unknown, "mutex: session is expired"),
+        }
+    }
+}
+
+impl From<ElectionError> for Status {
+    fn from(error: ElectionError) -> Self {
+        match error {
+            ElectionError::Request(error) => Self::without_code(error),
+            ElectionError::NoLeader => Self::new(Code::Unknown, "election: no leader"),
+            ElectionError::NotLeader => Self::new(Code::Unknown, "election: not leader"),
+        }
     }
 }
 

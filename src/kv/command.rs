@@ -7,7 +7,7 @@
 use super::{KvError, lease::LeaseChange};
 use crate::{
     codec::Blob,
-    types::{LeaseId, NodeId, Revision},
+    types::{LeaseId, LogIndex, NodeId, Revision, Term},
 };
 use bincode::{BorrowDecode, Decode, Encode};
 use bytes::Bytes;
@@ -30,6 +30,19 @@ pub enum Command {
     RevokeLease(RevokeLease),
     /// Raise, or take back, an alarm of a member.
     SetAlarm(SetAlarm),
+    /// End leases whose time is up.
+    ExpireLeases(ExpireLeases),
+    /// Remember how much time leases have left.
+    CheckpointLeases(CheckpointLeases),
+}
+
+/// Where a command stands in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LogPosition {
+    /// Its index.
+    pub index: LogIndex,
+    /// The term of the leader that put it there.
+    pub term: Term,
 }
 
 /// Writes one key.
@@ -248,6 +261,34 @@ pub struct RevokeLease {
     pub id: LeaseId,
 }
 
+/// One lease among all that ever bore its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct LeaseMark {
+    /// Its id.
+    pub id: LeaseId,
+    /// The log entry that granted it.
+    pub granted: LogIndex,
+}
+
+/// Ends the leases whose time is up by the proposer's countdown: each lease's keys in one revision, in this order. Without
+/// effect unless the entry is of the term it names, and on leases that are gone.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ExpireLeases {
+    /// The term the proposer led in when it counted.
+    pub term: Term,
+    /// Which.
+    pub leases: Vec<LeaseMark>,
+}
+
+/// Remembers how much time leases have left, for the next leader. Guarded as [`ExpireLeases`] is.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct CheckpointLeases {
+    /// The term the proposer led in when it counted.
+    pub term: Term,
+    /// Which, with the seconds each has left; zero stands for all of its time.
+    pub leases: Vec<(LeaseMark, i64)>,
+}
+
 /// What an alarm says about a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub enum AlarmKind {
@@ -288,6 +329,15 @@ pub enum Outcome {
         revision: Revision,
         /// What changed in the lease table.
         change: LeaseChange,
+    },
+    /// Answer to [`Command::ExpireLeases`] and [`Command::CheckpointLeases`].
+    Countdown {
+        /// The store's revision afterwards.
+        revision: Revision,
+        /// Leases it had an effect on; the guard held for none of the others.
+        leases: usize,
+        /// Keys it deleted.
+        deleted: usize,
     },
     /// Answer to [`Command::SetAlarm`].
     Alarm {
@@ -395,9 +445,12 @@ impl Command {
         match self {
             Self::Put(_) | Self::GrantLease(_) => true,
             Self::Txn(txn) => txn.puts(),
-            Self::DeleteRange(_) | Self::Compact(_) | Self::RevokeLease(_) | Self::SetAlarm(_) => {
-                false
-            }
+            Self::DeleteRange(_)
+            | Self::Compact(_)
+            | Self::RevokeLease(_)
+            | Self::SetAlarm(_)
+            | Self::ExpireLeases(_)
+            | Self::CheckpointLeases(_) => false,
         }
     }
 }

@@ -9,12 +9,13 @@
 use super::{
     KeyRange, KvError,
     command::{
-        AlarmKind, Command, Compact, DeleteRange, DeleteRangeDone, EncodedKv, OpDone, Outcome, Put,
-        PutDone, RangeDone, RangeQuery, RevokeLease, SetAlarm, Txn, TxnDone, TxnOp, Verdict,
+        AlarmKind, CheckpointLeases, Command, Compact, DeleteRange, DeleteRangeDone, EncodedKv,
+        ExpireLeases, GrantLease, LogPosition, OpDone, Outcome, Put, PutDone, RangeDone,
+        RangeQuery, RevokeLease, SetAlarm, Txn, TxnDone, TxnOp, Verdict,
     },
     index::Snapshot,
     keys::{KeyChange, Keys, Pending},
-    lease::{LeaseChange, LeaseTable},
+    lease::{LeaseChange, LeaseRow, LeaseTable},
     range::{self, ReadError, Records, Window},
     record::{self, KeyValue},
     txn::{self, Plan},
@@ -110,11 +111,16 @@ impl Machine {
         }
     }
 
-    /// Applies one committed command. `past` reads the records that [`Machine::take_changes`] has given out.
+    /// Applies one committed command, which stands in the log at `at`. `past` reads the records that [`Machine::take_changes`] has given out.
     ///
     /// The inner result is every member's answer. The outer error is this member's alone: it cannot read what it stored,
     /// and must not go on.
-    pub fn apply(&mut self, command: &Command, past: &dyn Records) -> Result<Verdict, ReadError> {
+    pub fn apply(
+        &mut self,
+        command: &Command,
+        at: LogPosition,
+        past: &dyn Records,
+    ) -> Result<Verdict, ReadError> {
         if let Err(refusal) = self.check_alarms(command) {
             return Ok(Err(refusal));
         }
@@ -123,9 +129,11 @@ impl Machine {
             Command::DeleteRange(delete) => self.apply_delete_range(delete, past),
             Command::Txn(txn) => self.apply_txn(txn, past),
             Command::Compact(compact) => Ok(self.apply_compact(*compact)),
-            Command::GrantLease(grant) => Ok(self.apply_grant(grant.id, grant.ttl_secs)),
+            Command::GrantLease(grant) => Ok(self.apply_grant(*grant, at)),
             Command::RevokeLease(revoke) => Ok(self.apply_revoke(*revoke)),
             Command::SetAlarm(alarm) => Ok(Ok(self.apply_alarm(*alarm))),
+            Command::ExpireLeases(expire) => Ok(Ok(self.apply_expiry(expire, at))),
+            Command::CheckpointLeases(checkpoint) => Ok(Ok(self.apply_checkpoint(checkpoint, at))),
         }
     }
 
@@ -241,14 +249,61 @@ impl Machine {
         })
     }
 
-    fn apply_grant(&mut self, id: LeaseId, ttl_secs: i64) -> Verdict {
-        self.leases.grant(id, ttl_secs)?;
-        Ok(self.lease_changed(LeaseChange::Granted { id, ttl_secs }))
+    fn apply_grant(&mut self, grant: GrantLease, at: LogPosition) -> Verdict {
+        let (id, row) = (grant.id, LeaseRow::new(grant.ttl_secs, at.index));
+        self.leases.grant(id, row)?;
+        Ok(self.lease_changed(LeaseChange::Granted { id, row }))
     }
 
-    /// All keys of the lease go in one revision; without keys there is none.
     fn apply_revoke(&mut self, revoke: RevokeLease) -> Verdict {
-        let keys = self.leases.revoke(revoke.id)?;
+        self.end_lease(revoke.id)?;
+        Ok(self.lease_changed(LeaseChange::Revoked { id: revoke.id }))
+    }
+
+    fn apply_expiry(&mut self, expire: &ExpireLeases, at: LogPosition) -> Outcome {
+        let (mut leases, mut deleted) = (0, 0);
+        for &mark in &expire.leases {
+            if self.leases.guarded(mark, expire.term, at).is_none() {
+                continue;
+            }
+            if let Ok(keys) = self.end_lease(mark.id) {
+                deleted += keys;
+                leases += 1;
+                self.changes
+                    .leases
+                    .push(LeaseChange::Revoked { id: mark.id });
+            }
+        }
+        self.counted_down(leases, deleted)
+    }
+
+    fn apply_checkpoint(&mut self, checkpoint: &CheckpointLeases, at: LogPosition) -> Outcome {
+        let mut leases = 0;
+        for &(mark, remaining_secs) in &checkpoint.leases {
+            let Some(lease) = self.leases.guarded(mark, checkpoint.term, at) else {
+                continue;
+            };
+            lease.row.remaining_secs = remaining_secs;
+            let (id, row) = (mark.id, lease.row);
+            leases += 1;
+            self.changes
+                .leases
+                .push(LeaseChange::Checkpointed { id, row });
+        }
+        self.counted_down(leases, 0)
+    }
+
+    fn counted_down(&self, leases: usize, deleted: usize) -> Outcome {
+        Outcome::Countdown {
+            revision: self.revision,
+            leases,
+            deleted,
+        }
+    }
+
+    /// All keys of a lease go in one revision; without keys there is none. Gives the number of keys.
+    fn end_lease(&mut self, id: LeaseId) -> Result<usize, KvError> {
+        let keys = self.leases.revoke(id)?;
         let major = self.revision.next();
         for (sub, key) in (0..).zip(&keys) {
             self.delete(key, Rev::new(major, sub), LeaseId(0));
@@ -256,7 +311,7 @@ impl Machine {
         if !keys.is_empty() {
             self.revision = major;
         }
-        Ok(self.lease_changed(LeaseChange::Revoked { id: revoke.id }))
+        Ok(keys.len())
     }
 
     fn lease_changed(&mut self, change: LeaseChange) -> Outcome {

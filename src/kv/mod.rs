@@ -13,7 +13,8 @@
 //! - [`command`]: what can be asked, what is answered. [`check`]: what is refused before it enters the log.
 //! - [`machine`]: applies committed commands. [`txn`]: compares and the plan of a transaction. [`range`]: reads.
 //! - [`index`]: key → metadata and history of revisions. [`keys`]: the view on it, with what is not yet published.
-//! - [`hash`]: what members compare. [`record`]: the stored bytes. [`lease`]: leases as the log knows them. [`view`]: what readers get.
+//! - [`hash`]: what members compare. [`record`]: the stored bytes. [`view`]: what readers get.
+//! - [`lease`]: leases as the log knows them. [`lease_clock`]: their countdown, on the leader.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
@@ -25,6 +26,9 @@ pub mod index;
 mod key_range;
 pub mod keys;
 pub mod lease;
+pub mod lease_clock;
+#[cfg(test)]
+mod lease_model;
 pub mod machine;
 pub mod range;
 pub mod record;
@@ -32,6 +36,7 @@ pub mod retention;
 pub mod runs;
 pub mod txn;
 pub mod view;
+pub mod watch;
 
 pub use error::KvError;
 pub use key_range::{KeyRange, RangeEnd};

@@ -12,12 +12,19 @@ use super::{
     range::{self, ReadError, Records, Window},
     runs::Runs,
     txn,
+    watch::{History, Visit},
 };
 use crate::types::{Record, Rev, Revision};
 use std::{ops::ControlFlow, sync::Arc};
 
 /// Records that a database holds, readable from any thread.
-pub type Stored = Arc<dyn Records + Send + Sync>;
+pub type Stored = Arc<dyn StoredRecords + Send + Sync>;
+
+/// Records that can also be read in the order of their revisions.
+pub trait StoredRecords: Records {
+    /// Visits the records from `from` up to, not including, `to`, in order, until `visit` breaks.
+    fn scan(&self, from: Rev, to: Rev, visit: &mut Visit<'_>) -> Result<(), ReadError>;
+}
 
 /// The store at one revision.
 #[derive(Clone)]
@@ -103,6 +110,50 @@ impl Records for View {
             Some(record) => Ok(record.kv.clone()),
             None => self.stored.get(rev),
         }
+    }
+}
+
+impl History for View {
+    fn compacted(&self) -> Revision {
+        self.window.compacted
+    }
+
+    fn before(&self, key: &[u8], revision: Revision) -> Result<Option<EncodedKv>, ReadError> {
+        let at = Revision(revision.0 - 1);
+        if at < self.window.compacted {
+            return Ok(None);
+        }
+        self.keys
+            .rev_at(key, at)
+            .map(|rev| self.get(rev))
+            .transpose()
+    }
+
+    fn scan(
+        &self,
+        from: Revision,
+        through: Revision,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), ReadError> {
+        let (from, to) = (Rev::new(from, 0), Rev::new(through.next(), 0));
+        // What is in the tail may be in the database as well by now.
+        let tail_from = self.tail.first().map_or(to, |record| record.rev.min(to));
+        let mut stopped = false;
+        self.stored.scan(from, tail_from, &mut |rev, kind, kv| {
+            let flow = visit(rev, kind, kv);
+            stopped = flow.is_break();
+            flow
+        })?;
+        for record in self
+            .tail
+            .iter_from(from)
+            .take_while(|record| record.rev < to)
+        {
+            if stopped || visit(record.rev, record.kind, &record.kv).is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -14,25 +14,26 @@ use crate::{
         compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers},
         fail_stop::{FailStop, Lifeline},
         index::Index,
-        lease_manager::LeaseManager,
+        lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
+        leases::{LeaseKeysPeer, LeasePeers},
         peer_hub::{ClosePeers, HubPeers, PeerHub},
         raft_node::{PeerLinks, RaftNode, RaftPacing, RaftPeers, RaftStatus, SelfInfo},
         requests::{Identity, Published, RequestLimits, RequestPeers, Requests},
         wal_writer::{SealLog, WalWriter},
+        watch_hub::{EndStreams, PROGRESS_INTERVAL, WatchHub},
     },
     config::{self, Config},
     kv::{
-        index::Index as Tree, machine::Machine, range::Window, retention::Retention, runs::Runs,
-        view::View,
+        index::Index as Tree, lease_clock::ClockSettings, machine::Machine, range::Window,
+        retention::Retention, runs::Runs, view::View,
     },
     net::Listener,
     raft,
     storage::{db::Db, wal::Wal},
-    types::{LeaseId, LogIndex, Millis, Term},
+    types::{LogIndex, Millis, Term},
 };
 use actix::prelude::*;
 use std::{
-    collections::BTreeMap,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -43,6 +44,9 @@ const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// How long a request may take, besides two election timeouts.
 const REQUEST_TIMEOUT_BASE: Duration = Duration::from_secs(5);
+
+/// How often the leader writes down how much time long leases have left. etcd: the same.
+const LEASE_CHECKPOINT_INTERVAL: Duration = Duration::from_mins(5);
 
 /// How long a stopping node waits for its last commit.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -55,6 +59,7 @@ pub(super) struct Running {
     applier: Addr<Applier>,
     wal: Addr<WalWriter>,
     hub: Option<Addr<PeerHub>>,
+    watches: Addr<WatchHub>,
 }
 
 /// Starts every actor. Must be called on the core arbiter.
@@ -85,9 +90,19 @@ pub(super) fn assemble(
     let (applier_peers, apply_loop) = starting.applier(state.applier);
     let index = starting.index(recovery.tree, &apply_loop);
     let committer = starting.committer(recovery.db, &apply_loop);
-    let lease_manager = starting.lease_manager(state.leases);
+    let (lease_peers, lease_manager) = starting.lease_manager(state.leases);
+    let for_leases = starting.lease_peers(&lease_manager, &apply_loop);
     let (compactor_peers, compactor) = starting.compactor(state.compaction);
-    let requests = starting.requests(identity, &raft_node, &compactor, &channels);
+    let watches = starting.watch_hub(&channels);
+    let way_in = RequestPeers {
+        raft: raft_node.clone(),
+        compactor: compactor.clone(),
+        leases: for_leases,
+        watches: watches.clone(),
+        views: channels.views.clone(),
+        raft_status: channels.raft_status.clone(),
+    };
+    let requests = starting.requests(identity, &way_in);
 
     // Everybody exists: whoever waits for its peers gets them.
     given(
@@ -111,7 +126,15 @@ pub(super) fn assemble(
             raft: raft_node.recipient(),
             compactor: compactor.recipient(),
             leases: lease_manager.recipient(),
+            watches: watches.clone().recipient(),
             views: channels.views_in,
+        },
+    );
+    given(
+        &lease_peers,
+        LeaseManagerPeers {
+            requests: requests[0].clone(),
+            raft_status: channels.raft_status.clone(),
         },
     );
     given(
@@ -129,6 +152,7 @@ pub(super) fn assemble(
         applier: apply_loop,
         wal,
         hub,
+        watches,
     }
 }
 
@@ -143,7 +167,7 @@ fn links_of(hub: &Addr<PeerHub>) -> PeerLinks {
 /// What the actors begin with.
 struct State {
     applier: ApplierState,
-    leases: BTreeMap<LeaseId, i64>,
+    leases: LeaseState,
     compaction: CompactionState,
 }
 
@@ -152,11 +176,14 @@ impl State {
         let (db, restored) = (&recovery.db, &recovery.restored);
         let snapshot = recovery.tree.snapshot();
         Self {
-            leases: restored
-                .leases
-                .iter()
-                .map(|(id, lease)| (id, lease.ttl_secs))
-                .collect(),
+            leases: LeaseState {
+                leases: restored
+                    .leases
+                    .iter()
+                    .map(|(id, lease)| (id, lease.row))
+                    .collect(),
+                applied_term: db.applied().term,
+            },
             compaction: CompactionState {
                 wanted: restored.compacted,
                 stored: db
@@ -316,11 +343,33 @@ impl Starting<'_> {
         })
     }
 
-    fn lease_manager(&self, leases: BTreeMap<LeaseId, i64>) -> Addr<LeaseManager> {
+    fn lease_manager(
+        &self,
+        state: LeaseState,
+    ) -> (mpsc::Sender<LeaseManagerPeers>, Addr<LeaseManager>) {
+        let settings = ClockSettings {
+            grace: in_millis(self.config.raft.election),
+            checkpoint_every: in_millis(LEASE_CHECKPOINT_INTERVAL),
+        };
         let life = self.life("the lease manager");
-        LeaseManager::start_in_arbiter(&self.placement.services, move |_| {
-            LeaseManager::new(leases, life)
-        })
+        let (give, peers) = mpsc::channel();
+        let address = LeaseManager::start_in_arbiter(&self.placement.services, move |_| {
+            LeaseManager::new(state, settings, taken(&peers), life)
+        });
+        (give, address)
+    }
+
+    /// What front ends need for leases.
+    fn lease_peers(&self, manager: &Addr<LeaseManager>, applier: &Addr<Applier>) -> LeasePeers {
+        let election = in_millis(self.config.raft.election);
+        LeasePeers {
+            manager: manager.clone(),
+            keys: LeaseKeysPeer::new(applier.clone().recipient()),
+            leader: None,
+            // etcd: one and a half election timeouts, in whole seconds.
+            ttl_secs_min: (election.0 * 3).div_ceil(2_000).cast_signed(),
+            timeout: self.request_timeout(),
+        }
     }
 
     fn compactor(&self, state: CompactionState) -> (mpsc::Sender<CompactorPeers>, Addr<Compactor>) {
@@ -336,29 +385,24 @@ impl Starting<'_> {
         (give, address)
     }
 
+    fn watch_hub(&self, channels: &Channels) -> Addr<WatchHub> {
+        let (views, life) = (channels.views.clone(), self.life("the watch hub"));
+        WatchHub::start_in_arbiter(&self.placement.services, move |_| {
+            WatchHub::new(views, PROGRESS_INTERVAL, life)
+        })
+    }
+
     /// A way in for each API arbiter.
-    fn requests(
-        &self,
-        identity: Identity,
-        raft: &Addr<RaftNode>,
-        compactor: &Addr<Compactor>,
-        channels: &Channels,
-    ) -> Vec<Requests> {
+    fn requests(&self, identity: Identity, peers: &RequestPeers) -> Vec<Requests> {
         let limits = RequestLimits {
             request_bytes_max: self.config.limits.request_bytes_max,
             txn_ops_max: self.config.limits.txn_ops_max,
             quota_bytes: self.config.limits.quota_bytes,
             timeout: self.request_timeout(),
         };
-        let peers = || RequestPeers {
-            raft: raft.clone(),
-            compactor: compactor.clone(),
-            views: channels.views.clone(),
-            raft_status: channels.raft_status.clone(),
-        };
         let arbiters = self.placement.api.iter();
         arbiters
-            .map(|arbiter| Requests::start(arbiter, identity, limits, peers()))
+            .map(|arbiter| Requests::start(arbiter, identity, limits, peers.clone()))
             .collect()
     }
 }
@@ -369,6 +413,8 @@ impl Running {
         for requests in &self.requests {
             requests.close();
         }
+        // An error means that it is gone, and its streams with it.
+        self.watches.send(EndStreams).await.unwrap_or_default();
         let drained = tokio::time::timeout(DRAIN_TIMEOUT, self.applier.send(DrainTail)).await;
         if !matches!(drained, Ok(Ok(()))) {
             tracing::warn!("the last commit was not waited for; the log has what it holds");
@@ -402,9 +448,11 @@ fn given<T>(to: &mpsc::Sender<T>, peers: T) {
 fn retention(config: &Config) -> Retention {
     match config.auto_compaction {
         config::AutoCompaction::Off => Retention::Off,
-        config::AutoCompaction::Periodic(period) => Retention::Period(Millis(
-            u64::try_from(period.as_millis()).unwrap_or(u64::MAX),
-        )),
+        config::AutoCompaction::Periodic(period) => Retention::Period(in_millis(period)),
         config::AutoCompaction::Revision(keep) => Retention::Revisions(keep),
     }
+}
+
+fn in_millis(span: Duration) -> Millis {
+    Millis(u64::try_from(span.as_millis()).unwrap_or(u64::MAX))
 }

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | Raft node | core | core |
 //! | applier, index | core | apply |
-//! | compactor, lease manager | core | services |
+//! | compactor, lease manager, watch hub | core | services |
 //! | peer hub | core | net |
 //! | WAL writer | its own | its own |
 //! | committer | its own | its own |

@@ -1,6 +1,8 @@
 //! Compact: which revisions it takes, and what stays readable.
 
-use crate::support::{Outcome, Server, del, get, get_range, op_get, refused, txn};
+use crate::support::{
+    Outcome, Server, Setup, del, get, get_range, only_quorate_has, op_get, refused, txn,
+};
 use quorate::api::proto::etcdserverpb::{CompactionRequest, RangeRequest};
 use std::fmt::Debug;
 use tonic::Code;
@@ -174,4 +176,49 @@ async fn a_txn_judges_negative_revisions_literally() {
     client.txn(at(0)).await.unwrap();
     client.txn(at(2)).await.unwrap();
     future(client.txn(at(3)).await);
+}
+
+/// Reads at `revision` until that is refused as compacted; a minute is far more than it takes.
+async fn until_compacted(server: &Server, revision: i64) {
+    let client = server.client().await;
+    let read = RangeRequest {
+        revision,
+        ..get("a")
+    };
+    let refused = async {
+        while client.range(read.clone()).await.is_ok() {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let waited = tokio::time::timeout(std::time::Duration::from_mins(1), refused).await;
+    assert!(waited.is_ok(), "revision {revision} is still readable");
+    compacted(client.range(read).await);
+}
+
+#[tokio::test]
+async fn auto_compaction_by_time_gives_up_what_is_older_and_no_more() {
+    if only_quorate_has("these variables") {
+        return;
+    }
+    let variable = |key: &str, value: &str| {
+        let name = format!("QUORATE_AUTO_COMPACTION_{key}");
+        (name, value.to_owned())
+    };
+    let server = Server::start_with(Setup {
+        env: vec![variable("MODE", "periodic"), variable("RETENTION", "1s")],
+        ..Setup::default()
+    })
+    .await;
+    let client = server.client().await;
+    for n in 0..10 {
+        client.must_put("a", n.to_string()).await;
+    }
+    until_compacted(&server, 10).await;
+    let newest = client.range(get("a")).await.unwrap();
+    assert_eq!(newest.kvs[0].value.as_ref(), b"9");
+    let at_newest = RangeRequest {
+        revision: 11,
+        ..get("a")
+    };
+    assert_eq!(client.range(at_newest).await.unwrap().kvs, newest.kvs);
 }

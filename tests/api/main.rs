@@ -27,7 +27,9 @@ mod differential;
 #[cfg(feature = "etcd-client-tests")]
 mod etcd_client_crate;
 mod etcdctl;
+mod lease;
 mod limits;
+mod lock;
 mod maintenance;
 mod put;
 mod range;
@@ -39,3 +41,4 @@ mod transport;
 mod txn;
 mod txn_compare;
 mod txn_rules;
+mod watch;

@@ -10,8 +10,11 @@
 
 mod cluster;
 pub(crate) mod codec;
+mod election;
 mod health;
 mod incoming;
+mod lease;
+mod lock;
 mod maintenance;
 mod outgoing;
 
@@ -20,8 +23,13 @@ use super::{
     body::Body,
     grpc,
     proto::{
-        etcdserverpb::{cluster_server::ClusterServer, maintenance_server::MaintenanceServer},
+        etcdserverpb::{
+            cluster_server::ClusterServer, lease_server::LeaseServer,
+            maintenance_server::MaintenanceServer,
+        },
         healthpb::health_server::HealthServer,
+        v3electionpb::election_server::ElectionServer,
+        v3lockpb::lock_server::LockServer,
     },
     status::Status,
 };
@@ -81,6 +89,9 @@ impl Services {
             serve!(MaintenanceServer),
             serve!(ClusterServer),
             serve!(HealthServer),
+            serve!(LeaseServer),
+            serve!(LockServer),
+            serve!(ElectionServer),
         ];
         Self { table, bytes_max }
     }
@@ -176,6 +187,14 @@ impl<T> Stream for Messages<T> {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let next = self.0.poll_recv(context);
         next.map(|message| message.map(|message| message.map_err(tonic::Status::from)))
+    }
+}
+
+impl Status {
+    /// The refusal that tonic carried, or what tonic itself found wrong with a stream.
+    pub(super) fn from_tonic(status: tonic::Status) -> Self {
+        let own = status.source().and_then(|source| source.downcast_ref());
+        own.cloned().unwrap_or_else(Self::canceled)
     }
 }
 

@@ -14,6 +14,7 @@ pub(crate) struct Client {
     pub(crate) kv: pb::kv_client::KvClient<Channel>,
     pub(crate) maintenance: pb::maintenance_client::MaintenanceClient<Channel>,
     pub(crate) health: HealthClient<Channel>,
+    pub(crate) watch: pb::watch_client::WatchClient<Channel>,
 }
 
 impl Client {
@@ -36,6 +37,8 @@ impl Client {
                 .max_decoding_message_size(usize::MAX)
                 .max_encoding_message_size(usize::MAX),
             maintenance: pb::maintenance_client::MaintenanceClient::new(channel.clone()),
+            watch: pb::watch_client::WatchClient::new(channel.clone())
+                .max_decoding_message_size(usize::MAX),
             health: HealthClient::new(channel),
         }
     }

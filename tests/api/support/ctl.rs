@@ -5,7 +5,7 @@ use super::tools;
 use std::env;
 use std::process::Stdio;
 use tokio::io::AsyncWriteExt as _;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 
 /// What etcdctl printed, and its exit code.
 #[derive(Debug)]
@@ -31,21 +31,7 @@ impl CtlOutput {
 
 /// Runs `etcdctl args…` against `server`, with `input` on its standard input.
 pub(crate) async fn etcdctl(server: &Server, args: &[&str], input: &str) -> CtlOutput {
-    let mut command = Command::new(tools::etcdctl());
-    for (name, _) in
-        env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCDCTL_"))
-    {
-        command.env_remove(name);
-    }
-    command
-        .env("ETCDCTL_API", "3")
-        .arg(format!("--endpoints=127.0.0.1:{}", server.client_port()))
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    let mut child = command.spawn().expect("etcdctl starts");
+    let mut child = start_etcdctl(server, args);
     let mut stdin = child.stdin.take().expect("a pipe to etcdctl");
     // etcdctl may end without reading: then the pipe is broken, which its exit code tells better.
     if let Err(error) = stdin.write_all(input.as_bytes()).await {
@@ -63,4 +49,23 @@ pub(crate) async fn etcdctl(server: &Server, args: &[&str], input: &str) -> CtlO
         stdout: text(output.stdout),
         stderr: text(output.stderr),
     }
+}
+
+/// Starts `etcdctl args…` against `server`. It is killed when the child is dropped.
+pub(crate) fn start_etcdctl(server: &Server, args: &[&str]) -> Child {
+    let mut command = Command::new(tools::etcdctl());
+    for (name, _) in
+        env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCDCTL_"))
+    {
+        command.env_remove(name);
+    }
+    command
+        .env("ETCDCTL_API", "3")
+        .arg(format!("--endpoints=127.0.0.1:{}", server.client_port()))
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command.spawn().expect("etcdctl starts")
 }

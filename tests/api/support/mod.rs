@@ -14,7 +14,7 @@ pub(crate) use client::{
     Client, Outcome, compare, del, del_range, get, get_range, op_del, op_get, op_put, op_txn, put,
     refused, txn,
 };
-pub(crate) use ctl::{CtlOutput, etcdctl};
+pub(crate) use ctl::{CtlOutput, etcdctl, start_etcdctl};
 pub(crate) use server::{Exit, Kind, Server, Setup, run_to_exit};
 pub(crate) use wire::{Wire, frame, http_get};
 

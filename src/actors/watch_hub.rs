@@ -1,0 +1,405 @@
+//! Watch hub: owns all watchers of this member, and sends each stream what its watchers are to see.
+//!
+//! It learns of changes from the applier, which never waits for it. For a watcher that is behind it never reads the disk on its
+//! own arbiter: such reads are made on blocking threads, in bounded pieces. The rules are those of
+//! [`kv::watch`](crate::kv::watch); `docs/watch.md` tells how the parts work together.
+
+use super::{
+    fail_stop::Lifeline,
+    requests::{Published, RequestError},
+    watch_outbox::{Bell, Outbox, Ring},
+};
+use crate::{
+    clock,
+    kv::{
+        range::ReadError,
+        watch::{
+            Bounds, CatchUp, Outlet, ReadTask, Response, StreamId, WatchId, WatchSpec, Watches,
+        },
+    },
+    types::{Record, Revision},
+};
+use actix::prelude::*;
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::sync::{oneshot, watch};
+
+/// Messages that may wait. Front ends wait for a place; the applier does not, see [`EventsApplied`].
+const MAILBOX_MAX: usize = 16_384;
+/// Bytes of recent events.
+const RECENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Watchers of this member.
+const WATCHERS_MAX: usize = 1 << 20;
+/// Streams of this member.
+const STREAMS_MAX: usize = 1 << 16;
+/// Passes over stored history under way at once.
+const HISTORY_READS_MAX: usize = 2;
+/// Passes over recent events between two messages.
+const RECENT_READS_PER_TURN: usize = 4;
+
+/// How often quiet watches are told of progress, at least. etcd: the same default.
+pub const PROGRESS_INTERVAL: Duration = Duration::from_mins(10);
+
+/// Owns the watchers.
+pub struct WatchHub {
+    watches: Watches,
+    outboxes: Outboxes,
+    timers: BTreeMap<StreamId, SpawnHandle>,
+    /// Requests that wait for the batch of a view which is visible already, oldest first.
+    parked: VecDeque<(Revision, StreamRequest, oneshot::Sender<()>)>,
+    next_stream: u64,
+    history_reads: usize,
+    ended: bool,
+    bell: Arc<Bell>,
+    views: watch::Receiver<Arc<Published>>,
+    progress_interval: Duration,
+    life: Lifeline,
+}
+
+/// The streams' queues.
+#[derive(Default)]
+struct Outboxes(BTreeMap<StreamId, Arc<Outbox>>);
+
+impl Outlet for Outboxes {
+    fn has_room(&mut self, stream: StreamId) -> bool {
+        self.0.get(&stream).is_none_or(|outbox| outbox.has_room())
+    }
+
+    fn send(&mut self, stream: StreamId, response: Response) {
+        if let Some(outbox) = self.0.get(&stream) {
+            outbox.put(response);
+        }
+    }
+}
+
+impl WatchHub {
+    /// A hub without streams, which reads history from the newest of `views`.
+    pub fn new(
+        views: watch::Receiver<Arc<Published>>,
+        progress_interval: Duration,
+        life: Lifeline,
+    ) -> Self {
+        let bounds = Bounds {
+            recent_bytes_max: RECENT_BYTES_MAX,
+            watchers_max: WATCHERS_MAX,
+        };
+        let newest = views.borrow().view.window.newest;
+        Self {
+            watches: Watches::new(newest, bounds, clock::entropy()),
+            outboxes: Outboxes::default(),
+            timers: BTreeMap::new(),
+            parked: VecDeque::new(),
+            next_stream: 0,
+            history_reads: 0,
+            ended: false,
+            bell: Arc::default(),
+            views,
+            progress_interval,
+            life,
+        }
+    }
+}
+
+/// A batch was applied and is visible. The applier may leave one out, if it sends a later one: the hub notices, and reads what
+/// it missed from history.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct EventsApplied {
+    /// The batch's changes, whole revisions in order.
+    pub records: Vec<Record>,
+    /// The store after it.
+    pub published: Arc<Published>,
+}
+
+/// Opens a stream of watches. It ends when its client's end of the outbox is dropped.
+#[derive(Debug, Message)]
+#[rtype(result = "Result<StreamOpened, RequestError>")]
+pub(super) struct OpenStream;
+
+/// The client's end of a stream.
+#[derive(Debug)]
+pub(super) struct StreamOpened {
+    pub(super) outbox: Arc<Outbox>,
+}
+
+/// A request of a stream. Answered once it is carried out; its outcome goes to the stream.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub(super) struct StreamRequest {
+    pub(super) stream: StreamId,
+    pub(super) request: WatchRequest,
+}
+
+/// What a stream can ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchRequest {
+    /// A new watch.
+    Create(WatchSpec),
+    /// The end of a watch.
+    Cancel(WatchId),
+    /// How far all watches of the stream have come.
+    Progress,
+}
+
+/// Ends all streams; for a clean stop.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct EndStreams;
+
+/// Counts, for operators and tests.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "WatchCounts")]
+pub struct CountWatches;
+
+/// How much the hub holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, MessageResponse)]
+pub struct WatchCounts {
+    /// Open streams.
+    pub streams: usize,
+    /// Watchers.
+    pub watchers: usize,
+    /// Watchers that are synced.
+    pub synced: usize,
+    /// Bytes of recent events.
+    pub recent_bytes: usize,
+}
+
+impl Actor for WatchHub {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_MAX);
+        self.listen(ctx);
+    }
+}
+
+impl Handler<EventsApplied> for WatchHub {
+    type Result = ();
+
+    fn handle(&mut self, applied: EventsApplied, ctx: &mut Self::Context) {
+        let view = &applied.published.view;
+        let newest = view.window.newest;
+        let dealt = self
+            .watches
+            .publish(applied.records, newest, view, &mut self.outboxes);
+        if self.survives(dealt).is_none() {
+            return;
+        }
+        self.unpark();
+        self.read_on(ctx);
+    }
+}
+
+impl Handler<OpenStream> for WatchHub {
+    type Result = Result<StreamOpened, RequestError>;
+
+    fn handle(&mut self, _: OpenStream, ctx: &mut Self::Context) -> Self::Result {
+        if self.ended {
+            return Err(RequestError::Stopped);
+        }
+        if self.outboxes.0.len() >= STREAMS_MAX {
+            return Err(RequestError::TooManyRequests);
+        }
+        let stream = StreamId(self.next_stream);
+        self.next_stream += 1;
+        let outbox = Arc::new(Outbox::new(stream, self.bell.clone()));
+        self.outboxes.0.insert(stream, outbox.clone());
+        self.watches.open(stream);
+        let interval = jittered(self.progress_interval);
+        let timer = ctx.run_interval(interval, move |hub, _| {
+            hub.watches.progress_due(stream, &mut hub.outboxes);
+        });
+        self.timers.insert(stream, timer);
+        Ok(StreamOpened { outbox })
+    }
+}
+
+impl Handler<StreamRequest> for WatchHub {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, request: StreamRequest, ctx: &mut Self::Context) -> Self::Result {
+        let visible = self.views.borrow().view.window.newest;
+        if self.parked.is_empty() && self.watches.newest() >= visible {
+            self.perform(request);
+            self.read_on(ctx);
+            return Box::pin(std::future::ready(()));
+        }
+        let (done, performed) = oneshot::channel();
+        self.parked.push_back((visible, request, done));
+        Box::pin(async move { performed.await.unwrap_or_default() })
+    }
+}
+
+impl Handler<EndStreams> for WatchHub {
+    type Result = ();
+
+    fn handle(&mut self, _: EndStreams, ctx: &mut Self::Context) {
+        self.ended = true;
+        for (&stream, outbox) in &self.outboxes.0 {
+            outbox.end();
+            self.watches.close(stream);
+        }
+        self.outboxes.0.clear();
+        for timer in std::mem::take(&mut self.timers).into_values() {
+            ctx.cancel_future(timer);
+        }
+        self.parked.clear();
+    }
+}
+
+impl Handler<CountWatches> for WatchHub {
+    type Result = WatchCounts;
+
+    fn handle(&mut self, _: CountWatches, _: &mut Self::Context) -> Self::Result {
+        WatchCounts {
+            streams: self.outboxes.0.len(),
+            watchers: self.watches.len(),
+            synced: self.watches.synced(),
+            recent_bytes: self.watches.recent_bytes(),
+        }
+    }
+}
+
+impl WatchHub {
+    /// Waits for news from front ends, again and again.
+    fn listen(&mut self, ctx: &mut Context<Self>) {
+        let bell = self.bell.clone();
+        let rung = async move { bell.rung().await };
+        let then = rung.into_actor(self).map(|(), hub, ctx| {
+            hub.take_news(ctx);
+            hub.listen(ctx);
+        });
+        ctx.spawn(then);
+    }
+
+    fn take_news(&mut self, ctx: &mut Context<Self>) {
+        for ring in self.bell.take() {
+            match ring {
+                Ring::Drained(stream) => self.watches.drained(stream, &mut self.outboxes),
+                Ring::Left(stream) => {
+                    self.watches.close(stream);
+                    self.outboxes.0.remove(&stream);
+                    if let Some(timer) = self.timers.remove(&stream) {
+                        ctx.cancel_future(timer);
+                    }
+                }
+            }
+        }
+        self.read_on(ctx);
+    }
+
+    fn unpark(&mut self) {
+        let newest = self.watches.newest();
+        while self
+            .parked
+            .front()
+            .is_some_and(|(visible, ..)| *visible <= newest)
+        {
+            let Some((_, request, done)) = self.parked.pop_front() else {
+                return;
+            };
+            self.perform(request);
+            // Whoever asked may be gone.
+            done.send(()).unwrap_or_default();
+        }
+    }
+
+    fn perform(&mut self, StreamRequest { stream, request }: StreamRequest) {
+        match request {
+            WatchRequest::Create(spec) => {
+                let compacted = self.views.borrow().view.window.compacted;
+                self.watches
+                    .create(stream, spec, compacted, &mut self.outboxes);
+            }
+            WatchRequest::Cancel(id) => self.watches.cancel(stream, id, &mut self.outboxes),
+            WatchRequest::Progress => self.watches.request_progress(stream, &mut self.outboxes),
+        }
+    }
+
+    /// Lets watchers that are behind go on: from recent events here, from stored history on threads of their own.
+    fn read_on(&mut self, ctx: &mut Context<Self>) {
+        if !self.watches.anyone_queued() {
+            return;
+        }
+        let published = self.views.borrow().clone();
+        for turn in 0.. {
+            if turn == RECENT_READS_PER_TURN {
+                self.bell.nudge();
+                break;
+            }
+            let read = self
+                .watches
+                .read_recent(&published.view, &mut self.outboxes);
+            match self.survives(read) {
+                Some(true) => {}
+                Some(false) => break,
+                None => return,
+            }
+        }
+        while self.history_reads < HISTORY_READS_MAX {
+            let Some(task) = self.watches.next_read(&mut self.outboxes) else {
+                return;
+            };
+            self.history_reads += 1;
+            self.read_history(task, published.clone(), ctx);
+        }
+    }
+
+    fn read_history(&mut self, task: ReadTask, published: Arc<Published>, ctx: &mut Context<Self>) {
+        let reading = tokio::task::spawn_blocking(move || {
+            let found = task.run(&published.view);
+            (task, found)
+        });
+        let then = reading.into_actor(self).map(|read, hub, ctx| match read {
+            Ok((task, found)) => hub.history_was_read(&task, found, ctx),
+            Err(error) if error.is_panic() => {
+                hub.life
+                    .fail_stop()
+                    .because("reading history for watches", &error);
+            }
+            // The runtime is stopping.
+            Err(_) => {}
+        });
+        ctx.spawn(then);
+    }
+
+    fn history_was_read(
+        &mut self,
+        task: &ReadTask,
+        found: Result<CatchUp, ReadError>,
+        ctx: &mut Context<Self>,
+    ) {
+        self.history_reads -= 1;
+        if let Some(found) = self.survives(found) {
+            self.watches.complete(task, found, &mut self.outboxes);
+            self.read_on(ctx);
+        }
+    }
+
+    /// A member that cannot read its own records must not go on.
+    fn survives<T>(&self, read: Result<T, ReadError>) -> Option<T> {
+        read.inspect_err(|error| {
+            self.life
+                .fail_stop()
+                .because("cannot read history for watches", error);
+        })
+        .ok()
+    }
+}
+
+impl Drop for WatchHub {
+    fn drop(&mut self) {
+        self.outboxes.0.values().for_each(|outbox| outbox.end());
+    }
+}
+
+/// Up to a tenth longer, so that streams opened together do not speak together. etcd: the same.
+fn jittered(interval: Duration) -> Duration {
+    let tenth = u64::try_from(interval.as_millis() / 10)
+        .unwrap_or(u64::MAX)
+        .max(1);
+    interval + Duration::from_millis(clock::entropy() % tenth)
+}

@@ -1,0 +1,302 @@
+//! Outboxes: the queue of responses between the watch hub and one stream's front end, and the bell by which front ends tell
+//! the hub that there is room again.
+//!
+//! The hub puts responses in and never waits; it leaves a stream alone that has no room. The front end takes them out on any
+//! thread. The bytes of all queues together are counted too: past their bound only empty queues have room.
+
+use crate::kv::watch::{Response, StreamId};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+use tokio::sync::Notify;
+
+/// Bytes queued for one stream before it has no room. The response that crosses the line is still taken.
+pub(super) const STREAM_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes queued for all streams of a member before only empty queues have room.
+pub(super) const ALL_BYTES_MAX: usize = 256 * 1024 * 1024;
+
+/// The responses of one stream on their way to its client.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    stream: StreamId,
+    state: Mutex<State>,
+    /// There is something to take.
+    filled: Notify,
+    /// There is room for requests again.
+    emptied: Notify,
+    bell: Arc<Bell>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    queue: VecDeque<Response>,
+    bytes: usize,
+    /// The hub found no room and waits for the bell.
+    hungry: bool,
+    /// The client is gone.
+    left: bool,
+    /// The node is stopping.
+    ended: bool,
+}
+
+/// What front ends tell the hub, and what all outboxes share.
+#[derive(Debug, Default)]
+pub(super) struct Bell {
+    /// At most two for each stream: that it has room, and that it is gone.
+    rings: Mutex<Vec<Ring>>,
+    rung: Notify,
+    queued_bytes: AtomicUsize,
+}
+
+/// News from a stream's front end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ring {
+    /// It has room again.
+    Drained(StreamId),
+    /// It is gone.
+    Left(StreamId),
+}
+
+impl Bell {
+    /// Waits for news, or for [`Bell::nudge`].
+    pub(super) async fn rung(&self) {
+        self.rung.notified().await;
+    }
+
+    /// Lets the next [`Bell::rung`] return without news.
+    pub(super) fn nudge(&self) {
+        self.rung.notify_one();
+    }
+
+    pub(super) fn take(&self) -> Vec<Ring> {
+        std::mem::take(&mut *unpoisoned(&self.rings))
+    }
+
+    fn ring(&self, ring: Ring) {
+        unpoisoned(&self.rings).push(ring);
+        self.rung.notify_one();
+    }
+}
+
+impl Outbox {
+    pub(super) fn new(stream: StreamId, bell: Arc<Bell>) -> Self {
+        Self {
+            stream,
+            state: Mutex::default(),
+            filled: Notify::new(),
+            emptied: Notify::new(),
+            bell,
+        }
+    }
+
+    pub(super) fn stream(&self) -> StreamId {
+        self.stream
+    }
+
+    /// Whether events may be put in. If not, the bell rings once they may. One whose client is gone takes everything.
+    pub(super) fn has_room(&self) -> bool {
+        let mut state = unpoisoned(&self.state);
+        let crowded = self.bell.queued_bytes.load(Ordering::Relaxed) >= ALL_BYTES_MAX;
+        let full = state.bytes >= STREAM_BYTES_MAX || crowded && !state.queue.is_empty();
+        let room = state.left || !full;
+        state.hungry |= !room;
+        room
+    }
+
+    /// Puts a response in.
+    pub(super) fn put(&self, response: Response) {
+        let mut state = unpoisoned(&self.state);
+        if state.left || state.ended {
+            return;
+        }
+        let bytes = response.bytes();
+        state.bytes += bytes;
+        self.bell.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        state.queue.push_back(response);
+        let first = state.queue.len() == 1;
+        drop(state);
+        if first {
+            self.filled.notify_one();
+        }
+    }
+
+    /// Takes the next response; nothing once the node has stopped and everything is taken. For one task at a time.
+    pub(super) async fn take(&self) -> Option<Response> {
+        loop {
+            match self.try_take() {
+                Ok(response) => return Some(response),
+                Err(Empty::ForEver) => return None,
+                Err(Empty::ForNow) => self.filled.notified().await,
+            }
+        }
+    }
+
+    /// Takes the next response, if there is one.
+    pub(super) fn try_take(&self) -> Result<Response, Empty> {
+        let mut state = unpoisoned(&self.state);
+        let Some(response) = state.queue.pop_front() else {
+            return Err(if state.ended {
+                Empty::ForEver
+            } else {
+                Empty::ForNow
+            });
+        };
+        let bytes = response.bytes();
+        state.bytes -= bytes;
+        self.bell.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let drained = state.bytes <= STREAM_BYTES_MAX / 2;
+        let hungry = drained && std::mem::take(&mut state.hungry);
+        drop(state);
+        if hungry {
+            self.bell.ring(Ring::Drained(self.stream));
+        }
+        if drained {
+            self.emptied.notify_waiters();
+        }
+        Ok(response)
+    }
+
+    /// Waits until the client has taken enough that its requests may add to the queue; tells whether the stream goes on.
+    pub(super) async fn room_for_requests(&self) -> bool {
+        loop {
+            let emptied = self.emptied.notified();
+            let (goes_on, room) = {
+                let state = unpoisoned(&self.state);
+                (!state.ended && !state.left, state.bytes < STREAM_BYTES_MAX)
+            };
+            if !goes_on || room {
+                return goes_on;
+            }
+            emptied.await;
+        }
+    }
+
+    /// The client is gone: what is queued is dropped, and the hub is told.
+    pub(super) fn leave(&self) {
+        let mut state = unpoisoned(&self.state);
+        let first = !std::mem::replace(&mut state.left, true);
+        self.bell
+            .queued_bytes
+            .fetch_sub(state.bytes, Ordering::Relaxed);
+        state.bytes = 0;
+        let dropped = std::mem::take(&mut state.queue);
+        drop(state);
+        drop(dropped);
+        if first {
+            self.bell.ring(Ring::Left(self.stream));
+            self.emptied.notify_waiters();
+        }
+    }
+
+    /// The node is stopping: nothing more comes.
+    pub(super) fn end(&self) {
+        unpoisoned(&self.state).ended = true;
+        self.filled.notify_one();
+        self.emptied.notify_waiters();
+    }
+}
+
+/// Why there is nothing to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Empty {
+    /// Something may come.
+    ForNow,
+    /// Nothing will.
+    ForEver,
+}
+
+/// No code panics while it holds one of these locks.
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        kv::watch::{Body, Event, WatchId},
+        types::{RecordKind, Rev, Revision},
+    };
+    use bytes::Bytes;
+
+    fn events(bytes: usize) -> Response {
+        let kv = Bytes::from(vec![0; bytes]);
+        let rev = Rev::new(Revision(2), 0);
+        let event = Arc::new(Event::new(rev, RecordKind::Put, &kv, None));
+        let body = Body::Events {
+            events: vec![event],
+            fragment: false,
+        };
+        Response {
+            watch: WatchId(0),
+            revision: Revision(2),
+            body,
+        }
+    }
+
+    #[test]
+    fn a_full_outbox_rings_once_half_of_it_is_taken() {
+        let bell = Arc::new(Bell::default());
+        let outbox = Outbox::new(StreamId(1), bell.clone());
+        let quarter = STREAM_BYTES_MAX / 4;
+        for _ in 0..4 {
+            assert!(outbox.has_room());
+            outbox.put(events(quarter));
+        }
+        assert!(!outbox.has_room(), "four quarters and their overhead");
+        assert!(outbox.try_take().is_ok());
+        assert!(outbox.try_take().is_ok());
+        assert_eq!(bell.take(), [], "a little over half is left");
+        assert!(outbox.try_take().is_ok());
+        assert_eq!(bell.take(), [Ring::Drained(StreamId(1))]);
+        assert!(outbox.try_take().is_ok());
+        assert_eq!(bell.take(), [], "it rings once");
+        assert_eq!(outbox.try_take(), Err(Empty::ForNow));
+        assert_eq!(bell.queued_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn when_all_queues_together_are_full_only_empty_ones_have_room() {
+        let bell = Arc::new(Bell::default());
+        let (quiet, busy) = (
+            Outbox::new(StreamId(1), bell.clone()),
+            Outbox::new(StreamId(2), bell.clone()),
+        );
+        busy.put(events(1));
+        bell.queued_bytes
+            .fetch_add(ALL_BYTES_MAX, Ordering::Relaxed);
+        assert!(quiet.has_room());
+        assert!(!busy.has_room());
+        assert!(busy.try_take().is_ok());
+        assert_eq!(bell.take(), [Ring::Drained(StreamId(2))]);
+    }
+
+    #[test]
+    fn one_that_was_left_keeps_nothing() {
+        let bell = Arc::new(Bell::default());
+        let outbox = Outbox::new(StreamId(3), bell.clone());
+        outbox.put(events(STREAM_BYTES_MAX));
+        assert!(!outbox.has_room());
+        outbox.leave();
+        outbox.leave();
+        assert_eq!(bell.take(), [Ring::Left(StreamId(3))]);
+        assert!(outbox.has_room(), "whoever writes to it need not wait");
+        outbox.put(events(1));
+        assert_eq!(outbox.try_take(), Err(Empty::ForNow));
+        assert_eq!(bell.queued_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_queued_at_the_end_is_still_taken() {
+        let outbox = Outbox::new(StreamId(4), Arc::new(Bell::default()));
+        outbox.put(events(1));
+        outbox.end();
+        assert!(outbox.take().await.is_some());
+        assert!(outbox.take().await.is_none());
+        assert!(!outbox.room_for_requests().await);
+    }
+}

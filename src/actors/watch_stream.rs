@@ -1,0 +1,211 @@
+//! Watching: what front ends and embedding programs hold of the watch hub.
+//!
+//! A [`WatchStream`] is one stream with any number of watches, in the terms of the client API. A [`Watch`] is a stream with one
+//! watch, for programs: it yields the changes of its range, decoded.
+
+use super::{
+    requests::{RequestError, Requests},
+    watch_hub::{OpenStream, StreamOpened, StreamRequest, WatchHub, WatchRequest},
+    watch_outbox::Outbox,
+};
+use crate::{
+    kv::{
+        record::{KeyValue, RecordError},
+        watch::{Body, Event, Refusal, Response, WatchSpec},
+    },
+    types::{RecordKind, Rev, Revision},
+};
+use actix::{Addr, MailboxError};
+use std::sync::Arc;
+
+/// A stream of watches.
+#[derive(Debug)]
+pub struct WatchStream {
+    /// Where it asks.
+    pub requests: WatchRequests,
+    /// Where it is answered. Dropping it ends the stream and its watches.
+    pub responses: WatchResponses,
+}
+
+/// The asking half of a stream. Dropping it ends nothing.
+#[derive(Clone, Debug)]
+pub struct WatchRequests {
+    hub: Addr<WatchHub>,
+    outbox: Arc<Outbox>,
+}
+
+/// The answering half of a stream.
+#[derive(Debug)]
+pub struct WatchResponses {
+    outbox: Arc<Outbox>,
+}
+
+impl Requests {
+    /// Opens a stream of watches on this member.
+    pub async fn watch_stream(&self) -> Result<WatchStream, RequestError> {
+        let hub = self.watch_hub().clone();
+        let StreamOpened { outbox } = hub.send(OpenStream).await.map_err(stopped)??;
+        let responses = WatchResponses {
+            outbox: outbox.clone(),
+        };
+        Ok(WatchStream {
+            requests: WatchRequests { hub, outbox },
+            responses,
+        })
+    }
+
+    /// Watches a range of keys: every change from the spec's start on, in order, once.
+    pub async fn watch(&self, spec: WatchSpec) -> Result<Watch, WatchError> {
+        let stream = self.watch_stream().await?;
+        stream.requests.ask(WatchRequest::Create(spec)).await?;
+        let mut watch = Watch {
+            stream,
+            created_at: Revision(0),
+        };
+        let created = watch.stream.responses.next().await?;
+        match created.body {
+            Body::Refused(refusal) => Err(refusal.into()),
+            Body::Created
+            | Body::Events { .. }
+            | Body::Progress
+            | Body::Cancelled
+            | Body::Compacted { .. } => {
+                watch.created_at = created.revision;
+                Ok(watch)
+            }
+        }
+    }
+}
+
+fn stopped(_: MailboxError) -> RequestError {
+    RequestError::Stopped
+}
+
+impl WatchRequests {
+    /// Asks for something; what comes of it is among the responses. Waits while the stream is full: somebody must take its
+    /// responses meanwhile.
+    pub async fn ask(&self, request: WatchRequest) -> Result<(), RequestError> {
+        if !self.outbox.room_for_requests().await {
+            return Err(RequestError::Stopped);
+        }
+        let request = StreamRequest {
+            stream: self.outbox.stream(),
+            request,
+        };
+        self.hub.send(request).await.map_err(stopped)
+    }
+}
+
+impl WatchResponses {
+    /// The next response. [`RequestError::Stopped`] when the node stops.
+    pub async fn next(&mut self) -> Result<Response, RequestError> {
+        self.outbox.take().await.ok_or(RequestError::Stopped)
+    }
+
+    /// The next response, if it is there already.
+    pub fn try_next(&mut self) -> Option<Response> {
+        self.outbox.try_take().ok()
+    }
+}
+
+impl Drop for WatchResponses {
+    fn drop(&mut self) {
+        self.outbox.leave();
+    }
+}
+
+/// Why a watch is not, or no longer, there.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// It cannot be created like this.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// What it should see next is compacted. A new watch from `oldest` on works, after a fresh read of the range.
+    #[error("the next events are compacted, oldest is {oldest}")]
+    Compacted {
+        /// The compacted revision.
+        oldest: Revision,
+    },
+    /// The node is stopping, or takes no more streams. Another member, or a later try, goes on where this one stopped.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// An event is not what was stored.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// One watch, decoded.
+#[derive(Debug)]
+pub struct Watch {
+    stream: WatchStream,
+    created_at: Revision,
+}
+
+/// Changes of whole revisions, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EventBatch {
+    /// The member's revision. Without events: everything at or below it was seen.
+    pub revision: Revision,
+    /// The changes; none if this is a notification of progress.
+    pub events: Vec<KeyEvent>,
+}
+
+/// One change of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyEvent {
+    /// Its place in history. To resume after it, watch from the next revision on.
+    pub rev: Rev,
+    /// Put or deletion.
+    pub kind: RecordKind,
+    /// The key's state after it; of a deletion, the key and its revision.
+    pub kv: KeyValue,
+    /// The state before it, if it was asked for and there was one.
+    pub prev_kv: Option<KeyValue>,
+}
+
+impl KeyEvent {
+    fn decode(event: &Event) -> Result<Self, RecordError> {
+        Ok(Self {
+            rev: event.rev,
+            kind: event.kind,
+            kv: KeyValue::decode(&event.kv)?,
+            prev_kv: event.prev_kv.as_ref().map(KeyValue::decode).transpose()?,
+        })
+    }
+}
+
+impl Watch {
+    /// The member's revision when the watch was created. Without a start of its own it sees what comes after.
+    pub fn created_at(&self) -> Revision {
+        self.created_at
+    }
+
+    /// The next changes, or progress. After an error there is nothing more.
+    pub async fn next(&mut self) -> Result<EventBatch, WatchError> {
+        loop {
+            let Response { revision, body, .. } = self.stream.responses.next().await?;
+            return match body {
+                Body::Events { events, .. } => {
+                    let events = events.iter().map(|event| KeyEvent::decode(event));
+                    Ok(EventBatch {
+                        revision,
+                        events: events.collect::<Result<_, _>>()?,
+                    })
+                }
+                Body::Progress => Ok(EventBatch {
+                    revision,
+                    events: Vec::new(),
+                }),
+                Body::Compacted { oldest } => Err(WatchError::Compacted { oldest }),
+                Body::Refused(refusal) => Err(refusal.into()),
+                Body::Cancelled => Err(RequestError::Stopped.into()),
+                Body::Created => continue,
+            };
+        }
+    }
+
+    /// Asks to be told how far it has come: by a batch without events, unless it is behind.
+    pub async fn request_progress(&self) -> Result<(), WatchError> {
+        Ok(self.stream.requests.ask(WatchRequest::Progress).await?)
+    }
+}

@@ -1,0 +1,123 @@
+//! `etcdserverpb.Lease`.
+
+use super::{Api, proto::etcdserverpb as pb, status::Status};
+use crate::{actors::leases::LeaseTime, types::LeaseId};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+/// Renewals of one stream that are under way at once. Further ones wait in the connection, which pushes the client back.
+const RENEWALS_MAX: usize = 128;
+
+/// A renewal under way.
+type Renewing = JoinHandle<Result<pb::LeaseKeepAliveResponse, Status>>;
+
+impl Api {
+    /// `Lease.LeaseGrant`.
+    pub async fn lease_grant(
+        &self,
+        request: pb::LeaseGrantRequest,
+    ) -> Result<pb::LeaseGrantResponse, Status> {
+        let id = (request.id != 0).then_some(LeaseId(request.id));
+        let granted = self.requests.grant_lease(id, request.ttl).await?;
+        Ok(pb::LeaseGrantResponse {
+            header: Some(self.header(granted.revision).into()),
+            id: granted.id.0,
+            ttl: granted.ttl_secs,
+            error: String::new(),
+        })
+    }
+
+    /// `Lease.LeaseRevoke`.
+    pub async fn lease_revoke(
+        &self,
+        request: pb::LeaseRevokeRequest,
+    ) -> Result<pb::LeaseRevokeResponse, Status> {
+        let revision = self.requests.revoke_lease(LeaseId(request.id)).await?;
+        let header = Some(self.header(revision).into());
+        Ok(pb::LeaseRevokeResponse { header })
+    }
+
+    /// One message of `Lease.LeaseKeepAlive`. etcd: the header is from before the renewal; a lease that is gone has the
+    /// time 0.
+    pub async fn lease_keep_alive(
+        &self,
+        request: pb::LeaseKeepAliveRequest,
+    ) -> Result<pb::LeaseKeepAliveResponse, Status> {
+        let header = self.header_now();
+        let ttl_secs = self.requests.keep_alive(LeaseId(request.id)).await?;
+        Ok(pb::LeaseKeepAliveResponse {
+            header: Some(header),
+            id: request.id,
+            ttl: ttl_secs.unwrap_or(0),
+        })
+    }
+
+    /// Answers the renewals of a stream in their order, many under way at once, until both sides have ended.
+    pub async fn lease_keep_alives(
+        &self,
+        mut requests: tonic::Streaming<pb::LeaseKeepAliveRequest>,
+        out: mpsc::Sender<Result<pb::LeaseKeepAliveResponse, Status>>,
+    ) -> Result<(), Status> {
+        let (renewals, mut renewing) = mpsc::channel::<Renewing>(RENEWALS_MAX);
+        let read = async move {
+            while let Some(request) = requests.message().await.map_err(Status::from_tonic)? {
+                let api = self.clone();
+                let renewal =
+                    tokio::task::spawn_local(async move { api.lease_keep_alive(request).await });
+                if renewals.send(renewal).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let write = async move {
+            while let Some(renewal) = renewing.recv().await {
+                let response = renewal.await.map_err(|_| Status::canceled())??;
+                if out.send(Ok(response)).await.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        };
+        let both = async { tokio::try_join!(read, write).map(|((), ())| ()) };
+        self.unless_stopping(both).await
+    }
+
+    /// `Lease.LeaseTimeToLive`. etcd: an unknown lease has the time -1.
+    pub async fn lease_time_to_live(
+        &self,
+        request: pb::LeaseTimeToLiveRequest,
+    ) -> Result<pb::LeaseTimeToLiveResponse, Status> {
+        let id = LeaseId(request.id);
+        let time = self.requests.time_to_live(id, request.keys).await?;
+        let time = time.unwrap_or(LeaseTime {
+            left_secs: -1,
+            ..LeaseTime::default()
+        });
+        Ok(pb::LeaseTimeToLiveResponse {
+            header: Some(self.header_now()),
+            id: request.id,
+            ttl: time.left_secs,
+            granted_ttl: time.ttl_secs,
+            keys: time.keys.into_iter().map(|key| key.0).collect(),
+        })
+    }
+
+    /// `Lease.LeaseLeases`, from this member's own state.
+    pub async fn lease_leases(
+        &self,
+        _: pb::LeaseLeasesRequest,
+    ) -> Result<pb::LeaseLeasesResponse, Status> {
+        let ids = self.requests.leases().await?;
+        let leases = ids.into_iter().map(|id| pb::LeaseStatus { id: id.0 });
+        Ok(pb::LeaseLeasesResponse {
+            header: Some(self.header_now()),
+            leases: leases.collect(),
+        })
+    }
+
+    /// The header of an answer that is not bound to a revision.
+    fn header_now(&self) -> pb::ResponseHeader {
+        let revision = self.requests.published().view.window.newest;
+        self.header(revision).into()
+    }
+}

@@ -1,0 +1,220 @@
+//! `etcdserverpb.Watch`: one stream of requests, one of responses, any number of watches on it.
+//!
+//! Requests are taken one at a time, and only while the queue of responses has room, so a client that does not read is not
+//! read from either.
+
+use super::{
+    Api, convert,
+    messages::Messages,
+    proto::etcdserverpb as pb,
+    reply::{self, Encoded, WatchReply},
+    status::Status,
+};
+use crate::{
+    actors::{
+        requests::RequestError,
+        watch_hub::WatchRequest,
+        watch_stream::{WatchRequests, WatchResponses, WatchStream},
+    },
+    kv::watch::{Body, Event, Refusal, Response, WatchId},
+};
+use bytes::Bytes;
+use pb::watch_request::RequestUnion;
+use std::{cell::Cell, sync::Arc, time::Duration};
+use tokio::sync::mpsc;
+
+/// How long a stream that asked for a leader lives without one. etcd: three election timeouts.
+const LEADERLESS_MAX: Duration = Duration::from_secs(3);
+
+type Out = mpsc::Sender<Result<Encoded, Status>>;
+
+/// What both directions of a stream know: when it has nothing more to say.
+#[derive(Debug, Default)]
+struct Book {
+    /// Create requests without their response.
+    creating: Cell<usize>,
+    /// Watches that exist.
+    watches: Cell<usize>,
+    /// Whether the client will ask for nothing more.
+    half_closed: Cell<bool>,
+}
+
+impl Api {
+    /// `Watch.Watch`. It ends with OK only when the client has closed its side and has no watch left; etcd's clients resume
+    /// their watches elsewhere after `Unavailable`.
+    pub async fn watch<B>(
+        &self,
+        messages: Messages<B>,
+        leader_required: bool,
+        out: &Out,
+    ) -> Result<(), Status>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
+        let WatchStream {
+            requests,
+            responses,
+        } = self.requests.watch_stream().await?;
+        let book = Book::default();
+        let leader_lost = async {
+            if leader_required {
+                self.requests.leaderless(LEADERLESS_MAX).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            ended = self.take_requests(messages, &requests, &book) => ended,
+            ended = self.send_responses(responses, &book, out) => ended,
+            () = leader_lost => Err(RequestError::NoLeader.into()),
+            () = self.stopping() => Err(RequestError::Stopped.into()),
+        }
+    }
+
+    /// Takes requests until the client closes its side; then waits, unless nothing is left to wait for.
+    async fn take_requests<B>(
+        &self,
+        mut messages: Messages<B>,
+        requests: &WatchRequests,
+        book: &Book,
+    ) -> Result<(), Status>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
+        while let Some(request) = messages.next::<pb::WatchRequest>().await? {
+            let Some(request) = request.request_union else {
+                continue;
+            };
+            let request = match request {
+                RequestUnion::CreateRequest(create) => {
+                    book.creating.set(book.creating.get() + 1);
+                    WatchRequest::Create(convert::watch(&create))
+                }
+                RequestUnion::CancelRequest(cancel) => {
+                    WatchRequest::Cancel(WatchId(cancel.watch_id))
+                }
+                RequestUnion::ProgressRequest(_) => WatchRequest::Progress,
+            };
+            requests.ask(request).await?;
+        }
+        book.half_closed.set(true);
+        if !book.is_done() {
+            std::future::pending::<()>().await;
+        }
+        Ok(())
+    }
+
+    async fn send_responses(
+        &self,
+        mut responses: WatchResponses,
+        book: &Book,
+        out: &Out,
+    ) -> Result<(), Status> {
+        loop {
+            let response = responses.next().await?;
+            book.note(&response);
+            for message in self.messages(&response)? {
+                if out.send(Ok(message)).await.is_err() {
+                    return Ok(());
+                }
+            }
+            if book.is_done() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The messages of a response: one, or its fragments.
+    fn messages(&self, response: &Response) -> Result<Vec<Encoded>, Status> {
+        let mut reply = WatchReply {
+            header: self.header(response.revision),
+            watch_id: response.watch.0,
+            ..WatchReply::default()
+        };
+        match &response.body {
+            Body::Created => reply.created = true,
+            Body::Refused(refusal) => {
+                (reply.created, reply.canceled) = (true, true);
+                reply.cancel_reason = cancel_reason(*refusal);
+            }
+            Body::Events { events, fragment } => {
+                let max = if *fragment {
+                    self.receive_bytes_max()
+                } else {
+                    usize::MAX
+                };
+                return fragments(&reply, events, max);
+            }
+            Body::Progress => {}
+            Body::Cancelled => reply.canceled = true,
+            Body::Compacted { oldest } => {
+                reply.canceled = true;
+                reply.compact_revision = oldest.0;
+            }
+        }
+        Ok(vec![reply::watch(&reply, &[])?])
+    }
+}
+
+/// Cuts events so that each message with more than one is shorter than `max`. etcd: the same cut.
+fn fragments(
+    reply: &WatchReply,
+    events: &[Arc<Event>],
+    max: usize,
+) -> Result<Vec<Encoded>, Status> {
+    let mut messages = Vec::with_capacity(1);
+    let mut rest = events;
+    loop {
+        let mut len = reply.len();
+        // The mark of a fragment is two bytes.
+        let fits = |(at, event): (usize, &Arc<Event>)| {
+            len = len.saturating_add(event.wire.len());
+            at == 0 || len.saturating_add(2) < max
+        };
+        let count = rest
+            .iter()
+            .enumerate()
+            .map(fits)
+            .take_while(|fits| *fits)
+            .count();
+        let (now, later) = rest.split_at(count);
+        let fragment = !later.is_empty();
+        messages.push(reply::watch(&WatchReply { fragment, ..*reply }, now)?);
+        if later.is_empty() {
+            return Ok(messages);
+        }
+        rest = later;
+    }
+}
+
+/// What a client is told in place of a watch.
+fn cancel_reason(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::DuplicateId => "mvcc: duplicate watch ID provided on the WatchStream",
+        Refusal::ReservedId => "mvcc: watch ID -1 is reserved",
+        Refusal::EmptyRange => "mvcc: watcher range is empty",
+        Refusal::NegativeStart => "etcdserver: mvcc: required revision has been compacted",
+        Refusal::TooManyWatchers => "etcdserver: too many requests",
+    }
+}
+
+impl Book {
+    fn note(&self, response: &Response) {
+        let (creating, watches) = (&self.creating, &self.watches);
+        match response.body {
+            Body::Created => {
+                creating.set(creating.get().saturating_sub(1));
+                watches.set(watches.get() + 1);
+            }
+            Body::Refused(_) => creating.set(creating.get().saturating_sub(1)),
+            Body::Cancelled | Body::Compacted { .. } => {
+                watches.set(watches.get().saturating_sub(1));
+            }
+            Body::Events { .. } | Body::Progress => {}
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.half_closed.get() && self.creating.get() == 0 && self.watches.get() == 0
+    }
+}

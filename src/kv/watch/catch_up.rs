@@ -1,0 +1,242 @@
+//! Catching up: one bounded pass over a stretch of history for a group of watchers.
+
+use super::super::{KeyRange, command::EncodedKv, range::ReadError};
+use super::{
+    event::{Change, Event},
+    intervals::Intervals,
+    spec::Filters,
+    watches::WatcherKey,
+};
+use crate::types::{Record, RecordKind, Rev, Revision};
+use bytes::Bytes;
+use std::{ops::ControlFlow, sync::Arc};
+
+/// Records that one pass looks at, before it stops at the next revision.
+const RECORDS_MAX: usize = 10_000;
+/// Bytes of matching events, counted once for each watcher, before it stops at the next revision.
+const MATCHED_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Revisions with events for one watcher, before it stops. etcd: as many go into one response.
+const REVISIONS_MAX: usize = 1_000;
+
+/// Is shown a record: its place, its kind, and its `KeyValue`.
+pub type Visit<'a> = dyn FnMut(Rev, RecordKind, &[u8]) -> ControlFlow<()> + 'a;
+
+/// The past, as watches need it.
+pub trait History {
+    /// From this revision on history is whole.
+    fn compacted(&self) -> Revision;
+
+    /// A key's state before `revision`; nothing if it did not exist, or if that state is compacted.
+    fn before(&self, key: &[u8], revision: Revision) -> Result<Option<EncodedKv>, ReadError>;
+
+    /// Visits the changes of the revisions from `from` to `through`, in order, until `visit` breaks.
+    fn scan(
+        &self,
+        from: Revision,
+        through: Revision,
+        visit: &mut Visit<'_>,
+    ) -> Result<(), ReadError>;
+}
+
+/// A watcher, as a pass over history needs it.
+#[derive(Clone, Debug)]
+pub(super) struct Seeker {
+    pub(super) watcher: WatcherKey,
+    pub(super) range: KeyRange,
+    /// Nothing below this revision is for it.
+    pub(super) next: Revision,
+    pub(super) filters: Filters,
+    pub(super) prev_kv: bool,
+}
+
+/// A pass over history that is to be made.
+#[derive(Clone, Debug)]
+pub struct ReadTask {
+    pub(super) seekers: Vec<Seeker>,
+    /// The newest revision that is wanted.
+    pub(super) through: Revision,
+}
+
+/// What a pass found.
+#[derive(Clone, Debug)]
+pub enum CatchUp {
+    /// Everything up to a revision.
+    Read {
+        /// The last revision of which everything is here.
+        through: Revision,
+        /// For each of the task's watchers, in its order, what is for it.
+        events: Vec<Vec<Arc<Event>>>,
+    },
+    /// History begins later than the task.
+    Compacted {
+        /// Where it begins.
+        oldest: Revision,
+    },
+}
+
+impl ReadTask {
+    /// Where it begins.
+    pub(super) fn from(&self) -> Revision {
+        self.seekers
+            .iter()
+            .map(|seeker| seeker.next)
+            .min()
+            .unwrap_or(self.through)
+    }
+
+    /// Makes the pass. It takes a bounded time, unless one revision has very many changes.
+    pub fn run(&self, history: &dyn History) -> Result<CatchUp, ReadError> {
+        let (from, oldest) = (self.from(), history.compacted());
+        if from < oldest {
+            return Ok(CatchUp::Compacted { oldest });
+        }
+        let mut collector = Collector::new(self);
+        let mut failed = None;
+        history.scan(from, self.through, &mut |rev, kind, kv| match collector
+            .visit_stored(rev, kind, kv, history)
+        {
+            Ok(flow) => flow,
+            Err(error) => {
+                failed = Some(error);
+                ControlFlow::Break(())
+            }
+        })?;
+        failed.map_or_else(|| Ok(collector.finish()), Err)
+    }
+}
+
+/// Gathers what changes mean for a task's watchers, until it has enough.
+pub(super) struct Collector<'a> {
+    task: &'a ReadTask,
+    intervals: Intervals<usize>,
+    events: Vec<Vec<Arc<Event>>>,
+    /// Revisions in `events`, of the watcher that has most.
+    revisions: usize,
+    counts: Vec<usize>,
+    bytes: usize,
+    records: usize,
+    current: Revision,
+    done: bool,
+    hits: Vec<usize>,
+}
+
+impl<'a> Collector<'a> {
+    pub(super) fn new(task: &'a ReadTask) -> Self {
+        let mut intervals = Intervals::new(1);
+        for (at, seeker) in task.seekers.iter().enumerate() {
+            intervals.insert(&seeker.range, at);
+        }
+        Self {
+            task,
+            intervals,
+            events: vec![Vec::new(); task.seekers.len()],
+            revisions: 0,
+            counts: vec![0; task.seekers.len()],
+            bytes: 0,
+            records: 0,
+            current: Revision(0),
+            done: false,
+            hits: Vec::new(),
+        }
+    }
+
+    pub(super) fn is_done(&self) -> bool {
+        self.done
+    }
+
+    /// Takes the next change; breaks before a revision that it has no room for.
+    pub(super) fn visit(
+        &mut self,
+        change: &mut Change,
+        history: &dyn History,
+    ) -> Result<ControlFlow<()>, ReadError> {
+        if self.begin(change.rev()).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        self.look_up(change.rev(), change.kind(), change.key());
+        self.deal(change, history)?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// As [`Collector::visit`], without a copy of changes that are for nobody.
+    fn visit_stored(
+        &mut self,
+        rev: Rev,
+        kind: RecordKind,
+        kv: &[u8],
+        history: &dyn History,
+    ) -> Result<ControlFlow<()>, ReadError> {
+        if self.begin(rev).is_break() {
+            return Ok(ControlFlow::Break(()));
+        }
+        self.look_up(rev, kind, super::super::record::key_slice(kv));
+        if !self.hits.is_empty() {
+            let record = Record {
+                rev,
+                kind,
+                kv: Bytes::copy_from_slice(kv),
+            };
+            self.deal(&mut Change::new(record), history)?;
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn begin(&mut self, rev: Rev) -> ControlFlow<()> {
+        if rev.major > self.task.through {
+            return ControlFlow::Break(());
+        }
+        if rev.major != self.current {
+            let full = self.records >= RECORDS_MAX
+                || self.bytes >= MATCHED_BYTES_MAX
+                || self.revisions >= REVISIONS_MAX;
+            if full {
+                self.done = true;
+                return ControlFlow::Break(());
+            }
+            self.current = rev.major;
+        }
+        self.records += 1;
+        ControlFlow::Continue(())
+    }
+
+    /// Finds the watchers that want a change.
+    fn look_up(&mut self, rev: Rev, kind: RecordKind, key: &[u8]) {
+        let (hits, seekers) = (&mut self.hits, &self.task.seekers);
+        hits.clear();
+        self.intervals.find(key, &mut |at: usize| {
+            let seeker = &seekers[at];
+            if rev.major >= seeker.next && seeker.filters.admit(kind) {
+                hits.push(at);
+            }
+        });
+    }
+
+    fn deal(&mut self, change: &mut Change, history: &dyn History) -> Result<(), ReadError> {
+        for &at in &self.hits {
+            let event = change.event(self.task.seekers[at].prev_kv, history)?;
+            self.bytes += event.wire.len();
+            let events = &mut self.events[at];
+            if events
+                .last()
+                .is_none_or(|last| last.rev.major != event.rev.major)
+            {
+                self.counts[at] += 1;
+                self.revisions = self.revisions.max(self.counts[at]);
+            }
+            events.push(event);
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> CatchUp {
+        let through = if self.done {
+            self.current
+        } else {
+            self.task.through
+        };
+        CatchUp::Read {
+            through,
+            events: self.events,
+        }
+    }
+}
