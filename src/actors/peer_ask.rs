@@ -1,7 +1,10 @@
 //! What members ask of each other besides consensus: to take proposals, to change the membership, and to learn how much of the
 //! log everybody has. One request carries all proposals of a turn.
 
-use super::membership_change::{ChangeRefusal, MemberChange};
+use super::{
+    leases::LeaseCall,
+    membership_change::{ChangeRefusal, MemberChange},
+};
 use crate::{
     codec::{self, Blob, CodecError},
     types::{LogIndex, NodeId},
@@ -18,6 +21,8 @@ pub enum PeerAsk {
     Propose(Vec<Blob>),
     /// From a follower: change the membership. Answered by [`ChangeAnswer`] when the change is committed.
     Change(MemberChange),
+    /// From a follower: what only the leader's countdown of leases knows. Answered by a list of `LeaseAnswer`, one for each.
+    Leases(Vec<LeaseCall>),
     /// From the leader: every member has the log durably up to here. Answered by nothing.
     EverybodyHas(LogIndex),
 }
@@ -77,7 +82,7 @@ mod tests {
 
     #[test]
     fn garbage_is_an_error() {
-        for bytes in [&b""[..], b"\x09", b"\x00\xff\xff\xff\xff", b"\x02\x01\x01"] {
+        for bytes in [&b""[..], b"\x09", b"\x00\xff\xff\xff\xff", b"\x03\x01\x01"] {
             assert!(
                 PeerAsk::decode(&Bytes::copy_from_slice(bytes)).is_err(),
                 "{bytes:?}"

@@ -15,7 +15,7 @@ use crate::{
         fail_stop::{FailStop, Lifeline},
         index::Index,
         lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
-        leases::{LeaseKeysPeer, LeasePeers},
+        leases::{ForwardLeaseCalls, LeaseKeysPeer, LeasePeers},
         peer_hub::{ClosePeers, HubPeers, PeerHub},
         raft_node::{PeerLinks, RaftNode, RaftPacing, RaftPeers, RaftStatus, SelfInfo},
         requests::{Identity, Published, RequestLimits, RequestPeers, Requests},
@@ -63,6 +63,10 @@ pub(super) struct Running {
 }
 
 /// Starts every actor. Must be called on the core arbiter.
+#[expect(
+    clippy::too_many_lines,
+    reason = "one actor after the other, and then whom each is given: the order is the point"
+)]
 pub(super) fn assemble(
     config: &Config,
     recovery: Recovery,
@@ -91,7 +95,8 @@ pub(super) fn assemble(
     let index = starting.index(recovery.tree, &apply_loop);
     let committer = starting.committer(recovery.db, &apply_loop);
     let (lease_peers, lease_manager) = starting.lease_manager(state.leases);
-    let for_leases = starting.lease_peers(&lease_manager, &apply_loop);
+    let leader = hub.is_some().then(|| raft_node.clone().recipient());
+    let for_leases = starting.lease_peers(&lease_manager, &apply_loop, leader);
     let (compactor_peers, compactor) = starting.compactor(state.compaction);
     let watches = starting.watch_hub(&channels);
     let way_in = RequestPeers {
@@ -115,6 +120,7 @@ pub(super) fn assemble(
             status: channels.raft_status_in,
             links: hub.as_ref().map_or(PeerLinks::Alone, links_of),
             seed: recovery.seed,
+            requests: requests[0].clone(),
             answered: raft_node.clone().recipient(),
         },
     );
@@ -360,12 +366,17 @@ impl Starting<'_> {
     }
 
     /// What front ends need for leases.
-    fn lease_peers(&self, manager: &Addr<LeaseManager>, applier: &Addr<Applier>) -> LeasePeers {
+    fn lease_peers(
+        &self,
+        manager: &Addr<LeaseManager>,
+        applier: &Addr<Applier>,
+        leader: Option<Recipient<ForwardLeaseCalls>>,
+    ) -> LeasePeers {
         let election = in_millis(self.config.raft.election);
         LeasePeers {
             manager: manager.clone(),
             keys: LeaseKeysPeer::new(applier.clone().recipient()),
-            leader: None,
+            leader,
             // etcd: one and a half election timeouts, in whole seconds.
             ttl_secs_min: (election.0 * 3).div_ceil(2_000).cast_signed(),
             timeout: self.request_timeout(),

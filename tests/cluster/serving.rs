@@ -85,3 +85,29 @@ async fn leadership_moves_where_it_is_told() {
         .await
         .ok();
 }
+
+#[tokio::test]
+async fn leases_are_renewed_at_any_member() {
+    let cluster = Cluster::start(3).await;
+    let ports = cluster.ports();
+    for (n, port) in ports.iter().enumerate() {
+        let granted = etcdctl(&[*port], &["lease", "grant", "600"]).await.ok();
+        let id = granted
+            .split_whitespace()
+            .nth(1)
+            .expect("lease ID granted …");
+        let key = format!("leased{n}");
+        let lease = format!("--lease={id}");
+        etcdctl(&[*port], &["put", &key, "v", &lease]).await.ok();
+        for member in &ports {
+            let renewed = etcdctl(&[*member], &["lease", "keep-alive", "--once", id]).await;
+            assert!(renewed.ok().contains("keepalived with TTL(600)"), "{id}");
+            let left = etcdctl(&[*member], &["lease", "timetolive", "--keys", id])
+                .await
+                .ok();
+            assert!(left.contains(&format!("attached keys([{key}])")), "{left}");
+        }
+        etcdctl(&ports[..1], &["lease", "revoke", id]).await.ok();
+        assert_eq!(keys(*port, &key).await, 0, "revoked");
+    }
+}

@@ -7,6 +7,7 @@
 use super::{Proposal, RaftNode, proposal_of};
 use crate::{
     actors::{
+        leases::{ForwardLeaseCalls, LeaseAnswer},
         peer_ask::{PeerAsk, Taken},
         peer_hub::ServeRequests,
         requests::{RequestError, answer},
@@ -72,6 +73,29 @@ impl Handler<ForwardAnswered> for RaftNode {
     }
 }
 
+impl Handler<ForwardLeaseCalls> for RaftNode {
+    type Result = ResponseFuture<Vec<LeaseAnswer>>;
+
+    fn handle(&mut self, forward: ForwardLeaseCalls, _: &mut Self::Context) -> Self::Result {
+        let (reply, outcome) = oneshot::channel();
+        self.ask(
+            forward.leader,
+            PeerAsk::Leases(forward.calls).encode(),
+            reply,
+        );
+        Box::pin(async move {
+            // Without an answer the callers try again.
+            let Ok(Ok(bytes)) = outcome.await else {
+                return Vec::new();
+            };
+            let answers = codec::decode_shared("answers about leases", &bytes);
+            answers
+                .inspect_err(|error| tracing::error!("the leader's answer is dropped: {error}"))
+                .unwrap_or_default()
+        })
+    }
+}
+
 /// The answer to a batch; nothing if it is none.
 fn taken_of(bytes: &[u8]) -> Option<Vec<Taken>> {
     let taken = codec::decode("answer to proposals", bytes);
@@ -107,6 +131,13 @@ impl RaftNode {
                 responder.answer(codec::encode(&taken).into());
             }
             Ok(PeerAsk::Change(change)) => self.change_for_peer(change, responder),
+            Ok(PeerAsk::Leases(calls)) => {
+                let requests = self.peers.requests.clone();
+                actix_rt::spawn(async move {
+                    let answers = requests.serve_lease_calls(calls).await;
+                    responder.answer(codec::encode(&answers).into());
+                });
+            }
             Ok(PeerAsk::EverybodyHas(through)) => {
                 if self.raft.leader() == Some(from) {
                     self.everybody_has(through);

@@ -22,7 +22,7 @@ use super::{
     fail_stop::Lifeline,
     members::Members,
     membership_change::ChangeRefusal,
-    requests::{Reply, RequestError, answer},
+    requests::{Reply, RequestError, Requests, answer},
     wal_writer::{Persist, Persisted, ReleaseEntries},
 };
 use crate::{
@@ -133,6 +133,8 @@ pub struct RaftPeers {
     pub links: PeerLinks,
     /// The members that were there when this one joined: whom it listens to until the log tells.
     pub seed: Members,
+    /// The way in, for what other members ask.
+    pub requests: Requests,
     /// This node itself, for what comes back from the leader.
     pub answered: Recipient<ForwardAnswered>,
 }
