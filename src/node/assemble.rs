@@ -83,13 +83,12 @@ pub(super) fn assemble(
     let index = starting.index(recovery.tree, &apply_loop);
     let committer = starting.committer(recovery.db, &apply_loop);
     let (lease_peers, lease_manager) = starting.lease_manager(state.leases);
-    let for_leases = starting.lease_peers(&lease_manager, &apply_loop);
     let (compactor_peers, compactor) = starting.compactor(state.compaction);
     let watches = starting.watch_hub(&channels);
     let way_in = RequestPeers {
         raft: raft_node.clone(),
         compactor: compactor.clone(),
-        leases: for_leases,
+        leases: starting.lease_peers(&lease_manager, &apply_loop),
         watches: watches.clone(),
         views: channels.views.clone(),
         raft_status: channels.raft_status.clone(),
@@ -97,6 +96,7 @@ pub(super) fn assemble(
     let requests = starting.requests(identity, &way_in);
 
     // Everybody exists: whoever waits for its peers gets them.
+    given(&lease_peers, channels.lease_manager_peers(&requests[0]));
     given(
         &raft_peers,
         RaftPeers {
@@ -117,13 +117,6 @@ pub(super) fn assemble(
             leases: lease_manager.recipient(),
             watches: watches.clone().recipient(),
             views: channels.views_in,
-        },
-    );
-    given(
-        &lease_peers,
-        LeaseManagerPeers {
-            requests: requests[0].clone(),
-            raft_status: channels.raft_status.clone(),
         },
     );
     given(
@@ -222,6 +215,13 @@ impl Channels {
             views,
             raft_status_in,
             raft_status,
+        }
+    }
+
+    fn lease_manager_peers(&self, requests: &Requests) -> LeaseManagerPeers {
+        LeaseManagerPeers {
+            requests: requests.clone(),
+            raft_status: self.raft_status.clone(),
         }
     }
 }
