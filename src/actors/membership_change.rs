@@ -3,7 +3,8 @@
 //! Consensus admits any change of one member that leaves a voter. The rules here are those an operator is protected by: no
 //! change may leave fewer running voters than a quorum needs (etcd's strict reconfiguration check), addresses are unique, and
 //! learners are few. A new voter begins as a learner and is promoted by itself once it runs and has caught up, so that no quorum
-//! ever depends on a machine that nobody has heard of. The leader judges them against the membership in force, so that two changes cannot both pass.
+//! ever depends on a machine that nobody has heard of. The leader judges them against the membership in
+//! force, so that two changes cannot both pass.
 
 use super::members::{MemberInfo, Members, id_of, url_address};
 use crate::{

@@ -96,13 +96,12 @@ pub(super) fn assemble(
     let committer = starting.committer(recovery.db, &apply_loop);
     let (lease_peers, lease_manager) = starting.lease_manager(state.leases);
     let leader = hub.is_some().then(|| raft_node.clone().recipient());
-    let for_leases = starting.lease_peers(&lease_manager, &apply_loop, leader);
     let (compactor_peers, compactor) = starting.compactor(state.compaction);
     let watches = starting.watch_hub(&channels);
     let way_in = RequestPeers {
         raft: raft_node.clone(),
         compactor: compactor.clone(),
-        leases: for_leases,
+        leases: starting.lease_peers(&lease_manager, &apply_loop, leader),
         watches: watches.clone(),
         views: channels.views.clone(),
         raft_status: channels.raft_status.clone(),
@@ -110,6 +109,7 @@ pub(super) fn assemble(
     let requests = starting.requests(identity, &way_in);
 
     // Everybody exists: whoever waits for its peers gets them.
+    given(&lease_peers, channels.lease_manager_peers(&requests[0]));
     given(
         &raft_peers,
         RaftPeers {
@@ -134,13 +134,6 @@ pub(super) fn assemble(
             leases: lease_manager.recipient(),
             watches: watches.clone().recipient(),
             views: channels.views_in,
-        },
-    );
-    given(
-        &lease_peers,
-        LeaseManagerPeers {
-            requests: requests[0].clone(),
-            raft_status: channels.raft_status.clone(),
         },
     );
     given(
@@ -252,6 +245,13 @@ impl Channels {
             views,
             raft_status_in,
             raft_status,
+        }
+    }
+
+    fn lease_manager_peers(&self, requests: &Requests) -> LeaseManagerPeers {
+        LeaseManagerPeers {
+            requests: requests.clone(),
+            raft_status: self.raft_status.clone(),
         }
     }
 }

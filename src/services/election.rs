@@ -5,19 +5,23 @@
 //! off. Whatever it writes to this store should compare the creation revision of its key in the same transaction.
 
 use super::queue::{
-    Candidate, QueueError, come_first, created_at, first_in_line, first_of, remove,
+    Candidate, QueueError, all_of, come_first, created_at, first_in_line, first_of, line, remove,
 };
 use crate::{
-    actors::requests::{Published, RequestError, Requests},
+    actors::{
+        requests::{RequestError, Requests},
+        watch_stream::{KeyEvent, Watch, WatchError},
+    },
     kv::{
+        KeyRange,
         command::{Put, RangeQuery, Txn, TxnOp},
         record::KeyValue,
+        watch::WatchSpec,
     },
-    types::{LeaseId, Revision},
+    types::{LeaseId, RecordKind, Revision},
 };
 use bytes::Bytes;
-use std::sync::Arc;
-use tokio::sync::watch;
+use std::collections::{BTreeMap, VecDeque};
 
 /// Why an election call fails.
 #[derive(Debug, thiserror::Error)]
@@ -138,97 +142,129 @@ pub async fn leader(requests: &Requests, name: &[u8]) -> Result<LeaderSeen, Elec
 
 /// Follows the leaders of `name`: who leads now, then each value it proclaims and each leader after it.
 pub async fn observe(requests: &Requests, name: Bytes) -> Result<Observer, ElectionError> {
-    let mut query = first_in_line(&name);
-    let done = requests.range(query.clone()).await?;
-    query.serializable = true;
-    Ok(Observer {
-        views: requests.views(),
+    let mut observer = Observer {
         requests: requests.clone(),
-        query,
-        through: done.revision,
+        name,
+        candidates: BTreeMap::new(),
+        through: Revision(0),
         seen: None,
-        pending: first_of(&done)?,
-    })
+        watch: None,
+        changes: VecDeque::new(),
+    };
+    observer.read_line().await?;
+    Ok(observer)
 }
 
-/// Sees every leader, and every value of it, in order.
+/// Sees every leader, and every value of it, in order; what was compacted before it got there it cannot see.
 #[derive(Debug)]
 pub struct Observer {
     requests: Requests,
-    views: watch::Receiver<Arc<Published>>,
-    query: RangeQuery,
-    /// Seen up to this revision.
+    name: Bytes,
+    /// All who stand in line, by the revision that created their key.
+    candidates: BTreeMap<Revision, KeyValue>,
+    /// The line is that of this revision.
     through: Revision,
-    /// The newest leader: its key, the revision that created it, and the one of its value.
-    seen: Option<(Bytes, Revision, Revision)>,
-    /// Found by the first read.
-    pending: Option<KeyValue>,
+    /// The newest leader that was given out: the revisions of its key's creation and of its value.
+    seen: Option<(Revision, Revision)>,
+    /// Everything after `changes`.
+    watch: Option<Watch>,
+    /// Changes that are not in `candidates` yet.
+    changes: VecDeque<KeyEvent>,
 }
 
 impl Observer {
     /// The next leader, or its next value; waits without limit while there is none.
     pub async fn next(&mut self) -> Result<LeaderSeen, ElectionError> {
-        if let Some(kv) = self.pending.take() {
-            self.seen = Some(mark(&kv));
-            let revision = self.through;
-            return Ok(LeaderSeen { kv, revision });
-        }
         loop {
-            let newest = self.views.borrow_and_update().view.window.newest;
-            if let Some(seen) = self.step(newest).await? {
-                return Ok(seen);
+            if let Some((_, kv)) = self.candidates.first_key_value()
+                && self.seen != Some(mark(kv))
+            {
+                self.seen = Some(mark(kv));
+                let (kv, revision) = (kv.clone(), self.through);
+                return Ok(LeaderSeen { kv, revision });
             }
-            if self.through >= newest {
-                let changed = self.views.changed().await;
-                changed.map_err(|_| RequestError::Stopped)?;
+            if !self.take_revision() {
+                self.more().await?;
             }
         }
     }
 
-    /// Goes one revision on, or to the newest if nothing happened between.
-    async fn step(&mut self, newest: Revision) -> Result<Option<LeaderSeen>, ElectionError> {
-        if self.through >= newest {
-            return Ok(None);
-        }
-        let head = self.leader_at(newest).await?;
-        // No leader comes back as it was: an unchanged head means that nothing happened. (While there is none, one that comes
-        // and goes between two views of this member goes by unseen.)
-        let quiet = head.as_ref().map(mark) == self.seen;
-        let at = if quiet { newest } else { self.through.next() };
-        let found = if at == newest {
-            head
-        } else {
-            match self.leader_at(at).await {
-                Err(ElectionError::Request(RequestError::Kv(crate::kv::KvError::Compacted {
-                    oldest,
-                    ..
-                }))) => {
-                    // What was compacted nobody can see any more; it goes on where there is something.
-                    self.through = Revision(oldest.0 - 1).max(self.through);
-                    return Ok(None);
+    /// Takes the changes of one revision into the line; tells whether there were any.
+    fn take_revision(&mut self) -> bool {
+        let Some(first) = self.changes.front() else {
+            return false;
+        };
+        self.through = first.rev.major;
+        let now = self.through;
+        while let Some(event) = self.changes.pop_front_if(|event| event.rev.major == now) {
+            match event.kind {
+                RecordKind::Put => {
+                    self.candidates.insert(event.kv.create_revision, event.kv);
                 }
-                other => other?,
+                RecordKind::Tombstone => {
+                    self.candidates.retain(|_, kv| kv.key != event.kv.key);
+                }
             }
-        };
-        self.through = at;
-        let found_mark = found.as_ref().map(mark);
-        if found_mark == self.seen {
-            return Ok(None);
         }
-        self.seen = found_mark;
-        let revision = at;
-        Ok(found.map(|kv| LeaderSeen { kv, revision }))
+        true
     }
 
-    async fn leader_at(&self, at: Revision) -> Result<Option<KeyValue>, ElectionError> {
-        let query = RangeQuery {
-            revision: at.0,
-            ..self.query.clone()
+    /// Waits for more changes.
+    async fn more(&mut self) -> Result<(), ElectionError> {
+        if self.watch.is_none() {
+            let spec = WatchSpec {
+                start: self.through.next(),
+                ..WatchSpec::of(self.range())
+            };
+            match self.requests.watch(spec).await {
+                Ok(watch) => self.watch = Some(watch),
+                Err(error) => return self.go_on_after(error).await,
+            }
+        }
+        let Some(watch) = &mut self.watch else {
+            return Ok(());
         };
-        Ok(first_of(&self.requests.range(query).await?)?)
+        match watch.next().await {
+            Ok(batch) => {
+                self.changes.extend(batch.events);
+                Ok(())
+            }
+            Err(error) => self.go_on_after(error).await,
+        }
+    }
+
+    /// What was compacted before it was seen is gone; the line as it is now is not.
+    async fn go_on_after(&mut self, error: WatchError) -> Result<(), ElectionError> {
+        self.watch = None;
+        match error {
+            WatchError::Compacted { .. } => self.read_line().await,
+            WatchError::Request(error) => Err(error.into()),
+            WatchError::Refused(_) | WatchError::Record(_) => Err(RequestError::Stopped.into()),
+        }
+    }
+
+    async fn read_line(&mut self) -> Result<(), ElectionError> {
+        let (key, range_end) = line(&self.name);
+        let query = RangeQuery {
+            key: key.into(),
+            range_end: range_end.into(),
+            ..RangeQuery::default()
+        };
+        let done = self.requests.range(query).await?;
+        self.through = done.revision;
+        self.candidates = all_of(&done)?
+            .into_iter()
+            .map(|kv| (kv.create_revision, kv))
+            .collect();
+        Ok(())
+    }
+
+    fn range(&self) -> KeyRange {
+        let (key, range_end) = line(&self.name);
+        KeyRange::from_wire(&key, &range_end)
     }
 }
 
-fn mark(kv: &KeyValue) -> (Bytes, Revision, Revision) {
-    (kv.key.clone(), kv.create_revision, kv.mod_revision)
+fn mark(kv: &KeyValue) -> (Revision, Revision) {
+    (kv.create_revision, kv.mod_revision)
 }

@@ -117,6 +117,11 @@ pub(super) fn first_of(done: &RangeDone) -> Result<Option<KeyValue>, QueueError>
     done.kvs.first().map(decode).transpose()
 }
 
+/// The results of a range, decoded.
+pub(super) fn all_of(done: &RangeDone) -> Result<Vec<KeyValue>, QueueError> {
+    done.kvs.iter().map(decode).collect()
+}
+
 fn decode(kv: &Bytes) -> Result<KeyValue, QueueError> {
     KeyValue::decode(kv).map_err(|source| {
         let (rev, source) = (Rev::default(), source.into());

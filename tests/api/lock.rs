@@ -192,3 +192,18 @@ async fn an_election_from_campaign_to_resign() {
     }
     assert_eq!(values, ["1", "1b", "2"]);
 }
+
+#[tokio::test]
+async fn etcdctl_locks_hand_over() {
+    let server = Server::start().await;
+    let held = etcdctl(&server, &["lock", "L", "echo", "held"], "").await;
+    assert_eq!(held.ok(), "held\n");
+    // Both at once: one waits for the other, with a watch of its own.
+    let (one, two) = tokio::join!(
+        etcdctl(&server, &["lock", "L", "echo", "one"], ""),
+        etcdctl(&server, &["lock", "L", "echo", "two"], ""),
+    );
+    assert_eq!((one.ok().as_str(), two.ok().as_str()), ("one\n", "two\n"));
+    let left = etcdctl(&server, &["get", "L", "--prefix", "--keys-only"], "").await;
+    assert_eq!(left.ok(), "", "both gave the lock back");
+}
