@@ -3,7 +3,7 @@
 use serde_json::Value;
 use std::env;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::process::Command;
 use tokio::time::sleep;
 
@@ -79,7 +79,7 @@ pub(crate) async fn eventually(
     args: &[&str],
     wanted: impl Fn(&str) -> bool,
 ) -> String {
-    let start = Instant::now();
+    let start = quorate::clock::now();
     loop {
         let output = etcdctl(ports, args).await;
         if output.good && wanted(&output.stdout) {
@@ -105,7 +105,7 @@ pub(crate) async fn statuses(ports: &[u16]) -> Vec<Value> {
 
 /// The position in `ports` of the leader that all of them follow, once they agree.
 pub(crate) async fn leader(ports: &[u16]) -> usize {
-    let start = Instant::now();
+    let start = quorate::clock::now();
     loop {
         let found = statuses(ports).await;
         let leaders: Vec<&Value> = found.iter().map(|status| &status["leader"]).collect();
@@ -122,7 +122,7 @@ pub(crate) async fn leader(ports: &[u16]) -> usize {
 
 /// Waits until these members have the same history.
 pub(crate) async fn same_history(ports: &[u16]) {
-    let start = Instant::now();
+    let start = quorate::clock::now();
     loop {
         let output = etcdctl(ports, &["endpoint", "hashkv", "-w", "json"]).await;
         if output.good {

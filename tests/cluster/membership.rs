@@ -73,7 +73,10 @@ async fn same_state_as_a_learner(port: u16) {
     let status = etcdctl(&[port], &["endpoint", "status", "-w", "json"])
         .await
         .json();
-    assert_eq!(status[0]["Status"]["isLearner"], true);
+    assert_eq!(
+        status[0]["Status"]["isLearner"], true,
+        "it was added as a learner"
+    );
 }
 
 #[tokio::test]

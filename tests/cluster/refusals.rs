@@ -91,6 +91,10 @@ async fn members_of_another_cluster_are_refused_and_the_cluster_goes_on() {
     let (ports, member) = (cluster.ports(), &cluster.members[0]);
     eventually(&ports[..1], &["put", "k", "v"], |_| true).await;
     let refused = |log: &str| log.contains("belongs to cluster");
-    let logs: Vec<String> = cluster.members.iter().map(|m| m.log()).collect();
+    let logs: Vec<String> = cluster
+        .members
+        .iter()
+        .map(super::support::Member::log)
+        .collect();
     assert!(logs.iter().any(|log| refused(log)), "{}", member.log());
 }

@@ -206,6 +206,7 @@ impl Member {
 }
 
 impl Drop for Member {
+    #[expect(clippy::print_stderr, reason = "the log of a member whose test failed")]
     fn drop(&mut self) {
         let log = self.log();
         if std::thread::panicking() {

@@ -4,8 +4,7 @@
 //! writer, committed ones to the applier, answers to the front ends. It looks at no command and touches no disk.
 //!
 //! The peers' side is in `links`, proposals that the leader of another member appends in `forwards`, changes of the membership
-//! and
-//! of the leader in `changes`.
+//! and of the leader in `changes`.
 //!
 //! A proposal that finds no leader waits for one until its time is up. One that entered the log waits for its entry to be
 //! applied; if its time is up first the caller is told so, and the write may still happen.
