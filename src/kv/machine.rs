@@ -111,7 +111,8 @@ impl Machine {
         }
     }
 
-    /// Applies one committed command, which stands in the log at `at`. `past` reads the records that [`Machine::take_changes`] has given out.
+    /// Applies one committed command, which stands in the log at `at`. `past` reads the records that
+    /// [`Machine::take_changes`] has given out.
     ///
     /// The inner result is every member's answer. The outer error is this member's alone: it cannot read what it stored,
     /// and must not go on.
