@@ -25,6 +25,10 @@ pub enum Command {
     Server(ServerArgs),
     /// Put load on a server of the etcd v3 API and measure it
     Bench(crate::bench::BenchArgs),
+    /// Run several members on this machine, to try things out
+    Cluster(crate::local_cluster::ClusterArgs),
+    /// Make certificates for the connections between members
+    Cert(crate::net::cert::CertArgs),
 }
 
 /// Flags of `quorate server`. Each overrides the environment, which overrides the file; of one that is given twice, the
@@ -44,15 +48,36 @@ pub struct ServerArgs {
     /// Where clients connect
     #[arg(long, value_name = "HOST:PORT")]
     client_listen: Option<String>,
+    /// The address that clients are told to use
+    #[arg(long, value_name = "HOST:PORT")]
+    client_advertise: Option<String>,
     /// Where other members connect
     #[arg(long, value_name = "HOST:PORT")]
     peer_listen: Option<String>,
+    /// The address that other members use
+    #[arg(long, value_name = "HOST:PORT")]
+    peer_advertise: Option<String>,
+    /// The member's certificate for connections to other members (PEM)
+    #[arg(long, value_name = "FILE")]
+    peer_cert: Option<String>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE")]
+    peer_key: Option<String>,
+    /// The authority that signs the members' certificates (PEM)
+    #[arg(long, value_name = "FILE")]
+    peer_ca: Option<String>,
+    /// Members do not prove who they are to each other
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    peer_insecure: Option<String>,
     /// The members of a new cluster
     #[arg(long, value_name = "NAME=HOST:PORT,…")]
     initial_cluster: Option<String>,
     /// new: form the cluster; existing: join it
     #[arg(long, value_name = "new|existing")]
     initial_cluster_state: Option<String>,
+    /// Part of the identity of a new cluster
+    #[arg(long, value_name = "TEXT")]
+    initial_cluster_token: Option<String>,
     /// error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<String>,
@@ -86,12 +111,27 @@ impl ServerArgs {
             ("--name", "name", self.name),
             ("--data-dir", "data_dir", self.data_dir),
             ("--client-listen", "client.listen", self.client_listen),
+            (
+                "--client-advertise",
+                "client.advertise",
+                self.client_advertise,
+            ),
             ("--peer-listen", "peer.listen", self.peer_listen),
+            ("--peer-advertise", "peer.advertise", self.peer_advertise),
+            ("--peer-cert", "peer.cert", self.peer_cert),
+            ("--peer-key", "peer.key", self.peer_key),
+            ("--peer-ca", "peer.ca", self.peer_ca),
+            ("--peer-insecure", "peer.insecure", self.peer_insecure),
             ("--initial-cluster", "cluster.initial", self.initial_cluster),
             (
                 "--initial-cluster-state",
                 "cluster.state",
                 self.initial_cluster_state,
+            ),
+            (
+                "--initial-cluster-token",
+                "cluster.token",
+                self.initial_cluster_token,
             ),
             ("--log-level", "log.level", self.log_level),
             ("--log-format", "log.format", self.log_format),

@@ -7,6 +7,7 @@ pub mod clock;
 pub mod codec;
 pub mod config;
 pub mod kv;
+pub mod local_cluster;
 pub mod log;
 pub mod net;
 pub mod node;

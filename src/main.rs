@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use quorate::cli::{Cli, Command, ServerArgs};
+use quorate::net::cert::CertArgs;
 use std::error::Error;
 use std::process::ExitCode;
 
@@ -12,6 +13,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let done = match Cli::parse().asked() {
         Command::Server(args) => serve(args),
+        Command::Cluster(args) => quorate::local_cluster::run(&args).map_err(Into::into),
+        Command::Cert(args) => make_certificates(&args),
         Command::Bench(args) => quorate::bench::run(args).map_err(Into::into),
     };
     match done {
@@ -24,6 +27,14 @@ fn serve(args: ServerArgs) -> Result<(), Box<dyn Error>> {
     let config = args.config()?;
     quorate::log::start(&config.log);
     Ok(quorate::node::run(&config)?)
+}
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+fn make_certificates(args: &CertArgs) -> Result<(), Box<dyn Error>> {
+    for file in args.run()? {
+        println!("{}", file.display());
+    }
+    Ok(())
 }
 
 /// Says why the program ends. The log may not have started yet, so this does not go through it.

@@ -73,13 +73,18 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "a client must measure a server through its front door",
     ),
     (
+        "local_cluster",
+        &["net", "config"],
+        "it makes files and starts processes; what they do is theirs",
+    ),
+    (
         "log",
         &["config"],
         "logging is set up for the program, not for a part of it",
     ),
     (
         "cli",
-        &["config", "bench"],
+        &["config", "bench", "net", "local_cluster"],
         "it turns arguments into settings and runs nothing",
     ),
 ];

@@ -12,8 +12,9 @@ use super::{
     index::{IndexPublished, UpdateIndex},
     lease_manager::LeasesChanged,
     leases::ListLeaseKeys,
+    members::{Members, MembersError},
     requests::{Published, Reply, RequestError},
-    restore::store_meta,
+    restore::{membership_meta, store_meta},
     watch_hub::EventsApplied,
 };
 use crate::{
@@ -75,6 +76,7 @@ pub struct Applier {
     visible: Applied,
     visible_window: Window,
     alarms: Arc<BTreeSet<(NodeId, AlarmKind)>>,
+    members: Arc<Members>,
     /// Records up to here are in the database.
     stored_through: Revision,
     /// Entries up to here are in the database for good.
@@ -165,6 +167,8 @@ pub struct ApplierState {
     pub snapshot: Snapshot,
     /// The log position of that state.
     pub applied: Applied,
+    /// The members at that position.
+    pub members: Arc<Members>,
     /// Reads the database, which holds all of that state.
     pub stored: DbReader,
     /// Size of the database file, in bytes.
@@ -185,6 +189,7 @@ impl Applier {
             visible: applied,
             visible_window: window,
             alarms: Arc::new(machine.alarms().clone()),
+            members: state.members,
             stored_through: window.newest,
             stored_index: LogIndex(0),
             handed_over: applied.index,
@@ -219,6 +224,14 @@ pub enum ApplyError {
         index: LogIndex,
         /// What is wrong with it.
         source: CodecError,
+    },
+    /// The entry does not hold a membership.
+    #[error("log entry {index} holds no membership: {source}")]
+    Membership {
+        /// Which entry.
+        index: LogIndex,
+        /// What is wrong with it.
+        source: MembersError,
     },
     /// A record this member stored cannot be read back.
     #[error(transparent)]
@@ -384,8 +397,10 @@ impl Applier {
             index: entry.index,
             term: entry.term,
         };
-        if entry.kind != EntryKind::Command {
-            return Ok(None);
+        match entry.kind {
+            EntryKind::Noop => return Ok(None),
+            EntryKind::Membership => return self.take_membership(entry).map(|()| None),
+            EntryKind::Command => {}
         }
         let command = decode_command(entry)?;
         let past = Past {
@@ -398,6 +413,17 @@ impl Applier {
             term: entry.term,
         };
         Ok(Some(self.machine.apply(&command, at, &past)?))
+    }
+
+    /// The membership after a change; it becomes durable with the log position of the change.
+    fn take_membership(&mut self, entry: &Entry) -> Result<(), ApplyError> {
+        let members = Members::decode(&entry.data).map_err(|source| ApplyError::Membership {
+            index: entry.index,
+            source,
+        })?;
+        self.members = Arc::new(members);
+        self.uncommitted.meta = membership_meta(&entry.data);
+        Ok(())
     }
 
     fn machine_window(&self) -> Window {
@@ -419,6 +445,8 @@ impl Applier {
             view,
             applied: self.visible,
             alarms: self.alarms.clone(),
+            members: self.members.clone(),
+            stored: self.stored.clone(),
             stored_through: self.stored_through,
             file_bytes: self.file_bytes,
             used_bytes: self.used_bytes,
@@ -479,7 +507,7 @@ impl Applier {
         }
         let mut batch = std::mem::take(&mut self.uncommitted);
         let through = self.machine.revision();
-        batch.meta = store_meta(&self.machine);
+        batch.meta.extend(store_meta(&self.machine));
         self.handed_over = batch.applied.index;
         self.committing = Some(std::mem::take(&mut self.uncommitted_bytes));
         self.life

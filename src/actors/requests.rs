@@ -7,7 +7,11 @@
 use super::{
     compactor::{AwaitCompaction, Compactor},
     leases::{LeaseDesk, LeasePeers},
-    raft_node::{AskReadIndex, Proposal, Propose, RaftNode, RaftStatus},
+    members::Members,
+    membership_change::{ChangeRefusal, MemberChange},
+    raft_node::{
+        AskReadIndex, ChangeMembership, MoveLeader, Proposal, Propose, RaftNode, RaftStatus,
+    },
     range_chunks::{NotStreamable, RangeChunks},
     watch_hub::WatchHub,
 };
@@ -19,17 +23,19 @@ use crate::{
             AlarmKind, Command, Compact, DeleteRange, DeleteRangeDone, Outcome, Put, PutDone,
             RangeDone, RangeQuery, SetAlarm, SortOrder, SortTarget, Txn, TxnDone, TxnOp,
         },
+        hash::{HistoryHash, HistoryHasher},
         range::ReadError,
         view::View,
     },
-    storage::db::Applied,
-    types::{ClusterId, LogIndex, NodeId, Revision, Term},
+    storage::db::{Applied, DbReader},
+    types::{ClusterId, LogIndex, NodeId, Rev, Revision, Term},
 };
 use actix::prelude::*;
 use actix_rt::ArbiterHandle;
 use bytes::{BufMut, Bytes};
 use std::{
     collections::BTreeSet,
+    ops::ControlFlow,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -40,6 +46,9 @@ const WAITING_MAX: usize = 16_384;
 
 /// A range over more keys than this is read on a thread of its own, so that it does not hold up the others.
 const INLINE_KEYS_MAX: u64 = 512;
+
+/// Between two attempts to find the leader.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Long reads that one front end runs at once.
 const ASIDE_MAX: usize = 4;
@@ -82,6 +91,15 @@ pub enum RequestError {
     /// Only the leader does this.
     #[error("not leader")]
     NotLeader,
+    /// Leadership goes to voters only.
+    #[error("bad leader transferee")]
+    BadTransferee,
+    /// The membership stays as it is.
+    #[error(transparent)]
+    Change(#[from] ChangeRefusal),
+    /// This member has no vote, and serves little.
+    #[error("rpc not supported for learner")]
+    Learner,
     /// The leader changed while the request was under way.
     #[error("leader changed")]
     LeaderChanged,
@@ -102,6 +120,10 @@ pub struct Published {
     pub applied: Applied,
     /// Raised alarms.
     pub alarms: Arc<BTreeSet<(NodeId, AlarmKind)>>,
+    /// The members of the cluster.
+    pub members: Arc<Members>,
+    /// Reads the records that the view's tail does not hold.
+    pub stored: DbReader,
     /// The database holds every record up to this revision.
     pub stored_through: Revision,
     /// Size of the database file, in bytes.
@@ -128,6 +150,8 @@ pub struct RequestLimits {
     pub txn_ops_max: usize,
     /// Size of the database past which writes that take space are refused, in bytes; nothing is no quota.
     pub quota_bytes: Option<u64>,
+    /// How long a request may take.
+    pub timeout: Duration,
 }
 
 /// A member's state, for operators.
@@ -177,6 +201,7 @@ struct Shared {
     aside: Semaphore,
     views: watch::Receiver<Arc<Published>>,
     raft_status: watch::Receiver<RaftStatus>,
+    raft: Addr<RaftNode>,
     compactor: Addr<Compactor>,
     watches: Addr<WatchHub>,
     leases: Arc<LeaseDesk>,
@@ -230,6 +255,7 @@ impl Requests {
             aside: Semaphore::new(ASIDE_MAX),
             views: peers.views,
             raft_status: peers.raft_status,
+            raft: peers.raft.clone(),
             compactor: peers.compactor,
             watches: peers.watches,
             leases: LeaseDesk::new(peers.leases),
@@ -362,6 +388,7 @@ impl Requests {
 
     /// Proposes a command and waits for its outcome. The checks on the request alone are the caller's.
     pub async fn propose(&self, command: &Command) -> Result<Outcome, RequestError> {
+        self.require_vote()?;
         if command.takes_space() {
             self.check_quota().await?;
         }
@@ -386,9 +413,67 @@ impl Requests {
             db_bytes: published.file_bytes,
             db_bytes_in_use: published.used_bytes,
             quota_bytes: self.shared.limits.quota_bytes.unwrap_or(0),
-            learner: false,
+            learner: raft.learner,
             alarms: published.alarms.iter().copied().collect(),
         }
+    }
+
+    /// The members: as of every change acknowledged before now, or, if not linearizable, as this member knows them.
+    pub async fn members(&self, linearizable: bool) -> Result<Arc<Members>, RequestError> {
+        Ok(self.view_for(!linearizable).await?.members.clone())
+    }
+
+    /// Changes the membership; answers with the members after the change. A member that does not lead asks the one that does.
+    pub async fn change_membership(&self, change: MemberChange) -> Result<Members, RequestError> {
+        let deadline = clock::now() + self.shared.limits.timeout;
+        loop {
+            let (reply, outcome) = oneshot::channel();
+            let change = change.clone();
+            let sent = self.shared.raft.send(ChangeMembership { change, reply });
+            sent.await.map_err(|_| RequestError::Stopped)?;
+            let outcome = tokio::time::timeout_at(deadline, outcome).await;
+            let outcome = outcome.map_err(|_| RequestError::TimedOut)?;
+            match outcome.map_err(|_| RequestError::Stopped)? {
+                Ok(bytes) => {
+                    return Members::decode(&bytes)
+                        .map_err(|_| RequestError::Change(ChangeRefusal::Unreadable));
+                }
+                Err(ChangeRefusal::NotLeader) if clock::now() + RETRY_PAUSE < deadline => {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                Err(ChangeRefusal::NotLeader | ChangeRefusal::TimedOut) => {
+                    return Err(RequestError::TimedOut);
+                }
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
+    }
+
+    /// Hands leadership to another voter; only the leader can.
+    pub async fn move_leader(&self, to: NodeId) -> Result<(), RequestError> {
+        let (reply, outcome) = oneshot::channel();
+        let sent = self.shared.raft.send(MoveLeader { to, reply });
+        sent.await.map_err(|_| RequestError::Stopped)?;
+        outcome.await.unwrap_or(Err(RequestError::Stopped))
+    }
+
+    /// etcd's hash of the history through a revision, of what this member holds.
+    pub async fn hash_kv(&self, through: Revision) -> Result<HistoryHash, RequestError> {
+        let published = self.published();
+        self.aside(move || hash_history(&published, through)).await
+    }
+
+    /// Whether this member has no vote.
+    pub fn is_learner(&self) -> bool {
+        self.shared.raft_status.borrow().learner
+    }
+
+    /// etcd: a member without a vote serves what it holds itself, and nothing that needs the others.
+    fn require_vote(&self) -> Result<(), RequestError> {
+        if self.is_learner() {
+            return Err(RequestError::Learner);
+        }
+        Ok(())
     }
 
     /// Follows the newest view.
@@ -427,16 +512,18 @@ impl Requests {
         if serializable {
             return Ok(self.published());
         }
+        self.require_vote()?;
         let index = self.read_index().await?;
         let newest = self.published();
         if newest.applied.index >= index {
             return Ok(newest);
         }
         let mut views = self.shared.views.clone();
-        let reached = views
-            .wait_for(|published| published.applied.index >= index)
-            .await;
+        let reached = views.wait_for(|published| published.applied.index >= index);
+        // A member that was cut off meanwhile does not get there by itself.
+        let reached = tokio::time::timeout(self.shared.limits.timeout, reached).await;
         reached
+            .map_err(|_| RequestError::TimedOut)?
             .map(|published| published.clone())
             .map_err(|_| RequestError::Stopped)
     }
@@ -577,6 +664,32 @@ async fn send_turns(shared: Arc<Shared>, raft: Addr<RaftNode>) {
 /// Answers a caller. One that has gone away in the meantime does not matter.
 pub(super) fn answer<T>(reply: oneshot::Sender<Result<T, RequestError>>, error: RequestError) {
     drop(reply.send(Err(error)));
+}
+
+/// Feeds all records, first those in the database, to etcd's hash.
+fn hash_history(
+    published: &Published,
+    through: Revision,
+) -> Result<Result<HistoryHash, KvError>, ReadError> {
+    let view = &published.view;
+    let mut hasher = match HistoryHasher::new(view.window, &view.keys, through) {
+        Ok(hasher) => hasher,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let from = Rev::default();
+    let to = Rev::new(view.window.newest.next(), 0);
+    let scanned = published.stored.scan(from..to, |record| {
+        hasher.add(record.rev, record.kind, record.kv);
+        ControlFlow::Continue(())
+    });
+    scanned.map_err(|error| ReadError {
+        rev: from,
+        source: Box::new(error),
+    })?;
+    for record in view.tail.iter() {
+        hasher.add(record.rev, record.kind, &record.kv);
+    }
+    Ok(Ok(hasher.finish()))
 }
 
 /// Whether a range is quick enough to run between other requests.

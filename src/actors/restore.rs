@@ -1,5 +1,6 @@
 //! What the applier's state looks like in the database, besides the records: written with every commit, read at start.
 
+use super::members::MembersError;
 use crate::{
     codec::{self, CodecError},
     kv::{
@@ -17,6 +18,8 @@ use bytes::Bytes;
 const REVISION: &str = "store.revision";
 const COMPACTED: &str = "store.compacted";
 const ALARMS: &str = "store.alarms";
+const MEMBERSHIP: &str = "cluster.membership";
+const SEED: &str = "cluster.seed";
 
 /// Why the state cannot be read back. Nothing of it is worth a retry: the database is not what was written.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +30,9 @@ pub enum RestoreError {
     /// A blob does not decode.
     #[error(transparent)]
     Codec(#[from] CodecError),
+    /// A membership does not decode.
+    #[error(transparent)]
+    Members(#[from] MembersError),
     /// A record does not decode.
     #[error("stored change at revision {revision}: {source}")]
     Record {
@@ -48,6 +54,26 @@ pub(super) fn store_meta(machine: &Machine) -> Vec<(&'static str, Option<Vec<u8>
         (COMPACTED, Some(codec::encode(&machine.compacted()))),
         (ALARMS, Some(codec::encode(&alarms))),
     ]
+}
+
+/// The membership as a blob, to be written with the log position at which it is in force.
+pub fn membership_meta(encoded: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
+    vec![(MEMBERSHIP, Some(encoded.to_vec()))]
+}
+
+/// The membership at the applied index; nothing if no cluster was ever formed or joined here.
+pub fn membership(db: &Db) -> Result<Option<Bytes>, RestoreError> {
+    Ok(db.reader()?.meta(MEMBERSHIP)?.map(Bytes::from))
+}
+
+/// The membership that a member found when it joined, as a blob.
+pub fn seed_meta(encoded: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
+    vec![(SEED, Some(encoded.to_vec()))]
+}
+
+/// The membership that this member found when it joined; nothing if it formed its cluster.
+pub fn seed(db: &Db) -> Result<Option<Bytes>, RestoreError> {
+    Ok(db.reader()?.meta(SEED)?.map(Bytes::from))
 }
 
 /// Reads the state back, and rebuilds the index in one pass over the records.

@@ -4,7 +4,7 @@
 //! speaks HTTP/1.1 and HTTP/2 with whoever connects, on its own single thread. Stopping goes in phases: no new connections
 //! and a GOAWAY on the open ones, then a bounded wait for what is under way, then the end.
 
-use super::{Api, Front, MemberNames, authority::Mended, body::Body, grpc, http};
+use super::{Api, Front, authority::Mended, body::Body, grpc, http};
 use crate::actors::requests::Requests;
 use ::http::{Request, Response, Version};
 use actix_rt::ArbiterHandle;
@@ -118,7 +118,6 @@ impl ApiServer {
     pub fn start(
         listener: StdListener,
         arbiters: &[ApiArbiter],
-        names: &MemberNames,
         limits: ListenLimits,
     ) -> io::Result<Self> {
         assert!(
@@ -131,7 +130,7 @@ impl ApiServer {
         let mut sinks = Vec::with_capacity(arbiters.len());
         for ApiArbiter { arbiter, requests } in arbiters {
             let (sink, connections) = ConnectionSink::new();
-            let api = Api::new(requests.clone(), names.clone(), phases.clone());
+            let api = Api::new(requests.clone(), phases.clone());
             let served = arbiter.spawn_fn(move || {
                 drop(actix_rt::spawn(serve(api, limits, connections)));
             });

@@ -1,4 +1,4 @@
-//! What operators and load balancers ask: Maintenance.Status and Alarm, Cluster.MemberList, and the gRPC health check.
+//! What operators and load balancers ask: Maintenance.Status and Alarm, and the gRPC health check.
 
 use super::{
     Api, ETCD_VERSION,
@@ -53,27 +53,12 @@ impl Api {
         })
     }
 
-    /// `Cluster.MemberList`. etcd: the header of these answers has no revision.
-    pub fn member_list(&self, _: pb::MemberListRequest) -> pb::MemberListResponse {
-        let header = self.header(crate::types::Revision(0));
-        let member = pb::Member {
-            id: self.identity.member.0,
-            name: self.names.name.clone(),
-            peer_ur_ls: self.names.peer_urls.clone(),
-            client_ur_ls: self.names.client_urls.clone(),
-            is_learner: self.requests.status().learner,
-        };
-        pb::MemberListResponse {
-            header: Some(header.into()),
-            members: vec![member],
-        }
-    }
-
     /// `Health.Check`. Only the server as a whole, the empty name, has a health.
     pub fn health_check(
         &self,
         request: &HealthCheckRequest,
     ) -> Result<HealthCheckResponse, Status> {
+        self.require_vote()?;
         if request.service.is_empty() {
             Ok(health(ServingStatus::Serving))
         } else {

@@ -17,6 +17,7 @@
 
 pub mod authority;
 pub mod body;
+pub mod cluster;
 pub mod concurrency;
 pub mod convert;
 pub mod grpc;
@@ -48,34 +49,21 @@ pub const ETCD_VERSION: &str = "3.7.0";
 /// What a client may send beyond the largest replicated request, in bytes: as much as etcd allows.
 const RECEIVE_SLACK_BYTES: usize = 512 * 1024;
 
-/// How the cluster knows this member.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MemberNames {
-    /// Its name.
-    pub name: String,
-    /// Where the other members reach it.
-    pub peer_urls: Vec<String>,
-    /// Where clients reach it.
-    pub client_urls: Vec<String>,
-}
-
 /// The calls of the API, on one API arbiter.
 #[derive(Clone, Debug)]
 pub struct Api {
     requests: Requests,
     identity: Identity,
-    names: MemberNames,
     phase: Receiver<Phase>,
 }
 
 impl Api {
     /// The API of a node; `phase` says when it stops, which ends the calls that would not end by themselves.
-    pub fn new(requests: Requests, names: MemberNames, phase: Receiver<Phase>) -> Self {
+    pub fn new(requests: Requests, phase: Receiver<Phase>) -> Self {
         let identity = requests.identity();
         Self {
             requests,
             identity,
-            names,
             phase,
         }
     }

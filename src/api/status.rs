@@ -4,7 +4,9 @@
 //! client can receive as a gRPC status is in this file.
 
 use crate::{
-    actors::{range_chunks::NotStreamable, requests::RequestError},
+    actors::{
+        membership_change::ChangeRefusal, range_chunks::NotStreamable, requests::RequestError,
+    },
     kv::KvError,
     services::{election::ElectionError, lock::LockError},
 };
@@ -281,10 +283,60 @@ impl From<RequestError> for Status {
             RequestError::NoLeader => (Code::Unavailable, "etcdserver: no leader"),
             RequestError::LeaderChanged => (Code::Unavailable, "etcdserver: leader changed"),
             RequestError::NotLeader => (Code::FailedPrecondition, "etcdserver: not leader"),
+            RequestError::BadTransferee => (
+                Code::FailedPrecondition,
+                "etcdserver: bad leader transferee",
+            ),
+            RequestError::Learner => (
+                Code::FailedPrecondition,
+                "etcdserver: rpc not supported for learner",
+            ),
+            RequestError::Change(refusal) => return refusal.into(),
             RequestError::Stopped => (Code::Unavailable, "etcdserver: server stopped"),
             RequestError::Unreadable(error) => {
                 let text = format!("etcdserver: stored data is unreadable: {error}");
                 return Self::new(Code::Internal, text);
+            }
+        };
+        Self::new(code, text)
+    }
+}
+
+impl From<ChangeRefusal> for Status {
+    fn from(refusal: ChangeRefusal) -> Self {
+        let (code, text) = match refusal {
+            ChangeRefusal::BadUrls => (
+                Code::InvalidArgument,
+                "etcdserver: given member URLs are invalid",
+            ),
+            ChangeRefusal::UrlsExist => (
+                Code::FailedPrecondition,
+                "etcdserver: Peer URLs already exists",
+            ),
+            ChangeRefusal::NotFound => (Code::NotFound, "etcdserver: member not found"),
+            ChangeRefusal::NotLearner => (
+                Code::FailedPrecondition,
+                "etcdserver: can only promote a learner member",
+            ),
+            ChangeRefusal::LearnerNotReady => (
+                Code::FailedPrecondition,
+                "etcdserver: can only promote a learner member which is in sync with leader",
+            ),
+            ChangeRefusal::TooManyLearners => (
+                Code::FailedPrecondition,
+                "etcdserver: too many learner members in cluster",
+            ),
+            // etcd: its table says FailedPrecondition, but this one is sent past it.
+            ChangeRefusal::NotEnoughStarted => (
+                Code::Unknown,
+                "etcdserver: re-configuration failed due to not enough started members",
+            ),
+            ChangeRefusal::Unhealthy => (Code::Unavailable, "etcdserver: unhealthy cluster"),
+            ChangeRefusal::NotLeader | ChangeRefusal::TimedOut => {
+                (Code::Unavailable, "etcdserver: request timed out")
+            }
+            ChangeRefusal::TooMany | ChangeRefusal::NoPeers | ChangeRefusal::Unreadable => {
+                return Self::new(Code::FailedPrecondition, format!("etcdserver: {refusal}"));
             }
         };
         Self::new(code, text)

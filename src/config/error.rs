@@ -91,16 +91,10 @@ pub enum ConfigError {
         /// What the key takes.
         allowed: String,
     },
-    /// More than one member, or joining others: not built yet.
-    #[error("{origin}: {key} = {value}: this version runs one member alone, so must be {allowed}")]
-    OneMemberOnly {
-        /// Where it was set.
-        origin: Origin,
-        /// The key with its section.
-        key: String,
-        /// The value as written.
-        value: String,
-        /// What the key takes for now.
-        allowed: String,
-    },
+    /// Several members, and no certificates by which they know each other.
+    #[error(
+        "members of a cluster need certificates to know each other: set peer.cert, peer.key and peer.ca (--peer-cert, \
+         --peer-key, --peer-ca; `quorate cert` makes them), or --peer-insecure on a network where everybody may join"
+    )]
+    Unauthenticated,
 }

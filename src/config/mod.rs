@@ -286,31 +286,17 @@ fn check(layers: &Layers) -> Result<Config, ConfigError> {
         storage: storage(layers)?,
         runtime: runtime(layers)?,
     };
-    one_member_only(layers, &config)?;
+    authenticated_members(&config)?;
     Ok(config)
 }
 
-/// Refuses what needs more than one member, until there can be more.
-fn one_member_only(layers: &Layers, config: &Config) -> Result<(), ConfigError> {
-    let refuse = |key: &str, allowed: &str| {
-        let setting = layers.get(key);
-        Err(ConfigError::OneMemberOnly {
-            origin: setting.origin.clone(),
-            key: key.to_owned(),
-            value: setting.value.to_string(),
-            allowed: allowed.to_owned(),
-        })
-    };
-    if config.cluster.initial.len() > 1 {
-        return refuse(
-            "cluster.initial",
-            &format!("empty or hold {:?} alone", config.name),
-        );
+/// Refuses members that would take anybody's word, unless told to.
+fn authenticated_members(config: &Config) -> Result<(), ConfigError> {
+    let alone = config.cluster.initial.len() <= 1 && config.cluster.state == ClusterState::New;
+    if alone || config.peer.tls != PeerTls::Unset {
+        return Ok(());
     }
-    match config.cluster.state {
-        ClusterState::New => Ok(()),
-        ClusterState::Existing => refuse("cluster.state", "\"new\""),
-    }
+    Err(ConfigError::Unauthenticated)
 }
 
 fn log(layers: &Layers) -> Result<LogConfig, ConfigError> {

@@ -302,21 +302,19 @@ fn retention_means_time_or_revisions() {
 }
 
 #[test]
-fn a_cluster_of_more_than_one_is_refused_for_now() {
-    let flags = [("--initial-cluster", "cluster.initial", "default=a:1, b=b:1")];
-    assert_eq!(
-        load("", &[], &flags).unwrap_err(),
-        "--initial-cluster: cluster.initial = [\"default=a:1\", \"b=b:1\"]: this version runs one \
-         member alone, so must be empty or hold \"default\" alone"
-    );
-    let alone = [("--initial-cluster", "cluster.initial", "default=a:1")];
-    assert_eq!(
-        load("", &[], &alone).unwrap().peer_advertise().to_string(),
-        "a:1"
-    );
-    let error = error("cluster.state = 'existing'");
+fn several_members_need_to_know_each_other() {
+    let initial = ("--initial-cluster", "cluster.initial", "default=a:1, b=b:1");
+    let refused = load("", &[], &[initial]).unwrap_err();
     assert!(
-        error.contains("this version runs one member alone, so must be \"new\""),
-        "{error}"
+        refused.contains("certificates") && refused.contains("--peer-insecure"),
+        "{refused}"
     );
+    let insecure = ("--peer-insecure", "peer.insecure", "true");
+    let config = load("", &[], &[initial, insecure]).unwrap();
+    assert_eq!(config.peer_advertise().to_string(), "a:1");
+    assert_eq!(config.cluster.initial.len(), 2);
+    let joins = error("cluster.state = 'existing'");
+    assert!(joins.contains("certificates"), "{joins}");
+    let alone = [("--initial-cluster", "cluster.initial", "default=a:1")];
+    assert!(load("", &[], &alone).is_ok(), "one member alone needs none");
 }

@@ -3,7 +3,10 @@
 //! Actors know each other from their constructors on. Where two know each other, the first one started gets its peers through a
 //! channel that is filled once all addresses exist; the first thing it does is to take them.
 
-use super::{placement::Placement, recover::Recovery};
+use super::{
+    placement::Placement,
+    recover::{Recovery, client_urls},
+};
 use crate::{
     actors::{
         applier::{Applier, ApplierState, CommitPacing, DrainTail, Peers},
@@ -12,8 +15,9 @@ use crate::{
         fail_stop::{FailStop, Lifeline},
         index::Index,
         lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
-        leases::{LeaseKeysPeer, LeasePeers},
-        raft_node::{RaftNode, RaftPacing, RaftPeers, RaftStatus},
+        leases::{ForwardLeaseCalls, LeaseKeysPeer, LeasePeers},
+        peer_hub::{ClosePeers, HubPeers, PeerHub},
+        raft_node::{PeerLinks, RaftNode, RaftPacing, RaftPeers, RaftStatus, SelfInfo},
         requests::{Identity, Published, RequestLimits, RequestPeers, Requests},
         wal_writer::{SealLog, WalWriter},
         watch_hub::{EndStreams, PROGRESS_INTERVAL, WatchHub},
@@ -23,6 +27,7 @@ use crate::{
         index::Index as Tree, lease_clock::ClockSettings, machine::Machine, range::Window,
         retention::Retention, runs::Runs, view::View,
     },
+    net::Listener,
     raft,
     storage::{db::Db, wal::Wal},
     types::{LogIndex, Millis, Term},
@@ -53,13 +58,19 @@ pub(super) struct Running {
     pub requests: Vec<Requests>,
     applier: Addr<Applier>,
     wal: Addr<WalWriter>,
+    hub: Option<Addr<PeerHub>>,
     watches: Addr<WatchHub>,
 }
 
 /// Starts every actor. Must be called on the core arbiter.
+#[expect(
+    clippy::too_many_lines,
+    reason = "one actor after the other, and then whom each is given: the order is the point"
+)]
 pub(super) fn assemble(
     config: &Config,
     recovery: Recovery,
+    listener: Option<Listener>,
     placement: &Placement,
     fail_stop: &FailStop,
 ) -> Running {
@@ -77,18 +88,20 @@ pub(super) fn assemble(
 
     // The Raft node first: all others report to it.
     let (raft_peers, raft_node) = starting.raft_node(recovery.raft, identity);
+    let hub = listener.map(|listener| starting.peer_hub(listener, &raft_node));
     let log = recovery.wal.reader();
     let wal = starting.wal_writer(recovery.wal, &raft_node);
     let (applier_peers, apply_loop) = starting.applier(state.applier);
     let index = starting.index(recovery.tree, &apply_loop);
     let committer = starting.committer(recovery.db, &apply_loop);
     let (lease_peers, lease_manager) = starting.lease_manager(state.leases);
+    let leader = hub.is_some().then(|| raft_node.clone().recipient());
     let (compactor_peers, compactor) = starting.compactor(state.compaction);
     let watches = starting.watch_hub(&channels);
     let way_in = RequestPeers {
         raft: raft_node.clone(),
         compactor: compactor.clone(),
-        leases: starting.lease_peers(&lease_manager, &apply_loop),
+        leases: starting.lease_peers(&lease_manager, &apply_loop, leader),
         watches: watches.clone(),
         views: channels.views.clone(),
         raft_status: channels.raft_status.clone(),
@@ -105,6 +118,10 @@ pub(super) fn assemble(
             log,
             applier: apply_loop.clone().recipient(),
             status: channels.raft_status_in,
+            links: hub.as_ref().map_or(PeerLinks::Alone, links_of),
+            seed: recovery.seed,
+            requests: requests[0].clone(),
+            answered: raft_node.clone().recipient(),
         },
     );
     given(
@@ -133,7 +150,16 @@ pub(super) fn assemble(
         requests,
         applier: apply_loop,
         wal,
+        hub,
         watches,
+    }
+}
+
+fn links_of(hub: &Addr<PeerHub>) -> PeerLinks {
+    PeerLinks::Hub {
+        send: hub.clone().recipient(),
+        forward: hub.clone().recipient(),
+        book: hub.clone().recipient(),
     }
 }
 
@@ -167,6 +193,7 @@ impl State {
                 machine: Machine::new(restored.clone(), snapshot.clone()),
                 snapshot,
                 applied: db.applied(),
+                members: Arc::new(recovery.members.clone()),
                 stored: recovery.reader.clone(),
                 file_bytes: db.size(),
                 used_bytes: db.size_in_use(),
@@ -199,6 +226,8 @@ impl Channels {
             },
             applied: db.applied(),
             alarms: Arc::new(machine.alarms().clone()),
+            members: applier.members.clone(),
+            stored: applier.stored.clone(),
             stored_through: machine.revision(),
             file_bytes: db.size(),
             used_bytes: db.size_in_use(),
@@ -209,6 +238,7 @@ impl Channels {
             leads: false,
             term: Term(0),
             commit: LogIndex(0),
+            learner: false,
         });
         Self {
             views_in,
@@ -245,15 +275,43 @@ impl Starting<'_> {
     ) -> (mpsc::Sender<RaftPeers>, Addr<RaftNode>) {
         let pacing = RaftPacing {
             tick: self.config.raft.heartbeat,
+            election: self.config.raft.election,
             request_timeout: self.request_timeout(),
             apply_gap_max: self.config.limits.apply_gap_max,
+        };
+        let member = SelfInfo {
+            id: identity.member,
+            name: self.config.name.clone(),
+            client_urls: client_urls(self.config),
         };
         let life = self.life("the Raft node");
         let (give, peers) = mpsc::channel();
         let address = RaftNode::start_in_arbiter(&self.placement.core, move |_| {
-            RaftNode::new(raft, identity.member, pacing, taken(&peers), life)
+            RaftNode::new(raft, member, pacing, taken(&peers), life)
         });
         (give, address)
+    }
+
+    fn request_timeout(&self) -> Duration {
+        REQUEST_TIMEOUT_BASE + self.config.raft.election * 2
+    }
+
+    fn peer_hub(&self, listener: Listener, raft: &Addr<RaftNode>) -> Addr<PeerHub> {
+        let peers = HubPeers {
+            messages: raft.clone().recipient(),
+            connected: raft.clone().recipient(),
+            disconnected: raft.clone().recipient(),
+            dropped: raft.clone().recipient(),
+            refused: raft.clone().recipient(),
+            requests: raft.clone().recipient(),
+            snapshots: raft.clone().recipient(),
+            guests: raft.clone().recipient(),
+        };
+        let life = self.life("the peer hub");
+        PeerHub::start_in_arbiter(&self.placement.net, move |_| {
+            let hub = PeerHub::new(listener, peers, life);
+            hub.expect("the socket is bound: nothing else can fail here")
+        })
     }
 
     fn wal_writer(&self, wal: Wal, raft: &Addr<RaftNode>) -> Addr<WalWriter> {
@@ -308,20 +366,21 @@ impl Starting<'_> {
     }
 
     /// What front ends need for leases.
-    fn lease_peers(&self, manager: &Addr<LeaseManager>, applier: &Addr<Applier>) -> LeasePeers {
+    fn lease_peers(
+        &self,
+        manager: &Addr<LeaseManager>,
+        applier: &Addr<Applier>,
+        leader: Option<Recipient<ForwardLeaseCalls>>,
+    ) -> LeasePeers {
         let election = in_millis(self.config.raft.election);
         LeasePeers {
             manager: manager.clone(),
             keys: LeaseKeysPeer::new(applier.clone().recipient()),
-            leader: None,
+            leader,
             // etcd: one and a half election timeouts, in whole seconds.
             ttl_secs_min: (election.0 * 3).div_ceil(2_000).cast_signed(),
             timeout: self.request_timeout(),
         }
-    }
-
-    fn request_timeout(&self) -> Duration {
-        REQUEST_TIMEOUT_BASE + self.config.raft.election * 2
     }
 
     fn compactor(&self, state: CompactionState) -> (mpsc::Sender<CompactorPeers>, Addr<Compactor>) {
@@ -350,6 +409,7 @@ impl Starting<'_> {
             request_bytes_max: self.config.limits.request_bytes_max,
             txn_ops_max: self.config.limits.txn_ops_max,
             quota_bytes: self.config.limits.quota_bytes,
+            timeout: self.request_timeout(),
         };
         let arbiters = self.placement.api.iter();
         arbiters
@@ -369,6 +429,10 @@ impl Running {
         let drained = tokio::time::timeout(DRAIN_TIMEOUT, self.applier.send(DrainTail)).await;
         if !matches!(drained, Ok(Ok(()))) {
             tracing::warn!("the last commit was not waited for; the log has what it holds");
+        }
+        if let Some(hub) = self.hub {
+            // An error means that the connections have ended.
+            hub.send(ClosePeers).await.unwrap_or_default();
         }
         // An error means that the writer has stopped the member.
         self.wal.send(SealLog).await.unwrap_or_default();

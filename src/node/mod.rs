@@ -4,6 +4,7 @@
 //! without sockets.
 
 mod assemble;
+mod join;
 mod placement;
 mod recover;
 
@@ -15,17 +16,16 @@ use crate::{
         requests::{Identity, Requests},
         store::Store,
     },
-    api::{
-        MemberNames,
-        listen::{ApiArbiter, ApiServer, ListenLimits},
-    },
-    config::{Config, HostPort},
+    api::listen::{ApiArbiter, ApiServer, ListenLimits},
+    clock,
+    config::{ClusterState, Config, ConfigError},
+    net::{HubSettings, Listener, Pacing, SelfIdentity},
     storage::{disk::Disk, real_disk::RealDisk},
 };
 use actix::{Actor, Addr, System};
 use assemble::{Running, assemble};
 use placement::Placement;
-use recover::recover;
+use recover::{Recovery, recover};
 use std::{
     sync::{Arc, mpsc},
     thread,
@@ -34,6 +34,9 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
 };
+
+/// Bytes that may wait to be written to one peer: two windows of entries, and requests.
+const PEER_QUEUE_BYTES_MAX: usize = 48 * 1024 * 1024;
 
 /// A node inside this process. Dropping it stops it at once, as a crash would; [`Node::stop`] is the gentle way.
 #[derive(Debug)]
@@ -59,7 +62,7 @@ impl Node {
         let body = move || {
             let system = System::new();
             let stopped = system.block_on(async move {
-                match start_here(&config, &fail_stop) {
+                match start_here(&config, &fail_stop).await {
                     Err(error) => {
                         drop(up.send(Err(error)));
                         None
@@ -131,7 +134,7 @@ pub fn run(config: &Config) -> Result<(), StartError> {
             source,
         })?;
         let mut signals = Signals::new()?;
-        let (running, placement) = start_here(config, &FailStop::process())?;
+        let (running, placement) = start_here(config, &FailStop::process()).await?;
         let server = start_api(config, listener, &running, &placement)
             .map_err(|source| StartError::Listen { address, source })?;
         let (clients, data) = (server.address(), config.data_dir.display());
@@ -154,12 +157,6 @@ fn start_api(
     running: &Running,
     placement: &Placement,
 ) -> std::io::Result<ApiServer> {
-    let url = |address: &HostPort| vec![format!("http://{address}")];
-    let names = MemberNames {
-        name: config.name.clone(),
-        peer_urls: url(config.peer_advertise()),
-        client_urls: url(config.client_advertise()),
-    };
     let limits = ListenLimits {
         connections_max: config.limits.connections_max,
         streams_max: config.limits.concurrent_streams_max,
@@ -172,7 +169,7 @@ fn start_api(
             requests: requests.clone(),
         })
         .collect();
-    ApiServer::start(listener, &arbiters, &names, limits)
+    ApiServer::start(listener, &arbiters, limits)
 }
 
 /// The signals that end a member.
@@ -212,8 +209,10 @@ impl LocalNode {
         disk: &Arc<dyn Disk>,
         fail_stop: &FailStop,
     ) -> Result<Self, StartError> {
-        let recovery = recover(config, disk)?;
-        let running = assemble(config, recovery, &Placement::one_thread(), fail_stop);
+        let recovery = recover(config, disk, None)?;
+        let listener = listen_for_peers(config, &recovery)?;
+        let placement = Placement::one_thread();
+        let running = assemble(config, recovery, listener, &placement, fail_stop);
         Ok(Self { running })
     }
 
@@ -229,10 +228,41 @@ impl LocalNode {
 }
 
 /// Recovers and starts a node on the current arbiter's system.
-fn start_here(config: &Config, fail_stop: &FailStop) -> Result<(Running, Placement), StartError> {
+async fn start_here(
+    config: &Config,
+    fail_stop: &FailStop,
+) -> Result<(Running, Placement), StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
-    let recovery = recover(config, &disk)?;
+    let joined = join::ask_around(config, &*disk).await?;
+    let recovery = recover(config, &disk, joined)?;
+    let listener = listen_for_peers(config, &recovery)?;
     let placement = Placement::new(&config.runtime);
-    let running = assemble(config, recovery, &placement, fail_stop);
+    let running = assemble(config, recovery, listener, &placement, fail_stop);
     Ok((running, placement))
+}
+
+/// The socket for peers, unless this member is alone and was given no certificates: then there is nobody to talk to.
+fn listen_for_peers(config: &Config, recovery: &Recovery) -> Result<Option<Listener>, StartError> {
+    let alone = recovery.members.iter().count() <= 1 && config.cluster.state == ClusterState::New;
+    let security = match join::security(config) {
+        Some(security) => security,
+        None if alone => return Ok(None),
+        None => return Err(StartError::Config(ConfigError::Unauthenticated)),
+    };
+    let member = &recovery.member;
+    let settings = HubSettings {
+        identity: SelfIdentity {
+            cluster: member.cluster,
+            member: member.node,
+            name: member.name.clone(),
+        },
+        security,
+        pacing: Pacing::default(),
+        queue_bytes_max: PEER_QUEUE_BYTES_MAX,
+        seed: clock::entropy(),
+        boot: clock::entropy(),
+    };
+    let listener = Listener::open(&config.peer.listen.to_string(), settings)?;
+    tracing::info!("peers on {}", listener.local_address());
+    Ok(Some(listener))
 }

@@ -5,6 +5,7 @@
 //! | Raft node | core | core |
 //! | applier, index | core | apply |
 //! | compactor, lease manager, watch hub | core | services |
+//! | peer hub | core | net |
 //! | WAL writer | its own | its own |
 //! | committer | its own | its own |
 //! | client connections | core, or API arbiters if configured | API arbiters |
@@ -25,6 +26,7 @@ pub(super) struct Placement {
     pub core: ArbiterHandle,
     pub apply: ArbiterHandle,
     pub services: ArbiterHandle,
+    pub net: ArbiterHandle,
     pub wal: ArbiterHandle,
     pub committer: ArbiterHandle,
     pub api: Vec<ArbiterHandle>,
@@ -39,6 +41,7 @@ impl Placement {
         Self {
             apply: core.clone(),
             services: core.clone(),
+            net: core.clone(),
             wal: core.clone(),
             committer: core.clone(),
             api: vec![core.clone()],
@@ -71,6 +74,7 @@ impl Placement {
         Self {
             apply: if spread { start() } else { core.clone() },
             services: if spread { start() } else { core.clone() },
+            net: if spread { start() } else { core.clone() },
             wal: start(),
             committer: start(),
             api,

@@ -4,27 +4,32 @@
 //! Order: identity → database (its applied index, the index rebuilt from its records) → log after that index. A crash between any
 //! two steps of an earlier start leaves a directory that this same path completes.
 
+use super::join::Joined;
 use crate::{
-    actors::restore::{self, RestoreError},
+    actors::{
+        members::{MemberInfo, Members, id_of},
+        restore::{self, RestoreError},
+    },
     clock,
-    config::Config,
+    config::{Config, ConfigError, HostPort},
     kv::{index::Index as Tree, machine::Restored},
+    net::NetError,
     raft::{self, InitialState, InitialStateError, LogId, Membership},
     storage::{
-        db::{self, Db, DbError, DbOptions, DbReader},
+        db::{self, CommitBatch, Db, DbError, DbOptions, DbReader},
         disk::Disk,
         member::{self, Member, MemberError},
         real_disk::DiskError,
-        wal::{self, Recovered, Wal, WalError, WalOptions},
+        wal::{self, Recovered, Wal, WalError, WalOptions, WalReader},
     },
-    types::{ClusterId, NodeId},
+    types::{ClusterId, Entry, LogIndex, NodeId},
 };
-use bytes::Bytes;
-use sha2::{Digest, Sha256};
-use std::{io, sync::Arc};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 /// The database's file.
 const DATABASE: &str = "db/revisions.redb";
+/// Bytes of the log that are read at once.
+const HISTORY_READ_BYTES: usize = 4 * 1024 * 1024;
 /// The log's directory.
 const LOG: &str = "wal";
 
@@ -63,6 +68,48 @@ pub enum StartError {
         /// What is not there.
         what: &'static str,
     },
+    /// The data directory is another member's.
+    #[error(
+        "the data directory belongs to member {holds:?}, not to {name:?}: give each member a data_dir of its own; a member's \
+         name never changes"
+    )]
+    OtherMember {
+        /// Whose it is.
+        holds: String,
+        /// What this member is called.
+        name: String,
+    },
+    /// The peers' connections.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The settings do not go with what the data directory holds.
+    #[error(transparent)]
+    Config(ConfigError),
+    /// No member of the running cluster can be asked.
+    #[error(
+        "cannot join the cluster: none of its members answers at the addresses in cluster.initial: {0}"
+    )]
+    NobodyAnswers(String),
+    /// Nobody added this member.
+    #[error(
+        "cannot join the cluster: its members know nobody at {address}; add this member first: etcdctl member add {name} \
+         --peer-urls=http://{address}"
+    )]
+    NotAdded {
+        /// What this member is called.
+        name: String,
+        /// Where it says the others reach it.
+        address: String,
+    },
+    /// The member has run, and its directory is new.
+    #[error(
+        "member {name:?} has been part of this cluster already, and its data directory is gone or new: what it promised is \
+         lost with it. Remove the member, and add it anew"
+    )]
+    HasRun {
+        /// What it is called.
+        name: String,
+    },
     /// The port for clients cannot be opened.
     #[error("cannot listen for clients on {address}: {source}")]
     Listen {
@@ -88,16 +135,24 @@ pub(super) struct Recovery {
     pub restored: Restored,
     pub tree: Tree,
     pub raft: raft::Node,
+    /// The members at the applied index.
+    pub members: Members,
+    /// The members that were there when this one joined.
+    pub seed: Members,
 }
 
 /// Opens or creates everything in the data directory.
-pub(super) fn recover(config: &Config, disk: &Arc<dyn Disk>) -> Result<Recovery, StartError> {
-    let (member, fresh) = identity(config, &**disk)?;
+pub(super) fn recover(
+    config: &Config,
+    disk: &Arc<dyn Disk>,
+    joined: Option<Joined>,
+) -> Result<Recovery, StartError> {
+    let (member, fresh) = identity(config, &**disk, joined.as_ref())?;
     let (cluster, node) = (member.cluster, member.node);
     let options = DbOptions {
         cache_bytes: config.storage.database_cache_bytes,
     };
-    let db = Db::open(&**disk, DATABASE, options, db::Identity { cluster, node })?;
+    let mut db = Db::open(&**disk, DATABASE, options, db::Identity { cluster, node })?;
     let (restored, tree) = restore::restore(&db)?;
     let wal_options = WalOptions {
         segment_bytes: config.storage.wal_segment_bytes,
@@ -108,10 +163,22 @@ pub(super) fn recover(config: &Config, disk: &Arc<dyn Disk>) -> Result<Recovery,
     if let Some(cut) = &recovered.cut {
         tracing::warn!("a crash tore the log's last write, which nobody was told of: {cut:?}");
     }
+    let membership = membership(config, &mut db, joined)?;
+    let members = Members::of(&membership).map_err(RestoreError::from)?;
+    let seed = match restore::seed(&db)? {
+        Some(bytes) => Members::decode(&bytes).map_err(RestoreError::from)?,
+        None => Members::default(),
+    };
     if fresh {
         member::write(&**disk, &member)?;
     }
-    let raft = consensus(config, node, &db, recovered)?;
+    let alone = members.iter().count() <= 1 && seed.iter().next().is_none();
+    let history = if alone {
+        History::none(&db)
+    } else {
+        History::read(&db, &wal.reader(), &recovered)?
+    };
+    let raft = consensus(config, node, &db, membership, history, recovered)?;
     let reader = db.reader()?;
     Ok(Recovery {
         member,
@@ -121,26 +188,136 @@ pub(super) fn recover(config: &Config, disk: &Arc<dyn Disk>) -> Result<Recovery,
         restored,
         tree,
         raft,
+        members,
+        seed,
     })
 }
 
 /// The directory's identity; a new one gets the identity that the configuration gives, and is marked as fresh.
-fn identity(config: &Config, disk: &dyn Disk) -> Result<(Member, bool), StartError> {
+fn identity(
+    config: &Config,
+    disk: &dyn Disk,
+    joined: Option<&Joined>,
+) -> Result<(Member, bool), StartError> {
     if let Some(member) = member::read(disk)? {
+        if member.name != config.name {
+            return Err(StartError::OtherMember {
+                holds: member.name,
+                name: config.name.clone(),
+            });
+        }
         return Ok((member, false));
     }
-    let node = NodeId(id_of(&[
-        &config.cluster.token,
-        &config.name,
-        &config.peer_advertise().to_string(),
-    ]));
-    let cluster = ClusterId(id_of(&[&config.cluster.token, &node.hex()]));
+    if let Some(joined) = joined {
+        let member = Member {
+            cluster: joined.cluster,
+            node: joined.id,
+            name: config.name.clone(),
+        };
+        return Ok((member, true));
+    }
+    let formed = initial_ids(config);
     let member = Member {
-        cluster,
-        node,
+        cluster: cluster_id(config, &formed),
+        node: formed[&config.name],
         name: config.name.clone(),
     };
     Ok((member, true))
+}
+
+/// The id of the cluster that these settings form.
+pub(super) fn formed_cluster(config: &Config) -> ClusterId {
+    cluster_id(config, &initial_ids(config))
+}
+
+/// The members that form the cluster, by name: ids that follow from token, name and address, so that all members agree.
+fn initial_ids(config: &Config) -> BTreeMap<String, NodeId> {
+    let id = |name: &str, peer: &HostPort| {
+        NodeId(id_of(&[&config.cluster.token, name, &peer.to_string()]))
+    };
+    let mut ids: BTreeMap<String, NodeId> = config
+        .cluster
+        .initial
+        .iter()
+        .map(|member| (member.name.clone(), id(&member.name, &member.peer)))
+        .collect();
+    ids.entry(config.name.clone())
+        .or_insert_with(|| id(&config.name, config.peer_advertise()));
+    ids
+}
+
+/// A cluster's id follows from all members that form it.
+fn cluster_id(config: &Config, members: &BTreeMap<String, NodeId>) -> ClusterId {
+    let mut ids: Vec<String> = members.values().map(|id| id.hex()).collect();
+    ids.sort();
+    let mut words = vec![config.cluster.token.as_str()];
+    words.extend(ids.iter().map(String::as_str));
+    ClusterId(id_of(&words))
+}
+
+/// The membership that the cluster begins with. What a member is called by its clients it says itself, later; one that is
+/// alone has nobody to tell.
+fn bootstrap(config: &Config) -> Result<Membership, StartError> {
+    let alone = config.cluster.initial.len() <= 1;
+    let ids = initial_ids(config);
+    let peers: BTreeMap<&str, String> = config
+        .cluster
+        .initial
+        .iter()
+        .map(|member| (member.name.as_str(), member.peer.to_string()))
+        .collect();
+    let voters = ids.iter().map(|(name, id)| {
+        let own = config.peer_advertise().to_string();
+        let peer = peers.get(name.as_str()).unwrap_or(&own);
+        let info = MemberInfo {
+            name: name.clone(),
+            peer_urls: vec![format!("http://{peer}")],
+            client_urls: if alone {
+                client_urls(config)
+            } else {
+                Vec::new()
+            },
+            awaits_vote: false,
+        };
+        (*id, info.encode())
+    });
+    Ok(Membership::of_voters(voters)?)
+}
+
+/// Where clients reach this member.
+pub(super) fn client_urls(config: &Config) -> Vec<String> {
+    vec![format!("http://{}", config.client_advertise())]
+}
+
+/// The membership at the applied index. A directory that has none yet gets the one that the cluster begins with. A member that
+/// joins has none: it learns of all in the log, and until then knows whom to listen to.
+fn membership(
+    config: &Config,
+    db: &mut Db,
+    joined: Option<Joined>,
+) -> Result<Membership, StartError> {
+    if let Some(bytes) = restore::membership(db)? {
+        return Ok(Membership::decode(&bytes)?);
+    }
+    if restore::seed(db)?.is_some() {
+        return Ok(Membership::default());
+    }
+    let (membership, meta) = if let Some(joined) = joined {
+        (
+            Membership::default(),
+            restore::seed_meta(&joined.membership),
+        )
+    } else {
+        let begins = bootstrap(config)?;
+        let meta = restore::membership_meta(&begins.encode());
+        (begins, meta)
+    };
+    db.commit(&CommitBatch {
+        applied: db.applied(),
+        meta,
+        ..CommitBatch::default()
+    })?;
+    Ok(membership)
 }
 
 /// A directory that lost its database or its log must not start as if it were new: it would forget what it acknowledged, and
@@ -160,40 +337,83 @@ fn complete(member: &Member, fresh: bool, db: &Db, log: &Recovered) -> Result<()
     }
 }
 
+/// What the log still holds of what is applied: other members may need it.
+struct History {
+    /// It begins after this.
+    start: LogId,
+    /// The first entry of each term after that, before the applied one.
+    terms: Vec<LogId>,
+    /// The applied entry.
+    last: Option<Entry>,
+}
+
+impl History {
+    /// Nobody needs any.
+    fn none(db: &Db) -> Self {
+        let applied = db.applied();
+        Self {
+            start: LogId::new(applied.term, applied.index),
+            terms: Vec::new(),
+            last: None,
+        }
+    }
+
+    /// Reads the log from its beginning to the applied entry.
+    fn read(db: &Db, log: &WalReader, recovered: &Recovered) -> Result<Self, StartError> {
+        let mut history = Self::none(db);
+        let applied = db.applied().index;
+        if recovered.base >= applied || recovered.last < applied {
+            return Ok(history);
+        }
+        let mut next = recovered.base.next();
+        let mut after: Option<LogId> = (recovered.base == LogIndex(0)).then(LogId::default);
+        while next <= applied {
+            for entry in log.read(next, HISTORY_READ_BYTES)? {
+                if entry.index > applied {
+                    break;
+                }
+                next = entry.index.next();
+                let id = LogId::new(entry.term, entry.index);
+                match after {
+                    // The term before the first entry that is left is not known, so the log begins behind that entry.
+                    None => history.start = id,
+                    Some(_) if entry.index == applied => history.last = Some(entry),
+                    Some(before) if before.term != id.term => history.terms.push(id),
+                    Some(_) => {}
+                }
+                if after == Some(LogId::default()) {
+                    history.start = LogId::default();
+                }
+                after = Some(id);
+            }
+        }
+        Ok(history)
+    }
+}
+
 fn consensus(
     config: &Config,
     node: NodeId,
     db: &Db,
-    recovered: Recovered,
+    membership: Membership,
+    history: History,
+    mut recovered: Recovered,
 ) -> Result<raft::Node, StartError> {
     let applied = db.applied();
-    let context = Bytes::from(config.name.clone());
     let election = config.raft.election.as_millis() / config.raft.heartbeat.as_millis().max(1);
     let raft_config = raft::Config {
         election_ticks: u32::try_from(election).unwrap_or(u32::MAX),
         ..raft::Config::new(node, clock::entropy())
     };
+    let mut entries: Vec<Entry> = history.last.into_iter().collect();
+    entries.append(&mut recovered.entries);
     let state = InitialState {
         hard_state: recovered.hard_state,
         applied: applied.index,
-        membership: Membership::of_voters([(node, context)])?,
-        start: LogId::new(applied.term, applied.index),
-        evicted_terms: Vec::new(),
-        entries: recovered.entries,
+        membership,
+        start: history.start,
+        evicted_terms: history.terms,
+        entries,
     };
     Ok(raft::Node::new(raft_config, state)?)
-}
-
-/// An id that the same words always give, and different ones practically never.
-fn id_of(words: &[&str]) -> u64 {
-    let mut hash = Sha256::new();
-    for word in words {
-        hash.update((word.len() as u64).to_be_bytes());
-        hash.update(word.as_bytes());
-    }
-    let digest = hash.finalize();
-    let mut first = [0; 8];
-    first.copy_from_slice(&digest[..8]);
-    // Zero stands for nobody.
-    u64::from_be_bytes(first).max(1)
 }

@@ -8,6 +8,8 @@ use tokio::time::{sleep, timeout};
 
 /// A value long and odd enough to be found in a file, and nowhere by chance.
 const MARKER: &[u8] = b"a-value-to-be-found-on-the-disk-7c1e93d05b";
+/// What is written last.
+const LAST: &[u8] = b"the last of all values of this test";
 const FLUSH_MAX: Duration = Duration::from_secs(30);
 
 /// Starts on `server`'s directory, which must be refused without a panic.
@@ -119,17 +121,22 @@ fn is_log(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "seg")
 }
 
-/// Where `MARKER` starts in each file of the log, or of the rest, that has it.
+/// Where the marker starts in each file of the log, or of the rest, that has it.
 fn marked(server: &Server, log: bool) -> Vec<(PathBuf, Vec<usize>)> {
+    places_of(server, MARKER, log)
+}
+
+/// Where `value` starts in each file of the log, or of the rest, that has it.
+fn places_of(server: &Server, value: &[u8], log: bool) -> Vec<(PathBuf, Vec<usize>)> {
     let mut found = Vec::new();
     for path in files(server.data_dir())
         .into_iter()
         .filter(|path| is_log(path) == log)
     {
         let bytes = fs::read(&path).unwrap();
-        let all = bytes.windows(MARKER.len()).enumerate();
+        let all = bytes.windows(value.len()).enumerate();
         let places: Vec<_> = all
-            .filter(|(_, window)| *window == MARKER)
+            .filter(|(_, window)| *window == value)
             .map(|(at, _)| at)
             .collect();
         if !places.is_empty() {
@@ -150,7 +157,20 @@ fn flip(places: &[(PathBuf, Vec<usize>)]) {
     }
 }
 
-/// A killed server with the marker in the middle of what it wrote.
+/// Waits until the database holds `value`.
+async fn stored(server: &Server, value: &[u8]) {
+    let found = async {
+        while places_of(server, value, false).is_empty() {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(FLUSH_MAX, found)
+        .await
+        .expect("the database gets what was applied");
+}
+
+/// A killed server with the marker in the middle of what it wrote. In the database it is in a commit before the newest: damage
+/// to the newest one alone is mended from the log.
 async fn with_marker(in_database: bool) -> Server {
     let mut server = Server::start().await;
     let client = server.client().await;
@@ -158,17 +178,16 @@ async fn with_marker(in_database: bool) -> Server {
         client.must_put(format!("before{number}"), "v").await;
     }
     client.must_put("marked", MARKER).await;
-    for number in 0..100 {
+    if in_database {
+        stored(&server, MARKER).await;
+    }
+    for number in 0..99 {
         client.must_put(format!("after{number}"), "v").await;
     }
-    let flushed = async {
-        while in_database && marked(&server, false).is_empty() {
-            sleep(Duration::from_millis(50)).await;
-        }
-    };
-    timeout(FLUSH_MAX, flushed)
-        .await
-        .expect("the database gets what was applied");
+    client.must_put("after99", LAST).await;
+    if in_database {
+        stored(&server, LAST).await;
+    }
     server.kill().await;
     server
 }

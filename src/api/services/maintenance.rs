@@ -2,7 +2,8 @@
 
 use super::{Answer, Calls, answer};
 use crate::api::proto::etcdserverpb::{
-    AlarmRequest, AlarmResponse, StatusRequest, StatusResponse, maintenance_server::Maintenance,
+    AlarmRequest, AlarmResponse, HashKvRequest, HashKvResponse, MoveLeaderRequest,
+    MoveLeaderResponse, StatusRequest, StatusResponse, maintenance_server::Maintenance,
 };
 use tonic::Request;
 
@@ -14,5 +15,13 @@ impl Maintenance for Calls {
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
         answer(Ok(self.0.status(request.into_inner())))
+    }
+
+    async fn hash_kv(&self, request: Request<HashKvRequest>) -> Answer<HashKvResponse> {
+        answer(self.0.hash_kv(request.into_inner()).await)
+    }
+
+    async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Answer<MoveLeaderResponse> {
+        answer(self.0.move_leader(request.into_inner()).await)
     }
 }

@@ -3,19 +3,33 @@
 //! It feeds messages, ticks and reports into the pure core (`crate::raft`) and carries out what comes back: entries to the WAL
 //! writer, committed ones to the applier, answers to the front ends. It looks at no command and touches no disk.
 //!
+//! The peers' side is in `links`, proposals that the leader of another member appends in `forwards`, changes of the membership
+//! and
+//! of the leader in `changes`.
+//!
 //! A proposal that finds no leader waits for one until its time is up. One that entered the log waits for its entry to be
 //! applied; if its time is up first the caller is told so, and the write may still happen.
+
+mod changes;
+mod forwards;
+mod links;
+
+pub use changes::{ChangeMembership, ChangeReply, MoveLeader};
+pub use forwards::ForwardAnswered;
+pub use links::PeerLinks;
 
 use super::{
     applier::{ApplierProgress, ApplyEntries, CommittedEntry, PROPOSAL_HEADER_BYTES},
     fail_stop::Lifeline,
-    requests::{Reply, RequestError, answer},
+    members::Members,
+    membership_change::ChangeRefusal,
+    requests::{Reply, RequestError, Requests, answer},
     wal_writer::{Persist, Persisted, ReleaseEntries},
 };
 use crate::{
     clock,
-    raft::{self, Node, ProposeError, ReadLog, Ready, RoleName, Status},
-    storage::wal::WalReader,
+    raft::{self, Node, ProposeError, ReadLog, ReadState, Ready, Released, Status},
+    storage::wal::{WalError, WalReader},
     types::{Entry, LogIndex, NodeId, Term},
 };
 use actix::prelude::*;
@@ -42,11 +56,16 @@ const APPLIES_MAX: usize = 2;
 /// Proposals that may wait for a leader or for their outcome.
 const WAITING_MAX: usize = 65_536;
 
+/// Bytes of proposals that may wait for a leader, or on their way to it.
+const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// Timing of a Raft node.
 #[derive(Clone, Copy, Debug)]
 pub struct RaftPacing {
     /// Length of a tick.
     pub tick: Duration,
+    /// How long a silent leader is waited for.
+    pub election: Duration,
     /// How long a request may take.
     pub request_timeout: Duration,
     /// Committed entries that may wait to be applied before proposals are refused.
@@ -57,14 +76,28 @@ pub struct RaftPacing {
 #[derive(Debug)]
 pub struct RaftNode {
     raft: Node,
-    member: NodeId,
+    member: SelfInfo,
     pacing: RaftPacing,
     /// Callers whose proposals are in the log, by proposal id.
     waiting: HashMap<u64, Reply>,
-    /// When their time is up; all proposals have the same time, so this is in order.
+    /// When their time is up, in order.
     deadlines: VecDeque<(Instant, u64)>,
     /// Proposals that wait for a leader, oldest first.
     parked: VecDeque<(Instant, Proposal)>,
+    /// What this turn has collected for the leader.
+    forwarding: Vec<forwards::Held>,
+    /// Bytes parked, and on their way to the leader.
+    held_bytes: usize,
+    /// Changes of the membership, and of the leader, under way.
+    changes: VecDeque<changes::PendingChange>,
+    moves: Vec<changes::PendingMove>,
+    publishing: Option<oneshot::Receiver<Result<Bytes, ChangeRefusal>>>,
+    /// Whether a committed membership had this member.
+    belonged: bool,
+    /// When this member stops, since it was removed.
+    leaves_at: Option<Instant>,
+    leadership: Option<Leadership>,
+    links: links::Peers,
     /// Entries up to here are applied.
     applied: LogIndex,
     reads: BTreeMap<u64, WaitingReads>,
@@ -75,6 +108,8 @@ pub struct RaftNode {
     /// What the applier is to be told next, and the last index of each message it has not answered. The core bounds the bytes.
     unsent_entries: Vec<CommittedEntry>,
     applies: VecDeque<LogIndex>,
+    /// A restart of this member does not need entries up to here.
+    stored: LogIndex,
     /// Entries up to here were given up.
     released: LogIndex,
     published: RaftStatus,
@@ -95,6 +130,35 @@ pub struct RaftPeers {
     pub applier: Recipient<ApplyEntries>,
     /// Tells everyone who leads.
     pub status: watch::Sender<RaftStatus>,
+    /// The way to the other members.
+    pub links: PeerLinks,
+    /// The members that were there when this one joined: whom it listens to until the log tells.
+    pub seed: Members,
+    /// The way in, for what other members ask.
+    pub requests: Requests,
+    /// This node itself, for what comes back from the leader.
+    pub answered: Recipient<ForwardAnswered>,
+}
+
+/// Who this member is.
+#[derive(Clone, Debug)]
+pub struct SelfInfo {
+    /// Its id.
+    pub id: NodeId,
+    /// Its name.
+    pub name: String,
+    /// Where clients reach it.
+    pub client_urls: Vec<String>,
+}
+
+/// Who leads, since when.
+#[derive(Clone, Copy, Debug)]
+struct Leadership {
+    leader: NodeId,
+    term: Term,
+    since: Instant,
+    /// Whether there was another leadership before, which this member knew.
+    changed: bool,
 }
 
 /// What everyone may know of consensus.
@@ -108,6 +172,8 @@ pub struct RaftStatus {
     pub term: Term,
     /// A committed entry; at most a tick behind the newest.
     pub commit: LogIndex,
+    /// Whether this member has no vote.
+    pub learner: bool,
 }
 
 /// A command on its way into the log.
@@ -151,12 +217,12 @@ impl RaftNode {
     /// A node that goes on with `raft`.
     pub fn new(
         raft: Node,
-        member: NodeId,
+        member: SelfInfo,
         pacing: RaftPacing,
         peers: RaftPeers,
         life: Lifeline,
     ) -> Self {
-        let published = status_of(&raft);
+        let published = status_of(&raft, member.id);
         Self {
             applied: raft.commit(),
             raft,
@@ -165,12 +231,22 @@ impl RaftNode {
             waiting: HashMap::new(),
             deadlines: VecDeque::new(),
             parked: VecDeque::new(),
+            forwarding: Vec::new(),
+            held_bytes: 0,
+            changes: VecDeque::new(),
+            moves: Vec::new(),
+            publishing: None,
+            belonged: false,
+            leaves_at: None,
+            leadership: None,
+            links: links::Peers::default(),
             reads: BTreeMap::new(),
             next_read: 0,
             unsent_persists: Vec::new(),
             persists: VecDeque::new(),
             unsent_entries: Vec::new(),
             applies: VecDeque::new(),
+            stored: LogIndex(0),
             released: LogIndex(0),
             published,
             peers,
@@ -185,6 +261,7 @@ impl Actor for RaftNode {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX_MAX);
         ctx.run_interval(self.pacing.tick, |node, _| node.tick());
+        self.update_book();
         self.carry_out();
     }
 }
@@ -250,14 +327,8 @@ impl Handler<ApplierProgress> for RaftNode {
             .pop_front_if(|index| *index <= progress.applied)
             .is_some()
         {}
-        if progress.stored > self.released {
-            self.released = progress.stored;
-            self.raft.log_released(progress.stored);
-            let release = ReleaseEntries {
-                through: progress.stored,
-            };
-            self.life.deliver(&self.peers.release, release);
-        }
+        self.stored = progress.stored;
+        self.release();
         self.carry_out();
     }
 }
@@ -266,28 +337,84 @@ impl RaftNode {
     fn tick(&mut self) {
         self.raft.tick();
         self.expire();
+        self.leave();
+        self.propose_parked();
+        self.publish_self();
+        self.drive_changes();
+        self.promote_waiting();
+        self.tend_peers();
         self.carry_out();
-        self.publish(status_of(&self.raft));
+        self.publish(status_of(&self.raft, self.member.id));
+    }
+
+    /// How far applying is behind committing.
+    fn gap(&self) -> u64 {
+        self.raft.commit().0.saturating_sub(self.applied.0)
     }
 
     fn propose(&mut self, deadline: Instant, proposal: Proposal) {
-        let gap = self.raft.commit().0.saturating_sub(self.applied.0);
         let waiting = self.waiting.len() + self.parked.len();
-        if waiting >= WAITING_MAX || gap > self.pacing.apply_gap_max {
+        if waiting >= WAITING_MAX || self.gap() > self.pacing.apply_gap_max {
             answer(proposal.reply, RequestError::TooManyRequests);
             return;
         }
         match self.raft.propose(proposal.data.clone()) {
-            Ok(_) => {
-                self.waiting.insert(proposal.id, proposal.reply);
-                self.deadlines.push_back((deadline, proposal.id));
+            Ok(_) => self.wait_for_entry(deadline, proposal.id, proposal.reply),
+            Err(ProposeError::NotLeader { .. } | ProposeError::Transferring { .. })
+                if self.held_bytes + proposal.data.len() > HELD_BYTES_MAX =>
+            {
+                answer(proposal.reply, RequestError::TooManyRequests);
             }
-            Err(ProposeError::NotLeader { .. } | ProposeError::Transferring { .. }) => {
-                self.parked.push_back((deadline, proposal));
+            Err(ProposeError::NotLeader { leader: Some(_) }) => {
+                self.forward_later(deadline, proposal);
+            }
+            Err(ProposeError::NotLeader { leader: None } | ProposeError::Transferring { .. }) => {
+                self.park(deadline, proposal);
             }
             Err(ProposeError::TooMuchUncommitted { .. }) => {
                 answer(proposal.reply, RequestError::TooManyRequests);
             }
+        }
+    }
+
+    fn wait_for_entry(&mut self, deadline: Instant, id: u64, reply: Reply) {
+        self.waiting.insert(id, reply);
+        // Those that were parked have less time left than the newest.
+        let at = match self.deadlines.back() {
+            Some((last, _)) if *last > deadline => self
+                .deadlines
+                .partition_point(|(other, _)| *other <= deadline),
+            Some(_) | None => self.deadlines.len(),
+        };
+        self.deadlines.insert(at, (deadline, id));
+    }
+
+    /// Keeps a proposal until somebody leads.
+    fn park(&mut self, deadline: Instant, proposal: Proposal) {
+        self.held_bytes += proposal.data.len();
+        let at = self.parked.partition_point(|(other, _)| *other <= deadline);
+        self.parked.insert(at, (deadline, proposal));
+    }
+
+    /// Tries again what found no leader.
+    fn propose_parked(&mut self) {
+        if self.raft.leader().is_none() {
+            return;
+        }
+        for (deadline, proposal) in std::mem::take(&mut self.parked) {
+            self.held_bytes -= proposal.data.len();
+            self.propose(deadline, proposal);
+        }
+    }
+
+    /// Gives up the entries that nobody needs any more.
+    fn release(&mut self) {
+        let through = self.dispensable();
+        if through > self.released {
+            self.released = through;
+            self.raft.log_released(through);
+            self.life
+                .deliver(&self.peers.release, ReleaseEntries { through });
         }
     }
 
@@ -296,6 +423,7 @@ impl RaftNode {
         while let Some(ready) = self.raft.ready() {
             self.carry_out_one(ready);
         }
+        self.forward();
         self.send_persists();
         self.send_entries();
     }
@@ -322,18 +450,19 @@ impl RaftNode {
 
     fn carry_out_one(&mut self, ready: Ready) {
         self.unsent_persists.extend(ready.persist);
+        if !ready.messages.is_empty() {
+            self.send(ready.messages);
+        }
         for entry in ready.committed {
+            self.membership_committed(&entry);
             let committed = self.with_caller(entry);
             self.unsent_entries.push(committed);
         }
         for read in ready.reads {
-            if let Some(reads) = self.reads.remove(&read.context) {
-                for reply in reads.waiting {
-                    let index = read.outcome.map_err(|_| RequestError::TimedOut);
-                    // A caller that has gone away in the meantime does not matter.
-                    drop(reply.send(index));
-                }
-            }
+            self.read_answered(read);
+        }
+        for snapshot in ready.snapshots {
+            self.cannot_send_snapshot(snapshot.to);
         }
         for read in ready.log_reads {
             self.read_log(read);
@@ -343,9 +472,28 @@ impl RaftNode {
         }
     }
 
+    /// A read has its index. One that no leader confirmed is asked for again, for as long as its callers have time.
+    fn read_answered(&mut self, read: ReadState) {
+        let Some(reads) = self.reads.remove(&read.context) else {
+            return;
+        };
+        if read.outcome.is_err()
+            && reads.deadline > clock::now()
+            && self.raft.read_index(read.context).is_ok()
+        {
+            self.reads.insert(read.context, reads);
+            return;
+        }
+        for reply in reads.waiting {
+            let index = read.outcome.map_err(|_| RequestError::TimedOut);
+            // A caller that has gone away in the meantime does not matter.
+            drop(reply.send(index));
+        }
+    }
+
     fn with_caller(&mut self, entry: Entry) -> CommittedEntry {
         let reply = proposal_of(&entry.data)
-            .filter(|(member, _)| *member == self.member)
+            .filter(|(member, _)| *member == self.member.id)
             .and_then(|(_, id)| self.waiting.remove(&id));
         CommittedEntry { entry, reply }
     }
@@ -358,6 +506,9 @@ impl RaftNode {
         });
         let taken = match entries {
             Ok(entries) => self.raft.log_read(read.reader, read.from, Ok(entries)),
+            Err(WalError::Released { .. }) => {
+                self.raft.log_read(read.reader, read.from, Err(Released))
+            }
             Err(error) => {
                 self.life
                     .fail_stop()
@@ -379,12 +530,32 @@ impl RaftNode {
             leader = status.leader.map(NodeId::hex),
             "raft role"
         );
-        self.publish(status_of(&self.raft));
-        if status.role == RoleName::Leader {
-            for (deadline, proposal) in std::mem::take(&mut self.parked) {
-                self.propose(deadline, proposal);
+        self.publish(status_of(&self.raft, self.member.id));
+        if let Some(leader) = status.leader {
+            self.led_by(leader, status.term);
+        }
+    }
+
+    fn led_by(&mut self, leader: NodeId, term: Term) {
+        let before = self.leadership;
+        if before.is_none_or(|before| (before.leader, before.term) != (leader, term)) {
+            self.leadership = Some(Leadership {
+                leader,
+                term,
+                since: clock::now(),
+                changed: before.is_some(),
+            });
+        }
+        // etcd: reads that were under way are told, and asked again by their clients.
+        if before.is_some_and(|before| before.leader != leader) {
+            for reads in std::mem::take(&mut self.reads).into_values() {
+                let waiting = reads.waiting.into_iter();
+                waiting.for_each(|reply| answer(reply, RequestError::LeaderChanged));
             }
         }
+        self.moves_done(leader);
+        self.propose_parked();
+        self.drive_changes();
     }
 
     fn publish(&mut self, status: RaftStatus) {
@@ -397,34 +568,48 @@ impl RaftNode {
     /// Tells those whose time is up.
     fn expire(&mut self) {
         let now = clock::now();
-        while let Some((_, id)) = self
+        let began = |deadline: Instant| {
+            deadline
+                .checked_sub(self.pacing.request_timeout)
+                .unwrap_or(deadline)
+        };
+        while let Some((deadline, id)) = self
             .deadlines
             .pop_front_if(|(deadline, _)| *deadline <= now)
         {
             if let Some(reply) = self.waiting.remove(&id) {
-                answer(reply, RequestError::TimedOut);
+                answer(reply, self.late(began(deadline)));
             }
         }
-        while let Some((_, proposal)) = self.parked.pop_front_if(|(deadline, _)| *deadline <= now) {
-            answer(proposal.reply, RequestError::DeadlineNoLeader);
+        while let Some((deadline, proposal)) =
+            self.parked.pop_front_if(|(deadline, _)| *deadline <= now)
+        {
+            self.held_bytes -= proposal.data.len();
+            let error = match self.raft.leader() {
+                Some(_) => self.late(began(deadline)),
+                None => RequestError::DeadlineNoLeader,
+            };
+            answer(proposal.reply, error);
         }
         let late = |reads: &WaitingReads| reads.deadline <= now;
         while let Some(first) = self.reads.first_entry().filter(|entry| late(entry.get())) {
             let reads = first.remove();
-            reads
-                .waiting
-                .into_iter()
-                .for_each(|reply| answer(reply, RequestError::TimedOut));
+            let error = || self.late(began(reads.deadline));
+            for reply in reads.waiting {
+                answer(reply, error());
+            }
         }
+        self.expire_changes(now);
     }
 }
 
-fn status_of(raft: &Node) -> RaftStatus {
+fn status_of(raft: &Node, member: NodeId) -> RaftStatus {
     RaftStatus {
         leader: raft.leader(),
         leads: raft.is_leader(),
         term: raft.status().term,
         commit: raft.commit(),
+        learner: raft.membership().is_learner(member),
     }
 }
 

@@ -1,0 +1,92 @@
+//! What members ask of each other besides consensus: to take proposals, to change the membership, and to learn how much of the
+//! log everybody has. One request carries all proposals of a turn.
+
+use super::{
+    leases::LeaseCall,
+    membership_change::{ChangeRefusal, MemberChange},
+};
+use crate::{
+    codec::{self, Blob, CodecError},
+    types::{LogIndex, NodeId},
+};
+use bincode::{BorrowDecode, Decode, Encode};
+use bytes::Bytes;
+
+/// A request to the leader, or by it.
+#[derive(Debug, PartialEq, Eq, Encode, BorrowDecode)]
+#[bincode(decode_context = "codec::Shared")]
+pub enum PeerAsk {
+    /// From a follower: append these proposals, in this order. Answered by [`Taken`] for each, at once: the outcome is known
+    /// to the asker when it applies them.
+    Propose(Vec<Blob>),
+    /// From a follower: change the membership. Answered by [`ChangeAnswer`] when the change is committed.
+    Change(MemberChange),
+    /// From a follower: what only the leader's countdown of leases knows. Answered by a list of `LeaseAnswer`, one for each.
+    Leases(Vec<LeaseCall>),
+    /// From the leader: every member has the log durably up to here. Answered by nothing.
+    EverybodyHas(LogIndex),
+}
+
+/// What became of a proposal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Taken {
+    /// It is in the leader's log. It may still be lost with that leader.
+    Appended,
+    /// It was not appended: the member does not lead.
+    NotLeader,
+    /// It was not appended: too much is under way.
+    TooMany,
+}
+
+/// What became of a change: the membership after it, encoded, or why there is none.
+pub type ChangeAnswer = Result<Vec<u8>, ChangeRefusal>;
+
+/// What a member tells a process that asks, by its address, who it is.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct GuestInfo {
+    /// The member with that address.
+    pub id: Option<NodeId>,
+    /// Whether that member has ever run.
+    pub started: bool,
+    /// The membership, encoded.
+    pub membership: Vec<u8>,
+}
+
+impl PeerAsk {
+    /// The bytes of a request.
+    pub fn encode(&self) -> Bytes {
+        codec::encode(self).into()
+    }
+
+    /// Reads a request; proposals share `bytes`.
+    pub fn decode(bytes: &Bytes) -> Result<Self, CodecError> {
+        codec::decode_shared("request of a member", bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_asked_is_read_back() {
+        let asks = [
+            PeerAsk::Propose(vec![Blob::from("one"), Blob::from("")]),
+            PeerAsk::Change(MemberChange::Promote { id: NodeId(7) }),
+            PeerAsk::EverybodyHas(LogIndex(9)),
+        ];
+        for ask in asks {
+            assert_eq!(PeerAsk::decode(&ask.encode()).unwrap(), ask);
+        }
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        for bytes in [&b""[..], b"\x09", b"\x00\xff\xff\xff\xff", b"\x03\x01\x01"] {
+            assert!(
+                PeerAsk::decode(&Bytes::copy_from_slice(bytes)).is_err(),
+                "{bytes:?}"
+            );
+        }
+    }
+}

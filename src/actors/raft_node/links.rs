@@ -1,0 +1,384 @@
+//! The Raft node among its peers: what they say, who can be reached, where they are, and how much of the log all of them have.
+
+use super::RaftNode;
+use crate::{
+    actors::{
+        members::{Members, url_address},
+        peer_ask::{GuestInfo, PeerAsk},
+        peer_hub::{
+            ForwardRequests, MessagesDropped, PeerConnected, PeerDisconnected, PeerMessages,
+            ReceiveSnapshot, RefusedByPeer, SendMessages, ServeGuest, UpdatePeers,
+        },
+        requests::RequestError,
+    },
+    clock, codec,
+    net::{ForwardError, ForwardReply, Refusal},
+    raft::{Envelope, Membership, StepError},
+    types::{LogIndex, NodeId},
+};
+use actix::prelude::*;
+use bytes::Bytes;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+use tokio::{sync::oneshot, time::Instant};
+
+/// A peer counts as connected for good after so long, as in etcd.
+const CONNECTED_FOR: Duration = Duration::from_secs(5);
+
+/// The leader tells how much of the log everybody has once in so many ticks.
+const TELL_TICKS: u32 = 10;
+
+/// Entries that stay in the log although every member has them: a member that is added later begins with the log, since there is
+/// no other way yet.
+const KEPT_ENTRIES: u64 = 100_000;
+
+/// Entries that wait in the log for one slow member, from which on the leader says so.
+const LAG_ENTRIES_LOUD: u64 = 1_000_000;
+
+/// The way to the other members.
+#[derive(Debug)]
+pub enum PeerLinks {
+    /// There are none, and no socket: one member alone.
+    Alone,
+    /// Through the peer hub.
+    Hub {
+        /// Carries consensus.
+        send: Recipient<SendMessages>,
+        /// Carries requests.
+        forward: Recipient<ForwardRequests>,
+        /// Knows addresses.
+        book: Recipient<UpdatePeers>,
+    },
+}
+
+/// What the Raft node knows of its peers' connections.
+#[derive(Debug, Default)]
+pub(super) struct Peers {
+    connected: BTreeMap<NodeId, Instant>,
+    /// Who says that this member is unknown to the cluster.
+    unknown_at: BTreeSet<NodeId>,
+    /// The membership that the address book has.
+    booked: Option<Membership>,
+    /// Every member has the log durably up to here.
+    everybody_has: LogIndex,
+    told: LogIndex,
+    ticks: u32,
+    lag_told: LogIndex,
+    /// Who cannot catch up.
+    hopeless: BTreeSet<NodeId>,
+}
+
+impl Peers {
+    /// Members that have been connected for a while.
+    pub(super) fn connected_for_good(&self) -> BTreeSet<NodeId> {
+        let now = clock::now();
+        let stable = |since: &Instant| now.duration_since(*since) >= CONNECTED_FOR;
+        self.connected
+            .iter()
+            .filter(|(_, since)| stable(since))
+            .map(|(id, _)| *id)
+            .collect()
+    }
+
+    fn connected_since(&self, id: NodeId, then: Instant) -> bool {
+        self.connected.get(&id).is_some_and(|since| *since <= then)
+    }
+}
+
+impl PeerLinks {
+    pub(super) fn is_alone(&self) -> bool {
+        matches!(self, Self::Alone)
+    }
+}
+
+impl Handler<PeerMessages> for RaftNode {
+    type Result = ();
+
+    fn handle(&mut self, said: PeerMessages, _: &mut Self::Context) {
+        for message in said.messages {
+            match self.raft.step(said.from, message) {
+                Ok(()) => {}
+                Err(error @ StepError::EntriesLost { .. }) => {
+                    let what = "this member lost entries it had acknowledged; remove it, delete its data directory and add \
+                                it anew";
+                    self.life.fail_stop().because(what, &error);
+                    return;
+                }
+                Err(
+                    error @ (StepError::Sender(_)
+                    | StepError::Entry { .. }
+                    | StepError::SecondLeader { .. }
+                    | StepError::BeyondEnd { .. }),
+                ) => tracing::error!(peer = said.from.hex(), "a message was dropped: {error}"),
+            }
+        }
+        self.carry_out();
+    }
+}
+
+impl Handler<PeerConnected> for RaftNode {
+    type Result = ();
+
+    fn handle(&mut self, up: PeerConnected, _: &mut Self::Context) {
+        self.links.unknown_at.remove(&up.id);
+        self.links.connected.insert(up.id, clock::now());
+    }
+}
+
+impl Handler<PeerDisconnected> for RaftNode {
+    type Result = ();
+
+    fn handle(&mut self, down: PeerDisconnected, _: &mut Self::Context) {
+        self.links.connected.remove(&down.id);
+        self.raft.unreachable(down.id);
+        self.carry_out();
+    }
+}
+
+impl Handler<MessagesDropped> for RaftNode {
+    type Result = ();
+
+    fn handle(&mut self, dropped: MessagesDropped, _: &mut Self::Context) {
+        self.raft.unreachable(dropped.id);
+        self.carry_out();
+    }
+}
+
+impl Handler<RefusedByPeer> for RaftNode {
+    type Result = ();
+
+    /// A member that was removed while it was away learns it from the others. One of them may be behind, a majority is not.
+    fn handle(&mut self, refused: RefusedByPeer, _: &mut Self::Context) {
+        let unknown = Refusal::UnknownMember {
+            id: self.member.id,
+            name: String::new(),
+        };
+        let removed = Refusal::Removed(self.member.id);
+        if ![unknown.code(), removed.code()]
+            .map(u64::from)
+            .contains(&refused.code)
+        {
+            return;
+        }
+        self.links.unknown_at.insert(refused.by);
+        let membership = self.raft.membership();
+        let voters = membership.voters().count();
+        let unknown_at = &self.links.unknown_at;
+        let agree = membership
+            .voters()
+            .filter(|(id, _)| unknown_at.contains(id))
+            .count();
+        if agree > voters / 2 {
+            self.life.fail_stop().now(
+                "this member was removed from the cluster: the others do not know it any more. Its data directory can be deleted",
+            );
+        }
+    }
+}
+
+impl Handler<ReceiveSnapshot> for RaftNode {
+    type Result = ();
+
+    fn handle(&mut self, receive: ReceiveSnapshot, _: &mut Self::Context) {
+        let refusal = "this version takes no snapshots";
+        receive.incoming.answer(Err(refusal.to_owned()));
+    }
+}
+
+impl Handler<ServeGuest> for RaftNode {
+    type Result = ();
+
+    /// Who joins asks for its id, by its address.
+    fn handle(&mut self, serve: ServeGuest, _: &mut Self::Context) {
+        let asked = String::from_utf8_lossy(&serve.question.question).into_owned();
+        let membership = self.raft.membership();
+        // A dropped responder tells the guest that there is no answer.
+        let Ok(members) = Members::of(membership) else {
+            return;
+        };
+        let found = members.iter().find(|member| {
+            let mut urls = member.info.peer_urls.iter();
+            urls.any(|url| url_address(url) == Some(&asked))
+        });
+        let answer = GuestInfo {
+            id: found.map(|member| member.id),
+            started: found.is_some_and(|member| member.info.is_started()),
+            membership: membership.encode().to_vec(),
+        };
+        serve
+            .question
+            .responder
+            .answer(codec::encode(&answer).into());
+    }
+}
+
+impl RaftNode {
+    /// Sends what consensus says. Consensus repeats what gets lost.
+    pub(super) fn send(&mut self, messages: Vec<Envelope>) {
+        let PeerLinks::Hub { send, .. } = &self.peers.links else {
+            return;
+        };
+        if let Err(SendError::Full(lost)) = send.try_send(SendMessages { messages }) {
+            let receivers: BTreeSet<NodeId> = lost.messages.iter().map(|m| m.to).collect();
+            for id in receivers {
+                self.raft.unreachable(id);
+            }
+        }
+    }
+
+    /// Asks a member. What cannot be sent is answered at once.
+    pub(super) fn ask(&self, to: NodeId, request: Bytes, reply: ForwardReply) {
+        let unreachable = Err(ForwardError::Unreachable(to));
+        let PeerLinks::Hub { forward, .. } = &self.peers.links else {
+            // The asker may have given up.
+            drop(reply.send(unreachable));
+            return;
+        };
+        let forwarded = forward.try_send(ForwardRequests {
+            to,
+            requests: vec![(request, reply)],
+        });
+        if let Err(SendError::Full(lost)) = forwarded {
+            for (_, reply) in lost.requests {
+                drop(reply.send(Err(ForwardError::Overloaded(to))));
+            }
+        }
+    }
+
+    /// What is due to the others once a tick.
+    pub(super) fn tend_peers(&mut self) {
+        if self.peers.links.is_alone() {
+            return;
+        }
+        self.update_book();
+        self.links.ticks += 1;
+        if self.links.ticks.is_multiple_of(TELL_TICKS) {
+            self.tell_what_everybody_has();
+        }
+    }
+
+    /// Tells the peer hub where the members are, if that changed.
+    pub(super) fn update_book(&mut self) {
+        let PeerLinks::Hub { book, .. } = &self.peers.links else {
+            return;
+        };
+        let membership = self.raft.membership();
+        if self.links.booked.as_ref() == Some(membership) {
+            return;
+        }
+        let members = match Members::of(membership) {
+            Ok(members) => members,
+            Err(error) => {
+                let what = "the membership in the log cannot be read";
+                self.life.fail_stop().because(what, &error);
+                return;
+            }
+        };
+        let joining = membership.ids().next().is_none();
+        let peers = if joining {
+            self.peers.seed.addresses()
+        } else {
+            members.addresses()
+        };
+        // A hub whose mailbox is full is told at the next tick.
+        if !matches!(
+            book.try_send(UpdatePeers { peers }),
+            Err(SendError::Full(_))
+        ) {
+            self.links.booked = Some(membership.clone());
+        }
+    }
+
+    /// The leader alone knows how far each member is, and any of the others may lead next: so it tells them, and nobody gives up
+    /// entries that a member still lacks.
+    fn tell_what_everybody_has(&mut self) {
+        let peers = self.raft.peers();
+        let Some(slowest) = peers.iter().min_by_key(|peer| peer.matched) else {
+            return;
+        };
+        let through = slowest.matched.min(self.raft.commit());
+        let lag = self.raft.commit().0 - through.0;
+        if lag > LAG_ENTRIES_LOUD && through != self.links.lag_told {
+            self.links.lag_told = through;
+            tracing::warn!(
+                member = slowest.id.hex(),
+                entries = lag,
+                "the log cannot be shortened: a member is far behind, and until it is back or removed every member keeps all \
+                 that it lacks"
+            );
+        }
+        self.everybody_has(through);
+        if self.links.told == through {
+            return;
+        }
+        self.links.told = through;
+        let ask = PeerAsk::EverybodyHas(through).encode();
+        for peer in peers {
+            // Nobody waits for an answer.
+            let (reply, _) = oneshot::channel();
+            self.ask(peer.id, ask.clone(), reply);
+        }
+    }
+
+    pub(super) fn everybody_has(&mut self, through: LogIndex) {
+        self.links.everybody_has = self.links.everybody_has.max(through);
+        self.release();
+    }
+
+    /// Entries that a restart of this member does not need, and no other member.
+    pub(super) fn dispensable(&self) -> LogIndex {
+        if self.peers.links.is_alone() {
+            return self.stored;
+        }
+        let through = self.stored.min(self.links.everybody_has);
+        LogIndex(through.0.saturating_sub(KEPT_ENTRIES))
+    }
+
+    /// A member needs what nobody has in the log any more. Said once for each.
+    pub(super) fn cannot_send_snapshot(&mut self, to: NodeId) {
+        if self.links.hopeless.insert(to) {
+            tracing::error!(
+                member = to.hex(),
+                "a member needs entries that every log has given up, and this version sends no snapshots: the member cannot \
+                 catch up. Remove it"
+            );
+        }
+        self.raft.snapshot_failed(to);
+    }
+
+    /// Why a request that began `began` was not over in time, as etcd tells it.
+    pub(super) fn late(&self, began: Instant) -> RequestError {
+        let Some(leadership) = self.leadership else {
+            return RequestError::TimedOut;
+        };
+        let lost = leadership
+            .since
+            .checked_sub(self.pacing.election * 2)
+            .unwrap_or(leadership.since);
+        if began > lost && began < leadership.since && leadership.changed {
+            return RequestError::TimedOutLeaderFailed;
+        }
+        match self.raft.leader() {
+            Some(leader) if leader == self.member.id => {
+                if self.has_quorum_since(began) {
+                    RequestError::TimedOut
+                } else {
+                    RequestError::TimedOutConnectionLost
+                }
+            }
+            Some(leader) if !self.links.connected_since(leader, began) => {
+                RequestError::TimedOutConnectionLost
+            }
+            Some(_) | None => RequestError::TimedOut,
+        }
+    }
+
+    fn has_quorum_since(&self, then: Instant) -> bool {
+        let voters: Vec<NodeId> = self.raft.membership().voters().map(|(id, _)| id).collect();
+        let reached =
+            |id: &&NodeId| **id == self.member.id || self.links.connected_since(**id, then);
+        voters.iter().filter(reached).count() > voters.len() / 2
+    }
+}

@@ -1,0 +1,143 @@
+//! The Cluster service and what concerns more than one member: its list, its changes, who leads, and whether all hold the same.
+//!
+//! etcd: the headers of Cluster's answers have no revision, and a member without a vote serves none of these calls.
+
+use super::{Api, proto::etcdserverpb as pb, status::Status};
+use crate::{
+    actors::{
+        members::{ClusterMember, Members},
+        membership_change::MemberChange,
+        requests::RequestError,
+    },
+    types::{NodeId, Revision},
+};
+
+impl Api {
+    /// `Cluster.MemberList`.
+    pub async fn member_list(
+        &self,
+        request: pb::MemberListRequest,
+    ) -> Result<pb::MemberListResponse, Status> {
+        self.require_vote()?;
+        let members = self.requests.members(request.linearizable).await?;
+        Ok(pb::MemberListResponse {
+            header: Some(self.cluster_header()),
+            members: listed(&members),
+        })
+    }
+
+    /// `Cluster.MemberAdd`.
+    pub async fn member_add(
+        &self,
+        request: pb::MemberAddRequest,
+    ) -> Result<pb::MemberAddResponse, Status> {
+        self.require_vote()?;
+        let urls = request.peer_ur_ls;
+        let members = self
+            .requests
+            .change_membership(MemberChange::Add {
+                peer_urls: urls.clone(),
+                learner: request.is_learner,
+            })
+            .await?;
+        let added = members.iter().find(|member| member.info.peer_urls == urls);
+        Ok(pb::MemberAddResponse {
+            header: Some(self.cluster_header()),
+            member: added.map(wire),
+            members: listed(&members),
+        })
+    }
+
+    /// `Cluster.MemberRemove`.
+    pub async fn member_remove(
+        &self,
+        request: pb::MemberRemoveRequest,
+    ) -> Result<pb::MemberRemoveResponse, Status> {
+        let id = NodeId(request.id);
+        let members = self.changed(MemberChange::Remove { id }).await?;
+        Ok(pb::MemberRemoveResponse {
+            header: Some(self.cluster_header()),
+            members,
+        })
+    }
+
+    /// `Cluster.MemberUpdate`.
+    pub async fn member_update(
+        &self,
+        request: pb::MemberUpdateRequest,
+    ) -> Result<pb::MemberUpdateResponse, Status> {
+        let (id, peer_urls) = (NodeId(request.id), request.peer_ur_ls);
+        let members = self.changed(MemberChange::Move { id, peer_urls }).await?;
+        Ok(pb::MemberUpdateResponse {
+            header: Some(self.cluster_header()),
+            members,
+        })
+    }
+
+    /// `Cluster.MemberPromote`.
+    pub async fn member_promote(
+        &self,
+        request: pb::MemberPromoteRequest,
+    ) -> Result<pb::MemberPromoteResponse, Status> {
+        let id = NodeId(request.id);
+        let members = self.changed(MemberChange::Promote { id }).await?;
+        Ok(pb::MemberPromoteResponse {
+            header: Some(self.cluster_header()),
+            members,
+        })
+    }
+
+    /// `Maintenance.MoveLeader`. etcd: its answer has no header.
+    pub async fn move_leader(
+        &self,
+        request: pb::MoveLeaderRequest,
+    ) -> Result<pb::MoveLeaderResponse, Status> {
+        self.require_vote()?;
+        self.requests.move_leader(NodeId(request.target_id)).await?;
+        Ok(pb::MoveLeaderResponse::default())
+    }
+
+    /// `Maintenance.HashKV`.
+    pub async fn hash_kv(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, Status> {
+        self.require_vote()?;
+        let hashed = self.requests.hash_kv(Revision(request.revision)).await?;
+        Ok(pb::HashKvResponse {
+            header: Some(self.header(hashed.newest).into()),
+            hash: hashed.hash,
+            compact_revision: hashed.compacted.0,
+            hash_revision: hashed.through.0,
+        })
+    }
+
+    /// Refuses on a member without a vote.
+    pub(super) fn require_vote(&self) -> Result<(), Status> {
+        if self.requests.is_learner() {
+            return Err(RequestError::Learner.into());
+        }
+        Ok(())
+    }
+
+    async fn changed(&self, change: MemberChange) -> Result<Vec<pb::Member>, Status> {
+        self.require_vote()?;
+        Ok(listed(&self.requests.change_membership(change).await?))
+    }
+
+    fn cluster_header(&self) -> pb::ResponseHeader {
+        self.header(Revision(0)).into()
+    }
+}
+
+fn listed(members: &Members) -> Vec<pb::Member> {
+    members.iter().map(wire).collect()
+}
+
+fn wire(member: &ClusterMember) -> pb::Member {
+    let info = member.info.clone();
+    pb::Member {
+        id: member.id.0,
+        name: info.name,
+        peer_ur_ls: info.peer_urls,
+        client_ur_ls: info.client_urls,
+        is_learner: !member.is_meant_to_vote(),
+    }
+}

@@ -1,0 +1,150 @@
+//! Drives the real etcdctl.
+
+use serde_json::Value;
+use std::env;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+use tokio::process::Command;
+use tokio::time::sleep;
+
+/// How long something that must happen soon is waited for: generous, for a loaded machine and a debug build.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// Pause between two looks.
+const POLL: Duration = Duration::from_millis(100);
+
+/// What etcdctl printed.
+#[derive(Debug)]
+pub(crate) struct Output {
+    pub(crate) good: bool,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Output {
+    #[track_caller]
+    pub(crate) fn ok(self) -> String {
+        assert!(self.good, "etcdctl failed: {self:?}");
+        self.stdout
+    }
+
+    #[track_caller]
+    pub(crate) fn refused(self) -> String {
+        assert!(!self.good, "etcdctl should have failed: {self:?}");
+        self.stderr
+    }
+
+    pub(crate) fn json(self) -> Value {
+        let stdout = self.ok();
+        serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{error} in {stdout}"))
+    }
+}
+
+/// Runs `etcdctl` against the members at these ports.
+pub(crate) async fn etcdctl(ports: &[u16], args: &[&str]) -> Output {
+    let program = env::var_os("QUORATE_TEST_ETCDCTL").unwrap_or_else(|| "etcdctl".into());
+    let endpoints: Vec<String> = ports
+        .iter()
+        .map(|port| format!("127.0.0.1:{port}"))
+        .collect();
+    let mut command = Command::new(program);
+    for (name, _) in env::vars_os() {
+        if name.to_string_lossy().starts_with("ETCDCTL_") {
+            command.env_remove(name);
+        }
+    }
+    let output = command
+        .env("ETCDCTL_API", "3")
+        .arg(format!("--endpoints={}", endpoints.join(",")))
+        // Longer than the servers wait, so that it is they who give up.
+        .arg("--command-timeout=20s")
+        .args(args)
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await
+        .expect(
+            "this test needs `etcdctl`: apt-get install etcd-client, or set QUORATE_TEST_ETCDCTL",
+        );
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Output {
+        good: output.status.success(),
+        stdout: text(output.stdout),
+        stderr: text(output.stderr),
+    }
+}
+
+/// Runs `etcdctl` until it succeeds and prints what is wanted.
+pub(crate) async fn eventually(
+    ports: &[u16],
+    args: &[&str],
+    wanted: impl Fn(&str) -> bool,
+) -> String {
+    let start = Instant::now();
+    loop {
+        let output = etcdctl(ports, args).await;
+        if output.good && wanted(&output.stdout) {
+            return output.stdout;
+        }
+        assert!(
+            start.elapsed() < PATIENCE,
+            "{args:?} still gives {output:?}"
+        );
+        sleep(POLL).await;
+    }
+}
+
+/// The statuses of these members, in the order of the ports.
+pub(crate) async fn statuses(ports: &[u16]) -> Vec<Value> {
+    let mut found = Vec::new();
+    for port in ports {
+        let status = etcdctl(&[*port], &["endpoint", "status", "-w", "json"]).await;
+        found.push(status.json()[0]["Status"].clone());
+    }
+    found
+}
+
+/// The position in `ports` of the leader that all of them follow, once they agree.
+pub(crate) async fn leader(ports: &[u16]) -> usize {
+    let start = Instant::now();
+    loop {
+        let found = statuses(ports).await;
+        let leaders: Vec<&Value> = found.iter().map(|status| &status["leader"]).collect();
+        let own = |status: &Value| status["header"]["member_id"].clone();
+        let agreed = leaders.iter().all(|leader| *leader == leaders[0]);
+        let at = found.iter().position(|status| own(status) == *leaders[0]);
+        if let (true, Some(at)) = (agreed, at) {
+            return at;
+        }
+        assert!(start.elapsed() < PATIENCE, "no leader in {found:?}");
+        sleep(POLL).await;
+    }
+}
+
+/// Waits until these members have the same history.
+pub(crate) async fn same_history(ports: &[u16]) {
+    let start = Instant::now();
+    loop {
+        let output = etcdctl(ports, &["endpoint", "hashkv", "-w", "json"]).await;
+        if output.good {
+            let hashes: Value = serde_json::from_str(&output.stdout).expect("JSON");
+            let hashes = hashes.as_array().expect("one for each member").clone();
+            let state = |entry: &Value| {
+                let hash = &entry["HashKV"];
+                (hash["header"]["revision"].clone(), hash["hash"].clone())
+            };
+            if hashes.iter().all(|entry| state(entry) == state(&hashes[0])) {
+                assert_eq!(hashes.len(), ports.len(), "one for each member");
+                return;
+            }
+        }
+        assert!(start.elapsed() < PATIENCE, "they differ: {}", output.stdout);
+        sleep(POLL).await;
+    }
+}
+
+/// How many keys begin with `prefix`, as the member at `port` tells.
+pub(crate) async fn keys(port: u16, prefix: &str) -> usize {
+    let args = ["get", prefix, "--prefix", "--keys-only"];
+    let listed = eventually(&[port], &args, |_| true).await;
+    listed.lines().filter(|line| !line.is_empty()).count()
+}

@@ -1,0 +1,130 @@
+//! Members come and go.
+
+use crate::ctl::{etcdctl, eventually, leader, same_history};
+use crate::support::Cluster;
+
+/// Adds a member with the flags given, starts it, and gives its id once it is there.
+async fn join(cluster: &mut Cluster, name: &str, flags: &[&str]) -> String {
+    let running = cluster.ports();
+    let at = cluster.prepare(name).await;
+    let urls = format!("--peer-urls=http://127.0.0.1:{}", cluster.members[at].peer);
+    let mut args = vec!["member", "add", name, &urls];
+    args.extend(flags);
+    // The leader must have been connected to all for a while.
+    let added = eventually(&running, &args, |text| text.contains("added to cluster")).await;
+    let id = added
+        .split_whitespace()
+        .nth(1)
+        .expect("Member ID added …")
+        .to_owned();
+    let initial = cluster.initial();
+    let member = &mut cluster.members[at];
+    member.args.push(format!("--initial-cluster={initial}"));
+    member
+        .args
+        .push("--initial-cluster-state=existing".to_owned());
+    member.start();
+    let line = format!("{id}, started, {name}, ");
+    eventually(&running, &["member", "list"], |list| list.contains(&line)).await;
+    id
+}
+
+#[tokio::test]
+async fn a_learner_joins_is_promoted_and_leaves() {
+    let mut cluster = Cluster::start(3).await;
+    etcdctl(&cluster.ports(), &["put", "k", "v"]).await.ok();
+    let id = join(&mut cluster, "n4", &["--learner"]).await;
+    let (ports, new) = (cluster.ports(), cluster.ports()[3]);
+    same_state_as_a_learner(new).await;
+    eventually(&ports[..3], &["member", "promote", &id], |_| true).await;
+    let voter = |list: &str| {
+        list.lines()
+            .any(|line| line.starts_with(&id) && line.ends_with("false"))
+    };
+    eventually(&ports[..3], &["member", "list"], voter).await;
+    let written = eventually(&[new], &["put", "from", "n4"], |_| true).await;
+    assert_eq!(written, "OK\n");
+    same_history(&ports).await;
+    eventually(&ports[..3], &["member", "remove", &id], |_| true).await;
+    cluster.members[3].stopped().await;
+    let log = cluster.members[3].log();
+    assert!(
+        log.contains("this member was removed from the cluster"),
+        "{log}"
+    );
+    etcdctl(&ports[..3], &["put", "after", "removal"])
+        .await
+        .ok();
+    let again = etcdctl(&ports[..1], &["member", "remove", &id])
+        .await
+        .refused();
+    assert!(again.contains("etcdserver: member not found"), "{again}");
+}
+
+/// etcd: a member without a vote serves its status and serializable ranges.
+async fn same_state_as_a_learner(port: u16) {
+    let value = |text: &str| text == "k\nv\n";
+    eventually(&[port], &["get", "k", "--consistency=s"], value).await;
+    let refused = etcdctl(&[port], &["get", "k"]).await.refused();
+    assert!(
+        refused.contains("rpc not supported for learner"),
+        "{refused}"
+    );
+    let status = etcdctl(&[port], &["endpoint", "status", "-w", "json"])
+        .await
+        .json();
+    assert_eq!(status[0]["Status"]["isLearner"], true);
+}
+
+#[tokio::test]
+async fn one_member_grows_to_three_and_its_leader_can_be_removed() {
+    let mut cluster = Cluster::start(1).await;
+    etcdctl(&cluster.ports(), &["put", "k", "v"]).await.ok();
+    join(&mut cluster, "n2", &[]).await;
+    join(&mut cluster, "n3", &[]).await;
+    let ports = cluster.ports();
+    same_history(&ports).await;
+    let at = leader(&ports).await;
+    let list = etcdctl(&ports, &["member", "list"]).await.ok();
+    let name = format!(", {}, ", cluster.members[at].name);
+    let line = list
+        .lines()
+        .find(|line| line.contains(&name))
+        .expect("the leader");
+    let id = line.split(',').next().expect("an id").to_owned();
+    eventually(&ports, &["member", "remove", &id], |_| true).await;
+    cluster.members[at].stopped().await;
+    let rest: Vec<u16> = ports
+        .iter()
+        .copied()
+        .filter(|port| *port != ports[at])
+        .collect();
+    leader(&rest).await;
+    let got = eventually(&rest, &["get", "k"], |text| text.contains('v'));
+    assert_eq!(got.await, "k\nv\n");
+}
+
+#[tokio::test]
+async fn changes_that_make_no_sense_are_refused_as_etcd_does() {
+    let cluster = Cluster::start(3).await;
+    let ports = cluster.ports();
+    let taken = format!("--peer-urls=http://127.0.0.1:{}", cluster.members[1].peer);
+    let cases: [(&[&str], &str); 4] = [
+        (&["member", "remove", "1"], "etcdserver: member not found"),
+        (&["member", "promote", "1"], "etcdserver: member not found"),
+        (
+            &["member", "add", "x", &taken],
+            "etcdserver: Peer URLs already exists",
+        ),
+        (
+            &["member", "update", "1", "--peer-urls=http://a:1"],
+            "etcdserver: member not found",
+        ),
+    ];
+    for (args, text) in cases {
+        for port in &ports {
+            let refused = etcdctl(&[*port], args).await.refused();
+            assert!(refused.contains(text), "{args:?}: {refused}");
+        }
+    }
+}

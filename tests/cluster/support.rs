@@ -1,0 +1,223 @@
+//! Members as child processes, with certificates of one authority in one folder.
+
+use std::env;
+use std::fs::{self, OpenOptions};
+use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::path::PathBuf;
+use std::process::{self, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tokio::time::timeout;
+
+/// Ports below the range the kernel hands out.
+static NEXT: AtomicU16 = AtomicU16::new(0);
+const STOP_MAX: Duration = Duration::from_mins(1);
+
+fn free_port() -> u16 {
+    let start = u16::try_from(process::id() % 200 * 50).expect("below the count");
+    for _ in 0..10_000 {
+        let port = 10_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+            && UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+        if free {
+            return port;
+        }
+    }
+    panic!("no free port")
+}
+
+/// One member; its directory and ports outlive the process.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) client: u16,
+    pub(crate) peer: u16,
+    pub(crate) args: Vec<String>,
+    child: Option<Child>,
+    folder: PathBuf,
+}
+
+/// Members, and the folder that holds all of theirs.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    pub(crate) members: Vec<Member>,
+    folder: TempDir,
+}
+
+/// The program under test.
+pub(crate) fn quorate() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+    for (name, _) in env::vars_os() {
+        if name.to_string_lossy().starts_with("QUORATE_") {
+            command.env_remove(name);
+        }
+    }
+    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+impl Cluster {
+    /// Starts `size` members that form a cluster.
+    pub(crate) async fn start(size: usize) -> Self {
+        let mut cluster = Self::new(size).await;
+        for member in &mut cluster.members {
+            member.start();
+        }
+        crate::ctl::leader(&cluster.ports()).await;
+        cluster
+    }
+
+    /// Members that do not run yet.
+    pub(crate) async fn new(size: usize) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let mut cluster = Self {
+            members: Vec::new(),
+            folder,
+        };
+        cluster.cert(&["ca"]).await;
+        for n in 1..=size {
+            cluster.prepare(&format!("n{n}")).await;
+        }
+        let initial = cluster.initial();
+        for member in &mut cluster.members {
+            member.args.push(format!("--initial-cluster={initial}"));
+        }
+        cluster
+    }
+
+    /// Adds a member that does not run, and gives its position.
+    pub(crate) async fn prepare(&mut self, name: &str) -> usize {
+        self.cert(&["member", "--name", name, "--host", "127.0.0.1"])
+            .await;
+        let folder = self.folder.path().to_owned();
+        let file = |name: String| folder.join(name).display().to_string();
+        self.members.push(Member {
+            name: name.to_owned(),
+            client: free_port(),
+            peer: free_port(),
+            args: vec![
+                format!("--peer-cert={}", file(format!("{name}.pem"))),
+                format!("--peer-key={}", file(format!("{name}-key.pem"))),
+                format!("--peer-ca={}", file("ca.pem".to_owned())),
+            ],
+            child: None,
+            folder: folder.clone(),
+        });
+        self.members.len() - 1
+    }
+
+    async fn cert(&self, args: &[&str]) {
+        let made = quorate()
+            .current_dir(self.folder.path())
+            .arg("cert")
+            .args(args)
+            .output();
+        let made = made.await.expect("the program starts");
+        assert!(made.status.success(), "{made:?}");
+    }
+
+    /// All members as the flag names them.
+    pub(crate) fn initial(&self) -> String {
+        let members = self.members.iter();
+        let all: Vec<String> = members
+            .map(|member| format!("{}=127.0.0.1:{}", member.name, member.peer))
+            .collect();
+        all.join(",")
+    }
+
+    /// Whether a list of members tells where the clients of all of them connect: they have started, and said so.
+    pub(crate) fn all_listed(&self, list: &str) -> bool {
+        let said =
+            |member: &Member| list.contains(&format!(", http://127.0.0.1:{}, ", member.client));
+        self.members.iter().all(said)
+    }
+
+    /// The client ports, in order.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        self.members.iter().map(|member| member.client).collect()
+    }
+}
+
+impl Member {
+    pub(crate) fn start(&mut self) {
+        assert!(self.child.is_none(), "{} runs", self.name);
+        self.child = Some(self.command().spawn().expect("the program starts"));
+    }
+
+    /// The process as it would be started.
+    pub(crate) fn command(&self) -> Command {
+        let log = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.log_path())
+            .expect("the log opens");
+        let mut command = quorate();
+        command
+            .args(["--name", &self.name])
+            .arg(format!(
+                "--data-dir={}",
+                self.folder.join(&self.name).display()
+            ))
+            .arg(format!("--client-listen=127.0.0.1:{}", self.client))
+            .arg(format!("--peer-listen=127.0.0.1:{}", self.peer))
+            .args(&self.args)
+            .env("QUORATE_STORAGE_WAL_SEGMENT_BYTES", "4194304")
+            .stdout(Stdio::null())
+            .stderr(log);
+        command
+    }
+
+    /// `kill -9`.
+    pub(crate) async fn kill(&mut self) {
+        let mut child = self.child.take().expect("a running member");
+        child.kill().await.expect("the child can be killed");
+    }
+
+    /// Waits for the process to end by itself.
+    pub(crate) async fn stopped(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("a running member");
+        let status = timeout(STOP_MAX, child.wait()).await;
+        let status = status.unwrap_or_else(|_| panic!("{} still runs:\n{}", self.name, self.log()));
+        status.expect("the child can be waited for")
+    }
+
+    /// Starts the process, which is expected not to come up, and gives what it says.
+    pub(crate) async fn refusal(&mut self) -> String {
+        self.start();
+        let status = self.stopped().await;
+        let log = self.log();
+        assert!(!status.success(), "{} should fail:\n{log}", self.name);
+        log
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.join(format!("{}.log", self.name))
+    }
+
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        self.folder.join(&self.name)
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let log = self.log();
+        if std::thread::panicking() {
+            let lines: Vec<_> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(25)..].join("\n");
+            eprintln!("last lines of {}:\n{tail}", self.name);
+        } else {
+            assert!(
+                !log.contains("panicked at"),
+                "{} panicked:\n{log}",
+                self.name
+            );
+        }
+    }
+}
