@@ -59,6 +59,11 @@ async fn worker(
         println!("{who} does turn {turn}");
         sleep(Duration::from_millis(300)).await;
     }
+    if who == "bob" {
+        election::resign(&node, &leadership).await?;
+        println!("{who} is done and resigns");
+        return Ok(());
+    }
     println!("{who} is paused for longer than its lease lives");
     sleep(Duration::from_secs(4)).await;
     let written = work(&node, &leadership, who).await?;

@@ -1,9 +1,8 @@
 //! The countdown of leases, pure: time comes in as [`Millis`], commands to propose come out.
 //!
 //! Every member follows which leases exist; only the leader counts. A member that begins to lead gives each lease all of its
-//! time,
-//! or what the newest checkpoint left of it, and one election timeout more, since its predecessor may have renewed it a moment
-//! ago. Renewals are not replicated, so two rules keep them true across the log:
+//! time, or what the newest checkpoint left of it, and one election timeout more, since its predecessor may have renewed it a
+//! moment ago. Renewals are not replicated, so two rules keep them true across the log:
 //!
 //! - A lease whose time is up never comes back in this term: its expiry may be in the log already, and would take it away
 //!   from a client that was told it lives. A renewal that comes then learns its fate once the expiry is applied.

@@ -1,8 +1,7 @@
 //! Elections: whoever stands first in line for a name leads, and says so in its key's value.
 //!
 //! As with a lock, a leader that was paused may believe in itself for longer than its lease lived; [`Leadership::created`]
-//! fences it
-//! off. Whatever it writes to this store should compare the creation revision of its key in the same transaction.
+//! fences it off. Whatever it writes to this store should compare the creation revision of its key in the same transaction.
 
 use super::queue::{
     Candidate, QueueError, all_of, come_first, created_at, first_in_line, first_of, line, remove,
@@ -70,8 +69,7 @@ pub struct LeaderSeen {
 
 /// Waits until `lease` leads `name` with `value`; without a lease (zero), one of
 /// [`OWN_LEASE_SECS`](super::queue::OWN_LEASE_SECS) seconds is granted. A candidate that is in line already keeps its place;
-/// its value
-/// becomes this one. Gives the revision at which it got in line, too.
+/// its value becomes this one. Gives the revision at which it got in line, too.
 ///
 /// There is no limit to the wait. Dropping the future gives up the place in line.
 // etcd: a candidate whose lease has ended is told that it leads; here it is not.

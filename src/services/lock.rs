@@ -1,8 +1,7 @@
 //! Locks: whoever stands first in line for a name holds it, for as long as its lease lives.
 //!
 //! A lock keeps well-behaved holders apart most of the time. It cannot stop one that was paused until its lease had ended and
-//! still
-//! believes in it. What the lock protects must refuse such a holder: hand it [`Locked::created`] with every request, and
+//! still believes in it. What the lock protects must refuse such a holder: hand it [`Locked::created`] with every request, and
 //! let it refuse any number below the highest it has seen.
 
 use super::queue::{Candidate, Place, QueueError, come_first};

@@ -1,8 +1,7 @@
 //! Locks and elections as messages to a [`Store`], for programs that embed a node.
 //!
-//! A message that waits is answered when its wait is over. Dropping its answer does not give up the place in line: the
-//! actor waits
-//! on. Who wants that asks [`lock`](super::lock::lock()) and [`campaign`](super::election::campaign()) themselves.
+//! A message that waits is answered when its wait is over. Dropping its answer does not give up the place in line: the actor
+//! waits on. Who wants that asks [`lock`](super::lock::lock()) and [`campaign`](super::election::campaign()) themselves.
 
 use super::{
     election::{self, ElectionError, LeaderSeen, Leadership, Observer},

@@ -1,8 +1,7 @@
 //! The line in which candidates for a lock or a leadership stand.
 //!
 //! A candidate's key is `name/lease`, the lease in hexadecimal, and attached to it. First in line is the key with the lowest
-//! creation
-//! revision. A candidate waits for the newest key before its own to go, and then looks again, so that one departure
+//! creation revision. A candidate waits for the newest key before its own to go, and then looks again, so that one departure
 //! wakes one candidate.
 //!
 //! Whoever stops waiting leaves the line: the wait runs on its own, learns that its caller has gone, and then removes the key it

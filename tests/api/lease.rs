@@ -105,7 +105,12 @@ async fn refusals_have_etcds_code_and_text() {
         .await
         .unwrap()
         .into_inner();
-    assert_eq!((raised.id, raised.ttl), (-7, 2), "raised to the minimum");
+    // One and a half election timeouts, which differ by server.
+    assert_eq!(raised.id, -7);
+    assert!(
+        (1..=2).contains(&raised.ttl),
+        "raised to the minimum: {raised:?}"
+    );
     let unknown = pb::LeaseTimeToLiveRequest { id: 8, keys: true };
     let unknown = client
         .lease_time_to_live(unknown)

@@ -138,12 +138,6 @@ async fn an_election_from_campaign_to_resign() {
         (nobody.code(), nobody.message()),
         (Code::Unknown, "election: no leader")
     );
-    let mut observed = clients
-        .elections
-        .observe(name())
-        .await
-        .unwrap()
-        .into_inner();
     let campaign = |lease, value: &str| ep::CampaignRequest {
         name: "E".into(),
         lease,
@@ -156,6 +150,12 @@ async fn an_election_from_campaign_to_resign() {
         .unwrap();
     let leader = won.into_inner().leader.unwrap();
     assert_eq!((leader.key.as_ref(), leader.lease), (b"E/a".as_ref(), one));
+    let mut observed = clients
+        .elections
+        .observe(name())
+        .await
+        .unwrap()
+        .into_inner();
     let mut values = vec![observed.next().await.unwrap().unwrap().kv.unwrap().value];
     let mut elections = clients.elections.clone();
     let next = campaign(two, "2");
