@@ -22,7 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // `bytes::Bytes` shares the decoder's buffer, so keys and values are not copied on their way in.
     config.bytes(["."]);
     config.service_generator(Box::new(Services::new()));
-    // In a directory of its own: worktrees that share a target directory share `OUT_DIR` with versions that have no servers.
+    // In a directory of its own: checkouts that share a target directory would mix theirs with older ones.
     let out_dir = Path::new(&env::var("OUT_DIR")?).join("api");
     fs::create_dir_all(&out_dir)?;
     config.out_dir(out_dir);
