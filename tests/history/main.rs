@@ -1,0 +1,9 @@
+//! The checker of histories, checked: good histories pass, and each kind of violation is found in one written by hand.
+
+#[path = "../support/history/mod.rs"]
+mod history;
+
+mod bad;
+mod generated;
+mod good;
+mod script;
