@@ -17,7 +17,7 @@ struct Store;
 /// A request with its outcome, or the look at the whole store in the end.
 #[derive(Clone, Debug)]
 enum Step {
-    Op(Op),
+    Op(Box<Op>),
     End(Vec<Vec<Event>>),
 }
 
@@ -63,9 +63,9 @@ fn searched(ops: &[Op], truth: &Replay) -> bool {
         // Calls before returns at equal times.
         actions.push((
             (op.called, 0),
-            (process, Action::Call(Step::Op(op.clone()))),
+            (process, Action::Call(Step::Op(Box::new(op.clone())))),
         ));
-        let returned = (process, Action::Response(Step::Op(op.clone())));
+        let returned = (process, Action::Response(Step::Op(Box::new(op.clone()))));
         if unknown {
             end.push(returned);
         } else {

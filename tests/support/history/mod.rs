@@ -27,7 +27,17 @@
 //!
 //! Any unit, as long as one clock stamps all requests. Equal stamps mean no order.
 
-#![allow(dead_code, reason = "each test program uses a part of it")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "each test program uses a part of it"
+)]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::struct_field_names, reason = "fields are named as etcd's are")]
+#![expect(
+    clippy::result_large_err,
+    reason = "a violation ends the test, and tells all it knows"
+)]
 
 mod check;
 mod explain;
