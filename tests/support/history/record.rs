@@ -61,6 +61,11 @@ impl Recorder {
         op.outcome = outcome;
     }
 
+    /// Notes which member, or which life of it, turned out to answer.
+    pub(crate) fn answered_by(&mut self, id: OpId, member: u64) {
+        self.ops[id.0].member = member;
+    }
+
     /// Everything noted so far.
     pub(crate) fn ops(&self) -> &[Op] {
         &self.ops
