@@ -207,7 +207,7 @@ impl<'a> Cluster<'a> {
                 statuses.extend(member.status().await);
             }
             let state = |status: &pb::StatusResponse| {
-                let header = status.header.clone().unwrap_or_default();
+                let header = status.header.unwrap_or_default();
                 (status.leader, header.revision, header.member_id)
             };
             let all: Vec<(u64, i64, u64)> = statuses.iter().map(state).collect();

@@ -60,19 +60,19 @@ impl Client {
         match request {
             Request::Range(asked) => {
                 let answer = kv.range(wire::range(asked)).await?.into_inner();
-                Ok((revision(answer.header.clone()), wire::ranged(answer)))
+                Ok((revision(answer.header), wire::ranged(answer)))
             }
             Request::Put(asked) => {
                 let answer = kv.put(wire::put(asked)).await?.into_inner();
-                Ok((revision(answer.header.clone()), wire::stored(answer)))
+                Ok((revision(answer.header), wire::stored(answer)))
             }
             Request::DeleteRange(asked) => {
                 let answer = kv.delete_range(wire::delete(asked)).await?.into_inner();
-                Ok((revision(answer.header.clone()), wire::deleted(answer)))
+                Ok((revision(answer.header), wire::deleted(answer)))
             }
             Request::Txn(asked) => {
                 let answer = kv.txn(wire::txn(asked)).await?.into_inner();
-                Ok((revision(answer.header.clone()), wire::decided(answer)))
+                Ok((revision(answer.header), wire::decided(answer)))
             }
             Request::Compact(_) | Request::RevokeLease(_) => {
                 unimplemented!("no workload of real clusters sends {request:?}")
@@ -147,10 +147,7 @@ pub(crate) async fn leader(members: &[SocketAddr]) -> usize {
             if let Some(client) = Client::connect(*address).await
                 && let Ok(status) = client.status().await
             {
-                statuses.push((
-                    status.header.clone().expect("a header").member_id,
-                    status.leader,
-                ));
+                statuses.push((status.header.expect("a header").member_id, status.leader));
             }
         }
         if statuses.len() == members.len() && statuses.iter().all(|(_, l)| *l == statuses[0].1) {

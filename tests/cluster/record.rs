@@ -1,9 +1,9 @@
 //! What all clients of a cluster asked and were told, with times of one clock, for the judge of histories.
 
 use crate::client::{Client, certainly_not_done};
-use crate::history::{Op, Outcome, Refusal, Request};
+use crate::history::{Op, Outcome, Recorder, Refusal, Request};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use tonic::Status;
@@ -15,7 +15,7 @@ const LIVES_MAX: u64 = 1_000_000;
 #[derive(Debug)]
 pub(crate) struct Record {
     start: Instant,
-    ops: Mutex<Vec<Op>>,
+    ops: Mutex<Recorder>,
     /// How often each member was started anew: what it shows may go back to what its disk knows is committed.
     lives: Vec<AtomicU64>,
     next: AtomicU64,
@@ -59,40 +59,32 @@ impl Record {
         request: Request,
         patience: Duration,
     ) -> (Outcome, Option<Status>) {
-        let (called, life) = (self.now(), self.life(member));
+        let life = self.life(member);
+        let id = self
+            .recorder()
+            .call(client, life, self.now(), request.clone());
         let answered = timeout(patience, connection.ask(&request)).await;
-        let returned = self.now();
         let (outcome, status) = match answered {
             Ok(Ok((revision, answer))) => (Outcome::Done { revision, answer }, None),
             Ok(Err(status)) => (outcome_of(&status), Some(status)),
             Err(_) => (Outcome::Unknown, None),
         };
-        // A connection that is made anew may have reached the next life: then it says nothing about either.
-        let same = life == self.life(member);
-        let op = Op {
-            client,
-            member: if same { life } else { u64::MAX - self.number() },
-            called,
-            returned,
-            request,
-            outcome: outcome.clone(),
-        };
-        self.ops
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(op);
+        let mut recorder = self.recorder();
+        recorder.returned(id, self.now(), outcome.clone());
+        if life != self.life(member) {
+            // A connection that is made anew may have reached the next life: then it says nothing about either.
+            recorder.answered_by(id, u64::MAX - self.number());
+        }
         (outcome, status)
     }
 
-    /// Everything that has returned, in the order of the calls.
+    fn recorder(&self) -> MutexGuard<'_, Recorder> {
+        self.ops.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything that was asked.
     pub(crate) fn ops(&self) -> Vec<Op> {
-        let mut ops = self
-            .ops
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
-        ops.sort_by_key(|op| op.called);
-        ops
+        self.recorder().ops().to_vec()
     }
 }
 

@@ -33,7 +33,7 @@ impl Rules {
 
     fn held_for(&self) -> Option<Duration> {
         let (least, most) = self.delay?;
-        Some(least + (most - least).mul_f64(fastrand::f64()))
+        Some(least + most.saturating_sub(least).mul_f64(fastrand::f64()))
     }
 }
 

@@ -158,11 +158,11 @@ impl User {
                 let own = kvs.iter().find(|kv| kv.key == key(n));
                 self.seen[n] = own.map_or(0, |kv| kv.mod_revision);
             }
-            Answer::Put { .. } => self.seen[n] = revision,
-            Answer::DeleteRange { .. } => self.seen[n] = 0,
-            Answer::Txn {
+            Answer::Put { .. }
+            | Answer::Txn {
                 succeeded: true, ..
             } => self.seen[n] = revision,
+            Answer::DeleteRange { .. } => self.seen[n] = 0,
             Answer::Txn { answers, .. } => {
                 for answer in answers {
                     self.learn(n, revision, answer);
