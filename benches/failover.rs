@@ -1,8 +1,8 @@
 //! How long writes stop when the leader dies: three members of Quorate and three of etcd, with the same timeouts, in turn.
 //!
-//! Each round finds the leader, kills it with `kill -9`, and starts a new put every few milliseconds, at the other two members in
-//! turn, each on a connection that was open before. The time until the first of them is acknowledged is the round's figure. Then the
-//! member is started again, and the next round begins when all three follow one leader and have the same revision.
+//! Each round finds the leader, kills it with `kill -9`, and starts a new put every few milliseconds, at the other two members
+//! in turn, each on a connection that was open before. The time until the first of them is acknowledged is the round's figure.
+//! Then the member is started again, and the next round begins when all three follow one leader and have the same revision.
 //!
 //! ```text
 //! cargo bench --bench failover                                    # both built and run as released

@@ -74,9 +74,9 @@ impl Client {
                 let answer = kv.txn(wire::txn(asked)).await?.into_inner();
                 Ok((revision(answer.header), wire::decided(answer)))
             }
-            Request::Compact(_) | Request::RevokeLease(_) => {
-                unimplemented!("no workload of real clusters sends {request:?}")
-            }
+            Request::Compact(_) | Request::RevokeLease(_) => Err(Status::invalid_argument(
+                "no workload of real clusters sends this",
+            )),
         }
     }
 

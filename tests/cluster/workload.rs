@@ -1,7 +1,7 @@
 //! Clients that put, get, delete and compare-and-swap a few keys at all members until they are told to stop.
 //!
 //! Keys are few, so that clients meet; each value is written once, so that a history can be told apart from any other. A client
-//! whose request fails or takes too long goes to another member, as etcd's clients do, and does not ask again: whether the request
+//! whose request fails or takes too long goes to another member, as etcd's clients do, and does not ask again: whether it
 //! happened is for the judge to find out.
 
 use crate::client::Client;
