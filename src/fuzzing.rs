@@ -40,8 +40,8 @@ pub fn run(name: &str, data: &[u8]) {
     target(data);
 }
 
-/// One value of `strategy` for every four bytes of `data`, which seed it: a fuzzer that changes, moves or repeats bytes does so to
-/// single steps of what a test does.
+/// One value of `strategy` for every four bytes of `data`, which seed it: a fuzzer that changes, moves or repeats bytes does
+/// so to single steps of what a test does.
 pub fn generate<S: Strategy>(strategy: &S, data: &[u8], most: usize) -> Vec<S::Value> {
     let values = data.chunks(4).take(most).map(|chunk| {
         let mut seed = [0; 32];
@@ -53,8 +53,8 @@ pub fn generate<S: Strategy>(strategy: &S, data: &[u8], most: usize) -> Vec<S::V
     values.flatten().collect()
 }
 
-/// Requests of clients: the first byte chooses which, the rest is its protobuf. What decodes and passes the checks becomes a command
-/// that survives the log.
+/// Requests of clients: the first byte chooses which, the rest is its protobuf. What decodes and passes the checks becomes a
+/// command that survives the log.
 pub fn requests(data: &[u8]) {
     let [which, bytes @ ..] = data else { return };
     match which % 6 {
