@@ -1,8 +1,8 @@
 //! Tests of the state machine against a model too simple to be wrong: the whole state at every revision, in plain maps.
 //!
-//! The machine is driven as the actors drive it: commands in batches, changes into an index and a store of records, snapshots of
-//! the index coming back later, compactions that really remove records. Every answer must be the model's, and so must every read of
-//! every revision that is still there.
+//! The machine is driven as the actors drive it: commands in batches, changes into an index and a store of records, snapshots
+//! of the index coming back later, compactions that really remove records. Every answer must be the model's, and so must
+//! every read of every revision that is still there.
 
 use super::{
     KeyRange, KvError, check,

@@ -11,7 +11,8 @@ use std::sync::Arc;
 const SALT: u64 = 7;
 const SEGMENT_BYTES: u64 = 64 * 1024;
 
-/// Reads `data` as a batch whose checksums are right, so that the content alone decides. What is accepted is written back the same.
+/// Reads `data` as a batch whose checksums are right, so that the content alone decides. What is accepted is written back the
+/// same.
 pub fn batch(data: &[u8]) {
     if data.len() < HEADER_BYTES {
         return;
@@ -41,8 +42,8 @@ pub fn batch(data: &[u8]) {
     }
 }
 
-/// A log of a few batches, patched: three bytes of offset, one of length, that many bytes, and so on. It opens, or says what is wrong;
-/// what opens goes on, and holds afterwards what it held and what was added.
+/// A log of a few batches, patched: three bytes of offset, one of length, that many bytes, and so on. It opens, or says what
+/// is wrong; what opens goes on, and holds afterwards what it held and what was added.
 pub fn segment(data: &[u8]) {
     let disk = SimDisk::new(1);
     disk.take_direct(false);
