@@ -93,15 +93,14 @@ fn a_lease_ends_at_its_time_with_its_keys_in_one_revision() {
         secs(4).await;
         let time = node.time_to_live(lease, true).await.unwrap().unwrap();
         assert_eq!((time.left_secs, time.ttl_secs), (1, 5));
-        let keys: Vec<_> = time.keys.iter().map(|key| key.0.clone()).collect();
-        assert_eq!(keys, ["a", "b"]);
+        assert_eq!(time.keys, ["a", "b"]);
         sleep(Duration::from_millis(990)).await;
         assert_eq!(get(&node, "a").await.unwrap().lease, lease);
         sleep(LATE).await;
         assert_eq!(get(&node, "a").await, None);
         assert_eq!(get(&node, "b").await, None);
         assert_eq!(node.status().revision, Revision(4), "one for both keys");
-        assert_eq!(node.leases().await.unwrap(), []);
+        assert_eq!(*node.leases().await.unwrap(), []);
         assert_eq!(node.time_to_live(lease, false).await.unwrap(), None);
         assert_eq!(node.keep_alive(lease).await.unwrap(), None);
     });
@@ -122,7 +121,7 @@ fn a_renewed_lease_lives_and_a_detached_key_outlives_its_lease() {
         assert!(get(&node, "renewed").await.is_some());
         assert!(get(&node, "detached").await.is_some());
         assert_eq!(get(&node, "left").await, None);
-        assert_eq!(node.leases().await.unwrap(), [renewed]);
+        assert_eq!(*node.leases().await.unwrap(), [renewed]);
         let before = node.status().revision;
         let after = node.revoke_lease(renewed).await.unwrap();
         assert_eq!(after, Revision(before.0 + 1));
