@@ -208,25 +208,42 @@ fn an_id_that_is_granted_again_is_another_lease() {
 }
 
 #[test]
-fn a_restart_gives_all_time_and_an_election_timeout() {
+fn a_restart_goes_on_from_half_and_adds_an_election_timeout() {
     let disk = SimDisk::new(2);
     let lease = life(&disk, async |node| {
         let lease = grant(&node, 20).await;
         put(&node, "a", lease).await.unwrap();
-        secs(15).await;
+        secs(14).await;
         lease
     });
     life(&disk, async |node| {
         let began = Instant::now();
         let time = node.time_to_live(lease, true).await.unwrap().unwrap();
         assert_eq!(time.ttl_secs, 20);
-        assert!((20..=21).contains(&time.left_secs), "{time:?}");
+        // Written down when half of its time had gone; four seconds later the node stopped.
+        assert!((10..=11).contains(&time.left_secs), "{time:?}");
         assert_eq!(time.keys.len(), 1, "keys are attached again");
-        let left = Duration::from_secs(20) + ELECTION_TIMEOUT;
-        sleep(left.checked_sub(Duration::from_secs(1)).unwrap()).await;
+        let left = Duration::from_secs(10) + ELECTION_TIMEOUT;
+        sleep(left.checked_sub(Duration::from_secs(2)).unwrap()).await;
         assert!(get(&node, "a").await.is_some(), "{:?}", began.elapsed());
-        sleep(Duration::from_secs(2) + LATE).await;
+        sleep(Duration::from_secs(3) + LATE).await;
         assert_eq!(get(&node, "a").await, None);
+    });
+}
+
+#[test]
+fn a_restart_gives_a_lease_that_was_just_renewed_all_of_its_time() {
+    let disk = SimDisk::new(2);
+    let lease = life(&disk, async |node| {
+        let lease = grant(&node, 20).await;
+        secs(14).await;
+        assert_eq!(node.keep_alive(lease).await.unwrap(), Some(20));
+        secs(5).await;
+        lease
+    });
+    life(&disk, async |node| {
+        let time = node.time_to_live(lease, false).await.unwrap().unwrap();
+        assert!((20..=21).contains(&time.left_secs), "{time:?}");
     });
 }
 
