@@ -166,7 +166,8 @@ pub(crate) struct Renewals {
 impl Renewals {
     /// A stream that has ended takes no more; its answers tell why.
     pub(crate) async fn send(&self, id: i64) {
-        drop(self.send.send(pb::LeaseKeepAliveRequest { id }).await);
+        let sent = self.send.send(pb::LeaseKeepAliveRequest { id }).await;
+        sent.unwrap_or_default();
     }
 
     pub(crate) async fn next(&mut self) -> Result<pb::LeaseKeepAliveResponse, Status> {

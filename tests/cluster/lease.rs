@@ -230,7 +230,7 @@ async fn a_renewal_that_crosses_its_expiry_is_kept_or_refused() {
     for n in 0..LEASES {
         let member = members[usize::try_from(n).expect("small") % 3].clone();
         races.push(tokio::spawn(async move {
-            let (key, id) = (format!("race/{n}"), member.grant(0, 2).await);
+            let (key, id) = (format!("race/{n:02}"), member.grant(0, 2).await);
             let granted = Instant::now();
             if member.put(&key, id).await.is_err() {
                 return None; // Its two seconds were over already.
