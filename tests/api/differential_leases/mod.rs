@@ -134,7 +134,7 @@ impl Pair {
                 answers.push(answer.unwrap());
             }
             if kept {
-                self.compare(&answers[0], &answers[1], &step, context);
+                Self::compare(&answers[0], &answers[1], &step, context);
             } else {
                 let text = match step {
                     Step::Lock { .. } => "mutex: session is expired",
@@ -153,7 +153,7 @@ impl Pair {
         }
     }
 
-    fn compare(&self, ours: &Answer, theirs: &Answer, step: &Step, context: &str) {
+    fn compare(ours: &Answer, theirs: &Answer, step: &Step, context: &str) {
         assert!(
             ours.agrees(theirs),
             "{context}: {step:?}\nours: {ours:?}\netcd: {theirs:?}"
@@ -182,7 +182,7 @@ impl Pair {
         }
         let ours = self.sides[0].run(&step).await;
         let theirs = self.sides[1].run(&step).await;
-        self.compare(&ours, &theirs, &step, context);
+        Self::compare(&ours, &theirs, &step, context);
         let words = format!("{step:?}");
         let kind = words.split([' ', '{']).next().unwrap_or_default();
         let outcome = match ours {

@@ -93,9 +93,10 @@ fn revision(header: Option<pb::ResponseHeader>) -> i64 {
     header.expect("every answer has a header").revision
 }
 
-fn given(text: String) -> Result<Answer, Status> {
+/// An answer in words alone.
+fn given(text: String) -> Answer {
     let left = Vec::new();
-    Ok(Answer::Given { text, left })
+    Answer::Given { text, left }
 }
 
 /// The name of a candidate's key.
@@ -239,11 +240,11 @@ impl Side {
                     self.ids.push(granted.id);
                 }
                 let id = self.lease(granted.id);
-                given(format!(
+                Ok(given(format!(
                     "{id} for {} at {}",
                     granted.ttl,
                     revision(granted.header)
-                ))
+                )))
             }
             Step::Brief { lease, ttl } => {
                 let id = self.ids[lease];
@@ -253,7 +254,11 @@ impl Side {
                     .into_inner();
                 // It may have ended by itself on a slow machine.
                 drop(client.lease_revoke(pb::LeaseRevokeRequest { id }).await);
-                given(format!("{} for {}", self.lease(granted.id), granted.ttl))
+                Ok(given(format!(
+                    "{} for {}",
+                    self.lease(granted.id),
+                    granted.ttl
+                )))
             }
             Step::Revoke { lease } => {
                 let id = self.ids[lease];
@@ -261,7 +266,7 @@ impl Side {
                     .lease_revoke(pb::LeaseRevokeRequest { id })
                     .await?
                     .into_inner();
-                given(format!("revoked at {}", revision(revoked.header)))
+                Ok(given(format!("revoked at {}", revision(revoked.header))))
             }
             Step::TimeToLive { lease, keys } => {
                 let id = self.ids[lease];
@@ -280,7 +285,7 @@ impl Side {
                 let mut answers = renewals.await?.into_inner();
                 let renewed = answers.next().await.expect("an answer")?;
                 let (id, at) = (self.lease(renewed.id), revision(renewed.header));
-                given(format!("{id} renewed for {} at {at}", renewed.ttl))
+                Ok(given(format!("{id} renewed for {} at {at}", renewed.ttl)))
             }
             _ => {
                 let list = client
@@ -290,7 +295,7 @@ impl Side {
                 let mut ids: Vec<String> =
                     list.leases.iter().map(|one| self.lease(one.id)).collect();
                 ids.sort();
-                given(format!("{ids:?} at {}", revision(list.header)))
+                Ok(given(format!("{ids:?} at {}", revision(list.header))))
             }
         }
     }
@@ -308,7 +313,7 @@ impl Side {
                     .put(Self::put(key, lease, *ignore_lease))
                     .await?
                     .into_inner();
-                given(format!("put at {}", revision(put.header)))
+                Ok(given(format!("put at {}", revision(put.header))))
             }
             Step::Txn { puts } => {
                 let success = puts.iter().map(|(key, lease)| {
@@ -321,7 +326,7 @@ impl Side {
                     ..pb::TxnRequest::default()
                 };
                 let done = client.txn(txn).await?.into_inner();
-                given(format!("done at {}", revision(done.header)))
+                Ok(given(format!("done at {}", revision(done.header))))
             }
             Step::Delete { key } => {
                 let delete = pb::DeleteRangeRequest {
@@ -329,11 +334,11 @@ impl Side {
                     ..pb::DeleteRangeRequest::default()
                 };
                 let done = client.delete_range(delete).await?.into_inner();
-                given(format!(
+                Ok(given(format!(
                     "{} deleted at {}",
                     done.deleted,
                     revision(done.header)
-                ))
+                )))
             }
             other => unreachable!("{other:?} is not about keys"),
         }
@@ -351,11 +356,11 @@ impl Side {
                     .lock(lock(name, self.ids[*lease]))
                     .await?
                     .into_inner();
-                given(format!(
+                Ok(given(format!(
                     "holds {} at {}",
                     self.key(&locked.key),
                     revision(locked.header)
-                ))
+                )))
             }
             Step::LockAlone { name } => {
                 let locked = client.lock(lock(name, 0)).await?.into_inner();
@@ -389,7 +394,7 @@ impl Side {
             Step::Unlock { key } => {
                 let key = Bytes::from(key[self.at()].clone());
                 let unlocked = client.unlock(lp::UnlockRequest { key }).await?.into_inner();
-                given(format!("unlocked at {}", revision(unlocked.header)))
+                Ok(given(format!("unlocked at {}", revision(unlocked.header))))
             }
             other => unreachable!("{other:?} is not about locks"),
         }
@@ -408,10 +413,10 @@ impl Side {
                 let leader = won.leader.expect("it names the leader");
                 let (key, lease) = (self.key(&leader.key), self.lease(leader.lease));
                 let at = (leader.rev, revision(won.header));
-                given(format!(
+                Ok(given(format!(
                     "{:?} led by {key} of {lease} since and at {at:?}",
                     leader.name
-                ))
+                )))
             }
             Step::Proclaim { leader, value } => {
                 let proclaim = ep::ProclaimRequest {
@@ -419,7 +424,7 @@ impl Side {
                     value: value.to_string().into(),
                 };
                 let done = client.proclaim(proclaim).await?.into_inner();
-                given(format!("proclaimed at {}", revision(done.header)))
+                Ok(given(format!("proclaimed at {}", revision(done.header))))
             }
             Step::Resign { leader } => {
                 let leader = self.leader(leader.as_ref());
@@ -427,7 +432,7 @@ impl Side {
                     .resign(ep::ResignRequest { leader })
                     .await?
                     .into_inner();
-                given(format!("resigned at {}", revision(done.header)))
+                Ok(given(format!("resigned at {}", revision(done.header))))
             }
             Step::Leader { name } => {
                 let name = name.to_string().into();
@@ -436,7 +441,7 @@ impl Side {
                     .await?
                     .into_inner();
                 let kv = self.kv(&seen.kv.expect("a leader has a key"));
-                given(format!("{kv} at {}", revision(seen.header)))
+                Ok(given(format!("{kv} at {}", revision(seen.header))))
             }
             Step::Observe { name } => {
                 let name = name.to_string().into();
@@ -446,7 +451,7 @@ impl Side {
                     .into_inner();
                 let seen = seen.next().await.expect("somebody leads")?;
                 let kv = self.kv(&seen.kv.expect("a leader has a key"));
-                given(format!("{kv} at {}", revision(seen.header)))
+                Ok(given(format!("{kv} at {}", revision(seen.header))))
             }
             other => unreachable!("{other:?} is not about elections"),
         }
