@@ -287,17 +287,18 @@ impl Side {
                 let (id, at) = (self.lease(renewed.id), revision(renewed.header));
                 Ok(given(format!("{id} renewed for {} at {at}", renewed.ttl)))
             }
-            _ => {
-                let list = client
-                    .lease_leases(pb::LeaseLeasesRequest {})
-                    .await?
-                    .into_inner();
-                let mut ids: Vec<String> =
-                    list.leases.iter().map(|one| self.lease(one.id)).collect();
-                ids.sort();
-                Ok(given(format!("{ids:?} at {}", revision(list.header))))
-            }
+            _ => self.list().await,
         }
+    }
+
+    async fn list(&self) -> Result<Answer, Status> {
+        let mut client = self.clients.leases.clone();
+        let list = client.lease_leases(pb::LeaseLeasesRequest {}).await?;
+        let list = list.into_inner();
+        let mut ids: Vec<String> = list.leases.iter().map(|one| self.lease(one.id)).collect();
+        ids.sort();
+        let at = revision(list.header);
+        Ok(given(format!("{ids:?} at {at}")))
     }
 
     async fn on_keys(&mut self, step: &Step) -> Result<Answer, Status> {
