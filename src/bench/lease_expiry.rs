@@ -1,8 +1,8 @@
 //! Puts while leases end: what the end of many leases in one second does to the latency of others.
 //!
 //! Before the load, `--leases` leases are granted with one key each, and with such times to live that all of them end in the
-//! same second, `--lease-ttl` seconds after the first grant. The report tells puts before that second, puts from there on for as long
-//! as leases may be ending, and puts later apart. At the end no key of a lease may be left.
+//! same second, `--lease-ttl` seconds after the first grant. The report tells puts before that second, puts from there on for as
+//! long as leases may be ending, and puts later apart. At the end no key of a lease may be left.
 
 use super::args::Settings;
 use super::channel::{CallError, Channel, Method};

@@ -9,9 +9,9 @@
 //! - A lease that may have a checkpoint in the log is renewed only once the checkpoint is taken back, by a later entry:
 //!   else the next leader would give it less time than the client was told.
 //!
-//! So that a change of leaders does not reset what is left, leases are checkpointed: a long one in intervals, a short one when half of
-//! its time has gone without a renewal, and when half of the rest has. Clients renew earlier, hence living leases cost the log
-//! nothing.
+//! So that a change of leaders does not reset what is left, leases are checkpointed: a long one in intervals, a short one when
+//! half of its time has gone without a renewal, and when half of the rest has. Clients renew earlier, hence living leases cost
+//! the log nothing.
 //!
 //! `docs/leases.md` goes through every crash and change of leaders between these steps.
 
@@ -36,8 +36,8 @@ pub struct ClockSettings {
 const CHECKPOINT_LEFT_MIN: Millis = Millis(4_000);
 
 impl ClockSettings {
-    /// How long after now a lease is to be checkpointed, if it is not renewed before: `left` of `time` is left. The last ones find a
-    /// half and a quarter of a short lease left.
+    /// How long after now a lease is to be checkpointed, if it is not renewed before: `left` of `time` is left. The last ones
+    /// find a half and a quarter of a short lease left.
     fn next_checkpoint(self, left: Millis, time: Millis) -> Option<Millis> {
         let every = self.checkpoint_every;
         if left > every {
