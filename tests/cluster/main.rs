@@ -9,13 +9,17 @@
 //! - `QUORATE_TEST_NETWORK`: `hosts` for network namespaces and nothing else, `relay` for none.
 
 mod client;
+mod clients;
 mod crash;
 mod ctl;
 mod growth;
 #[path = "../support/history/mod.rs"]
 mod history;
 mod hosts;
+mod lease;
+mod lease_load;
 mod life;
+mod lock;
 mod membership;
 mod network;
 mod partition;
