@@ -12,6 +12,8 @@ mod client;
 mod clients;
 mod crash;
 mod ctl;
+#[cfg(feature = "failpoints")]
+mod failpoints;
 mod growth;
 #[path = "../support/history/mod.rs"]
 mod history;
