@@ -6,4 +6,5 @@ mod life;
 mod membership;
 mod refusals;
 mod serving;
+mod snapshot;
 mod support;
