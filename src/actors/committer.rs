@@ -90,8 +90,8 @@ pub struct Committed {
     pub commit_micros: u64,
 }
 
-/// Puts a received database, which is open and verified, in place of the present one. Answered by [`DatabaseReplaced`] when that is
-/// durable. What was asked for before is done first.
+/// Puts a received database, which is open and verified, in place of the present one. Answered by [`DatabaseReplaced`] when
+/// that is durable. What was asked for before is done first.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ReplaceDatabase {

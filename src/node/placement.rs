@@ -11,8 +11,8 @@
 //! | snapshots | its own | its own |
 //! | client connections | core, or API arbiters if configured | API arbiters |
 //!
-//! The WAL writer, the committer and snapshots block on the disk, so nothing ever shares their threads. On a small machine a cross-thread
-//! wake-up costs more than the work it hands over, so everything else stays together there.
+//! The WAL writer, the committer and snapshots block on the disk, so nothing ever shares their threads. On a small machine a
+//! cross-thread wake-up costs more than the work it hands over, so everything else stays together there.
 
 use crate::config::{RuntimeConfig, Spread};
 use actix_rt::{Arbiter, ArbiterHandle};

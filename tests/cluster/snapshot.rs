@@ -165,7 +165,8 @@ async fn written(port: u16, prefix: &str) -> BTreeMap<String, usize> {
 
 /// The keys that a watch printed, in order.
 fn watched(output: &Path) -> Vec<String> {
-    let text = fs::read_to_string(output).unwrap_or_default();
+    // Values are any bytes.
+    let text = String::from_utf8_lossy(&fs::read(output).unwrap_or_default()).into_owned();
     let lines: Vec<&str> = text.lines().collect();
     let puts = lines.iter().enumerate().filter(|(_, line)| **line == "PUT");
     puts.filter_map(|(at, _)| lines.get(at + 1).map(|key| (*key).to_owned()))

@@ -1,8 +1,8 @@
 //! Snapshots, as the Raft node sees them: who needs one, how much of the log stays and for whom, and when a received one counts.
 //!
-//! Entries stay in the log for members that lack them, but only up to a bound in entries and bytes: past it they go as soon as the
-//! database of this member has them, and whoever comes back later gets a snapshot. While one is on its way, and until its receiver
-//! has caught up, the entries after it stay, or the receiver would need the next one at once.
+//! Entries stay in the log for members that lack them, but only up to a bound in entries and bytes: past it they go as soon as
+//! the database of this member has them, and whoever comes back later gets a snapshot. While one is on its way, and until its
+//! receiver has caught up, the entries after it stay, or the receiver would need the next one at once.
 
 use super::RaftNode;
 use crate::{

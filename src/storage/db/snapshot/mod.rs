@@ -11,8 +11,9 @@
 //! end                         how many of each, and the CRC32C of all bytes from the first blob on
 //! ```
 //!
-//! Bytes are cut into chunks anywhere. [`Export`] writes the stream a chunk at a time, [`Import`] takes it so; both hold one chunk
-//! and one item at most. Nothing but the header says what a blob means: blobs that are the sender's alone are left out by name.
+//! Bytes are cut into chunks anywhere. [`Export`] writes the stream a chunk at a time, [`Import`] takes it so; both hold one
+//! chunk and one item at most, and [`Import`] a batch of 4 MiB.
+//! Nothing but the header says what a blob means: blobs that are the sender's alone are left out by name.
 
 mod export;
 mod import;
