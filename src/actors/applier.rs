@@ -424,11 +424,11 @@ impl Handler<DatabaseReplaced> for Applier {
 }
 
 impl Handler<ListLeaseKeys> for Applier {
-    type Result = Vec<Bytes>;
+    type Result = Option<Vec<Bytes>>;
 
     fn handle(&mut self, list: ListLeaseKeys, _: &mut Self::Context) -> Self::Result {
-        let lease = self.machine.leases().get(list.id);
-        lease.map_or_else(Vec::new, |lease| lease.keys.iter().cloned().collect())
+        let lease = self.machine.leases().get(list.id)?;
+        Some(lease.keys.iter().cloned().collect())
     }
 }
 

@@ -4,7 +4,6 @@
 use crate::ctl::{etcdctl, eventually, leader, same_history, statuses};
 use crate::support::{Cluster, Member, quorate};
 use base64::prelude::{BASE64_STANDARD, Engine};
-use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
@@ -34,12 +33,10 @@ async fn forgetful(bytes_per_sec: &str) -> Cluster {
 }
 
 fn forgets(member: &mut Member, bytes_per_sec: &str) {
+    let set = |name: &str, value: &str| (format!("QUORATE_STORAGE_{name}"), value.to_owned());
     member.env = vec![
-        ("QUORATE_STORAGE_LOG_KEEP_ENTRIES", "100".to_owned()),
-        (
-            "QUORATE_STORAGE_SNAPSHOT_BYTES_PER_SEC",
-            bytes_per_sec.to_owned(),
-        ),
+        set("LOG_KEEP_ENTRIES", "100"),
+        set("SNAPSHOT_BYTES_PER_SEC", bytes_per_sec),
     ];
 }
 
@@ -197,14 +194,14 @@ async fn clients_of_a_member_that_gets_one_stay_and_miss_nothing() {
     for round in 1..=2 {
         fill(&ports, &format!("k/{round}/before/"), 100).await;
         let leads = leader(&ports).await;
-        cluster.members[slow].signal(Signal::STOP);
+        cluster.members[slow].freeze();
         let alive = others(&cluster, slow);
         fill(&alive, &format!("k/{round}/while/"), 1_500).await;
         // What was on its way to it is gone with the connection, the rest with the log.
         let lost = format!("({name}, 127.0.0.1:{peer}): connection");
         said(&cluster.members[leads], &lost, round).await;
         said(&cluster.members[leads], BEHIND, round).await;
-        cluster.members[slow].signal(Signal::CONT);
+        cluster.members[slow].thaw();
         said(&cluster.members[slow], IN_PLACE, round).await;
         same_history(&ports).await;
     }

@@ -36,8 +36,7 @@ pub(crate) struct Member {
     pub(crate) client: u16,
     pub(crate) peer: u16,
     pub(crate) args: Vec<String>,
-    /// Settings that have no flag, as the environment spells them.
-    pub(crate) env: Vec<(&'static str, String)>,
+    pub(crate) env: Vec<(String, String)>,
     child: Option<Child>,
     folder: PathBuf,
 }
@@ -168,7 +167,7 @@ impl Member {
             .arg(format!("--peer-listen=127.0.0.1:{}", self.peer))
             .args(&self.args)
             .env("QUORATE_STORAGE_WAL_SEGMENT_BYTES", "4194304")
-            .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .envs(self.env.iter().cloned())
             .stdout(Stdio::null())
             .stderr(log);
         command
@@ -180,11 +179,20 @@ impl Member {
         child.kill().await.expect("the child can be killed");
     }
 
-    /// Sends the process a signal, such as `STOP` or `CONT`.
-    pub(crate) fn signal(&self, signal: Signal) {
+    /// `kill -STOP`: it keeps its connections and its memory, and does nothing.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// `kill -CONT`.
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
         let id = self.child.as_ref().and_then(Child::id);
-        let id = id.and_then(|id| Pid::from_raw(id.cast_signed()));
-        kill_process(id.expect("a running member"), signal).expect("the signal is sent");
+        let id = id.and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        kill_process(id.expect("a running member"), signal).expect("it takes signals");
     }
 
     /// Waits for the process to end by itself.
