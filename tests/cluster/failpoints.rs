@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 /// Entries that the members keep for others: so few that whoever was away for a moment needs a snapshot.
-const LOG_KEEP_ENTRIES: &str = "64";
+const LOG_KEEP_ENTRIES: &str = "100";
 /// How long a member is away before it comes back to crash. The others write far more than they keep.
 const AWAY: Duration = Duration::from_millis(1_500);
 /// A point is passed up to so many times before the crash.
@@ -76,6 +76,7 @@ fn is_rare(point: FailPoint) -> bool {
             | P::BeforeSnapshotReceive
             | P::AfterSnapshotReceive
             | P::BeforeSnapshotSwitch
+            | P::AfterSnapshotRename
             | P::AfterSnapshotSwitch
     )
 }
@@ -113,7 +114,8 @@ async fn stir(scene: &mut Scene, member: usize, turn: usize) {
             scene.compact((member + 1) % 3).await;
         }
         1 => {
-            let look = etcdctl(&[all[member]], &["watch", "", "--prefix"]);
+            let own = [all[member]];
+            let look = etcdctl(&own, &["watch", "", "--prefix"]);
             drop(timeout(LOOK, look).await);
         }
         2 => {
