@@ -32,6 +32,8 @@ pub mod requests;
 pub mod restore;
 pub mod store;
 pub mod wal_writer;
+#[cfg(test)]
+mod watch_gaps;
 pub mod watch_hub;
 mod watch_outbox;
 pub mod watch_stream;

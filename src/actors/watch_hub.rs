@@ -162,6 +162,8 @@ pub struct WatchCounts {
     pub synced: usize,
     /// Bytes of recent events.
     pub recent_bytes: usize,
+    /// Bytes queued for all streams. Events that several streams wait for count for each.
+    pub queued_bytes: usize,
 }
 
 impl Actor for WatchHub {
@@ -179,12 +181,8 @@ impl Handler<EventsApplied> for WatchHub {
     fn handle(&mut self, applied: EventsApplied, ctx: &mut Self::Context) {
         let view = &applied.published.view;
         let newest = view.window.newest;
-        let dealt = self
-            .watches
+        self.watches
             .publish(applied.records, newest, view, &mut self.outboxes);
-        if self.survives(dealt).is_none() {
-            return;
-        }
         self.unpark();
         self.read_on(ctx);
     }
@@ -256,6 +254,7 @@ impl Handler<CountWatches> for WatchHub {
             watchers: self.watches.len(),
             synced: self.watches.synced(),
             recent_bytes: self.watches.recent_bytes(),
+            queued_bytes: self.bell.queued_bytes(),
         }
     }
 }
@@ -327,13 +326,9 @@ impl WatchHub {
                 self.bell.nudge();
                 break;
             }
-            let read = self
-                .watches
-                .read_recent(&published.view, &mut self.outboxes);
-            match self.survives(read) {
-                Some(true) => {}
-                Some(false) => break,
-                None => return,
+            let view = &published.view;
+            if !self.watches.read_recent(view, &mut self.outboxes) {
+                break;
             }
         }
         while self.history_reads < HISTORY_READS_MAX {
