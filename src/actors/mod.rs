@@ -35,5 +35,6 @@ pub mod wal_writer;
 #[cfg(test)]
 mod watch_gaps;
 pub mod watch_hub;
+pub mod watch_messages;
 mod watch_outbox;
 pub mod watch_stream;
