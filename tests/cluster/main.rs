@@ -1,9 +1,15 @@
 //! Several members as real processes, driven by the real etcdctl: they form a cluster, serve everywhere, and lose nothing when
 //! one of them dies.
 
+mod client;
 mod ctl;
+mod follow;
+mod guarantees;
+mod history;
 mod life;
 mod membership;
 mod refusals;
 mod serving;
+mod storm;
 mod support;
+mod watch;

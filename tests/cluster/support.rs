@@ -1,5 +1,6 @@
 //! Members as child processes, with certificates of one authority in one folder.
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::env;
 use std::fs::{self, OpenOptions};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -173,6 +174,29 @@ impl Member {
     pub(crate) async fn kill(&mut self) {
         let mut child = self.child.take().expect("a running member");
         child.kill().await.expect("the child can be killed");
+    }
+
+    /// `kill -STOP`: it keeps its connections and its memory, and does nothing.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// `kill -CONT`.
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    /// `kill -TERM`, and waits for the end.
+    pub(crate) async fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let status = self.stopped().await;
+        assert!(status.success(), "{} stops in good order", self.name);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = self.child.as_ref().and_then(Child::id);
+        let id = id.and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        kill_process(id.expect("a running member"), signal).expect("it takes signals");
     }
 
     /// Waits for the process to end by itself.
