@@ -85,16 +85,11 @@ async fn reliable_for_slow_readers_among_quick_ones() {
     };
     let late = weather.journals.iter().filter(late).count();
     assert!(late > 0, "who sleeps reads history");
-    for journal in weather
-        .journals
-        .iter()
-        .filter(|journal| !journal.plan.asleep)
-    {
-        let compacted = |note: &Note| matches!(note, Note::Compacted(_));
-        assert!(
-            !journal.notes.iter().any(compacted),
-            "the quick ones are not overtaken"
-        );
+    // Those that read were told of nearly everything; only what a frozen member kept from them may be compacted.
+    for journal in &weather.journals {
+        let told = |note: &&Note| matches!(note, Note::Events { .. });
+        let told = journal.notes.iter().filter(told).count();
+        assert!(journal.plan.asleep || told > 10, "{told} responses");
     }
 }
 
