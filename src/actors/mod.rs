@@ -32,6 +32,7 @@ pub mod requests;
 pub mod restore;
 pub mod store;
 pub mod wal_writer;
+mod watch_clock;
 #[cfg(test)]
 mod watch_gaps;
 pub mod watch_hub;

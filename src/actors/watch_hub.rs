@@ -7,6 +7,7 @@
 use super::{
     fail_stop::Lifeline,
     requests::{Published, RequestError},
+    watch_clock::ProgressClock,
     watch_outbox::{Bell, Outbox, Ring},
 };
 use crate::{
@@ -25,7 +26,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 
 /// Messages that may wait. Front ends wait for a place; the applier does not, see [`EventsApplied`].
 const MAILBOX_MAX: usize = 16_384;
@@ -44,7 +48,9 @@ const RECENT_READS_PER_TURN: usize = 4;
 pub struct WatchHub {
     watches: Watches,
     outboxes: Outboxes,
-    timers: BTreeMap<StreamId, SpawnHandle>,
+    clock: ProgressClock,
+    /// The timer for the stream that is due next, and when that is.
+    timer: Option<(Instant, SpawnHandle)>,
     /// Requests that wait for the batch of a view which is visible already, oldest first.
     parked: VecDeque<(Revision, StreamRequest, oneshot::Sender<()>)>,
     next_stream: u64,
@@ -87,7 +93,8 @@ impl WatchHub {
         Self {
             watches: Watches::new(newest, bounds, clock::entropy()),
             outboxes: Outboxes::default(),
-            timers: BTreeMap::new(),
+            clock: ProgressClock::default(),
+            timer: None,
             parked: VecDeque::new(),
             next_stream: 0,
             history_reads: 0,
@@ -204,10 +211,8 @@ impl Handler<OpenStream> for WatchHub {
         self.outboxes.0.insert(stream, outbox.clone());
         self.watches.open(stream);
         let interval = jittered(self.progress_interval);
-        let timer = ctx.run_interval(interval, move |hub, _| {
-            hub.watches.progress_due(stream, &mut hub.outboxes);
-        });
-        self.timers.insert(stream, timer);
+        self.clock.add(stream, interval, clock::now());
+        self.set_timer(ctx);
         Ok(StreamOpened { outbox })
     }
 }
@@ -238,7 +243,8 @@ impl Handler<EndStreams> for WatchHub {
             self.watches.close(stream);
         }
         self.outboxes.0.clear();
-        for timer in std::mem::take(&mut self.timers).into_values() {
+        self.clock = ProgressClock::default();
+        if let Some((_, timer)) = self.timer.take() {
             ctx.cancel_future(timer);
         }
         self.parked.clear();
@@ -260,6 +266,28 @@ impl Handler<CountWatches> for WatchHub {
 }
 
 impl WatchHub {
+    /// Wakes up when the next stream is due.
+    fn set_timer(&mut self, ctx: &mut Context<Self>) {
+        let Some(next) = self.clock.next() else {
+            return;
+        };
+        if let Some((at, timer)) = self.timer {
+            if at <= next {
+                return;
+            }
+            ctx.cancel_future(timer);
+        }
+        let wait = next.saturating_duration_since(clock::now());
+        let timer = ctx.run_later(wait, |hub, ctx| {
+            hub.timer = None;
+            for stream in hub.clock.take_due(clock::now()) {
+                hub.watches.progress_due(stream, &mut hub.outboxes);
+            }
+            hub.set_timer(ctx);
+        });
+        self.timer = Some((next, timer));
+    }
+
     /// Waits for news from front ends, again and again.
     fn listen(&mut self, ctx: &mut Context<Self>) {
         let bell = self.bell.clone();
@@ -278,9 +306,7 @@ impl WatchHub {
                 Ring::Left(stream) => {
                     self.watches.close(stream);
                     self.outboxes.0.remove(&stream);
-                    if let Some(timer) = self.timers.remove(&stream) {
-                        ctx.cancel_future(timer);
-                    }
+                    self.clock.remove(stream);
                 }
             }
         }

@@ -1,9 +1,13 @@
 //! Many streams, some of them never read: what they hold is bounded, and the others do not notice.
 
 use super::{all, counts, home, put};
-use quorate::{actors::watch_hub::WatchRequest, clock};
 use quorate::{
-    actors::watch_stream::{Watch, WatchStream},
+    actors::{
+        requests::RequestError,
+        watch_hub::WatchRequest,
+        watch_stream::{Watch, WatchStream},
+    },
+    clock,
     kv::watch::Body,
     types::Revision,
 };
@@ -150,5 +154,31 @@ async fn a_client_that_asks_and_never_reads_is_made_to_wait() {
         flood.await.unwrap() >= held.watchers,
         "and ends with its stream"
     );
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_have_a_bound() {
+    let home = home();
+    let node = home.start();
+    let requests = node.requests();
+    let mut open = Vec::new();
+    let refused = loop {
+        match requests.watch_stream().await {
+            Ok(stream) => open.push(stream),
+            Err(refused) => break refused,
+        }
+    };
+    assert!(
+        matches!(refused, RequestError::TooManyRequests),
+        "{refused:?}"
+    );
+    assert_eq!(open.len(), 1 << 16, "as docs/watch.md says");
+    open.truncate(1_000);
+    // The hub hears of those that left before it answers the next one, or soon.
+    while counts(requests).await.streams > 1_000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(requests.watch_stream().await.is_ok(), "there is room again");
     node.stop().await;
 }
