@@ -27,7 +27,7 @@ use tokio::sync::watch;
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 /// Where the lines go that tell what happens.
-pub(crate) type Say = fn(&str);
+type Say = fn(&str);
 
 /// A service with a configuration: the keys under `config/`.
 struct Service {
@@ -162,7 +162,7 @@ async fn until(running: &mut Running, revision: Revision) -> Outcome<()> {
 }
 
 /// The whole story, with a node on `data_dir`.
-pub(crate) async fn story(data_dir: &Path, say: Say) -> Outcome<()> {
+async fn story(data_dir: &Path, say: Say) -> Outcome<()> {
     let node = Node::start(&Config {
         data_dir: data_dir.to_owned(),
         ..Config::default()

@@ -36,6 +36,8 @@ pub enum Workload {
     LeaseGrant,
     /// Renew leases, one stream a client
     LeaseKeepalive,
+    /// Write random keys while --leases leases with a key each end in the same second
+    LeaseExpiry,
     /// Count the keys of the prefix (filled first)
     Count,
     /// Write every key of the key space once
@@ -124,6 +126,12 @@ pub struct BenchArgs {
     /// Further watchers of watch-fanout, of all keys, each on a connection of its own that nobody reads
     #[arg(long, default_value_t = 0)]
     pub stalled: usize,
+    /// Leases of lease-expiry
+    #[arg(long, default_value_t = 20_000)]
+    pub leases: u64,
+    /// Seconds from the first grant of lease-expiry to the second in which all leases end
+    #[arg(long, default_value_t = 30)]
+    pub lease_ttl: u64,
     /// The key space is filled already: do not fill it
     #[arg(long)]
     pub no_fill: bool,
@@ -168,6 +176,8 @@ impl Settings {
         )?;
         within("keys", args.keys, 1, 9_999_999_999)?;
         within("watchers", args.watchers as u64, 1, 1_000_000)?;
+        within("leases", args.leases, 1, 10_000_000)?;
+        within("lease-ttl", args.lease_ttl, 2, 86_400)?;
         within("streams", args.streams as u64, 1, 100_000)?;
         within("stalled", args.stalled as u64, 0, 10_000)?;
         if args.distinct {

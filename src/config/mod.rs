@@ -238,6 +238,19 @@ pub struct Sources {
     pub flags: Vec<(&'static str, &'static str, String)>,
 }
 
+/// Reads `data` as a configuration file: it is one, or the error names what is wrong.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let mut layers = Layers::defaults();
+    let read = layers.lay_file(std::path::Path::new("node.toml"), text);
+    if let Err(error) = read.and_then(|()| check(&layers).map(drop)) {
+        assert!(!error.to_string().is_empty(), "an error says what is wrong");
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         let checked = check(&Layers::defaults());

@@ -2,11 +2,15 @@
 //! one of them dies.
 
 mod client;
+mod clients;
 mod ctl;
 mod follow;
 mod guarantees;
 mod history;
+mod lease;
+mod lease_load;
 mod life;
+mod lock;
 mod membership;
 mod refusals;
 mod serving;

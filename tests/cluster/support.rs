@@ -36,6 +36,7 @@ pub(crate) struct Member {
     pub(crate) client: u16,
     pub(crate) peer: u16,
     pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
     child: Option<Child>,
     folder: PathBuf,
 }
@@ -103,6 +104,7 @@ impl Cluster {
                 format!("--peer-key={}", file(format!("{name}-key.pem"))),
                 format!("--peer-ca={}", file("ca.pem".to_owned())),
             ],
+            env: Vec::new(),
             child: None,
             folder: folder.clone(),
         });
@@ -165,6 +167,7 @@ impl Member {
             .arg(format!("--peer-listen=127.0.0.1:{}", self.peer))
             .args(&self.args)
             .env("QUORATE_STORAGE_WAL_SEGMENT_BYTES", "4194304")
+            .envs(self.env.iter().cloned())
             .stdout(Stdio::null())
             .stderr(log);
         command
