@@ -1,6 +1,6 @@
 //! A client that follows a range through everything: it writes down what it is told, and goes on elsewhere when its stream ends.
 
-use crate::client::{Members, revision};
+use super::members::{Members, revision};
 use bytes::Bytes;
 use quorate::api::proto::etcdserverpb::{
     WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,

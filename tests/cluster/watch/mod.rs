@@ -2,18 +2,23 @@
 //!
 //! Each test replays the true history, which is read revision by revision, and compares it event by event.
 
-use crate::client::{Members, all_of, delete, put, revision};
+mod follow;
+mod guarantees;
+mod members;
+mod storm;
+mod truth;
+
 use crate::ctl::leader;
-use crate::follow::{Journal, Note, Plan, Stream, modified};
-use crate::guarantees;
-use crate::history::History;
-use crate::storm::{Weather, weather};
 use crate::support::Cluster;
 use bytes::Bytes;
+use follow::{Journal, Note, Plan, Stream, modified};
+use members::{Members, all_of, delete, put, revision};
 use quorate::api::proto::etcdserverpb::{RangeRequest, WatchCreateRequest};
 use quorate::api::proto::mvccpb::Event;
 use std::collections::BTreeSet;
+use storm::{Weather, weather};
 use tonic::Code;
+use truth::History;
 
 /// Followers of different ranges, from the past and from now on, with and without earlier states, two at each member.
 fn plans() -> Vec<Plan> {

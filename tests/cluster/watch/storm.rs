@@ -4,10 +4,10 @@
 //! frozen, another one is elected, and the old one wakes up; another compaction; the leader is killed and comes back; a member is
 //! stopped in good order and comes back.
 
-use crate::client::{Members, all_of, delete, put};
+use super::follow::{END, Journal, Plan, follow};
+use super::members::{Members, all_of, delete, put};
+use super::truth::History;
 use crate::ctl::leader;
-use crate::follow::{END, Journal, Plan, follow};
-use crate::history::History;
 use crate::support::Cluster;
 use bytes::Bytes;
 use fastrand::Rng;

@@ -1,6 +1,6 @@
 //! The true history of a store, read revision by revision, and what a watch must have seen of it.
 
-use crate::client::{Members, revision};
+use super::members::{Members, revision};
 use bytes::Bytes;
 use quorate::api::proto::etcdserverpb::RangeRequest;
 use quorate::api::proto::mvccpb::KeyValue;

@@ -1,7 +1,7 @@
 //! etcd's promises about watches, each as a check of what one follower wrote down against the true history.
 
-use crate::follow::{Journal, Note, modified};
-use crate::history::{Change, History};
+use super::follow::{Journal, Note, modified};
+use super::truth::{Change, History};
 use bytes::Bytes;
 use quorate::api::proto::mvccpb::{Event, event::EventType};
 use std::collections::BTreeSet;
