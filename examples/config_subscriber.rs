@@ -1,7 +1,7 @@
 //! A config subscriber: an actor that keeps its own copy of a configuration, and is told of every change of it, once.
 //!
-//! Run it with `cargo run --example config_subscriber`. It keeps its data in a fresh folder under the system's temporary directory
-//! and removes it at the end.
+//! Run it with `cargo run --example config_subscriber`. It keeps its data in a fresh folder under the system's temporary
+//! directory and removes it at the end.
 
 #![expect(clippy::print_stdout, reason = "it shows what it does")]
 
