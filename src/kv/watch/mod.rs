@@ -18,8 +18,8 @@
 //! 12. When the stream has room again, A goes the way B went.
 //!
 //! An event can carry the state before it. Publishing a change never reads a disk for that: the state is among the recent
-//! events or the records on their way to the database, or else the watchers that want it take a turn and read it there, and nobody else
-//! waits for them.
+//! events or the records on their way to the database, or else the watchers that want it take a turn and read it there, and
+//! nobody else waits for them.
 
 pub mod catch_up;
 mod event;
