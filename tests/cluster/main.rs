@@ -3,6 +3,7 @@
 
 mod clients;
 mod ctl;
+mod embedded;
 mod lease;
 mod lease_load;
 mod life;

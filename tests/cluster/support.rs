@@ -16,7 +16,7 @@ use tokio::time::timeout;
 static NEXT: AtomicU16 = AtomicU16::new(0);
 const STOP_MAX: Duration = Duration::from_mins(1);
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let start = u16::try_from(process::id() % 200 * 50).expect("below the count");
     for _ in 0..10_000 {
         let port = 10_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
