@@ -207,9 +207,10 @@ async fn leases(stores: &[Addr<Store>; 3]) {
         let ask = ReadLeaseTime { id, keys: true };
         let time = store.send(ask).await.expect("it lives").expect("an answer");
         let time = time.expect("the lease lives");
-        assert_eq!((time.ttl_secs, time.keys), (600, vec!["leased".into()]));
+        let found = (time.ttl_secs, time.keys);
+        assert_eq!(found, (600, vec!["leased".into()]), "any member tells");
         let renewed = store.send(KeepLeaseAlive { id }).await.expect("it lives");
-        assert_eq!(renewed.expect("an answer"), Some(600));
+        assert_eq!(renewed.expect("an answer"), Some(600), "at any member");
         let start = clock::now();
         while *store
             .send(ListLeases)
@@ -230,7 +231,7 @@ async fn leases(stores: &[Addr<Store>; 3]) {
         .expect("it lives")
         .expect("it is there");
     let gone = one.send(KeepLeaseAlive { id }).await.expect("it lives");
-    assert_eq!(gone.expect("an answer"), None);
+    assert_eq!(gone.expect("an answer"), None, "it was revoked");
     in_line(other, "leased", 0).await;
 }
 
@@ -247,7 +248,7 @@ async fn locks(stores: &[Addr<Store>; 3], first: LeaseId, second: LeaseId) {
         .expect("it is free");
     let waits = actix::spawn(other.send(take(second)));
     in_line(third, "L", 2).await;
-    assert!(!waits.is_finished());
+    assert!(!waits.is_finished(), "somebody holds it");
     let release = ReleaseLock { key: held.key };
     third
         .send(release)
