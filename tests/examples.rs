@@ -5,12 +5,20 @@
     reason = "helpers of tests: what cannot be unwrapped fails the test"
 )]
 
+use std::env;
 use std::process::Command;
 
 /// Runs an example to its end and gives the lines it printed. It is built first if it is not there as it should be.
 fn run(example: &str) -> Vec<String> {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
     let mut command = Command::new(env!("CARGO"));
+    // What cargo tells a test about its package would have dependencies built anew.
+    for (name, _) in env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST") {
+            command.env_remove(&*name);
+        }
+    }
     command.args([
         "run",
         "--quiet",

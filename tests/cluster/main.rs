@@ -12,6 +12,7 @@ mod client;
 mod clients;
 mod crash;
 mod ctl;
+mod embedded;
 mod growth;
 #[path = "../support/history/mod.rs"]
 mod history;
