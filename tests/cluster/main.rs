@@ -12,6 +12,7 @@ mod client;
 mod clients;
 mod crash;
 mod ctl;
+mod embedded;
 #[cfg(feature = "failpoints")]
 mod failpoints;
 mod growth;
@@ -32,5 +33,6 @@ mod scene;
 mod serving;
 mod snapshot;
 mod support;
+mod watch;
 mod wire;
 mod workload;
