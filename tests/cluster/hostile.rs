@@ -114,7 +114,7 @@ async fn unmoved(cluster: &Cluster, value: &str, text: &str) {
     let ports = cluster.ports();
     etcdctl(&ports[..1], &["put", "k", value]).await.ok();
     let got = etcdctl(&ports[1..2], &["get", "k", "--print-value-only"]).await;
-    assert_eq!(got.ok().trim(), value);
+    assert_eq!(got.ok().trim(), value, "it is read at another member");
     for _ in 0..600 {
         if cluster.members[0].log().contains(text) {
             return;

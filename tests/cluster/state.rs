@@ -14,7 +14,7 @@ const CORRUPT: &str = "etcdserver: corrupt cluster";
 /// Every checksum is right, so its start finds nothing wrong.
 fn alter(stopped: &Member) {
     const REVISION: &str = "store.revision";
-    let disk = RealDisk::open(&stopped.data_dir()).expect("nobody else has the directory");
+    let disk = RealDisk::open(stopped.data_dir()).expect("nobody else has the directory");
     let whose = member::read(&disk).expect("the identity can be read");
     let whose = whose.expect("the member has run");
     let identity = Identity {
