@@ -27,7 +27,6 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 use tokio::sync::oneshot;
 
@@ -186,35 +185,6 @@ fn a_failed_disk_stops_the_member_and_nothing_is_acknowledged_after() {
             );
         });
     }
-}
-
-#[test]
-fn a_stalled_disk_holds_up_writes_and_nothing_else() {
-    let disk = Arc::new(SimDisk::new(1));
-    let shared: Arc<dyn Disk> = disk.clone();
-    paused_system().block_on(async move {
-        let fail_stop = FailStop::new(|reason| panic!("{reason}"));
-        let node = LocalNode::start(&Config::default(), &shared, &fail_stop).unwrap();
-        let requests = node.requests().clone();
-        requests.put(put("k", "before")).await.unwrap();
-        assert_eq!(requests.status().disk.stalled_ms, None);
-        disk.stall(Duration::from_secs(60));
-        let writer = requests.clone();
-        let write = actix::spawn(async move { writer.put(put("k", "after")).await });
-        while requests.status().disk.stalled_ms.is_none() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        assert!(!write.is_finished(), "nothing is durable");
-        let read = requests.range(prefix("k", "l")).await.unwrap();
-        let kv = KeyValue::decode(&read.kvs[0]).unwrap();
-        assert_eq!(kv.value.as_ref(), b"before", "reads go on");
-        disk.stall(Duration::ZERO);
-        let done = write.await.unwrap().unwrap();
-        assert_eq!(done.revision, Revision(3));
-        while requests.status().disk.stalled_ms.is_some() {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    });
 }
 
 /// Writers of one life of a member: what was acknowledged, by key.

@@ -28,7 +28,8 @@ fn processes() -> Vec<(String, Vec<String>)> {
         .collect()
 }
 
-/// Starts each line of the Procfile in an empty folder. Its ports are etcd's own, so other ones are put in their place: who runs the
+/// Starts each line of the Procfile in an empty folder. Its ports are etcd's own, so other ones are put in their place: who
+/// runs the
 /// tests may run an etcd.
 #[tokio::test]
 async fn every_line_of_the_procfile_runs_a_member_and_they_form_a_cluster() {
