@@ -12,6 +12,7 @@ mod client;
 mod clients;
 mod crash;
 mod ctl;
+mod embedded;
 mod growth;
 mod hashkv;
 #[path = "../support/history/mod.rs"]
@@ -37,5 +38,6 @@ mod standing;
 mod state;
 mod support;
 mod survivor;
+mod watch;
 mod wire;
 mod workload;
