@@ -15,10 +15,14 @@ use crate::{
         view::StoredRecords,
         watch::Visit,
     },
-    storage::db::{Applied, CommitBatch, Db, DbReader},
+    storage::{
+        db::{Applied, CommitBatch, Db, DbReader},
+        disk::Disk,
+    },
     types::{LogIndex, Rev, Revision},
 };
 use actix::prelude::*;
+use std::sync::Arc;
 
 /// Messages that may wait: one batch and one compaction step.
 const MAILBOX_MAX: usize = 16;
@@ -27,14 +31,20 @@ const MAILBOX_MAX: usize = 16;
 #[derive(Debug)]
 pub struct Committer {
     db: Db,
+    disk: Arc<dyn Disk>,
     applier: Recipient<Committed>,
     life: Lifeline,
 }
 
 impl Committer {
-    /// A committer that reports to `applier`.
-    pub fn new(db: Db, applier: Recipient<Committed>, life: Lifeline) -> Self {
-        Self { db, applier, life }
+    /// A committer to `disk`, where `db` is, that reports to `applier`.
+    pub fn new(db: Db, disk: Arc<dyn Disk>, applier: Recipient<Committed>, life: Lifeline) -> Self {
+        Self {
+            db,
+            disk,
+            applier,
+            life,
+        }
     }
 }
 
@@ -102,7 +112,19 @@ impl Actor for Committer {
 impl Handler<CommitRevisions> for Committer {
     type Result = ();
 
-    fn handle(&mut self, commit: CommitRevisions, _: &mut Self::Context) {
+    fn handle(&mut self, commit: CommitRevisions, ctx: &mut Self::Context) {
+        let takes = self.disk.takes();
+        if takes.is_zero() {
+            self.commit(&commit);
+            return;
+        }
+        let waited = tokio::time::sleep(takes).into_actor(self);
+        ctx.wait(waited.map(move |(), committer, _| committer.commit(&commit)));
+    }
+}
+
+impl Committer {
+    fn commit(&mut self, commit: &CommitRevisions) {
         let start = clock::now();
         if let Err(error) = self.db.commit(&commit.batch) {
             self.life

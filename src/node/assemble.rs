@@ -4,6 +4,7 @@
 //! channel that is filled once all addresses exist; the first thing it does is to take them.
 
 use super::{
+    network::PeerWay,
     placement::Placement,
     recover::{Recovery, client_urls},
 };
@@ -16,7 +17,7 @@ use crate::{
         index::Index,
         lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
         leases::{ForwardLeaseCalls, LeaseKeysPeer, LeasePeers},
-        peer_hub::{ClosePeers, HubPeers, PeerHub},
+        peer_hub::{ClosePeers, HubPeers, PeerHub, PeerPorts},
         raft_node::{PeerLinks, RaftNode, RaftPacing, RaftPeers, RaftStatus, SelfInfo},
         requests::{Identity, Published, RequestLimits, RequestPeers, Requests},
         wal_writer::{SealLog, WalWriter},
@@ -29,7 +30,7 @@ use crate::{
     },
     net::Listener,
     raft,
-    storage::{db::Db, wal::Wal},
+    storage::{db::Db, disk::Disk, wal::Wal},
     types::{LogIndex, Millis, Term},
 };
 use actix::prelude::*;
@@ -58,7 +59,7 @@ pub(super) struct Running {
     pub requests: Vec<Requests>,
     applier: Addr<Applier>,
     wal: Addr<WalWriter>,
-    hub: Option<Addr<PeerHub>>,
+    hub: Option<PeerPorts>,
     watches: Addr<WatchHub>,
 }
 
@@ -70,7 +71,7 @@ pub(super) struct Running {
 pub(super) fn assemble(
     config: &Config,
     recovery: Recovery,
-    listener: Option<Listener>,
+    way: PeerWay<'_>,
     placement: &Placement,
     fail_stop: &FailStop,
 ) -> Running {
@@ -88,12 +89,12 @@ pub(super) fn assemble(
 
     // The Raft node first: all others report to it.
     let (raft_peers, raft_node) = starting.raft_node(recovery.raft, identity);
-    let hub = listener.map(|listener| starting.peer_hub(listener, &raft_node));
+    let hub = starting.peers(way, identity, &raft_node);
     let log = recovery.wal.reader();
-    let wal = starting.wal_writer(recovery.wal, &raft_node);
+    let wal = starting.wal_writer(recovery.wal, &recovery.disk, &raft_node);
     let (applier_peers, apply_loop) = starting.applier(state.applier);
     let index = starting.index(recovery.tree, &apply_loop);
-    let committer = starting.committer(recovery.db, &apply_loop);
+    let committer = starting.committer(recovery.db, &recovery.disk, &apply_loop);
     let (lease_peers, lease_manager) = starting.lease_manager(state.leases);
     let leader = hub.is_some().then(|| raft_node.clone().recipient());
     let (compactor_peers, compactor) = starting.compactor(state.compaction);
@@ -155,11 +156,11 @@ pub(super) fn assemble(
     }
 }
 
-fn links_of(hub: &Addr<PeerHub>) -> PeerLinks {
+fn links_of(hub: &PeerPorts) -> PeerLinks {
     PeerLinks::Hub {
-        send: hub.clone().recipient(),
-        forward: hub.clone().recipient(),
-        book: hub.clone().recipient(),
+        send: hub.send.clone(),
+        forward: hub.forward.clone(),
+        book: hub.book.clone(),
     }
 }
 
@@ -296,7 +297,12 @@ impl Starting<'_> {
         REQUEST_TIMEOUT_BASE + self.config.raft.election * 2
     }
 
-    fn peer_hub(&self, listener: Listener, raft: &Addr<RaftNode>) -> Addr<PeerHub> {
+    fn peers(
+        &self,
+        way: PeerWay<'_>,
+        identity: Identity,
+        raft: &Addr<RaftNode>,
+    ) -> Option<PeerPorts> {
         let peers = HubPeers {
             messages: raft.clone().recipient(),
             connected: raft.clone().recipient(),
@@ -307,6 +313,14 @@ impl Starting<'_> {
             snapshots: raft.clone().recipient(),
             guests: raft.clone().recipient(),
         };
+        match way {
+            PeerWay::Alone => None,
+            PeerWay::Quic(listener) => Some(PeerPorts::of(&self.peer_hub(listener, peers))),
+            PeerWay::Given(network) => Some(network.attach(identity, peers)),
+        }
+    }
+
+    fn peer_hub(&self, listener: Listener, peers: HubPeers) -> Addr<PeerHub> {
         let life = self.life("the peer hub");
         PeerHub::start_in_arbiter(&self.placement.net, move |_| {
             let hub = PeerHub::new(listener, peers, life);
@@ -314,10 +328,11 @@ impl Starting<'_> {
         })
     }
 
-    fn wal_writer(&self, wal: Wal, raft: &Addr<RaftNode>) -> Addr<WalWriter> {
+    fn wal_writer(&self, wal: Wal, disk: &Arc<dyn Disk>, raft: &Addr<RaftNode>) -> Addr<WalWriter> {
         let (raft, life) = (raft.clone().recipient(), self.life("the WAL writer"));
+        let disk = disk.clone();
         WalWriter::start_in_arbiter(&self.placement.wal, move |_| {
-            WalWriter::new(wal, raft, life)
+            WalWriter::new(wal, disk, raft, life)
         })
     }
 
@@ -342,10 +357,11 @@ impl Starting<'_> {
         })
     }
 
-    fn committer(&self, db: Db, applier: &Addr<Applier>) -> Addr<Committer> {
+    fn committer(&self, db: Db, disk: &Arc<dyn Disk>, applier: &Addr<Applier>) -> Addr<Committer> {
         let (applier, life) = (applier.clone().recipient(), self.life("the committer"));
+        let disk = disk.clone();
         Committer::start_in_arbiter(&self.placement.committer, move |_| {
-            Committer::new(db, applier, life)
+            Committer::new(db, disk, applier, life)
         })
     }
 
@@ -432,7 +448,7 @@ impl Running {
         }
         if let Some(hub) = self.hub {
             // An error means that the connections have ended.
-            hub.send(ClosePeers).await.unwrap_or_default();
+            hub.close.send(ClosePeers).await.unwrap_or_default();
         }
         // An error means that the writer has stopped the member.
         self.wal.send(SealLog).await.unwrap_or_default();

@@ -129,6 +129,7 @@ pub enum StartError {
 /// A member as its data directory left it.
 pub(super) struct Recovery {
     pub member: Member,
+    pub disk: Arc<dyn Disk>,
     pub db: Db,
     pub reader: DbReader,
     pub wal: Wal,
@@ -182,6 +183,7 @@ pub(super) fn recover(
     let reader = db.reader()?;
     Ok(Recovery {
         member,
+        disk: disk.clone(),
         db,
         reader,
         wal,
