@@ -6,6 +6,7 @@ pub mod cli;
 pub mod clock;
 pub mod codec;
 pub mod config;
+pub mod failpoint;
 pub mod kv;
 pub mod local_cluster;
 pub mod log;

@@ -21,6 +21,11 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "one way to spell bytes, whatever they mean",
     ),
     (
+        "failpoint",
+        &[],
+        "a crash must not depend on what it interrupts",
+    ),
+    (
         "config",
         &["types"],
         "it is checked before anything that it configures exists",
@@ -37,7 +42,7 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "storage",
-        &["types", "codec"],
+        &["types", "codec", "failpoint"],
         "it keeps bytes; what they mean is others' business",
     ),
     (
@@ -47,7 +52,16 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "actors",
-        &["types", "clock", "codec", "raft", "kv", "storage", "net"],
+        &[
+            "types",
+            "clock",
+            "codec",
+            "failpoint",
+            "raft",
+            "kv",
+            "storage",
+            "net",
+        ],
         "actors are glue under the front ends, so they do not know them",
     ),
     (
@@ -57,7 +71,15 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "api",
-        &["types", "clock", "kv", "actors", "services", "config"],
+        &[
+            "types",
+            "clock",
+            "failpoint",
+            "kv",
+            "actors",
+            "services",
+            "config",
+        ],
         "front ends ask the actors; they never touch disk or consensus themselves",
     ),
     (
