@@ -315,7 +315,7 @@ impl Starting<'_> {
         };
         match way {
             PeerWay::Alone => None,
-            PeerWay::Quic(listener) => Some(PeerPorts::of(&self.peer_hub(listener, peers))),
+            PeerWay::Quic(listener) => Some(PeerPorts::of(&self.peer_hub(*listener, peers))),
             PeerWay::Given(network) => Some(network.attach(identity, peers)),
         }
     }

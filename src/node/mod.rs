@@ -281,5 +281,5 @@ fn listen_for_peers(config: &Config, recovery: &Recovery) -> Result<PeerWay<'sta
     };
     let listener = Listener::open(&config.peer.listen.to_string(), settings)?;
     tracing::info!("peers on {}", listener.local_address());
-    Ok(PeerWay::Quic(listener))
+    Ok(PeerWay::Quic(Box::new(listener)))
 }

@@ -27,7 +27,7 @@ pub(super) enum PeerWay<'a> {
     /// There are none, and no socket.
     Alone,
     /// Over QUIC.
-    Quic(Listener),
+    Quic(Box<Listener>),
     /// Through the caller's network.
     Given(&'a dyn PeerNetwork),
 }
