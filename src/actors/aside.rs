@@ -1,7 +1,7 @@
 //! Work that takes long: it runs on a thread of its own, so that it does not hold up the actors.
 //!
-//! In a simulation, where there is one thread, it runs on that one after a short while, which the seed draws: whoever asked for it
-//! must live with all that happened meanwhile, as with threads.
+//! In a simulation, where there is one thread, it runs on that one after a short while, which the seed draws: whoever asked
+//! for it must live with all that happened meanwhile, as with threads.
 
 use crate::clock;
 use std::time::Duration;

@@ -311,6 +311,11 @@ impl SimDisk {
         state.fault = Some((state.operations + n.max(1), fault));
     }
 
+    /// No operation fails from now on.
+    pub fn forgive(&self) {
+        lock(&self.state).fault = None;
+    }
+
     /// Writes and their syncs take up to so long from now on: what [`Disk::takes`] tells.
     pub fn take_up_to(&self, most: Duration) {
         lock(&self.state).micros_max = micros(most);
