@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 /// A client's way to the nodes. Cheap to clone; each clone draws its own delays.
 #[derive(Clone)]
 pub(crate) struct Client {
+    pub(crate) number: u64,
     network: SharedNetwork,
     done: Rc<Cell<u64>>,
     began: tokio::time::Instant,
@@ -23,11 +24,13 @@ pub(crate) struct Client {
 impl Client {
     /// On the clients' machine, which began at `began`.
     pub(crate) fn new(
+        number: u64,
         network: SharedNetwork,
         done: Rc<Cell<u64>>,
         began: tokio::time::Instant,
     ) -> Self {
         Self {
+            number,
             network,
             done,
             began,
@@ -60,9 +63,10 @@ impl Client {
         {
             let mut net = self.network.borrow_mut();
             let told = format!("{result:?}");
-            let number = [digest(told.as_bytes())];
-            net.trace
-                .event(now / 1_000, &number, || format!("a client is told: {told}"));
+            let numbers = [self.number, digest(told.as_bytes())];
+            net.trace.event(now / 1_000, &numbers, || {
+                format!("c{} is told: {told}", self.number)
+            });
         }
         if let Some(Ok(done)) = result {
             acknowledged(done);
@@ -97,6 +101,7 @@ impl Client {
         answer.ok().and_then(Result::ok)
     }
 
+    #[allow(dead_code, reason = "not every workload watches")]
     /// Begins something on node `slot` that sends what it learns, such as a watch. The channel ends with it, and with the node.
     pub(crate) fn follow<T, F, Following>(
         &self,
@@ -129,7 +134,7 @@ impl Client {
         if life.is_none() {
             return;
         }
-        let event = Event::Job(job);
+        let event = Event::Job(self.number, job);
         let to = slot;
         net.schedule(delay, Parcel { to, life, event });
     }

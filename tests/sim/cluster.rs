@@ -93,8 +93,10 @@ pub(crate) struct Cluster {
     pub(crate) rng: fastrand::Rng,
     pub(crate) network: SharedNetwork,
     pub(crate) nodes: Vec<Node>,
-    pub(crate) faults: u64,
+    /// How often each disaster came.
+    pub(crate) faults: BTreeMap<&'static str, u64>,
     clients: Machine,
+    clients_begun: Cell<u64>,
     done: Rc<Cell<u64>>,
     panics: u64,
 }
@@ -118,8 +120,9 @@ impl Cluster {
             now: 0,
             network: Rc::new(RefCell::new(network)),
             nodes: Vec::new(),
-            faults: 0,
+            faults: BTreeMap::new(),
             clients: Machine::new(),
+            clients_begun: Cell::new(1),
             done: Rc::default(),
             panics: panics(),
             rng,
@@ -290,7 +293,9 @@ impl Cluster {
         Work: Future<Output = ()> + 'static,
     {
         let (network, done) = (self.network.clone(), self.done.clone());
-        let client = Client::new(network, done, self.clients.began());
+        let number = self.clients_begun.get();
+        self.clients_begun.set(number + 1);
+        let client = Client::new(number, network, done, self.clients.began());
         self.clients.spawn(work(client));
     }
 

@@ -93,7 +93,6 @@ pub(crate) struct Storm {
     /// Nodes whose process is to lose power when it stops by itself.
     doomed: Vec<Slot>,
     calm_millis: u64,
-    counts: BTreeMap<&'static str, u64>,
 }
 
 impl Storm {
@@ -108,13 +107,7 @@ impl Storm {
             struck: 0,
             doomed: Vec::new(),
             calm_millis,
-            counts: BTreeMap::new(),
         }
-    }
-
-    /// How often each disaster came.
-    pub(crate) fn counts(&self) -> &BTreeMap<&'static str, u64> {
-        &self.counts
     }
 
     /// One step of the cluster, and of the storm over it.
@@ -126,7 +119,7 @@ impl Storm {
                 break;
             }
             let mend = entry.remove();
-            self.mend(cluster, &mend);
+            Self::mend(cluster, &mend);
         }
         if cluster.now >= self.next {
             self.next = cluster.now + 1 + self.rng.u64(0..self.calm_millis);
@@ -138,7 +131,7 @@ impl Storm {
     pub(crate) fn end(&mut self, cluster: &mut Cluster) {
         cluster.story("the storm is over");
         for mend in std::mem::take(&mut self.mends).into_values() {
-            self.mend(cluster, &mend);
+            Self::mend(cluster, &mend);
         }
         {
             let mut net = cluster.network.borrow_mut();
@@ -191,9 +184,7 @@ impl Storm {
         let Some((disaster, _)) = found else {
             return;
         };
-        if self.strike_with(cluster, *disaster) {
-            cluster.faults += 1;
-        }
+        self.strike_with(cluster, *disaster);
     }
 
     /// Lets a disaster happen. Tells whether it found somebody to happen to.
@@ -253,29 +244,33 @@ impl Storm {
             Disaster::Weather => {
                 cluster.network.borrow_mut().weather = Weather::drawn(&mut self.rng);
             }
-            Disaster::Transfer => return transfer(cluster, other),
+            Disaster::Transfer => {
+                if !transfer(cluster, other) {
+                    return false;
+                }
+            }
         }
         self.told(cluster, disaster, slot);
         true
     }
 
-    fn told(&mut self, cluster: &Cluster, disaster: Disaster, slot: Slot) {
+    fn told(&mut self, cluster: &mut Cluster, disaster: Disaster, slot: Slot) {
         self.struck += 1;
         cluster.story(format_args!("{disaster:?} at {}", member(slot).name));
-        *self.counts.entry(disaster.name()).or_default() += 1;
+        *cluster.faults.entry(disaster.name()).or_default() += 1;
     }
 
     fn mend_later(&mut self, cluster: &Cluster, after: u64, mend: Mend) {
         self.mends.insert((cluster.now + after, self.struck), mend);
     }
 
-    fn mend(&mut self, cluster: &mut Cluster, mend: &Mend) {
+    fn mend(cluster: &mut Cluster, mend: &Mend) {
         match mend {
             Mend::Links(links) => {
                 let mut net = cluster.network.borrow_mut();
-                links
-                    .iter()
-                    .for_each(|(from, to)| net.cut(*from, *to, false));
+                for (from, to) in links {
+                    net.cut(*from, *to, false);
+                }
             }
             Mend::Stall(from, to) => cluster.network.borrow_mut().stall(*from, *to, false),
             Mend::Resume(slot) => cluster.pause(*slot, false),
@@ -348,9 +343,9 @@ impl Storm {
 
     fn cut(&mut self, cluster: &Cluster, links: Vec<(Slot, Slot)>, lasts: u64) {
         let mut net = cluster.network.borrow_mut();
-        links
-            .iter()
-            .for_each(|(from, to)| net.cut(*from, *to, true));
+        for (from, to) in &links {
+            net.cut(*from, *to, true);
+        }
         drop(net);
         self.mend_later(cluster, lasts, Mend::Links(links));
     }

@@ -29,8 +29,10 @@ mod run;
 mod trace;
 
 use puts::Puts;
+use quorate::clock;
 use run::{Outcome, Plan, run};
-use std::{env, time::Instant};
+use std::{collections::BTreeMap, env};
+use tokio::time::Instant;
 
 /// The seeds that every `cargo test` runs.
 const FIXED_SEEDS: std::ops::Range<u64> = 1..6;
@@ -45,7 +47,7 @@ fn number(name: &str) -> Option<u64> {
 
 /// Runs seeds, and says in one line what that was.
 fn run_all(seeds: impl Iterator<Item = u64>) {
-    let began = Instant::now();
+    let began = clock::now();
     let outcomes: Vec<Outcome> = seeds
         .map(|seed| run(Plan::of(seed), &mut Puts::default()))
         .collect();
@@ -58,19 +60,24 @@ fn report(outcomes: &[Outcome], began: Instant) {
     let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
     let seconds = sum(|outcome| outcome.millis) as f64 / 1000.0;
     let wall = began.elapsed().as_secs_f64();
+    let mut faults: BTreeMap<&str, u64> = BTreeMap::new();
+    for (fault, times) in outcomes.iter().flat_map(|outcome| &outcome.faults) {
+        *faults.entry(fault).or_default() += times;
+    }
+    println!("faults: {faults:?}");
     println!(
         "{} seeds, {seconds:.0} simulated seconds in {wall:.1} s ({:.0} a second), {} operations, {} faults",
         outcomes.len(),
         seconds / wall,
         sum(|outcome| outcome.operations),
-        sum(|outcome| outcome.faults),
+        faults.values().sum::<u64>(),
     );
 }
 
 #[test]
 fn clusters_live_through_storms() {
     if let Some(count) = number("SEEDS") {
-        let first = quorate::clock::entropy() % 1_000_000_000;
+        let first = clock::entropy() % 1_000_000_000;
         run_all(first..first + count);
     } else if number("SEED").is_none() {
         run_all(FIXED_SEEDS);
@@ -80,7 +87,7 @@ fn clusters_live_through_storms() {
 #[test]
 fn replay() {
     if let Some(seed) = number("SEED") {
-        let began = Instant::now();
+        let began = clock::now();
         let plan = Plan {
             shown: true,
             ..Plan::of(seed)

@@ -125,8 +125,8 @@ pub(crate) enum Event {
     Snapshot(IncomingSnapshot),
     /// A fact about connections.
     Fact(Fact),
-    /// A client's request.
-    Job(Job),
+    /// A request of the client with this number.
+    Job(u64, Job),
 }
 
 impl Event {
@@ -141,7 +141,7 @@ impl Event {
             Self::Guest { question } => ("a guest", digest(&question.question)),
             Self::Snapshot(incoming) => ("a snapshot", digest(&incoming.header)),
             Self::Fact(fact) => ("a fact", digest(format!("{fact:?}").as_bytes())),
-            Self::Job(_) => ("a client", 2),
+            Self::Job(client, _) => ("a client", *client),
         }
     }
 }
@@ -299,11 +299,13 @@ impl Network {
                     format!("{from} → n{to}: {}", shown(&messages[0]))
                 }
                 Event::Fact(fact) => format!("n{to} learns: {fact:?}"),
-                Event::Request { .. }
-                | Event::Answer { .. }
+                Event::Request { body, .. } => format!("n{to} gets: {body:?}"),
+                Event::Answer { .. }
                 | Event::Guest { .. }
                 | Event::Snapshot(_)
-                | Event::Job(_) => format!("n{to} gets: {kind} ({digest:x})"),
+                | Event::Job(..) => {
+                    format!("n{to} gets: {kind} ({digest:x})")
+                }
             }
         });
     }
@@ -484,11 +486,11 @@ impl Network {
 
     /// `a` dials `b`, which does not know it.
     fn refuse(&mut self, a: Slot, b: Slot) {
-        let (Some(dialler), Some(dialled)) = (self.endpoint(a), self.endpoint(b)) else {
+        let (Some(dialler), Some(answerer)) = (self.endpoint(a), self.endpoint(b)) else {
             return;
         };
-        if !dialler.book.contains_key(&dialled.member) || dialled.book.contains_key(&dialler.member)
-        {
+        let known = answerer.book.contains_key(&dialler.member);
+        if known || !dialler.book.contains_key(&answerer.member) {
             return;
         }
         let refusal = Refusal::UnknownMember {
@@ -496,7 +498,7 @@ impl Network {
             name: String::new(),
         };
         let refused = RefusedByPeer {
-            by: dialled.member,
+            by: answerer.member,
             code: refusal.code().into(),
             text: refusal.to_string(),
         };
@@ -655,7 +657,7 @@ pub(crate) fn deliver(slot: Slot, event: Event, requests: Option<&Requests>, pee
         }
         Event::Fact(Fact::Dropped(id)) => drop(peers.dropped.try_send(MessagesDropped { id })),
         Event::Fact(Fact::Refused(refused)) => drop(peers.refused.try_send(refused)),
-        Event::Job(job) => {
+        Event::Job(_, job) => {
             if let Some(requests) = requests {
                 tokio::task::spawn_local(job(requests.clone()));
             }

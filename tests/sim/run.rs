@@ -11,6 +11,7 @@ use crate::{
 use quorate::{kv::command::Put, types::Revision};
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     rc::Rc,
 };
@@ -60,13 +61,14 @@ impl Plan {
 }
 
 /// What a run was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
     /// Two runs of one seed have the same.
     pub(crate) hash: u64,
     pub(crate) millis: u64,
     pub(crate) operations: u64,
-    pub(crate) faults: u64,
+    /// How often each disaster came.
+    pub(crate) faults: BTreeMap<&'static str, u64>,
 }
 
 /// Runs a seed. A failure names it, says how to replay it, and tells what happened before.
@@ -78,7 +80,7 @@ pub(crate) fn run(plan: Plan, workload: &mut dyn Workload) -> Outcome {
             hash: cluster.hash(),
             millis: cluster.now,
             operations: cluster.operations(),
-            faults: cluster.faults,
+            faults: cluster.faults.clone(),
         },
         Err(failure) => {
             tell_failure(plan, &cluster);
@@ -169,11 +171,11 @@ fn even(cluster: &mut Cluster) {
     for slot in 0..size {
         let hashes = hashes.clone();
         cluster.client(move |client| async move {
-            let hashed = client.call(slot, 10_000, |requests| async move {
+            let asked = client.call(slot, 10_000, |requests| async move {
                 requests.hash_kv(Revision(0)).await
             });
-            let hashed = hashed.await.map(|hash| format!("{hash:?}"));
-            hashes.borrow_mut().push(hashed.unwrap_or_default());
+            let hash = asked.await.map(|hash| format!("{hash:?}"));
+            hashes.borrow_mut().push(hash.unwrap_or_default());
         });
     }
     cluster.run_until(10_000, |_| hashes.borrow().len() == size);

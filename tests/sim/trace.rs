@@ -9,7 +9,6 @@ use std::{
 #[derive(Debug)]
 pub(crate) struct Trace {
     hasher: DefaultHasher,
-    events: u64,
     shown: bool,
     /// The newest faults, which a failure tells.
     newest: std::collections::VecDeque<String>,
@@ -23,7 +22,6 @@ impl Trace {
     pub(crate) fn new(shown: bool) -> Self {
         Self {
             hasher: DefaultHasher::new(),
-            events: 0,
             shown,
             newest: std::collections::VecDeque::new(),
         }
@@ -31,7 +29,6 @@ impl Trace {
 
     /// Notes an event: numbers that tell it from others, and how it reads. The text is made only if somebody reads it.
     pub(crate) fn event(&mut self, at: u64, numbers: &[u64], text: impl FnOnce() -> String) {
-        self.events += 1;
         self.hasher.write_u64(at);
         for number in numbers {
             self.hasher.write_u64(*number);
@@ -44,7 +41,6 @@ impl Trace {
     /// Notes an event that is rare and matters: it is shown with a failure.
     pub(crate) fn story(&mut self, at: u64, text: impl fmt::Display) {
         let text = text.to_string();
-        self.events += 1;
         self.hasher.write_u64(at);
         self.hasher.write(text.as_bytes());
         if self.shown {
@@ -65,11 +61,6 @@ impl Trace {
     /// What tells this run from others.
     pub(crate) fn hash(&self) -> u64 {
         self.hasher.finish()
-    }
-
-    /// Events so far.
-    pub(crate) fn events(&self) -> u64 {
-        self.events
     }
 
     /// The newest faults and starts.
