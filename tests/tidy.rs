@@ -26,6 +26,11 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "a crash must not depend on what it interrupts",
     ),
     (
+        "fuzzing",
+        &["api", "codec", "config", "kv", "net", "storage"],
+        "it feeds bytes to whatever reads bytes; only tests and fuzzers are compiled with it",
+    ),
+    (
         "config",
         &["types"],
         "it is checked before anything that it configures exists",
@@ -37,7 +42,7 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "kv",
-        &["types", "codec"],
+        &["types", "codec", "fuzzing::generate"],
         "a data model without I/O gives the same bytes on every member",
     ),
     (

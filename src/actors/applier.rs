@@ -369,11 +369,11 @@ impl Handler<Committed> for Applier {
 }
 
 impl Handler<ListLeaseKeys> for Applier {
-    type Result = Vec<Bytes>;
+    type Result = Option<Vec<Bytes>>;
 
     fn handle(&mut self, list: ListLeaseKeys, _: &mut Self::Context) -> Self::Result {
-        let lease = self.machine.leases().get(list.id);
-        lease.map_or_else(Vec::new, |lease| lease.keys.iter().cloned().collect())
+        let lease = self.machine.leases().get(list.id)?;
+        Some(lease.keys.iter().cloned().collect())
     }
 }
 

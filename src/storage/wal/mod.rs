@@ -35,6 +35,8 @@ mod catalog;
 #[cfg(test)]
 mod crash_tests;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod recovery;
 mod segment;
 #[cfg(test)]
