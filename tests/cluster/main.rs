@@ -28,6 +28,7 @@ mod refusals;
 mod relay;
 mod scene;
 mod serving;
+mod snapshot;
 mod support;
 mod wire;
 mod workload;
