@@ -1,9 +1,12 @@
 //! The only reader of the machine's clock and entropy.
 //!
-//! Time is tokio's, so that a test or a simulation can pause it; randomness comes from a seed where one is given.
+//! Time is tokio's, so that a test or a simulation can pause it; randomness comes from a seed where one is given. A thread that
+//! runs whole nodes from one seed says so with [`simulate`]: then nothing on it asks the machine for chance any more, and
+//! [`is_simulated`] tells those who would use another thread to do their work here.
 
 use crate::types::Millis;
 use std::{
+    cell::Cell,
     hash::{BuildHasher, RandomState},
     time::Duration,
 };
@@ -24,8 +27,28 @@ pub fn micros(span: Duration) -> u64 {
     u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// 64 random bits from the operating system.
+thread_local! {
+    /// Where this thread's randomness stands, if it follows from a seed.
+    static SIMULATED: Cell<Option<u64>> = const { Cell::new(None) };
+}
+
+/// From now on all randomness on this thread follows from `seed`, and work meant for other threads is done on this one.
+pub fn simulate(seed: u64) {
+    SIMULATED.set(Some(seed));
+}
+
+/// Whether everything on this thread follows from a seed.
+pub fn is_simulated() -> bool {
+    SIMULATED.get().is_some()
+}
+
+/// 64 random bits: from the operating system, or, in a simulation, from its seed.
 pub fn entropy() -> u64 {
+    if let Some(state) = SIMULATED.get() {
+        let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        SIMULATED.set(Some(state));
+        return mixed(state);
+    }
     // The standard library keys each `RandomState` from the system's entropy; hashing nothing gives those bits away mixed.
     RandomState::new().hash_one(0_u64)
 }
@@ -39,4 +62,31 @@ pub fn unix_time() -> Duration {
     let now = std::time::SystemTime::now();
     now.duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default()
+}
+
+/// A number whose bits all depend on all bits of `state` (`SplitMix64`).
+fn mixed(state: u64) -> u64 {
+    let once = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let twice = (once ^ (once >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    twice ^ (twice >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_decides_all_that_a_thread_draws() {
+        let drawn = |seed| {
+            let drawing = std::thread::spawn(move || {
+                assert!(!is_simulated(), "a thread begins with the machine's chance");
+                simulate(seed);
+                [entropy(), entropy(), entropy()]
+            });
+            drawing.join().unwrap()
+        };
+        assert_eq!(drawn(7), drawn(7));
+        assert_ne!(drawn(7), drawn(8));
+        assert_ne!(entropy(), entropy());
+    }
 }

@@ -147,7 +147,19 @@ impl Actor for Committer {
 impl Handler<CommitRevisions> for Committer {
     type Result = ();
 
-    fn handle(&mut self, commit: CommitRevisions, _: &mut Self::Context) {
+    fn handle(&mut self, commit: CommitRevisions, ctx: &mut Self::Context) {
+        let takes = self.site.disk.takes();
+        if takes.is_zero() {
+            self.commit(&commit);
+            return;
+        }
+        let waited = tokio::time::sleep(takes).into_actor(self);
+        ctx.wait(waited.map(move |(), committer, _| committer.commit(&commit)));
+    }
+}
+
+impl Committer {
+    fn commit(&mut self, commit: &CommitRevisions) {
         let start = clock::now();
         hit(FailPoint::BeforeDbCommit);
         if let Err(error) = self.db.commit(&commit.batch) {

@@ -17,6 +17,7 @@
 //! [`fail_stop`] says how all of them end.
 
 pub mod applier;
+mod aside;
 pub mod committer;
 pub mod compactor;
 pub mod fail_stop;

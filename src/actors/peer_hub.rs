@@ -51,6 +51,42 @@ pub struct HubPeers {
     pub snapshots: Recipient<ReceiveSnapshot>,
 }
 
+/// The ways to an actor that carries what a member says: the peer hub, or one that stands in its place.
+#[derive(Clone, Debug)]
+pub struct PeerPorts {
+    /// Carries consensus.
+    pub send: Recipient<SendMessages>,
+    /// Carries requests.
+    pub forward: Recipient<ForwardRequests>,
+    /// Knows addresses.
+    pub book: Recipient<UpdatePeers>,
+    /// Carries snapshots.
+    pub snapshots: Recipient<OpenSnapshot>,
+    /// Ends it.
+    pub close: Recipient<ClosePeers>,
+}
+
+impl PeerPorts {
+    /// The ways to `actor`.
+    pub fn of<A>(actor: &Addr<A>) -> Self
+    where
+        A: Actor<Context = Context<A>>
+            + Handler<SendMessages>
+            + Handler<ForwardRequests>
+            + Handler<UpdatePeers>
+            + Handler<OpenSnapshot>
+            + Handler<ClosePeers>,
+    {
+        Self {
+            send: actor.clone().recipient(),
+            forward: actor.clone().recipient(),
+            book: actor.clone().recipient(),
+            snapshots: actor.clone().recipient(),
+            close: actor.clone().recipient(),
+        }
+    }
+}
+
 impl PeerHub {
     /// Begins to receive peers, on the arbiter of the caller. Nobody is known before the first [`UpdatePeers`].
     pub fn new(listener: Listener, peers: HubPeers, life: Lifeline) -> Result<Self, NetError> {

@@ -5,6 +5,7 @@
 //! message each to the Raft node: across threads a message per request would cost more than the request.
 
 use super::{
+    aside::aside,
     compactor::{AwaitCompaction, Compactor},
     leases::{LeaseDesk, LeasePeers},
     members::Members,
@@ -589,7 +590,7 @@ impl Requests {
     ) -> Result<T, RequestError> {
         let turn = self.shared.aside.acquire().await;
         let turn = turn.map_err(|_| RequestError::Stopped)?;
-        let reading = tokio::task::spawn_blocking(read).await;
+        let reading = aside(read).await;
         drop(turn);
         Ok(reading.map_err(|_| RequestError::Stopped)???)
     }

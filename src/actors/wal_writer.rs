@@ -8,11 +8,14 @@ use super::fail_stop::Lifeline;
 use crate::failpoint::{FailPoint, hit};
 use crate::{
     clock, raft,
-    storage::wal::{Append, SnapshotMark, Wal, WalError},
+    storage::{
+        disk::Disk,
+        wal::{Append, SnapshotMark, Wal, WalError},
+    },
     types::LogIndex,
 };
 use actix::prelude::*;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 /// Messages that may wait. The Raft node keeps fewer under way than this.
 const MAILBOX_MAX: usize = 64;
@@ -24,6 +27,7 @@ const REST_AFTER: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct WalWriter {
     wal: Wal,
+    disk: Arc<dyn Disk>,
     /// What the next flush will make durable, to be reported then.
     waiting: Option<Persisted>,
     flush_due: bool,
@@ -33,10 +37,11 @@ pub struct WalWriter {
 }
 
 impl WalWriter {
-    /// A writer that reports to `raft`.
-    pub fn new(wal: Wal, raft: Recipient<Persisted>, life: Lifeline) -> Self {
+    /// A writer to `disk`, where `wal` is, that reports to `raft`.
+    pub fn new(wal: Wal, disk: Arc<dyn Disk>, raft: Recipient<Persisted>, life: Lifeline) -> Self {
         Self {
             wal,
+            disk,
             waiting: None,
             flush_due: false,
             resting: None,
@@ -111,22 +116,13 @@ impl Handler<FlushDue> for WalWriter {
     type Result = ();
 
     fn handle(&mut self, _: FlushDue, ctx: &mut Self::Context) {
-        self.flush_due = false;
-        let start = clock::now();
-        if let Err(error) = self.wal.flush() {
-            self.life
-                .fail_stop()
-                .because("cannot make the write-ahead log durable", &error);
+        let takes = self.disk.takes();
+        if takes.is_zero() {
+            self.flush(ctx);
             return;
         }
-        if let Some(mut persisted) = self.waiting.take() {
-            persisted.sync_micros = clock::micros(start.elapsed());
-            self.life.deliver(&self.raft, persisted);
-        }
-        if let Some(old) = self.resting.take() {
-            ctx.cancel_future(old);
-        }
-        self.resting = Some(ctx.run_later(REST_AFTER, |writer, _| writer.rest()));
+        let waited = tokio::time::sleep(takes).into_actor(self);
+        ctx.wait(waited.map(|(), writer, ctx| writer.flush(ctx)));
     }
 }
 
@@ -158,6 +154,25 @@ impl Handler<SealLog> for WalWriter {
 }
 
 impl WalWriter {
+    fn flush(&mut self, ctx: &mut Context<Self>) {
+        self.flush_due = false;
+        let start = clock::now();
+        if let Err(error) = self.wal.flush() {
+            self.life
+                .fail_stop()
+                .because("cannot make the write-ahead log durable", &error);
+            return;
+        }
+        if let Some(mut persisted) = self.waiting.take() {
+            persisted.sync_micros = clock::micros(start.elapsed());
+            self.life.deliver(&self.raft, persisted);
+        }
+        if let Some(old) = self.resting.take() {
+            ctx.cancel_future(old);
+        }
+        self.resting = Some(ctx.run_later(REST_AFTER, |writer, _| writer.rest()));
+    }
+
     fn append(&mut self, persist: &raft::Persist) -> Result<(), WalError> {
         let state = Some(persist.hard_state);
         let reset = persist.reset.as_ref();

@@ -5,6 +5,7 @@
 //! [`kv::watch`](crate::kv::watch); `docs/watch.md` tells how the parts work together.
 
 use super::{
+    aside::aside,
     fail_stop::Lifeline,
     requests::{Published, RequestError},
     watch_clock::ProgressClock,
@@ -367,7 +368,7 @@ impl WatchHub {
     }
 
     fn read_history(&mut self, task: ReadTask, published: Arc<Published>, ctx: &mut Context<Self>) {
-        let reading = tokio::task::spawn_blocking(move || {
+        let reading = aside(move || {
             let found = task.run(&published.view);
             (task, found)
         });

@@ -4,6 +4,7 @@
 //! channel that is filled once all addresses exist; the first thing it does is to take them.
 
 use super::{
+    network::PeerWay,
     placement::Placement,
     recover::{Recovery, client_urls},
 };
@@ -16,7 +17,7 @@ use crate::{
         index::Index,
         lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
         leases::{ForwardLeaseCalls, LeaseKeysPeer, LeasePeers},
-        peer_hub::{ClosePeers, HubPeers, PeerHub},
+        peer_hub::{ClosePeers, HubPeers, PeerHub, PeerPorts},
         raft_node::{
             DiskHealth, LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, RaftStatus, SelfInfo,
         },
@@ -34,6 +35,7 @@ use crate::{
     raft,
     storage::{
         db::{Db, DbSite},
+        disk::Disk,
         wal::Wal,
     },
     types::{LogIndex, Millis, Term},
@@ -61,7 +63,7 @@ pub(super) struct Running {
     pub requests: Vec<Requests>,
     applier: Addr<Applier>,
     wal: Addr<WalWriter>,
-    hub: Option<Addr<PeerHub>>,
+    hub: Option<PeerPorts>,
     watches: Addr<WatchHub>,
 }
 
@@ -73,7 +75,7 @@ pub(super) struct Running {
 pub(super) fn assemble(
     config: &Config,
     recovery: Recovery,
-    listener: Option<Listener>,
+    way: PeerWay<'_>,
     placement: &Placement,
     fail_stop: &FailStop,
 ) -> Running {
@@ -91,10 +93,11 @@ pub(super) fn assemble(
 
     // The Raft node first: all others report to it.
     let (raft_peers, raft_node) = starting.raft_node(recovery.raft, identity);
+    let disk = recovery.site.disk.clone();
     let (snapshot_peers, snapshots) = starting.snapshots(recovery.site.clone());
-    let hub = listener.map(|listener| starting.peer_hub(listener, &raft_node, &snapshots));
+    let hub = starting.peers(way, identity, &raft_node, &snapshots);
     let log = recovery.wal.reader();
-    let wal = starting.wal_writer(recovery.wal, &raft_node);
+    let wal = starting.wal_writer(recovery.wal, &disk, &raft_node);
     let (applier_peers, apply_loop) = starting.applier(state.applier);
     let index = starting.index(recovery.tree, &apply_loop);
     let committer = starting.committer(recovery.db, recovery.site, &apply_loop);
@@ -118,7 +121,7 @@ pub(super) fn assemble(
     given(
         &snapshot_peers,
         SnapshotPeers {
-            open: hub.as_ref().map(|hub| hub.clone().recipient()),
+            open: hub.as_ref().map(|hub| hub.snapshots.clone()),
             ended: raft_node.clone().recipient(),
             install: raft_node.clone().recipient(),
             views: channels.views.clone(),
@@ -181,11 +184,11 @@ pub(super) fn assemble(
     }
 }
 
-fn links_of(hub: &Addr<PeerHub>) -> PeerLinks {
+fn links_of(hub: &PeerPorts) -> PeerLinks {
     PeerLinks::Hub {
-        send: hub.clone().recipient(),
-        forward: hub.clone().recipient(),
-        book: hub.clone().recipient(),
+        send: hub.send.clone(),
+        forward: hub.forward.clone(),
+        book: hub.book.clone(),
     }
 }
 
@@ -338,12 +341,13 @@ impl Starting<'_> {
         (give, address)
     }
 
-    fn peer_hub(
+    fn peers(
         &self,
-        listener: Listener,
+        way: PeerWay<'_>,
+        identity: Identity,
         raft: &Addr<RaftNode>,
         snapshots: &Addr<Snapshots>,
-    ) -> Addr<PeerHub> {
+    ) -> Option<PeerPorts> {
         let peers = HubPeers {
             messages: raft.clone().recipient(),
             connected: raft.clone().recipient(),
@@ -354,6 +358,14 @@ impl Starting<'_> {
             snapshots: snapshots.clone().recipient(),
             guests: raft.clone().recipient(),
         };
+        match way {
+            PeerWay::Alone => None,
+            PeerWay::Quic(listener) => Some(PeerPorts::of(&self.peer_hub(*listener, peers))),
+            PeerWay::Given(network) => Some(network.attach(identity, peers)),
+        }
+    }
+
+    fn peer_hub(&self, listener: Listener, peers: HubPeers) -> Addr<PeerHub> {
         let life = self.life("the peer hub");
         PeerHub::start_in_arbiter(&self.placement.net, move |_| {
             let hub = PeerHub::new(listener, peers, life);
@@ -361,10 +373,11 @@ impl Starting<'_> {
         })
     }
 
-    fn wal_writer(&self, wal: Wal, raft: &Addr<RaftNode>) -> Addr<WalWriter> {
+    fn wal_writer(&self, wal: Wal, disk: &Arc<dyn Disk>, raft: &Addr<RaftNode>) -> Addr<WalWriter> {
         let (raft, life) = (raft.clone().recipient(), self.life("the WAL writer"));
+        let disk = disk.clone();
         WalWriter::start_in_arbiter(&self.placement.wal, move |_| {
-            WalWriter::new(wal, raft, life)
+            WalWriter::new(wal, disk, raft, life)
         })
     }
 
@@ -482,7 +495,7 @@ impl Running {
         }
         if let Some(hub) = self.hub {
             // An error means that the connections have ended.
-            hub.send(ClosePeers).await.unwrap_or_default();
+            hub.close.send(ClosePeers).await.unwrap_or_default();
         }
         // An error means that the writer has stopped the member.
         self.wal.send(SealLog).await.unwrap_or_default();

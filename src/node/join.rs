@@ -4,7 +4,10 @@
 //! run, its data directory is lost, and with it what this member promised: starting anew under the same id could undo what
 //! was acknowledged, so it does not start. The question is one round trip, on the first start only.
 
-use super::recover::{StartError, formed_cluster};
+use super::{
+    network::PeerNetwork,
+    recover::{StartError, formed_cluster},
+};
 use crate::{
     actors::{members::Members, peer_ask::GuestInfo, restore::RestoreError},
     codec,
@@ -41,13 +44,22 @@ pub(super) fn security(config: &Config) -> Option<PeerSecurity> {
     }
 }
 
+/// How the others are asked.
+enum Way<'a> {
+    Quic(PeerSecurity),
+    Given(&'a dyn PeerNetwork),
+}
+
 /// Asks the other members in the configuration, if this member has no data. Gives its place in the cluster if it joins one.
 pub(super) async fn ask_around(
     config: &Config,
     disk: &dyn Disk,
+    network: Option<&dyn PeerNetwork>,
 ) -> Result<Option<Joined>, StartError> {
-    let Some(security) = security(config) else {
-        return Ok(None);
+    let way = match (network, security(config)) {
+        (Some(network), _) => Way::Given(network),
+        (None, Some(security)) => Way::Quic(security),
+        (None, None) => return Ok(None),
     };
     if member::read(disk)?.is_some() {
         return Ok(None);
@@ -57,7 +69,7 @@ pub(super) async fn ask_around(
         if member.name == config.name {
             continue;
         }
-        match ask(config, &security, &member.peer.to_string()).await {
+        match ask(config, &way, &member.peer.to_string()).await {
             Ok((cluster, info)) => {
                 if !joins && cluster != formed_cluster(config) {
                     continue;
@@ -108,7 +120,7 @@ fn placed(
 
 async fn ask(
     config: &Config,
-    security: &PeerSecurity,
+    way: &Way<'_>,
     address: &str,
 ) -> Result<(ClusterId, GuestInfo), NetError> {
     let pacing = Pacing {
@@ -116,10 +128,13 @@ async fn ask(
         ..Pacing::default()
     };
     let question = Bytes::from(config.peer_advertise().to_string());
-    let asked = net::ask(security, &config.name, address, question, &pacing);
+    let asked = match way {
+        Way::Given(network) => network.ask(&config.name, address, question).await,
+        Way::Quic(security) => net::ask(security, &config.name, address, question, &pacing).await,
+    };
     let GuestAnswer {
         cluster, answer, ..
-    } = asked.await?;
+    } = asked?;
     let info = codec::decode("answer to who joins", &answer)
         .map_err(|_| NetError::StreamEnded("with an answer that cannot be read"))?;
     Ok((cluster, info))

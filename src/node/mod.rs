@@ -5,10 +5,12 @@
 
 mod assemble;
 mod join;
+mod network;
 mod placement;
 mod recover;
 mod survivor;
 
+pub use network::{Asked, PeerNetwork};
 pub use recover::StartError;
 pub use survivor::{Survival, SurvivorError, recover_survivor};
 
@@ -26,6 +28,7 @@ use crate::{
 };
 use actix::{Actor, Addr, System};
 use assemble::{Running, assemble};
+use network::PeerWay;
 use placement::Placement;
 use recover::{Recovery, recover};
 use std::{
@@ -212,9 +215,23 @@ impl LocalNode {
         fail_stop: &FailStop,
     ) -> Result<Self, StartError> {
         let recovery = recover(config, disk, None)?;
-        let listener = listen_for_peers(config, &recovery)?;
-        let placement = Placement::one_thread();
-        let running = assemble(config, recovery, listener, &placement, fail_stop);
+        let way = listen_for_peers(config, &recovery)?;
+        let running = assemble(config, recovery, way, &Placement::one_thread(), fail_stop);
+        Ok(Self { running })
+    }
+
+    /// As [`LocalNode::start`], as a member of a cluster whose members reach each other through `network`. A member without data
+    /// that joins a running cluster asks there first.
+    pub async fn start_among(
+        config: &Config,
+        disk: &Arc<dyn Disk>,
+        network: &dyn PeerNetwork,
+        fail_stop: &FailStop,
+    ) -> Result<Self, StartError> {
+        let joined = join::ask_around(config, &**disk, Some(network)).await?;
+        let recovery = recover(config, disk, joined)?;
+        let way = PeerWay::Given(network);
+        let running = assemble(config, recovery, way, &Placement::one_thread(), fail_stop);
         Ok(Self { running })
     }
 
@@ -235,20 +252,20 @@ async fn start_here(
     fail_stop: &FailStop,
 ) -> Result<(Running, Placement), StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
-    let joined = join::ask_around(config, &*disk).await?;
+    let joined = join::ask_around(config, &*disk, None).await?;
     let recovery = recover(config, &disk, joined)?;
-    let listener = listen_for_peers(config, &recovery)?;
+    let way = listen_for_peers(config, &recovery)?;
     let placement = Placement::new(&config.runtime);
-    let running = assemble(config, recovery, listener, &placement, fail_stop);
+    let running = assemble(config, recovery, way, &placement, fail_stop);
     Ok((running, placement))
 }
 
 /// The socket for peers, unless this member is alone and was given no certificates: then there is nobody to talk to.
-fn listen_for_peers(config: &Config, recovery: &Recovery) -> Result<Option<Listener>, StartError> {
+fn listen_for_peers(config: &Config, recovery: &Recovery) -> Result<PeerWay<'static>, StartError> {
     let alone = recovery.members.iter().count() <= 1 && config.cluster.state == ClusterState::New;
     let security = match join::security(config) {
         Some(security) => security,
-        None if alone => return Ok(None),
+        None if alone => return Ok(PeerWay::Alone),
         None => return Err(StartError::Config(ConfigError::Unauthenticated)),
     };
     let member = &recovery.member;
@@ -266,5 +283,5 @@ fn listen_for_peers(config: &Config, recovery: &Recovery) -> Result<Option<Liste
     };
     let listener = Listener::open(&config.peer.listen.to_string(), settings)?;
     tracing::info!("peers on {}", listener.local_address());
-    Ok(Some(listener))
+    Ok(PeerWay::Quic(Box::new(listener)))
 }

@@ -4,7 +4,7 @@
 //! Names are relative to the data directory and use `/` (`wal/0000000000000001.seg`). Nothing here retries: an error
 //! from a write or a sync is final for its caller.
 
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, sync::Arc, time::Duration};
 
 /// How a file is opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +42,11 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals in `dir` durable.
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
+    /// How long the next write and its sync keep their caller, where nothing can block: in a simulation the caller waits so long
+    /// on the simulated clock before it writes. A real disk keeps its caller by itself.
+    fn takes(&self) -> Duration {
+        Duration::ZERO
+    }
 }
 
 /// One open file.

@@ -8,7 +8,7 @@
 use super::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::{fmt, io};
+use std::{fmt, io, time::Duration};
 
 /// What a disk writes as a whole: within a write that is torn, each sector is new or old.
 const SECTOR_BYTES: usize = 512;
@@ -48,6 +48,10 @@ struct State {
     operations: u64,
     /// The operation that will fail, and how.
     fault: Option<(u64, Fault)>,
+    /// The longest that a write and its sync take, in microseconds.
+    micros_max: u64,
+    /// How long they take while the disk stalls, in microseconds.
+    stalled_micros: u64,
     inodes: Vec<Inode>,
     names: BTreeMap<String, usize>,
     durable_names: BTreeMap<String, usize>,
@@ -79,6 +83,10 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 
 fn dir_of(name: &str) -> &str {
     name.rsplit_once('/').map_or("", |(dir, _)| dir)
+}
+
+fn micros(span: Duration) -> u64 {
+    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
 fn position(offset: u64) -> io::Result<usize> {
@@ -262,6 +270,8 @@ impl SimDisk {
             life: 0,
             operations: 0,
             fault: None,
+            micros_max: 0,
+            stalled_micros: 0,
             inodes: Vec::new(),
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
@@ -299,6 +309,21 @@ impl SimDisk {
     pub fn fail_nth(&self, n: u64, fault: Fault) {
         let mut state = lock(&self.state);
         state.fault = Some((state.operations + n.max(1), fault));
+    }
+
+    /// No operation fails from now on.
+    pub fn forgive(&self) {
+        lock(&self.state).fault = None;
+    }
+
+    /// Writes and their syncs take up to so long from now on: what [`Disk::takes`] tells.
+    pub fn take_up_to(&self, most: Duration) {
+        lock(&self.state).micros_max = micros(most);
+    }
+
+    /// From now on, each write with its sync takes this long at least; zero ends the stall.
+    pub fn stall(&self, least: Duration) {
+        lock(&self.state).stalled_micros = micros(least);
     }
 
     /// How many operations there were that can fail.
@@ -432,6 +457,15 @@ impl Disk for SimDisk {
             }
         }
         Ok(())
+    }
+
+    fn takes(&self) -> Duration {
+        let mut state = lock(&self.state);
+        let drawn = match state.micros_max {
+            0 => 0,
+            most => state.random() % most,
+        };
+        Duration::from_micros(drawn.max(state.stalled_micros))
     }
 }
 

@@ -42,7 +42,7 @@ use crate::{
 use actix::prelude::*;
 use bytes::Bytes;
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     time::Duration,
 };
 use tokio::{
@@ -90,7 +90,7 @@ pub struct RaftNode {
     member: SelfInfo,
     pacing: RaftPacing,
     /// Callers whose proposals are in the log, by proposal id.
-    waiting: HashMap<u64, Reply>,
+    waiting: BTreeMap<u64, Reply>,
     /// When their time is up, in order.
     deadlines: VecDeque<(Instant, u64)>,
     /// Proposals that wait for a leader, oldest first.
@@ -255,7 +255,7 @@ impl RaftNode {
             raft,
             member,
             pacing,
-            waiting: HashMap::new(),
+            waiting: BTreeMap::new(),
             deadlines: VecDeque::new(),
             parked: VecDeque::new(),
             forwarding: Vec::new(),

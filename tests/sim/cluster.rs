@@ -1,0 +1,455 @@
+//! A cluster of whole nodes on simulated machines: what runs them, and what can be done to them.
+//!
+//! [`Cluster::run`] moves time on in steps of [`STEP_MILLIS`]: in each, every machine takes its turn, gets what arrives for it
+//! at its instant, and runs its timers, and what it sends arrives in a later step. Which machine goes first is drawn. Nothing
+//! else runs, so a seed gives the same run each time; [`Cluster::hash`] tells two runs apart.
+
+use crate::{
+    clients::Client,
+    hub::Uplink,
+    machine::{Due, Life, Machine, panics},
+    network::{Event, Network, Parcel, STEP_MILLIS, SharedNetwork, Slot, Weather, deliver},
+    trace::Trace,
+};
+use quorate::{
+    Config, LocalNode,
+    actors::{fail_stop::FailStop, requests::Requests},
+    config::{ClusterState, HostPort, InitialMember},
+    node::StartError,
+    storage::{disk::Disk, sim_disk::SimDisk},
+};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+/// How often connections are looked after, in milliseconds.
+const TEND_MILLIS: u64 = 50;
+/// A heartbeat, and how long a silent leader is waited for.
+pub(crate) const HEARTBEAT_MILLIS: u64 = 100;
+pub(crate) const ELECTION_MILLIS: u64 = 1_000;
+/// A segment of the log: small, so that runs see many.
+const WAL_SEGMENT_BYTES: u64 = 64 * 1024;
+const DATABASE_CACHE_BYTES: usize = 1024 * 1024;
+
+/// What the process of a node found when it started.
+type Started = Rc<RefCell<Option<Result<LocalNode, StartError>>>>;
+
+/// A node's process.
+struct Process {
+    machine: Machine,
+    started: Started,
+    requests: Option<Requests>,
+    pace: Pace,
+    /// What arrived while it stood still.
+    missed: Option<Vec<Parcel>>,
+}
+
+/// How a machine's clock follows the cluster's.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    since: u64,
+    shown: Duration,
+    /// Parts in a million of the cluster's time.
+    rate: u64,
+}
+
+impl Pace {
+    /// What the clock shows at an instant of the cluster's.
+    fn at(&self, now: u64) -> Duration {
+        self.shown + Duration::from_nanos((now - self.since) * self.rate)
+    }
+}
+
+/// Whether a stop of the node is a failure of the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trust {
+    /// Nothing was done to it: it must go on.
+    Sound,
+    /// Its disk was made to fail, or its data damaged: it may stop, and say why.
+    Damaged,
+}
+
+/// A node: its disk, and its process if it runs.
+pub(crate) struct Node {
+    pub(crate) name: String,
+    pub(crate) disk: SimDisk,
+    pub(crate) trust: Trust,
+    /// Why its process ended by itself, or did not start.
+    pub(crate) stopped: Option<String>,
+    /// When it is started again, if anything does.
+    pub(crate) restart_at: Option<u64>,
+    config: Config,
+    process: Option<Process>,
+    rate: u64,
+}
+
+/// The cluster.
+pub(crate) struct Cluster {
+    pub(crate) now: u64,
+    pub(crate) rng: fastrand::Rng,
+    pub(crate) network: SharedNetwork,
+    pub(crate) nodes: Vec<Node>,
+    /// How often each disaster came.
+    pub(crate) faults: BTreeMap<&'static str, u64>,
+    clients: Machine,
+    clients_begun: Cell<u64>,
+    done: Rc<Cell<u64>>,
+    panics: u64,
+}
+
+/// How a process ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Crash {
+    /// The process is killed; its machine, and what the disk was given, stay.
+    Process,
+    /// The machine loses power, and the disk what was not synced.
+    Power,
+}
+
+impl Cluster {
+    /// A cluster of `size` nodes that are about to start for the first time. All that happens follows from `seed`.
+    pub(crate) fn new(seed: u64, size: usize, shown: bool) -> Self {
+        quorate::clock::simulate(seed);
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let network = Network::new(rng.fork(), Weather::fair(), Trace::new(shown));
+        let mut cluster = Self {
+            now: 0,
+            network: Rc::new(RefCell::new(network)),
+            nodes: Vec::new(),
+            faults: BTreeMap::new(),
+            clients: Machine::new(),
+            clients_begun: Cell::new(1),
+            done: Rc::default(),
+            panics: panics(),
+            rng,
+        };
+        let initial: Vec<InitialMember> = (0..size).map(member).collect();
+        for _ in 0..size {
+            cluster.add_node(initial.clone(), ClusterState::New);
+        }
+        for slot in 0..size {
+            cluster.start(slot);
+        }
+        cluster
+    }
+
+    /// A machine for one more node, which does not run yet.
+    pub(crate) fn add_node(&mut self, initial: Vec<InitialMember>, state: ClusterState) -> Slot {
+        let slot = self.nodes.len();
+        let InitialMember { name, peer } = member(slot);
+        let address = peer.to_string();
+        self.network.borrow_mut().addresses.insert(address, slot);
+        let mut config = Config {
+            name: name.clone(),
+            ..Config::default()
+        };
+        config.peer.listen = peer.clone();
+        config.peer.advertise = Some(peer);
+        config.cluster.initial = initial;
+        config.cluster.state = state;
+        config.raft.heartbeat = Duration::from_millis(HEARTBEAT_MILLIS);
+        config.raft.election = Duration::from_millis(ELECTION_MILLIS);
+        config.storage.wal_segment_bytes = WAL_SEGMENT_BYTES;
+        config.storage.database_cache_bytes = DATABASE_CACHE_BYTES;
+        let disk = SimDisk::new(self.rng.u64(..));
+        disk.take_up_to(Duration::from_millis(3));
+        self.nodes.push(Node {
+            name,
+            disk,
+            trust: Trust::Sound,
+            stopped: None,
+            restart_at: None,
+            config,
+            process: None,
+            rate: 1_000_000,
+        });
+        slot
+    }
+
+    /// Starts a node's process.
+    pub(crate) fn start(&mut self, slot: Slot) {
+        self.story(format!("{} starts", member(slot).name));
+        let node = &mut self.nodes[slot];
+        assert!(node.process.is_none(), "one process to a machine");
+        let machine = Machine::new();
+        let life = machine.life().clone();
+        let fail_stop = fail_stop(life.clone(), node.disk.clone());
+        let uplink = Uplink {
+            network: self.network.clone(),
+            slot,
+            life,
+        };
+        let (config, disk) = (node.config.clone(), node.disk.clone());
+        let started = Started::default();
+        let outcome = started.clone();
+        machine.spawn(async move {
+            let disk: Arc<dyn Disk> = Arc::new(disk);
+            let found = LocalNode::start_among(&config, &disk, &uplink, &fail_stop).await;
+            *outcome.borrow_mut() = Some(found);
+        });
+        node.stopped = None;
+        node.restart_at = None;
+        node.process = Some(Process {
+            machine,
+            started,
+            requests: None,
+            pace: Pace {
+                since: self.now,
+                shown: Duration::ZERO,
+                rate: node.rate,
+            },
+            missed: None,
+        });
+    }
+
+    /// Ends a node's process at once.
+    pub(crate) fn crash(&mut self, slot: Slot, crash: Crash) {
+        let node = &mut self.nodes[slot];
+        let Some(process) = node.process.take() else {
+            return;
+        };
+        process.machine.life().end("crashed");
+        match crash {
+            Crash::Process => node.disk.kill_process(),
+            Crash::Power => node.disk.crash(),
+        }
+        self.network.borrow_mut().detach(slot);
+        drop(process);
+        self.story(format!("{} ends: {crash:?}", member(slot).name));
+    }
+
+    /// Stops a node's process where it stands, or lets it go on, late.
+    pub(crate) fn pause(&mut self, slot: Slot, paused: bool) {
+        let now = self.now;
+        let Some(process) = self.nodes[slot].process.as_mut() else {
+            return;
+        };
+        if process.missed.is_some() == paused {
+            return;
+        }
+        self.network.borrow_mut().pause(slot, paused);
+        if paused {
+            process.missed = Some(Vec::new());
+        } else {
+            process.machine.leap(process.pace.at(now));
+            let missed = process.missed.take().unwrap_or_default();
+            for parcel in missed {
+                self.network.borrow_mut().schedule(0, parcel);
+            }
+        }
+        let what = if paused { "stands still" } else { "goes on" };
+        self.story(format!("{} {what}", member(slot).name));
+    }
+
+    /// Sets the rate of a node's clock, in parts in a million of the true one.
+    pub(crate) fn set_rate(&mut self, slot: Slot, rate: u64) {
+        let now = self.now;
+        let node = &mut self.nodes[slot];
+        node.rate = rate;
+        if let Some(process) = node.process.as_mut() {
+            process.pace = Pace {
+                since: now,
+                shown: process.pace.at(now),
+                rate,
+            };
+        }
+        self.story(format!("{}'s clock runs at {rate} ppm", member(slot).name));
+    }
+
+    /// Whether the node's process is there and does not stand still.
+    pub(crate) fn is_running(&self, slot: Slot) -> bool {
+        let process = self.nodes[slot].process.as_ref();
+        process.is_some_and(|process| process.missed.is_none())
+    }
+
+    /// Whether the node has a process, perhaps one that stands still.
+    pub(crate) fn has_process(&self, slot: Slot) -> bool {
+        self.nodes[slot].process.is_some()
+    }
+
+    /// The way into a node that has started.
+    pub(crate) fn requests(&self, slot: Slot) -> Option<&Requests> {
+        self.nodes[slot].process.as_ref()?.requests.as_ref()
+    }
+
+    /// A node that believes to lead, by the newest term.
+    pub(crate) fn leader(&self) -> Option<Slot> {
+        let slots = 0..self.nodes.len();
+        let statuses = slots.filter_map(|slot| {
+            let status = self.requests(slot)?.status();
+            (status.leader == Some(status.member)).then_some((status.term, slot))
+        });
+        statuses.max().map(|(_, slot)| slot)
+    }
+
+    /// Starts a client: a task on the clients' machine.
+    pub(crate) fn client<C, Work>(&self, work: C)
+    where
+        C: FnOnce(Client) -> Work + 'static,
+        Work: Future<Output = ()> + 'static,
+    {
+        let (network, done) = (self.network.clone(), self.done.clone());
+        let number = self.clients_begun.get();
+        self.clients_begun.set(number + 1);
+        let client = Client::new(number, network, done, self.clients.began());
+        self.clients.spawn(work(client));
+    }
+
+    /// Requests of clients that are over.
+    pub(crate) fn operations(&self) -> u64 {
+        self.done.get()
+    }
+
+    /// What tells this run from others.
+    pub(crate) fn hash(&self) -> u64 {
+        self.network.borrow().trace.hash()
+    }
+
+    /// Notes a rare event.
+    pub(crate) fn story(&self, text: impl std::fmt::Display) {
+        let at = self.now;
+        self.network.borrow_mut().trace.story(at, text);
+    }
+
+    /// Moves time on.
+    pub(crate) fn run(&mut self, millis: u64) {
+        let until = self.now + millis;
+        while self.now < until {
+            self.step();
+        }
+    }
+
+    /// Runs until `reached`, or for so long. Tells whether it was reached.
+    pub(crate) fn run_until(&mut self, millis: u64, reached: impl Fn(&Self) -> bool) -> bool {
+        let until = self.now + millis;
+        while self.now < until {
+            if reached(self) {
+                return true;
+            }
+            self.step();
+        }
+        reached(self)
+    }
+
+    /// One step of all machines.
+    pub(crate) fn step(&mut self) {
+        let (from, until) = (self.now, self.now + STEP_MILLIS);
+        self.network.borrow_mut().now = from;
+        if from.is_multiple_of(TEND_MILLIS) {
+            self.network.borrow_mut().tend();
+        }
+        let arriving = self.network.borrow_mut().arriving(until);
+        let mut inboxes: BTreeMap<Slot, Vec<(u64, Parcel)>> = BTreeMap::new();
+        for (at, parcel) in arriving {
+            inboxes.entry(parcel.to).or_default().push((at, parcel));
+        }
+        let count = self.nodes.len();
+        let first = self.rng.usize(0..=count);
+        for turn in 0..=count {
+            let slot = (first + turn) % (count + 1);
+            if slot == count {
+                self.clients.run(Duration::from_millis(until), Vec::new());
+            } else {
+                let inbox = inboxes.remove(&slot).unwrap_or_default();
+                self.step_node(slot, inbox, until);
+            }
+        }
+        self.now = until;
+        self.network.borrow_mut().now = until;
+        self.look_after(until);
+        assert!(
+            panics() == self.panics,
+            "a task of a node or of a client panicked: see above"
+        );
+    }
+
+    fn step_node(&mut self, slot: Slot, inbox: Vec<(u64, Parcel)>, until: u64) {
+        let Some(process) = self.nodes[slot].process.as_mut() else {
+            return;
+        };
+        let life = process.machine.life().clone();
+        let meant = |parcel: &Parcel| {
+            parcel
+                .life
+                .as_ref()
+                .is_none_or(|meant| Arc::ptr_eq(meant, &life))
+        };
+        let inbox = inbox.into_iter().filter(|(_, parcel)| meant(parcel));
+        if let Some(missed) = &mut process.missed {
+            missed.extend(inbox.map(|(_, parcel)| parcel));
+            return;
+        }
+        let mut due = Vec::new();
+        for (at, parcel) in inbox {
+            self.network.borrow_mut().note(at, slot, &parcel.event);
+            let (network, requests) = (self.network.clone(), process.requests.clone());
+            due.push(Due {
+                at: process.pace.at(at),
+                work: Box::new(move || arrive(&network, slot, parcel.event, requests.as_ref())),
+            });
+        }
+        process.machine.run(process.pace.at(until), due);
+        if process.requests.is_none()
+            && let Some(Ok(node)) = process.started.borrow().as_ref()
+        {
+            process.requests = Some(node.requests().clone());
+        }
+    }
+
+    /// Takes note of processes that have ended by themselves, and starts those that are to start.
+    fn look_after(&mut self, now: u64) {
+        for slot in 0..self.nodes.len() {
+            let node = &mut self.nodes[slot];
+            if node.restart_at.is_some_and(|at| at <= now) && node.process.is_none() {
+                self.start(slot);
+                continue;
+            }
+            let Some(process) = node.process.as_ref() else {
+                continue;
+            };
+            let refused = match process.started.borrow().as_ref() {
+                Some(Err(error)) => Some(error.to_string()),
+                Some(Ok(_)) | None => None,
+            };
+            let Some(reason) = process.machine.life().reason().or(refused) else {
+                continue;
+            };
+            node.stopped = Some(reason.clone());
+            node.disk.kill_process();
+            node.process = None;
+            self.network.borrow_mut().detach(slot);
+            self.story(format!("{} stops: {reason}", member(slot).name));
+        }
+    }
+}
+
+/// Hands over what arrived, on the node's machine.
+fn arrive(network: &SharedNetwork, slot: Slot, event: Event, requests: Option<&Requests>) {
+    let peers = network.borrow().endpoint(slot).map(|end| end.peers.clone());
+    if let Some(peers) = peers {
+        deliver(slot, event, requests, &peers);
+    }
+}
+
+/// How a node's process ends by itself: at once, and nothing it does afterwards counts.
+fn fail_stop(life: Arc<Life>, disk: SimDisk) -> FailStop {
+    FailStop::new(move |reason| {
+        life.end(reason);
+        disk.kill_process();
+    })
+}
+
+/// Name and address of the node on a machine.
+pub(crate) fn member(slot: Slot) -> InitialMember {
+    InitialMember {
+        name: format!("n{}", slot + 1),
+        peer: HostPort {
+            host: format!("n{}", slot + 1),
+            port: 2380,
+        },
+    }
+}

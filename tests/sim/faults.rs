@@ -1,0 +1,392 @@
+//! The disasters of a run: which there are, how often they come, and how each ends.
+//!
+//! A [`Storm`] draws them from the seed, several at once, and mends what it broke after a while; [`Storm::end`] mends all that is
+//! left. It keeps to what the cluster promises to survive: any number of crashes and losses of power at any time, but
+//! damage to what a disk had made durable on a minority of members only, until those are replaced.
+
+use crate::{
+    cluster::{Cluster, Crash, Trust, member},
+    network::{CLIENTS, Slot, Weather},
+};
+use quorate::storage::sim_disk::Fault as DiskFault;
+use std::{collections::BTreeMap, time::Duration};
+
+/// Pauses between two disasters, in milliseconds.
+const CALM_MILLIS_MAX: u64 = 3_000;
+/// How long most disasters last, in milliseconds.
+const LAST_MILLIS: std::ops::Range<u64> = 200..6_000;
+/// The usual time a write and its sync take.
+const DISK_TAKES: Duration = Duration::from_millis(3);
+/// Clocks go wrong by up to so many parts in a million.
+pub(crate) const DRIFT_PPM_MAX: u64 = 50_000;
+
+/// What can happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disaster {
+    /// A process is killed, or its machine loses power.
+    Crash,
+    /// All machines lose power.
+    Blackout,
+    /// A disk operation to come fails, of a kind that stops the member.
+    DiskError,
+    /// As [`Disaster::DiskError`], and the machine loses power at that operation.
+    PowerAtWrite,
+    /// A disk takes seconds.
+    DiskStall,
+    /// A disk becomes slow.
+    DiskSlow,
+    /// Two groups of members do not hear each other.
+    Partition,
+    /// One direction between two members carries nothing.
+    OneWay,
+    /// A member hears nobody, or nobody hears it.
+    Deaf,
+    /// The stream of consensus of one member to another stands still, and then brings all at once.
+    Stall,
+    /// A process stands still, and goes on late.
+    Pause,
+    /// A member's clock goes wrong.
+    Drift,
+    /// Clients cannot reach a member.
+    NoClients,
+    /// The network becomes better or worse.
+    Weather,
+    /// Leadership is handed over.
+    Transfer,
+}
+
+/// All disasters, with how often each comes.
+const ALL: [(Disaster, u32); 15] = [
+    (Disaster::Crash, 6),
+    (Disaster::Blackout, 1),
+    (Disaster::DiskError, 3),
+    (Disaster::PowerAtWrite, 4),
+    (Disaster::DiskStall, 2),
+    (Disaster::DiskSlow, 2),
+    (Disaster::Partition, 4),
+    (Disaster::OneWay, 3),
+    (Disaster::Deaf, 3),
+    (Disaster::Stall, 3),
+    (Disaster::Pause, 4),
+    (Disaster::Drift, 2),
+    (Disaster::NoClients, 1),
+    (Disaster::Weather, 2),
+    (Disaster::Transfer, 3),
+];
+
+/// How a disaster ends.
+#[derive(Clone, Debug)]
+enum Mend {
+    Links(Vec<(Slot, Slot)>),
+    Stall(Slot, Slot),
+    Resume(Slot),
+    Disk(Slot),
+    Clock(Slot),
+}
+
+/// Disasters, drawn from a seed.
+pub(crate) struct Storm {
+    rng: fastrand::Rng,
+    next: u64,
+    mends: BTreeMap<(u64, u64), Mend>,
+    struck: u64,
+    /// Nodes whose process is to lose power when it stops by itself.
+    doomed: Vec<Slot>,
+    calm_millis: u64,
+}
+
+impl Storm {
+    /// Begins with a quiet time, so that there is something to break.
+    pub(crate) fn new(cluster: &mut Cluster) -> Self {
+        let mut rng = cluster.rng.fork();
+        let calm_millis = rng.u64(300..CALM_MILLIS_MAX);
+        Self {
+            next: cluster.now + rng.u64(500..4_000),
+            rng,
+            mends: BTreeMap::new(),
+            struck: 0,
+            doomed: Vec::new(),
+            calm_millis,
+        }
+    }
+
+    /// One step of the cluster, and of the storm over it.
+    pub(crate) fn step(&mut self, cluster: &mut Cluster) {
+        cluster.step();
+        self.restart(cluster);
+        while let Some(entry) = self.mends.first_entry() {
+            if entry.key().0 > cluster.now {
+                break;
+            }
+            let mend = entry.remove();
+            Self::mend(cluster, &mend);
+        }
+        if cluster.now >= self.next {
+            self.next = cluster.now + 1 + self.rng.u64(0..self.calm_millis);
+            self.strike(cluster);
+        }
+    }
+
+    /// Mends all: the network, the clocks and the disks are well, and every process runs.
+    pub(crate) fn end(&mut self, cluster: &mut Cluster) {
+        cluster.story("the storm is over");
+        for mend in std::mem::take(&mut self.mends).into_values() {
+            Self::mend(cluster, &mend);
+        }
+        {
+            let mut net = cluster.network.borrow_mut();
+            net.heal();
+            net.weather = Weather::fair();
+        }
+        for slot in 0..cluster.nodes.len() {
+            cluster.nodes[slot].disk.forgive();
+            cluster.nodes[slot].trust = Trust::Sound;
+        }
+        self.restart(cluster);
+        for node in &mut cluster.nodes {
+            if let Some(at) = &mut node.restart_at {
+                *at = cluster.now;
+            }
+        }
+    }
+
+    /// Whoever stopped by itself comes back after a while.
+    fn restart(&mut self, cluster: &mut Cluster) {
+        for slot in 0..cluster.nodes.len() {
+            let node = &cluster.nodes[slot];
+            let (Some(reason), None) = (&node.stopped, node.restart_at) else {
+                continue;
+            };
+            assert!(
+                node.trust == Trust::Damaged,
+                "{} stopped, and nothing was done to it: {reason}",
+                node.name
+            );
+            let node = &mut cluster.nodes[slot];
+            node.trust = Trust::Sound;
+            node.disk.forgive();
+            if let Some(at) = self.doomed.iter().position(|doomed| *doomed == slot) {
+                self.doomed.swap_remove(at);
+                node.disk.crash();
+            }
+            node.restart_at = Some(cluster.now + self.rng.u64(50..4_000));
+        }
+    }
+
+    fn strike(&mut self, cluster: &mut Cluster) {
+        let total: u32 = ALL.iter().map(|(_, weight)| weight).sum();
+        let mut drawn = self.rng.u32(0..total);
+        let found = ALL.iter().find(|(_, weight)| {
+            let here = drawn < *weight;
+            drawn = drawn.saturating_sub(*weight);
+            here
+        });
+        let Some((disaster, _)) = found else {
+            return;
+        };
+        self.strike_with(cluster, *disaster);
+    }
+
+    /// Lets a disaster happen. Tells whether it found somebody to happen to.
+    pub(crate) fn strike_with(&mut self, cluster: &mut Cluster, disaster: Disaster) -> bool {
+        let count = cluster.nodes.len();
+        let slot = self.rng.usize(0..count);
+        let other = (slot + self.rng.usize(1..count.max(2))) % count;
+        let lasts = self.rng.u64(LAST_MILLIS);
+        match disaster {
+            Disaster::Crash => return self.crash(cluster, slot),
+            Disaster::Blackout => {
+                for slot in 0..count {
+                    self.end_process(cluster, slot, Crash::Power);
+                }
+            }
+            Disaster::DiskError | Disaster::PowerAtWrite => {
+                return self.disk_error(cluster, slot, disaster == Disaster::PowerAtWrite);
+            }
+            Disaster::DiskStall => {
+                cluster.nodes[slot].disk.stall(Duration::from_millis(lasts));
+                self.mend_later(cluster, lasts, Mend::Disk(slot));
+            }
+            Disaster::DiskSlow => {
+                let takes = Duration::from_millis(self.rng.u64(5..200));
+                cluster.nodes[slot].disk.take_up_to(takes);
+                self.mend_later(cluster, lasts * 2, Mend::Disk(slot));
+            }
+            Disaster::Partition => self.partition(cluster, lasts),
+            Disaster::OneWay => self.cut(cluster, vec![(slot, other)], lasts),
+            Disaster::Deaf => {
+                let hears = self.rng.bool();
+                let others = (0..count).filter(|other| *other != slot);
+                let link = |other| if hears { (slot, other) } else { (other, slot) };
+                self.cut(cluster, others.map(link).collect(), lasts);
+            }
+            Disaster::Stall => {
+                cluster.network.borrow_mut().stall(slot, other, true);
+                self.mend_later(cluster, lasts, Mend::Stall(slot, other));
+            }
+            Disaster::Pause => {
+                if !cluster.is_running(slot) {
+                    return false;
+                }
+                cluster.pause(slot, true);
+                self.mend_later(cluster, lasts, Mend::Resume(slot));
+            }
+            Disaster::Drift => {
+                let rate = self
+                    .rng
+                    .u64(1_000_000 - DRIFT_PPM_MAX..=1_000_000 + DRIFT_PPM_MAX);
+                cluster.set_rate(slot, rate);
+                self.mend_later(cluster, lasts * 4, Mend::Clock(slot));
+            }
+            Disaster::NoClients => {
+                self.cut(cluster, vec![(slot, CLIENTS), (CLIENTS, slot)], lasts);
+            }
+            Disaster::Weather => {
+                cluster.network.borrow_mut().weather = Weather::drawn(&mut self.rng);
+            }
+            Disaster::Transfer => {
+                if !transfer(cluster, other) {
+                    return false;
+                }
+            }
+        }
+        self.told(cluster, disaster, slot);
+        true
+    }
+
+    fn told(&mut self, cluster: &mut Cluster, disaster: Disaster, slot: Slot) {
+        self.struck += 1;
+        cluster.story(format_args!("{disaster:?} at {}", member(slot).name));
+        *cluster.faults.entry(disaster.name()).or_default() += 1;
+    }
+
+    fn mend_later(&mut self, cluster: &Cluster, after: u64, mend: Mend) {
+        self.mends.insert((cluster.now + after, self.struck), mend);
+    }
+
+    fn mend(cluster: &mut Cluster, mend: &Mend) {
+        match mend {
+            Mend::Links(links) => {
+                let mut net = cluster.network.borrow_mut();
+                for (from, to) in links {
+                    net.cut(*from, *to, false);
+                }
+            }
+            Mend::Stall(from, to) => cluster.network.borrow_mut().stall(*from, *to, false),
+            Mend::Resume(slot) => cluster.pause(*slot, false),
+            Mend::Disk(slot) => {
+                let disk = &cluster.nodes[*slot].disk;
+                disk.stall(Duration::ZERO);
+                disk.take_up_to(DISK_TAKES);
+            }
+            Mend::Clock(slot) => cluster.set_rate(*slot, 1_000_000),
+        }
+        cluster.story(format_args!("mended: {mend:?}"));
+    }
+
+    fn crash(&mut self, cluster: &mut Cluster, slot: Slot) -> bool {
+        if !cluster.has_process(slot) {
+            return false;
+        }
+        let crash = if self.rng.bool() {
+            Crash::Process
+        } else {
+            Crash::Power
+        };
+        self.end_process(cluster, slot, crash);
+        self.told(cluster, Disaster::Crash, slot);
+        true
+    }
+
+    fn end_process(&mut self, cluster: &mut Cluster, slot: Slot, crash: Crash) {
+        if cluster.has_process(slot) {
+            cluster.crash(slot, crash);
+            let back = cluster.now + self.rng.u64(20..5_000);
+            cluster.nodes[slot].restart_at = Some(back);
+        }
+    }
+
+    fn disk_error(&mut self, cluster: &mut Cluster, slot: Slot, power: bool) -> bool {
+        if !cluster.has_process(slot) {
+            return false;
+        }
+        let fault = if self.rng.bool() {
+            DiskFault::Io
+        } else {
+            DiskFault::NoSpace
+        };
+        let nth = self.rng.u64(1..60);
+        let node = &mut cluster.nodes[slot];
+        node.disk.fail_nth(nth, fault);
+        node.trust = Trust::Damaged;
+        if power && !self.doomed.contains(&slot) {
+            self.doomed.push(slot);
+        }
+        let disaster = if power {
+            Disaster::PowerAtWrite
+        } else {
+            Disaster::DiskError
+        };
+        self.told(cluster, disaster, slot);
+        true
+    }
+
+    fn partition(&mut self, cluster: &Cluster, lasts: u64) {
+        let count = cluster.nodes.len();
+        let mut slots: Vec<Slot> = (0..count).collect();
+        self.rng.shuffle(&mut slots);
+        let (here, there) = slots.split_at(self.rng.usize(1..count.max(2)));
+        let pairs = here.iter().flat_map(|a| there.iter().map(|b| (*a, *b)));
+        let links = pairs.flat_map(|(a, b)| [(a, b), (b, a)]).collect();
+        self.cut(cluster, links, lasts);
+    }
+
+    fn cut(&mut self, cluster: &Cluster, links: Vec<(Slot, Slot)>, lasts: u64) {
+        let mut net = cluster.network.borrow_mut();
+        for (from, to) in &links {
+            net.cut(*from, *to, true);
+        }
+        drop(net);
+        self.mend_later(cluster, lasts, Mend::Links(links));
+    }
+}
+
+impl Disaster {
+    /// What a report calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Crash => "crash",
+            Self::Blackout => "blackout",
+            Self::DiskError => "disk error",
+            Self::PowerAtWrite => "power lost in a write",
+            Self::DiskStall => "disk stall",
+            Self::DiskSlow => "slow disk",
+            Self::Partition => "partition",
+            Self::OneWay => "one-way cut",
+            Self::Deaf => "deaf or mute member",
+            Self::Stall => "stalled stream",
+            Self::Pause => "pause",
+            Self::Drift => "clock drift",
+            Self::NoClients => "clients cut off",
+            Self::Weather => "weather",
+            Self::Transfer => "leadership transfer",
+        }
+    }
+}
+
+/// Asks the leader to hand over to another member.
+fn transfer(cluster: &mut Cluster, to: Slot) -> bool {
+    let (Some(leader), Some(target)) = (cluster.leader(), cluster.requests(to)) else {
+        return false;
+    };
+    let to = target.identity().member;
+    cluster.story(format_args!("{} is to hand over", member(leader).name));
+    cluster.client(move |client| async move {
+        let moved = client.call(leader, 5_000, move |requests| async move {
+            requests.move_leader(to).await.is_ok()
+        });
+        // Nobody needs to know whether it worked.
+        moved.await.unwrap_or_default();
+    });
+    true
+}

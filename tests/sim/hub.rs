@@ -1,0 +1,249 @@
+//! The actor that stands in the peer hub's place: it hands to the simulated network what the real one would send.
+
+use crate::{
+    machine::Life,
+    network::{self, Endpoint, Event, Parcel, SharedNetwork, Slot},
+};
+use actix::{Actor, Context, Handler};
+use bytes::Bytes;
+use quorate::{
+    actors::{
+        peer_hub::{
+            ClosePeers, ForwardRequests, HubPeers, OpenSnapshot, PeerPorts, SendMessages,
+            UpdatePeers,
+        },
+        requests::Identity,
+    },
+    net::{
+        CHUNK_BYTES_MAX, GuestAnswer, GuestQuestion, IncomingSnapshot, NetError, Responder,
+        SnapshotError, SnapshotSender,
+    },
+    node::{Asked, PeerNetwork},
+};
+use std::{fmt, sync::Arc, time::Duration};
+
+/// Mailbox of the stand-in, as the real hub's.
+const MAILBOX_MAX: usize = 4_096;
+
+/// How long a process that joins waits for an answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// Bytes a millisecond that a snapshot's stream carries.
+const SNAPSHOT_BYTES_PER_MILLI: usize = 20_000;
+
+/// How long a snapshot's stream may stand still before it is given up.
+const STREAM_PATIENCE: Duration = Duration::from_secs(3);
+
+/// The network as one life of a node sees it.
+#[derive(Clone)]
+pub(crate) struct Uplink {
+    pub(crate) network: SharedNetwork,
+    pub(crate) slot: Slot,
+    pub(crate) life: Arc<Life>,
+}
+
+impl fmt::Debug for Uplink {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Uplink of machine {}", self.slot)
+    }
+}
+
+impl PeerNetwork for Uplink {
+    fn attach(&self, identity: Identity, peers: HubPeers) -> PeerPorts {
+        let endpoint = Endpoint {
+            name: format!("n{}", self.slot + 1),
+            cluster: identity.cluster,
+            member: identity.member,
+            peers,
+            life: self.life.clone(),
+            book: std::collections::BTreeMap::new(),
+        };
+        self.network.borrow_mut().attach(self.slot, endpoint);
+        let hub = SimHub {
+            uplink: self.clone(),
+        };
+        PeerPorts::of(&hub.start())
+    }
+
+    fn ask(&self, name: &str, address: &str, question: Bytes) -> Asked {
+        let asked = self
+            .clone()
+            .ask_guest(name.to_owned(), address.to_owned(), question);
+        Box::pin(async move {
+            let asked = tokio::time::timeout(ANSWER_WITHIN, asked).await;
+            asked.unwrap_or(Err(NetError::HandshakeTimeout))
+        })
+    }
+}
+
+impl Uplink {
+    async fn ask_guest(
+        self,
+        name: String,
+        address: String,
+        question: Bytes,
+    ) -> Result<GuestAnswer, NetError> {
+        let (responder, mut taken) = Responder::detached();
+        let asked = {
+            let mut net = self.network.borrow_mut();
+            let slot = net.addresses.get(&address).copied();
+            let usable =
+                slot.filter(|slot| !net.is_cut(self.slot, *slot) && !net.is_cut(*slot, self.slot));
+            let found = usable.and_then(|slot| {
+                let endpoint = net.endpoint(slot)?;
+                Some((
+                    slot,
+                    endpoint.cluster,
+                    endpoint.member,
+                    endpoint.life.clone(),
+                ))
+            });
+            found.map(|(to, cluster, member, life)| {
+                let question = GuestQuestion {
+                    name,
+                    question,
+                    responder,
+                };
+                let parcel = Parcel {
+                    to,
+                    life: Some(life),
+                    event: Event::Guest { question },
+                };
+                net.schedule(network::STEP_MILLIS, parcel);
+                (cluster, member)
+            })
+        };
+        let Some((cluster, member)) = asked else {
+            return Err(NetError::NoAddress { address });
+        };
+        match taken.recv().await {
+            Some((_, Some(answer))) => Ok(GuestAnswer {
+                cluster,
+                member,
+                answer,
+            }),
+            _ => Err(NetError::StreamEnded("without an answer")),
+        }
+    }
+}
+
+/// Stands in the peer hub's place.
+struct SimHub {
+    uplink: Uplink,
+}
+
+impl SimHub {
+    /// Nothing that a dead process does reaches anybody.
+    fn is_dead(&self) -> bool {
+        self.uplink.life.is_dead()
+    }
+}
+
+impl Actor for SimHub {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_MAX);
+    }
+}
+
+impl Handler<SendMessages> for SimHub {
+    type Result = ();
+
+    fn handle(&mut self, send: SendMessages, _: &mut Self::Context) {
+        if self.is_dead() {
+            return;
+        }
+        let mut net = self.uplink.network.borrow_mut();
+        for envelope in send.messages {
+            net.say(self.uplink.slot, envelope.to, envelope.message);
+        }
+    }
+}
+
+impl Handler<UpdatePeers> for SimHub {
+    type Result = ();
+
+    fn handle(&mut self, update: UpdatePeers, _: &mut Self::Context) {
+        let mut net = self.uplink.network.borrow_mut();
+        net.learn(self.uplink.slot, update.peers);
+    }
+}
+
+impl Handler<ForwardRequests> for SimHub {
+    type Result = ();
+
+    fn handle(&mut self, forward: ForwardRequests, _: &mut Self::Context) {
+        if self.is_dead() {
+            return;
+        }
+        for (request, reply) in forward.requests {
+            let Uplink { network, slot, .. } = &self.uplink;
+            network::forward(network, *slot, forward.to, request, reply);
+        }
+    }
+}
+
+impl Handler<OpenSnapshot> for SimHub {
+    type Result = Result<SnapshotSender, SnapshotError>;
+
+    fn handle(&mut self, open: OpenSnapshot, _: &mut Self::Context) -> Self::Result {
+        let mut net = self.uplink.network.borrow_mut();
+        let slot = self.uplink.slot;
+        let unreachable = || SnapshotError::Unreachable(open.to);
+        let from = net.endpoint(slot).ok_or_else(unreachable)?.member;
+        let to = net.slot_of(open.to).ok_or_else(unreachable)?;
+        if self.is_dead() || !net.connected(slot, to) {
+            return Err(unreachable());
+        }
+        let (near, outgoing) = SnapshotSender::pair(from, open.header.clone());
+        let (far, incoming) = SnapshotSender::pair(from, open.header);
+        let life = net.endpoint(to).map(|endpoint| endpoint.life.clone());
+        let event = Event::Snapshot(incoming);
+        net.schedule(network::STEP_MILLIS, Parcel { to, life, event });
+        tokio::task::spawn_local(carry(self.uplink.clone(), to, outgoing, far));
+        Ok(near)
+    }
+}
+
+impl Handler<ClosePeers> for SimHub {
+    type Result = ();
+
+    fn handle(&mut self, _: ClosePeers, _: &mut Self::Context) {}
+}
+
+/// Carries a snapshot, chunk by chunk, at the pace of the link.
+async fn carry(uplink: Uplink, to: Slot, mut from: IncomingSnapshot, mut into: SnapshotSender) {
+    let ended = loop {
+        let chunk = match from.next().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break into.finish().await,
+            Err(error) => break Err(error),
+        };
+        assert!(
+            chunk.len() <= CHUNK_BYTES_MAX,
+            "the sender checked the size of its chunk"
+        );
+        let millis = chunk.len() / SNAPSHOT_BYTES_PER_MILLI + 1;
+        tokio::time::sleep(Duration::from_millis(millis as u64)).await;
+        let passed = tokio::time::timeout(STREAM_PATIENCE, passable(&uplink, to)).await;
+        if passed.is_err() || uplink.life.is_dead() {
+            break Err(SnapshotError::Interrupted("the link is cut".to_owned()));
+        }
+        if let Err(error) = into.send(chunk).await {
+            break Err(error);
+        }
+    };
+    let told = ended.map_err(|error| match error {
+        SnapshotError::Refused(reason) => reason,
+        other => other.to_string(),
+    });
+    from.answer(told);
+}
+
+/// Ends when the link carries something.
+async fn passable(uplink: &Uplink, to: Slot) {
+    while uplink.network.borrow().is_cut(uplink.slot, to) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,112 @@
+//! Whole clusters in simulation: the real actors, log, database and request handling of every member, on one thread under a paused
+//! clock, with network, disk, time and chance from one seed.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `machine` | an event loop on a clock of its own: a node's, or the clients' |
+//! | `network` | what is under way between machines |
+//! | `hub` | the actor in the peer hub's place |
+//! | `cluster` | nodes and clients; steps; starts, crashes, pauses, clocks |
+//! | `clients` | how a client reaches a node |
+//! | `faults` | the disasters that a seed draws |
+//! | `run` | one run: a workload, a storm, and what must hold after it |
+//! | `puts` | the plainest workload |
+//! | `trace` | what happened, hashed and printed |
+//!
+//! `cargo test --release --test sim` runs a fixed set of seeds. `SEEDS=n` runs n fresh ones, `SEED=n` replays one and prints
+//! what happens. A failure prints its seed and the command that replays it.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod clients;
+mod cluster;
+mod faults;
+mod hub;
+mod machine;
+mod network;
+mod puts;
+mod run;
+mod trace;
+
+use puts::Puts;
+use quorate::clock;
+use run::{Outcome, Plan, run};
+use std::{collections::BTreeMap, env};
+use tokio::time::Instant;
+
+/// The seeds that every `cargo test` runs.
+const FIXED_SEEDS: std::ops::Range<u64> = 1..6;
+
+fn number(name: &str) -> Option<u64> {
+    let text = env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name}={text} is not a number")),
+    )
+}
+
+/// Runs seeds, and says in one line what that was.
+fn run_all(seeds: impl Iterator<Item = u64>) {
+    let began = clock::now();
+    let outcomes: Vec<Outcome> = seeds
+        .map(|seed| run(Plan::of(seed), &mut Puts::default()))
+        .collect();
+    report(&outcomes, began);
+}
+
+#[expect(clippy::print_stdout, reason = "this is what a run tells")]
+#[expect(clippy::cast_precision_loss, reason = "for people to read")]
+fn report(outcomes: &[Outcome], began: Instant) {
+    let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();
+    let seconds = sum(|outcome| outcome.millis) as f64 / 1000.0;
+    let wall = began.elapsed().as_secs_f64();
+    let mut faults: BTreeMap<&str, u64> = BTreeMap::new();
+    for (fault, times) in outcomes.iter().flat_map(|outcome| &outcome.faults) {
+        *faults.entry(fault).or_default() += times;
+    }
+    println!("faults: {faults:?}");
+    println!(
+        "{} seeds, {seconds:.0} simulated seconds in {wall:.1} s ({:.0} a second), {} operations, {} faults",
+        outcomes.len(),
+        seconds / wall,
+        sum(|outcome| outcome.operations),
+        faults.values().sum::<u64>(),
+    );
+}
+
+#[test]
+fn clusters_live_through_storms() {
+    if let Some(count) = number("SEEDS") {
+        let first = clock::entropy() % 1_000_000_000;
+        run_all(first..first + count);
+    } else if number("SEED").is_none() {
+        run_all(FIXED_SEEDS);
+    }
+}
+
+#[test]
+fn replay() {
+    if let Some(seed) = number("SEED") {
+        let began = clock::now();
+        let plan = Plan {
+            shown: true,
+            ..Plan::of(seed)
+        };
+        let outcome = run(plan, &mut Puts::default());
+        report(&[outcome], began);
+    }
+}
+
+#[test]
+fn a_seed_gives_the_same_run_each_time() {
+    let short = |seed| {
+        let plan = Plan {
+            storm_millis: 15_000,
+            ..Plan::of(seed)
+        };
+        run(plan, &mut Puts::default())
+    };
+    let first = short(77);
+    assert_eq!(short(77), first, "one seed gave two runs");
+    assert_ne!(short(78).hash, first.hash, "two seeds gave one run");
+}

@@ -1,0 +1,185 @@
+//! A run: a cluster under a workload lives through a storm, and must be well afterwards.
+//!
+//! A [`Workload`] brings clients and judges what they saw. The run itself asks for what every workload needs: after the storm a leader
+//! is there, every member takes writes within a few election timeouts, and all members come to hold the same.
+
+use crate::{
+    cluster::{Cluster, ELECTION_MILLIS, member},
+    faults::Storm,
+    network::Slot,
+};
+use quorate::{kv::command::Put, types::Revision};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    rc::Rc,
+};
+
+/// After the storm, a leader must be there and every member must take writes within so many election timeouts.
+const LIVE_ELECTIONS: u64 = 10;
+/// After that, all members must have applied the same within so long.
+const EVEN_MILLIS: u64 = 20_000;
+/// How long the cluster may take to form.
+const FORM_MILLIS: u64 = 20_000;
+
+/// Clients, and the judgement of what they saw.
+pub(crate) trait Workload {
+    /// Starts the clients. The cluster has a leader.
+    fn begin(&mut self, cluster: &mut Cluster);
+    /// After each step of the storm.
+    fn watch(&mut self, cluster: &Cluster);
+    /// The storm is over and the cluster is well: let the clients come to an end.
+    fn end(&mut self, cluster: &mut Cluster);
+    /// All members hold the same: judge. Panics at a violation.
+    fn judge(&mut self, cluster: &mut Cluster);
+}
+
+/// How a run is shaped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    /// Members.
+    pub(crate) size: usize,
+    /// How long the storm lasts.
+    pub(crate) storm_millis: u64,
+    /// Print every event.
+    pub(crate) shown: bool,
+}
+
+impl Plan {
+    /// The usual shape of a seed's run: mostly three members, at times five.
+    pub(crate) fn of(seed: u64) -> Self {
+        let size = if seed.is_multiple_of(5) { 5 } else { 3 };
+        Self {
+            seed,
+            size,
+            storm_millis: 40_000,
+            shown: false,
+        }
+    }
+}
+
+/// What a run was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// Two runs of one seed have the same.
+    pub(crate) hash: u64,
+    pub(crate) millis: u64,
+    pub(crate) operations: u64,
+    /// How often each disaster came.
+    pub(crate) faults: BTreeMap<&'static str, u64>,
+}
+
+/// Runs a seed. A failure names it, says how to replay it, and tells what happened before.
+pub(crate) fn run(plan: Plan, workload: &mut dyn Workload) -> Outcome {
+    let mut cluster = Cluster::new(plan.seed, plan.size, plan.shown);
+    let whole = AssertUnwindSafe(|| whole(plan, &mut cluster, workload));
+    match catch_unwind(whole) {
+        Ok(()) => Outcome {
+            hash: cluster.hash(),
+            millis: cluster.now,
+            operations: cluster.operations(),
+            faults: cluster.faults.clone(),
+        },
+        Err(failure) => {
+            tell_failure(plan, &cluster);
+            resume_unwind(failure)
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "a failure is told on the terminal")]
+fn tell_failure(plan: Plan, cluster: &Cluster) {
+    let (seed, at) = (plan.seed, cluster.now);
+    let story = cluster.network.borrow().trace.newest();
+    eprintln!(
+        "seed {seed} failed at {at} ms; what happened last:\n{story}replay: SEED={seed} cargo test --release --test sim replay -- --nocapture"
+    );
+}
+
+fn whole(plan: Plan, cluster: &mut Cluster, workload: &mut dyn Workload) {
+    let formed = cluster.run_until(FORM_MILLIS, |cluster| cluster.leader().is_some());
+    assert!(formed, "the cluster does not form");
+    workload.begin(cluster);
+    let mut storm = Storm::new(cluster);
+    let over = cluster.now + plan.storm_millis;
+    while cluster.now < over {
+        storm.step(cluster);
+        workload.watch(cluster);
+    }
+    storm.end(cluster);
+    live_again(cluster);
+    workload.end(cluster);
+    even(cluster);
+    workload.judge(cluster);
+}
+
+/// A leader exists, and a write succeeds through every member.
+fn live_again(cluster: &mut Cluster) {
+    let size = cluster.nodes.len();
+    let written: Rc<RefCell<Vec<Slot>>> = Rc::default();
+    for slot in 0..size {
+        let written = written.clone();
+        cluster.client(move |client| async move {
+            loop {
+                let done = client.call(slot, ELECTION_MILLIS, |requests| async move {
+                    let put = Put {
+                        key: "alive".into(),
+                        value: "yes".into(),
+                        ..Put::default()
+                    };
+                    requests.put(put).await.is_ok()
+                });
+                if done.await == Some(true) {
+                    written.borrow_mut().push(slot);
+                    return;
+                }
+                client.pause(50).await;
+            }
+        });
+    }
+    let live = LIVE_ELECTIONS * ELECTION_MILLIS;
+    cluster.run_until(live, |_| written.borrow().len() == size);
+    let silent: Vec<String> = (0..size)
+        .filter(|slot| !written.borrow().contains(slot))
+        .map(|slot| member(slot).name)
+        .collect();
+    assert!(
+        silent.is_empty(),
+        "{live} ms after the storm no write succeeds through {silent:?}; the leader is {:?}",
+        cluster.leader().map(|slot| member(slot).name)
+    );
+}
+
+/// All members have applied the same entries, and their histories are the same.
+fn even(cluster: &mut Cluster) {
+    let same = |cluster: &Cluster| {
+        let applied = (0..cluster.nodes.len()).map(|slot| {
+            let status = cluster.requests(slot)?.status();
+            (status.commit == status.applied).then_some(status.applied)
+        });
+        let applied: std::collections::BTreeSet<_> = applied.collect();
+        applied.len() == 1 && !applied.contains(&None)
+    };
+    assert!(
+        cluster.run_until(EVEN_MILLIS, same),
+        "the members do not come to the same applied entry"
+    );
+    let hashes: Rc<RefCell<Vec<String>>> = Rc::default();
+    let size = cluster.nodes.len();
+    for slot in 0..size {
+        let hashes = hashes.clone();
+        cluster.client(move |client| async move {
+            let asked = client.call(slot, 10_000, |requests| async move {
+                requests.hash_kv(Revision(0)).await
+            });
+            let hash = asked.await.map(|hash| format!("{hash:?}"));
+            hashes.borrow_mut().push(hash.unwrap_or_default());
+        });
+    }
+    cluster.run_until(10_000, |_| hashes.borrow().len() == size);
+    let hashes = hashes.borrow();
+    let agree = hashes.len() == size && hashes.iter().all(|hash| *hash == hashes[0]);
+    assert!(agree, "the members' histories differ: {hashes:#?}");
+}
