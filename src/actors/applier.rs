@@ -313,7 +313,7 @@ impl Handler<IndexPublished> for Applier {
         let batch = self.unpublished.pop_front();
         assert!(batch.is_some(), "the index publishes once for each batch");
         let Some(batch) = batch else { return };
-        self.tail.append(batch.records.clone());
+        self.tail.append(&batch.records);
         let term_changed = batch.applied.term != self.visible.term;
         self.visible = batch.applied;
         // Before readers see the batch: who then asks for a lease of it is behind this message.
