@@ -13,7 +13,8 @@ use super::{
     lease_manager::LeasesChanged,
     leases::ListLeaseKeys,
     members::{Members, MembersError},
-    requests::{Published, Reply, RequestError},
+    replies::Reply,
+    requests::{Published, RequestError},
     restore::{membership_meta, store_meta},
     watch_hub::EventsApplied,
 };
@@ -322,8 +323,7 @@ impl Handler<IndexPublished> for Applier {
         }
         let published = self.publish(batch.window);
         for (reply, verdict) in batch.answers {
-            // A caller that has gone away in the meantime does not matter.
-            drop(reply.send(verdict.map_err(RequestError::Kv)));
+            reply.send(verdict.map_err(RequestError::Kv));
         }
         if !batch.records.is_empty() {
             self.tell_watches(batch.records, published);

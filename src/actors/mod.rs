@@ -28,6 +28,7 @@ pub mod peer_ask;
 pub mod peer_hub;
 pub mod raft_node;
 pub mod range_chunks;
+pub mod replies;
 pub mod requests;
 pub mod restore;
 pub mod store;
