@@ -57,6 +57,9 @@ const HEADER_BYTES_MAX: u32 = 64 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
+/// Room for outcomes that a connection keeps between turns.
+const OUTCOMES_KEPT: usize = 64;
+
 /// Questions for a view under way on one connection; reads that come meanwhile share the next one.
 const VIEWS_MAX: usize = 4;
 
@@ -69,14 +72,13 @@ pub(super) async fn converse(
     limits: &ListenLimits,
     phase: &mut watch::Receiver<Phase>,
 ) -> Result<(), Failure> {
-    let mut builder = Builder::new();
-    builder
-        .initial_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(limits.streams_max)
-        .max_header_list_size(HEADER_BYTES_MAX);
-    let handshake = timeout(SILENCE_MAX, builder.handshake(wire.clone())).await;
-    let mut talk = Talk::new(front, wire, handshake??, limits);
+    // Boxed, and so gone when it is over: an idle connection should be small.
+    let handshake = Box::pin(timeout(
+        SILENCE_MAX,
+        protocol(limits).handshake(wire.clone()),
+    ));
+    let connection = handshake.await??;
+    let mut talk = Box::new(Talk::new(front, wire, connection, limits));
     let stopping = async {
         // An error means that the server is gone.
         drop(phase.wait_for(|phase| phase.is_stopping()).await);
@@ -91,6 +93,17 @@ pub(super) async fn converse(
         ended = poll_fn(|context| talk.poll(context)) => ended,
         _ = phase.wait_for(|&phase| phase == Phase::Closed) => Ok(()),
     }
+}
+
+/// HTTP/2 as this server speaks it.
+fn protocol(limits: &ListenLimits) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(limits.streams_max)
+        .max_header_list_size(HEADER_BYTES_MAX);
+    builder
 }
 
 /// A connection with its calls.
@@ -176,7 +189,9 @@ impl Talk {
                 answer(call.respond, self.front.api.answer(outcome));
             }
         }
-        self.outcomes = outcomes;
+        if outcomes.capacity() <= OUTCOMES_KEPT {
+            self.outcomes = outcomes;
+        }
     }
 
     fn take_views(&mut self, context: &mut Context<'_>) {
