@@ -328,15 +328,6 @@ impl Requests {
     pub async fn range(&self, query: RangeQuery) -> Result<RangeDone, RequestError> {
         check::range(&query)?;
         let published = self.view_for(query.serializable).await?;
-        self.range_in(published, query).await
-    }
-
-    /// Reads keys from a view that is new enough. The check on the query is the caller's.
-    pub async fn range_in(
-        &self,
-        published: Arc<Published>,
-        query: RangeQuery,
-    ) -> Result<RangeDone, RequestError> {
         match published.try_range(&query)? {
             Some(done) => Ok(done),
             None => self.aside(move || published.view.range(&query)).await,
@@ -534,15 +525,6 @@ impl Requests {
 
     async fn read_txn(&self, txn: Txn) -> Result<TxnDone, RequestError> {
         let published = self.view_for(txn.is_serializable()).await?;
-        self.read_txn_in(published, txn).await
-    }
-
-    /// Runs a transaction that only reads in a view that is new enough. The check on it is the caller's.
-    pub async fn read_txn_in(
-        &self,
-        published: Arc<Published>,
-        txn: Txn,
-    ) -> Result<TxnDone, RequestError> {
         match published.try_read_txn(&txn)? {
             Some(done) => Ok(done),
             None => self.aside(move || published.view.read_txn(&txn)).await,
@@ -589,7 +571,7 @@ impl Requests {
     }
 
     /// Runs a long read on a thread of its own; only so many at once, the others wait for their turn.
-    pub(super) async fn aside<T: Send + 'static>(
+    pub async fn aside<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> Result<Result<T, KvError>, ReadError> + Send + 'static,
     ) -> Result<T, RequestError> {

@@ -3,7 +3,12 @@
 //! The checks on a request alone are made here, before it is proposed or read for; the size check is, because here the size etcd
 //! judges by is known.
 
-use super::{Api, convert, proto::etcdserverpb as pb, reply, reply::Encoded, status::Status};
+use super::{
+    Api, convert,
+    proto::etcdserverpb as pb,
+    reply::{self, Encoded, Header},
+    status::Status,
+};
 use crate::{
     actors::{
         replies::{Answer, Reply},
@@ -188,18 +193,28 @@ impl Api {
         })
     }
 
-    /// The answer to a read, which takes its time on another thread if it is long.
+    /// The answer to a read. A long one is read and written on another thread.
     pub async fn read(&self, published: Arc<Published>, read: Read) -> Result<Encoded, Status> {
-        match read {
-            Read::Range(query) => {
-                let done = self.requests.range_in(published, query).await?;
-                reply::range(&self.header(done.revision), &done)
-            }
-            Read::Txn(txn) => {
-                let done = self.requests.read_txn_in(published, txn).await?;
-                reply::txn(&self.header(done.revision), &done)
-            }
+        if let Some(encoded) = self.read_now(&published, &read)? {
+            return Ok(encoded);
         }
+        let unnamed = self.header(Revision(0));
+        let header = move |revision| Header {
+            revision,
+            ..unnamed
+        };
+        let reading = self.requests.aside(move || {
+            let view = &published.view;
+            Ok(match &read {
+                Read::Range(query) => view
+                    .range(query)?
+                    .map(|done| reply::range(&header(done.revision), &done)),
+                Read::Txn(txn) => view
+                    .read_txn(txn)?
+                    .map(|done| reply::txn(&header(done.revision), &done)),
+            })
+        });
+        reading.await?
     }
 
     /// `KV.Compact`.
