@@ -1,4 +1,5 @@
-//! A service registry: each instance keeps one key alive by its lease, so one that dies is gone from the list by itself.
+//! A service registry: each instance keeps one key alive by its lease, so one that dies is gone from the list by itself. Who
+//! wants to know reads the list once and then watches it, from the revision of what was read on: nothing is missed between.
 //!
 //! Run it with `cargo run --example service_registry`. It keeps its data in a fresh folder under the system's temporary directory
 //! and removes it at the end.
@@ -7,12 +8,17 @@
 
 use quorate::{
     Config, Node,
-    actors::requests::{RequestError, Requests},
+    actors::{
+        requests::{RequestError, Requests},
+        watch_stream::Watch,
+    },
     kv::{
+        KeyRange,
         command::{Put, RangeQuery},
         record::KeyValue,
+        watch::WatchSpec,
     },
-    types::LeaseId,
+    types::{LeaseId, RecordKind, Revision},
 };
 use std::{error::Error, time::Duration};
 use tokio::{task::JoinHandle, time::sleep};
@@ -47,20 +53,37 @@ async fn register(node: &Requests, name: &str, address: &str) -> Result<Instance
     Ok(Instance { lease, renewing })
 }
 
-/// Who is there now.
-async fn discover(node: &Requests) -> Result<Vec<String>, Box<dyn Error>> {
+/// Who is there now, and as of which revision.
+async fn discover(node: &Requests) -> Result<(Vec<String>, Revision), Box<dyn Error>> {
     let query = RangeQuery {
         key: "services/web/".into(),
         range_end: "services/web0".into(),
         ..RangeQuery::default()
     };
+    let done = node.range(query).await?;
     let mut found = Vec::new();
-    for kv in node.range(query).await?.kvs {
+    for kv in done.kvs {
         let kv = KeyValue::decode(&kv)?;
         found.push(String::from_utf8_lossy(&kv.value).into_owned());
     }
     println!("discovered: {found:?}");
-    Ok(found)
+    Ok((found, done.revision))
+}
+
+/// Tells who comes and who goes, until somebody has gone.
+async fn follow_until_one_goes(watch: &mut Watch) -> Result<(), Box<dyn Error>> {
+    loop {
+        for event in watch.next().await?.events {
+            let name = String::from_utf8_lossy(&event.kv.key).into_owned();
+            match event.kind {
+                RecordKind::Put => println!("watch: {name} is there"),
+                RecordKind::Tombstone => {
+                    println!("watch: {name} is gone");
+                    return Ok(());
+                }
+            }
+        }
+    }
 }
 
 #[actix::main]
@@ -73,18 +96,25 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let requests = node.requests();
 
     let one = register(requests, "web-1", "10.0.0.1:80").await?;
+    let (_, revision) = discover(requests).await?;
+    let range = KeyRange::from_wire(&"services/web/".into(), &"services/web0".into());
+    let mut watch = requests
+        .watch(WatchSpec {
+            start: revision.next(),
+            ..WatchSpec::of(range)
+        })
+        .await?;
     let two = register(requests, "web-2", "10.0.0.2:80").await?;
-    discover(requests).await?;
 
     println!("web-2 crashes: nobody renews its lease any more");
     two.renewing.abort();
-    while discover(requests).await?.len() > 1 {
-        sleep(Duration::from_millis(700)).await;
-    }
+    follow_until_one_goes(&mut watch).await?;
+    discover(requests).await?;
 
     println!("web-1 stops in good order: it revokes its lease");
     one.renewing.abort();
     requests.revoke_lease(one.lease).await?;
+    follow_until_one_goes(&mut watch).await?;
     discover(requests).await?;
 
     node.stop().await;

@@ -6,6 +6,9 @@ pub mod cli;
 pub mod clock;
 pub mod codec;
 pub mod config;
+pub mod failpoint;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod kv;
 pub mod local_cluster;
 pub mod log;

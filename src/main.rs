@@ -27,6 +27,8 @@ fn main() -> ExitCode {
 fn serve(args: ServerArgs) -> Result<(), Box<dyn Error>> {
     let config = args.config()?;
     quorate::log::start(&config.log);
+    #[cfg(feature = "failpoints")]
+    let _armed = quorate::failpoint::arm();
     Ok(quorate::node::run(&config)?)
 }
 

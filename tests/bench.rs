@@ -205,6 +205,29 @@ fn the_kubernetes_mix_runs_every_kind_of_request_and_its_watches_see_the_writes(
 }
 
 #[test]
+fn puts_go_on_while_leases_end() {
+    let etcd = Server::etcd();
+    let line = [
+        "lease-expiry",
+        "--leases",
+        "200",
+        "--lease-ttl",
+        "5",
+        "--warmup",
+        "0",
+        "--duration",
+        "10",
+        "--clients",
+        "4",
+    ];
+    let json = etcd.measure(&line);
+    for kind in ["quiet", "ending"] {
+        let done = figure(&json, &format!("{kind}_operations"));
+        assert!(done > 0.0, "no {kind} in {json}");
+    }
+}
+
+#[test]
 fn every_watcher_gets_every_event() {
     let etcd = Server::etcd();
     let line = [

@@ -93,15 +93,14 @@ fn a_lease_ends_at_its_time_with_its_keys_in_one_revision() {
         secs(4).await;
         let time = node.time_to_live(lease, true).await.unwrap().unwrap();
         assert_eq!((time.left_secs, time.ttl_secs), (1, 5));
-        let keys: Vec<_> = time.keys.iter().map(|key| key.0.clone()).collect();
-        assert_eq!(keys, ["a", "b"]);
+        assert_eq!(time.keys, ["a", "b"]);
         sleep(Duration::from_millis(990)).await;
         assert_eq!(get(&node, "a").await.unwrap().lease, lease);
         sleep(LATE).await;
         assert_eq!(get(&node, "a").await, None);
         assert_eq!(get(&node, "b").await, None);
         assert_eq!(node.status().revision, Revision(4), "one for both keys");
-        assert_eq!(node.leases().await.unwrap(), []);
+        assert_eq!(*node.leases().await.unwrap(), []);
         assert_eq!(node.time_to_live(lease, false).await.unwrap(), None);
         assert_eq!(node.keep_alive(lease).await.unwrap(), None);
     });
@@ -122,7 +121,7 @@ fn a_renewed_lease_lives_and_a_detached_key_outlives_its_lease() {
         assert!(get(&node, "renewed").await.is_some());
         assert!(get(&node, "detached").await.is_some());
         assert_eq!(get(&node, "left").await, None);
-        assert_eq!(node.leases().await.unwrap(), [renewed]);
+        assert_eq!(*node.leases().await.unwrap(), [renewed]);
         let before = node.status().revision;
         let after = node.revoke_lease(renewed).await.unwrap();
         assert_eq!(after, Revision(before.0 + 1));
@@ -209,25 +208,42 @@ fn an_id_that_is_granted_again_is_another_lease() {
 }
 
 #[test]
-fn a_restart_gives_all_time_and_an_election_timeout() {
+fn a_restart_goes_on_from_half_and_adds_an_election_timeout() {
     let disk = SimDisk::new(2);
     let lease = life(&disk, async |node| {
         let lease = grant(&node, 20).await;
         put(&node, "a", lease).await.unwrap();
-        secs(15).await;
+        secs(14).await;
         lease
     });
     life(&disk, async |node| {
         let began = Instant::now();
         let time = node.time_to_live(lease, true).await.unwrap().unwrap();
         assert_eq!(time.ttl_secs, 20);
-        assert!((20..=21).contains(&time.left_secs), "{time:?}");
+        // Written down when half of its time had gone; four seconds later the node stopped.
+        assert!((10..=11).contains(&time.left_secs), "{time:?}");
         assert_eq!(time.keys.len(), 1, "keys are attached again");
-        let left = Duration::from_secs(20) + ELECTION_TIMEOUT;
-        sleep(left.checked_sub(Duration::from_secs(1)).unwrap()).await;
+        let left = Duration::from_secs(10) + ELECTION_TIMEOUT;
+        sleep(left.checked_sub(Duration::from_secs(2)).unwrap()).await;
         assert!(get(&node, "a").await.is_some(), "{:?}", began.elapsed());
-        sleep(Duration::from_secs(2) + LATE).await;
+        sleep(Duration::from_secs(3) + LATE).await;
         assert_eq!(get(&node, "a").await, None);
+    });
+}
+
+#[test]
+fn a_restart_gives_a_lease_that_was_just_renewed_all_of_its_time() {
+    let disk = SimDisk::new(2);
+    let lease = life(&disk, async |node| {
+        let lease = grant(&node, 20).await;
+        secs(14).await;
+        assert_eq!(node.keep_alive(lease).await.unwrap(), Some(20));
+        secs(5).await;
+        lease
+    });
+    life(&disk, async |node| {
+        let time = node.time_to_live(lease, false).await.unwrap().unwrap();
+        assert!((20..=21).contains(&time.left_secs), "{time:?}");
     });
 }
 

@@ -21,6 +21,16 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "one way to spell bytes, whatever they mean",
     ),
     (
+        "failpoint",
+        &[],
+        "a crash must not depend on what it interrupts",
+    ),
+    (
+        "fuzzing",
+        &["api", "codec", "config", "kv", "net", "storage"],
+        "it feeds bytes to whatever reads bytes; only tests and fuzzers are compiled with it",
+    ),
+    (
         "config",
         &["types"],
         "it is checked before anything that it configures exists",
@@ -32,12 +42,12 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "kv",
-        &["types", "codec"],
+        &["types", "codec", "fuzzing::generate"],
         "a data model without I/O gives the same bytes on every member",
     ),
     (
         "storage",
-        &["types", "codec"],
+        &["types", "codec", "failpoint"],
         "it keeps bytes; what they mean is others' business",
     ),
     (
@@ -47,7 +57,16 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "actors",
-        &["types", "clock", "codec", "raft", "kv", "storage", "net"],
+        &[
+            "types",
+            "clock",
+            "codec",
+            "failpoint",
+            "raft",
+            "kv",
+            "storage",
+            "net",
+        ],
         "actors are glue under the front ends, so they do not know them",
     ),
     (
@@ -57,7 +76,15 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "api",
-        &["types", "clock", "kv", "actors", "services", "config"],
+        &[
+            "types",
+            "clock",
+            "failpoint",
+            "kv",
+            "actors",
+            "services",
+            "config",
+        ],
         "front ends ask the actors; they never touch disk or consensus themselves",
     ),
     (

@@ -18,6 +18,7 @@ use super::{
     restore::{membership_meta, store_meta},
     watch_hub::EventsApplied,
 };
+use crate::failpoint::{FailPoint, hit};
 use crate::{
     codec::{self, CodecError},
     kv::{
@@ -270,6 +271,7 @@ impl Handler<ApplyEntries> for Applier {
     type Result = ();
 
     fn handle(&mut self, apply: ApplyEntries, _: &mut Self::Context) {
+        hit(FailPoint::BeforeApply);
         let mut answers = Vec::with_capacity(apply.entries.len());
         for committed in apply.entries {
             match self.apply(&committed.entry) {
@@ -282,6 +284,7 @@ impl Handler<ApplyEntries> for Applier {
                 }
             }
         }
+        hit(FailPoint::AfterApply);
         let changes = self.machine.take_changes();
         self.keep_for_commit(&changes);
         let through = self.machine.revision();
@@ -321,7 +324,9 @@ impl Handler<IndexPublished> for Applier {
         if term_changed || !batch.leases.changes.is_empty() {
             self.life.deliver(&self.peers.leases, batch.leases);
         }
+        hit(FailPoint::BeforePublish);
         let published = self.publish(batch.window);
+        hit(FailPoint::AfterPublish);
         for (reply, verdict) in batch.answers {
             reply.send(verdict.map_err(RequestError::Kv));
         }
@@ -364,11 +369,11 @@ impl Handler<Committed> for Applier {
 }
 
 impl Handler<ListLeaseKeys> for Applier {
-    type Result = Vec<Bytes>;
+    type Result = Option<Vec<Bytes>>;
 
     fn handle(&mut self, list: ListLeaseKeys, _: &mut Self::Context) -> Self::Result {
-        let lease = self.machine.leases().get(list.id);
-        lease.map_or_else(Vec::new, |lease| lease.keys.iter().cloned().collect())
+        let lease = self.machine.leases().get(list.id)?;
+        Some(lease.keys.iter().cloned().collect())
     }
 }
 
@@ -417,12 +422,14 @@ impl Applier {
 
     /// The membership after a change; it becomes durable with the log position of the change.
     fn take_membership(&mut self, entry: &Entry) -> Result<(), ApplyError> {
+        hit(FailPoint::BeforeMembershipApply);
         let members = Members::decode(&entry.data).map_err(|source| ApplyError::Membership {
             index: entry.index,
             source,
         })?;
         self.members = Arc::new(members);
         self.uncommitted.meta = membership_meta(&entry.data);
+        hit(FailPoint::AfterMembershipApply);
         Ok(())
     }
 

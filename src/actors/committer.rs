@@ -5,6 +5,7 @@
 //! what it has not committed yet.
 
 use super::fail_stop::Lifeline;
+use crate::failpoint::{FailPoint, hit};
 use crate::{
     clock,
     kv::{
@@ -104,12 +105,14 @@ impl Handler<CommitRevisions> for Committer {
 
     fn handle(&mut self, commit: CommitRevisions, _: &mut Self::Context) {
         let start = clock::now();
+        hit(FailPoint::BeforeDbCommit);
         if let Err(error) = self.db.commit(&commit.batch) {
             self.life
                 .fail_stop()
                 .because("cannot commit to the database", &error);
             return;
         }
+        hit(FailPoint::AfterDbCommit);
         self.report(Some(commit.through), clock::micros(start.elapsed()));
     }
 }
@@ -120,6 +123,7 @@ impl Handler<CompactRecords> for Committer {
     fn handle(&mut self, compact: CompactRecords, _: &mut Self::Context) -> Self::Result {
         let start = clock::now();
         let (through, keys) = (compact.through, &compact.keys);
+        hit(FailPoint::BeforeCompactStep);
         let step = self
             .db
             .compact_step(compact.from, through, compact.records_max, |record| {
@@ -132,6 +136,7 @@ impl Handler<CompactRecords> for Committer {
             });
         match step {
             Ok(step) => {
+                hit(FailPoint::AfterCompactStep);
                 self.report(None, clock::micros(start.elapsed()));
                 CompactProgress {
                     next: step.next,

@@ -4,6 +4,7 @@
 //! else changes the tree: readers and the applier hold snapshots.
 
 use super::fail_stop::Lifeline;
+use crate::failpoint::{FailPoint, hit};
 use crate::{
     kv::{
         index::{Index as Tree, Snapshot},
@@ -109,6 +110,7 @@ impl Handler<PruneIndex> for Index {
     type Result = PruneProgress;
 
     fn handle(&mut self, prune: PruneIndex, _: &mut Self::Context) -> Self::Result {
+        hit(FailPoint::BeforeIndexPrune);
         if self.tree.prune_step(prune.at, prune.keys_max) {
             PruneProgress::Done(self.tree.snapshot())
         } else {

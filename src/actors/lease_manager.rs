@@ -20,7 +20,7 @@ use crate::{
     types::{LeaseId, Millis, Term},
 };
 use actix::prelude::*;
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot, watch},
     time::Instant,
@@ -159,7 +159,7 @@ pub struct AskLeases {
     /// Those for the countdown.
     pub calls: Vec<PendingCall>,
     /// Those who ask which leases exist. The answer holds what was visible when they asked.
-    pub lists: Vec<oneshot::Sender<Vec<LeaseId>>>,
+    pub lists: Vec<oneshot::Sender<Arc<[LeaseId]>>>,
 }
 
 impl Actor for LeaseManager {
@@ -191,9 +191,12 @@ impl Handler<AskLeases> for LeaseManager {
     type Result = ();
 
     fn handle(&mut self, ask: AskLeases, ctx: &mut Self::Context) {
-        for list in ask.lists {
-            // One that has gone away in the meantime does not matter.
-            drop(list.send(self.clock.ids().collect()));
+        if !ask.lists.is_empty() {
+            let ids: Arc<[LeaseId]> = self.clock.ids().collect();
+            for list in ask.lists {
+                // One that has gone away in the meantime does not matter.
+                drop(list.send(ids.clone()));
+            }
         }
         self.follow_leadership();
         for call in ask.calls {

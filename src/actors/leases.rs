@@ -11,7 +11,6 @@ use super::{
 };
 use crate::{
     clock,
-    codec::Blob,
     kv::{
         KvError,
         command::{Command, GrantLease, Outcome, RevokeLease},
@@ -20,7 +19,7 @@ use crate::{
     types::{LeaseId, NodeId, Revision, Term},
 };
 use actix::prelude::*;
-use bincode::{BorrowDecode, Encode};
+use bincode::Encode;
 use bytes::Bytes;
 use std::{
     collections::BTreeMap,
@@ -29,7 +28,7 @@ use std::{
 };
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot},
-    time::{timeout, timeout_at},
+    time::{sleep_until, timeout, timeout_at},
 };
 
 /// The longest time to live that can be asked for, in seconds. etcd: the same.
@@ -42,8 +41,11 @@ const CALLS_MAX: usize = 16_384;
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long a renewal that another member forwarded may wait for the end of its lease before that member has to ask again: it
-/// must not hold up the renewals that came with it.
-const FORWARDED_WAIT_MAX: Duration = Duration::from_millis(100);
+/// must not hold up the renewals that came with it for long.
+const FORWARDED_WAIT_MAX: Duration = Duration::from_millis(300);
+
+/// Calls in one message to the leader: those that wait hold up no more than these.
+const FORWARDED_CALLS_MAX: usize = 512;
 
 /// What a front end needs for leases.
 #[derive(Clone, Debug)]
@@ -77,7 +79,7 @@ impl LeaseKeysPeer {
         }
     }
 
-    async fn ask(&self, id: LeaseId) -> Result<Vec<Bytes>, RequestError> {
+    async fn ask(&self, id: LeaseId) -> Result<Option<Vec<Bytes>>, RequestError> {
         let turn = self.turns.acquire().await;
         let _turn = turn.map_err(|_| RequestError::Stopped)?;
         let keys = self.applier.send(ListLeaseKeys { id }).await;
@@ -85,9 +87,9 @@ impl LeaseKeysPeer {
     }
 }
 
-/// Asks which keys are attached to a lease, as of the newest applied entry. None if there is no such lease.
+/// Asks which keys are attached to a lease, as of the newest applied entry; nothing if there is no such lease.
 #[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "Vec<Bytes>")]
+#[rtype(result = "Option<Vec<Bytes>>")]
 pub struct ListLeaseKeys {
     /// Which lease.
     pub id: LeaseId,
@@ -98,18 +100,12 @@ pub struct ListLeaseKeys {
 pub enum LeaseCall {
     /// Renew the lease.
     Renew(LeaseId),
-    /// How much time is left?
-    TimeLeft {
-        /// Of which lease.
-        id: LeaseId,
-        /// Whether to list its keys.
-        keys: bool,
-    },
+    /// How much time has the lease left?
+    TimeLeft(LeaseId),
 }
 
 /// The leader's answer to a [`LeaseCall`].
-#[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
-#[bincode(decode_context = "crate::codec::Shared")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, bincode::Decode)]
 pub enum LeaseAnswer {
     /// The lease lives on for so long.
     Renewed {
@@ -117,7 +113,12 @@ pub enum LeaseAnswer {
         ttl_secs: i64,
     },
     /// The lease's time.
-    Time(LeaseTime),
+    Time {
+        /// What is left, in whole seconds.
+        left_secs: i64,
+        /// What was granted, in seconds.
+        ttl_secs: i64,
+    },
     /// There is no such lease, or no more.
     NoLease,
     /// Whoever was asked does not lead, or cannot tell yet.
@@ -125,15 +126,14 @@ pub enum LeaseAnswer {
 }
 
 /// A lease's time, and its keys if they were asked for.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, BorrowDecode)]
-#[bincode(decode_context = "crate::codec::Shared")]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseTime {
     /// What is left, in whole seconds.
     pub left_secs: i64,
     /// What was granted, in seconds.
     pub ttl_secs: i64,
     /// The attached keys, ascending.
-    pub keys: Vec<Blob>,
+    pub keys: Vec<Bytes>,
 }
 
 /// Carries calls to the leader and its answers back, in the order of the calls. A call that finds no answer (the leader is out of
@@ -169,10 +169,19 @@ pub(super) struct LeaseDesk {
     wake: Notify,
 }
 
+/// What a call does where as many wait as may.
+#[derive(Clone, Copy, Debug)]
+enum Crowd {
+    /// It is told to come again.
+    Refuse,
+    /// It waits for a place.
+    Wait,
+}
+
 #[derive(Debug, Default)]
 struct Turn {
     ask: Vec<PendingCall>,
-    lists: Vec<oneshot::Sender<Vec<LeaseId>>>,
+    lists: Vec<oneshot::Sender<Arc<[LeaseId]>>>,
     forward: BTreeMap<NodeId, Vec<Forwarded>>,
 }
 
@@ -198,13 +207,18 @@ impl LeaseDesk {
         loop {
             self.wake.notified().await;
             let turn = std::mem::take(&mut *self.lock());
-            for (leader, calls) in turn.forward {
-                // Apart: a slow leader must not hold up the calls for a new one.
-                drop(tokio::spawn(forward(
-                    self.peers.leader.clone(),
-                    leader,
-                    calls,
-                )));
+            for (leader, mut calls) in turn.forward {
+                while !calls.is_empty() {
+                    let batch = calls
+                        .drain(..calls.len().min(FORWARDED_CALLS_MAX))
+                        .collect();
+                    // Apart: a slow leader must not hold up the calls for a new one.
+                    drop(tokio::spawn(forward(
+                        self.peers.leader.clone(),
+                        leader,
+                        batch,
+                    )));
+                }
             }
             let (calls, lists) = (turn.ask, turn.lists);
             if calls.is_empty() && lists.is_empty() {
@@ -229,13 +243,18 @@ impl LeaseDesk {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn place(&self) -> Result<OwnedSemaphorePermit, RequestError> {
+    async fn place(&self, crowd: Crowd) -> Result<OwnedSemaphorePermit, RequestError> {
         use tokio::sync::TryAcquireError;
-        let place = self.places.clone().try_acquire_owned();
-        place.map_err(|error| match error {
-            TryAcquireError::NoPermits => RequestError::TooManyRequests,
-            TryAcquireError::Closed => RequestError::Stopped,
-        })
+        let places = self.places.clone();
+        match (places.clone().try_acquire_owned(), crowd) {
+            (Ok(place), _) => Ok(place),
+            (Err(TryAcquireError::Closed), _) => Err(RequestError::Stopped),
+            (Err(TryAcquireError::NoPermits), Crowd::Refuse) => Err(RequestError::TooManyRequests),
+            (Err(TryAcquireError::NoPermits), Crowd::Wait) => {
+                let place = places.acquire_owned().await;
+                place.map_err(|_| RequestError::Stopped)
+            }
+        }
     }
 
     async fn enqueue<T>(
@@ -248,15 +267,28 @@ impl LeaseDesk {
         reply.await.map_err(|_| RequestError::Stopped)
     }
 
-    async fn ask(&self, call: CountdownCall) -> Result<CountdownAnswer, RequestError> {
-        let place = self.place()?;
+    /// Asks the countdown beside it. What it does not answer within `wait` is to be asked again.
+    async fn ask_for(
+        &self,
+        call: CountdownCall,
+        crowd: Crowd,
+        wait: Duration,
+    ) -> Result<CountdownAnswer, RequestError> {
+        let place = self.place(crowd).await?;
         let (reply, answer) = oneshot::channel();
         let pending = PendingCall { call, reply, place };
-        self.enqueue(answer, |turn| turn.ask.push(pending)).await
+        let answer = self.enqueue(answer, |turn| turn.ask.push(pending));
+        let answered = timeout(wait, answer).await;
+        answered.unwrap_or(Ok(CountdownAnswer::NotLeading))
     }
 
-    async fn forward(&self, leader: NodeId, call: LeaseCall) -> Result<LeaseAnswer, RequestError> {
-        let place = self.place()?;
+    async fn forward(
+        &self,
+        leader: NodeId,
+        call: LeaseCall,
+        crowd: Crowd,
+    ) -> Result<LeaseAnswer, RequestError> {
+        let place = self.place(crowd).await?;
         let (reply, answer) = oneshot::channel();
         let forwarded = Forwarded {
             call,
@@ -284,7 +316,7 @@ async fn forward(
     let answers = answers.unwrap_or_default().into_iter().chain(missing);
     for (forwarded, answer) in forwarded.into_iter().zip(answers) {
         // A caller that has gone away in the meantime does not matter.
-        drop(forwarded.reply.send(answer));
+        forwarded.reply.send(answer).unwrap_or_default();
     }
 }
 
@@ -338,35 +370,63 @@ impl Requests {
     /// Gives a lease all of its time again, and that time in seconds; nothing if the lease is gone. A lease whose time is up is
     /// gone; the answer then comes when its keys are.
     pub async fn keep_alive(&self, id: LeaseId) -> Result<Option<i64>, RequestError> {
-        match self.lease_call(LeaseCall::Renew(id)).await? {
+        self.renew(id, Crowd::Refuse).await
+    }
+
+    /// As [`Requests::keep_alive`], and where too many calls wait this one waits for a place among them. Whoever uses it bounds
+    /// how many do.
+    pub async fn keep_alive_in_turn(&self, id: LeaseId) -> Result<Option<i64>, RequestError> {
+        self.renew(id, Crowd::Wait).await
+    }
+
+    async fn renew(&self, id: LeaseId, crowd: Crowd) -> Result<Option<i64>, RequestError> {
+        match self.lease_call(LeaseCall::Renew(id), crowd).await? {
             LeaseAnswer::Renewed { ttl_secs } => Ok(Some(ttl_secs)),
             LeaseAnswer::NoLease => Ok(None),
-            other @ (LeaseAnswer::Time(_) | LeaseAnswer::TryAgain) => {
+            other @ (LeaseAnswer::Time { .. } | LeaseAnswer::TryAgain) => {
                 unreachable!("a renewal is answered in kind, not with {other:?}")
             }
         }
     }
 
-    /// A lease's time, and its keys if asked for; nothing if there is no such lease.
+    /// A lease's time, and its keys if asked for; nothing if there is no such lease. The leader knows the time, every member the
+    /// keys; they are those of every write acknowledged before this was asked.
     pub async fn time_to_live(
         &self,
         id: LeaseId,
         keys: bool,
     ) -> Result<Option<LeaseTime>, RequestError> {
-        match self.lease_call(LeaseCall::TimeLeft { id, keys }).await? {
-            LeaseAnswer::Time(time) => Ok(Some(time)),
-            LeaseAnswer::NoLease => Ok(None),
+        let call = LeaseCall::TimeLeft(id);
+        let (left_secs, ttl_secs) = match self.lease_call(call, Crowd::Refuse).await? {
+            LeaseAnswer::Time {
+                left_secs,
+                ttl_secs,
+            } => (left_secs, ttl_secs),
+            LeaseAnswer::NoLease => return Ok(None),
             other @ (LeaseAnswer::Renewed { .. } | LeaseAnswer::TryAgain) => {
                 unreachable!("a question is answered in kind, not with {other:?}")
             }
+        };
+        let mut time = LeaseTime {
+            left_secs,
+            ttl_secs,
+            keys: Vec::new(),
+        };
+        if keys {
+            self.view_for(false).await?;
+            let Some(attached) = self.lease_desk().peers.keys.ask(id).await? else {
+                return Ok(None);
+            };
+            time.keys = attached;
         }
+        Ok(Some(time))
     }
 
-    /// All leases, ascending, as far as this member has applied.
-    pub async fn leases(&self) -> Result<Vec<LeaseId>, RequestError> {
+    /// All leases, ascending, as far as this member has applied. All who ask in one turn share the list.
+    pub async fn leases(&self) -> Result<Arc<[LeaseId]>, RequestError> {
         let (reply, list) = oneshot::channel();
         let desk = self.lease_desk();
-        let _place = desk.place()?;
+        let _place = desk.place(Crowd::Refuse).await?;
         desk.enqueue(list, |turn| turn.lists.push(reply)).await
     }
 
@@ -377,12 +437,15 @@ impl Requests {
         for (at, call) in calls.into_iter().enumerate() {
             let requests = self.clone();
             serving.spawn(async move {
-                let served = timeout(FORWARDED_WAIT_MAX, requests.serve_lease_call(call)).await;
-                (at, served)
+                let wait = FORWARDED_WAIT_MAX;
+                (
+                    at,
+                    requests.serve_lease_call(call, Crowd::Refuse, wait).await,
+                )
             });
         }
         while let Some(served) = serving.join_next().await {
-            if let Ok((at, Ok(Ok(answer)))) = served {
+            if let Ok((at, Ok(answer))) = served {
                 answers[at] = answer;
             }
         }
@@ -390,7 +453,7 @@ impl Requests {
     }
 
     /// Takes a call to whoever leads, until it is answered or its time is up.
-    async fn lease_call(&self, call: LeaseCall) -> Result<LeaseAnswer, RequestError> {
+    async fn lease_call(&self, call: LeaseCall, crowd: Crowd) -> Result<LeaseAnswer, RequestError> {
         let desk = self.lease_desk();
         let deadline = clock::now() + desk.peers.timeout;
         let mut statuses = self.raft_status();
@@ -398,10 +461,22 @@ impl Requests {
             let status = *statuses.borrow_and_update();
             let answer = match status.leader {
                 _ if status.leads => {
-                    let served = timeout_at(deadline, self.serve_lease_call(call)).await;
+                    let wait = desk.peers.timeout;
+                    let served = self.serve_lease_call(call, crowd, wait);
+                    let served = timeout_at(deadline, served).await;
                     served.map_err(|_| RequestError::TimedOut)??
                 }
-                Some(leader) => desk.forward(leader, call).await?,
+                Some(leader) => {
+                    // A leader that is cut off may never answer; whoever leads next does.
+                    let mut changes = statuses.clone();
+                    let deposed = changes.wait_for(|now| now.leader != Some(leader));
+                    tokio::select! {
+                        biased;
+                        answer = desk.forward(leader, call, crowd) => answer?,
+                        _ = deposed => LeaseAnswer::TryAgain,
+                        () = sleep_until(deadline) => LeaseAnswer::TryAgain,
+                    }
+                }
                 None => LeaseAnswer::TryAgain,
             };
             if answer != LeaseAnswer::TryAgain {
@@ -418,39 +493,36 @@ impl Requests {
         }
     }
 
-    /// Answers a call from this member's countdown.
-    async fn serve_lease_call(&self, call: LeaseCall) -> Result<LeaseAnswer, RequestError> {
+    /// Answers a call from this member's countdown. One that only an entry of the log decides waits for it for `wait`.
+    async fn serve_lease_call(
+        &self,
+        call: LeaseCall,
+        crowd: Crowd,
+        wait: Duration,
+    ) -> Result<LeaseAnswer, RequestError> {
         let desk = self.lease_desk();
         let countdown = match call {
             LeaseCall::Renew(id) => CountdownCall::Renew(id),
-            LeaseCall::TimeLeft { id, .. } => CountdownCall::TimeLeft(id),
+            LeaseCall::TimeLeft(id) => CountdownCall::TimeLeft(id),
         };
-        let mut answer = desk.ask(countdown).await?;
+        let mut answer = desk.ask_for(countdown, crowd, wait).await?;
         if answer == CountdownAnswer::Unknown {
             // It may have been granted a moment ago through another member, and not be applied here yet.
             self.view_for(false).await?;
-            answer = desk.ask(countdown).await?;
+            answer = desk.ask_for(countdown, crowd, wait).await?;
         }
-        match answer {
+        let (confirmed, term) = match answer {
             CountdownAnswer::Renewed { ttl_secs, term } => {
-                if self.still_leads(term).await? {
-                    Ok(LeaseAnswer::Renewed { ttl_secs })
-                } else {
-                    Ok(LeaseAnswer::TryAgain)
-                }
+                (LeaseAnswer::Renewed { ttl_secs }, term)
             }
-            CountdownAnswer::Left(left) => {
-                if !self.still_leads(left.term).await? {
-                    return Ok(LeaseAnswer::TryAgain);
-                }
-                let keys = match call {
-                    LeaseCall::TimeLeft { id, keys: true } => desk.peers.keys.ask(id).await?,
-                    LeaseCall::TimeLeft { .. } | LeaseCall::Renew(_) => Vec::new(),
-                };
-                Ok(LeaseAnswer::Time(lease_time(left, keys)))
-            }
-            CountdownAnswer::Ended | CountdownAnswer::Unknown => Ok(LeaseAnswer::NoLease),
-            CountdownAnswer::NotLeading => Ok(LeaseAnswer::TryAgain),
+            CountdownAnswer::Left(left) => (lease_time(left), left.term),
+            CountdownAnswer::Ended | CountdownAnswer::Unknown => return Ok(LeaseAnswer::NoLease),
+            CountdownAnswer::NotLeading => return Ok(LeaseAnswer::TryAgain),
+        };
+        if self.still_leads(term).await? {
+            Ok(confirmed)
+        } else {
+            Ok(LeaseAnswer::TryAgain)
         }
     }
 
@@ -462,11 +534,10 @@ impl Requests {
     }
 }
 
-fn lease_time(time: TimeLeft, keys: Vec<Bytes>) -> LeaseTime {
-    LeaseTime {
+fn lease_time(time: TimeLeft) -> LeaseAnswer {
+    LeaseAnswer::Time {
         left_secs: i64::try_from(time.left.0 / 1_000).unwrap_or(i64::MAX),
         ttl_secs: time.ttl_secs,
-        keys: keys.into_iter().map(Blob).collect(),
     }
 }
 

@@ -5,6 +5,7 @@
 //! the last sync goes together. It decides nothing about entries; what is durable it reports to the Raft node.
 
 use super::fail_stop::Lifeline;
+use crate::failpoint::{FailPoint, hit};
 use crate::{
     clock, raft,
     storage::wal::{Append, SnapshotMark, Wal, WalError},
@@ -133,7 +134,10 @@ impl Handler<ReleaseEntries> for WalWriter {
     type Result = ();
 
     fn handle(&mut self, release: ReleaseEntries, _: &mut Self::Context) {
-        match self.wal.release(release.through) {
+        hit(FailPoint::BeforeWalRelease);
+        let released = self.wal.release(release.through);
+        hit(FailPoint::AfterWalRelease);
+        match released {
             Ok(0) => {}
             // Under load the log never rests; a released segment is ready for reuse as it is.
             Ok(_) => self.prepare_spare(),

@@ -40,9 +40,6 @@ const HISTORY_READS_MAX: usize = 2;
 /// Passes over recent events between two messages.
 const RECENT_READS_PER_TURN: usize = 4;
 
-/// How often quiet watches are told of progress, at least. etcd: the same default.
-pub const PROGRESS_INTERVAL: Duration = Duration::from_mins(10);
-
 /// Owns the watchers.
 pub struct WatchHub {
     watches: Watches,

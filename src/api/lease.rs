@@ -43,7 +43,10 @@ impl Api {
         request: pb::LeaseKeepAliveRequest,
     ) -> Result<pb::LeaseKeepAliveResponse, Status> {
         let header = self.header_now();
-        let ttl_secs = self.requests.keep_alive(LeaseId(request.id)).await?;
+        let ttl_secs = self
+            .requests
+            .keep_alive_in_turn(LeaseId(request.id))
+            .await?;
         Ok(pb::LeaseKeepAliveResponse {
             header: Some(header),
             id: request.id,
@@ -98,7 +101,7 @@ impl Api {
             id: request.id,
             ttl: time.left_secs,
             granted_ttl: time.ttl_secs,
-            keys: time.keys.into_iter().map(|key| key.0).collect(),
+            keys: time.keys,
         })
     }
 
@@ -108,7 +111,7 @@ impl Api {
         _: pb::LeaseLeasesRequest,
     ) -> Result<pb::LeaseLeasesResponse, Status> {
         let ids = self.requests.leases().await?;
-        let leases = ids.into_iter().map(|id| pb::LeaseStatus { id: id.0 });
+        let leases = ids.iter().map(|id| pb::LeaseStatus { id: id.0 });
         Ok(pb::LeaseLeasesResponse {
             header: Some(self.header_now()),
             leases: leases.collect(),

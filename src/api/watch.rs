@@ -10,6 +10,7 @@ use super::{
     reply::{self, Encoded, WatchReply},
     status::Status,
 };
+use crate::failpoint::{FailPoint, hit};
 use crate::{
     actors::{
         requests::RequestError,
@@ -114,9 +115,11 @@ impl Api {
             let response = responses.next().await?;
             book.note(&response);
             for message in self.messages(&response)? {
+                hit(FailPoint::BeforeWatchSend);
                 if out.send(Ok(message)).await.is_err() {
                     return Ok(());
                 }
+                hit(FailPoint::AfterWatchSend);
             }
             if book.is_done() {
                 return Ok(());

@@ -36,6 +36,8 @@ pub enum Workload {
     LeaseGrant,
     /// Renew leases, one stream a client
     LeaseKeepalive,
+    /// Write random keys while --leases leases with a key each end in the same second
+    LeaseExpiry,
     /// Count the keys of the prefix (filled first)
     Count,
     /// Write every key of the key space once
@@ -114,6 +116,12 @@ pub struct BenchArgs {
     /// Watch streams of watch-fanout and k8s
     #[arg(long, default_value_t = 16)]
     pub streams: usize,
+    /// Leases of lease-expiry
+    #[arg(long, default_value_t = 20_000)]
+    pub leases: u64,
+    /// Seconds from the first grant of lease-expiry to the second in which all leases end
+    #[arg(long, default_value_t = 30)]
+    pub lease_ttl: u64,
     /// The key space is filled already: do not fill it
     #[arg(long)]
     pub no_fill: bool,
@@ -158,6 +166,8 @@ impl Settings {
         )?;
         within("keys", args.keys, 1, 9_999_999_999)?;
         within("watchers", args.watchers as u64, 1, 1_000_000)?;
+        within("leases", args.leases, 1, 10_000_000)?;
+        within("lease-ttl", args.lease_ttl, 2, 86_400)?;
         within("streams", args.streams as u64, 1, 100_000)?;
         within("limit", args.limit.cast_unsigned(), 1, 10_000_000)?;
         within("requests", args.requests.unwrap_or(1), 1, u64::MAX >> 1)?;

@@ -24,6 +24,7 @@ mod fill;
 mod idle;
 mod k8s;
 mod lease;
+mod lease_expiry;
 mod load;
 mod machine;
 mod process;
@@ -107,6 +108,7 @@ fn measure(settings: &Settings) -> Result<Report, BenchError> {
         Workload::WatchHistory => watch::history(settings),
         Workload::LeaseGrant => load::run(settings, lease::Grant),
         Workload::LeaseKeepalive => load::run(settings, lease::KeepAlive),
+        Workload::LeaseExpiry => load::run(settings, lease_expiry::Expiry::default()),
         Workload::IdleConnections => idle::connections(settings),
         Workload::Wait => idle::wait(settings),
         Workload::Machine => machine::measure(&settings.args.dir),

@@ -20,6 +20,9 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// The longest interval that may be set, in milliseconds.
+const DAY_MS: u64 = 86_400_000;
+
 /// A configuration that was checked. `Config::default()` is one member alone, on its default ports.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -43,6 +46,10 @@ pub struct Config {
     pub auto_compaction: AutoCompaction,
     /// How fast a compaction goes.
     pub compaction: CompactionPace,
+    /// The clock of watches.
+    pub watch: WatchConfig,
+    /// The clock of leases, besides their own times.
+    pub lease: LeaseConfig,
     /// Sizes and rhythm of the log and the database.
     pub storage: StorageConfig,
     /// Threads, and what runs on them.
@@ -173,6 +180,20 @@ pub struct CompactionPace {
     pub pause: Duration,
 }
 
+/// The clock of watches.
+#[derive(Clone, Debug)]
+pub struct WatchConfig {
+    /// How often a quiet watch is told how far it has come.
+    pub progress_interval: Duration,
+}
+
+/// The clock of leases, besides their own times.
+#[derive(Clone, Debug)]
+pub struct LeaseConfig {
+    /// How often the leader writes down how much time long leases have left.
+    pub checkpoint_interval: Duration,
+}
+
 /// Sizes and rhythm of the log and the database.
 #[derive(Clone, Debug)]
 pub struct StorageConfig {
@@ -215,6 +236,19 @@ pub struct Sources {
     pub variables: Vec<(OsString, OsString)>,
     /// Flags that were given: the flag, the key it sets, the text.
     pub flags: Vec<(&'static str, &'static str, String)>,
+}
+
+/// Reads `data` as a configuration file: it is one, or the error names what is wrong.
+#[cfg(any(test, fuzzing))]
+pub fn fuzz(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let mut layers = Layers::defaults();
+    let read = layers.lay_file(std::path::Path::new("node.toml"), text);
+    if let Err(error) = read.and_then(|()| check(&layers).map(drop)) {
+        assert!(!error.to_string().is_empty(), "an error says what is wrong");
+    }
 }
 
 impl Default for Config {
@@ -282,6 +316,12 @@ fn check(layers: &Layers) -> Result<Config, ConfigError> {
         compaction: CompactionPace {
             batch: number(layers, "compaction.batch", 1..=100_000)?,
             pause: millis(layers, "compaction.pause_ms", 0..=10_000)?,
+        },
+        watch: WatchConfig {
+            progress_interval: millis(layers, "watch.progress_interval_ms", 100..=DAY_MS)?,
+        },
+        lease: LeaseConfig {
+            checkpoint_interval: millis(layers, "lease.checkpoint_interval_ms", 1_000..=DAY_MS)?,
         },
         storage: storage(layers)?,
         runtime: runtime(layers)?,

@@ -50,6 +50,8 @@ fn defaults_are_one_member_with_the_limits_of_etcd() {
     assert_eq!(config.auto_compaction, AutoCompaction::Off);
     assert_eq!(config.compaction.batch, 1_000);
     assert_eq!(config.compaction.pause, Duration::from_millis(10));
+    assert_eq!(config.watch.progress_interval, Duration::from_mins(10));
+    assert_eq!(config.lease.checkpoint_interval, Duration::from_mins(5));
     assert_eq!(config.storage.commit_interval, Duration::from_millis(100));
     assert_eq!(config.storage.commit_records_max, 10_000);
     assert_eq!(config.runtime.api_arbiters, None);

@@ -9,6 +9,10 @@
 //! - A lease that may have a checkpoint in the log is renewed only once the checkpoint is taken back, by a later entry:
 //!   else the next leader would give it less time than the client was told.
 //!
+//! So that a change of leaders does not reset what is left, leases are checkpointed: a long one in intervals, a short one when
+//! half of its time has gone without a renewal, and when half of the rest has. Clients renew earlier, hence living leases cost
+//! the log nothing.
+//!
 //! `docs/leases.md` goes through every crash and change of leaders between these steps.
 
 use super::{
@@ -23,8 +27,25 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub struct ClockSettings {
     /// What a new leader adds to each lease: an election timeout.
     pub grace: Millis,
-    /// A lease with more time left than this is checkpointed that often.
+    /// A lease with more time left than this is checkpointed that often; one with less, as [`ClockSettings::next_checkpoint`]
+    /// says.
     pub checkpoint_every: Millis,
+}
+
+/// What a checkpoint could save of a lease with less time left than this is not worth one.
+const CHECKPOINT_LEFT_MIN: Millis = Millis(4_000);
+
+impl ClockSettings {
+    /// How long after now a lease is to be checkpointed, if it is not renewed before: `left` of `time` is left. The last ones
+    /// find a half and a quarter of a short lease left.
+    fn next_checkpoint(self, left: Millis, time: Millis) -> Option<Millis> {
+        let every = self.checkpoint_every;
+        if left > every {
+            return Some(every);
+        }
+        let worth = left >= CHECKPOINT_LEFT_MIN && left.0 > time.min(every).0 / 4;
+        worth.then_some(Millis(left.0 / 2))
+    }
 }
 
 /// All leases as this member knows them, with their countdown while it leads.
@@ -288,7 +309,7 @@ impl LeaseClock {
 
     /// The checkpoints that are due, at most `max`.
     pub fn take_checkpoints(&mut self, now: Millis, max: usize) -> Option<CheckpointLeases> {
-        let every = self.settings.checkpoint_every;
+        let settings = self.settings;
         let leading = self.leading.as_mut()?;
         let mut leases = Vec::new();
         while leases.len() < max
@@ -304,13 +325,12 @@ impl LeaseClock {
                 continue;
             };
             let left = deadline.0.saturating_sub(now.0);
-            if left <= every.0 {
-                continue;
+            if let Some(wait) = settings.next_checkpoint(Millis(left), millis(row.ttl_secs)) {
+                let next = Millis(now.0.saturating_add(wait.0));
+                count.checkpoint_at = Some(next);
+                leading.checkpoints.insert((next, id));
             }
-            let next = Millis(now.0 + every.0);
-            count.checkpoint_at = Some(next);
-            leading.checkpoints.insert((next, id));
-            if count.checkpoint == Checkpoint::Clearing {
+            if count.checkpoint == Checkpoint::Clearing || left == 0 {
                 continue;
             }
             count.checkpoint = Checkpoint::Some;
@@ -401,8 +421,8 @@ impl Leading {
         settings: ClockSettings,
     ) {
         let deadline = Millis(now.0.saturating_add(time.0));
-        let every = settings.checkpoint_every;
-        let checkpoint_at = (time > every).then(|| Millis(now.0.saturating_add(every.0)));
+        let wait = settings.next_checkpoint(time, time);
+        let checkpoint_at = wait.map(|wait| Millis(now.0.saturating_add(wait.0)));
         self.deadlines.insert((deadline, id));
         if let Some(at) = checkpoint_at {
             self.checkpoints.insert((at, id));

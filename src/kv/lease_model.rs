@@ -94,6 +94,71 @@ fn a_renewal_waits_until_the_checkpoint_is_taken_back() {
     assert_eq!(clock.take_clears(10), None);
 }
 
+/// What a new leader would give each second to a lease that nobody renews, in seconds.
+fn given_by_a_new_leader(ttl_secs: i64, checkpoint_every: u64) -> Vec<i64> {
+    let settings = ClockSettings {
+        checkpoint_every: Millis(checkpoint_every),
+        ..SETTINGS
+    };
+    let mut clock = LeaseClock::new(settings, []);
+    clock.lead(Term(3), Millis(0));
+    clock.applied(&granted(LeaseId(1), ttl_secs, 5), Millis(0));
+    let mut given = Vec::new();
+    let mut row = LeaseRow::new(ttl_secs, LogIndex(5));
+    for second in 0..ttl_secs.cast_unsigned() {
+        let checkpoint = clock.take_checkpoints(Millis(second * 1_000), 10);
+        if let Some(checkpoint) = checkpoint {
+            row.remaining_secs = checkpoint.leases[0].1;
+            let id = LeaseId(1);
+            clock.applied(
+                &LeaseChange::Checkpointed { id, row },
+                Millis(second * 1_000),
+            );
+        }
+        given.push(row.start_secs());
+    }
+    given
+}
+
+#[test]
+fn a_short_lease_is_checkpointed_at_a_half_and_a_quarter() {
+    assert_eq!(given_by_a_new_leader(8, 300_000), [8, 8, 8, 8, 4, 4, 2, 2]);
+    let minute = given_by_a_new_leader(60, 300_000);
+    assert_eq!(
+        (minute[29], minute[30], minute[45], minute[59]),
+        (60, 30, 15, 15)
+    );
+    assert_eq!(given_by_a_new_leader(3, 300_000), [3, 3, 3]);
+}
+
+#[test]
+fn a_long_lease_is_checkpointed_in_intervals() {
+    let given = given_by_a_new_leader(100, 20_000);
+    let at = |second: usize| given[second];
+    assert_eq!([at(19), at(20), at(40), at(60)], [100, 80, 60, 40]);
+    // The last interval as a lease of that length.
+    assert_eq!([at(80), at(90), at(95), at(99)], [20, 10, 5, 5]);
+}
+
+/// A lease that is renewed as clients do it never has a checkpoint in the log.
+#[test]
+fn a_renewed_lease_costs_the_log_nothing() {
+    let mut clock = LeaseClock::new(SETTINGS, []);
+    clock.lead(Term(3), Millis(0));
+    clock.applied(&granted(LeaseId(1), 9, 5), Millis(0));
+    for second in 0..600 {
+        let now = Millis(second * 1_000);
+        if second % 3 == 0 {
+            let renewed = Renewal::Renewed {
+                ttl_secs: 9,
+                term: Term(3),
+            };
+            assert_eq!(clock.renew(LeaseId(1), now), renewed);
+        }
+        assert_eq!(clock.take_checkpoints(now, 10), None);
+    }
+}
+
 #[test]
 fn expiries_come_in_bounded_batches_oldest_first() {
     let mut clock = LeaseClock::new(SETTINGS, []);

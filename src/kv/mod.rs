@@ -30,6 +30,8 @@ pub mod lease_clock;
 #[cfg(test)]
 mod lease_model;
 pub mod machine;
+#[cfg(any(test, fuzzing))]
+pub mod machine_model;
 pub mod range;
 pub mod record;
 pub mod retention;

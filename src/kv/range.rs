@@ -13,7 +13,7 @@ use super::{
 };
 use crate::types::{LeaseId, Rev, Revision};
 use bytes::Bytes;
-use std::{error::Error, ops::ControlFlow};
+use std::{cmp::Ordering, error::Error, ops::ControlFlow};
 
 /// Access to the stored form of changes.
 pub trait Records {
@@ -209,18 +209,20 @@ fn pick(
     (found, count.cast_signed())
 }
 
+/// etcd: results that the target does not tell apart stay in key order, in a descending sort as well.
 fn sort(found: &mut [Found], query: &RangeQuery) {
     let Some(target) = sort_of(query) else { return };
+    let descends = query.sort_order == SortOrder::Descend;
+    let directed = |order: Ordering| if descends { order.reverse() } else { order };
     match target {
-        SortTarget::Version => found.sort_by_key(Found::version),
-        SortTarget::Create => found.sort_by_key(Found::create),
-        SortTarget::Mod => found.sort_by_key(|item| item.rev),
-        SortTarget::Value => found.sort_by(|a, b| a.value().cmp(b.value())),
-        // They were picked in key order; an unknown target is refused before.
+        SortTarget::Version => found.sort_by(|a, b| directed(a.version().cmp(&b.version()))),
+        SortTarget::Create => found.sort_by(|a, b| directed(a.create().cmp(&b.create()))),
+        SortTarget::Mod => found.sort_by(|a, b| directed(a.rev.major.cmp(&b.rev.major))),
+        SortTarget::Value => found.sort_by(|a, b| directed(a.value().cmp(b.value()))),
+        // They were picked in key order, each once.
+        SortTarget::Key if descends => found.reverse(),
+        // An unknown target is refused before.
         SortTarget::Key | SortTarget::Unknown => {}
-    }
-    if query.sort_order == SortOrder::Descend {
-        found.reverse();
     }
 }
 

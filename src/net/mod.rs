@@ -37,6 +37,8 @@ pub mod cert;
 mod codec;
 mod error;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod guest;
 mod hello;
 mod hub;

@@ -20,7 +20,7 @@ use crate::{
         raft_node::{PeerLinks, RaftNode, RaftPacing, RaftPeers, RaftStatus, SelfInfo},
         requests::{Identity, Published, RequestLimits, RequestPeers, Requests},
         wal_writer::{SealLog, WalWriter},
-        watch_hub::{EndStreams, PROGRESS_INTERVAL, WatchHub},
+        watch_hub::{EndStreams, WatchHub},
     },
     config::{self, Config},
     kv::{
@@ -44,9 +44,6 @@ const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// How long a request may take, besides two election timeouts.
 const REQUEST_TIMEOUT_BASE: Duration = Duration::from_secs(5);
-
-/// How often the leader writes down how much time long leases have left. etcd: the same.
-const LEASE_CHECKPOINT_INTERVAL: Duration = Duration::from_mins(5);
 
 /// How long a stopping node waits for its last commit.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -355,7 +352,7 @@ impl Starting<'_> {
     ) -> (mpsc::Sender<LeaseManagerPeers>, Addr<LeaseManager>) {
         let settings = ClockSettings {
             grace: in_millis(self.config.raft.election),
-            checkpoint_every: in_millis(LEASE_CHECKPOINT_INTERVAL),
+            checkpoint_every: in_millis(self.config.lease.checkpoint_interval),
         };
         let life = self.life("the lease manager");
         let (give, peers) = mpsc::channel();
@@ -398,8 +395,9 @@ impl Starting<'_> {
 
     fn watch_hub(&self, channels: &Channels) -> Addr<WatchHub> {
         let (views, life) = (channels.views.clone(), self.life("the watch hub"));
+        let progress_interval = self.config.watch.progress_interval;
         WatchHub::start_in_arbiter(&self.placement.services, move |_| {
-            WatchHub::new(views, PROGRESS_INTERVAL, life)
+            WatchHub::new(views, progress_interval, life)
         })
     }
 

@@ -4,19 +4,14 @@
 //! fences it off. Whatever it writes to this store should compare the creation revision of its key in the same transaction.
 
 use super::queue::{
-    Candidate, QueueError, all_of, come_first, created_at, first_in_line, first_of, line, remove,
+    Candidate, QueueError, all_of, come_first, first_in_line, first_of, line, remove, set_value,
 };
 use crate::{
     actors::{
         requests::{RequestError, Requests},
         watch_stream::{KeyEvent, Watch, WatchError},
     },
-    kv::{
-        KeyRange,
-        command::{Put, RangeQuery, Txn, TxnOp},
-        record::KeyValue,
-        watch::WatchSpec,
-    },
+    kv::{KeyRange, command::RangeQuery, record::KeyValue, watch::WatchSpec},
     types::{LeaseId, RecordKind, Revision},
 };
 use bytes::Bytes;
@@ -82,7 +77,8 @@ pub async fn campaign(
     let candidate = Candidate {
         name: name.clone(),
         lease,
-        value: value.clone(),
+        value,
+        replaces: true,
     };
     let place = come_first(requests, candidate).await?;
     let leadership = Leadership {
@@ -91,9 +87,6 @@ pub async fn campaign(
         created: place.created,
         lease: place.lease,
     };
-    if place.found.is_some_and(|found| found != value) {
-        proclaim(requests, &leadership, value).await?;
-    }
     Ok((leadership, place.entered))
 }
 
@@ -103,23 +96,14 @@ pub async fn proclaim(
     leadership: &Leadership,
     value: Bytes,
 ) -> Result<Revision, ElectionError> {
-    let put = Put {
-        key: leadership.key.clone().into(),
-        value: value.into(),
-        lease: leadership.lease,
-        ..Put::default()
-    };
-    let txn = Txn {
-        compares: vec![created_at(&leadership.key, leadership.created)],
-        success: vec![TxnOp::Put(put)],
-        failure: Vec::new(),
-    };
-    let done = requests.txn(txn).await?;
-    if done.succeeded {
-        Ok(done.revision)
-    } else {
-        Err(ElectionError::NotLeader)
-    }
+    let Leadership {
+        key,
+        created,
+        lease,
+        ..
+    } = leadership;
+    let changed = set_value(requests, key, *created, *lease, value).await?;
+    changed.ok_or(ElectionError::NotLeader)
 }
 
 /// Ends a leadership, or gives up a place in line. One that has ended already is no error. Gives the store's revision.

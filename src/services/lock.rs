@@ -54,6 +54,7 @@ pub async fn lock(requests: &Requests, name: Bytes, lease: LeaseId) -> Result<Lo
         name,
         lease,
         value: Bytes::new(),
+        replaces: false,
     };
     let place = come_first(requests, candidate).await?;
     let revision = held_at(requests, &place).await?;

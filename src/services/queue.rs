@@ -1,21 +1,27 @@
 //! The line in which candidates for a lock or a leadership stand.
 //!
 //! A candidate's key is `name/lease`, the lease in hexadecimal, and attached to it. First in line is the key with the lowest
-//! creation revision. A candidate waits for the newest key before its own to go, and then looks again, so that one departure
-//! wakes one candidate.
+//! creation revision. A candidate watches the newest key before its own, and looks at the line again when that one goes: so one
+//! departure wakes one candidate, and writes elsewhere wake none.
 //!
 //! Whoever stops waiting leaves the line: the wait runs on its own, learns that its caller has gone, and then removes the key it
 //! stood in line with.
 
 use crate::{
-    actors::requests::{RequestError, Requests},
+    actors::{
+        requests::{RequestError, Requests},
+        watch_hub::WatchRequest,
+        watch_stream::WatchResponses,
+    },
     kv::{
+        KeyRange,
         command::{
             Compare, DeleteRange, OpDone, Operand, Put, RangeDone, RangeQuery, Relation,
             RevisionFilter, SortOrder, SortTarget, Txn, TxnOp,
         },
         range::ReadError,
         record::KeyValue,
+        watch::{Body, Filters, Refusal, WatchId, WatchSpec},
     },
     types::{LeaseId, Rev, Revision},
 };
@@ -55,6 +61,8 @@ pub(super) struct Candidate {
     pub lease: LeaseId,
     /// The value of its key.
     pub value: Bytes,
+    /// Whether a key that is there already gets this value.
+    pub replaces: bool,
 }
 
 /// A place in line.
@@ -69,7 +77,7 @@ pub(super) struct Place {
     /// Whether it had to wait.
     pub waited: bool,
     /// The key's value, if the place was there before.
-    pub found: Option<Bytes>,
+    found: Option<Bytes>,
     /// Whether the lease was granted for this place.
     own_lease: bool,
 }
@@ -147,10 +155,17 @@ async fn wait_in_line(
     gone: oneshot::Receiver<()>,
 ) -> Result<Place, QueueError> {
     let mut place = enter(&requests, candidate.clone()).await?;
+    let comes = async {
+        let found = place.found.as_ref().filter(|_| candidate.replaces);
+        if found.is_some_and(|found| *found != candidate.value) {
+            change(&requests, &place, candidate.value.clone()).await?;
+        }
+        turn_comes(&requests, &candidate.name, &place).await
+    };
     let came = tokio::select! {
         biased;
         _ = gone => Err(QueueError::Abandoned),
-        waited = turn_comes(&requests, &candidate.name, &place) => waited,
+        waited = comes => waited,
     };
     match came {
         Ok(waited) => {
@@ -206,12 +221,44 @@ async fn enter(requests: &Requests, candidate: Candidate) -> Result<Place, Queue
     })
 }
 
+async fn change(requests: &Requests, place: &Place, value: Bytes) -> Result<(), QueueError> {
+    let changed = set_value(requests, &place.key, place.created, place.lease, value).await?;
+    changed.map(drop).ok_or(QueueError::PlaceGone)
+}
+
+/// Gives a key another value, unless it is another key by now. Gives the revision of the change.
+pub(super) async fn set_value(
+    requests: &Requests,
+    key: &Bytes,
+    created: Revision,
+    lease: LeaseId,
+    value: Bytes,
+) -> Result<Option<Revision>, RequestError> {
+    let put = Put {
+        key: key.clone().into(),
+        value: value.into(),
+        lease,
+        ..Put::default()
+    };
+    let txn = Txn {
+        compares: vec![created_at(key, created)],
+        success: vec![TxnOp::Put(put)],
+        failure: Vec::new(),
+    };
+    let done = requests.txn(txn).await?;
+    Ok(done.succeeded.then_some(done.revision))
+}
+
 /// Waits until nobody stands before `place`; tells whether anybody did.
 async fn turn_comes(requests: &Requests, name: &[u8], place: &Place) -> Result<bool, QueueError> {
     let mut waited = false;
-    while let Some(before) = newest_before(requests, name, place).await? {
+    loop {
+        let look = look(requests, name, place).await?;
+        let Some(before) = look.before else {
+            break;
+        };
         waited = true;
-        wait_deleted(requests, &before, place).await?;
+        wait_deleted(requests, &before, place, look.at).await?;
     }
     if waited {
         // Others may have gone on while this member's view was old; this one is as new as it gets.
@@ -227,47 +274,85 @@ async fn turn_comes(requests: &Requests, name: &[u8], place: &Place) -> Result<b
     Ok(waited)
 }
 
-/// The newest key that was created before the candidate's. This member's own view answers: it holds the candidate's key, hence
-/// everything older, and a key that is gone stays gone, since one that comes back is newer.
-async fn newest_before(
-    requests: &Requests,
-    name: &[u8],
-    place: &Place,
-) -> Result<Option<KeyValue>, QueueError> {
+/// A look at the line.
+struct Look {
+    /// The key before the candidate's own, if there is one.
+    before: Option<Bytes>,
+    /// The revision of the line that was seen.
+    at: Revision,
+}
+
+/// Looks for the newest key that was created before the candidate's. This member's own view answers: it holds the candidate's
+/// key, hence everything older, and a key that is gone stays gone, since one that comes back is newer.
+async fn look(requests: &Requests, name: &[u8], place: &Place) -> Result<Look, QueueError> {
+    #[cfg(test)]
+    tests::LOOKS.with(|looks| looks.set(looks.get() + 1));
     let query = RangeQuery {
         sort_order: SortOrder::Descend,
         keys_only: true,
         serializable: true,
+        limit: 2,
         filter: RevisionFilter {
-            max_create: place.created.0 - 1,
+            max_create: place.created.0,
             ..RevisionFilter::default()
         },
         ..first_in_line(name)
     };
-    first_of(&requests.range(query).await?)
+    let done = requests.range(query).await?;
+    let mut newest_first = all_of(&done)?.into_iter();
+    let own = newest_first.next();
+    if own.is_none_or(|own| own.create_revision != place.created || own.key != place.key) {
+        return Err(QueueError::PlaceGone);
+    }
+    Ok(Look {
+        before: newest_first.next().map(|kv| kv.key),
+        at: done.revision,
+    })
 }
 
-/// Waits until `before` is gone; an error if the candidate's own key goes first.
+/// The watch of the candidate's own key.
+const OWN: WatchId = WatchId(1);
+/// The watch of the key before it.
+const BEFORE: WatchId = WatchId(2);
+
+/// Waits until `before`, which was there at revision `at`, may be gone; an error if the candidate's own key goes first.
 async fn wait_deleted(
     requests: &Requests,
-    before: &KeyValue,
+    before: &Bytes,
     place: &Place,
+    at: Revision,
 ) -> Result<(), QueueError> {
-    let mut views = requests.views();
-    let alive = |keys: &dyn Fn(&[u8]) -> Option<Revision>, key: &[u8], created: Revision| {
-        keys(key) == Some(created)
-    };
-    let mut kept = true;
-    let changed = views.wait_for(|published| {
-        let keys = |key: &[u8]| published.view.keys.get(key).map(|meta| meta.create);
-        kept = alive(&keys, &place.key, place.created);
-        !kept || !alive(&keys, &before.key, before.create_revision)
-    });
-    changed.await.map_err(|_| RequestError::Stopped)?;
-    if kept {
-        Ok(())
-    } else {
-        Err(QueueError::PlaceGone)
+    let stream = requests.watch_stream().await?;
+    let mut responses = stream.responses;
+    for (id, key) in [(OWN, &place.key), (BEFORE, before)] {
+        let spec = WatchSpec {
+            id,
+            start: at.next(),
+            filters: Filters {
+                no_put: true,
+                no_delete: false,
+            },
+            ..WatchSpec::of(KeyRange::from_wire(key, &Bytes::new()))
+        };
+        stream.requests.ask(WatchRequest::Create(spec)).await?;
+    }
+    match first_gone(&mut responses).await? {
+        OWN => Err(QueueError::PlaceGone),
+        _ => Ok(()),
+    }
+}
+
+/// Which of the watched keys went; also the one before, if nobody can tell any more: who looks again finds out.
+async fn first_gone(responses: &mut WatchResponses) -> Result<WatchId, RequestError> {
+    loop {
+        let response = responses.next().await?;
+        match response.body {
+            Body::Created | Body::Progress => {}
+            Body::Events { .. } => return Ok(response.watch),
+            Body::Compacted { .. } => return Ok(BEFORE),
+            Body::Refused(Refusal::TooManyWatchers) => return Err(RequestError::TooManyRequests),
+            Body::Refused(_) | Body::Cancelled => return Err(RequestError::Stopped),
+        }
     }
 }
 
@@ -301,6 +386,15 @@ pub(super) async fn remove(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Config, LocalNode, actors::fail_stop::FailStop, storage::sim_disk::SimDisk};
+    use actix::System;
+    use std::{cell::Cell, sync::Arc};
+    use tokio::sync::mpsc;
+
+    thread_local! {
+        /// Looks at any line by this thread.
+        pub(super) static LOOKS: Cell<usize> = const { Cell::new(0) };
+    }
 
     #[test]
     fn keys_are_named_as_etcd_names_them() {
@@ -317,5 +411,159 @@ mod tests {
         assert!(first <= key_of(b"a", LeaseId(i64::MAX)));
         assert!(key_of(b"a", LeaseId(i64::MAX)) < end);
         assert!(key_of(b"ab", LeaseId(1)) > end);
+    }
+
+    /// Runs `test` on a node in this thread.
+    fn on_a_node(test: impl AsyncFnOnce(Requests)) {
+        let system = System::with_tokio_rt(|| {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .start_paused(true)
+                .build()
+                .expect("a runtime")
+        });
+        system.block_on(async move {
+            let stopped = FailStop::new(|reason| panic!("the member stops: {reason}"));
+            let disk: Arc<dyn crate::storage::disk::Disk> = Arc::new(SimDisk::new(1));
+            let node = LocalNode::start(&Config::default(), &disk, &stopped).expect("it starts");
+            test(node.requests().clone()).await;
+            node.stop().await;
+        });
+    }
+
+    async fn put(requests: &Requests, key: &str) {
+        let put = Put {
+            key: key.to_owned().into(),
+            value: "v".into(),
+            ..Put::default()
+        };
+        requests.put(put).await.expect("a put");
+    }
+
+    async fn in_line(requests: &Requests) -> i64 {
+        let (key, range_end) = line(b"L");
+        let query = RangeQuery {
+            key: key.into(),
+            range_end: range_end.into(),
+            count_only: true,
+            ..RangeQuery::default()
+        };
+        requests.range(query).await.expect("a count").count
+    }
+
+    /// A thousand wait for one lock. It goes from one to the next in the order in which they got in line; each looks at the line
+    /// when it gets there and when its turn comes, and not when somebody writes something else.
+    #[test]
+    fn a_thousand_waiters_hand_over_in_order_and_look_twice_each() {
+        const WAITERS: usize = 1_000;
+        const WRITES: usize = 2_000;
+        on_a_node(async |node| {
+            let (came, mut turns) = mpsc::channel(1);
+            for id in 1..=WAITERS {
+                let lease = LeaseId(id.try_into().expect("small"));
+                node.grant_lease(Some(lease), 10_000)
+                    .await
+                    .expect("a lease");
+                let (waiter, came) = (node.clone(), came.clone());
+                let candidate = Candidate {
+                    name: "L".into(),
+                    lease,
+                    value: Bytes::new(),
+                    replaces: false,
+                };
+                tokio::spawn(async move {
+                    let place = come_first(&waiter, candidate).await;
+                    came.send(place).await.expect("the test listens");
+                });
+                while in_line(&node).await < lease.0 {}
+            }
+            for number in 0..WRITES {
+                put(&node, &format!("elsewhere{number}")).await;
+            }
+            let entered = LOOKS.with(Cell::get);
+            assert!(entered <= WAITERS, "{entered} looks before anybody's turn");
+            for id in 1..=WAITERS {
+                let place = turns.recv().await.expect("a turn").expect("no error");
+                assert_eq!(Ok(place.lease.0), i64::try_from(id));
+                put(&node, "elsewhere").await;
+                assert!(turns.try_recv().is_err(), "one at a time");
+                let removed = remove(&node, &place.key, place.created).await;
+                removed.expect("it gives the lock back");
+            }
+            let looks = LOOKS.with(Cell::get);
+            assert!(looks <= 2 * WAITERS, "{looks} looks for {WAITERS} waiters");
+        });
+    }
+
+    #[test]
+    fn whoever_leaves_the_middle_of_the_line_wakes_one_and_ends_no_wait() {
+        on_a_node(async |node| {
+            let mut waiting = Vec::new();
+            for id in 1..=4 {
+                let (waiter, lease) = (node.clone(), LeaseId(id));
+                node.grant_lease(Some(lease), 10_000)
+                    .await
+                    .expect("a lease");
+                let candidate = Candidate {
+                    name: "L".into(),
+                    lease,
+                    value: Bytes::new(),
+                    replaces: false,
+                };
+                let task = tokio::spawn(async move { come_first(&waiter, candidate).await });
+                waiting.push(task);
+                while in_line(&node).await < id {}
+            }
+            // The second one's lease ends, the third looks again and waits for the first.
+            node.revoke_lease(LeaseId(2)).await.expect("it is there");
+            let second = waiting.remove(1).await.expect("no panic");
+            assert!(matches!(second, Err(QueueError::PlaceGone)), "{second:?}");
+            for number in 0..10 {
+                put(&node, &format!("elsewhere{number}")).await;
+            }
+            assert!(!waiting[1].is_finished() && !waiting[2].is_finished());
+            node.revoke_lease(LeaseId(1)).await.expect("it is there");
+            let third = waiting
+                .remove(1)
+                .await
+                .expect("no panic")
+                .expect("its turn");
+            assert_eq!(third.lease, LeaseId(3));
+            assert!(!waiting[1].is_finished(), "the fourth waits on");
+        });
+    }
+
+    #[test]
+    fn a_compaction_past_the_wait_does_not_end_it() {
+        on_a_node(async |node| {
+            for id in [1, 2] {
+                let granted = node.grant_lease(Some(LeaseId(id)), 10_000).await;
+                granted.expect("a lease");
+            }
+            let candidate = |id| Candidate {
+                name: "L".into(),
+                lease: LeaseId(id),
+                value: Bytes::new(),
+                replaces: false,
+            };
+            let first = come_first(&node, candidate(1)).await.expect("its turn");
+            let waiter = node.clone();
+            let second = tokio::spawn(async move { come_first(&waiter, candidate(2)).await });
+            while in_line(&node).await < 2 {}
+            for number in 0..10 {
+                put(&node, &format!("elsewhere{number}")).await;
+            }
+            let newest = node.status().revision;
+            node.compact(newest, true)
+                .await
+                .expect("it is not compacted");
+            put(&node, "elsewhere").await;
+            assert!(!second.is_finished());
+            remove(&node, &first.key, first.created)
+                .await
+                .expect("gone");
+            let second = second.await.expect("no panic").expect("its turn");
+            assert_eq!(second.lease, LeaseId(2));
+        });
     }
 }

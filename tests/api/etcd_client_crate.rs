@@ -2,8 +2,9 @@
 
 use crate::support::{Server, note};
 use etcd_client::{
-    Client, CompactionOptions, Compare, CompareOp, DeleteOptions, Error, GetOptions, PutOptions,
-    SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
+    Client, CompactionOptions, Compare, CompareOp, DeleteOptions, Error, GetOptions,
+    LeaseTimeToLiveOptions, LockOptions, ProclaimOptions, PutOptions, ResignOptions, SortOrder,
+    SortTarget, Txn, TxnOp, TxnOpResponse,
 };
 use tonic::Code;
 
@@ -91,4 +92,93 @@ async fn compaction_status_and_alarms() {
     let status = client.status().await.unwrap();
     assert!(status.leader() != 0 && status.db_size() > 0, "{status:?}");
     note(&format!("the server calls itself {}", status.version()));
+}
+
+#[tokio::test]
+async fn a_lease_from_grant_to_revoke() {
+    let (_server, mut client) = start().await;
+    let granted = client.lease_grant(60, None).await.unwrap();
+    let (id, ttl) = (granted.id(), granted.ttl());
+    assert_eq!(ttl, 60);
+    let options = PutOptions::new().with_lease(id);
+    client.put("leased", "v", Some(options)).await.unwrap();
+    let options = LeaseTimeToLiveOptions::new().with_keys();
+    let time = client.lease_time_to_live(id, Some(options)).await.unwrap();
+    assert_eq!(
+        (time.granted_ttl(), time.keys()),
+        (60, &[b"leased".to_vec()][..])
+    );
+    let (mut keeper, mut renewed) = client.lease_keep_alive(id).await.unwrap();
+    for _ in 0..3 {
+        keeper.keep_alive().await.unwrap();
+        let answer = renewed.message().await.unwrap().unwrap();
+        assert_eq!((answer.id(), answer.ttl()), (id, 60));
+    }
+    let list = client.leases().await.unwrap();
+    assert_eq!(
+        list.leases()
+            .iter()
+            .map(|lease| lease.id())
+            .collect::<Vec<_>>(),
+        [id]
+    );
+    client.lease_revoke(id).await.unwrap();
+    assert_eq!(client.get("leased", None).await.unwrap().count(), 0);
+    assert!(
+        client.lease_keep_alive(id).await.is_err(),
+        "the crate's first renewal finds nothing"
+    );
+}
+
+#[tokio::test]
+async fn a_lock_is_handed_over() {
+    let (_server, mut client) = start().await;
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        ids.push(client.lease_grant(60, None).await.unwrap().id());
+    }
+    let lock = |id| Some(LockOptions::new().with_lease(id));
+    let held = client.lock("L", lock(ids[0])).await.unwrap();
+    assert_eq!(held.key(), format!("L/{:x}", ids[0]).as_bytes());
+    let mut other = client.clone();
+    let options = lock(ids[1]);
+    let next = tokio::spawn(async move { other.lock("L", options).await });
+    while client
+        .get("L/", Some(GetOptions::new().with_prefix()))
+        .await
+        .unwrap()
+        .count()
+        < 2
+    {}
+    assert!(!next.is_finished());
+    client.unlock(held.key()).await.unwrap();
+    let next = next.await.unwrap().unwrap();
+    assert_eq!(next.key(), format!("L/{:x}", ids[1]).as_bytes());
+}
+
+#[tokio::test]
+async fn an_election_as_its_documentation_shows() {
+    let (_server, mut client) = start().await;
+    let id = client.lease_grant(60, None).await.unwrap().id();
+    let won = client.campaign("E", "1", id).await.unwrap();
+    let leader = won.leader().unwrap().clone();
+    assert_eq!((leader.name(), leader.lease()), (&b"E"[..], id));
+    let mut observed = client.observe("E").await.unwrap();
+    let first = observed.message().await.unwrap().unwrap();
+    assert_eq!(first.kv().unwrap().value_str().unwrap(), "1");
+    let options = ProclaimOptions::new().with_leader(leader.clone());
+    client.proclaim("2", Some(options)).await.unwrap();
+    let second = observed.message().await.unwrap().unwrap();
+    assert_eq!(second.kv().unwrap().value_str().unwrap(), "2");
+    let now = client.leader("E").await.unwrap();
+    assert_eq!(now.kv().unwrap().key(), leader.key());
+    let options = ResignOptions::new().with_leader(leader);
+    client.resign(Some(options)).await.unwrap();
+    let Err(Error::GRpcStatus(nobody)) = client.leader("E").await else {
+        panic!("nobody leads")
+    };
+    assert_eq!(
+        (nobody.code(), nobody.message()),
+        (Code::Unknown, "election: no leader")
+    );
 }

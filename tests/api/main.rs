@@ -25,6 +25,7 @@ mod crash;
 mod data_dir;
 mod delete;
 mod differential;
+mod differential_leases;
 #[cfg(feature = "etcd-client-tests")]
 mod etcd_client_crate;
 mod etcdctl;

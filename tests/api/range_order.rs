@@ -1,6 +1,6 @@
 //! Range: sorting, with the quirks clients have got used to.
 
-use crate::support::{Client, Server, get_range, refused};
+use crate::support::{Client, Server, get_range, op_put, put, refused, txn};
 use quorate::api::proto::etcdserverpb::RangeRequest;
 use quorate::api::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use tonic::Code;
@@ -53,6 +53,23 @@ async fn every_target_in_both_orders() {
             ascending.chars().rev().collect::<String>(),
             "{target:?} descending"
         );
+    }
+}
+
+#[tokio::test]
+async fn what_a_target_does_not_tell_apart_stays_in_key_order() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    let puts = ["b", "c", "a"].map(|key| op_put(put(key, "same")));
+    client
+        .txn(txn(vec![], puts.to_vec(), vec![]))
+        .await
+        .unwrap();
+    for (target, _) in &ORDERS[1..] {
+        for order in [SortOrder::None, SortOrder::Ascend, SortOrder::Descend] {
+            let keys = client.keys(sorted(order, *target)).await.concat();
+            assert_eq!(keys, "abc", "{target:?} {order:?}");
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! Watch: the protocol on the wire, message by message.
 
 use crate::support::{
-    Client, Server, del, del_range, etcdctl, get, only_quorate_has, op_del, op_put, put,
-    start_etcdctl, txn,
+    Client, Kind, Server, Setup, del, del_range, etcdctl, get, only_quorate_has, op_del, op_put,
+    put, start_etcdctl, txn,
 };
 use pb::{
     WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
@@ -389,6 +389,81 @@ async fn progress_comes_behind_all_events() {
     assert_eq!(ids, [0, 2], "the one from the future begins");
     watching.ask_progress().await;
     assert_eq!(shape(&watching.next().await), progress(-1, 23));
+}
+
+/// A server that tells quiet watches of their progress every 200 ms.
+async fn talkative() -> Server {
+    let mut setup = Setup::default();
+    match Kind::target() {
+        Kind::Quorate => setup.env.push((
+            "QUORATE_WATCH_PROGRESS_INTERVAL_MS".to_owned(),
+            "200".to_owned(),
+        )),
+        Kind::Etcd => setup
+            .args
+            .push("--experimental-watch-progress-notify-interval=200ms".to_owned()),
+    }
+    Server::start_with(setup).await
+}
+
+#[tokio::test]
+async fn quiet_watches_that_asked_are_told_of_progress_at_their_interval() {
+    let server = talkative().await;
+    let client = server.client().await;
+    let notify = |progress_notify, create| WatchCreateRequest {
+        progress_notify,
+        ..create
+    };
+    let mut watching = Watching::created(&client, notify(false, create("k"))).await;
+    watching.create(notify(true, create("quiet"))).await;
+    for revision in [1, 1] {
+        assert_eq!(shape(&watching.next().await), progress(1, revision));
+    }
+    // What others write moves it on. A notification may be on its way meanwhile, and it says what was true then.
+    client.must_put("x", "1").await;
+    let moved = async {
+        while revision(&watching.next().await) < 2 {}
+        watching.next().await
+    };
+    assert_eq!(shape(&moved.await), progress(1, 2));
+}
+
+#[tokio::test]
+async fn a_watch_from_the_future_is_not_notified() {
+    let server = talkative().await;
+    if server.lacks(
+        "silence before the start of a watch from the future",
+        (3, 5),
+    ) {
+        return;
+    }
+    let client = server.client().await;
+    let future = WatchCreateRequest {
+        progress_notify: true,
+        start_revision: 4,
+        ..create("k")
+    };
+    let mut watching = Watching::created(&client, future).await;
+    let now = WatchCreateRequest {
+        progress_notify: true,
+        ..create("other")
+    };
+    watching.create(now).await;
+    for told in 1..4 {
+        // Three rounds of notifications at each revision: all are of the other watch.
+        for _ in 0..3 {
+            let response = watching.next().await;
+            assert_eq!((response.watch_id, response.events.len()), (1, 0));
+        }
+        assert_eq!(client.must_put("x", "1").await, told + 1);
+    }
+    loop {
+        let response = watching.next().await;
+        if response.watch_id == 0 {
+            assert_eq!(shape(&response), progress(0, 4));
+            return;
+        }
+    }
 }
 
 #[tokio::test]

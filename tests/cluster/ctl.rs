@@ -4,7 +4,7 @@ use serde_json::Value;
 use std::env;
 use std::process::Stdio;
 use std::time::Duration;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::time::sleep;
 
 /// How long something that must happen soon is waited for: generous, for a loaded machine and a debug build.
@@ -39,8 +39,15 @@ impl Output {
     }
 }
 
-/// Runs `etcdctl` against the members at these ports.
-pub(crate) async fn etcdctl(ports: &[u16], args: &[&str]) -> Output {
+/// Starts `etcdctl` against the member at this port, with its output on a pipe. It is killed when the child is dropped.
+pub(crate) fn start_etcdctl(port: u16, args: &[&str]) -> Child {
+    let mut command = command(&[port]);
+    command.args(args).stdout(Stdio::piped());
+    command.spawn().expect("etcdctl starts")
+}
+
+/// `etcdctl`, told where the members are.
+fn command(ports: &[u16]) -> Command {
     let program = env::var_os("QUORATE_TEST_ETCDCTL").unwrap_or_else(|| "etcdctl".into());
     let endpoints: Vec<String> = ports
         .iter()
@@ -52,19 +59,21 @@ pub(crate) async fn etcdctl(ports: &[u16], args: &[&str]) -> Output {
             command.env_remove(name);
         }
     }
-    let output = command
+    command
         .env("ETCDCTL_API", "3")
         .arg(format!("--endpoints={}", endpoints.join(",")))
         // Longer than the servers wait, so that it is they who give up.
         .arg("--command-timeout=20s")
-        .args(args)
         .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .output()
-        .await
-        .expect(
-            "this test needs `etcdctl`: apt-get install etcd-client, or set QUORATE_TEST_ETCDCTL",
-        );
+        .kill_on_drop(true);
+    command
+}
+
+/// Runs `etcdctl` against the members at these ports.
+pub(crate) async fn etcdctl(ports: &[u16], args: &[&str]) -> Output {
+    let output = command(ports).args(args).output().await.expect(
+        "this test needs `etcdctl`: apt-get install etcd-client, or set QUORATE_TEST_ETCDCTL",
+    );
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Output {
         good: output.status.success(),

@@ -1,5 +1,6 @@
 //! Members as child processes, with certificates of one authority in one folder.
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::env;
 use std::fs::{self, OpenOptions};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -35,6 +36,7 @@ pub(crate) struct Member {
     pub(crate) client: u16,
     pub(crate) peer: u16,
     pub(crate) args: Vec<String>,
+    pub(crate) env: Vec<(String, String)>,
     child: Option<Child>,
     folder: PathBuf,
 }
@@ -102,6 +104,7 @@ impl Cluster {
                 format!("--peer-key={}", file(format!("{name}-key.pem"))),
                 format!("--peer-ca={}", file("ca.pem".to_owned())),
             ],
+            env: Vec::new(),
             child: None,
             folder: folder.clone(),
         });
@@ -164,6 +167,7 @@ impl Member {
             .arg(format!("--peer-listen=127.0.0.1:{}", self.peer))
             .args(&self.args)
             .env("QUORATE_STORAGE_WAL_SEGMENT_BYTES", "4194304")
+            .envs(self.env.iter().cloned())
             .stdout(Stdio::null())
             .stderr(log);
         command
@@ -173,6 +177,22 @@ impl Member {
     pub(crate) async fn kill(&mut self) {
         let mut child = self.child.take().expect("a running member");
         child.kill().await.expect("the child can be killed");
+    }
+
+    /// `kill -STOP`: it keeps its connections and its memory, and does nothing.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// `kill -CONT`.
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = self.child.as_ref().and_then(Child::id);
+        let id = id.and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        kill_process(id.expect("a running member"), signal).expect("it takes signals");
     }
 
     /// Waits for the process to end by itself.

@@ -88,7 +88,7 @@ impl Handler<ForwardLeaseCalls> for RaftNode {
             let Ok(Ok(bytes)) = outcome.await else {
                 return Vec::new();
             };
-            let answers = codec::decode_shared("answers about leases", &bytes);
+            let answers = codec::decode("answers about leases", &bytes);
             answers
                 .inspect_err(|error| tracing::error!("the leader's answer is dropped: {error}"))
                 .unwrap_or_default()

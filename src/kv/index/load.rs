@@ -75,7 +75,7 @@ impl Loader {
         Self::default()
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(super) fn with_fanout(fanout: usize) -> Self {
         Self {
             index: Index::with_fanout(fanout),

@@ -44,8 +44,8 @@
 
 mod keys;
 mod load;
-#[cfg(test)]
-mod model;
+#[cfg(any(test, fuzzing))]
+pub mod model;
 mod node;
 mod slot;
 mod snapshot;

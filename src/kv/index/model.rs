@@ -109,7 +109,11 @@ fn compare_reads(view: &Snapshot, model: &Model, ranges: &[KeyRange], revisions:
         }
     }
     compare_range(view, model, &KeyRange::all(), revisions);
-    assert_eq!(view.live_keys(), view.count(&KeyRange::all()));
+    assert_eq!(
+        view.live_keys(),
+        view.count(&KeyRange::all()),
+        "all live keys"
+    );
 }
 
 fn compare_history(view: &Snapshot, model: &Model) {
@@ -156,7 +160,9 @@ fn load(model: &Model, fanout: usize) -> Index {
             version: of_put.version,
             lease: of_put.lease,
         };
-        loader.add(change).unwrap();
+        loader
+            .add(change)
+            .expect("the model's changes are in order");
     }
     loader.finish()
 }
@@ -227,7 +233,11 @@ impl Pair {
 
     fn delete(&mut self, key: &[u8]) {
         let rev = self.take_rev();
-        assert_eq!(self.index.delete(key, rev), self.model.delete(key, rev));
+        assert_eq!(
+            self.index.delete(key, rev),
+            self.model.delete(key, rev),
+            "delete of {key:?}"
+        );
     }
 
     fn apply(&mut self, op: Op) {
@@ -236,7 +246,8 @@ impl Pair {
                 let (rev, lease) = (self.take_rev(), LeaseId(lease));
                 assert_eq!(
                     self.index.put(&key, rev, lease),
-                    self.model.put(&key, rev, lease)
+                    self.model.put(&key, rev, lease),
+                    "put of {key:?}"
                 );
             }
             Op::Delete(key) => self.delete(&key),
@@ -310,7 +321,7 @@ impl Pair {
         self.apply(Op::Commit);
         self.apply(Op::DeleteRange(KeyRange::all()));
         let at = self.next.major.next();
-        assert!(self.index.prune_step(at, usize::MAX));
+        assert!(self.index.prune_step(at, usize::MAX), "one step is enough");
         self.index.check();
         let root = &self.index.head.root;
         assert!(
@@ -318,6 +329,24 @@ impl Pair {
             "an empty tree is one empty leaf"
         );
     }
+}
+
+/// What a fuzzer does with its bytes: see [`crate::fuzzing::generate`].
+pub fn fuzz(data: &[u8]) {
+    let [fanout, data @ ..] = data else { return };
+    let (first, rest) = data.split_at(data.len().min(32));
+    let ranges = crate::fuzzing::generate(&range(), first, 8);
+    let ops = crate::fuzzing::generate(&op(), rest, 400);
+    run(4 + usize::from(fanout % 5), ops, &ranges);
+}
+
+fn run(fanout: usize, ops: Vec<Op>, ranges: &[KeyRange]) {
+    let mut pair = Pair::new(fanout);
+    for op in ops {
+        pair.apply(op);
+        pair.index.check();
+    }
+    pair.finish(ranges);
 }
 
 proptest! {
@@ -329,11 +358,6 @@ proptest! {
         ops in prop::collection::vec(op(), 0..400),
         ranges in prop::collection::vec(range(), 8),
     ) {
-        let mut pair = Pair::new(fanout);
-        for op in ops {
-            pair.apply(op);
-            pair.index.check();
-        }
-        pair.finish(&ranges);
+        run(fanout, ops, &ranges);
     }
 }

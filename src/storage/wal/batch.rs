@@ -16,8 +16,8 @@ pub(super) const ENTRY_HEADER_BYTES: usize = 24;
 /// The largest payload a header can name.
 pub(super) const PAYLOAD_BYTES_MAX: usize = 1024 * 1024 * 1024;
 
-const MAGIC: [u8; 4] = *b"QWB\x01";
-const HEADER_CRC_AT: usize = HEADER_BYTES - 4;
+pub(super) const MAGIC: [u8; 4] = *b"QWB\x01";
+pub(super) const HEADER_CRC_AT: usize = HEADER_BYTES - 4;
 const FLAG_SEAL: u32 = 1;
 const FLAG_VOTE: u32 = 2;
 const FLAG_RESET: u32 = 4;
@@ -114,7 +114,7 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 }
 
 /// Header checksums start from the log's salt, which no client knows: bytes a client stores never pass for a header.
-fn header_crc(bytes: &[u8], salt: u64) -> u32 {
+pub(super) fn header_crc(bytes: &[u8], salt: u64) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()), &bytes[..HEADER_CRC_AT])
 }
 

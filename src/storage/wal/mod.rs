@@ -35,6 +35,8 @@ mod catalog;
 #[cfg(test)]
 mod crash_tests;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod recovery;
 mod segment;
 #[cfg(test)]
@@ -45,6 +47,7 @@ pub use error::WalError;
 pub use recovery::{Recovered, TornTail};
 pub use segment::{Identity, SegmentId};
 
+use crate::failpoint::{FailPoint, hit};
 use crate::storage::disk::{DIRECT_ALIGN, Disk, OpenMode, aligned_zeros};
 use crate::types::{Entry, HardState, LogIndex, Term};
 use batch::{BatchHeader, BatchId, ENTRY_HEADER_BYTES, span};
@@ -128,6 +131,7 @@ struct Pending {
     base: LogIndex,
     entries: u32,
     reset: Option<Term>,
+    hard_state: bool,
     dirty: bool,
 }
 
@@ -250,6 +254,7 @@ impl Wal {
         {
             self.hard_state = hard_state;
             self.pending.dirty = true;
+            self.pending.hard_state = true;
         }
         for entry in append.entries {
             self.append_entry(entry)?;
@@ -298,10 +303,20 @@ impl Wal {
         }
         // Whoever returns early leaves the log poisoned.
         self.poisoned = true;
+        if self.pending.hard_state {
+            hit(FailPoint::BeforeHardState);
+        }
+        hit(FailPoint::BeforeWalWrite);
         let header = self.write_batch()?;
+        hit(FailPoint::AfterWalWrite);
         let file = &self.active.file;
+        hit(FailPoint::BeforeWalSync);
         file.sync_data()
             .map_err(WalError::io("sync", &self.active.name))?;
+        hit(FailPoint::AfterWalSync);
+        if self.pending.hard_state {
+            hit(FailPoint::AfterHardState);
+        }
         self.poisoned = false;
         lock(&self.catalog).add(&header, self.offset);
         self.offset += header.span();

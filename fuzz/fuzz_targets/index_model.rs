@@ -1,0 +1,4 @@
+//! Fuzzes `index_model` of `quorate::fuzzing`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::fuzzing::run("index_model", data));

@@ -1,0 +1,147 @@
+//! Places where a test can crash a real member, or hold it up, in the middle of its work.
+//!
+//! Compiled in by the feature `failpoints` alone; without it, nothing of a [`hit`] is left. With it, the variable `FAILPOINTS`
+//! says what happens where, in the words of the `fail` crate: `FAILPOINTS='after-wal-write=20*off->return'` crashes the process
+//! the 21st time it has written to its log and not synced yet; `before-apply=1%sleep(1000)` holds up one batch in a hundred for a
+//! second. A crash is an abort: no destructor runs, nothing is flushed.
+//!
+//! `docs/reliability.md` says which test goes through all of them.
+
+/// Where a member can be stopped. Its name in `FAILPOINTS` is [`FailPoint::name`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailPoint {
+    /// A batch of the write-ahead log is about to be written.
+    BeforeWalWrite,
+    /// It is written, and not synced.
+    AfterWalWrite,
+    /// It is about to be synced; with [`FailPoint::AfterWalWrite`], around whatever may come between.
+    BeforeWalSync,
+    /// It is durable, and nobody knows.
+    AfterWalSync,
+    /// A new term or vote is about to be written.
+    BeforeHardState,
+    /// A new term or vote is durable, and nobody knows.
+    AfterHardState,
+    /// Committed entries are about to be applied.
+    BeforeApply,
+    /// They are applied, and nobody can see it.
+    AfterApply,
+    /// A read view is about to be published.
+    BeforePublish,
+    /// It is published, and nobody was answered.
+    AfterPublish,
+    /// A batch is about to be committed to the database.
+    BeforeDbCommit,
+    /// It is committed, and nobody knows.
+    AfterDbCommit,
+    /// A step of a compaction is about to prune the index.
+    BeforeIndexPrune,
+    /// A step of a compaction is about to remove records.
+    BeforeCompactStep,
+    /// Records are removed, and the compaction's progress is not reported.
+    AfterCompactStep,
+    /// Segments of the log are about to be released.
+    BeforeWalRelease,
+    /// They are released.
+    AfterWalRelease,
+    /// A membership change is about to be applied.
+    BeforeMembershipApply,
+    /// It is applied, and not durable beyond the log.
+    AfterMembershipApply,
+    /// A watch response is about to be sent.
+    BeforeWatchSend,
+    /// It is handed to the connection.
+    AfterWatchSend,
+}
+
+impl FailPoint {
+    /// All of them, in the order a write meets them.
+    pub const ALL: [Self; 21] = [
+        Self::BeforeWalWrite,
+        Self::AfterWalWrite,
+        Self::BeforeWalSync,
+        Self::AfterWalSync,
+        Self::BeforeHardState,
+        Self::AfterHardState,
+        Self::BeforeApply,
+        Self::AfterApply,
+        Self::BeforePublish,
+        Self::AfterPublish,
+        Self::BeforeDbCommit,
+        Self::AfterDbCommit,
+        Self::BeforeIndexPrune,
+        Self::BeforeCompactStep,
+        Self::AfterCompactStep,
+        Self::BeforeWalRelease,
+        Self::AfterWalRelease,
+        Self::BeforeMembershipApply,
+        Self::AfterMembershipApply,
+        Self::BeforeWatchSend,
+        Self::AfterWatchSend,
+    ];
+
+    /// Its name in `FAILPOINTS`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BeforeWalWrite => "before-wal-write",
+            Self::AfterWalWrite => "after-wal-write",
+            Self::BeforeWalSync => "before-wal-sync",
+            Self::AfterWalSync => "after-wal-sync",
+            Self::BeforeHardState => "before-hard-state",
+            Self::AfterHardState => "after-hard-state",
+            Self::BeforeApply => "before-apply",
+            Self::AfterApply => "after-apply",
+            Self::BeforePublish => "before-publish",
+            Self::AfterPublish => "after-publish",
+            Self::BeforeDbCommit => "before-db-commit",
+            Self::AfterDbCommit => "after-db-commit",
+            Self::BeforeIndexPrune => "before-index-prune",
+            Self::BeforeCompactStep => "before-compact-step",
+            Self::AfterCompactStep => "after-compact-step",
+            Self::BeforeWalRelease => "before-wal-release",
+            Self::AfterWalRelease => "after-wal-release",
+            Self::BeforeMembershipApply => "before-membership-apply",
+            Self::AfterMembershipApply => "after-membership-apply",
+            Self::BeforeWatchSend => "before-watch-send",
+            Self::AfterWatchSend => "after-watch-send",
+        }
+    }
+}
+
+/// The member is at `point`: does what `FAILPOINTS` says about it.
+#[cfg(feature = "failpoints")]
+pub(crate) fn hit(point: FailPoint) {
+    fail::fail_point!(point.name(), |_| {
+        tracing::error!("failpoint {}: crash", point.name());
+        std::process::abort()
+    });
+}
+
+/// The member is at `point`, and passes.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub(crate) const fn hit(_: FailPoint) {}
+
+/// Reads `FAILPOINTS`; what it asks for happens while the returned value lives.
+#[cfg(feature = "failpoints")]
+pub fn arm() -> impl Drop {
+    let armed = fail::FailScenario::setup();
+    for (name, action) in fail::list() {
+        let known = FailPoint::ALL.iter().any(|point| point.name() == name);
+        assert!(known, "FAILPOINTS names {name}, which is no failpoint");
+        tracing::warn!("failpoint {name}: {action}");
+    }
+    armed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::FailPoint;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn each_has_a_name_of_its_own() {
+        let names: BTreeSet<_> = FailPoint::ALL.map(FailPoint::name).into();
+        assert_eq!(names.len(), FailPoint::ALL.len(), "{names:?}");
+    }
+}
