@@ -6,16 +6,18 @@
 //! committer in large batches behind its back.
 
 use super::{
-    committer::{CommitRevisions, Committed},
-    compactor::CompactionAccepted,
+    committer::{CommitRevisions, Committed, DatabaseReplaced, ReplaceDatabase},
+    compactor::{CompactionAccepted, CompactionState, HistoryReplaced},
     fail_stop::Lifeline,
-    index::{IndexPublished, UpdateIndex},
-    lease_manager::LeasesChanged,
+    index::{IndexPublished, ReplaceTree, UpdateIndex},
+    lease_manager::{LeaseState, LeasesChanged, LeasesReplaced},
     leases::ListLeaseKeys,
     members::{Members, MembersError},
+    replacement::Replacement,
     replies::Reply,
     requests::{Published, RequestError},
     restore::{membership_meta, store_meta},
+    snapshots::Received,
     watch_hub::EventsApplied,
 };
 use crate::failpoint::{FailPoint, hit};
@@ -96,6 +98,7 @@ pub struct Applier {
     pacing: CommitPacing,
     /// The watch hub was not told of some batch.
     watches_behind: bool,
+    replacement: Replacement,
     peers: Peers,
     life: Lifeline,
 }
@@ -116,6 +119,22 @@ pub struct Peers {
     pub watches: Recipient<EventsApplied>,
     /// Readers' newest view.
     pub views: watch::Sender<Arc<Published>>,
+    /// Whom a snapshot concerns.
+    pub replace: ReplacePeers,
+}
+
+/// Whom the applier tells that a snapshot takes the place of the state.
+pub struct ReplacePeers {
+    /// Switches the database.
+    pub committer: Recipient<ReplaceDatabase>,
+    /// Switches the tree.
+    pub index: Recipient<ReplaceTree>,
+    /// Forgets its leases.
+    pub leases: Recipient<LeasesReplaced>,
+    /// Begins with another history.
+    pub compactor: Recipient<HistoryReplaced>,
+    /// Is told when it is done.
+    pub raft: Recipient<StateReplaced>,
 }
 
 /// One applied batch on its way to being visible.
@@ -153,6 +172,23 @@ pub struct ApplierProgress {
     pub applied: LogIndex,
     /// The database holds the effects of entries up to here: a restart does not need them.
     pub stored: LogIndex,
+}
+
+/// Puts a received snapshot in place of the state. No entries may follow before [`StateReplaced`] answers it; what was asked for
+/// before is done first.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ReplaceState {
+    /// The snapshot, newer than all that was applied.
+    pub received: Box<Received>,
+}
+
+/// The state is that of the snapshot, on disk and for readers.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct StateReplaced {
+    /// Its log position.
+    pub applied: Applied,
 }
 
 /// Hands everything to the committer and answers when the database holds it; for a clean stop.
@@ -210,6 +246,7 @@ impl Applier {
             committing: None,
             pacing,
             watches_behind: false,
+            replacement: Replacement::None,
             peers,
             life,
         }
@@ -343,6 +380,7 @@ impl Handler<IndexPublished> for Applier {
         {
             self.commit();
         }
+        self.replace_database();
     }
 }
 
@@ -365,6 +403,23 @@ impl Handler<Committed> for Applier {
         }
         let window = self.visible_window;
         self.publish(window);
+    }
+}
+
+impl Handler<ReplaceState> for Applier {
+    type Result = ();
+
+    fn handle(&mut self, replace: ReplaceState, _: &mut Self::Context) {
+        self.replacement = Replacement::wanted(replace.received, self.applied);
+        self.replace_database();
+    }
+}
+
+impl Handler<DatabaseReplaced> for Applier {
+    type Result = ();
+
+    fn handle(&mut self, replaced: DatabaseReplaced, _: &mut Self::Context) {
+        self.replace_state(replaced);
     }
 }
 
@@ -508,7 +563,9 @@ impl Applier {
 
     /// Hands what has gathered to the committer, unless it is busy; tells whether it has now something to do.
     fn commit(&mut self) -> bool {
-        let nothing_new = self.uncommitted.applied.index <= self.handed_over;
+        let nothing_new = self.uncommitted.applied.index <= self.handed_over
+            // What a snapshot replaces is not stored any more: it holds all of it.
+            || self.replacement.is_under_way();
         if self.committing.is_some() || nothing_new {
             return self.committing.is_some();
         }
@@ -520,6 +577,58 @@ impl Applier {
         self.life
             .deliver(&self.peers.committer, CommitRevisions { batch, through });
         true
+    }
+}
+
+impl Applier {
+    /// Once every applied batch is visible, the database can go.
+    fn replace_database(&mut self) {
+        if self.unpublished.is_empty()
+            && let Some(db) = self.replacement.begin()
+        {
+            self.life
+                .deliver(&self.peers.replace.committer, ReplaceDatabase { db });
+        }
+    }
+
+    /// The database holds the snapshot: so does everything else from now on. Each actor that has a share of the state gets the
+    /// new one before readers see it.
+    fn replace_state(&mut self, replaced: DatabaseReplaced) {
+        let (state, applied) = self.replacement.end();
+        let (restored, tree) = (state.restored, state.tree);
+        self.snapshot = tree.snapshot();
+        let peers = &self.peers.replace;
+        self.life.deliver(&peers.index, ReplaceTree { tree });
+        let leases = LeasesReplaced(LeaseState::of(&restored, applied.term));
+        self.life.deliver(&peers.leases, leases);
+        let history = CompactionState {
+            wanted: restored.compacted,
+            stored: replaced.compaction,
+        };
+        self.life
+            .deliver(&peers.compactor, HistoryReplaced(history));
+        self.machine = Machine::new(restored, self.snapshot.clone());
+        self.alarms = Arc::new(self.machine.alarms().clone());
+        self.members = Arc::new(state.members);
+        (self.applied, self.visible) = (applied, applied);
+        (self.stored_index, self.handed_over) = (applied.index, applied.index);
+        self.stored_through = self.machine.revision();
+        self.tail = Runs::default();
+        self.tail_bytes = 0;
+        self.uncommitted = CommitBatch::default();
+        self.uncommitted_bytes = 0;
+        self.committing = None;
+        self.stored = replaced.reader;
+        self.file_bytes = replaced.file_bytes;
+        self.used_bytes = replaced.used_bytes;
+        for waiting in self.draining.drain(..) {
+            waiting.send(()).unwrap_or_default();
+        }
+        let published = self.publish(self.machine_window());
+        // Watchers read what they missed from history, or learn that it is compacted.
+        self.tell_watches(Vec::new(), published);
+        self.life
+            .deliver(&self.peers.replace.raft, StateReplaced { applied });
     }
 }
 

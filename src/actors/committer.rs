@@ -16,26 +16,47 @@ use crate::{
         view::StoredRecords,
         watch::Visit,
     },
-    storage::db::{Applied, CommitBatch, Db, DbReader},
+    storage::db::{Applied, CommitBatch, Db, DbReader, DbSite},
     types::{LogIndex, Rev, Revision},
 };
 use actix::prelude::*;
+use std::time::Duration;
 
 /// Messages that may wait: one batch and one compaction step.
 const MAILBOX_MAX: usize = 16;
+
+/// How often a replaced database is looked at: whether it is still read.
+const RETIRE_PAUSE: Duration = Duration::from_millis(500);
 
 /// Owns the database.
 #[derive(Debug)]
 pub struct Committer {
     db: Db,
+    site: DbSite,
+    /// Databases that snapshots replaced, for as long as somebody reads them.
+    retired: Vec<Db>,
     applier: Recipient<Committed>,
+    replaced: Recipient<DatabaseReplaced>,
     life: Lifeline,
 }
 
 impl Committer {
     /// A committer that reports to `applier`.
-    pub fn new(db: Db, applier: Recipient<Committed>, life: Lifeline) -> Self {
-        Self { db, applier, life }
+    pub fn new(
+        db: Db,
+        site: DbSite,
+        applier: Recipient<Committed>,
+        replaced: Recipient<DatabaseReplaced>,
+        life: Lifeline,
+    ) -> Self {
+        Self {
+            db,
+            site,
+            retired: Vec::new(),
+            applier,
+            replaced,
+            life,
+        }
     }
 }
 
@@ -67,6 +88,29 @@ pub struct Committed {
     pub used_bytes: u64,
     /// How long the transaction took, in microseconds.
     pub commit_micros: u64,
+}
+
+/// Puts a received database, which is open and verified, in place of the present one. Answered by [`DatabaseReplaced`] when
+/// that is durable. What was asked for before is done first.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ReplaceDatabase {
+    /// The received one.
+    pub db: Db,
+}
+
+/// The database is another one from now on.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct DatabaseReplaced {
+    /// Reads it.
+    pub reader: DbReader,
+    /// How far its newest compaction got.
+    pub compaction: Option<(Revision, Option<Rev>)>,
+    /// Size of the file, in bytes.
+    pub file_bytes: u64,
+    /// Bytes of it that hold records.
+    pub used_bytes: u64,
 }
 
 /// Removes records that no read at or after `through` needs, visiting a bounded number of them.
@@ -117,6 +161,33 @@ impl Handler<CommitRevisions> for Committer {
     }
 }
 
+impl Handler<ReplaceDatabase> for Committer {
+    type Result = ();
+
+    fn handle(&mut self, replace: ReplaceDatabase, ctx: &mut Self::Context) {
+        let db = self.site.switch(replace.db);
+        let switched = db.and_then(|db| Ok((db.reader()?, db)));
+        let (reader, db) = match switched {
+            Ok(switched) => switched,
+            Err(error) => {
+                self.life
+                    .fail_stop()
+                    .because("cannot put a snapshot in place of the database", &error);
+                return;
+            }
+        };
+        self.retired.push(std::mem::replace(&mut self.db, db));
+        ctx.run_later(RETIRE_PAUSE, Self::close_retired);
+        let replaced = DatabaseReplaced {
+            reader,
+            compaction: self.db.compaction().map(|it| (it.through, it.next)),
+            file_bytes: self.db.size(),
+            used_bytes: self.db.size_in_use(),
+        };
+        self.life.deliver(&self.replaced, replaced);
+    }
+}
+
 impl Handler<CompactRecords> for Committer {
     type Result = CompactProgress;
 
@@ -157,6 +228,14 @@ impl Handler<CompactRecords> for Committer {
 }
 
 impl Committer {
+    /// Reads that began before a snapshot came end with the database they began with.
+    fn close_retired(&mut self, ctx: &mut Context<Self>) {
+        self.retired.retain(Db::has_readers);
+        if !self.retired.is_empty() {
+            ctx.run_later(RETIRE_PAUSE, Self::close_retired);
+        }
+    }
+
     fn report(&self, through: Option<Revision>, commit_micros: u64) {
         let reader = match self.db.reader() {
             Ok(reader) => reader,

@@ -52,6 +52,8 @@ pub struct Compactor {
     running: bool,
     /// Where the database's interrupted compaction goes on.
     resume: Option<(Revision, Rev)>,
+    /// The history was replaced while a compaction ran: what to go on with after it.
+    replaced: Option<CompactionState>,
     waiting: Vec<(Revision, oneshot::Sender<()>)>,
     auto: AutoCompaction,
     began: Instant,
@@ -84,6 +86,17 @@ pub struct CompactionState {
     pub stored: Option<(Revision, Option<Rev>)>,
 }
 
+impl CompactionState {
+    /// The newest compaction carried out, and where an interrupted one goes on.
+    fn progress(&self) -> (Revision, Option<(Revision, Rev)>) {
+        match self.stored {
+            None => (Revision::NEVER_COMPACTED, None),
+            Some((through, None)) => (through, None),
+            Some((through, Some(next))) => (Revision::NEVER_COMPACTED, Some((through, next))),
+        }
+    }
+}
+
 impl Compactor {
     /// A compactor that goes on at `state`.
     pub fn new(
@@ -93,16 +106,13 @@ impl Compactor {
         peers: CompactorPeers,
         life: Lifeline,
     ) -> Self {
-        let (done, resume) = match state.stored {
-            None => (Revision::NEVER_COMPACTED, None),
-            Some((through, None)) => (through, None),
-            Some((through, Some(next))) => (Revision::NEVER_COMPACTED, Some((through, next))),
-        };
+        let (done, resume) = state.progress();
         Self {
             wanted: state.wanted,
             done,
             running: false,
             resume,
+            replaced: None,
             waiting: Vec::new(),
             auto: AutoCompaction::new(retention, Millis(0)),
             began: clock::now(),
@@ -120,6 +130,11 @@ pub struct CompactionAccepted {
     /// The compacted revision.
     pub revision: Revision,
 }
+
+/// A snapshot replaced the history: compactions stand here from now on.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "()")]
+pub struct HistoryReplaced(pub CompactionState);
 
 /// Answered when this member has removed what the compaction at `revision` gave up.
 #[derive(Debug, Message)]
@@ -148,6 +163,21 @@ impl Handler<CompactionAccepted> for Compactor {
     fn handle(&mut self, accepted: CompactionAccepted, ctx: &mut Self::Context) {
         self.wanted = self.wanted.max(accepted.revision);
         self.carry_on(ctx);
+    }
+}
+
+impl Handler<HistoryReplaced> for Compactor {
+    type Result = ();
+
+    /// A compaction that runs goes on: what it removes, the new history does not need either. But what it went through before
+    /// was the old one's, so the new one begins with its own progress.
+    fn handle(&mut self, HistoryReplaced(state): HistoryReplaced, ctx: &mut Self::Context) {
+        self.wanted = self.wanted.max(state.wanted);
+        if self.running {
+            self.replaced = Some(state);
+        } else {
+            self.go_on_with(state, ctx);
+        }
     }
 }
 
@@ -188,12 +218,27 @@ impl Compactor {
 
     fn finished(&mut self, at: Revision, ctx: &mut Context<Self>) {
         self.running = false;
+        if let Some(state) = self.replaced.take() {
+            self.go_on_with(state, ctx);
+            return;
+        }
         self.done = at;
+        self.answer_waiting();
+        self.carry_on(ctx);
+    }
+
+    fn go_on_with(&mut self, state: CompactionState, ctx: &mut Context<Self>) {
+        (self.done, self.resume) = state.progress();
+        self.answer_waiting();
+        self.carry_on(ctx);
+    }
+
+    fn answer_waiting(&mut self) {
+        let at = self.done;
         for (_, done) in self.waiting.extract_if(.., |(revision, _)| *revision <= at) {
             // A caller that has gone away in the meantime does not matter.
             done.send(()).unwrap_or_default();
         }
-        self.carry_on(ctx);
     }
 
     /// Lets auto-compaction look at the newest revision.

@@ -75,6 +75,14 @@ pub enum PruneProgress {
     Done(Snapshot),
 }
 
+/// Takes another tree in place of the present one: a snapshot replaced the state. No changes of the old state follow.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ReplaceTree {
+    /// The tree.
+    pub tree: Tree,
+}
+
 impl Actor for Index {
     type Context = Context<Self>;
 
@@ -116,5 +124,13 @@ impl Handler<PruneIndex> for Index {
         } else {
             PruneProgress::More
         }
+    }
+}
+
+impl Handler<ReplaceTree> for Index {
+    type Result = ();
+
+    fn handle(&mut self, replace: ReplaceTree, _: &mut Self::Context) {
+        self.tree = replace.tree;
     }
 }

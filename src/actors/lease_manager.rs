@@ -16,6 +16,7 @@ use crate::{
         command::{CheckpointLeases, Command, ExpireLeases, Outcome},
         lease::{ALL_TIME, LeaseChange, LeaseRow},
         lease_clock::{ClockSettings, LeaseClock, Renewal, TimeLeft},
+        machine::Restored,
     },
     types::{LeaseId, Millis, Term},
 };
@@ -80,6 +81,17 @@ pub struct LeaseState {
     pub applied_term: Term,
 }
 
+impl LeaseState {
+    /// The leases of a state that was read from disk, applied up to an entry of `applied_term`.
+    pub fn of(restored: &Restored, applied_term: Term) -> Self {
+        let leases = restored.leases.iter();
+        Self {
+            leases: leases.map(|(id, lease)| (id, lease.row)).collect(),
+            applied_term,
+        }
+    }
+}
+
 impl LeaseManager {
     /// A manager of the leases that exist at start.
     pub fn new(
@@ -111,6 +123,11 @@ pub struct LeasesChanged {
     /// The term of the batch's last entry.
     pub term: Term,
 }
+
+/// A snapshot replaced the state: these are the leases from now on. Sent before readers see it.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct LeasesReplaced(pub LeaseState);
 
 /// What only the leader's countdown can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,6 +201,17 @@ impl Handler<LeasesChanged> for LeaseManager {
             self.decided(change);
         }
         self.propose_clears(ctx);
+    }
+}
+
+impl Handler<LeasesReplaced> for LeaseManager {
+    type Result = ();
+
+    fn handle(&mut self, LeasesReplaced(state): LeasesReplaced, _: &mut Self::Context) {
+        self.applied_term = state.applied_term;
+        self.clock.replace(state.leases);
+        self.refuse_waiting();
+        self.follow_leadership();
     }
 }
 

@@ -11,6 +11,7 @@
 //! | [`watch_hub::WatchHub`] | watchers, and the queues of their streams |
 //! | [`lease_manager::LeaseManager`] | the countdown of leases |
 //! | [`peer_hub::PeerHub`] | the connections to the other members |
+//! | [`snapshots::Snapshots`] | snapshots on their way to and from other members |
 //!
 //! [`requests::Requests`] is the way in, with [`leases`] as one of its parts; [`store::Store`] is the same way in messages.
 //! [`fail_stop`] says how all of them end.
@@ -28,9 +29,11 @@ pub mod peer_ask;
 pub mod peer_hub;
 pub mod raft_node;
 pub mod range_chunks;
+mod replacement;
 pub mod replies;
 pub mod requests;
 pub mod restore;
+pub mod snapshots;
 pub mod store;
 pub mod wal_writer;
 pub mod watch_hub;

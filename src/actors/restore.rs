@@ -21,6 +21,9 @@ const ALARMS: &str = "store.alarms";
 const MEMBERSHIP: &str = "cluster.membership";
 const SEED: &str = "cluster.seed";
 
+/// Blobs that are this member's own: no snapshot takes them along, or replaces them.
+pub const LOCAL_BLOBS: &[&str] = &[SEED];
+
 /// Why the state cannot be read back. Nothing of it is worth a retry: the database is not what was written.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {

@@ -205,6 +205,12 @@ pub struct StorageConfig {
     pub commit_interval: Duration,
     /// The most revisions that wait for the database.
     pub commit_records_max: usize,
+    /// Entries of the log that stay for members that lack them.
+    pub log_keep_entries: u64,
+    /// The same in bytes.
+    pub log_keep_bytes: u64,
+    /// How fast a snapshot is sent, in bytes a second.
+    pub snapshot_bytes_per_sec: u64,
 }
 
 /// Threads, and what runs on them.
@@ -509,6 +515,13 @@ fn storage(layers: &Layers) -> Result<StorageConfig, ConfigError> {
         database_cache_bytes: number(layers, "storage.database_cache_bytes", 1 << 20..=1 << 40)?,
         commit_interval: millis(layers, "storage.commit_interval_ms", 1..=60_000)?,
         commit_records_max: number(layers, "storage.commit_records_max", 1..=1_000_000)?,
+        log_keep_entries: number(layers, "storage.log_keep_entries", 100..=1_000_000_000)?,
+        log_keep_bytes: number(layers, "storage.log_keep_bytes", 1 << 20..=1 << 40)?,
+        snapshot_bytes_per_sec: number(
+            layers,
+            "storage.snapshot_bytes_per_sec",
+            1 << 16..=1 << 40,
+        )?,
     })
 }
 

@@ -142,6 +142,12 @@ impl LeaseClock {
         }
     }
 
+    /// Forgets all leases, for these: a snapshot replaced the state. Nothing is counted until this member leads anew.
+    pub fn replace(&mut self, leases: impl IntoIterator<Item = (LeaseId, LeaseRow)>) {
+        self.leases = leases.into_iter().collect();
+        self.leading = None;
+    }
+
     /// The ids of all leases, ascending.
     pub fn ids(&self) -> impl Iterator<Item = LeaseId> {
         self.leases.keys().copied()

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     actors::{
-        applier::{Applier, ApplierState, CommitPacing, DrainTail, Peers},
+        applier::{Applier, ApplierState, CommitPacing, DrainTail, Peers, ReplacePeers},
         committer::Committer,
         compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers},
         fail_stop::{FailStop, Lifeline},
@@ -17,8 +17,9 @@ use crate::{
         lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
         leases::{ForwardLeaseCalls, LeaseKeysPeer, LeasePeers},
         peer_hub::{ClosePeers, HubPeers, PeerHub},
-        raft_node::{PeerLinks, RaftNode, RaftPacing, RaftPeers, RaftStatus, SelfInfo},
+        raft_node::{LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, RaftStatus, SelfInfo},
         requests::{Identity, Published, RequestLimits, RequestPeers, Requests},
+        snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
         wal_writer::{SealLog, WalWriter},
         watch_hub::{EndStreams, WatchHub},
     },
@@ -29,7 +30,10 @@ use crate::{
     },
     net::Listener,
     raft,
-    storage::{db::Db, wal::Wal},
+    storage::{
+        db::{Db, DbSite},
+        wal::Wal,
+    },
     types::{LogIndex, Millis, Term},
 };
 use actix::prelude::*;
@@ -85,12 +89,13 @@ pub(super) fn assemble(
 
     // The Raft node first: all others report to it.
     let (raft_peers, raft_node) = starting.raft_node(recovery.raft, identity);
-    let hub = listener.map(|listener| starting.peer_hub(listener, &raft_node));
+    let (snapshot_peers, snapshots) = starting.snapshots(recovery.site.clone());
+    let hub = listener.map(|listener| starting.peer_hub(listener, &raft_node, &snapshots));
     let log = recovery.wal.reader();
     let wal = starting.wal_writer(recovery.wal, &raft_node);
     let (applier_peers, apply_loop) = starting.applier(state.applier);
     let index = starting.index(recovery.tree, &apply_loop);
-    let committer = starting.committer(recovery.db, &apply_loop);
+    let committer = starting.committer(recovery.db, recovery.site, &apply_loop);
     let (lease_peers, lease_manager) = starting.lease_manager(state.leases);
     let leader = hub.is_some().then(|| raft_node.clone().recipient());
     let (compactor_peers, compactor) = starting.compactor(state.compaction);
@@ -108,12 +113,23 @@ pub(super) fn assemble(
     // Everybody exists: whoever waits for its peers gets them.
     given(&lease_peers, channels.lease_manager_peers(&requests[0]));
     given(
+        &snapshot_peers,
+        SnapshotPeers {
+            open: hub.as_ref().map(|hub| hub.clone().recipient()),
+            ended: raft_node.clone().recipient(),
+            install: raft_node.clone().recipient(),
+            views: channels.views.clone(),
+        },
+    );
+    given(
         &raft_peers,
         RaftPeers {
             wal: wal.clone().recipient(),
             release: wal.clone().recipient(),
             log,
             applier: apply_loop.clone().recipient(),
+            replace: apply_loop.clone().recipient(),
+            snapshots: snapshots.recipient(),
             status: channels.raft_status_in,
             links: hub.as_ref().map_or(PeerLinks::Alone, links_of),
             seed: recovery.seed,
@@ -126,11 +142,18 @@ pub(super) fn assemble(
         Peers {
             index: index.clone().recipient(),
             committer: committer.clone().recipient(),
-            raft: raft_node.recipient(),
-            compactor: compactor.recipient(),
-            leases: lease_manager.recipient(),
+            raft: raft_node.clone().recipient(),
+            compactor: compactor.clone().recipient(),
+            leases: lease_manager.clone().recipient(),
             watches: watches.clone().recipient(),
             views: channels.views_in,
+            replace: ReplacePeers {
+                committer: committer.clone().recipient(),
+                index: index.clone().recipient(),
+                leases: lease_manager.recipient(),
+                compactor: compactor.recipient(),
+                raft: raft_node.recipient(),
+            },
         },
     );
     given(
@@ -172,14 +195,7 @@ impl State {
         let (db, restored) = (&recovery.db, &recovery.restored);
         let snapshot = recovery.tree.snapshot();
         Self {
-            leases: LeaseState {
-                leases: restored
-                    .leases
-                    .iter()
-                    .map(|(id, lease)| (id, lease.row))
-                    .collect(),
-                applied_term: db.applied().term,
-            },
+            leases: LeaseState::of(restored, db.applied().term),
             compaction: CompactionState {
                 wanted: restored.compacted,
                 stored: db
@@ -275,6 +291,10 @@ impl Starting<'_> {
             election: self.config.raft.election,
             request_timeout: self.request_timeout(),
             apply_gap_max: self.config.limits.apply_gap_max,
+            log_bound: LogBound {
+                entries: self.config.storage.log_keep_entries,
+                bytes: self.config.storage.log_keep_bytes,
+            },
         };
         let member = SelfInfo {
             id: identity.member,
@@ -293,7 +313,24 @@ impl Starting<'_> {
         REQUEST_TIMEOUT_BASE + self.config.raft.election * 2
     }
 
-    fn peer_hub(&self, listener: Listener, raft: &Addr<RaftNode>) -> Addr<PeerHub> {
+    fn snapshots(&self, site: DbSite) -> (mpsc::Sender<SnapshotPeers>, Addr<Snapshots>) {
+        let pacing = SnapshotPacing {
+            bytes_per_sec: self.config.storage.snapshot_bytes_per_sec,
+        };
+        let life = self.life("snapshots");
+        let (give, peers) = mpsc::channel();
+        let address = Snapshots::start_in_arbiter(&self.placement.snapshots, move |_| {
+            Snapshots::new(site, pacing, taken(&peers), life)
+        });
+        (give, address)
+    }
+
+    fn peer_hub(
+        &self,
+        listener: Listener,
+        raft: &Addr<RaftNode>,
+        snapshots: &Addr<Snapshots>,
+    ) -> Addr<PeerHub> {
         let peers = HubPeers {
             messages: raft.clone().recipient(),
             connected: raft.clone().recipient(),
@@ -301,7 +338,7 @@ impl Starting<'_> {
             dropped: raft.clone().recipient(),
             refused: raft.clone().recipient(),
             requests: raft.clone().recipient(),
-            snapshots: raft.clone().recipient(),
+            snapshots: snapshots.clone().recipient(),
             guests: raft.clone().recipient(),
         };
         let life = self.life("the peer hub");
@@ -339,10 +376,11 @@ impl Starting<'_> {
         })
     }
 
-    fn committer(&self, db: Db, applier: &Addr<Applier>) -> Addr<Committer> {
-        let (applier, life) = (applier.clone().recipient(), self.life("the committer"));
+    fn committer(&self, db: Db, site: DbSite, applier: &Addr<Applier>) -> Addr<Committer> {
+        let (reports, replaced) = (applier.clone().recipient(), applier.clone().recipient());
+        let life = self.life("the committer");
         Committer::start_in_arbiter(&self.placement.committer, move |_| {
-            Committer::new(db, applier, life)
+            Committer::new(db, site, reports, replaced, life)
         })
     }
 

@@ -8,10 +8,11 @@
 //! | peer hub | core | net |
 //! | WAL writer | its own | its own |
 //! | committer | its own | its own |
+//! | snapshots | its own | its own |
 //! | client connections | core, or API arbiters if configured | API arbiters |
 //!
-//! The WAL writer and the committer block on the disk, so nothing ever shares their threads. On a small machine a cross-thread
-//! wake-up costs more than the work it hands over, so everything else stays together there.
+//! The WAL writer, the committer and snapshots block on the disk, so nothing ever shares their threads. On a small machine a
+//! cross-thread wake-up costs more than the work it hands over, so everything else stays together there.
 
 use crate::config::{RuntimeConfig, Spread};
 use actix_rt::{Arbiter, ArbiterHandle};
@@ -29,6 +30,7 @@ pub(super) struct Placement {
     pub net: ArbiterHandle,
     pub wal: ArbiterHandle,
     pub committer: ArbiterHandle,
+    pub snapshots: ArbiterHandle,
     pub api: Vec<ArbiterHandle>,
     /// The threads started for this table.
     threads: Vec<Arbiter>,
@@ -44,6 +46,7 @@ impl Placement {
             net: core.clone(),
             wal: core.clone(),
             committer: core.clone(),
+            snapshots: core.clone(),
             api: vec![core.clone()],
             threads: Vec::new(),
             core,
@@ -77,6 +80,7 @@ impl Placement {
             net: if spread { start() } else { core.clone() },
             wal: start(),
             committer: start(),
+            snapshots: start(),
             api,
             core,
             threads,

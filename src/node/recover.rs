@@ -16,11 +16,11 @@ use crate::{
     net::NetError,
     raft::{self, InitialState, InitialStateError, LogId, Membership},
     storage::{
-        db::{self, CommitBatch, Db, DbError, DbOptions, DbReader},
+        db::{self, CommitBatch, Db, DbError, DbOptions, DbReader, DbSite},
         disk::Disk,
         member::{self, Member, MemberError},
         real_disk::DiskError,
-        wal::{self, Recovered, Wal, WalError, WalOptions, WalReader},
+        wal::{self, Append, Recovered, SnapshotMark, Wal, WalError, WalOptions, WalReader},
     },
     types::{ClusterId, Entry, LogIndex, NodeId},
 };
@@ -130,6 +130,7 @@ pub enum StartError {
 pub(super) struct Recovery {
     pub member: Member,
     pub db: Db,
+    pub site: DbSite,
     pub reader: DbReader,
     pub wal: Wal,
     pub restored: Restored,
@@ -152,17 +153,24 @@ pub(super) fn recover(
     let options = DbOptions {
         cache_bytes: config.storage.database_cache_bytes,
     };
-    let mut db = Db::open(&**disk, DATABASE, options, db::Identity { cluster, node })?;
+    let site = DbSite {
+        disk: disk.clone(),
+        name: DATABASE,
+        options,
+        identity: db::Identity { cluster, node },
+    };
+    let mut db = Db::open(&**disk, DATABASE, options, site.identity)?;
     let (restored, tree) = restore::restore(&db)?;
     let wal_options = WalOptions {
         segment_bytes: config.storage.wal_segment_bytes,
         ..WalOptions::new(wal::Identity { cluster, node }, clock::entropy())
     };
-    let (wal, recovered) = Wal::open(disk.clone(), LOG, wal_options, db.applied().index)?;
+    let (mut wal, mut recovered) = Wal::open(disk.clone(), LOG, wal_options, db.applied().index)?;
     complete(&member, fresh, &db, &recovered)?;
     if let Some(cut) = &recovered.cut {
         tracing::warn!("a crash tore the log's last write, which nobody was told of: {cut:?}");
     }
+    begin_after_snapshot(&mut wal, &mut recovered, db.applied())?;
     let membership = membership(config, &mut db, joined)?;
     let members = Members::of(&membership).map_err(RestoreError::from)?;
     let seed = match restore::seed(&db)? {
@@ -183,6 +191,7 @@ pub(super) fn recover(
     Ok(Recovery {
         member,
         db,
+        site,
         reader,
         wal,
         restored,
@@ -337,6 +346,45 @@ fn complete(member: &Member, fresh: bool, db: &Db, log: &Recovered) -> Result<()
     }
 }
 
+/// A snapshot took the database's place, and the member died before its log was told: the log ends before the snapshot, or it
+/// has another entry where the snapshot stands, which was never committed. Either way nothing in it counts any more, but the
+/// term and the vote.
+fn begin_after_snapshot(
+    wal: &mut Wal,
+    recovered: &mut Recovered,
+    applied: db::Applied,
+) -> Result<(), StartError> {
+    let behind = recovered.last < applied.index;
+    let inside = recovered.base < applied.index && !behind;
+    let differs = inside
+        && wal
+            .reader()
+            .read(applied.index, 1)?
+            .first()
+            .is_none_or(|entry| entry.term != applied.term);
+    if !behind && !differs {
+        return Ok(());
+    }
+    let hard_state = &mut recovered.hard_state;
+    hard_state.commit = hard_state.commit.min(applied.index);
+    wal.append(&Append {
+        snapshot: Some(SnapshotMark {
+            index: applied.index,
+            term: applied.term,
+        }),
+        hard_state: Some(*hard_state),
+        entries: &[],
+    })?;
+    wal.flush()?;
+    tracing::info!(
+        index = applied.index.0,
+        "the log begins anew after the snapshot that the database is"
+    );
+    recovered.entries.clear();
+    (recovered.base, recovered.last) = (applied.index, applied.index);
+    Ok(())
+}
+
 /// What the log still holds of what is applied: other members may need it.
 struct History {
     /// It begins after this.
@@ -416,4 +464,110 @@ fn consensus(
         entries,
     };
     Ok(raft::Node::new(raft_config, state)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        storage::sim_disk::SimDisk,
+        types::{EntryKind, HardState, Term},
+    };
+
+    const VOTED: HardState = HardState {
+        term: Term(4),
+        vote: Some(NodeId(3)),
+        commit: LogIndex(2),
+    };
+
+    fn open(disk: &SimDisk, applied: u64) -> (Wal, Recovered) {
+        let (cluster, node) = (ClusterId(1), NodeId(2));
+        let options = WalOptions {
+            segment_bytes: 64 * 1024,
+            ..WalOptions::new(wal::Identity { cluster, node }, 5)
+        };
+        Wal::open(Arc::new(disk.clone()), LOG, options, LogIndex(applied)).unwrap()
+    }
+
+    /// A log with the entries 1 to 5 of term 2.
+    fn logged() -> SimDisk {
+        let disk = SimDisk::new(1);
+        let (mut wal, _) = open(&disk, 0);
+        let entry = |index| Entry {
+            term: Term(2),
+            index: LogIndex(index),
+            kind: EntryKind::Noop,
+            data: bytes::Bytes::new(),
+        };
+        let entries: Vec<Entry> = (1..=5).map(entry).collect();
+        wal.append(&Append {
+            snapshot: None,
+            hard_state: Some(VOTED),
+            entries: &entries,
+        })
+        .unwrap();
+        wal.flush().unwrap();
+        disk
+    }
+
+    /// What is left of that log when the database is a snapshot at `index` and `term`: its entries, and what a further start
+    /// finds.
+    fn left(index: u64, term: u64) -> (Vec<u64>, Recovered) {
+        let disk = logged();
+        let applied = db::Applied {
+            index: LogIndex(index),
+            term: Term(term),
+        };
+        let (mut wal, mut recovered) = open(&disk, index);
+        begin_after_snapshot(&mut wal, &mut recovered, applied).unwrap();
+        let entries = recovered.entries.iter().map(|entry| entry.index.0);
+        let entries = entries.collect();
+        drop(wal);
+        disk.crash();
+        let (mut wal, again) = open(&disk, index);
+        assert_eq!(
+            (again.base, again.last, again.entries.len()),
+            (recovered.base, recovered.last, recovered.entries.len()),
+            "it is durable"
+        );
+        // What follows finds its place.
+        let next = Entry {
+            term: Term(9),
+            index: again.last.next(),
+            kind: EntryKind::Noop,
+            data: bytes::Bytes::new(),
+        };
+        let (snapshot, hard_state) = (None, None);
+        wal.append(&Append {
+            snapshot,
+            hard_state,
+            entries: &[next],
+        })
+        .unwrap();
+        wal.flush().unwrap();
+        (entries, again)
+    }
+
+    #[test]
+    fn a_log_that_ends_before_the_snapshot_begins_after_it() {
+        let (entries, log) = left(9, 3);
+        assert_eq!(entries, [] as [u64; 0]);
+        assert_eq!((log.base, log.last), (LogIndex(9), LogIndex(9)));
+        let HardState { term, vote, .. } = log.hard_state;
+        assert_eq!((term, vote), (VOTED.term, VOTED.vote), "promises stay");
+    }
+
+    #[test]
+    fn a_log_with_another_entry_in_its_place_is_void() {
+        let (entries, log) = left(3, 3);
+        assert_eq!(entries, [] as [u64; 0]);
+        assert_eq!((log.base, log.last), (LogIndex(3), LogIndex(3)));
+    }
+
+    #[test]
+    fn a_log_that_has_its_very_entry_goes_on() {
+        let (entries, log) = left(3, 2);
+        assert_eq!(entries, [4, 5]);
+        assert_eq!((log.base, log.last), (LogIndex(0), LogIndex(5)));
+    }
 }

@@ -30,8 +30,24 @@ pub(super) fn recover_log(
 ) -> Result<(Log, History), InitialStateError> {
     let applied = state.applied;
     let mut log = Log::new(state.start, config.cached_bytes_max);
-    if let (Some(first), Some(run)) = (state.entries.first(), state.evicted_terms.last()) {
-        let last = LogId::new(run.term, LogIndex(first.index.0.saturating_sub(1)));
+    let before = state
+        .entries
+        .first()
+        .map(|first| first.index.0.saturating_sub(1));
+    if let Some(index) = before
+        .map(LogIndex)
+        .filter(|index| *index > state.start.index)
+    {
+        // Without a run all of them have the term that the log begins with; a log that begins with nothing has none.
+        let term = match state.evicted_terms.last() {
+            None if state.start.index == LogIndex(0) => {
+                let (first, applied) = (index.next(), state.applied);
+                return Err(InitialStateError::Gap { first, applied });
+            }
+            None => state.start.term,
+            Some(run) => run.term,
+        };
+        let last = LogId::new(term, index);
         log.extend_evicted(&check_runs(state.start, &state.evicted_terms, last)?, last);
     }
     let first = state
@@ -131,6 +147,20 @@ mod tests {
             start(damaged),
             InitialStateError::Membership { .. }
         ));
+    }
+
+    #[test]
+    fn entries_that_the_disk_keeps_to_itself_are_part_of_the_log() {
+        let state = InitialState {
+            applied: index(9),
+            start: LogId::new(Term(3), index(4)),
+            entries: vec![entry(3, 9, EntryKind::Command)],
+            ..InitialState::default()
+        };
+        let node = Node::new(Config::new(NodeId(1), 1), state).unwrap();
+        assert_eq!(node.last(), LogId::new(Term(3), index(9)));
+        assert_eq!(node.term_at(index(6)), Some(Term(3)));
+        node.check();
     }
 
     #[test]

@@ -4,14 +4,18 @@ use crate::ctl::{etcdctl, eventually, leader, same_history};
 use crate::support::Cluster;
 
 /// Adds a member with the flags given, starts it, and gives its id once it is there.
-async fn join(cluster: &mut Cluster, name: &str, flags: &[&str]) -> String {
-    let running = cluster.ports();
+pub(crate) async fn join(
+    cluster: &mut Cluster,
+    name: &str,
+    running: &[u16],
+    flags: &[&str],
+) -> String {
     let at = cluster.prepare(name).await;
     let urls = format!("--peer-urls=http://127.0.0.1:{}", cluster.members[at].peer);
     let mut args = vec!["member", "add", name, &urls];
     args.extend(flags);
     // The leader must have been connected to all for a while.
-    let added = eventually(&running, &args, |text| text.contains("added to cluster")).await;
+    let added = eventually(running, &args, |text| text.contains("added to cluster")).await;
     let id = added
         .split_whitespace()
         .nth(1)
@@ -25,15 +29,25 @@ async fn join(cluster: &mut Cluster, name: &str, flags: &[&str]) -> String {
         .push("--initial-cluster-state=existing".to_owned());
     member.start();
     let line = format!("{id}, started, {name}, ");
-    eventually(&running, &["member", "list"], |list| list.contains(&line)).await;
+    eventually(running, &["member", "list"], |list| list.contains(&line)).await;
     id
+}
+
+/// The id of the member of this name.
+pub(crate) async fn id(ports: &[u16], name: &str) -> String {
+    let name = format!(", {name}, ");
+    let list = eventually(ports, &["member", "list"], |list| list.contains(&name)).await;
+    let line = list.lines().find(|line| line.contains(&name));
+    let id = line.and_then(|line| line.split(',').next());
+    id.expect("ID, status, name, …").to_owned()
 }
 
 #[tokio::test]
 async fn a_learner_joins_is_promoted_and_leaves() {
     let mut cluster = Cluster::start(3).await;
     etcdctl(&cluster.ports(), &["put", "k", "v"]).await.ok();
-    let id = join(&mut cluster, "n4", &["--learner"]).await;
+    let running = cluster.ports();
+    let id = join(&mut cluster, "n4", &running, &["--learner"]).await;
     let (ports, new) = (cluster.ports(), cluster.ports()[3]);
     same_state_as_a_learner(new).await;
     eventually(&ports[..3], &["member", "promote", &id], |_| true).await;
@@ -83,18 +97,14 @@ async fn same_state_as_a_learner(port: u16) {
 async fn one_member_grows_to_three_and_its_leader_can_be_removed() {
     let mut cluster = Cluster::start(1).await;
     etcdctl(&cluster.ports(), &["put", "k", "v"]).await.ok();
-    join(&mut cluster, "n2", &[]).await;
-    join(&mut cluster, "n3", &[]).await;
+    for name in ["n2", "n3"] {
+        let running = cluster.ports();
+        join(&mut cluster, name, &running, &[]).await;
+    }
     let ports = cluster.ports();
     same_history(&ports).await;
     let at = leader(&ports).await;
-    let list = etcdctl(&ports, &["member", "list"]).await.ok();
-    let name = format!(", {}, ", cluster.members[at].name);
-    let line = list
-        .lines()
-        .find(|line| line.contains(&name))
-        .expect("the leader");
-    let id = line.split(',').next().expect("an id").to_owned();
+    let id = id(&ports, &cluster.members[at].name).await;
     eventually(&ports, &["member", "remove", &id], |_| true).await;
     cluster.members[at].stopped().await;
     let rest: Vec<u16> = ports

@@ -3,7 +3,7 @@
 use rustix::process::{Pid, Signal, kill_process};
 use std::env;
 use std::fs::{self, OpenOptions};
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
 use std::path::PathBuf;
 use std::process::{self, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -12,11 +12,14 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
+use crate::network::Network;
+
 /// Ports below the range the kernel hands out.
 static NEXT: AtomicU16 = AtomicU16::new(0);
 const STOP_MAX: Duration = Duration::from_mins(1);
 
-fn free_port() -> u16 {
+/// A port of this machine that nobody listens on, for TCP and UDP.
+pub(crate) fn free_port() -> u16 {
     let start = u16::try_from(process::id() % 200 * 50).expect("below the count");
     for _ in 0..10_000 {
         let port = 10_000 + (start + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000;
@@ -29,6 +32,31 @@ fn free_port() -> u16 {
     panic!("no free port")
 }
 
+/// Where a member listens, and where it runs.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) client: SocketAddrV4,
+    pub(crate) peer: SocketAddrV4,
+    /// Where the other members find it: not where it listens if something stands between.
+    pub(crate) peer_advertise: SocketAddrV4,
+    /// The network namespace it runs in; none for this machine's own.
+    pub(crate) host: Option<String>,
+}
+
+impl Place {
+    /// Free ports of this machine.
+    fn here() -> Self {
+        let at = |port| SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+        let peer = at(free_port());
+        Self {
+            client: at(free_port()),
+            peer,
+            peer_advertise: peer,
+            host: None,
+        }
+    }
+}
+
 /// One member; its directory and ports outlive the process.
 #[derive(Debug)]
 pub(crate) struct Member {
@@ -37,6 +65,7 @@ pub(crate) struct Member {
     pub(crate) peer: u16,
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
+    place: Place,
     child: Option<Child>,
     folder: PathBuf,
 }
@@ -46,11 +75,27 @@ pub(crate) struct Member {
 pub(crate) struct Cluster {
     pub(crate) members: Vec<Member>,
     folder: TempDir,
+    /// Between the members; dropped after them.
+    pub(crate) network: Option<Network>,
 }
 
 /// The program under test.
 pub(crate) fn quorate() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+    quorate_in(None)
+}
+
+/// The program under test, in a network namespace.
+fn quorate_in(host: Option<&str>) -> Command {
+    let program = env!("CARGO_BIN_EXE_quorate");
+    let mut command = match host {
+        None => Command::new(program),
+        Some(host) => {
+            // It replaces itself by the program, so that the child is the member.
+            let mut command = Command::new("ip");
+            command.args(["netns", "exec", host, program]);
+            command
+        }
+    };
     for (name, _) in env::vars_os() {
         if name.to_string_lossy().starts_with("QUORATE_") {
             command.env_remove(name);
@@ -71,12 +116,27 @@ impl Cluster {
         cluster
     }
 
+    /// Starts members whose packets to each other go through `network`.
+    pub(crate) async fn start_on(network: Network) -> Self {
+        let size = network.size();
+        let mut cluster = Self::prepared(size, Some(network)).await;
+        for member in &mut cluster.members {
+            member.start();
+        }
+        cluster
+    }
+
     /// Members that do not run yet.
     pub(crate) async fn new(size: usize) -> Self {
+        Self::prepared(size, None).await
+    }
+
+    async fn prepared(size: usize, network: Option<Network>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let mut cluster = Self {
             members: Vec::new(),
             folder,
+            network,
         };
         cluster.cert(&["ca"]).await;
         for n in 1..=size {
@@ -95,10 +155,13 @@ impl Cluster {
             .await;
         let folder = self.folder.path().to_owned();
         let file = |name: String| folder.join(name).display().to_string();
+        let network = self.network.as_ref();
+        let place = network.map_or_else(Place::here, |network| network.place(self.members.len()));
         self.members.push(Member {
             name: name.to_owned(),
-            client: free_port(),
-            peer: free_port(),
+            client: place.client.port(),
+            peer: place.peer.port(),
+            place,
             args: vec![
                 format!("--peer-cert={}", file(format!("{name}.pem"))),
                 format!("--peer-key={}", file(format!("{name}-key.pem"))),
@@ -125,7 +188,7 @@ impl Cluster {
     pub(crate) fn initial(&self) -> String {
         let members = self.members.iter();
         let all: Vec<String> = members
-            .map(|member| format!("{}=127.0.0.1:{}", member.name, member.peer))
+            .map(|member| format!("{}={}", member.name, member.place.peer_advertise))
             .collect();
         all.join(",")
     }
@@ -135,6 +198,12 @@ impl Cluster {
         let said =
             |member: &Member| list.contains(&format!(", http://127.0.0.1:{}, ", member.client));
         self.members.iter().all(said)
+    }
+
+    /// Where clients connect, in order.
+    pub(crate) fn clients(&self) -> Vec<SocketAddr> {
+        let members = self.members.iter();
+        members.map(|member| member.place.client.into()).collect()
     }
 
     /// The client ports, in order.
@@ -156,15 +225,17 @@ impl Member {
             .append(true)
             .open(self.log_path())
             .expect("the log opens");
-        let mut command = quorate();
+        let place = &self.place;
+        let mut command = quorate_in(place.host.as_deref());
         command
             .args(["--name", &self.name])
             .arg(format!(
                 "--data-dir={}",
                 self.folder.join(&self.name).display()
             ))
-            .arg(format!("--client-listen=127.0.0.1:{}", self.client))
-            .arg(format!("--peer-listen=127.0.0.1:{}", self.peer))
+            .arg(format!("--client-listen={}", place.client))
+            .arg(format!("--peer-listen={}", place.peer))
+            .arg(format!("--peer-advertise={}", place.peer_advertise))
             .args(&self.args)
             .env("QUORATE_STORAGE_WAL_SEGMENT_BYTES", "4194304")
             .envs(self.env.iter().cloned())

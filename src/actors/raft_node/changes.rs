@@ -256,6 +256,16 @@ impl RaftNode {
         let member = crate::raft::Membership::decode(&entry.data)
             .is_ok_and(|membership| membership.contains(self.member.id));
         self.belonged |= member;
+        self.leave_if_removed();
+    }
+
+    /// A membership came with a snapshot.
+    pub(super) fn membership_in_force(&mut self) {
+        self.belonged |= self.raft.membership().contains(self.member.id);
+        self.leave_if_removed();
+    }
+
+    fn leave_if_removed(&mut self) {
         // Entries from before this member was added are committed again when it starts.
         let removed = self.belonged && !self.raft.membership().contains(self.member.id);
         self.leaves_at = removed.then(|| clock::now() + self.pacing.election);

@@ -7,7 +7,7 @@ use crate::{
         peer_ask::{GuestInfo, PeerAsk},
         peer_hub::{
             ForwardRequests, MessagesDropped, PeerConnected, PeerDisconnected, PeerMessages,
-            ReceiveSnapshot, RefusedByPeer, SendMessages, ServeGuest, UpdatePeers,
+            RefusedByPeer, SendMessages, ServeGuest, UpdatePeers,
         },
         requests::RequestError,
     },
@@ -29,13 +29,6 @@ const CONNECTED_FOR: Duration = Duration::from_secs(5);
 
 /// The leader tells how much of the log everybody has once in so many ticks.
 const TELL_TICKS: u32 = 10;
-
-/// Entries that stay in the log although every member has them: a member that is added later begins with the log, since there is
-/// no other way yet.
-const KEPT_ENTRIES: u64 = 100_000;
-
-/// Entries that wait in the log for one slow member, from which on the leader says so.
-const LAG_ENTRIES_LOUD: u64 = 1_000_000;
 
 /// The way to the other members.
 #[derive(Debug)]
@@ -65,9 +58,6 @@ pub(super) struct Peers {
     everybody_has: LogIndex,
     told: LogIndex,
     ticks: u32,
-    lag_told: LogIndex,
-    /// Who cannot catch up.
-    hopeless: BTreeSet<NodeId>,
 }
 
 impl Peers {
@@ -80,6 +70,11 @@ impl Peers {
             .filter(|(_, since)| stable(since))
             .map(|(id, _)| *id)
             .collect()
+    }
+
+    /// Every member has the log durably up to here.
+    pub(super) fn everybody_has(&self) -> LogIndex {
+        self.everybody_has
     }
 
     fn connected_since(&self, id: NodeId, then: Instant) -> bool {
@@ -178,15 +173,6 @@ impl Handler<RefusedByPeer> for RaftNode {
     }
 }
 
-impl Handler<ReceiveSnapshot> for RaftNode {
-    type Result = ();
-
-    fn handle(&mut self, receive: ReceiveSnapshot, _: &mut Self::Context) {
-        let refusal = "this version takes no snapshots";
-        receive.incoming.answer(Err(refusal.to_owned()));
-    }
-}
-
 impl Handler<ServeGuest> for RaftNode {
     type Result = ();
 
@@ -256,6 +242,7 @@ impl RaftNode {
         self.links.ticks += 1;
         if self.links.ticks.is_multiple_of(TELL_TICKS) {
             self.tell_what_everybody_has();
+            self.bound_log();
         }
     }
 
@@ -294,21 +281,13 @@ impl RaftNode {
     /// The leader alone knows how far each member is, and any of the others may lead next: so it tells them, and nobody gives up
     /// entries that a member still lacks.
     fn tell_what_everybody_has(&mut self) {
-        let peers = self.raft.peers();
-        let Some(slowest) = peers.iter().min_by_key(|peer| peer.matched) else {
+        if !self.raft.is_leader() {
             return;
-        };
-        let through = slowest.matched.min(self.raft.commit());
-        let lag = self.raft.commit().0 - through.0;
-        if lag > LAG_ENTRIES_LOUD && through != self.links.lag_told {
-            self.links.lag_told = through;
-            tracing::warn!(
-                member = slowest.id.hex(),
-                entries = lag,
-                "the log cannot be shortened: a member is far behind, and until it is back or removed every member keeps all \
-                 that it lacks"
-            );
         }
+        let peers = self.raft.peers();
+        let commit = self.raft.commit();
+        let slowest = peers.iter().map(|peer| peer.matched).min();
+        let through = slowest.map_or(commit, |matched| matched.min(commit));
         self.everybody_has(through);
         if self.links.told == through {
             return;
@@ -325,27 +304,6 @@ impl RaftNode {
     pub(super) fn everybody_has(&mut self, through: LogIndex) {
         self.links.everybody_has = self.links.everybody_has.max(through);
         self.release();
-    }
-
-    /// Entries that a restart of this member does not need, and no other member.
-    pub(super) fn dispensable(&self) -> LogIndex {
-        if self.peers.links.is_alone() {
-            return self.stored;
-        }
-        let through = self.stored.min(self.links.everybody_has);
-        LogIndex(through.0.saturating_sub(KEPT_ENTRIES))
-    }
-
-    /// A member needs what nobody has in the log any more. Said once for each.
-    pub(super) fn cannot_send_snapshot(&mut self, to: NodeId) {
-        if self.links.hopeless.insert(to) {
-            tracing::error!(
-                member = to.hex(),
-                "a member needs entries that every log has given up, and this version sends no snapshots: the member cannot \
-                 catch up. Remove it"
-            );
-        }
-        self.raft.snapshot_failed(to);
     }
 
     /// Why a request that began `began` was not over in time, as etcd tells it.

@@ -4,7 +4,7 @@
 //! writer, committed ones to the applier, answers to the front ends. It looks at no command and touches no disk.
 //!
 //! The peers' side is in `links`, proposals that the leader of another member appends in `forwards`, changes of the membership
-//! and of the leader in `changes`.
+//! and of the leader in `changes`, snapshots and the length of the log in `snapshots`.
 //!
 //! A proposal that finds no leader waits for one until its time is up. One that entered the log waits for its entry to be
 //! applied; if its time is up first the caller is told so, and the write may still happen.
@@ -12,18 +12,21 @@
 mod changes;
 mod forwards;
 mod links;
+mod snapshots;
 
 pub use changes::{ChangeMembership, ChangeReply, MoveLeader};
 pub use forwards::ForwardAnswered;
 pub use links::PeerLinks;
+pub use snapshots::{InstallSnapshot, LogBound, TransferEnded};
 
 use super::{
-    applier::{ApplierProgress, ApplyEntries, CommittedEntry, PROPOSAL_HEADER_BYTES},
+    applier::{ApplierProgress, ApplyEntries, CommittedEntry, PROPOSAL_HEADER_BYTES, ReplaceState},
     fail_stop::Lifeline,
     members::Members,
     membership_change::ChangeRefusal,
     replies::Reply,
     requests::{RequestError, Requests, answer},
+    snapshots::SendSnapshotTo,
     wal_writer::{Persist, Persisted, ReleaseEntries},
 };
 use crate::{
@@ -70,6 +73,8 @@ pub struct RaftPacing {
     pub request_timeout: Duration,
     /// Committed entries that may wait to be applied before proposals are refused.
     pub apply_gap_max: u64,
+    /// How much of the log stays for members that lack it.
+    pub log_bound: LogBound,
 }
 
 /// Owns consensus.
@@ -98,6 +103,7 @@ pub struct RaftNode {
     leaves_at: Option<Instant>,
     leadership: Option<Leadership>,
     links: links::Peers,
+    transfers: snapshots::Transfers,
     /// Entries up to here are applied.
     applied: LogIndex,
     reads: BTreeMap<u64, WaitingReads>,
@@ -128,6 +134,10 @@ pub struct RaftPeers {
     pub log: WalReader,
     /// Applies what is committed.
     pub applier: Recipient<ApplyEntries>,
+    /// Puts a snapshot in place of the state.
+    pub replace: Recipient<ReplaceState>,
+    /// Sends snapshots.
+    pub snapshots: Recipient<SendSnapshotTo>,
     /// Tells everyone who leads.
     pub status: watch::Sender<RaftStatus>,
     /// The way to the other members.
@@ -240,6 +250,7 @@ impl RaftNode {
             leaves_at: None,
             leadership: None,
             links: links::Peers::default(),
+            transfers: snapshots::Transfers::default(),
             reads: BTreeMap::new(),
             next_read: 0,
             unsent_persists: Vec::new(),
@@ -438,7 +449,8 @@ impl RaftNode {
     }
 
     fn send_entries(&mut self) {
-        if self.unsent_entries.is_empty() || self.applies.len() >= APPLIES_MAX {
+        let full = self.applies.len() >= APPLIES_MAX;
+        if self.unsent_entries.is_empty() || full || self.transfers.is_installing() {
             return;
         }
         let entries = std::mem::take(&mut self.unsent_entries);
@@ -462,7 +474,7 @@ impl RaftNode {
             self.read_answered(read);
         }
         for snapshot in ready.snapshots {
-            self.cannot_send_snapshot(snapshot.to);
+            self.begin_snapshot(snapshot.to);
         }
         for read in ready.log_reads {
             self.read_log(read);

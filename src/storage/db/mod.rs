@@ -24,8 +24,10 @@ mod damage;
 mod error;
 mod format;
 mod guard;
+mod noting;
 mod open;
 mod reader;
+mod snapshot;
 #[cfg(test)]
 mod testing;
 
@@ -33,6 +35,7 @@ pub use compact::CompactStep;
 pub use error::{Damage, DbError};
 pub use format::{Applied, CompactionProgress, FORMAT_VERSION, Identity, RecordRef, Usage};
 pub use reader::DbReader;
+pub use snapshot::{DbSite, Export, Import, SNAPSHOT_VERSION, SnapshotFault, SnapshotHeader};
 
 use crate::codec;
 use crate::storage::disk::DiskFile;
@@ -85,6 +88,8 @@ pub struct Db {
     compaction: Option<CompactionProgress>,
     file_bytes: u64,
     poisoned: bool,
+    /// Shared with every reader: as long as there is one, the file is read.
+    readers: Arc<()>,
 }
 
 impl std::fmt::Debug for Db {
@@ -135,7 +140,12 @@ impl Db {
             .redb
             .begin_read()
             .map_err(|error| from_redb(&self.file, error))?;
-        DbReader::new(transaction, self.file.clone())
+        DbReader::new(transaction, self.file.clone(), self.readers.clone())
+    }
+
+    /// Whether somebody still has a reader of it. A reader that outlives the database ends with errors.
+    pub fn has_readers(&self) -> bool {
+        Arc::strong_count(&self.readers) > 1
     }
 
     /// Streams every record once, in revision order, for the rebuild of the index. Verifies each, and their number.

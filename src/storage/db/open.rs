@@ -6,6 +6,7 @@ use super::format::{
 };
 use super::guard::Guard;
 use super::reader::read_meta;
+use super::snapshot::remove_leftover;
 use super::{Db, DbOptions, put_meta};
 use crate::codec;
 use crate::storage::backend::DiskBackend;
@@ -34,10 +35,32 @@ impl Db {
             .map_err(|source| from_io(&file, source))?
             .iter()
             .any(|other| other == base);
+        remove_leftover(disk, name)?;
         if !present {
             create(disk, &file, dir, options, identity)?;
         }
-        let (redb, disk_file) = open_redb(disk, name, &file, options, present)?;
+        Self::open_existing(disk, &file, options, identity, present)
+    }
+
+    /// Opens a database that was received, under the name it has until it takes the place of the old one.
+    pub(super) fn open_received(
+        disk: &dyn Disk,
+        file: &Arc<str>,
+        options: DbOptions,
+        identity: Identity,
+    ) -> Result<Self, DbError> {
+        Self::open_existing(disk, file, options, identity, true)
+    }
+
+    fn open_existing(
+        disk: &dyn Disk,
+        file: &Arc<str>,
+        options: DbOptions,
+        identity: Identity,
+        present: bool,
+    ) -> Result<Self, DbError> {
+        let file = Arc::clone(file);
+        let (redb, disk_file) = open_redb(disk, &file, &file, options, present)?;
         let state = State::read(&redb, &file, identity)?;
         let file_bytes = disk_file.len().map_err(|source| from_io(&file, source))?;
         Ok(Self {
@@ -51,6 +74,7 @@ impl Db {
             compaction: state.compaction,
             file_bytes,
             poisoned: false,
+            readers: Arc::default(),
         })
     }
 }
@@ -145,7 +169,7 @@ fn create(
 }
 
 /// Lets redb verify and repair the file. `existing` says that it was created before, so that it cannot be empty.
-fn open_redb(
+pub(super) fn open_redb(
     disk: &dyn Disk,
     name: &str,
     file: &Arc<str>,

@@ -22,6 +22,8 @@ struct View {
     revisions: ReadOnlyTable<&'static [u8; KEY_BYTES], &'static [u8]>,
     transaction: ReadTransaction,
     file: Arc<str>,
+    /// Tells the database that it is read.
+    _reads: Arc<()>,
 }
 
 impl std::fmt::Debug for DbReader {
@@ -33,7 +35,11 @@ impl std::fmt::Debug for DbReader {
 }
 
 impl DbReader {
-    pub(super) fn new(transaction: ReadTransaction, file: Arc<str>) -> Result<Self, DbError> {
+    pub(super) fn new(
+        transaction: ReadTransaction,
+        file: Arc<str>,
+        reads: Arc<()>,
+    ) -> Result<Self, DbError> {
         let revisions = transaction
             .open_table(REVISIONS)
             .map_err(|error| from_redb(&file, error))?;
@@ -41,6 +47,7 @@ impl DbReader {
             revisions,
             transaction,
             file,
+            _reads: reads,
         };
         Ok(Self {
             view: Arc::new(view),
@@ -94,6 +101,11 @@ impl DbReader {
         })
     }
 
+    /// The file it reads, for errors.
+    pub(super) fn file(&self) -> Arc<str> {
+        self.view.file.clone()
+    }
+
     /// The blob that the newest commit with this name stored.
     pub fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, DbError> {
         read_meta(&self.view.transaction, &self.view.file, name)
@@ -120,18 +132,32 @@ impl DbReader {
 
     /// Visits every lease, in order of their ids.
     pub fn for_each_lease(&self, mut visit: impl FnMut(LeaseId, &[u8])) -> Result<(), DbError> {
+        self.scan_leases(LeaseId(i64::MIN), |id, bytes| {
+            visit(id, bytes);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Visits the leases from `from` on, in order of their ids, until `visit` breaks.
+    pub fn scan_leases(
+        &self,
+        from: LeaseId,
+        mut visit: impl FnMut(LeaseId, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), DbError> {
         let failed = |error| from_redb(&self.view.file, redb::Error::from(error));
         let table = self
             .view
             .transaction
             .open_table(LEASES)
             .map_err(|error| from_redb(&self.view.file, error))?;
-        for entry in table.iter().map_err(failed)? {
+        for entry in table.range(from.0..).map_err(failed)? {
             let (id, sealed) = entry.map_err(failed)?;
             let id = LeaseId(id.value());
-            match unseal(&id.0.to_be_bytes(), sealed.value()) {
-                Some(value) => visit(id, value),
-                None => return Err(self.broken_seal("leases", format!("lease {id}"))),
+            let Some(value) = unseal(&id.0.to_be_bytes(), sealed.value()) else {
+                return Err(self.broken_seal("leases", format!("lease {id}")));
+            };
+            if visit(id, value).is_break() {
+                break;
             }
         }
         Ok(())

@@ -190,6 +190,19 @@ impl WalReader {
         (catalog.base < catalog.last).then(|| (catalog.base.next(), catalog.last))
     }
 
+    /// The newest position after which the log has at most about `bytes`.
+    pub fn before_newest(&self, bytes: u64) -> LogIndex {
+        let catalog = lock(&self.catalog);
+        let mut left = bytes;
+        for run in catalog.runs.iter().rev() {
+            match left.checked_sub(run.end - run.start) {
+                Some(rest) => left = rest,
+                None => return run.last,
+            }
+        }
+        catalog.base
+    }
+
     /// Durable entries from `from` on, in order: as many as fit `bytes_max` bytes of data, but at least one.
     ///
     /// Empty when `from` is past the last durable entry; [`WalError::Released`] when it is before the first. The answer

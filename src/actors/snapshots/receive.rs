@@ -1,0 +1,145 @@
+//! Receiving: into a file beside the database, verified before anything else is touched.
+
+use super::{CHUNK_TIMEOUT, SnapshotPeers};
+use crate::{
+    actors::{
+        members::{Members, MembersError},
+        raft_node::InstallSnapshot,
+        restore::{self, RestoreError},
+    },
+    kv::{index::Index as Tree, machine::Restored},
+    net::{IncomingSnapshot, SnapshotError},
+    raft::Membership,
+    storage::db::{Db, DbError, DbReader, DbSite, Import, SnapshotFault, SnapshotHeader},
+    types::LogIndex,
+};
+use std::time::Duration;
+use tokio::{sync::oneshot, time::timeout};
+
+/// A received snapshot: a database that is open and verified under another name than it will have, and the state in it.
+#[derive(Debug)]
+pub struct Received {
+    /// The database.
+    pub db: Db,
+    /// The state besides keys and records.
+    pub restored: Restored,
+    /// The index of its records.
+    pub tree: Tree,
+    /// The membership at its log position.
+    pub membership: Membership,
+    /// The same, as front ends want it.
+    pub members: Members,
+}
+
+/// Why a snapshot is not taken.
+#[derive(Debug, thiserror::Error)]
+enum ReceiveError {
+    #[error(transparent)]
+    Stream(#[from] SnapshotError),
+    #[error(transparent)]
+    Fault(#[from] SnapshotFault),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    #[error(transparent)]
+    Members(#[from] MembersError),
+    #[error("the snapshot has no membership")]
+    NoMembership,
+    #[error("the snapshot at entry {found} is no newer than what is applied here, {applied}")]
+    NotNewer { found: LogIndex, applied: LogIndex },
+    #[error("the sender was silent for {}s", .0.as_secs())]
+    Silent(Duration),
+    #[error("{0}")]
+    NotInstalled(String),
+    #[error("this member is stopping")]
+    Stopping,
+}
+
+impl From<DbError> for ReceiveError {
+    fn from(error: DbError) -> Self {
+        Self::Fault(error.into())
+    }
+}
+
+/// Receives one snapshot, has it put in place, and answers its sender. What is not put in place is removed.
+pub(super) async fn receive(mut incoming: IncomingSnapshot, site: DbSite, peers: SnapshotPeers) {
+    let outcome = take(&mut incoming, &site, &peers).await;
+    if let Err(error) = &outcome {
+        tracing::warn!(
+            from = incoming.from.hex(),
+            "a snapshot was not taken: {error}"
+        );
+        if let Err(error) = site.discard_incoming() {
+            tracing::warn!("what came of it stays on the disk until the next start: {error}");
+        }
+    }
+    incoming.answer(outcome.map_err(|error| error.to_string()));
+}
+
+async fn take(
+    incoming: &mut IncomingSnapshot,
+    site: &DbSite,
+    peers: &SnapshotPeers,
+) -> Result<(), ReceiveError> {
+    let header = SnapshotHeader::decode(&incoming.header, site.identity.cluster)?;
+    let (applied, own) = {
+        let published = peers.views.borrow();
+        (published.applied, own_blobs(&published.stored)?)
+    };
+    if header.applied.index <= applied.index {
+        return Err(ReceiveError::NotNewer {
+            found: header.applied.index,
+            applied: applied.index,
+        });
+    }
+    tracing::info!(
+        from = incoming.from.hex(),
+        index = header.applied.index.0,
+        records = header.usage.records,
+        bytes = header.usage.bytes,
+        "receives a snapshot"
+    );
+    let mut import = Import::begin(site, header)?;
+    loop {
+        let chunk = timeout(CHUNK_TIMEOUT, incoming.next()).await;
+        match chunk.map_err(|_| ReceiveError::Silent(CHUNK_TIMEOUT))?? {
+            Some(chunk) => import.take(&chunk)?,
+            None => break,
+        }
+    }
+    let received = verify(import.finish(&own)?)?;
+    let (done, installed) = oneshot::channel();
+    let install = InstallSnapshot {
+        received: Box::new(received),
+        done,
+    };
+    let handed = peers.install.send(install).await;
+    handed.map_err(|_| ReceiveError::Stopping)?;
+    let outcome = installed.await.map_err(|_| ReceiveError::Stopping)?;
+    outcome.map_err(ReceiveError::NotInstalled)
+}
+
+/// Rebuilds the state in a received database: what cannot be rebuilt is no snapshot.
+fn verify(db: Db) -> Result<Received, ReceiveError> {
+    let (restored, tree) = restore::restore(&db)?;
+    let encoded = restore::membership(&db)?.ok_or(ReceiveError::NoMembership)?;
+    let membership = Membership::decode(&encoded).map_err(MembersError::from)?;
+    let members = Members::of(&membership).map_err(MembersError::from)?;
+    Ok(Received {
+        db,
+        restored,
+        tree,
+        membership,
+        members,
+    })
+}
+
+/// The blobs of this member's own database that no snapshot replaces.
+fn own_blobs(reader: &DbReader) -> Result<Vec<(&'static str, Vec<u8>)>, DbError> {
+    let mut own = Vec::new();
+    for name in restore::LOCAL_BLOBS {
+        if let Some(bytes) = reader.meta(name)? {
+            own.push((*name, bytes));
+        }
+    }
+    Ok(own)
+}

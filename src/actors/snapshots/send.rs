@@ -1,0 +1,65 @@
+//! Sending: one read transaction, a chunk at a time, no faster than the pace.
+
+use super::{CHUNK_BYTES, CHUNK_TIMEOUT, INSTALL_TIMEOUT, SnapshotPacing, TransferError};
+use crate::{
+    actors::{peer_hub::OpenSnapshot, restore},
+    clock,
+    net::SnapshotSender,
+    storage::db::{DbReader, Export},
+    types::{LogIndex, NodeId},
+};
+use actix::prelude::*;
+use bytes::Bytes;
+use tokio::time::{sleep_until, timeout};
+
+/// Sends what `reader` sees. Gives the log position that it brings the receiver to.
+pub(super) async fn send(
+    to: NodeId,
+    reader: DbReader,
+    open: Recipient<OpenSnapshot>,
+    pacing: SnapshotPacing,
+) -> Result<LogIndex, TransferError> {
+    let mut export = Export::new(reader, restore::LOCAL_BLOBS)?;
+    let (header, through) = (export.header().encode(), export.header().applied.index);
+    let usage = export.header().usage;
+    tracing::info!(
+        to = to.hex(),
+        index = through.0,
+        records = usage.records,
+        bytes = usage.bytes,
+        "sends a snapshot"
+    );
+    let began = clock::now();
+    let opened = open.send(OpenSnapshot {
+        to,
+        header: header.into(),
+    });
+    let mut sender = opened.await.map_err(|_| TransferError::NoPeers)??;
+    let (mut sent, mut due) = (0, began);
+    while let Some(chunk) = export.chunk(CHUNK_BYTES)? {
+        let bytes = chunk.len() as u64;
+        sent += bytes;
+        send_chunk(&mut sender, chunk).await?;
+        // What is read and sent faster than the pace waits for it.
+        let now = clock::now();
+        due = due.max(now) + pacing.time_of(bytes);
+        sleep_until(due).await;
+    }
+    // Its pages may be used again from here on.
+    drop(export);
+    let installed = timeout(INSTALL_TIMEOUT, sender.finish()).await;
+    installed.map_err(|_| TransferError::Silent(INSTALL_TIMEOUT))??;
+    tracing::info!(
+        to = to.hex(),
+        index = through.0,
+        bytes = sent,
+        millis = clock::since(began).0,
+        "the snapshot is in place"
+    );
+    Ok(through)
+}
+
+async fn send_chunk(sender: &mut SnapshotSender, chunk: Bytes) -> Result<(), TransferError> {
+    let sent = timeout(CHUNK_TIMEOUT, sender.send(chunk)).await;
+    Ok(sent.map_err(|_| TransferError::Silent(CHUNK_TIMEOUT))??)
+}

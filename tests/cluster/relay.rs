@@ -1,0 +1,186 @@
+//! A UDP relay between members on one machine: it cuts, loses and delays what they send each other.
+//!
+//! Each member advertises a port of the relay. What member A sends to B's port arrives there from A's own socket, and goes on to
+//! B from A's port at the relay: so both sides see the addresses they know, and the relay knows both ends of each packet. What
+//! comes from elsewhere (a process that asks before it joins) is dropped, so members must be there from the start.
+
+use crate::support::{Place, free_port};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::UdpSocket;
+use tokio::task::{AbortHandle, spawn};
+use tokio::time::sleep;
+
+/// More than a UDP packet can hold.
+const PACKET_BYTES_MAX: usize = 65_536;
+/// Packets held back at a time; more are lost, as in a router whose queue is full.
+const HELD_MAX: usize = 20_000;
+
+#[derive(Clone, Debug, Default)]
+struct Rules {
+    cuts: Vec<(usize, usize)>,
+    lost_percent: u8,
+    delay: Option<(Duration, Duration)>,
+}
+
+impl Rules {
+    fn passes(&self, from: usize, to: usize) -> bool {
+        let lost = self.lost_percent > 0 && fastrand::u8(..100) < self.lost_percent;
+        !self.cuts.contains(&(from, to)) && !lost
+    }
+
+    fn held_for(&self) -> Option<Duration> {
+        let (least, most) = self.delay?;
+        Some(least + most.saturating_sub(least).mul_f64(fastrand::f64()))
+    }
+}
+
+/// The ports, and what happens between them.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    fronts: Arc<Vec<UdpSocket>>,
+    /// Where the members listen.
+    members: Vec<SocketAddrV4>,
+    clients: Vec<SocketAddrV4>,
+    rules: Arc<Mutex<Rules>>,
+    dropped: Arc<AtomicU64>,
+    tasks: Vec<AbortHandle>,
+}
+
+fn here(port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
+}
+
+impl Relay {
+    pub(crate) async fn new(size: usize) -> Self {
+        let mut fronts = Vec::new();
+        for _ in 0..size {
+            fronts.push(UdpSocket::bind(here(0)).await.expect("a port"));
+        }
+        let ports = || (0..size).map(|_| here(free_port())).collect();
+        let mut relay = Self {
+            fronts: Arc::new(fronts),
+            members: ports(),
+            clients: ports(),
+            rules: Arc::default(),
+            dropped: Arc::default(),
+            tasks: Vec::new(),
+        };
+        for to in 0..size {
+            let pass = Pass {
+                fronts: Arc::clone(&relay.fronts),
+                members: relay.members.clone(),
+                rules: Arc::clone(&relay.rules),
+                dropped: Arc::clone(&relay.dropped),
+                to,
+            };
+            relay.tasks.push(spawn(pass.run()).abort_handle());
+        }
+        relay
+    }
+
+    pub(crate) fn size(&self) -> usize {
+        self.members.len()
+    }
+
+    pub(crate) fn place(&self, member: usize) -> Place {
+        let front = self.fronts[member].local_addr().expect("it is bound");
+        Place {
+            client: self.clients[member],
+            peer: self.members[member],
+            peer_advertise: here(front.port()),
+            host: None,
+        }
+    }
+
+    pub(crate) fn cut(&self, from: usize, to: usize) {
+        self.change(|rules| rules.cuts.push((from, to)));
+    }
+
+    pub(crate) fn lose(&self, percent: u8) {
+        self.change(|rules| rules.lost_percent = percent);
+    }
+
+    pub(crate) fn delay(&self, least: Duration, most: Duration) {
+        self.change(|rules| rules.delay = Some((least, most)));
+    }
+
+    /// Packets that the rules have kept away since everything last passed.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn heal(&self) {
+        self.dropped.store(0, Ordering::Relaxed);
+        self.change(|rules| *rules = Rules::default());
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Rules)) {
+        change(&mut self.rules.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// Takes what is sent to one member.
+struct Pass {
+    fronts: Arc<Vec<UdpSocket>>,
+    members: Vec<SocketAddrV4>,
+    rules: Arc<Mutex<Rules>>,
+    dropped: Arc<AtomicU64>,
+    to: usize,
+}
+
+impl Pass {
+    async fn run(self) {
+        let held = Arc::new(());
+        let mut buffer = vec![0; PACKET_BYTES_MAX];
+        let target = SocketAddr::from(self.members[self.to]);
+        loop {
+            // A port that nobody listens on shows as an error of the next call; the member may come back.
+            let Ok((length, source)) = self.fronts[self.to].recv_from(&mut buffer).await else {
+                continue;
+            };
+            let source = self
+                .members
+                .iter()
+                .position(|at| SocketAddr::from(*at) == source);
+            let Some(from) = source else { continue };
+            let rules = self
+                .rules
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            if !rules.passes(from, self.to) {
+                self.dropped.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            match rules.held_for() {
+                None => send(&self.fronts[from], &buffer[..length], target).await,
+                Some(_) if Arc::strong_count(&held) > HELD_MAX => {}
+                Some(time) => {
+                    let (fronts, packet) = (Arc::clone(&self.fronts), buffer[..length].to_vec());
+                    let held = Arc::clone(&held);
+                    spawn(async move {
+                        sleep(time).await;
+                        send(&fronts[from], &packet, target).await;
+                        drop(held);
+                    });
+                }
+            }
+        }
+    }
+}
+
+async fn send(from: &UdpSocket, packet: &[u8], to: SocketAddr) {
+    // A packet that cannot be delivered is a lost one.
+    drop(from.send_to(packet, to).await);
+}
