@@ -103,6 +103,7 @@ pub struct RaftNode {
     /// Changes of the membership, and of the leader, under way.
     changes: VecDeque<changes::PendingChange>,
     moves: Vec<changes::PendingMove>,
+    removals: Vec<changes::PassedRemoval>,
     publishing: Option<oneshot::Receiver<Result<Bytes, ChangeRefusal>>>,
     /// Whether a committed membership had this member.
     belonged: bool,
@@ -263,6 +264,7 @@ impl RaftNode {
             held_bytes: 0,
             changes: VecDeque::new(),
             moves: Vec::new(),
+            removals: Vec::new(),
             publishing: None,
             belonged: false,
             leaves_at: None,
