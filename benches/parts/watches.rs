@@ -7,9 +7,8 @@ use quorate::{
     kv::{
         KeyRange,
         command::EncodedKv,
-        range::ReadError,
         record,
-        watch::{Bounds, Event, History, Outlet, Response, StreamId, Visit, WatchSpec, Watches},
+        watch::{Bounds, Event, Memory, Outlet, Response, StreamId, WatchSpec, Watches},
     },
     types::{Record, RecordKind, Rev, Revision},
 };
@@ -42,7 +41,7 @@ fn event_matching(bencher: Bencher<'_, '_>, watchers: u64) {
             (batch, Revision(newest))
         })
         .bench_local_values(|(batch, newest)| {
-            hub.publish(batch, newest, &Nothing, &mut taken).unwrap();
+            hub.publish(batch, newest, &Nothing, &mut taken);
         });
     assert!(taken.0 > 0, "the prefix concerns every change");
 }
@@ -89,19 +88,19 @@ impl Outlet for Taken {
     }
 }
 
-/// A history that nobody reads.
+/// A memory that nobody asks.
 struct Nothing;
 
-impl History for Nothing {
+impl Memory for Nothing {
     fn compacted(&self) -> Revision {
         Revision(0)
     }
 
-    fn before(&self, _: &[u8], _: Revision) -> Result<Option<EncodedKv>, ReadError> {
-        Ok(None)
+    fn change_before(&self, _: &[u8], _: Revision) -> Option<Rev> {
+        None
     }
 
-    fn scan(&self, _: Revision, _: Revision, _: &mut Visit<'_>) -> Result<(), ReadError> {
-        Ok(())
+    fn held(&self, _: Rev) -> Option<EncodedKv> {
+        None
     }
 }
