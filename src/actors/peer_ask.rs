@@ -25,6 +25,8 @@ pub enum PeerAsk {
     Leases(Vec<LeaseCall>),
     /// From the leader: every member has the log durably up to here. Answered by nothing.
     EverybodyHas(LogIndex),
+    /// To the leader: send a snapshot, since there is no state here. Answered by nothing.
+    WantSnapshot,
 }
 
 /// What became of a proposal.
@@ -74,6 +76,7 @@ mod tests {
             PeerAsk::Propose(vec![Blob::from("one"), Blob::from("")]),
             PeerAsk::Change(MemberChange::Promote { id: NodeId(7) }),
             PeerAsk::EverybodyHas(LogIndex(9)),
+            PeerAsk::WantSnapshot,
         ];
         for ask in asks {
             assert_eq!(PeerAsk::decode(&ask.encode()).unwrap(), ask);

@@ -4,7 +4,10 @@
 //! run, its data directory is lost, and with it what this member promised: starting anew under the same id could undo what
 //! was acknowledged, so it does not start. The question is one round trip, on the first start only.
 
-use super::recover::{StartError, formed_cluster};
+use super::{
+    recover::{StartError, formed_cluster},
+    refill,
+};
 use crate::{
     actors::{members::Members, peer_ask::GuestInfo, restore::RestoreError},
     codec,
@@ -69,6 +72,30 @@ pub(super) async fn ask_around(
     }
     if joins {
         return Err(StartError::NobodyAnswers(last));
+    }
+    Ok(None)
+}
+
+/// Asks who the members are, if this member's database is to be put aside: it may not tell. Nothing if nobody answers.
+pub(super) async fn ask_for_members(
+    config: &Config,
+    disk: &dyn Disk,
+) -> Result<Option<Bytes>, StartError> {
+    let (Some(security), Some(own)) = (security(config), member::read(disk)?) else {
+        return Ok(None);
+    };
+    if !refill::is_asked_for(disk)? {
+        return Ok(None);
+    }
+    for member in &config.cluster.initial {
+        if member.name == config.name {
+            continue;
+        }
+        if let Ok((cluster, info)) = ask(config, &security, &member.peer.to_string()).await
+            && cluster == own.cluster
+        {
+            return Ok(Some(Bytes::from(info.membership)));
+        }
     }
     Ok(None)
 }

@@ -49,7 +49,9 @@ impl Node {
     /// Stands for election, by way of a pre-vote unless `transfer`: then the leader wants it.
     pub(super) fn stand(&mut self, transfer: bool) {
         let id = self.common.id();
-        if self.common.applying.installing || !self.common.history.may_campaign(id) {
+        let applying = &self.common.applying;
+        let stateless = applying.installing || applying.awaiting;
+        if stateless || !self.common.history.may_campaign(id) {
             if let Role::Follower(follower) = &mut self.role {
                 follower.restart_timeout(&mut self.common);
             }

@@ -24,6 +24,7 @@ mod membership;
 mod network;
 mod partition;
 mod record;
+mod refill;
 mod refusals;
 mod relay;
 mod scene;

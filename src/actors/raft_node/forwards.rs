@@ -144,6 +144,12 @@ impl RaftNode {
                 }
                 responder.answer(Bytes::new());
             }
+            Ok(PeerAsk::WantSnapshot) => {
+                if self.raft.is_leader() {
+                    self.begin_snapshot(from);
+                }
+                responder.answer(Bytes::new());
+            }
             // A dropped responder tells the asker that there is no answer.
             Err(error) => tracing::error!(peer = from.hex(), "a request is dropped: {error}"),
         }
