@@ -12,6 +12,7 @@ mod client;
 mod clients;
 mod crash;
 mod ctl;
+mod embedded;
 mod growth;
 #[path = "../support/history/mod.rs"]
 mod history;
@@ -31,5 +32,6 @@ mod scene;
 mod serving;
 mod snapshot;
 mod support;
+mod watch;
 mod wire;
 mod workload;
