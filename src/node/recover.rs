@@ -553,7 +553,7 @@ mod tests {
             term: Term(2),
             index: LogIndex(index),
             kind: EntryKind::Noop,
-            data: bytes::Bytes::new(),
+            data: Bytes::new(),
         };
         let entries: Vec<Entry> = (1..=5).map(entry).collect();
         wal.append(&Append {
@@ -591,7 +591,7 @@ mod tests {
             term: Term(9),
             index: again.last.next(),
             kind: EntryKind::Noop,
-            data: bytes::Bytes::new(),
+            data: Bytes::new(),
         };
         let (snapshot, hard_state) = (None, None);
         wal.append(&Append {
