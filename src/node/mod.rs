@@ -8,8 +8,10 @@ mod join;
 mod placement;
 mod recover;
 mod refill;
+mod survivor;
 
 pub use recover::StartError;
+pub use survivor::{Survival, SurvivorError, recover_survivor};
 
 use crate::{
     actors::{

@@ -4,7 +4,10 @@
 //! Order: identity → database (its applied index, the index rebuilt from its records) → log after that index. A crash between any
 //! two steps of an earlier start leaves a directory that this same path completes.
 
-use super::{join::Joined, refill};
+use super::{
+    join::{self, Joined},
+    refill,
+};
 use crate::{
     actors::{
         members::{MemberInfo, Members, id_of},
@@ -28,11 +31,11 @@ use bytes::Bytes;
 use std::{collections::BTreeMap, io, sync::Arc};
 
 /// The database's file.
-const DATABASE: &str = "db/revisions.redb";
+pub(super) const DATABASE: &str = "db/revisions.redb";
 /// Bytes of the log that are read at once.
 const HISTORY_READ_BYTES: usize = 4 * 1024 * 1024;
 /// The log's directory.
-const LOG: &str = "wal";
+pub(super) const LOG: &str = "wal";
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -94,13 +97,15 @@ pub enum StartError {
     /// Nobody added this member.
     #[error(
         "cannot join the cluster: its members know nobody at {address}; add this member first: etcdctl member add {name} \
-         --peer-urls=http://{address}"
+         --peer-urls={scheme}://{address}"
     )]
     NotAdded {
         /// What this member is called.
         name: String,
         /// Where it says the others reach it.
         address: String,
+        /// How.
+        scheme: &'static str,
     },
     /// The member has run, and its directory is new.
     #[error(
@@ -214,7 +219,10 @@ pub(super) fn recover(
     if fresh {
         member::write(&**disk, &member)?;
     }
-    let alone = members.iter().count() <= 1 && seed.iter().next().is_none();
+    // Only one that has no port for members is sure to stay alone.
+    let alone = members.iter().count() <= 1
+        && seed.iter().next().is_none()
+        && join::security(config).is_none();
     let history = if alone {
         History::none(applied)
     } else {
@@ -315,12 +323,13 @@ fn bootstrap(config: &Config) -> Result<Membership, StartError> {
         .iter()
         .map(|member| (member.name.as_str(), member.peer.to_string()))
         .collect();
+    let scheme = config.peer.tls.scheme();
     let voters = ids.iter().map(|(name, id)| {
         let own = config.peer_advertise().to_string();
         let peer = peers.get(name.as_str()).unwrap_or(&own);
         let info = MemberInfo {
             name: name.clone(),
-            peer_urls: vec![format!("http://{peer}")],
+            peer_urls: vec![format!("{scheme}://{peer}")],
             client_urls: if alone {
                 client_urls(config)
             } else {
