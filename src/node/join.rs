@@ -7,6 +7,7 @@
 use super::{
     network::PeerNetwork,
     recover::{StartError, formed_cluster},
+    refill,
 };
 use crate::{
     actors::{members::Members, peer_ask::GuestInfo, restore::RestoreError},
@@ -81,6 +82,31 @@ pub(super) async fn ask_around(
     }
     if joins {
         return Err(StartError::NobodyAnswers(last));
+    }
+    Ok(None)
+}
+
+/// Asks who the members are, if this member's database is to be put aside: it may not tell. Nothing if nobody answers.
+pub(super) async fn ask_for_members(
+    config: &Config,
+    disk: &dyn Disk,
+) -> Result<Option<Bytes>, StartError> {
+    let (Some(security), Some(own)) = (security(config), member::read(disk)?) else {
+        return Ok(None);
+    };
+    if !refill::is_asked_for(disk)? {
+        return Ok(None);
+    }
+    let way = Way::Quic(security);
+    for member in &config.cluster.initial {
+        if member.name == config.name {
+            continue;
+        }
+        if let Ok((cluster, info)) = ask(config, &way, &member.peer.to_string()).await
+            && cluster == own.cluster
+        {
+            return Ok(Some(Bytes::from(info.membership)));
+        }
     }
     Ok(None)
 }
