@@ -8,9 +8,11 @@ mod join;
 mod network;
 mod placement;
 mod recover;
+mod survivor;
 
 pub use network::{Asked, PeerNetwork};
 pub use recover::StartError;
+pub use survivor::{Survival, SurvivorError, recover_survivor};
 
 use crate::{
     actors::{
@@ -226,10 +228,12 @@ impl LocalNode {
         network: &dyn PeerNetwork,
         fail_stop: &FailStop,
     ) -> Result<Self, StartError> {
+        // Before anything is waited for: meanwhile other nodes may start on this thread, in systems of their own.
+        let placement = Placement::one_thread();
         let joined = join::ask_around(config, &**disk, Some(network)).await?;
         let recovery = recover(config, disk, joined)?;
         let way = PeerWay::Given(network);
-        let running = assemble(config, recovery, way, &Placement::one_thread(), fail_stop);
+        let running = assemble(config, recovery, way, &placement, fail_stop);
         Ok(Self { running })
     }
 
