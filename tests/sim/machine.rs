@@ -103,10 +103,12 @@ impl Machine {
         self.began
     }
 
-    /// Begins something here that need not end.
+    /// Begins something here that need not end. Its first part runs at once, while this is still the thread's newest system:
+    /// actix knows the current arbiter by that.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         self.system.block_on(async move {
             tokio::task::spawn_local(task);
+            tokio::task::yield_now().await;
         });
     }
 

@@ -1,5 +1,5 @@
-//! Whole clusters in simulation: the real actors, log, database and request handling of every member, on one thread under a paused
-//! clock, with network, disk, time and chance from one seed.
+//! Whole clusters in simulation: the real actors, log, database and request handling of every member, on one thread under a
+//! paused clock, with network, disk, time and chance from one seed.
 //!
 //! | file | owns |
 //! |---|---|

@@ -1,8 +1,8 @@
 //! The simulated network: what is under way between machines, and how badly.
 //!
 //! Everything that leaves a machine becomes an [`Event`] for another one at a later instant of the cluster's clock, at least
-//! [`STEP_MILLIS`] later: so machines may run one after the other for one step each and never miss anything. Between two members each
-//! direction is a link of its own, so one may be cut, or its stream stall, while the other works. Messages of consensus may
+//! [`STEP_MILLIS`] later: so machines may run one after the other for one step each and never miss anything. Between two members
+//! each direction is a link of its own, so one may be cut, or its stream stall, while the other works. Messages of consensus may
 //! be lost, delayed, repeated and reordered, more than QUIC's streams would allow: `raft` promises to live with it. Requests are
 //! carried out at most once, as by the real hub.
 
@@ -549,8 +549,8 @@ impl Network {
     }
 }
 
-/// Where the answer to a forwarded request goes. Dropped without one, the asker learns that the connection was lost, once it would
-/// notice.
+/// Where the answer to a forwarded request goes. Dropped without one, the asker learns that the connection was lost, once it
+/// would notice.
 pub(crate) struct AnswerTo {
     network: SharedNetwork,
     asker: Slot,

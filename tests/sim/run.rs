@@ -1,7 +1,7 @@
 //! A run: a cluster under a workload lives through a storm, and must be well afterwards.
 //!
-//! A [`Workload`] brings clients and judges what they saw. The run itself asks for what every workload needs: after the storm a leader
-//! is there, every member takes writes within a few election timeouts, and all members come to hold the same.
+//! A [`Workload`] brings clients and judges what they saw. The run itself asks for what every workload needs: after the storm a
+//! leader is there, every member takes writes within a few election timeouts, and all members come to hold the same.
 
 use crate::{
     cluster::{Cluster, ELECTION_MILLIS, member},
@@ -94,7 +94,8 @@ fn tell_failure(plan: Plan, cluster: &Cluster) {
     let (seed, at) = (plan.seed, cluster.now);
     let story = cluster.network.borrow().trace.newest();
     eprintln!(
-        "seed {seed} failed at {at} ms; what happened last:\n{story}replay: SEED={seed} cargo test --release --test sim replay -- --nocapture"
+        "seed {seed} failed at {at} ms; what happened last:\n{story}\
+         replay: SEED={seed} cargo test --release --test sim replay -- --nocapture"
     );
 }
 
