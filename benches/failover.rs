@@ -33,7 +33,7 @@ const POLL: Duration = Duration::from_millis(100);
 /// The longest a cluster may take to come back.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// A round begins at a random time after the cluster is whole, so that it does not follow the beat of the heartbeats.
-const SETTLE_MILLIS: std::ops::Range<u64> = 2_000..3_000;
+const SETTLE_MILLIS: std::ops::Range<u64> = 500..1_500;
 const MEMBERS: usize = 3;
 /// Between these lines of the page lies what this program writes.
 const BEGIN: &str = "<!-- benches/failover.rs writes from here -->";

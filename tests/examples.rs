@@ -5,12 +5,20 @@
     reason = "helpers of tests: what cannot be unwrapped fails the test"
 )]
 
+use std::env;
 use std::process::Command;
 
 /// Runs an example to its end and gives the lines it printed. It is built first if it is not there as it should be.
 fn run(example: &str) -> Vec<String> {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
     let mut command = Command::new(env!("CARGO"));
+    // What cargo tells a test about its package would have dependencies built anew.
+    for (name, _) in env::vars_os() {
+        let name = name.to_string_lossy();
+        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST") {
+            command.env_remove(&*name);
+        }
+    }
     command.args([
         "run",
         "--quiet",
@@ -65,4 +73,25 @@ fn one_worker_leads_at_a_time_and_a_late_write_changes_nothing() {
     line("bob is done and resigns");
     line("observer: alice leads since revision");
     line("observer: bob leads since revision");
+}
+
+#[test]
+fn the_config_subscriber_sees_every_change_once() {
+    let lines = run("config_subscriber");
+    assert_eq!(
+        lines,
+        [
+            r#"the service begins at revision 3 with {"log-level": "info", "workers": "4"}"#,
+            "revision 4: log-level is debug now, was info",
+            "two changes in one transaction are one batch:",
+            "revision 5: workers is 8 now, was 4",
+            "revision 5: log-level is gone, was debug",
+            "the service goes away, with its copy at hand; two changes are made; it comes back:",
+            "revision 6: workers is 16 now, was 8",
+            "revision 7: workers is 32 now, was 16",
+            "it goes away once more, and history is compacted meanwhile:",
+            "the service was away for too long: what it missed is compacted",
+            r#"the service begins at revision 9 with {"workers": "64"}"#,
+        ]
+    );
 }

@@ -39,8 +39,8 @@ const EXPIRE_LEASES_MAX: usize = 128;
 /// Keys that one entry should delete at most: more would hold up the puts behind it. One lease is never split.
 const EXPIRE_KEYS_AIM: usize = 1_000;
 
-/// Entries with expiries on their way at a time.
-const EXPIRES_UNDER_WAY_MAX: usize = 2;
+/// After an entry with expiries there is none for as long as it took, this long at most: the others have half of the log.
+const EXPIRE_PAUSE_MAX: Duration = Duration::from_millis(5);
 
 /// Leases in one entry with checkpoints.
 const CHECKPOINT_LEASES_MAX: usize = 1_000;
@@ -56,7 +56,8 @@ pub struct LeaseManager {
     waiting: BTreeMap<LeaseId, Vec<PendingCall>>,
     /// Calls that came after this member was elected and before it has applied an entry of its term.
     parked: Vec<PendingCall>,
-    expires_under_way: usize,
+    /// Whether an entry with expiries is on its way, or the pause after it is not over.
+    expiring: bool,
     /// Leases that the next expiry ends at most.
     expire_leases: usize,
     peers: LeaseManagerPeers,
@@ -106,7 +107,7 @@ impl LeaseManager {
             applied_term: state.applied_term,
             waiting: BTreeMap::new(),
             parked: Vec::new(),
-            expires_under_way: 0,
+            expiring: false,
             expire_leases: EXPIRE_LEASES_MAX,
             peers,
             _life: life,
@@ -344,31 +345,37 @@ impl LeaseManager {
 
     /// Ends what is due, a bounded number of leases at a time; the outcome of one proposal sets off the next.
     fn propose_expiries(&mut self, ctx: &mut Context<Self>) {
-        while self.expires_under_way < EXPIRES_UNDER_WAY_MAX
-            && let Some(expire) = self.clock.take_expired(self.now(), self.expire_leases)
-        {
-            self.expires_under_way += 1;
-            let submitted = self.submit(&Command::ExpireLeases(expire.clone()));
-            let waited = outcome(submitted).into_actor(self);
-            ctx.spawn(waited.map(move |done, manager, ctx| manager.expired(&expire, &done, ctx)));
+        if self.expiring {
+            return;
         }
+        let now = self.now();
+        let Some(expire) = self.clock.take_expired(now, self.expire_leases) else {
+            return;
+        };
+        self.expiring = true;
+        let proposed = clock::now();
+        let submitted = self.submit(&Command::ExpireLeases(expire.clone()));
+        let waited = outcome(submitted).into_actor(self);
+        ctx.spawn(waited.map(move |done, manager, ctx| {
+            manager.expired(&expire, &done);
+            let pause = proposed.elapsed().min(EXPIRE_PAUSE_MAX);
+            ctx.run_later(pause, move |manager, ctx| {
+                manager.expiring = false;
+                // What failed waits for the next scan.
+                if done.is_ok() {
+                    manager.propose_expiries(ctx);
+                }
+            });
+        }));
     }
 
-    fn expired(
-        &mut self,
-        expire: &ExpireLeases,
-        done: &Result<Outcome, RequestError>,
-        ctx: &mut Context<Self>,
-    ) {
-        self.expires_under_way -= 1;
+    fn expired(&mut self, expire: &ExpireLeases, done: &Result<Outcome, RequestError>) {
         match done {
             Ok(Outcome::Countdown { deleted, .. }) => {
                 self.expire_leases = next_batch(self.expire_leases, *deleted);
-                self.propose_expiries(ctx);
             }
             Ok(_) => unreachable!("the machine answers an expiry in kind"),
             Err(error) => {
-                // The next scan tries again.
                 tracing::debug!("{} leases are not ended yet: {error}", expire.leases.len());
                 self.clock.expiry_unknown(expire);
             }

@@ -36,6 +36,10 @@ pub mod restore;
 pub mod snapshots;
 pub mod store;
 pub mod wal_writer;
+mod watch_clock;
+#[cfg(test)]
+mod watch_gaps;
 pub mod watch_hub;
+pub mod watch_messages;
 mod watch_outbox;
 pub mod watch_stream;

@@ -172,6 +172,8 @@ pub struct RequestLimits {
     pub quota_bytes: Option<u64>,
     /// How long a request may take.
     pub timeout: Duration,
+    /// How long a stream that asked for a leader lives without one. etcd: three election timeouts.
+    pub leader_patience: Duration,
 }
 
 /// A member's state, for operators.

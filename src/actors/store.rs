@@ -14,6 +14,7 @@ use crate::{
     types::{LeaseId, Revision},
 };
 use actix::prelude::*;
+use std::sync::Arc;
 
 /// Messages that may wait. The requests they become are bounded by [`Requests`].
 const MAILBOX_MAX: usize = 1_024;
@@ -103,6 +104,11 @@ pub struct ReadLeaseTime {
     pub keys: bool,
 }
 
+/// Which leases exist, ascending, as far as this member has applied.
+#[derive(Clone, Copy, Debug, Message)]
+#[rtype(result = "Result<Arc<[LeaseId]>, RequestError>")]
+pub struct ListLeases;
+
 impl Actor for Store {
     type Context = Context<Self>;
 
@@ -189,5 +195,14 @@ impl Handler<ReadLeaseTime> for Store {
     fn handle(&mut self, read: ReadLeaseTime, _: &mut Self::Context) -> Self::Result {
         let requests = self.requests.clone();
         Box::pin(async move { requests.time_to_live(read.id, read.keys).await })
+    }
+}
+
+impl Handler<ListLeases> for Store {
+    type Result = ResponseFuture<Result<Arc<[LeaseId]>, RequestError>>;
+
+    fn handle(&mut self, _: ListLeases, _: &mut Self::Context) -> Self::Result {
+        let requests = self.requests.clone();
+        Box::pin(async move { requests.leases().await })
     }
 }

@@ -7,6 +7,7 @@
 use super::{
     fail_stop::Lifeline,
     requests::{Published, RequestError},
+    watch_clock::ProgressClock,
     watch_outbox::{Bell, Outbox, Ring},
 };
 use crate::{
@@ -25,7 +26,10 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
 
 /// Messages that may wait. Front ends wait for a place; the applier does not, see [`EventsApplied`].
 const MAILBOX_MAX: usize = 16_384;
@@ -44,7 +48,9 @@ const RECENT_READS_PER_TURN: usize = 4;
 pub struct WatchHub {
     watches: Watches,
     outboxes: Outboxes,
-    timers: BTreeMap<StreamId, SpawnHandle>,
+    clock: ProgressClock,
+    /// The timer for the stream that is due next, and when that is.
+    timer: Option<(Instant, SpawnHandle)>,
     /// Requests that wait for the batch of a view which is visible already, oldest first.
     parked: VecDeque<(Revision, StreamRequest, oneshot::Sender<()>)>,
     next_stream: u64,
@@ -87,7 +93,8 @@ impl WatchHub {
         Self {
             watches: Watches::new(newest, bounds, clock::entropy()),
             outboxes: Outboxes::default(),
-            timers: BTreeMap::new(),
+            clock: ProgressClock::default(),
+            timer: None,
             parked: VecDeque::new(),
             next_stream: 0,
             history_reads: 0,
@@ -162,6 +169,8 @@ pub struct WatchCounts {
     pub synced: usize,
     /// Bytes of recent events.
     pub recent_bytes: usize,
+    /// Bytes queued for all streams. Events that several streams wait for count for each.
+    pub queued_bytes: usize,
 }
 
 impl Actor for WatchHub {
@@ -179,12 +188,8 @@ impl Handler<EventsApplied> for WatchHub {
     fn handle(&mut self, applied: EventsApplied, ctx: &mut Self::Context) {
         let view = &applied.published.view;
         let newest = view.window.newest;
-        let dealt = self
-            .watches
+        self.watches
             .publish(applied.records, newest, view, &mut self.outboxes);
-        if self.survives(dealt).is_none() {
-            return;
-        }
         self.unpark();
         self.read_on(ctx);
     }
@@ -206,10 +211,8 @@ impl Handler<OpenStream> for WatchHub {
         self.outboxes.0.insert(stream, outbox.clone());
         self.watches.open(stream);
         let interval = jittered(self.progress_interval);
-        let timer = ctx.run_interval(interval, move |hub, _| {
-            hub.watches.progress_due(stream, &mut hub.outboxes);
-        });
-        self.timers.insert(stream, timer);
+        self.clock.add(stream, interval, clock::now());
+        self.set_timer(ctx);
         Ok(StreamOpened { outbox })
     }
 }
@@ -240,7 +243,8 @@ impl Handler<EndStreams> for WatchHub {
             self.watches.close(stream);
         }
         self.outboxes.0.clear();
-        for timer in std::mem::take(&mut self.timers).into_values() {
+        self.clock = ProgressClock::default();
+        if let Some((_, timer)) = self.timer.take() {
             ctx.cancel_future(timer);
         }
         self.parked.clear();
@@ -256,11 +260,34 @@ impl Handler<CountWatches> for WatchHub {
             watchers: self.watches.len(),
             synced: self.watches.synced(),
             recent_bytes: self.watches.recent_bytes(),
+            queued_bytes: self.bell.queued_bytes(),
         }
     }
 }
 
 impl WatchHub {
+    /// Wakes up when the next stream is due.
+    fn set_timer(&mut self, ctx: &mut Context<Self>) {
+        let Some(next) = self.clock.next() else {
+            return;
+        };
+        if let Some((at, timer)) = self.timer {
+            if at <= next {
+                return;
+            }
+            ctx.cancel_future(timer);
+        }
+        let wait = next.saturating_duration_since(clock::now());
+        let timer = ctx.run_later(wait, |hub, ctx| {
+            hub.timer = None;
+            for stream in hub.clock.take_due(clock::now()) {
+                hub.watches.progress_due(stream, &mut hub.outboxes);
+            }
+            hub.set_timer(ctx);
+        });
+        self.timer = Some((next, timer));
+    }
+
     /// Waits for news from front ends, again and again.
     fn listen(&mut self, ctx: &mut Context<Self>) {
         let bell = self.bell.clone();
@@ -279,9 +306,7 @@ impl WatchHub {
                 Ring::Left(stream) => {
                     self.watches.close(stream);
                     self.outboxes.0.remove(&stream);
-                    if let Some(timer) = self.timers.remove(&stream) {
-                        ctx.cancel_future(timer);
-                    }
+                    self.clock.remove(stream);
                 }
             }
         }
@@ -327,13 +352,9 @@ impl WatchHub {
                 self.bell.nudge();
                 break;
             }
-            let read = self
-                .watches
-                .read_recent(&published.view, &mut self.outboxes);
-            match self.survives(read) {
-                Some(true) => {}
-                Some(false) => break,
-                None => return,
+            let view = &published.view;
+            if !self.watches.read_recent(view, &mut self.outboxes) {
+                break;
             }
         }
         while self.history_reads < HISTORY_READS_MAX {

@@ -72,6 +72,11 @@ impl Bell {
         self.rung.notify_one();
     }
 
+    /// Bytes queued for all streams.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.queued_bytes.load(Ordering::Relaxed)
+    }
+
     pub(super) fn take(&self) -> Vec<Ring> {
         std::mem::take(&mut *unpoisoned(&self.rings))
     }

@@ -21,11 +21,8 @@ use crate::{
 };
 use bytes::Bytes;
 use pb::watch_request::RequestUnion;
-use std::{cell::Cell, sync::Arc, time::Duration};
+use std::{cell::Cell, sync::Arc};
 use tokio::sync::mpsc;
-
-/// How long a stream that asked for a leader lives without one. etcd: three election timeouts.
-const LEADERLESS_MAX: Duration = Duration::from_secs(3);
 
 type Out = mpsc::Sender<Result<Encoded, Status>>;
 
@@ -59,7 +56,8 @@ impl Api {
         let book = Book::default();
         let leader_lost = async {
             if leader_required {
-                self.requests.leaderless(LEADERLESS_MAX).await;
+                let patience = self.requests.limits().leader_patience;
+                self.requests.leaderless(patience).await;
             } else {
                 std::future::pending::<()>().await;
             }

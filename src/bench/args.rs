@@ -61,6 +61,10 @@ pub enum Output {
 
 /// Flags of `quorate bench`.
 #[derive(Clone, Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "flags of a command line are given or not"
+)]
 pub struct BenchArgs {
     /// The load
     #[arg(value_enum)]
@@ -116,6 +120,12 @@ pub struct BenchArgs {
     /// Watch streams of watch-fanout and k8s
     #[arg(long, default_value_t = 16)]
     pub streams: usize,
+    /// Each watcher of watch-fanout watches a part of the key space of its own, so an event is for one of them
+    #[arg(long)]
+    pub distinct: bool,
+    /// Further watchers of watch-fanout, of all keys, each on a connection of its own that nobody reads
+    #[arg(long, default_value_t = 0)]
+    pub stalled: usize,
     /// Leases of lease-expiry
     #[arg(long, default_value_t = 20_000)]
     pub leases: u64,
@@ -169,6 +179,10 @@ impl Settings {
         within("leases", args.leases, 1, 10_000_000)?;
         within("lease-ttl", args.lease_ttl, 2, 86_400)?;
         within("streams", args.streams as u64, 1, 100_000)?;
+        within("stalled", args.stalled as u64, 0, 10_000)?;
+        if args.distinct {
+            within("watchers", args.watchers as u64, 1, args.keys)?;
+        }
         within("limit", args.limit.cast_unsigned(), 1, 10_000_000)?;
         within("requests", args.requests.unwrap_or(1), 1, u64::MAX >> 1)?;
         if args.rate.is_some_and(|rate| !(rate > 0.0 && rate <= 1e9)) {
@@ -212,6 +226,17 @@ impl Settings {
     pub(super) fn all_keys(&self) -> (Vec<u8>, Vec<u8>) {
         let prefix = self.args.prefix.as_bytes();
         (prefix.to_vec(), super::wire::prefix_end(prefix))
+    }
+
+    /// Part number `part` of `parts` of the key space, as (first, end); all parts together hold each key once.
+    pub(super) fn part_of_keys(&self, part: u64, parts: u64) -> (Vec<u8>, Vec<u8>) {
+        let at = |part: u64| {
+            let mut key = Vec::new();
+            let index = u128::from(self.args.keys) * u128::from(part) / u128::from(parts);
+            self.key(u64::try_from(index).unwrap_or(u64::MAX), &mut key);
+            key
+        };
+        (at(part), at(part + 1))
     }
 
     /// Key number `index` of the key space, written over `key`.
@@ -308,6 +333,18 @@ pub(super) mod tests {
         ] {
             let error = settings(line).unwrap_err().to_string();
             assert!(error.contains(named), "{line:?} gives {error}");
+        }
+    }
+
+    #[test]
+    fn parts_hold_each_key_once() {
+        let settings = settings(&["put", "--keys", "10"]).unwrap();
+        let parts: Vec<_> = (0..3).map(|part| settings.part_of_keys(part, 3)).collect();
+        let mut key = Vec::new();
+        for index in 0..10 {
+            settings.key(index, &mut key);
+            let inside = parts.iter().filter(|(from, to)| *from <= key && key < *to);
+            assert_eq!(inside.count(), 1, "key {index} in {parts:?}");
         }
     }
 

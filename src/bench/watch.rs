@@ -126,14 +126,9 @@ impl Workload for FanOut {
 
     async fn background(&self, lane: &Lane, channels: &mut [Channel]) -> Result<(), CallError> {
         let args = &lane.settings.args;
-        let (key, end) = lane.settings.all_keys();
-        let watch = Watch {
-            key: &key,
-            end: &end,
-            start_revision: 0,
-            progress_notify: false,
-            previous: false,
-        };
+        for _ in (lane.thread..args.stalled).step_by(args.threads) {
+            drop(spawn_local(stall(lane.clone())));
+        }
         let connections = channels.len();
         for (turn, number) in (lane.thread..args.streams)
             .step_by(args.threads)
@@ -142,8 +137,15 @@ impl Workload for FanOut {
             // Stream i has the watchers i, i + streams, and so on.
             let watchers = (args.watchers + args.streams - 1).saturating_sub(number) / args.streams;
             let mut stream = channels[turn % connections].stream(Method::Watch).await?;
-            for _ in 0..watchers {
-                create(&mut stream, watch).await?;
+            for turn in 0..watchers {
+                let (key, end) = if args.distinct {
+                    let watcher = number + turn * args.streams;
+                    let parts = args.watchers as u64;
+                    lane.settings.part_of_keys(watcher as u64, parts)
+                } else {
+                    lane.settings.all_keys()
+                };
+                create(&mut stream, Watch::from_now_on(&key, &end)).await?;
             }
             drop(spawn_local(self.clone().read(lane.clone(), stream)));
         }
@@ -151,7 +153,11 @@ impl Workload for FanOut {
     }
 
     async fn drain(&self, lane: &Lane) -> Result<(), CallError> {
-        let watchers = lane.settings.args.watchers as u64;
+        let watchers = if lane.settings.args.distinct {
+            1
+        } else {
+            lane.settings.args.watchers as u64
+        };
         let mut last = (self.delivered.load(Relaxed), Instant::now());
         loop {
             let now = (self.delivered.load(Relaxed), Instant::now());
@@ -169,6 +175,21 @@ impl Workload for FanOut {
             }
             tokio::time::sleep(DRAIN_LOOK).await;
         }
+    }
+}
+
+/// Watches all keys and reads nothing, until the run ends.
+async fn stall(lane: Lane) {
+    let stalled = async {
+        let mut channel = Channel::connect(lane.settings.endpoint(0)).await?;
+        let mut stream = channel.stream(Method::Watch).await?;
+        let (key, end) = lane.settings.all_keys();
+        create(&mut stream, Watch::from_now_on(&key, &end)).await?;
+        std::future::pending::<()>().await;
+        Ok::<(), BenchError>(())
+    };
+    if let Err(error) = stalled.await {
+        lane.error(&CallError::Wrong(format!("a stalled watcher: {error}")));
     }
 }
 

@@ -146,7 +146,18 @@ pub(super) struct Watch<'a> {
     pub(super) previous: bool,
 }
 
-impl Watch<'_> {
+impl<'a> Watch<'a> {
+    /// A watcher of what comes.
+    pub(super) fn from_now_on(key: &'a [u8], end: &'a [u8]) -> Self {
+        Self {
+            key,
+            end,
+            start_revision: 0,
+            progress_notify: false,
+            previous: false,
+        }
+    }
+
     /// Writes the `WatchRequest` that creates the watcher.
     pub(super) fn encode(&self, out: &mut impl BufMut) {
         put_message(out, 1, |create| {

@@ -137,8 +137,8 @@ fn unknown_keys_and_variables_are_named_with_what_is_meant() {
     assert_eq!(
         error("data-dir = 'x'"),
         "node.toml:1: unknown key data-dir = \"x\"; did you mean data_dir? the file takes \
-         auto_compaction, client, cluster, compaction, data_dir, limits, log, name, peer, raft, \
-         runtime, storage"
+         auto_compaction, client, cluster, compaction, data_dir, lease, limits, log, name, peer, raft, \
+         runtime, storage, watch"
     );
     let unknown = error("[rafts]");
     assert!(

@@ -12,7 +12,7 @@ use super::{
     range::{self, ReadError, Records, Window},
     runs::Runs,
     txn,
-    watch::{History, Visit},
+    watch::{History, Memory, Visit},
 };
 use crate::types::{Record, Rev, Revision};
 use std::{ops::ControlFlow, sync::Arc};
@@ -113,20 +113,27 @@ impl Records for View {
     }
 }
 
-impl History for View {
+impl Memory for View {
     fn compacted(&self) -> Revision {
         self.window.compacted
     }
 
+    fn change_before(&self, key: &[u8], revision: Revision) -> Option<Rev> {
+        self.keys.rev_at(key, Revision(revision.0 - 1))
+    }
+
+    fn held(&self, rev: Rev) -> Option<EncodedKv> {
+        self.tail.get(rev).map(|record| record.kv.clone())
+    }
+}
+
+impl History for View {
     fn before(&self, key: &[u8], revision: Revision) -> Result<Option<EncodedKv>, ReadError> {
-        let at = Revision(revision.0 - 1);
-        if at < self.window.compacted {
+        if revision <= self.window.compacted {
             return Ok(None);
         }
-        self.keys
-            .rev_at(key, at)
-            .map(|rev| self.get(rev))
-            .transpose()
+        let change = self.change_before(key, revision);
+        change.map(|rev| self.get(rev)).transpose()
     }
 
     fn scan(

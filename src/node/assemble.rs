@@ -446,6 +446,7 @@ impl Starting<'_> {
             txn_ops_max: self.config.limits.txn_ops_max,
             quota_bytes: self.config.limits.quota_bytes,
             timeout: self.request_timeout(),
+            leader_patience: self.config.raft.election * 3,
         };
         let arbiters = self.placement.api.iter();
         arbiters

@@ -128,6 +128,28 @@ async fn bad_locks_are_refused_with_etcds_text_and_no_code() {
 }
 
 #[tokio::test]
+async fn a_name_too_long_for_a_request_is_refused_and_harms_nobody() {
+    let server = Server::start().await;
+    let mut clients = connect(&server).await;
+    let lease = clients.grant(0xabc).await;
+    for bytes in [1_600_000, 4_000_000] {
+        let name = "n".repeat(bytes);
+        let refused = clients.locks.lock(lock(&name, lease)).await;
+        assert!(refused.is_err(), "a lock with a name of {bytes} bytes");
+        let campaign = ep::CampaignRequest {
+            name: name.into(),
+            lease,
+            value: "v".into(),
+        };
+        let refused = clients.elections.campaign(campaign).await;
+        assert!(refused.is_err(), "an election with a name of {bytes} bytes");
+    }
+    let long = "n".repeat(100_000);
+    let held = clients.locks.lock(lock(&long, lease)).await.unwrap();
+    assert_eq!(held.into_inner().key, format!("{long}/abc"));
+}
+
+#[tokio::test]
 async fn an_election_from_campaign_to_resign() {
     let server = Server::start().await;
     let mut clients = connect(&server).await;

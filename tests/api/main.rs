@@ -7,7 +7,8 @@
 //! Variables:
 //! - `QUORATE_TEST_TARGET=etcd` runs the shared bodies against the real etcd, to check the tests themselves.
 //! - `QUORATE_TEST_ETCD`, `QUORATE_TEST_ETCDCTL`: paths of the programs, if they are not on the `PATH`.
-//! - `QUORATE_DIFF_OPS`, `SEED`: how many operations the differential test compares, and from which seed.
+//! - `QUORATE_DIFF_OPS`, `QUORATE_DIFF_WATCH_OPS`, `SEED`: how many operations the differential tests
+//!   compare, and from which seed.
 //! - `QUORATE_CRASH_ROUNDS`: how often the crash test kills the server.
 
 #![expect(

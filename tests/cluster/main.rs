@@ -12,6 +12,7 @@ mod client;
 mod clients;
 mod crash;
 mod ctl;
+mod embedded;
 mod growth;
 #[path = "../support/history/mod.rs"]
 mod history;
@@ -30,5 +31,6 @@ mod scene;
 mod serving;
 mod snapshot;
 mod support;
+mod watch;
 mod wire;
 mod workload;

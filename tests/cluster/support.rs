@@ -260,6 +260,13 @@ impl Member {
         self.signal(Signal::CONT);
     }
 
+    /// `kill -TERM`, and waits for the end.
+    pub(crate) async fn stop(&mut self) {
+        self.signal(Signal::TERM);
+        let status = self.stopped().await;
+        assert!(status.success(), "{} stops in good order", self.name);
+    }
+
     fn signal(&self, signal: Signal) {
         let id = self.child.as_ref().and_then(Child::id);
         let id = id.and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::types::{Record, RecordKind, Rev, Revision};
 use bytes::Bytes;
-use std::{ops::ControlFlow, sync::Arc};
+use std::{convert::Infallible, ops::ControlFlow, sync::Arc};
 
 /// Records that one pass looks at, before it stops at the next revision.
 const RECORDS_MAX: usize = 10_000;
@@ -21,11 +21,20 @@ const REVISIONS_MAX: usize = 1_000;
 /// Is shown a record: its place, its kind, and its `KeyValue`.
 pub type Visit<'a> = dyn FnMut(Rev, RecordKind, &[u8]) -> ControlFlow<()> + 'a;
 
-/// The past, as watches need it.
-pub trait History {
+/// What of the past is known without a disk. All that happens as a change is published stands on it.
+pub trait Memory {
     /// From this revision on history is whole.
     fn compacted(&self) -> Revision;
 
+    /// The change that wrote a key's state before `revision`, which is not compacted; nothing if it did not exist.
+    fn change_before(&self, key: &[u8], revision: Revision) -> Option<Rev>;
+
+    /// A record, if it is in memory.
+    fn held(&self, rev: Rev) -> Option<EncodedKv>;
+}
+
+/// The past, as passes over it need it.
+pub trait History: Memory {
     /// A key's state before `revision`; nothing if it did not exist, or if that state is compacted.
     fn before(&self, key: &[u8], revision: Revision) -> Result<Option<EncodedKv>, ReadError>;
 
@@ -144,18 +153,36 @@ impl<'a> Collector<'a> {
         self.done
     }
 
-    /// Takes the next change; breaks before a revision that it has no room for.
+    /// Whether any watcher at all wants earlier states.
+    pub(super) fn anyone_wants_prev(&self) -> bool {
+        self.task.seekers.iter().any(|seeker| seeker.prev_kv)
+    }
+
+    /// Whether some watcher wants a change with the state before it.
+    pub(super) fn wants_prev(&mut self, change: &Change) -> bool {
+        self.look_up(change.rev(), change.kind(), change.key());
+        let seekers = &self.task.seekers;
+        self.hits.iter().any(|&at| seekers[at].prev_kv)
+    }
+
+    /// Ends before the revision of the change just asked for in [`Collector::wants_prev`]; gives those who want it.
+    pub(super) fn stop(&mut self) -> Vec<usize> {
+        self.done = true;
+        let seekers = &self.task.seekers;
+        let hits = self.hits.iter().copied();
+        hits.filter(|&at| seekers[at].prev_kv).collect()
+    }
+
+    /// Takes the next change, with the state before it if somebody wants it; breaks before a revision that it has no room for.
     pub(super) fn visit(
         &mut self,
         change: &mut Change,
-        history: &dyn History,
-    ) -> Result<ControlFlow<()>, ReadError> {
-        if self.begin(change.rev()).is_break() {
-            return Ok(ControlFlow::Break(()));
-        }
+        prev: Option<&EncodedKv>,
+    ) -> ControlFlow<()> {
+        self.begin(change.rev())?;
         self.look_up(change.rev(), change.kind(), change.key());
-        self.deal(change, history)?;
-        Ok(ControlFlow::Continue(()))
+        let Ok(()) = self.deal(change, |_, _| Ok::<_, Infallible>(prev.cloned()));
+        ControlFlow::Continue(())
     }
 
     /// As [`Collector::visit`], without a copy of changes that are for nobody.
@@ -176,7 +203,8 @@ impl<'a> Collector<'a> {
                 kind,
                 kv: Bytes::copy_from_slice(kv),
             };
-            self.deal(&mut Change::new(record), history)?;
+            let before = |key: &[u8], at| history.before(key, at);
+            self.deal(&mut Change::new(record), before)?;
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -211,9 +239,13 @@ impl<'a> Collector<'a> {
         });
     }
 
-    fn deal(&mut self, change: &mut Change, history: &dyn History) -> Result<(), ReadError> {
+    fn deal<E>(
+        &mut self,
+        change: &mut Change,
+        before: impl Fn(&[u8], Revision) -> Result<Option<EncodedKv>, E>,
+    ) -> Result<(), E> {
         for &at in &self.hits {
-            let event = change.event(self.task.seekers[at].prev_kv, history)?;
+            let event = change.event(self.task.seekers[at].prev_kv, &before)?;
             self.bytes += event.wire.len();
             let events = &mut self.events[at];
             if events

@@ -6,11 +6,9 @@
 
 use super::super::{
     command::EncodedKv,
-    range::ReadError,
     record::{self, Fields, put_varint, varint_len},
 };
-use super::catch_up::History;
-use crate::types::{Record, RecordKind, Rev};
+use crate::types::{Record, RecordKind, Rev, Revision};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -93,6 +91,10 @@ fn put_kv(out: &mut Vec<u8>, tag: u8, kv: &EncodedKv) -> std::ops::Range<usize> 
     start..out.len()
 }
 
+/// What was asked for is not in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Cold;
+
 /// A change with the forms of its event that were wanted so far.
 #[derive(Clone, Debug)]
 pub(super) struct Change {
@@ -122,12 +124,27 @@ impl Change {
         record::key_slice(&self.record.kv)
     }
 
-    /// The event in the form asked for.
-    pub(super) fn event(
+    /// The record behind it.
+    pub(super) fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// Whether this form was made already.
+    pub(super) fn has_form(&self, with_prev: bool) -> bool {
+        let form = if with_prev {
+            &self.with_prev
+        } else {
+            &self.plain
+        };
+        form.is_some()
+    }
+
+    /// The event in the form asked for. `before` finds the state of a key before a revision.
+    pub(super) fn event<E>(
         &mut self,
         with_prev: bool,
-        history: &dyn History,
-    ) -> Result<Arc<Event>, ReadError> {
+        before: impl FnOnce(&[u8], Revision) -> Result<Option<EncodedKv>, E>,
+    ) -> Result<Arc<Event>, E> {
         let known = if with_prev {
             &self.with_prev
         } else {
@@ -138,7 +155,7 @@ impl Change {
         }
         let Record { rev, kind, kv } = &self.record;
         let prev = if with_prev {
-            history.before(record::key_slice(kv), rev.major)?
+            before(record::key_slice(kv), rev.major)?
         } else {
             None
         };

@@ -16,6 +16,10 @@
 //!
 //! Now A's client stops reading, and its stream is full when revision 12 comes: A leaves the intervals with its cursor at
 //! 12. When the stream has room again, A goes the way B went.
+//!
+//! An event can carry the state before it. Publishing a change never reads a disk for that: the state is among the recent
+//! events or the records on their way to the database, or else the watchers that want it take a turn and read it there, and
+//! nobody else waits for them.
 
 pub mod catch_up;
 mod event;
@@ -26,7 +30,7 @@ mod recent;
 mod spec;
 mod watches;
 
-pub use catch_up::{CatchUp, History, ReadTask, Visit};
+pub use catch_up::{CatchUp, History, Memory, ReadTask, Visit};
 pub use event::Event;
 pub use spec::{Body, Filters, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec};
 pub use watches::{Bounds, WatcherKey, Watches};

@@ -4,6 +4,7 @@ use super::{
     super::{KeyRange, command::EncodedKv, range::ReadError, record},
     Body, Bounds, CatchUp, Event, Filters, History, Outlet, ReadTask, Response, StreamId, Visit,
     WatchId, WatchSpec, Watches,
+    catch_up::Memory,
 };
 use crate::types::{LeaseId, Record, RecordKind, Rev, Revision};
 use bytes::Bytes;
@@ -15,6 +16,8 @@ use std::{collections::BTreeMap, sync::Arc};
 struct Log {
     records: Vec<Record>,
     compacted: Revision,
+    /// Records up to here are on disk alone.
+    stored: Revision,
 }
 
 impl Log {
@@ -75,11 +78,24 @@ impl Log {
     }
 }
 
-impl History for Log {
+impl Memory for Log {
     fn compacted(&self) -> Revision {
         self.compacted
     }
 
+    fn change_before(&self, key: &[u8], revision: Revision) -> Option<Rev> {
+        let before = self.live(key, Revision(revision.0 - 1));
+        before.map(|record| record.rev)
+    }
+
+    fn held(&self, rev: Rev) -> Option<EncodedKv> {
+        let held = self.records.iter().find(|record| record.rev == rev);
+        held.filter(|_| rev.major > self.stored)
+            .map(|record| record.kv.clone())
+    }
+}
+
+impl History for Log {
     fn before(&self, key: &[u8], revision: Revision) -> Result<Option<EncodedKv>, ReadError> {
         let at = Revision(revision.0 - 1);
         let kept = at >= self.compacted;
@@ -180,6 +196,10 @@ enum Op {
     Compact {
         ago: i64,
     },
+    /// Records leave memory.
+    Store {
+        ago: i64,
+    },
     Progress {
         stream: usize,
     },
@@ -235,8 +255,7 @@ impl World {
         let records = self.log.since(self.told);
         self.told = self.log.newest();
         self.watches
-            .publish(records, self.told, &self.log, &mut self.queues)
-            .unwrap();
+            .publish(records, self.told, &self.log, &mut self.queues);
     }
 
     fn step(&mut self, op: Op) {
@@ -278,9 +297,7 @@ impl World {
                 }
             }
             Op::ReadRecent => {
-                self.watches
-                    .read_recent(&self.log, &mut self.queues)
-                    .unwrap();
+                self.watches.read_recent(&self.log, &mut self.queues);
             }
             Op::Compact { ago } => {
                 let at = Revision(self.told.0 - ago);
@@ -288,6 +305,7 @@ impl World {
                     self.log.compacted = at;
                 }
             }
+            Op::Store { ago } => self.log.stored = Revision(self.told.0 - ago),
             Op::Progress { stream } => {
                 let stream = self.stream(stream);
                 self.watches.request_progress(stream, &mut self.queues);
@@ -453,10 +471,7 @@ impl World {
             for stream in streams {
                 self.take(stream, usize::MAX);
             }
-            let mut busy = self
-                .watches
-                .read_recent(&self.log, &mut self.queues)
-                .unwrap();
+            let mut busy = self.watches.read_recent(&self.log, &mut self.queues);
             if let Some(task) = self.watches.next_read(&mut self.queues) {
                 let found = task.run(&self.log).unwrap();
                 self.reads.push((task, found));
@@ -524,6 +539,7 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..4_usize).prop_map(Op::FinishRead),
         3 => Just(Op::ReadRecent),
         1 => (0..12_i64).prop_map(|ago| Op::Compact { ago }),
+        1 => (0..12_i64).prop_map(|ago| Op::Store { ago }),
         2 => stream.clone().prop_map(|stream| Op::Progress { stream }),
         2 => stream.prop_map(|stream| Op::ProgressDue { stream }),
     ]

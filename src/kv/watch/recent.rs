@@ -1,11 +1,11 @@
 //! The newest revisions, whole ones only, up to a number of bytes; shared by all watchers.
 
-use super::super::range::ReadError;
+use super::super::command::EncodedKv;
 use super::{
-    catch_up::{CatchUp, Collector, History, ReadTask},
-    event::Change,
+    catch_up::{CatchUp, Collector, Memory, ReadTask},
+    event::{Change, Cold},
 };
-use crate::types::Revision;
+use crate::types::{Rev, Revision};
 use std::collections::VecDeque;
 
 /// Recent events. Invariant: `revisions` follow each other without a gap, and end at the newest revision.
@@ -73,12 +73,54 @@ impl Recent {
         self.newest = newest;
     }
 
-    /// Reads for `task`, which begins inside.
-    pub(super) fn read(
-        &mut self,
-        task: &ReadTask,
-        history: &dyn History,
-    ) -> Result<CatchUp, ReadError> {
+    /// A key's state before `revision`; nothing if it did not exist, or if that state is compacted. The records here are asked
+    /// first, then `memory`.
+    pub(super) fn before(
+        &self,
+        key: &[u8],
+        revision: Revision,
+        memory: &dyn Memory,
+    ) -> Result<Option<EncodedKv>, Cold> {
+        if revision <= memory.compacted() {
+            return Ok(None);
+        }
+        let Some(rev) = memory.change_before(key, revision) else {
+            return Ok(None);
+        };
+        let here = self.change(rev).map(|change| change.record().kv.clone());
+        here.or_else(|| memory.held(rev)).map(Some).ok_or(Cold)
+    }
+
+    fn change(&self, rev: Rev) -> Option<&Change> {
+        let at = usize::try_from(rev.major.0 - self.oldest().0).ok()?;
+        let changes = &self.revisions.get(at)?.changes;
+        // Changes of a revision are numbered from zero.
+        let change = changes.get(usize::try_from(rev.sub).ok()?)?;
+        (change.rev() == rev).then_some(change)
+    }
+
+    /// The states before the changes of a revision, for those that `collector` wants so and that are not encoded so yet.
+    fn befores(
+        &self,
+        revised: &Revised,
+        collector: &mut Collector<'_>,
+        memory: &dyn Memory,
+    ) -> Result<Vec<Option<EncodedKv>>, Cold> {
+        if !collector.anyone_wants_prev() {
+            return Ok(Vec::new());
+        }
+        let before = |change: &Change| {
+            if change.has_form(true) || !collector.wants_prev(change) {
+                return Ok(None);
+            }
+            self.before(change.key(), change.rev().major, memory)
+        };
+        revised.changes.iter().map(before).collect()
+    }
+
+    /// Reads for `task`, which begins inside. It ends before a revision that takes a look at a disk; beside what was found it
+    /// tells which of the task's watchers want that revision.
+    pub(super) fn read(&mut self, task: &ReadTask, memory: &dyn Memory) -> (CatchUp, Vec<usize>) {
         let oldest = self.oldest();
         assert!(
             task.from() >= oldest,
@@ -86,9 +128,17 @@ impl Recent {
         );
         let skip = usize::try_from(task.from().0 - oldest.0).unwrap_or(usize::MAX);
         let mut collector = Collector::new(task);
-        for revised in self.revisions.iter_mut().skip(skip) {
-            for change in &mut revised.changes {
-                if collector.visit(change, history)?.is_break() {
+        let mut cold = Vec::new();
+        for at in skip..self.revisions.len() {
+            let befores = self.befores(&self.revisions[at], &mut collector, memory);
+            let Ok(befores) = befores else {
+                cold = collector.stop();
+                break;
+            };
+            let revised = &mut self.revisions[at];
+            for (n, change) in revised.changes.iter_mut().enumerate() {
+                let before = befores.get(n).and_then(Option::as_ref);
+                if collector.visit(change, before).is_break() {
                     break;
                 }
             }
@@ -100,7 +150,7 @@ impl Recent {
             }
         }
         self.evict();
-        Ok(collector.finish())
+        (collector.finish(), cold)
     }
 
     fn evict(&mut self) {

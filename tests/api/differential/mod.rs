@@ -5,6 +5,7 @@
 
 mod generate;
 mod normalise;
+mod watch;
 
 use crate::support::{Client, Kind, Outcome, Server, get_range, note};
 use generate::{Generator, Operation};

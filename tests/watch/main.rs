@@ -8,6 +8,9 @@
     reason = "this crate is all tests, of which clippy sees only the functions marked so"
 )]
 
+mod crowd;
+mod messages;
+
 use quorate::{
     Config, Node,
     actors::{
@@ -23,7 +26,7 @@ use quorate::{
     },
     types::{RecordKind, Revision},
 };
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 /// A node on a data directory of its own.
 struct Home {
@@ -614,6 +617,56 @@ async fn future_watch_gets_neither_notifications_nor_old_events() {
     asking.ask(WatchRequest::Progress).await.unwrap();
     let progress = responses.next().await.unwrap();
     assert_eq!((progress.body, progress.revision), (Body::Progress, future));
+    node.stop().await;
+}
+
+/// Each watch of the stream begins far behind, and progress is asked for while it catches up.
+#[tokio::test(flavor = "multi_thread")]
+async fn progress_out_of_step_with_its_stream() {
+    let home = home();
+    let node = home.start();
+    let requests = node.requests();
+    for n in 0..500 {
+        let put = put(&format!("k{}", n % 10), vec![7; 1024]);
+        requests.put(put).await.unwrap();
+    }
+    let WatchStream {
+        requests: asking,
+        mut responses,
+    } = requests.watch_stream().await.unwrap();
+    let mut seen: BTreeMap<WatchId, Revision> = BTreeMap::new();
+    for _ in 0..8 {
+        let past = WatchRequest::Create(from(Revision(2)));
+        asking.ask(past).await.unwrap();
+        let last = mark(requests).await;
+        loop {
+            // One that is behind answers nothing: it is asked again after whatever comes, or does not come.
+            asking.ask(WatchRequest::Progress).await.unwrap();
+            let next = tokio::time::timeout(Duration::from_secs(1), responses.next());
+            let Ok(response) = next.await else { continue };
+            let response = response.unwrap();
+            match response.body {
+                Body::Created => drop(seen.insert(response.watch, Revision(1))),
+                Body::Events { events, .. } => {
+                    let seen = seen.get_mut(&response.watch).unwrap();
+                    for event in events {
+                        assert_eq!(event.rev.major, seen.next(), "each revision, once");
+                        *seen = event.rev.major;
+                    }
+                }
+                Body::Progress => {
+                    for (watch, seen) in &seen {
+                        assert_eq!(*seen, response.revision, "all of watch {watch} came before");
+                    }
+                    if response.revision >= last {
+                        break;
+                    }
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert_eq!(seen.len(), 8);
     node.stop().await;
 }
 

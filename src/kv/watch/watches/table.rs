@@ -1,0 +1,278 @@
+//! Who is in which state, and the only ways from one to another.
+
+use super::{
+    super::{
+        event::Event,
+        spec::{Body, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec},
+    },
+    Watches,
+};
+use crate::types::Revision;
+use std::{collections::BTreeMap, sync::Arc};
+
+/// A watcher of this member. Never used for another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WatcherKey {
+    pub(super) slot: u32,
+    pub(super) life: u32,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    pub(super) life: u32,
+    pub(super) watcher: Option<Watcher>,
+}
+
+#[derive(Debug)]
+pub(super) struct Watcher {
+    pub(super) stream: StreamId,
+    pub(super) id: WatchId,
+    pub(super) spec: WatchSpec,
+    /// Of one that is synced, at most this: it was sent everything up to the newest revision.
+    pub(super) next: Revision,
+    pub(super) phase: Phase,
+    /// Whether it was sent events since progress was last due.
+    pub(super) active: bool,
+    /// What it wants of `next` is not in memory: it must read stored history.
+    pub(super) cold: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Synced,
+    Queued,
+    Reading,
+    Starved,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Stream {
+    pub(super) ids: BTreeMap<WatchId, WatcherKey>,
+    next_id: i64,
+    pub(super) behind: usize,
+    pub(super) starved: Vec<WatcherKey>,
+    /// A progress request waits for room.
+    pub(super) progress_owed: bool,
+}
+
+impl Watches {
+    pub(super) fn add(&mut self, watcher: Watcher) -> WatcherKey {
+        let (stream, id) = (watcher.stream, watcher.id);
+        let at = self.free.pop().unwrap_or_else(|| {
+            self.slots.push(Slot::default());
+            u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX)
+        });
+        let slot = &mut self.slots[at as usize];
+        slot.watcher = Some(watcher);
+        let key = WatcherKey {
+            slot: at,
+            life: slot.life,
+        };
+        self.count += 1;
+        if let Some(opened) = self.streams.get_mut(&stream) {
+            opened.ids.insert(id, key);
+            opened.behind += 1;
+        }
+        key
+    }
+
+    pub(super) fn remove(&mut self, key: WatcherKey) {
+        let slot = &mut self.slots[key.slot as usize];
+        let Some(watcher) = slot.watcher.take_if(|_| slot.life == key.life) else {
+            return;
+        };
+        slot.life = slot.life.wrapping_add(1);
+        self.free.push(key.slot);
+        self.count -= 1;
+        if watcher.phase == Phase::Synced {
+            self.synced.remove(&watcher.spec.range, key);
+        }
+        if let Some(opened) = self.streams.get_mut(&watcher.stream) {
+            opened.ids.remove(&watcher.id);
+            opened.behind -= usize::from(watcher.phase != Phase::Synced);
+        }
+    }
+
+    pub(super) fn watcher(&self, key: WatcherKey) -> Option<&Watcher> {
+        let slot = &self.slots[key.slot as usize];
+        slot.watcher.as_ref().filter(|_| slot.life == key.life)
+    }
+
+    /// Reading, or just created → synced.
+    pub(super) fn sync(&mut self, key: WatcherKey) {
+        let Some(watcher) = watcher_mut(&mut self.slots, key) else {
+            return;
+        };
+        assert_eq!(
+            watcher.phase,
+            Phase::Reading,
+            "only a read, or its start, syncs a watcher"
+        );
+        watcher.phase = Phase::Synced;
+        self.synced.insert(&watcher.spec.range, key);
+        if let Some(opened) = self.streams.get_mut(&watcher.stream) {
+            opened.behind -= 1;
+        }
+    }
+
+    /// Synced → on the way to being starved or queued, because it cannot be sent `revision` now.
+    pub(super) fn unsync(&mut self, key: WatcherKey, revision: Revision) {
+        let Some(watcher) = watcher_mut(&mut self.slots, key) else {
+            return;
+        };
+        assert_eq!(
+            watcher.phase,
+            Phase::Synced,
+            "only a synced watcher falls behind"
+        );
+        watcher.phase = Phase::Reading;
+        watcher.next = watcher.next.max(revision);
+        self.synced.remove(&watcher.spec.range, key);
+        if let Some(opened) = self.streams.get_mut(&watcher.stream) {
+            opened.behind += 1;
+        }
+    }
+
+    /// → starved.
+    pub(super) fn starve(&mut self, key: WatcherKey) {
+        let Some(watcher) = watcher_mut(&mut self.slots, key) else {
+            return;
+        };
+        assert_ne!(
+            watcher.phase,
+            Phase::Synced,
+            "a synced watcher leaves the intervals first"
+        );
+        watcher.phase = Phase::Starved;
+        if let Some(opened) = self.streams.get_mut(&watcher.stream) {
+            opened.starved.push(key);
+        }
+    }
+
+    /// → queued.
+    pub(super) fn enqueue(&mut self, key: WatcherKey) {
+        let oldest = self.recent.oldest();
+        let Some(watcher) = watcher_mut(&mut self.slots, key) else {
+            return;
+        };
+        assert_ne!(
+            watcher.phase,
+            Phase::Synced,
+            "a synced watcher leaves the intervals first"
+        );
+        watcher.phase = Phase::Queued;
+        if watcher.next >= oldest && !watcher.cold {
+            self.queued_recent.push_back(key);
+        } else {
+            self.queued_history.push_back(key);
+        }
+    }
+
+    /// Verifies the invariants; for tests.
+    pub fn check(&self) {
+        self.synced.check();
+        let (mut synced, mut count) = (0, 0);
+        for (id, stream) in &self.streams {
+            let mut behind = 0;
+            for (watch, key) in &stream.ids {
+                let watcher = self.watcher(*key);
+                assert!(watcher.is_some(), "a stream knows only watchers that exist");
+                let Some(watcher) = watcher else { continue };
+                assert_eq!(
+                    (watcher.stream, watcher.id),
+                    (*id, *watch),
+                    "a watcher knows its place"
+                );
+                count += 1;
+                match watcher.phase {
+                    Phase::Synced => synced += 1,
+                    Phase::Queued => {
+                        let queued =
+                            self.queued_recent.contains(key) || self.queued_history.contains(key);
+                        assert!(queued, "a queued watcher is in a queue");
+                    }
+                    Phase::Starved => {
+                        assert!(
+                            stream.starved.contains(key),
+                            "its stream knows who is starved"
+                        );
+                    }
+                    Phase::Reading => {}
+                }
+                behind += usize::from(watcher.phase != Phase::Synced);
+            }
+            assert_eq!(
+                behind, stream.behind,
+                "a stream counts those that are not synced"
+            );
+        }
+        assert_eq!(
+            (synced, count),
+            (self.synced.len(), self.count),
+            "all watchers are counted"
+        );
+        let most = self.recent.bytes();
+        assert!(
+            most == 0 || self.recent.oldest() <= self.newest(),
+            "{most} bytes of something"
+        );
+    }
+}
+
+/// The watcher of a key, unless it is gone.
+pub(super) fn watcher_mut(slots: &mut [Slot], key: WatcherKey) -> Option<&mut Watcher> {
+    let slot = &mut slots[key.slot as usize];
+    slot.watcher.as_mut().filter(|_| slot.life == key.life)
+}
+
+impl Watcher {
+    pub(super) fn send(
+        &mut self,
+        events: Vec<Arc<Event>>,
+        revision: Revision,
+        outlet: &mut dyn Outlet,
+    ) {
+        self.active = true;
+        let body = Body::Events {
+            events,
+            fragment: self.spec.fragment,
+        };
+        outlet.send(
+            self.stream,
+            Response {
+                watch: self.id,
+                revision,
+                body,
+            },
+        );
+    }
+}
+
+impl Stream {
+    /// The id of a new watch, or why there is none.
+    pub(super) fn admit(&mut self, spec: &WatchSpec, room: bool) -> Result<WatchId, Refusal> {
+        if spec.range.is_empty_range() {
+            return Err(Refusal::EmptyRange);
+        }
+        if spec.start < Revision(0) {
+            return Err(Refusal::NegativeStart);
+        }
+        if spec.id == WatchId::NONE {
+            return Err(Refusal::ReservedId);
+        }
+        if self.ids.contains_key(&spec.id) && spec.id != WatchId(0) {
+            return Err(Refusal::DuplicateId);
+        }
+        if !room {
+            return Err(Refusal::TooManyWatchers);
+        }
+        if spec.id != WatchId(0) {
+            return Ok(spec.id);
+        }
+        while self.ids.contains_key(&WatchId(self.next_id)) {
+            self.next_id += 1;
+        }
+        self.next_id += 1;
+        Ok(WatchId(self.next_id - 1))
+    }
+}

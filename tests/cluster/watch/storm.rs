@@ -1,0 +1,189 @@
+//! Three members in bad weather, with writers at all of them and followers of what is written.
+//!
+//! In this order, and always while writers write: a compaction; a follower of the leader is killed and comes back; the leader is
+//! frozen, another one is elected, and the old one wakes up; another compaction; the leader is killed and comes back; a member is
+//! stopped in good order and comes back.
+
+use super::follow::{END, Journal, Plan, follow};
+use super::members::{Members, all_of, delete, put};
+use super::truth::History;
+use crate::ctl::leader;
+use crate::support::Cluster;
+use bytes::Bytes;
+use fastrand::Rng;
+use quorate::api::proto::etcdserverpb::RequestOp;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+/// Each writes keys of its own prefix, which is its name.
+const WRITERS: [&str; 3] = ["a", "b", "c"];
+/// Between two writes of a writer.
+const WRITE_PAUSE: Duration = Duration::from_millis(8);
+/// Revisions written during each kind of weather.
+const PHASE_REVISIONS: i64 = 120;
+/// Now and then a value is as long as this, so that who does not read falls behind.
+const LONG_BYTES: usize = 64 * 1024;
+/// The history that a compaction leaves.
+const KEPT_REVISIONS: i64 = 40;
+
+/// What it was like.
+#[derive(Debug)]
+pub(crate) struct Weather {
+    pub(crate) history: History,
+    pub(crate) journals: Vec<Journal>,
+    /// How often the leader changed.
+    pub(crate) leaders: usize,
+}
+
+/// Reads the truth as it grows, so that it is known when it is compacted.
+struct Historian {
+    members: Members,
+    history: History,
+}
+
+impl Historian {
+    /// Reads on until the store has grown by `revisions`.
+    async fn pass(&mut self, revisions: i64) {
+        let until = self.history.read + revisions;
+        while self.history.read < until {
+            self.history.read_on(&mut self.members).await;
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn compact(&mut self) {
+        self.history.read_on(&mut self.members).await;
+        let oldest = self.history.read - KEPT_REVISIONS;
+        self.members.compact(oldest).await;
+    }
+}
+
+/// Lets followers with these plans see the weather through. Plan n begins at member n.
+pub(crate) async fn weather(plans: Vec<Plan>) -> Weather {
+    let mut cluster = Cluster::start(3).await;
+    let ports = cluster.ports();
+    let mut historian = Historian {
+        members: Members::at(&ports, 0),
+        history: History::new(),
+    };
+    let (wake, awake) = watch::channel(false);
+    let followers: Vec<JoinHandle<Journal>> = plans
+        .into_iter()
+        .enumerate()
+        .map(|(n, plan)| tokio::spawn(follow(Members::at(&ports, n), plan, awake.clone())))
+        .collect();
+    let done = Arc::new(AtomicBool::new(false));
+    let writers = WRITERS.iter().enumerate().map(|(n, name)| {
+        let members = Members::at(&ports, n);
+        tokio::spawn(write(members, name, fastrand::u64(..), done.clone()))
+    });
+    let writers: Vec<JoinHandle<()>> = writers.collect();
+
+    historian.pass(PHASE_REVISIONS).await;
+    let leaders = storm(&mut cluster, &mut historian).await;
+    wake.send_replace(true);
+    historian.pass(PHASE_REVISIONS).await;
+
+    done.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.expect("writers write on");
+    }
+    let last = WRITERS.iter().map(|name| put(format!("{name}/0"), END));
+    historian.members.txn(all_of(last.collect())).await;
+    let mut journals = Vec::new();
+    for follower in followers {
+        journals.push(follower.await.expect("followers see the end"));
+    }
+    historian.history.read_on(&mut historian.members).await;
+    Weather {
+        history: historian.history,
+        journals,
+        leaders,
+    }
+}
+
+/// The bad part. Tells how often the leader changed.
+async fn storm(cluster: &mut Cluster, historian: &mut Historian) -> usize {
+    let ports = cluster.ports();
+    let others = |gone: usize| -> Vec<u16> {
+        let all = ports.iter().enumerate();
+        all.filter(|(at, _)| *at != gone)
+            .map(|(_, port)| *port)
+            .collect()
+    };
+    historian.compact().await;
+
+    let first = leader(&ports).await;
+    let follower = (first + 1) % 3;
+    cluster.members[follower].kill().await;
+    historian.pass(PHASE_REVISIONS).await;
+    cluster.members[follower].start();
+
+    let frozen = leader(&ports).await;
+    cluster.members[frozen].freeze();
+    let second = leader(&others(frozen)).await;
+    historian.pass(PHASE_REVISIONS).await;
+    cluster.members[frozen].thaw();
+
+    historian.compact().await;
+    let third = leader(&ports).await;
+    cluster.members[third].kill().await;
+    leader(&others(third)).await;
+    historian.pass(PHASE_REVISIONS).await;
+    cluster.members[third].start();
+
+    let fourth = leader(&ports).await;
+    cluster.members[(fourth + 1) % 3].stop().await;
+    historian.pass(PHASE_REVISIONS).await;
+    cluster.members[(fourth + 1) % 3].start();
+    let seen = [first, frozen, others_place(second, frozen), third, fourth];
+    seen.windows(2).filter(|pair| pair[0] != pair[1]).count()
+}
+
+/// A position among two, as one among three of which `gone` is left out.
+fn others_place(at: usize, gone: usize) -> usize {
+    at + usize::from(at >= gone)
+}
+
+/// Writes to keys `name/0` … `name/6` until it is told to stop: puts, deletions, and transactions of several changes.
+async fn write(mut members: Members, name: &'static str, seed: u64, done: Arc<AtomicBool>) {
+    let mut random = Rng::with_seed(seed);
+    while !done.load(Ordering::Relaxed) {
+        let ops = operations(name, &mut random);
+        // Whether a write without an answer happened is for the historian to find out.
+        if members.try_txn(all_of(ops)).await.is_err() {
+            members.move_on();
+        }
+        sleep(WRITE_PAUSE).await;
+    }
+}
+
+fn operations(name: &str, random: &mut Rng) -> Vec<RequestOp> {
+    let key = |n: usize| format!("{name}/{}", n % 7);
+    let first = random.usize(..7);
+    match random.u8(..10) {
+        0 => vec![delete(key(first), "")],
+        1 => vec![delete(format!("{name}/4"), format!("{name}0"))],
+        2 | 3 => {
+            let puts = (0..3).map(|n| put(key(first + n), value(n, random)));
+            let mut ops: Vec<RequestOp> = puts.collect();
+            ops.insert(random.usize(..3), delete(key(first + 3), ""));
+            ops
+        }
+        _ => vec![put(key(first), value(0, random))],
+    }
+}
+
+/// A value that begins with its turn among its transaction's puts.
+fn value(turn: usize, random: &mut Rng) -> Bytes {
+    let len = if random.u8(..4) == 0 { LONG_BYTES } else { 8 };
+    let mut value = vec![random.u8(..); len];
+    value[0] = u8::try_from(turn).expect("few puts in a transaction");
+    value.into()
+}
