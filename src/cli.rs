@@ -29,6 +29,19 @@ pub enum Command {
     Cluster(crate::local_cluster::ClusterArgs),
     /// Make certificates for the connections between members
     Cert(crate::net::cert::CertArgs),
+    /// A majority is lost for good: make one stopped member's data a new cluster of its own
+    Recover(RecoverArgs),
+}
+
+/// `quorate recover`: neither directory may be in use.
+#[derive(Debug, Args)]
+pub struct RecoverArgs {
+    /// The survivor's data directory; it stays as it is
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// The data directory of the new cluster's only member; must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    pub into: PathBuf,
 }
 
 /// Flags of `quorate server`. Each overrides the environment, which overrides the file; of one that is given twice, the

@@ -1,7 +1,7 @@
 //! Arguments, configuration, run.
 
 use clap::Parser;
-use quorate::cli::{Cli, Command, ServerArgs};
+use quorate::cli::{Cli, Command, RecoverArgs, ServerArgs};
 use quorate::net::cert::CertArgs;
 use std::error::Error;
 use std::process::ExitCode;
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         Command::Server(args) => serve(args),
         Command::Cluster(args) => quorate::local_cluster::run(&args).map_err(Into::into),
         Command::Cert(args) => make_certificates(&args),
+        Command::Recover(args) => recover(&args),
         Command::Bench(args) => quorate::bench::run(args).map_err(Into::into),
     };
     match done {
@@ -37,6 +38,13 @@ fn make_certificates(args: &CertArgs) -> Result<(), Box<dyn Error>> {
     for file in args.run()? {
         println!("{}", file.display());
     }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+fn recover(args: &RecoverArgs) -> Result<(), Box<dyn Error>> {
+    let done = quorate::node::recover_survivor(&args.data_dir, &args.into)?;
+    println!("{done}");
     Ok(())
 }
 

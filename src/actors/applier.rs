@@ -18,6 +18,7 @@ use super::{
     requests::{Published, RequestError},
     restore::{membership_meta, store_meta},
     snapshots::Received,
+    state_check::HashDesk,
     watch_hub::EventsApplied,
 };
 use crate::failpoint::{FailPoint, hit};
@@ -99,6 +100,8 @@ pub struct Applier {
     /// The watch hub was not told of some batch.
     watches_behind: bool,
     replacement: Replacement,
+    /// What other members may compare.
+    pub(super) hashes: HashDesk,
     peers: Peers,
     life: Lifeline,
 }
@@ -232,7 +235,6 @@ impl Applier {
             stored_index: LogIndex(0),
             handed_over: applied.index,
             draining: Vec::new(),
-            machine,
             applied,
             snapshot: state.snapshot,
             tail: Runs::default(),
@@ -247,6 +249,8 @@ impl Applier {
             pacing,
             watches_behind: false,
             replacement: Replacement::None,
+            hashes: HashDesk::new(applied.index, machine.state_hash()),
+            machine,
             peers,
             life,
         }
@@ -322,6 +326,7 @@ impl Handler<ApplyEntries> for Applier {
             }
         }
         hit(FailPoint::AfterApply);
+        self.hashes.settle();
         let changes = self.machine.take_changes();
         self.keep_for_commit(&changes);
         let through = self.machine.revision();
@@ -457,22 +462,31 @@ impl Applier {
             index: entry.index,
             term: entry.term,
         };
+        let at = LogPosition {
+            index: entry.index,
+            term: entry.term,
+        };
+        let mut verdict = None;
         match entry.kind {
-            EntryKind::Noop => return Ok(None),
-            EntryKind::Membership => return self.take_membership(entry).map(|()| None),
-            EntryKind::Command => {}
+            EntryKind::Noop => self.machine.pass(at),
+            EntryKind::Membership => {
+                self.machine.pass(at);
+                self.take_membership(entry)?;
+            }
+            EntryKind::Command => verdict = Some(self.apply_command(entry, at)?),
         }
+        self.hashes.applied(entry.index, self.machine.state_hash());
+        Ok(verdict)
+    }
+
+    fn apply_command(&mut self, entry: &Entry, at: LogPosition) -> Result<Verdict, ApplyError> {
         let command = decode_command(entry)?;
         let past = Past {
             tail: &self.tail,
             unpublished: &self.unpublished,
             stored: &self.stored,
         };
-        let at = LogPosition {
-            index: entry.index,
-            term: entry.term,
-        };
-        Ok(Some(self.machine.apply(&command, at, &past)?))
+        Ok(self.machine.apply(&command, at, &past)?)
     }
 
     /// The membership after a change; it becomes durable with the log position of the change.

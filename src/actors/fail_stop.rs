@@ -5,24 +5,49 @@
 
 use std::{fmt, sync::Arc, thread};
 
+/// How the process of a member that was removed from its cluster ends: starting it again is of no use.
+pub const EXIT_REMOVED: i32 = 3;
+
+/// How the process of a member that cannot go on ends: a start recovers what can be.
+const EXIT_FAILED: i32 = 1;
+
+/// Why a member ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// An error, or a bug.
+    Failed,
+    /// It is no longer in its cluster.
+    Removed,
+}
+
+/// What ends the member.
+type EndHook = dyn Fn(End, &str) + Send + Sync;
+
 /// Ends the member. Cheap to clone; every essential actor holds one.
 #[derive(Clone)]
 pub struct FailStop {
-    end: Arc<dyn Fn(&str) + Send + Sync>,
+    end: Arc<EndHook>,
 }
 
 impl FailStop {
     /// Ends the process.
     pub fn process() -> Self {
-        Self::new(|_| {
+        let end = |why, _: &str| {
+            let code = match why {
+                End::Failed => EXIT_FAILED,
+                End::Removed => EXIT_REMOVED,
+            };
             #[expect(clippy::disallowed_methods, reason = "this is the fail-stop path")]
-            std::process::exit(1);
-        })
+            std::process::exit(code);
+        };
+        Self { end: Arc::new(end) }
     }
 
     /// Calls `end` with the reason, for programs that embed a node and for simulations.
     pub fn new(end: impl Fn(&str) + Send + Sync + 'static) -> Self {
-        Self { end: Arc::new(end) }
+        Self {
+            end: Arc::new(move |_, reason| end(reason)),
+        }
     }
 
     /// Stops the member because of an error.
@@ -34,7 +59,13 @@ impl FailStop {
     /// Stops the member.
     pub fn now(&self, reason: &str) {
         tracing::error!("this member stops: {reason}");
-        (self.end)(reason);
+        (self.end)(End::Failed, reason);
+    }
+
+    /// Stops a member that was removed from its cluster, which is no failure.
+    pub fn removed(&self, reason: &str) {
+        tracing::warn!("this member stops: {reason}");
+        (self.end)(End::Removed, reason);
     }
 }
 

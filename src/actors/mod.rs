@@ -34,6 +34,7 @@ pub mod replies;
 pub mod requests;
 pub mod restore;
 pub mod snapshots;
+pub mod state_check;
 pub mod store;
 pub mod wal_writer;
 mod watch_clock;

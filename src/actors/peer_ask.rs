@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     codec::{self, Blob, CodecError},
+    kv::state_hash::StateHash,
     types::{LogIndex, NodeId},
 };
 use bincode::{BorrowDecode, Decode, Encode};
@@ -25,6 +26,11 @@ pub enum PeerAsk {
     Leases(Vec<LeaseCall>),
     /// From the leader: every member has the log durably up to here. Answered by nothing.
     EverybodyHas(LogIndex),
+    /// From the leader: the hash of the state after this entry. Answered by a [`StateHash`] once the entry is applied; a member
+    /// that does not know the hash, or the question, gives no answer.
+    StateHash(LogIndex),
+    /// From the leader: after this entry a majority has this hash, and the receiver told another one. Answered by nothing.
+    Differs(LogIndex, StateHash),
 }
 
 /// What became of a proposal.
@@ -74,6 +80,8 @@ mod tests {
             PeerAsk::Propose(vec![Blob::from("one"), Blob::from("")]),
             PeerAsk::Change(MemberChange::Promote { id: NodeId(7) }),
             PeerAsk::EverybodyHas(LogIndex(9)),
+            PeerAsk::StateHash(LogIndex(9)),
+            PeerAsk::Differs(LogIndex(9), StateHash::default()),
         ];
         for ask in asks {
             assert_eq!(PeerAsk::decode(&ask.encode()).unwrap(), ask);

@@ -10,7 +10,8 @@ use super::{
     members::Members,
     membership_change::{ChangeRefusal, MemberChange},
     raft_node::{
-        AskReadIndex, ChangeMembership, MoveLeader, Proposal, Propose, RaftNode, RaftStatus,
+        AskReadIndex, ChangeMembership, DiskHealth, MoveLeader, Proposal, Propose, RaftNode,
+        RaftStatus,
     },
     range_chunks::{NotStreamable, RangeChunks},
     replies::{Answer, Reply},
@@ -205,6 +206,8 @@ pub struct NodeStatus {
     pub learner: bool,
     /// Raised alarms.
     pub alarms: Vec<(NodeId, AlarmKind)>,
+    /// How the write-ahead log's disk does.
+    pub disk: DiskHealth,
 }
 
 /// The way into a node. Cheap to clone, and usable from any thread.
@@ -223,6 +226,7 @@ struct Shared {
     aside: Semaphore,
     views: watch::Receiver<Arc<Published>>,
     raft_status: watch::Receiver<RaftStatus>,
+    disk: watch::Receiver<DiskHealth>,
     raft: Addr<RaftNode>,
     compactor: Addr<Compactor>,
     watches: Addr<WatchHub>,
@@ -253,6 +257,8 @@ pub struct RequestPeers {
     pub views: watch::Receiver<Arc<Published>>,
     /// Leader, term and commit index.
     pub raft_status: watch::Receiver<RaftStatus>,
+    /// How the write-ahead log's disk does.
+    pub disk: watch::Receiver<DiskHealth>,
 }
 
 impl Requests {
@@ -277,6 +283,7 @@ impl Requests {
             aside: Semaphore::new(ASIDE_MAX),
             views: peers.views,
             raft_status: peers.raft_status,
+            disk: peers.disk,
             raft: peers.raft.clone(),
             compactor: peers.compactor,
             watches: peers.watches,
@@ -411,6 +418,9 @@ impl Requests {
     /// Proposes a command and waits for its outcome. The checks on the request alone are the caller's.
     pub async fn propose(&self, command: &Command) -> Result<Outcome, RequestError> {
         self.require_vote()?;
+        if !matches!(command, Command::SetAlarm(_)) {
+            self.require_same_state()?;
+        }
         if command.takes_space() {
             self.check_quota().await?;
         }
@@ -427,6 +437,9 @@ impl Requests {
         reply: impl FnOnce() -> Reply,
     ) -> Result<(), RequestError> {
         self.require_vote()?;
+        if !matches!(command, Command::SetAlarm(_)) {
+            self.require_same_state()?;
+        }
         self.submit_to(command, reply)
     }
 
@@ -448,12 +461,13 @@ impl Requests {
             quota_bytes: self.shared.limits.quota_bytes.unwrap_or(0),
             learner: raft.learner,
             alarms: published.alarms.iter().copied().collect(),
+            disk: *self.shared.disk.borrow(),
         }
     }
 
     /// The members: as of every change acknowledged before now, or, if not linearizable, as this member knows them.
     pub async fn members(&self, linearizable: bool) -> Result<Arc<Members>, RequestError> {
-        Ok(self.view_for(!linearizable).await?.members.clone())
+        Ok(self.view_of_any_state(!linearizable).await?.members.clone())
     }
 
     /// Changes the membership; answers with the members after the change. A member that does not lead asks the one that does.
@@ -509,6 +523,14 @@ impl Requests {
         Ok(())
     }
 
+    /// A member whose state differs from the others' serves nothing of it.
+    pub(super) fn require_same_state(&self) -> Result<(), RequestError> {
+        if self.shared.raft_status.borrow().out {
+            return Err(KvError::Corrupt.into());
+        }
+        Ok(())
+    }
+
     /// Follows the newest view.
     pub fn views(&self) -> watch::Receiver<Arc<Published>> {
         self.shared.views.clone()
@@ -533,12 +555,33 @@ impl Requests {
         }
     }
 
+    /// This member's newest view: what a serializable read sees.
+    pub fn newest_view(&self) -> Result<Arc<Published>, RequestError> {
+        self.require_same_state()?;
+        Ok(self.published())
+    }
+
     /// A view that holds every write acknowledged before now, anywhere; or, for a serializable read, this member's newest.
     pub async fn view_for(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
+        self.require_same_state()?;
+        self.view_of_any_state(serializable).await
+    }
+
+    /// As [`Requests::view_for`], also where this member's state differs from the others'.
+    async fn view_of_any_state(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
+        if !serializable {
+            self.require_vote()?;
+        }
+        self.view_of_anyone(serializable).await
+    }
+
+    pub(super) async fn view_of_anyone(
+        &self,
+        serializable: bool,
+    ) -> Result<Arc<Published>, RequestError> {
         if serializable {
             return Ok(self.published());
         }
-        self.require_vote()?;
         let index = self.read_index().await?;
         let newest = self.published();
         if newest.applied.index >= index {
@@ -651,14 +694,7 @@ impl Requests {
         if !self.is_at_quota() {
             return Ok(());
         }
-        let member = self.shared.identity.member;
-        let alarm = SetAlarm {
-            member,
-            kind: AlarmKind::NoSpace,
-            raised: true,
-        };
-        let raised = self.submit(&Command::SetAlarm(alarm))?;
-        raised.await.unwrap_or(Err(RequestError::Stopped))?;
+        self.raise_own_alarm(AlarmKind::NoSpace).await?;
         Err(RequestError::Kv(KvError::NoSpace))
     }
 }

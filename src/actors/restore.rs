@@ -9,15 +9,17 @@ use crate::{
         lease::LeaseTable,
         machine::{Machine, Restored},
         record::{KeyValue, RecordError},
+        state_hash::StateHash,
     },
     storage::db::{Db, DbError},
-    types::{LeaseId, NodeId, Revision},
+    types::{LeaseId, LogIndex, NodeId, Revision},
 };
 use bytes::Bytes;
 
 const REVISION: &str = "store.revision";
 const COMPACTED: &str = "store.compacted";
 const ALARMS: &str = "store.alarms";
+const HASH: &str = "store.hash";
 const MEMBERSHIP: &str = "cluster.membership";
 const SEED: &str = "cluster.seed";
 
@@ -56,6 +58,7 @@ pub(super) fn store_meta(machine: &Machine) -> Vec<(&'static str, Option<Vec<u8>
         (REVISION, Some(codec::encode(&machine.revision()))),
         (COMPACTED, Some(codec::encode(&machine.compacted()))),
         (ALARMS, Some(codec::encode(&alarms))),
+        (HASH, machine.state_hash().map(|hash| codec::encode(&hash))),
     ]
 }
 
@@ -79,6 +82,11 @@ pub fn seed(db: &Db) -> Result<Option<Bytes>, RestoreError> {
     Ok(db.reader()?.meta(SEED)?.map(Bytes::from))
 }
 
+/// The membership of a member that goes on alone, as blobs: whom it once joined does not matter any more.
+pub fn alone_meta(encoded: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
+    vec![(MEMBERSHIP, Some(encoded.to_vec())), (SEED, None)]
+}
+
 /// Reads the state back, and rebuilds the index in one pass over the records.
 pub fn restore(db: &Db) -> Result<(Restored, Tree), RestoreError> {
     let mut restored = Restored::default();
@@ -93,6 +101,10 @@ pub fn restore(db: &Db) -> Result<(Restored, Tree), RestoreError> {
         let alarms: Vec<(NodeId, AlarmKind)> = codec::decode(ALARMS, &bytes)?;
         restored.alarms = alarms.into_iter().collect();
     }
+    restored.hash = match reader.meta(HASH)? {
+        Some(bytes) => Some(codec::decode(HASH, &bytes)?),
+        None => (db.applied().index == LogIndex(0)).then(StateHash::default),
+    };
     restored.leases = restore_leases(db)?;
     let tree = rebuild(db)?;
     attach_keys(&tree, &mut restored.leases);

@@ -43,6 +43,7 @@ pub struct WatchResponses {
 impl Requests {
     /// Opens a stream of watches on this member.
     pub async fn watch_stream(&self) -> Result<WatchStream, RequestError> {
+        self.require_same_state()?;
         let hub = self.watch_hub().clone();
         let StreamOpened { outbox } = hub.send(OpenStream).await.map_err(stopped)??;
         let responses = WatchResponses {

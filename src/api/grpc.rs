@@ -30,6 +30,13 @@ const THIN: [&str; 2] = ["/etcdserverpb.KV/", "/etcdserverpb.Watch/"];
 /// The one call answered here whose requests are a stream.
 const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
+/// etcd: what a member without a vote answers. Of ranges it serves the serializable ones, which is decided there.
+const LEARNER: [&str; 3] = [
+    "/etcdserverpb.Maintenance/Status",
+    "/etcdserverpb.Maintenance/Snapshot",
+    "/etcdserverpb.KV/Range",
+];
+
 /// How much of a message that is too large is read over before the client is told.
 pub(super) const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -49,7 +56,7 @@ pub async fn answer<B>(front: Rc<Front>, request: Request<B>) -> Response<Body>
 where
     B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
 {
-    let answered = match admit(&front.api, request.headers()) {
+    let answered = match admit(&front.api, request.uri().path(), request.headers()) {
         Ok(deadline) if is_thin(request.uri().path()) => {
             let (parts, body) = request.into_parts();
             let answered = answer_thin(&front.api, &parts, body, deadline).await;
@@ -98,7 +105,10 @@ where
 }
 
 /// What the headers ask for, and whether it can be given. Returns the caller's deadline.
-pub(super) fn admit(api: &Api, headers: &HeaderMap) -> Result<Option<Instant>, Status> {
+pub(super) fn admit(api: &Api, path: &str, headers: &HeaderMap) -> Result<Option<Instant>, Status> {
+    if !LEARNER.contains(&path) {
+        api.require_vote()?;
+    }
     if let Some(encoding) = headers.get("grpc-encoding")
         && encoding != "identity"
     {

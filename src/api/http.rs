@@ -1,7 +1,7 @@
 //! The plain HTTP paths on the client port: `/version` and `/health`. Everything else is not found.
 
 use super::{Api, ETCD_VERSION, body::Body, maintenance::alarm_name};
-use crate::kv::command::RangeQuery;
+use crate::{kv::command::AlarmKind, types::NodeId};
 use http::{
     HeaderName, HeaderValue, Method, Response, StatusCode, Uri,
     header::{ALLOW, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
@@ -46,20 +46,20 @@ async fn health(api: &Api, query: &str) -> Response<Body> {
 /// Why the member does not count as healthy. etcd: alarms come first, then the leader, then a read like any client's.
 async fn illness(api: &Api, query: &HealthQuery<'_>) -> Option<String> {
     let alarms = api.requests.alarms();
-    let mut names = alarms.into_iter().map(|(_, kind)| alarm_name(kind));
+    let own = api.requests.identity().member;
+    // A member that was taken out is ill; those that took it out are not.
+    let mine = |(member, kind): &(NodeId, AlarmKind)| *kind != AlarmKind::Differs || *member == own;
+    let mut names = alarms
+        .into_iter()
+        .filter(mine)
+        .map(|(_, kind)| alarm_name(kind));
     if let Some(name) = names.find(|name| !query.excluded.contains(name)) {
         return Some(format!("ALARM {name}"));
     }
     if !query.serializable && !api.requests.has_leader() {
         return Some("RAFT NO LEADER".to_owned());
     }
-    let probe = RangeQuery {
-        key: "health".into(),
-        limit: 1,
-        serializable: query.serializable,
-        ..RangeQuery::default()
-    };
-    let read = api.requests.range(probe).await;
+    let read = api.requests.probe(query.serializable).await;
     read.err()
         .map(|error| format!("RANGE ERROR:{}", super::status::Status::from(error).message))
 }

@@ -175,8 +175,8 @@ impl Api {
     }
 
     /// This member's newest view: enough for a serializable read.
-    pub fn newest_view(&self) -> Arc<Published> {
-        self.requests.published()
+    pub fn newest_view(&self) -> Result<Arc<Published>, Status> {
+        Ok(self.requests.newest_view()?)
     }
 
     /// The answer to a read, unless it is so long that others should not wait for it.

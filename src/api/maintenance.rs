@@ -160,7 +160,7 @@ fn health(status: ServingStatus) -> HealthCheckResponse {
 fn entry(member: NodeId, kind: AlarmKind) -> pb::AlarmMember {
     let alarm = match kind {
         AlarmKind::NoSpace => AlarmType::Nospace,
-        AlarmKind::Corrupt => AlarmType::Corrupt,
+        AlarmKind::Corrupt | AlarmKind::Differs => AlarmType::Corrupt,
     };
     pb::AlarmMember {
         member_id: member.0,
@@ -194,6 +194,11 @@ fn status_errors(status: &NodeStatus) -> Vec<String> {
     if status.leader.is_none() {
         errors.push(Status::from(RequestError::NoLeader).message.into_owned());
     }
+    if let Some(waited) = status.disk.stalled_ms {
+        errors.push(format!(
+            "quorate: the disk stalls: a write is under way for {waited} ms"
+        ));
+    }
     for &(member, kind) in &status.alarms {
         errors.push(format!("memberID:{member} alarm:{} ", alarm_name(kind)));
     }
@@ -204,13 +209,14 @@ fn status_errors(status: &NodeStatus) -> Vec<String> {
 pub fn alarm_name(kind: AlarmKind) -> &'static str {
     match kind {
         AlarmKind::NoSpace => "NOSPACE",
-        AlarmKind::Corrupt => "CORRUPT",
+        AlarmKind::Corrupt | AlarmKind::Differs => "CORRUPT",
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::actors::raft_node::DiskHealth;
     use crate::types::{ClusterId, LogIndex, Revision, Term};
 
     fn node() -> NodeStatus {
@@ -228,6 +234,7 @@ mod tests {
             quota_bytes: u64::MAX,
             learner: false,
             alarms: Vec::new(),
+            disk: DiskHealth::default(),
         }
     }
 
@@ -255,8 +262,13 @@ mod tests {
     #[test]
     fn status_lists_what_is_wrong_as_etcd_does() {
         let alarms = vec![(NodeId(12_087_160_956_821_666_428), AlarmKind::NoSpace)];
+        let disk = DiskHealth {
+            stalled_ms: Some(1_200),
+            ..DiskHealth::default()
+        };
         let status = NodeStatus {
             leader: None,
+            disk,
             alarms,
             ..node()
         };
@@ -264,6 +276,7 @@ mod tests {
         assert_eq!(answer.leader, 0);
         let expected = [
             "etcdserver: no leader",
+            "quorate: the disk stalls: a write is under way for 1200 ms",
             "memberID:12087160956821666428 alarm:NOSPACE ",
         ];
         assert_eq!(answer.errors, expected);

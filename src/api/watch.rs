@@ -17,7 +17,10 @@ use crate::{
         watch_hub::WatchRequest,
         watch_stream::{WatchRequests, WatchResponses, WatchStream},
     },
-    kv::watch::{Body, Event, Refusal, Response, WatchId},
+    kv::{
+        KvError,
+        watch::{Body, Event, Refusal, Response, WatchId},
+    },
 };
 use bytes::Bytes;
 use pb::watch_request::RequestUnion;
@@ -65,6 +68,7 @@ impl Api {
         tokio::select! {
             ended = self.take_requests(messages, &requests, &book) => ended,
             ended = self.send_responses(responses, &book, out) => ended,
+            () = self.requests.taken_out() => Err(RequestError::Kv(KvError::Corrupt).into()),
             () = leader_lost => Err(RequestError::NoLeader.into()),
             () = self.stopping() => Err(RequestError::Stopped.into()),
         }

@@ -114,6 +114,16 @@ pub enum PeerTls {
     },
 }
 
+impl PeerTls {
+    /// How the members' URLs begin. etcd: `https` where members have certificates.
+    pub fn scheme(&self) -> &'static str {
+        match self {
+            Self::Files { .. } => "https",
+            Self::Unset | Self::Insecure => "http",
+        }
+    }
+}
+
 /// Which cluster this is a member of.
 #[derive(Clone, Debug)]
 pub struct ClusterConfig {
@@ -141,6 +151,8 @@ pub struct RaftConfig {
     pub heartbeat: Duration,
     /// How long a silent leader is waited for.
     pub election: Duration,
+    /// How long a write to the log may be under way before a leader hands on its leadership.
+    pub disk_stall: Duration,
 }
 
 /// What is refused, and from when on.
@@ -453,6 +465,7 @@ fn raft(layers: &Layers) -> Result<RaftConfig, ConfigError> {
         return Err(refuse(layers, "raft.election_ms", &allowed));
     }
     Ok(RaftConfig {
+        disk_stall: millis(layers, "raft.disk_stall_ms", 100..=60_000)?,
         heartbeat,
         election,
     })

@@ -294,8 +294,10 @@ pub struct CheckpointLeases {
 pub enum AlarmKind {
     /// Its database reached the quota.
     NoSpace,
-    /// Its state differs from the others'.
+    /// Something about the cluster's state is wrong, and nobody knows whose is right: nobody serves.
     Corrupt,
+    /// Its state differs from a majority's: it does not serve, the others do. Clients see it as [`AlarmKind::Corrupt`].
+    Differs,
 }
 
 /// Raises an alarm, or takes it back.

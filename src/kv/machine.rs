@@ -18,6 +18,7 @@ use super::{
     lease::{LeaseChange, LeaseRow, LeaseTable},
     range::{self, ReadError, Records, Window},
     record::{self, KeyValue},
+    state_hash::{Effects, StateHash},
     txn::{self, Plan},
 };
 use crate::types::{LeaseId, NodeId, Record, RecordKind, Rev, Revision};
@@ -32,6 +33,8 @@ pub struct Machine {
     alarms: BTreeSet<(NodeId, AlarmKind)>,
     revision: Revision,
     compacted: Revision,
+    /// Nothing in a store that an older version wrote: it is not compared.
+    hash: Option<StateHash>,
     changes: Changes,
 }
 
@@ -61,6 +64,8 @@ pub struct Restored {
     pub leases: LeaseTable,
     /// Raised alarms.
     pub alarms: BTreeSet<(NodeId, AlarmKind)>,
+    /// The rolling hash, unless an older version wrote the store.
+    pub hash: Option<StateHash>,
 }
 
 impl Default for Restored {
@@ -70,6 +75,7 @@ impl Default for Restored {
             compacted: Revision::NEVER_COMPACTED,
             leases: LeaseTable::default(),
             alarms: BTreeSet::new(),
+            hash: Some(StateHash::default()),
         }
     }
 }
@@ -107,6 +113,7 @@ impl Machine {
             alarms: restored.alarms,
             revision: restored.revision,
             compacted: restored.compacted,
+            hash: restored.hash,
             changes: Changes::default(),
         }
     }
@@ -117,6 +124,45 @@ impl Machine {
     /// The inner result is every member's answer. The outer error is this member's alone: it cannot read what it stored,
     /// and must not go on.
     pub fn apply(
+        &mut self,
+        command: &Command,
+        at: LogPosition,
+        past: &dyn Records,
+    ) -> Result<Verdict, ReadError> {
+        let before = (self.changes.records.len(), self.changes.leases.len());
+        let verdict = self.verdict(command, at, past)?;
+        self.fold(at, Some(&verdict), before);
+        Ok(verdict)
+    }
+
+    /// Passes an entry that is no command, so that it counts in the hash.
+    pub fn pass(&mut self, at: LogPosition) {
+        let before = (self.changes.records.len(), self.changes.leases.len());
+        self.fold(at, None, before);
+    }
+
+    /// The rolling hash after the last entry; nothing in a store that an older version wrote.
+    pub fn state_hash(&self) -> Option<StateHash> {
+        self.hash
+    }
+
+    /// Folds an entry and what it did into the hash; before it there were so many records and lease changes.
+    fn fold(&mut self, at: LogPosition, verdict: Option<&Verdict>, before: (usize, usize)) {
+        let Some(hash) = &mut self.hash else { return };
+        hash.fold(
+            at,
+            &Effects {
+                verdict,
+                revision: self.revision,
+                compacted: self.compacted,
+                records: &self.changes.records[before.0..],
+                leases: &self.changes.leases[before.1..],
+                alarms: self.alarms.len(),
+            },
+        );
+    }
+
+    fn verdict(
         &mut self,
         command: &Command,
         at: LogPosition,
@@ -329,7 +375,10 @@ impl Machine {
             self.changes.alarms |= self.alarms.insert(entry);
             true
         } else {
-            self.alarms.remove(&entry)
+            // Clients know no other name for it.
+            let differs = alarm.kind == AlarmKind::Corrupt
+                && self.alarms.remove(&(alarm.member, AlarmKind::Differs));
+            self.alarms.remove(&entry) || differs
         };
         self.changes.alarms |= !alarm.raised && found;
         Outcome::Alarm {

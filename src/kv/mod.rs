@@ -13,7 +13,8 @@
 //! - [`command`]: what can be asked, what is answered. [`check`]: what is refused before it enters the log.
 //! - [`machine`]: applies committed commands. [`txn`]: compares and the plan of a transaction. [`range`]: reads.
 //! - [`index`]: key → metadata and history of revisions. [`keys`]: the view on it, with what is not yet published.
-//! - [`hash`]: what members compare. [`record`]: the stored bytes. [`view`]: what readers get.
+//! - [`hash`]: what etcd's members compare. [`state_hash`]: what ours do. [`record`]: the stored bytes. [`view`]: what readers
+//!   get.
 //! - [`lease`]: leases as the log knows them. [`lease_clock`]: their countdown, on the leader.
 
 #![warn(clippy::wildcard_enum_match_arm)]
@@ -36,6 +37,7 @@ pub mod range;
 pub mod record;
 pub mod retention;
 pub mod runs;
+pub mod state_hash;
 pub mod txn;
 pub mod view;
 pub mod watch;

@@ -17,7 +17,9 @@ use crate::{
         lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
         leases::{ForwardLeaseCalls, LeaseKeysPeer, LeasePeers},
         peer_hub::{ClosePeers, HubPeers, PeerHub},
-        raft_node::{LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, RaftStatus, SelfInfo},
+        raft_node::{
+            DiskHealth, LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, RaftStatus, SelfInfo,
+        },
         requests::{Identity, Published, RequestLimits, RequestPeers, Requests},
         snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
         wal_writer::{SealLog, WalWriter},
@@ -107,6 +109,7 @@ pub(super) fn assemble(
         watches: watches.clone(),
         views: channels.views.clone(),
         raft_status: channels.raft_status.clone(),
+        disk: channels.disk.clone(),
     };
     let requests = starting.requests(identity, &way_in);
 
@@ -131,10 +134,13 @@ pub(super) fn assemble(
             replace: apply_loop.clone().recipient(),
             snapshots: snapshots.recipient(),
             status: channels.raft_status_in,
+            disk: channels.disk_in,
             links: hub.as_ref().map_or(PeerLinks::Alone, links_of),
             seed: recovery.seed,
             requests: requests[0].clone(),
             answered: raft_node.clone().recipient(),
+            hashes: apply_loop.clone().recipient(),
+            told: raft_node.clone().recipient(),
         },
     );
     given(
@@ -221,6 +227,8 @@ struct Channels {
     views: watch::Receiver<Arc<Published>>,
     raft_status_in: watch::Sender<RaftStatus>,
     raft_status: watch::Receiver<RaftStatus>,
+    disk_in: watch::Sender<DiskHealth>,
+    disk: watch::Receiver<DiskHealth>,
 }
 
 impl Channels {
@@ -252,12 +260,16 @@ impl Channels {
             term: Term(0),
             commit: LogIndex(0),
             learner: false,
+            out: false,
         });
+        let (disk_in, disk) = watch::channel(DiskHealth::default());
         Self {
             views_in,
             views,
             raft_status_in,
             raft_status,
+            disk_in,
+            disk,
         }
     }
 
@@ -289,6 +301,7 @@ impl Starting<'_> {
         let pacing = RaftPacing {
             tick: self.config.raft.heartbeat,
             election: self.config.raft.election,
+            disk_stall: self.config.raft.disk_stall,
             request_timeout: self.request_timeout(),
             apply_gap_max: self.config.limits.apply_gap_max,
             log_bound: LogBound {

@@ -94,6 +94,7 @@ fn placed(
     let id = info.id.ok_or_else(|| StartError::NotAdded {
         name: config.name.clone(),
         address: config.peer_advertise().to_string(),
+        scheme: config.peer.tls.scheme(),
     })?;
     let membership = Bytes::from(info.membership);
     Members::decode(&membership).map_err(RestoreError::from)?;

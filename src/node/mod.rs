@@ -7,8 +7,10 @@ mod assemble;
 mod join;
 mod placement;
 mod recover;
+mod survivor;
 
 pub use recover::StartError;
+pub use survivor::{Survival, SurvivorError, recover_survivor};
 
 use crate::{
     actors::{

@@ -4,7 +4,7 @@
 //! Order: identity → database (its applied index, the index rebuilt from its records) → log after that index. A crash between any
 //! two steps of an earlier start leaves a directory that this same path completes.
 
-use super::join::Joined;
+use super::join::{self, Joined};
 use crate::{
     actors::{
         members::{MemberInfo, Members, id_of},
@@ -27,11 +27,11 @@ use crate::{
 use std::{collections::BTreeMap, io, sync::Arc};
 
 /// The database's file.
-const DATABASE: &str = "db/revisions.redb";
+pub(super) const DATABASE: &str = "db/revisions.redb";
 /// Bytes of the log that are read at once.
 const HISTORY_READ_BYTES: usize = 4 * 1024 * 1024;
 /// The log's directory.
-const LOG: &str = "wal";
+pub(super) const LOG: &str = "wal";
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -93,13 +93,15 @@ pub enum StartError {
     /// Nobody added this member.
     #[error(
         "cannot join the cluster: its members know nobody at {address}; add this member first: etcdctl member add {name} \
-         --peer-urls=http://{address}"
+         --peer-urls={scheme}://{address}"
     )]
     NotAdded {
         /// What this member is called.
         name: String,
         /// Where it says the others reach it.
         address: String,
+        /// How.
+        scheme: &'static str,
     },
     /// The member has run, and its directory is new.
     #[error(
@@ -180,7 +182,10 @@ pub(super) fn recover(
     if fresh {
         member::write(&**disk, &member)?;
     }
-    let alone = members.iter().count() <= 1 && seed.iter().next().is_none();
+    // Only one that has no port for members is sure to stay alone.
+    let alone = members.iter().count() <= 1
+        && seed.iter().next().is_none()
+        && join::security(config).is_none();
     let history = if alone {
         History::none(&db)
     } else {
@@ -275,12 +280,13 @@ fn bootstrap(config: &Config) -> Result<Membership, StartError> {
         .iter()
         .map(|member| (member.name.as_str(), member.peer.to_string()))
         .collect();
+    let scheme = config.peer.tls.scheme();
     let voters = ids.iter().map(|(name, id)| {
         let own = config.peer_advertise().to_string();
         let peer = peers.get(name.as_str()).unwrap_or(&own);
         let info = MemberInfo {
             name: name.clone(),
-            peer_urls: vec![format!("http://{peer}")],
+            peer_urls: vec![format!("{scheme}://{peer}")],
             client_urls: if alone {
                 client_urls(config)
             } else {

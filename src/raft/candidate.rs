@@ -49,7 +49,8 @@ impl Node {
     /// Stands for election, by way of a pre-vote unless `transfer`: then the leader wants it.
     pub(super) fn stand(&mut self, transfer: bool) {
         let id = self.common.id();
-        if self.common.applying.installing || !self.common.history.may_campaign(id) {
+        let barred = self.common.applying.installing || self.common.barred;
+        if barred || !self.common.history.may_campaign(id) {
             if let Role::Follower(follower) = &mut self.role {
                 follower.restart_timeout(&mut self.common);
             }
@@ -178,5 +179,71 @@ impl Node {
                         && follower.elapsed < self.common.config.election_ticks
                 }
             }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::interface::{Config, InitialState};
+    use super::super::message::Message;
+    use super::super::testing::voters;
+    use super::*;
+
+    fn member_of(size: u64) -> Node {
+        let state = InitialState {
+            membership: voters(1..=size),
+            ..InitialState::default()
+        };
+        Node::new(Config::new(NodeId(1), 1), state).unwrap()
+    }
+
+    /// What it says to others while it hears nobody.
+    fn said(node: &mut Node) -> usize {
+        let mut messages = 0;
+        for _ in 0..100 {
+            node.tick();
+            while let Some(ready) = node.ready() {
+                messages += ready.messages.len();
+                if let Some(persist) = ready.persist {
+                    node.persisted(persist.seq);
+                }
+            }
+        }
+        messages
+    }
+
+    #[test]
+    fn a_barred_member_does_not_stand_also_when_told_to() {
+        let mut node = member_of(3);
+        node.bar(true);
+        assert_eq!(said(&mut node), 0, "it leaves elections to others");
+        let told = Message {
+            term: Term(1),
+            body: Body::TimeoutNow,
+        };
+        node.step(NodeId(2), told).unwrap();
+        assert_eq!(said(&mut node), 0);
+        assert_eq!(node.status().term, Term(1), "it began no term of its own");
+        node.bar(false);
+        assert!(said(&mut node) > 0, "it stands again");
+    }
+
+    #[test]
+    fn a_barred_member_votes_and_a_sole_voter_is_not_barred() {
+        let mut node = member_of(3);
+        node.bar(true);
+        let asked = Message {
+            term: Term(4),
+            body: Body::RequestVote {
+                last: LogId::default(),
+                transfer: false,
+            },
+        };
+        node.step(NodeId(2), asked).unwrap();
+        assert_eq!(said(&mut node), 1, "a vote");
+        let mut alone = member_of(1);
+        alone.bar(true);
+        said(&mut alone);
+        assert!(alone.is_leader(), "there is nobody else");
     }
 }

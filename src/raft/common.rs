@@ -85,6 +85,8 @@ pub(super) struct Common {
     pub(super) applying: Applying,
     pub(super) out: Outbox,
     pub(super) random: Random,
+    /// This member must not lead.
+    pub(super) barred: bool,
     /// Ticks since the start.
     pub(super) now: u64,
     durability: Durability,
@@ -118,6 +120,7 @@ impl Common {
             },
             out: Outbox::default(),
             random,
+            barred: false,
             now: 0,
             durability: Durability::default(),
             gated: Vec::new(),

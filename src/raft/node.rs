@@ -136,6 +136,18 @@ impl Node {
         }
     }
 
+    /// Bars this member from leading, or lets it again: while barred it does not stand for election, also not when a leader tells
+    /// it to, and votes, follows and stores entries as ever. A leader hands leadership to the voter that is closest to it; call
+    /// again while it leads, for the other may not take it. A sole voter leads all the same: there is nobody else.
+    pub fn bar(&mut self, barred: bool) {
+        self.common.barred = barred && !self.common.membership().is_sole_voter(self.common.id());
+        if self.common.barred
+            && let Role::Leader(leader) = &mut self.role
+        {
+            leader.transfer_to_best(&self.common);
+        }
+    }
+
     /// Stands for election without waiting for the timeout.
     pub fn campaign(&mut self) {
         if !self.is_leader() {

@@ -60,7 +60,8 @@ async fn a_learner_joins_is_promoted_and_leaves() {
     assert_eq!(written, "OK\n");
     same_history(&ports).await;
     eventually(&ports[..3], &["member", "remove", &id], |_| true).await;
-    cluster.members[3].stopped().await;
+    let status = cluster.members[3].stopped().await;
+    assert_eq!(status.code(), Some(3), "as docs/operations.md says");
     let log = cluster.members[3].log();
     assert!(
         log.contains("this member was removed from the cluster"),

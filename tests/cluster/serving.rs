@@ -37,7 +37,7 @@ async fn members_and_statuses_agree() {
     assert_eq!(lists[0], lists[2]);
     for member in &cluster.members {
         let line = format!(
-            "{}, http://127.0.0.1:{}, http://127.0.0.1:{}, false",
+            "{}, https://127.0.0.1:{}, http://127.0.0.1:{}, false",
             member.name, member.peer, member.client
         );
         assert!(lists[0].contains(&line), "{line} in {}", lists[0]);

@@ -4,7 +4,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::env;
 use std::fs::{self, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{self, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
@@ -64,6 +64,7 @@ pub(crate) struct Member {
     pub(crate) client: u16,
     pub(crate) peer: u16,
     pub(crate) args: Vec<String>,
+    /// Further variables of its environment.
     pub(crate) env: Vec<(String, String)>,
     place: Place,
     child: Option<Child>,
@@ -198,6 +199,11 @@ impl Cluster {
         let said =
             |member: &Member| list.contains(&format!(", http://127.0.0.1:{}, ", member.client));
         self.members.iter().all(said)
+    }
+
+    /// The folder that holds all of the members'.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Where clients connect, in order.

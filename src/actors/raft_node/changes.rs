@@ -274,7 +274,7 @@ impl RaftNode {
     /// A member whose removal is committed stops, once it has told the others.
     pub(super) fn leave(&self) {
         if self.leaves_at.is_some_and(|at| at <= clock::now()) {
-            self.life.fail_stop().now(
+            self.life.fail_stop().removed(
                 "this member was removed from the cluster, as was asked for. Its data directory can be deleted",
             );
         }

@@ -144,6 +144,13 @@ impl RaftNode {
                 }
                 responder.answer(Bytes::new());
             }
+            Ok(PeerAsk::StateHash(index)) => self.tell_hash(index, responder),
+            Ok(PeerAsk::Differs(index, right)) => {
+                if self.raft.leader() == Some(from) {
+                    self.accused(index, right);
+                }
+                responder.answer(Bytes::new());
+            }
             // A dropped responder tells the asker that there is no answer.
             Err(error) => tracing::error!(peer = from.hex(), "a request is dropped: {error}"),
         }

@@ -166,7 +166,7 @@ impl Handler<RefusedByPeer> for RaftNode {
             .filter(|(id, _)| unknown_at.contains(id))
             .count();
         if agree > voters / 2 {
-            self.life.fail_stop().now(
+            self.life.fail_stop().removed(
                 "this member was removed from the cluster: the others do not know it any more. Its data directory can be deleted",
             );
         }

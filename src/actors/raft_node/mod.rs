@@ -10,12 +10,16 @@
 //! applied; if its time is up first the caller is told so, and the write may still happen.
 
 mod changes;
+mod disk;
 mod forwards;
+mod guard;
 mod links;
 mod snapshots;
 
 pub use changes::{ChangeMembership, ChangeReply, MoveLeader};
+pub use disk::DiskHealth;
 pub use forwards::ForwardAnswered;
+pub use guard::HashTold;
 pub use links::PeerLinks;
 pub use snapshots::{InstallSnapshot, LogBound, TransferEnded};
 
@@ -27,6 +31,7 @@ use super::{
     replies::Reply,
     requests::{RequestError, Requests, answer},
     snapshots::SendSnapshotTo,
+    state_check::TellStateHash,
     wal_writer::{Persist, Persisted, ReleaseEntries},
 };
 use crate::{
@@ -71,6 +76,8 @@ pub struct RaftPacing {
     pub election: Duration,
     /// How long a request may take.
     pub request_timeout: Duration,
+    /// How long a write to the log may be under way.
+    pub disk_stall: Duration,
     /// Committed entries that may wait to be applied before proposals are refused.
     pub apply_gap_max: u64,
     /// How much of the log stays for members that lack it.
@@ -104,13 +111,16 @@ pub struct RaftNode {
     leadership: Option<Leadership>,
     links: links::Peers,
     transfers: snapshots::Transfers,
+    guard: guard::Guard,
     /// Entries up to here are applied.
     applied: LogIndex,
     reads: BTreeMap<u64, WaitingReads>,
     next_read: u64,
-    /// What the WAL writer is to be told next, and the last sequence number of each message it has not answered.
+    /// What the WAL writer is to be told next, and the messages that it has not answered.
     unsent_persists: Vec<raft::Persist>,
-    persists: VecDeque<u64>,
+    persists: disk::Writes,
+    /// To whom leadership is handed on, since the disk stalls.
+    yields_to: Option<NodeId>,
     /// What the applier is to be told next, and the last index of each message it has not answered. The core bounds the bytes.
     unsent_entries: Vec<CommittedEntry>,
     applies: VecDeque<LogIndex>,
@@ -140,6 +150,8 @@ pub struct RaftPeers {
     pub snapshots: Recipient<SendSnapshotTo>,
     /// Tells everyone who leads.
     pub status: watch::Sender<RaftStatus>,
+    /// Tells everyone how the log's disk does.
+    pub disk: watch::Sender<DiskHealth>,
     /// The way to the other members.
     pub links: PeerLinks,
     /// The members that were there when this one joined: whom it listens to until the log tells.
@@ -148,6 +160,10 @@ pub struct RaftPeers {
     pub requests: Requests,
     /// This node itself, for what comes back from the leader.
     pub answered: Recipient<ForwardAnswered>,
+    /// Knows the hashes of this member's state.
+    pub hashes: Recipient<TellStateHash>,
+    /// This node itself, for the hashes that it asked for.
+    pub told: Recipient<HashTold>,
 }
 
 /// Who this member is.
@@ -184,6 +200,8 @@ pub struct RaftStatus {
     pub commit: LogIndex,
     /// Whether this member has no vote.
     pub learner: bool,
+    /// Whether this member's state differs from the others', so that it serves nothing.
+    pub out: bool,
 }
 
 /// A command on its way into the log.
@@ -232,7 +250,7 @@ impl RaftNode {
         peers: RaftPeers,
         life: Lifeline,
     ) -> Self {
-        let published = status_of(&raft, member.id);
+        let published = status_of(&raft, member.id, false);
         Self {
             applied: raft.commit(),
             raft,
@@ -251,10 +269,12 @@ impl RaftNode {
             leadership: None,
             links: links::Peers::default(),
             transfers: snapshots::Transfers::default(),
+            guard: guard::Guard::default(),
             reads: BTreeMap::new(),
             next_read: 0,
             unsent_persists: Vec::new(),
-            persists: VecDeque::new(),
+            persists: disk::Writes::new(pacing.disk_stall),
+            yields_to: None,
             unsent_entries: Vec::new(),
             applies: VecDeque::new(),
             stored: LogIndex(0),
@@ -317,11 +337,13 @@ impl Handler<Persisted> for RaftNode {
     type Result = ();
 
     fn handle(&mut self, persisted: Persisted, _: &mut Self::Context) {
-        while self
+        let slow = self
             .persists
-            .pop_front_if(|seq| *seq <= persisted.seq)
-            .is_some()
-        {}
+            .end(persisted.seq, persisted.sync_micros, clock::now());
+        if let Some(took) = slow {
+            let took_ms = clock::micros(took) / 1_000;
+            tracing::warn!(took_ms, "a write to the write-ahead log was slow");
+        }
         self.raft.persisted(persisted.seq);
         self.carry_out();
     }
@@ -353,9 +375,11 @@ impl RaftNode {
         self.publish_self();
         self.drive_changes();
         self.promote_waiting();
+        self.tend_disk();
+        self.guard_state();
         self.tend_peers();
         self.carry_out();
-        self.publish(status_of(&self.raft, self.member.id));
+        self.publish_status();
     }
 
     /// How far applying is behind committing.
@@ -444,7 +468,9 @@ impl RaftNode {
             return;
         }
         let persists = std::mem::take(&mut self.unsent_persists);
-        self.persists.extend(persists.last().map(|last| last.seq));
+        if let Some(last) = persists.last() {
+            self.persists.begin(last.seq, clock::now());
+        }
         self.life.deliver(&self.peers.wal, Persist(persists));
     }
 
@@ -542,7 +568,7 @@ impl RaftNode {
             leader = status.leader.map(NodeId::hex),
             "raft role"
         );
-        self.publish(status_of(&self.raft, self.member.id));
+        self.publish_status();
         if let Some(leader) = status.leader {
             self.led_by(leader, status.term);
         }
@@ -570,7 +596,8 @@ impl RaftNode {
         self.drive_changes();
     }
 
-    fn publish(&mut self, status: RaftStatus) {
+    fn publish_status(&mut self) {
+        let status = status_of(&self.raft, self.member.id, self.guard.is_out());
         if self.published != status {
             self.published = status;
             self.peers.status.send_replace(status);
@@ -615,13 +642,14 @@ impl RaftNode {
     }
 }
 
-fn status_of(raft: &Node, member: NodeId) -> RaftStatus {
+fn status_of(raft: &Node, member: NodeId, out: bool) -> RaftStatus {
     RaftStatus {
         leader: raft.leader(),
         leads: raft.is_leader(),
         term: raft.status().term,
         commit: raft.commit(),
         learner: raft.membership().is_learner(member),
+        out,
     }
 }
 

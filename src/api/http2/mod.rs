@@ -255,7 +255,7 @@ impl Talk {
         if let Some(hot) = hot
             && let Some(message) = body.poll_message(context, self.front.api.receive_bytes_max())
         {
-            match grpc::admit(&self.front.api, &head.headers) {
+            match grpc::admit(&self.front.api, head.uri.path(), &head.headers) {
                 Ok(deadline) => self.begin(hot, message, Call { respond, deadline }),
                 Err(status) => answer(respond, Err(status)),
             }
@@ -272,8 +272,10 @@ impl Talk {
             Ok(Begun::Proposed) => {}
             Ok(Begun::Reads(read)) if read.is_serializable() => {
                 // It must not wait for a question, which may find no leader.
-                let newest = self.front.api.newest_view();
-                self.read(&newest, read, call);
+                match self.front.api.newest_view() {
+                    Ok(newest) => self.read(&newest, read, call),
+                    Err(status) => answer(call.respond, Err(status)),
+                }
                 return;
             }
             Ok(Begun::Reads(read)) => self.new_reads.push((number, read)),

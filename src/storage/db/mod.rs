@@ -18,6 +18,7 @@
 //!
 //! **Space** that compaction frees is used again by later commits; the file does not shrink while it is open.
 
+mod adopt;
 mod compact;
 #[cfg(test)]
 mod damage;

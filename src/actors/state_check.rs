@@ -1,0 +1,183 @@
+//! The applier's part in comparing states: it remembers the hashes after the last entries, and tells them. And what a way in
+//! does about a state that differs.
+
+use super::{
+    applier::Applier,
+    requests::{RequestError, Requests},
+};
+use crate::{
+    kv::{
+        command::{AlarmKind, Command, SetAlarm},
+        state_hash::{RecentHashes, StateHash},
+    },
+    types::LogIndex,
+};
+use actix::prelude::*;
+use std::collections::VecDeque;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+/// Questions that may wait for an entry that is not applied yet. Each asker asks again; the oldest gets no answer.
+const WAITING_MAX: usize = 16;
+
+/// Asks for the hash after an entry, which may not be applied yet. Without an answer the hash is not known here.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct TellStateHash {
+    /// The entry.
+    pub index: LogIndex,
+    /// Who asks.
+    pub reply: oneshot::Sender<StateHash>,
+    /// Bounds the questions in the applier's mailbox.
+    pub turn: OwnedSemaphorePermit,
+}
+
+/// The hashes of the last entries, and who waits for one.
+#[derive(Debug)]
+pub(super) struct HashDesk {
+    /// Nothing if an older version wrote the store.
+    recent: Option<RecentHashes>,
+    waiting: VecDeque<(LogIndex, oneshot::Sender<StateHash>)>,
+}
+
+impl HashDesk {
+    /// Begins with the state after entry `index`.
+    pub(super) fn new(index: LogIndex, hash: Option<StateHash>) -> Self {
+        if hash.is_none() {
+            tracing::warn!(
+                "an older version wrote this store: it cannot be compared with the other members', until this member is replaced"
+            );
+        }
+        Self {
+            recent: hash.map(|hash| RecentHashes::new(index, hash)),
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// An entry was applied. If it does not follow the last one, a snapshot took the place of those between.
+    pub(super) fn applied(&mut self, index: LogIndex, hash: Option<StateHash>) {
+        match (&mut self.recent, hash) {
+            (Some(recent), Some(hash)) if recent.newest().next() == index => {
+                recent.push(index, hash);
+            }
+            (_, hash) => self.recent = hash.map(|hash| RecentHashes::new(index, hash)),
+        }
+    }
+
+    /// Answers those whose entry was applied.
+    pub(super) fn settle(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        for (index, reply) in std::mem::take(&mut self.waiting) {
+            self.tell(index, reply);
+        }
+    }
+
+    fn tell(&mut self, index: LogIndex, reply: oneshot::Sender<StateHash>) {
+        let Some(recent) = &self.recent else { return };
+        if recent.newest() < index {
+            if self.waiting.len() == WAITING_MAX {
+                self.waiting.pop_front();
+            }
+            self.waiting.push_back((index, reply));
+        } else if let Some(hash) = recent.get(index) {
+            // An asker that has gone away in the meantime does not matter.
+            reply.send(hash).unwrap_or_default();
+        }
+    }
+}
+
+impl Handler<TellStateHash> for Applier {
+    type Result = ();
+
+    fn handle(&mut self, tell: TellStateHash, _: &mut Self::Context) {
+        self.hashes.tell(tell.index, tell.reply);
+    }
+}
+
+impl Requests {
+    /// Returns once this member's state differs from the others'.
+    pub async fn taken_out(&self) {
+        // An error means that the node is gone, which its callers learn otherwise.
+        if self
+            .raft_status()
+            .wait_for(|status| status.out)
+            .await
+            .is_err()
+        {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Raises an alarm of this member's own; also one without a vote can.
+    pub(super) async fn raise_own_alarm(&self, kind: AlarmKind) -> Result<(), RequestError> {
+        let alarm = SetAlarm {
+            member: self.identity().member,
+            kind,
+            raised: true,
+        };
+        let raised = self.submit(&Command::SetAlarm(alarm))?;
+        raised.await.unwrap_or(Err(RequestError::Stopped))?;
+        Ok(())
+    }
+
+    /// Whether a read would be answered now; also a member without a vote can say so.
+    pub async fn probe(&self, serializable: bool) -> Result<(), RequestError> {
+        self.require_same_state()?;
+        self.view_of_anyone(serializable).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ask(desk: &mut HashDesk, index: u64) -> oneshot::Receiver<StateHash> {
+        let (reply, answer) = oneshot::channel();
+        desk.tell(LogIndex(index), reply);
+        answer
+    }
+
+    #[test]
+    fn a_question_waits_for_its_entry_and_the_oldest_of_too_many_gets_no_answer() {
+        let hash = StateHash::default();
+        let mut desk = HashDesk::new(LogIndex(3), Some(hash));
+        assert_eq!(ask(&mut desk, 3).try_recv(), Ok(hash));
+        assert!(ask(&mut desk, 2).try_recv().is_err(), "not remembered");
+        let mut asked: Vec<_> = (0..=WAITING_MAX).map(|_| ask(&mut desk, 5)).collect();
+        desk.applied(LogIndex(4), Some(hash));
+        desk.settle();
+        assert_eq!(
+            asked[1].try_recv(),
+            Err(oneshot::error::TryRecvError::Empty)
+        );
+        desk.applied(LogIndex(5), Some(hash));
+        desk.settle();
+        let answers = asked.iter_mut().filter_map(|answer| answer.try_recv().ok());
+        assert_eq!(answers.count(), WAITING_MAX);
+        assert_eq!(
+            asked[0].try_recv(),
+            Err(oneshot::error::TryRecvError::Closed)
+        );
+    }
+
+    #[test]
+    fn after_a_snapshot_it_begins_anew() {
+        let hash = Some(StateHash::default());
+        let mut desk = HashDesk::new(LogIndex(3), hash);
+        let mut waits = ask(&mut desk, 8);
+        desk.applied(LogIndex(10), hash);
+        desk.settle();
+        assert!(waits.try_recv().is_err(), "no longer known");
+        assert!(ask(&mut desk, 3).try_recv().is_err(), "of another history");
+        assert!(ask(&mut desk, 10).try_recv().is_ok(), "the newest");
+    }
+
+    #[test]
+    fn an_older_versions_store_is_not_compared() {
+        let mut desk = HashDesk::new(LogIndex(3), None);
+        desk.applied(LogIndex(4), None);
+        assert!(ask(&mut desk, 4).try_recv().is_err(), "no hash to tell");
+        assert!(desk.waiting.is_empty(), "nobody waits for what never comes");
+    }
+}

@@ -1,0 +1,59 @@
+//! A database changes hands: the recovery from a lost majority makes one member's database that of a new cluster.
+
+use super::Db;
+use super::error::DbError;
+use super::format::{Identity, meta};
+use crate::codec;
+
+impl Db {
+    /// Makes it the database of `identity`, and writes or removes `blobs`, in one transaction. The records stay as they are.
+    pub fn adopt(
+        &mut self,
+        identity: Identity,
+        blobs: &[(&'static str, Option<Vec<u8>>)],
+    ) -> Result<(), DbError> {
+        self.write(|db, transaction| {
+            for (name, value) in blobs {
+                assert!(
+                    !name.starts_with(meta::RESERVED),
+                    "blob {name} bears a name of the database's own"
+                );
+                db.put_meta(transaction, name, value.as_deref())?;
+            }
+            db.put_meta(transaction, meta::IDENTITY, Some(&codec::encode(&identity)))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::DbOptions;
+    use super::super::testing::{FILE, MemDisk, batch};
+    use super::*;
+    use crate::types::{ClusterId, NodeId};
+
+    #[test]
+    fn an_adopted_database_opens_for_its_new_owner_alone() {
+        let disk = MemDisk::new();
+        let open = |identity| Db::open(&disk, FILE, DbOptions::default(), identity);
+        let owner = |cluster| Identity {
+            cluster: ClusterId(cluster),
+            node: NodeId(2),
+        };
+        let mut db = open(owner(1)).unwrap();
+        for index in 1..=5 {
+            db.commit(&batch(index, 2)).unwrap();
+        }
+        let (applied, usage) = (db.applied(), db.usage());
+        db.adopt(owner(9), &[("a", Some(vec![7]))]).unwrap();
+        drop(db);
+        assert!(matches!(
+            open(owner(1)),
+            Err(DbError::ForeignIdentity { .. })
+        ));
+        let db = open(owner(9)).unwrap();
+        assert_eq!((db.applied(), db.usage()), (applied, usage));
+        db.load(|_| {}).unwrap();
+        assert_eq!(db.reader().unwrap().meta("a").unwrap(), Some(vec![7]));
+    }
+}
