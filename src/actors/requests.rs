@@ -438,7 +438,9 @@ impl Requests {
         reply: impl FnOnce() -> Reply,
     ) -> Result<(), RequestError> {
         self.require_vote()?;
-        self.require_same_state()?;
+        if !matches!(command, Command::SetAlarm(_)) {
+            self.require_same_state()?;
+        }
         self.submit_to(command, reply)
     }
 
@@ -552,6 +554,12 @@ impl Requests {
             Some(done) => Ok(done),
             None => self.aside(move || published.view.read_txn(&txn)).await,
         }
+    }
+
+    /// This member's newest view: what a serializable read sees.
+    pub fn newest_view(&self) -> Result<Arc<Published>, RequestError> {
+        self.require_same_state()?;
+        Ok(self.published())
     }
 
     /// A view that holds every write acknowledged before now, anywhere; or, for a serializable read, this member's newest.

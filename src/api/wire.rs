@@ -1,9 +1,10 @@
 //! A client's socket as its HTTP connection sees it: reads and writes in large pieces.
 //!
-//! The HTTP/2 library reads as much as its buffer happens to have room for, and flushes whenever it has a payload of more than a
-//! few hundred bytes to send, so that every answer would be a system call, which costs more than the rest of a get. Here all
-//! that has arrived is read at once, and with [`Wire::hold`] what is written waits until [`Wire::poll_send`], which whoever drives
-//! the connection calls when its turn ends. The buffers belong to the arbiter: a connection has some only while bytes wait.
+//! The HTTP/2 library reads as much as its buffer happens to have room for, and flushes whenever it has a payload of more than
+//! a few hundred bytes to send, so that every answer would be a system call, which costs more than the rest of a get. Here all
+//! that has arrived is read at once, and with [`Wire::hold`] what is written waits until [`Wire::poll_send`], which whoever
+//! drives the connection calls when its turn ends. The buffers belong to the arbiter: a connection has some only while
+//! bytes wait.
 //!
 //! On the way in the first header block is repaired; see [`authority`](super::authority).
 
