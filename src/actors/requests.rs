@@ -568,12 +568,6 @@ impl Requests {
         self.view_of_any_state(serializable).await
     }
 
-    /// This member's newest view, for a serializable read that must not wait.
-    pub fn newest_view(&self) -> Result<Arc<Published>, RequestError> {
-        self.require_same_state()?;
-        Ok(self.published())
-    }
-
     /// As [`Requests::view_for`], also where this member's state differs from the others'.
     async fn view_of_any_state(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
         if !serializable {

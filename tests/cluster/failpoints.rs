@@ -1,6 +1,7 @@
 //! Members of a build with failpoints crash at each of them in turn, or are held up for a second at a time, under load.
 //!
-//! Compiled with the feature `failpoints`, which the members then have too: `cargo test --features failpoints --test cluster failpoints`.
+//! Compiled with the feature `failpoints`, which the members then have too: `cargo test --features failpoints --test cluster
+//! failpoints`.
 
 use crate::ctl::etcdctl;
 use crate::membership::id;
