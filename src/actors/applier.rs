@@ -622,6 +622,8 @@ impl Applier {
         self.life
             .deliver(&peers.compactor, HistoryReplaced(history));
         self.machine = Machine::new(restored, self.snapshot.clone());
+        let hash = self.machine.state_hash();
+        self.hashes.applied(applied.index, hash);
         self.alarms = Arc::new(self.machine.alarms().clone());
         self.members = Arc::new(state.members);
         (self.applied, self.visible) = (applied, applied);

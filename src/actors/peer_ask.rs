@@ -31,6 +31,8 @@ pub enum PeerAsk {
     StateHash(LogIndex),
     /// From the leader: after this entry a majority has this hash, and the receiver told another one. Answered by nothing.
     Differs(LogIndex, StateHash),
+    /// To the leader: send a snapshot, since there is no state here. Answered by nothing.
+    WantSnapshot,
 }
 
 /// What became of a proposal.
@@ -82,6 +84,7 @@ mod tests {
             PeerAsk::EverybodyHas(LogIndex(9)),
             PeerAsk::StateHash(LogIndex(9)),
             PeerAsk::Differs(LogIndex(9), StateHash::default()),
+            PeerAsk::WantSnapshot,
         ];
         for ask in asks {
             assert_eq!(PeerAsk::decode(&ask.encode()).unwrap(), ask);

@@ -22,6 +22,7 @@ const ALARMS: &str = "store.alarms";
 const HASH: &str = "store.hash";
 const MEMBERSHIP: &str = "cluster.membership";
 const SEED: &str = "cluster.seed";
+const AWAITS_SNAPSHOT: &str = "cluster.awaits_snapshot";
 
 /// Blobs that are this member's own: no snapshot takes them along, or replaces them.
 pub const LOCAL_BLOBS: &[&str] = &[SEED];
@@ -80,6 +81,18 @@ pub fn seed_meta(encoded: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
 /// The membership that this member found when it joined; nothing if it formed its cluster.
 pub fn seed(db: &Db) -> Result<Option<Bytes>, RestoreError> {
     Ok(db.reader()?.meta(SEED)?.map(Bytes::from))
+}
+
+/// Marks a database that a snapshot has to replace, of a member that knows these others.
+pub fn refill_meta(membership: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
+    let mut meta = seed_meta(membership);
+    meta.push((AWAITS_SNAPSHOT, Some(Vec::new())));
+    meta
+}
+
+/// Whether the database is one that a snapshot has to replace.
+pub fn awaits_snapshot(db: &Db) -> Result<bool, RestoreError> {
+    Ok(db.reader()?.meta(AWAITS_SNAPSHOT)?.is_some())
 }
 
 /// The membership of a member that goes on alone, as blobs: whom it once joined does not matter any more.

@@ -65,6 +65,7 @@ pub(super) struct Running {
     wal: Addr<WalWriter>,
     hub: Option<PeerPorts>,
     watches: Addr<WatchHub>,
+    views: watch::Receiver<Arc<Published>>,
 }
 
 /// Starts every actor. Must be called on the core arbiter.
@@ -171,7 +172,7 @@ pub(super) fn assemble(
             index,
             committer,
             requests: requests[0].clone(),
-            views: channels.views,
+            views: channels.views.clone(),
             raft_status: channels.raft_status,
         },
     );
@@ -181,6 +182,7 @@ pub(super) fn assemble(
         wal,
         hub,
         watches,
+        views: channels.views,
     }
 }
 
@@ -482,6 +484,17 @@ impl Starting<'_> {
 }
 
 impl Running {
+    /// Returns once the state holds something: at once, but for a member that waits for a snapshot.
+    pub(super) async fn has_state(&self) {
+        let mut views = self.views.clone();
+        // An error means that the applier is gone, and the member with it.
+        drop(
+            views
+                .wait_for(|published| published.applied.index > LogIndex(0))
+                .await,
+        );
+    }
+
     /// Makes durable what the next start would otherwise have to replay. What was acknowledged is durable already.
     pub(super) async fn stop(self) {
         for requests in &self.requests {

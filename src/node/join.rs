@@ -7,6 +7,7 @@
 use super::{
     network::PeerNetwork,
     recover::{StartError, formed_cluster},
+    refill,
 };
 use crate::{
     actors::{members::Members, peer_ask::GuestInfo, restore::RestoreError},
@@ -50,16 +51,22 @@ enum Way<'a> {
     Given(&'a dyn PeerNetwork),
 }
 
+impl<'a> Way<'a> {
+    /// Nothing if nobody can be asked.
+    fn of(config: &Config, network: Option<&'a dyn PeerNetwork>) -> Option<Self> {
+        let quic = || security(config).map(Self::Quic);
+        network.map(Self::Given).or_else(quic)
+    }
+}
+
 /// Asks the other members in the configuration, if this member has no data. Gives its place in the cluster if it joins one.
 pub(super) async fn ask_around(
     config: &Config,
     disk: &dyn Disk,
     network: Option<&dyn PeerNetwork>,
 ) -> Result<Option<Joined>, StartError> {
-    let way = match (network, security(config)) {
-        (Some(network), _) => Way::Given(network),
-        (None, Some(security)) => Way::Quic(security),
-        (None, None) => return Ok(None),
+    let Some(way) = Way::of(config, network) else {
+        return Ok(None);
     };
     if member::read(disk)?.is_some() {
         return Ok(None);
@@ -81,6 +88,31 @@ pub(super) async fn ask_around(
     }
     if joins {
         return Err(StartError::NobodyAnswers(last));
+    }
+    Ok(None)
+}
+
+/// Asks who the members are, if this member's database is to be put aside: it may not tell. Nothing if nobody answers.
+pub(super) async fn ask_for_members(
+    config: &Config,
+    disk: &dyn Disk,
+    network: Option<&dyn PeerNetwork>,
+) -> Result<Option<Bytes>, StartError> {
+    let (Some(way), Some(own)) = (Way::of(config, network), member::read(disk)?) else {
+        return Ok(None);
+    };
+    if !refill::is_asked_for(disk)? {
+        return Ok(None);
+    }
+    for member in &config.cluster.initial {
+        if member.name == config.name {
+            continue;
+        }
+        if let Ok((cluster, info)) = ask(config, &way, &member.peer.to_string()).await
+            && cluster == own.cluster
+        {
+            return Ok(Some(Bytes::from(info.membership)));
+        }
     }
     Ok(None)
 }

@@ -8,6 +8,7 @@ mod join;
 mod network;
 mod placement;
 mod recover;
+mod refill;
 mod survivor;
 
 pub use network::{Asked, PeerNetwork};
@@ -139,7 +140,14 @@ pub fn run(config: &Config) -> Result<(), StartError> {
             source,
         })?;
         let mut signals = Signals::new()?;
-        let (running, placement) = start_here(config, &FailStop::process()).await?;
+        let fail_stop = FailStop::process();
+        let (running, placement) = tokio::select! {
+            started = start_here(config, &fail_stop) => started?,
+            signal = signals.next() => {
+                tracing::info!("{signal} while starting: nothing to finish");
+                return Ok(());
+            }
+        };
         let server = start_api(config, listener, &running, &placement)
             .map_err(|source| StartError::Listen { address, source })?;
         let (clients, data) = (server.address(), config.data_dir.display());
@@ -208,13 +216,14 @@ pub struct LocalNode {
 }
 
 impl LocalNode {
-    /// Starts a node on `disk`, inside the current actix system. `config` names no data directory here.
+    /// Starts a node on `disk`, inside the current actix system. `config` names no data directory here. One that awaits a
+    /// snapshot has no state to serve before it is there.
     pub fn start(
         config: &Config,
         disk: &Arc<dyn Disk>,
         fail_stop: &FailStop,
     ) -> Result<Self, StartError> {
-        let recovery = recover(config, disk, None)?;
+        let recovery = recover(config, disk, None, None)?;
         let way = listen_for_peers(config, &recovery)?;
         let running = assemble(config, recovery, way, &Placement::one_thread(), fail_stop);
         Ok(Self { running })
@@ -231,9 +240,14 @@ impl LocalNode {
         // Before anything is waited for: meanwhile other nodes may start on this thread, in systems of their own.
         let placement = Placement::one_thread();
         let joined = join::ask_around(config, &**disk, Some(network)).await?;
-        let recovery = recover(config, disk, joined)?;
+        let told = join::ask_for_members(config, &**disk, Some(network)).await?;
+        let recovery = recover(config, disk, joined, told.as_ref())?;
         let way = PeerWay::Given(network);
+        let awaits_snapshot = recovery.awaits_snapshot;
         let running = assemble(config, recovery, way, &placement, fail_stop);
+        if awaits_snapshot {
+            running.has_state().await;
+        }
         Ok(Self { running })
     }
 
@@ -255,16 +269,26 @@ async fn start_here(
 ) -> Result<(Running, Placement), StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
     let joined = join::ask_around(config, &*disk, None).await?;
-    let recovery = recover(config, &disk, joined)?;
+    let told = join::ask_for_members(config, &*disk, None).await?;
+    let recovery = recover(config, &disk, joined, told.as_ref())?;
     let way = listen_for_peers(config, &recovery)?;
     let placement = Placement::new(&config.runtime);
+    let awaits_snapshot = recovery.awaits_snapshot;
     let running = assemble(config, recovery, way, &placement, fail_stop);
+    if awaits_snapshot {
+        tracing::warn!(
+            "this member has no state: it serves no clients before a snapshot is in place"
+        );
+        running.has_state().await;
+    }
     Ok((running, placement))
 }
 
 /// The socket for peers, unless this member is alone and was given no certificates: then there is nobody to talk to.
 fn listen_for_peers(config: &Config, recovery: &Recovery) -> Result<PeerWay<'static>, StartError> {
-    let alone = recovery.members.iter().count() <= 1 && config.cluster.state == ClusterState::New;
+    let alone = recovery.members.iter().count() <= 1
+        && recovery.seed.iter().count() <= 1
+        && config.cluster.state == ClusterState::New;
     let security = match join::security(config) {
         Some(security) => security,
         None if alone => return Ok(PeerWay::Alone),

@@ -4,7 +4,10 @@
 //! Order: identity → database (its applied index, the index rebuilt from its records) → log after that index. A crash between any
 //! two steps of an earlier start leaves a directory that this same path completes.
 
-use super::join::{self, Joined};
+use super::{
+    join::{self, Joined},
+    refill,
+};
 use crate::{
     actors::{
         members::{MemberInfo, Members, id_of},
@@ -24,6 +27,7 @@ use crate::{
     },
     types::{ClusterId, Entry, LogIndex, NodeId},
 };
+use bytes::Bytes;
 use std::{collections::BTreeMap, io, sync::Arc};
 
 /// The database's file.
@@ -112,6 +116,27 @@ pub enum StartError {
         /// What it is called.
         name: String,
     },
+    /// The wish for another database cannot be read or carried out.
+    #[error("cannot put the database aside: {0}")]
+    Refill(io::Error),
+    /// Whom to get it from is not known.
+    #[error(
+        "this member's database is to be replaced by a snapshot, but it cannot be read and no member in cluster.initial answers: \
+         start this member again once one can be reached"
+    )]
+    RefillUnknown,
+    /// There is nobody to get it from.
+    #[error(
+        "this member's database is to be replaced by a snapshot, but it is the only member: restore it from a backup, or remove \
+         the file named refill from its data directory to start with the database as it is"
+    )]
+    RefillAlone,
+    /// The log does not reach far enough.
+    #[error(
+        "this member waits for a snapshot, but its log holds no entry of which it is known that it was committed: remove this \
+         member, delete its data directory and add it anew"
+    )]
+    RefillLog,
     /// The port for clients cannot be opened.
     #[error("cannot listen for clients on {address}: {source}")]
     Listen {
@@ -140,8 +165,10 @@ pub(super) struct Recovery {
     pub raft: raft::Node,
     /// The members at the applied index.
     pub members: Members,
-    /// The members that were there when this one joined.
+    /// The members that were there when this one joined, or began to wait for a snapshot.
     pub seed: Members,
+    /// The database is one that a snapshot has to replace.
+    pub awaits_snapshot: bool,
 }
 
 /// Opens or creates everything in the data directory.
@@ -149,6 +176,7 @@ pub(super) fn recover(
     config: &Config,
     disk: &Arc<dyn Disk>,
     joined: Option<Joined>,
+    told: Option<&Bytes>,
 ) -> Result<Recovery, StartError> {
     let (member, fresh) = identity(config, &**disk, joined.as_ref())?;
     let (cluster, node) = (member.cluster, member.node);
@@ -161,19 +189,28 @@ pub(super) fn recover(
         options,
         identity: db::Identity { cluster, node },
     };
+    if !fresh {
+        refill::put_aside(&site, told)?;
+    }
     let mut db = Db::open(&**disk, DATABASE, options, site.identity)?;
+    let awaits_snapshot = restore::awaits_snapshot(&db)?;
     let (restored, tree) = restore::restore(&db)?;
     let wal_options = WalOptions {
         segment_bytes: config.storage.wal_segment_bytes,
         ..WalOptions::new(wal::Identity { cluster, node }, clock::entropy())
     };
-    let (mut wal, mut recovered) = Wal::open(disk.clone(), LOG, wal_options, db.applied().index)?;
+    let applied = if awaits_snapshot {
+        committed(disk, wal_options)?
+    } else {
+        db.applied()
+    };
+    let (mut wal, mut recovered) = Wal::open(disk.clone(), LOG, wal_options, applied.index)?;
     complete(&member, fresh, &db, &recovered)?;
     if let Some(cut) = &recovered.cut {
         tracing::warn!("a crash tore the log's last write, which nobody was told of: {cut:?}");
     }
-    begin_after_snapshot(&mut wal, &mut recovered, db.applied())?;
-    let membership = membership(config, &mut db, joined)?;
+    begin_after_snapshot(&mut wal, &mut recovered, applied)?;
+    let mut membership = membership(config, &mut db, joined)?;
     let members = Members::of(&membership).map_err(RestoreError::from)?;
     let seed = match restore::seed(&db)? {
         Some(bytes) => Members::decode(&bytes).map_err(RestoreError::from)?,
@@ -187,11 +224,16 @@ pub(super) fn recover(
         && seed.iter().next().is_none()
         && join::security(config).is_none();
     let history = if alone {
-        History::none(&db)
+        History::none(applied)
     } else {
-        History::read(&db, &wal.reader(), &recovered)?
+        History::read(applied, &wal.reader(), &recovered)?
     };
-    let raft = consensus(config, node, &db, membership, history, recovered)?;
+    if let (true, Some(bytes)) = (awaits_snapshot, restore::seed(&db)?) {
+        membership = Membership::decode(&bytes)?;
+    }
+    let mut state = initial_state(applied, membership, history, recovered);
+    state.awaits_snapshot = awaits_snapshot;
+    let raft = raft::Node::new(raft_config(config, node), state)?;
     let reader = db.reader()?;
     Ok(Recovery {
         member,
@@ -204,6 +246,7 @@ pub(super) fn recover(
         raft,
         members,
         seed,
+        awaits_snapshot,
     })
 }
 
@@ -403,8 +446,7 @@ struct History {
 
 impl History {
     /// Nobody needs any.
-    fn none(db: &Db) -> Self {
-        let applied = db.applied();
+    fn none(applied: db::Applied) -> Self {
         Self {
             start: LogId::new(applied.term, applied.index),
             terms: Vec::new(),
@@ -413,9 +455,13 @@ impl History {
     }
 
     /// Reads the log from its beginning to the applied entry.
-    fn read(db: &Db, log: &WalReader, recovered: &Recovered) -> Result<Self, StartError> {
-        let mut history = Self::none(db);
-        let applied = db.applied().index;
+    fn read(
+        applied: db::Applied,
+        log: &WalReader,
+        recovered: &Recovered,
+    ) -> Result<Self, StartError> {
+        let mut history = Self::none(applied);
+        let applied = applied.index;
         if recovered.base >= applied || recovered.last < applied {
             return Ok(history);
         }
@@ -445,31 +491,44 @@ impl History {
     }
 }
 
-fn consensus(
-    config: &Config,
-    node: NodeId,
-    db: &Db,
+/// What the log of a member without a database says: the newest entry of which it is known that it was committed.
+fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<db::Applied, StartError> {
+    let (wal, recovered) = Wal::open(disk.clone(), LOG, options, LogIndex(u64::MAX))?;
+    let index = recovered.hard_state.commit;
+    if index <= recovered.base {
+        return Err(StartError::RefillLog);
+    }
+    let entries = wal.reader().read(index, 1)?;
+    let entry = entries.first().ok_or(StartError::RefillLog)?;
+    let term = entry.term;
+    Ok(db::Applied { index, term })
+}
+
+fn raft_config(config: &Config, node: NodeId) -> raft::Config {
+    let election = config.raft.election.as_millis() / config.raft.heartbeat.as_millis().max(1);
+    raft::Config {
+        election_ticks: u32::try_from(election).unwrap_or(u32::MAX),
+        ..raft::Config::new(node, clock::entropy())
+    }
+}
+
+fn initial_state(
+    applied: db::Applied,
     membership: Membership,
     history: History,
     mut recovered: Recovered,
-) -> Result<raft::Node, StartError> {
-    let applied = db.applied();
-    let election = config.raft.election.as_millis() / config.raft.heartbeat.as_millis().max(1);
-    let raft_config = raft::Config {
-        election_ticks: u32::try_from(election).unwrap_or(u32::MAX),
-        ..raft::Config::new(node, clock::entropy())
-    };
+) -> InitialState {
     let mut entries: Vec<Entry> = history.last.into_iter().collect();
     entries.append(&mut recovered.entries);
-    let state = InitialState {
+    InitialState {
         hard_state: recovered.hard_state,
         applied: applied.index,
         membership,
         start: history.start,
         evicted_terms: history.terms,
         entries,
-    };
-    Ok(raft::Node::new(raft_config, state)?)
+        awaits_snapshot: false,
+    }
 }
 
 #[cfg(test)]
@@ -503,7 +562,7 @@ mod tests {
             term: Term(2),
             index: LogIndex(index),
             kind: EntryKind::Noop,
-            data: bytes::Bytes::new(),
+            data: Bytes::new(),
         };
         let entries: Vec<Entry> = (1..=5).map(entry).collect();
         wal.append(&Append {
@@ -541,7 +600,7 @@ mod tests {
             term: Term(9),
             index: again.last.next(),
             kind: EntryKind::Noop,
-            data: bytes::Bytes::new(),
+            data: Bytes::new(),
         };
         let (snapshot, hard_state) = (None, None);
         wal.append(&Append {

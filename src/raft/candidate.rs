@@ -49,7 +49,9 @@ impl Node {
     /// Stands for election, by way of a pre-vote unless `transfer`: then the leader wants it.
     pub(super) fn stand(&mut self, transfer: bool) {
         let id = self.common.id();
-        let barred = self.common.applying.installing || self.common.barred;
+        let applying = &self.common.applying;
+        let stateless = applying.installing || applying.awaiting;
+        let barred = stateless || self.common.barred;
         if barred || !self.common.history.may_campaign(id) {
             if let Role::Follower(follower) = &mut self.role {
                 follower.restart_timeout(&mut self.common);

@@ -62,6 +62,8 @@ pub(super) struct Applying {
     read: Vec<Entry>,
     /// A snapshot is replacing the state machine: nothing may be applied.
     pub(super) installing: bool,
+    /// There is no state machine yet: nothing may be applied before a snapshot.
+    pub(super) awaiting: bool,
 }
 
 /// What waits to leave with the next `Ready`.
@@ -117,6 +119,7 @@ impl Common {
                 reading: None,
                 read: Vec::new(),
                 installing: false,
+                awaiting: false,
             },
             out: Outbox::default(),
             random,
@@ -318,7 +321,7 @@ impl Common {
     /// Committed and durable entries that nobody was given to apply, as far as the bound allows.
     pub(super) fn take_committed(&mut self) -> Vec<Entry> {
         let applying = &mut self.applying;
-        if applying.installing {
+        if applying.installing || applying.awaiting {
             return Vec::new();
         }
         if !applying.read.is_empty() {
@@ -383,6 +386,9 @@ impl Common {
         if self.log.contains(id) {
             // The entries after it stay; those before may not be durable yet, but nobody needs them.
             self.commit_to(id.index);
+            if self.applying.awaiting {
+                self.history.rebase(id.index, membership);
+            }
         } else {
             self.log.reset(id);
             self.history = History::new(id.index, membership);
@@ -397,7 +403,7 @@ impl Common {
         applying.bytes = 0;
         applying.reading = None;
         applying.read.clear();
-        applying.installing = false;
+        (applying.installing, applying.awaiting) = (false, false);
     }
 
     /// Asserts the invariants of this type and its parts.

@@ -74,6 +74,9 @@ pub struct InitialState {
     /// The WAL's entries up to its end: consecutive, from `applied + 1` at the latest, and its last one in any
     /// case. The more, the fewer reads a lagging follower costs.
     pub entries: Vec<Entry>,
+    /// The state machine's disk is gone: `applied` is an entry of which the log knows that it was committed, `membership` the
+    /// newest known. The member votes and takes entries; it applies none, and does not stand, until a snapshot is installed.
+    pub awaits_snapshot: bool,
 }
 
 /// Why a member cannot start from an [`InitialState`]. The disks hold what this program never writes.

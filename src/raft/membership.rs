@@ -357,6 +357,14 @@ impl History {
         }
     }
 
+    /// `membership` was in force, and committed, at `index`: what is known of earlier times does not count.
+    pub(super) fn rebase(&mut self, index: LogIndex, membership: Membership) {
+        self.appended.retain(|(at, _)| *at > index);
+        if self.committed.0 <= index {
+            self.committed = (index, membership);
+        }
+    }
+
     /// Entries up to `commit` are committed.
     pub(super) fn commit(&mut self, commit: LogIndex) {
         while self

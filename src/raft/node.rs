@@ -39,7 +39,7 @@ impl Node {
     /// A member as its disks left it. A sole voter stands for election at once.
     pub fn new(config: Config, state: InitialState) -> Result<Self, InitialStateError> {
         check_config(&config)?;
-        let applied = state.applied;
+        let (applied, awaits_snapshot) = (state.applied, state.awaits_snapshot);
         let mut hard_state = state.hard_state;
         let (log, history) = recover_log(&config, state)?;
         // A torn write may have kept an entry of a newer term and lost the term itself. Nothing was promised
@@ -48,6 +48,7 @@ impl Node {
             (hard_state.term, hard_state.vote) = (log.last().term, None);
         }
         let mut common = Common::new(config, hard_state, log, history, applied);
+        common.applying.awaiting = awaits_snapshot;
         let role = Role::Follower(Follower::new(&mut common, None));
         let mut node = Self {
             common,
@@ -395,7 +396,13 @@ impl Node {
     /// [`snapshot_abandoned`](Self::snapshot_abandoned).
     pub fn snapshot_starts(&mut self, id: LogId) -> Result<(), SnapshotRefused> {
         let commit = self.common.log.commit();
-        if id.index <= commit {
+        let applying = &self.common.applying;
+        let newer = if applying.awaiting {
+            id.index >= applying.applied
+        } else {
+            id.index > commit
+        };
+        if !newer {
             return Err(SnapshotRefused {
                 snapshot: id,
                 commit,
@@ -410,6 +417,11 @@ impl Node {
         }
         self.common.applying.installing = true;
         Ok(())
+    }
+
+    /// Whether there is no state machine before a snapshot is installed: the leader should be asked for one.
+    pub fn awaits_snapshot(&self) -> bool {
+        self.common.applying.awaiting
     }
 
     /// The state machine stays as it was.

@@ -98,8 +98,8 @@ fn check_runs(start: LogId, runs: &[LogId], last: LogId) -> Result<Vec<LogId>, I
 
 #[cfg(test)]
 mod tests {
-    use super::super::Node;
-    use super::super::testing::index;
+    use super::super::testing::{index, voters};
+    use super::super::{Body, Message, Node};
     use super::*;
     use crate::types::{Entry, HardState, Term};
     use bytes::Bytes;
@@ -161,6 +161,65 @@ mod tests {
         assert_eq!(node.last(), LogId::new(Term(3), index(9)));
         assert_eq!(node.term_at(index(6)), Some(Term(3)));
         node.check();
+    }
+
+    /// What comes out until nothing does; all writes are durable at once.
+    fn drain(node: &mut Node) -> (Vec<Body>, Vec<u64>) {
+        let (mut said, mut committed) = (Vec::new(), Vec::new());
+        while let Some(ready) = node.ready() {
+            said.extend(ready.messages.into_iter().map(|sent| sent.message.body));
+            committed.extend(ready.committed.iter().map(|entry| entry.index.0));
+            if let Some(persist) = ready.persist {
+                node.persisted(persist.seq);
+            }
+        }
+        node.check();
+        (said, committed)
+    }
+
+    #[test]
+    fn a_member_without_a_state_machine_votes_and_waits_for_a_snapshot() {
+        let (term, vote, commit) = (Term(3), Some(NodeId(2)), index(7));
+        let state = InitialState {
+            hard_state: HardState { term, vote, commit },
+            applied: commit,
+            membership: voters(1..=3),
+            start: LogId::new(term, index(4)),
+            entries: (7..=9).map(|at| entry(3, at, EntryKind::Command)).collect(),
+            awaits_snapshot: true,
+            ..InitialState::default()
+        };
+        let mut node = Node::new(Config::new(NodeId(1), 1), state).unwrap();
+        for _ in 0..100 {
+            node.tick();
+            assert_eq!(drain(&mut node), (Vec::new(), Vec::new()));
+        }
+        assert_eq!(node.status().term, term, "it does not stand");
+
+        let from = |term, body| Message {
+            term: Term(term),
+            body,
+        };
+        let (last, transfer) = (LogId::new(term, index(8)), false);
+        let short = from(4, Body::RequestVote { last, transfer });
+        node.step(NodeId(2), short).unwrap();
+        let refused = Body::Vote { granted: false };
+        assert_eq!(drain(&mut node).0, [refused], "it knows what it has");
+        let last = LogId::new(term, index(9));
+        let long = from(4, Body::RequestVote { last, transfer });
+        node.step(NodeId(3), long).unwrap();
+        assert_eq!(drain(&mut node).0, [Body::Vote { granted: true }]);
+
+        let at = |at| LogId::new(term, index(at));
+        assert!(node.snapshot_starts(at(6)).is_err(), "7 was served once");
+        node.snapshot_starts(at(7)).unwrap();
+        node.snapshot_installed(at(7), voters([1, 3]));
+        assert!(!node.awaits_snapshot());
+        assert_eq!(node.membership(), &voters([1, 3]), "it came with it");
+        let (commit, round) = (index(9), 0);
+        let heartbeat = from(4, Body::Heartbeat { commit, round });
+        node.step(NodeId(3), heartbeat).unwrap();
+        assert_eq!(drain(&mut node).1, [8, 9], "the log goes on after it");
     }
 
     #[test]

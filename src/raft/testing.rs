@@ -131,6 +131,7 @@ impl Disk {
             start: self.start,
             evicted_terms,
             entries: self.entries[from..].to_vec(),
+            awaits_snapshot: false,
         }
     }
 }

@@ -7,5 +7,6 @@ pub mod db;
 pub mod disk;
 pub mod member;
 pub mod real_disk;
+pub mod refill;
 pub mod sim_disk;
 pub mod wal;

@@ -28,6 +28,7 @@ mod network;
 mod partition;
 mod procfile;
 mod record;
+mod refill;
 mod refusals;
 mod relay;
 mod scene;

@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(50);
 
 /// What a receiver says when a snapshot is in place, and when one begins.
-const IN_PLACE: &str = "a snapshot took the place of the state";
+pub(crate) const IN_PLACE: &str = "a snapshot took the place of the state";
 const BEGINS: &str = "receives a snapshot";
 /// What a leader says of a member that needs one.
 const BEHIND: &str = "it needs a snapshot";
@@ -41,7 +41,7 @@ fn forgets(member: &mut Member, bytes_per_sec: &str) {
 }
 
 /// Writes each of so many keys, some of them twice.
-async fn fill(ports: &[u16], prefix: &str, keys: usize) {
+pub(crate) async fn fill(ports: &[u16], prefix: &str, keys: usize) {
     let endpoints: Vec<String> = ports.iter().map(|p| format!("127.0.0.1:{p}")).collect();
     let filled = quorate()
         .args(["bench", "fill", "--clients=16", "--warmup=0"])
@@ -54,7 +54,7 @@ async fn fill(ports: &[u16], prefix: &str, keys: usize) {
 }
 
 /// Waits until a member's log has said something so many times.
-async fn said(member: &Member, what: &str, times: usize) {
+pub(crate) async fn said(member: &Member, what: &str, times: usize) {
     let start = quorate::clock::now();
     while member.log().matches(what).count() < times {
         let waited = start.elapsed();
@@ -86,7 +86,7 @@ fn others(cluster: &Cluster, but: usize) -> Vec<u16> {
 }
 
 /// A member that does not lead.
-async fn follower(cluster: &Cluster) -> usize {
+pub(crate) async fn follower(cluster: &Cluster) -> usize {
     (leader(&cluster.ports()[..3]).await + 1) % 3
 }
 

@@ -144,6 +144,12 @@ impl RaftNode {
                 }
                 responder.answer(Bytes::new());
             }
+            Ok(PeerAsk::WantSnapshot) => {
+                if self.raft.is_leader() {
+                    self.begin_snapshot(from);
+                }
+                responder.answer(Bytes::new());
+            }
             Ok(PeerAsk::StateHash(index)) => self.tell_hash(index, responder),
             Ok(PeerAsk::Differs(index, right)) => {
                 if self.raft.leader() == Some(from) {

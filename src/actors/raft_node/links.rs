@@ -239,6 +239,7 @@ impl RaftNode {
             return;
         }
         self.update_book();
+        self.ask_for_state();
         self.links.ticks += 1;
         if self.links.ticks.is_multiple_of(TELL_TICKS) {
             self.tell_what_everybody_has();

@@ -8,6 +8,7 @@ use super::RaftNode;
 use crate::{
     actors::{
         applier::{ReplaceState, StateReplaced},
+        peer_ask::PeerAsk,
         requests::{RequestError, answer},
         snapshots::{Received, SendSnapshotTo, TransferError},
     },
@@ -70,6 +71,8 @@ pub(super) struct Transfers {
     past_bound: LogIndex,
     /// Members that lack entries which are gone, as was said.
     too_far_behind: BTreeSet<NodeId>,
+    /// When a leader is asked for a snapshot again.
+    ask_at: Option<Instant>,
 }
 
 /// A snapshot for one member. Entries after `from` stay.
@@ -235,6 +238,21 @@ impl RaftNode {
         if let Err(SendError::Full(_)) = self.peers.snapshots.try_send(SendSnapshotTo { to }) {
             self.transfers.sent.remove(&to);
             self.raft.snapshot_failed(to);
+        }
+    }
+
+    /// A member whose database was put aside asks the leader for another one: the log says nothing of it.
+    pub(super) fn ask_for_state(&mut self) {
+        let now = clock::now();
+        let waiting = self.transfers.ask_at.is_some_and(|at| at > now);
+        if !self.raft.awaits_snapshot() || self.transfers.is_installing() || waiting {
+            return;
+        }
+        if let Some(leader) = self.raft.leader() {
+            self.transfers.ask_at = Some(now + RETRY_PAUSE);
+            // Nobody waits for an answer.
+            let (reply, _) = oneshot::channel();
+            self.ask(leader, PeerAsk::WantSnapshot.encode(), reply);
         }
     }
 

@@ -46,7 +46,8 @@ impl DbSite {
         format!("{}{INCOMING}", self.name)
     }
 
-    fn dir(&self) -> &'static str {
+    /// The directory that it lies in.
+    pub fn dir(&self) -> &'static str {
         self.name.rsplit_once('/').map_or("", |(dir, _)| dir)
     }
 

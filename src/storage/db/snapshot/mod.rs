@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Bytes are cut into chunks anywhere. [`Export`] writes the stream a chunk at a time, [`Import`] takes it so; both hold one
-//! chunk and one item at most, and [`Import`] a batch of 4 MiB.
-//! Nothing but the header says what a blob means: blobs that are the sender's alone are left out by name.
+//! chunk and one item at most, and [`Import`] a batch of 4 MiB. What a blob means is not looked at: blobs that are the
+//! sender's alone are left out by name.
 
 mod export;
 mod import;
