@@ -48,6 +48,20 @@ pub enum FailPoint {
     BeforeMembershipApply,
     /// It is applied, and not durable beyond the log.
     AfterMembershipApply,
+    /// A snapshot is about to be sent.
+    BeforeSnapshotSend,
+    /// All of it is sent, and the receiver has not said that it is in place.
+    AfterSnapshotSend,
+    /// A snapshot is about to be received.
+    BeforeSnapshotReceive,
+    /// It is received and verified, and nothing else has changed.
+    AfterSnapshotReceive,
+    /// It is about to take the database's place.
+    BeforeSnapshotSwitch,
+    /// It has its name, and the directory is not synced.
+    AfterSnapshotRename,
+    /// It is in place, and the log is still the old one.
+    AfterSnapshotSwitch,
     /// A watch response is about to be sent.
     BeforeWatchSend,
     /// It is handed to the connection.
@@ -56,7 +70,7 @@ pub enum FailPoint {
 
 impl FailPoint {
     /// All of them, in the order a write meets them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 28] = [
         Self::BeforeWalWrite,
         Self::AfterWalWrite,
         Self::BeforeWalSync,
@@ -76,6 +90,13 @@ impl FailPoint {
         Self::AfterWalRelease,
         Self::BeforeMembershipApply,
         Self::AfterMembershipApply,
+        Self::BeforeSnapshotSend,
+        Self::AfterSnapshotSend,
+        Self::BeforeSnapshotReceive,
+        Self::AfterSnapshotReceive,
+        Self::BeforeSnapshotSwitch,
+        Self::AfterSnapshotRename,
+        Self::AfterSnapshotSwitch,
         Self::BeforeWatchSend,
         Self::AfterWatchSend,
     ];
@@ -102,6 +123,13 @@ impl FailPoint {
             Self::AfterWalRelease => "after-wal-release",
             Self::BeforeMembershipApply => "before-membership-apply",
             Self::AfterMembershipApply => "after-membership-apply",
+            Self::BeforeSnapshotSend => "before-snapshot-send",
+            Self::AfterSnapshotSend => "after-snapshot-send",
+            Self::BeforeSnapshotReceive => "before-snapshot-receive",
+            Self::AfterSnapshotReceive => "after-snapshot-receive",
+            Self::BeforeSnapshotSwitch => "before-snapshot-switch",
+            Self::AfterSnapshotRename => "after-snapshot-rename",
+            Self::AfterSnapshotSwitch => "after-snapshot-switch",
             Self::BeforeWatchSend => "before-watch-send",
             Self::AfterWatchSend => "after-watch-send",
         }

@@ -14,7 +14,8 @@ use super::{
     leases::ListLeaseKeys,
     members::{Members, MembersError},
     replacement::Replacement,
-    requests::{Published, Reply, RequestError},
+    replies::Reply,
+    requests::{Published, RequestError},
     restore::{membership_meta, store_meta},
     snapshots::Received,
     state_check::HashDesk,
@@ -358,7 +359,7 @@ impl Handler<IndexPublished> for Applier {
         let batch = self.unpublished.pop_front();
         assert!(batch.is_some(), "the index publishes once for each batch");
         let Some(batch) = batch else { return };
-        self.tail.append(batch.records.clone());
+        self.tail.append(&batch.records);
         let term_changed = batch.applied.term != self.visible.term;
         self.visible = batch.applied;
         // Before readers see the batch: who then asks for a lease of it is behind this message.
@@ -369,8 +370,7 @@ impl Handler<IndexPublished> for Applier {
         let published = self.publish(batch.window);
         hit(FailPoint::AfterPublish);
         for (reply, verdict) in batch.answers {
-            // A caller that has gone away in the meantime does not matter.
-            drop(reply.send(verdict.map_err(RequestError::Kv)));
+            reply.send(verdict.map_err(RequestError::Kv));
         }
         if !batch.records.is_empty() {
             self.tell_watches(batch.records, published);

@@ -31,6 +31,7 @@ pub mod peer_hub;
 pub mod raft_node;
 pub mod range_chunks;
 mod replacement;
+pub mod replies;
 pub mod requests;
 pub mod restore;
 pub mod snapshots;

@@ -15,6 +15,7 @@ use super::{
         RaftStatus,
     },
     range_chunks::{NotStreamable, RangeChunks},
+    replies::{Answer, Reply},
     watch_hub::WatchHub,
 };
 use crate::{
@@ -54,9 +55,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Long reads that one front end runs at once.
 const ASIDE_MAX: usize = 4;
-
-/// The answer to a proposal, on its way to the caller.
-pub type Reply = oneshot::Sender<Result<Outcome, RequestError>>;
 
 /// Why a request got no answer from the store, or which refusal it got.
 #[derive(Debug, thiserror::Error)]
@@ -132,6 +130,28 @@ pub struct Published {
     pub file_bytes: u64,
     /// Bytes of it that hold records.
     pub used_bytes: u64,
+}
+
+impl Published {
+    /// Reads keys, if that is quick enough to be done between other requests.
+    pub fn try_range(&self, query: &RangeQuery) -> Result<Option<RangeDone>, RequestError> {
+        if is_small(&self.view, query) {
+            return Ok(Some(self.view.range(query)??));
+        }
+        Ok(None)
+    }
+
+    /// Runs a transaction that only reads, under the same condition.
+    pub fn try_read_txn(&self, txn: &Txn) -> Result<Option<TxnDone>, RequestError> {
+        let small = |op: &TxnOp| match op {
+            TxnOp::Range(query) => is_small(&self.view, query),
+            TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Txn(_) | TxnOp::Empty => true,
+        };
+        if txn.branches().all(small) {
+            return Ok(Some(self.view.read_txn(txn)??));
+        }
+        Ok(None)
+    }
 }
 
 /// Who answers.
@@ -318,10 +338,10 @@ impl Requests {
     pub async fn range(&self, query: RangeQuery) -> Result<RangeDone, RequestError> {
         check::range(&query)?;
         let published = self.view_for(query.serializable).await?;
-        if is_small(&published.view, &query) {
-            return Ok(published.view.range(&query)??);
+        match published.try_range(&query)? {
+            Some(done) => Ok(done),
+            None => self.aside(move || published.view.range(&query)).await,
         }
-        self.aside(move || published.view.range(&query)).await
     }
 
     /// Reads keys in parts, so that neither side holds the whole answer.
@@ -408,6 +428,20 @@ impl Requests {
         self.submit(command)?
             .await
             .unwrap_or(Err(RequestError::Stopped))
+    }
+
+    /// Proposes a command whose outcome goes where `reply` says, without waiting for anything: so not while the database is at
+    /// its quota, see [`Requests::is_at_quota`]. `reply` is called only if the proposal is taken.
+    pub fn propose_to(
+        &self,
+        command: &Command,
+        reply: impl FnOnce() -> Reply,
+    ) -> Result<(), RequestError> {
+        self.require_vote()?;
+        if !matches!(command, Command::SetAlarm(_)) {
+            self.require_same_state()?;
+        }
+        self.submit_to(command, reply)
     }
 
     /// This member's state, as it knows it itself.
@@ -516,21 +550,20 @@ impl Requests {
 
     async fn read_txn(&self, txn: Txn) -> Result<TxnDone, RequestError> {
         let published = self.view_for(txn.is_serializable()).await?;
-        let small = |op: &TxnOp| match op {
-            TxnOp::Range(query) => is_small(&published.view, query),
-            TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Txn(_) | TxnOp::Empty => true,
-        };
-        if txn.branches().all(small) {
-            return Ok(published.view.read_txn(&txn)??);
+        match published.try_read_txn(&txn)? {
+            Some(done) => Ok(done),
+            None => self.aside(move || published.view.read_txn(&txn)).await,
         }
-        self.aside(move || published.view.read_txn(&txn)).await
+    }
+
+    /// This member's newest view: what a serializable read sees.
+    pub fn newest_view(&self) -> Result<Arc<Published>, RequestError> {
+        self.require_same_state()?;
+        Ok(self.published())
     }
 
     /// A view that holds every write acknowledged before now, anywhere; or, for a serializable read, this member's newest.
-    pub(super) async fn view_for(
-        &self,
-        serializable: bool,
-    ) -> Result<Arc<Published>, RequestError> {
+    pub async fn view_for(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
         self.require_same_state()?;
         self.view_of_any_state(serializable).await
     }
@@ -584,7 +617,7 @@ impl Requests {
     }
 
     /// Runs a long read on a thread of its own; only so many at once, the others wait for their turn.
-    pub(super) async fn aside<T: Send + 'static>(
+    pub async fn aside<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> Result<Result<T, KvError>, ReadError> + Send + 'static,
     ) -> Result<T, RequestError> {
@@ -599,7 +632,17 @@ impl Requests {
     pub(super) fn submit(
         &self,
         command: &Command,
-    ) -> Result<oneshot::Receiver<Result<Outcome, RequestError>>, RequestError> {
+    ) -> Result<oneshot::Receiver<Answer>, RequestError> {
+        let (reply, outcome) = oneshot::channel();
+        self.submit_to(command, || reply.into())?;
+        Ok(outcome)
+    }
+
+    fn submit_to(
+        &self,
+        command: &Command,
+        reply: impl FnOnce() -> Reply,
+    ) -> Result<(), RequestError> {
         let mut data = Vec::with_capacity(encoded_size_hint(command));
         data.put_bytes(0, super::applier::PROPOSAL_HEADER_BYTES);
         codec::encode_into(command, &mut data);
@@ -610,7 +653,6 @@ impl Requests {
                 max,
             });
         }
-        let (reply, outcome) = oneshot::channel();
         let member = self.shared.identity.member;
         self.enqueue(|queue| {
             let id = queue.next_id;
@@ -620,10 +662,9 @@ impl Requests {
             queue.proposals.push(Proposal {
                 id,
                 data: Bytes::from(data),
-                reply,
+                reply: reply(),
             });
-        })?;
-        Ok(outcome)
+        })
     }
 
     fn enqueue(&self, add: impl FnOnce(&mut Queue)) -> Result<(), RequestError> {
@@ -643,12 +684,15 @@ impl Requests {
         Ok(())
     }
 
+    /// Whether the database has reached its quota, so that writes that take space must raise the alarm first.
+    pub fn is_at_quota(&self) -> bool {
+        let quota = self.shared.limits.quota_bytes;
+        quota.is_some_and(|quota| self.shared.views.borrow().file_bytes >= quota)
+    }
+
     /// A member at its quota raises an alarm that stops such writes everywhere until an operator takes it back.
     async fn check_quota(&self) -> Result<(), RequestError> {
-        let Some(quota) = self.shared.limits.quota_bytes else {
-            return Ok(());
-        };
-        if self.published().file_bytes < quota {
+        if !self.is_at_quota() {
             return Ok(());
         }
         self.raise_own_alarm(AlarmKind::NoSpace).await?;

@@ -7,13 +7,7 @@
 //! ends' header tables stay alike.
 //! Later blocks refer to the table, so from the second block on bytes pass untouched.
 
-use bytes::{Buf, BytesMut};
-use std::{
-    io,
-    pin::Pin,
-    task::{Context, Poll, ready},
-};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use bytes::BytesMut;
 
 /// What an HTTP/2 connection begins with.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -34,85 +28,52 @@ const HUFFMAN: (&[u8], &[u8]) = (
     &[0x9d, 0x29, 0xae, 0xe3, 0x0c],
     &[0x9d, 0x29, 0xae, 0xea, 0xcb],
 );
-/// Bytes read at once while looking.
-const READ_BYTES: usize = 4_096;
-
-/// A connection whose first header block is repaired.
+/// Looks at what a client sends first, and repairs it as it passes.
 #[derive(Debug)]
-pub struct Mended<S> {
-    stream: S,
+pub struct Repair {
     /// Nothing once the first block has passed.
     scan: Option<Scan>,
-    /// Bytes that may be read.
-    ready: BytesMut,
+    http2: Option<bool>,
 }
 
-impl<S> Mended<S> {
-    /// A connection of which nothing was read yet.
-    pub fn new(stream: S) -> Self {
+impl Default for Repair {
+    fn default() -> Self {
         Self {
-            stream,
             scan: Some(Scan::default()),
-            ready: BytesMut::new(),
+            http2: None,
         }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Mended<S> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        while this.ready.is_empty() {
-            let Some(scan) = &mut this.scan else {
-                return Pin::new(&mut this.stream).poll_read(context, out);
-            };
-            let mut bytes = [0; READ_BYTES];
-            let mut read = ReadBuf::new(&mut bytes);
-            ready!(Pin::new(&mut this.stream).poll_read(context, &mut read))?;
-            let ended = read.filled().is_empty();
-            let found = scan.feed(read.filled(), &mut this.ready);
-            if ended || found {
-                this.ready.extend_from_slice(&scan.held);
-                this.scan = None;
+impl Repair {
+    /// Takes the next bytes, none at the end, and gives out what may pass.
+    pub fn pass(&mut self, bytes: &[u8], out: &mut BytesMut) {
+        let Some(scan) = &mut self.scan else {
+            out.extend_from_slice(bytes);
+            return;
+        };
+        let over = scan.feed(bytes, out) || bytes.is_empty();
+        if self.http2.is_none() {
+            match scan.stage {
+                Stage::Frames(_) => self.http2 = Some(true),
+                Stage::Preface if over => self.http2 = Some(false),
+                Stage::Preface => {}
             }
         }
-        let len = out.remaining().min(this.ready.len());
-        out.put_slice(&this.ready[..len]);
-        this.ready.advance(len);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Mended<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        if over {
+            out.extend_from_slice(&scan.held);
+            self.scan = None;
+        }
     }
 
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
+    /// Whether nothing is looked at any more.
+    pub fn is_over(&self) -> bool {
+        self.scan.is_none()
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+    /// Whether the client speaks HTTP/2, once that is known.
+    pub fn is_http2(&self) -> Option<bool> {
+        self.http2
     }
 }
 
@@ -256,6 +217,8 @@ fn integer(block: &[u8], at: usize, prefix_bits: u32) -> Option<(usize, usize)> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::wire::Wire;
+    use std::rc::Rc;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
     /// RFC 7541's codes of the characters used here.
@@ -314,7 +277,9 @@ mod tests {
             }
         };
         let serve = async {
-            let mut connection = h2::server::handshake(Mended::new(server)).await.unwrap();
+            let mut connection = h2::server::handshake(Wire::new(server, Rc::default()))
+                .await
+                .unwrap();
             let mut found = Vec::new();
             for _ in 0..2 {
                 let (request, _) = connection.accept().await.unwrap().unwrap();
@@ -365,7 +330,7 @@ mod tests {
             drop(client);
         };
         let mut read = Vec::new();
-        let mut mended = Mended::new(server);
+        let mut mended = Wire::new(server, Rc::default());
         let receive = mended.read_to_end(&mut read);
         tokio::join!(receive, client_side).0.unwrap();
         read

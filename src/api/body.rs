@@ -97,7 +97,7 @@ impl Body {
 }
 
 /// The trailers of a call that succeeded.
-fn success_trailers() -> HeaderMap {
+pub(super) fn success_trailers() -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(1);
     trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
     trailers

@@ -10,7 +10,7 @@
 use super::{
     Api, Front,
     body::{Body, error_headers},
-    kv::STREAM_CHUNKS_MAX,
+    kv::{Hot, STREAM_CHUNKS_MAX},
     messages::Messages,
     reply::{Encoded, PREFIX_BYTES},
     status::Status,
@@ -105,7 +105,7 @@ where
 }
 
 /// What the headers ask for, and whether it can be given. Returns the caller's deadline.
-fn admit(api: &Api, path: &str, headers: &HeaderMap) -> Result<Option<Instant>, Status> {
+pub(super) fn admit(api: &Api, path: &str, headers: &HeaderMap) -> Result<Option<Instant>, Status> {
     if !LEARNER.contains(&path) {
         api.require_vote()?;
     }
@@ -181,13 +181,11 @@ where
     B: http_body::Body<Data = Bytes> + Unpin,
 {
     let max = api.receive_bytes_max();
+    if let Some(hot) = Hot::of(path) {
+        let message = read_message(body, max).await?;
+        return api.call(hot, message).await.map(Body::Message);
+    }
     match path {
-        "/etcdserverpb.KV/Range" => unary(body, max, |request| api.range(request)).await,
-        "/etcdserverpb.KV/Put" => unary(body, max, |request| api.put(request)).await,
-        "/etcdserverpb.KV/Txn" => unary(body, max, |request| api.txn(request)).await,
-        "/etcdserverpb.KV/DeleteRange" => {
-            unary(body, max, |request| api.delete_range(request)).await
-        }
         "/etcdserverpb.KV/Compact" => unary(body, max, |request| api.compact(request)).await,
         "/etcdserverpb.KV/RangeStream" => {
             let (request, api) = (read(body, max).await?, api.clone());

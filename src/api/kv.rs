@@ -1,16 +1,30 @@
 //! The calls of `etcdserverpb.KV`: generated requests in, encoded answers out. Nothing here knows which transport carries them.
 //!
-//! The checks on a request alone are made behind [`Requests`](crate::actors::requests::Requests); only the size check is made
-//! here, where the size etcd judges by is known.
+//! The checks on a request alone are made here, before it is proposed or read for; the size check is, because here the size etcd
+//! judges by is known.
 
-use super::{Api, convert, proto::etcdserverpb as pb, reply, reply::Encoded, status::Status};
+use super::{
+    Api, convert,
+    proto::etcdserverpb as pb,
+    reply::{self, Encoded, Header},
+    status::Status,
+};
 use crate::{
-    actors::requests::RequestError,
-    kv::{KvError, check, command::RangeDone, record::varint_len},
+    actors::{
+        replies::{Answer, Reply},
+        requests::{Published, RequestError},
+    },
+    kv::{
+        KvError, check,
+        command::{Command, Outcome, RangeDone, RangeQuery, Txn},
+        record::varint_len,
+    },
     types::Revision,
 };
+use bytes::Bytes;
 use prost::Message;
-use tokio::sync::mpsc;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
 
 /// What etcd's replicated request holds besides the client's message, its tag and its length.
 const ENVELOPE_BYTES: usize = 14;
@@ -18,40 +32,189 @@ const ENVELOPE_BYTES: usize = 14;
 /// Chunks of a streamed range that wait for a slow client before reading stops.
 pub const STREAM_CHUNKS_MAX: usize = 2;
 
-impl Api {
+/// The calls that make up nearly all traffic. Each is begun and answered in steps that wait for nothing, so that whoever carries
+/// them can have many under way without a task for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hot {
     /// `KV.Range`.
-    pub async fn range(&self, request: pb::RangeRequest) -> Result<Encoded, Status> {
-        let done = self.requests.range(convert::range(request)).await?;
-        reply::range(&self.header(done.revision), &done)
-    }
-
+    Range,
     /// `KV.Put`.
-    pub async fn put(&self, request: pb::PutRequest) -> Result<Encoded, Status> {
-        let len = request.encoded_len();
-        let put = convert::put(request);
-        self.admit(len, || check::put(&put))?;
-        let done = self.requests.put(put).await?;
-        reply::put(&self.header(done.revision), &done)
-    }
-
+    Put,
     /// `KV.DeleteRange`.
-    pub async fn delete_range(&self, request: pb::DeleteRangeRequest) -> Result<Encoded, Status> {
-        let len = request.encoded_len();
-        let delete = convert::delete_range(request);
-        self.admit(len, || check::delete_range(&delete))?;
-        let done = self.requests.delete_range(delete).await?;
-        reply::delete_range(&self.header(done.revision), &done)
+    DeleteRange,
+    /// `KV.Txn`.
+    Txn,
+}
+
+/// How a hot call goes on.
+#[derive(Debug)]
+pub enum Begun {
+    /// Its outcome comes where it was to come; then [`Api::answer`].
+    Proposed,
+    /// It reads a view that [`Api::view_for`] gives; then [`Api::read_now`] or [`Api::read`].
+    Reads(Read),
+    /// The database is at its quota, so [`Api::propose`] has more to do.
+    AtQuota(Command),
+}
+
+/// What a call reads.
+#[derive(Debug)]
+pub enum Read {
+    /// Keys.
+    Range(RangeQuery),
+    /// What the operations of a transaction read.
+    Txn(Txn),
+}
+
+impl Read {
+    /// Whether this member's newest view is new enough.
+    pub fn is_serializable(&self) -> bool {
+        match self {
+            Self::Range(query) => query.serializable,
+            Self::Txn(txn) => txn.is_serializable(),
+        }
+    }
+}
+
+impl Hot {
+    /// The hot call with this path.
+    pub fn of(path: &str) -> Option<Self> {
+        match path.strip_prefix("/etcdserverpb.KV/")? {
+            "Range" => Some(Self::Range),
+            "Put" => Some(Self::Put),
+            "DeleteRange" => Some(Self::DeleteRange),
+            "Txn" => Some(Self::Txn),
+            _ => None,
+        }
+    }
+}
+
+impl Api {
+    /// Begins a hot call. If it proposes, its outcome goes where `reply` says.
+    pub fn begin(
+        &self,
+        hot: Hot,
+        message: Bytes,
+        reply: impl FnOnce() -> Reply,
+    ) -> Result<Begun, Status> {
+        let command = match hot {
+            Hot::Range => {
+                let query = convert::range(decode(message)?);
+                check::range(&query)?;
+                return Ok(Begun::Reads(Read::Range(query)));
+            }
+            Hot::Put => {
+                let request: pb::PutRequest = decode(message)?;
+                let len = request.encoded_len();
+                let put = convert::put(request);
+                self.admit(len, || check::put(&put))?;
+                check::put(&put)?;
+                Command::Put(put)
+            }
+            Hot::DeleteRange => {
+                let request: pb::DeleteRangeRequest = decode(message)?;
+                let len = request.encoded_len();
+                let delete = convert::delete_range(request);
+                self.admit(len, || check::delete_range(&delete))?;
+                check::delete_range(&delete)?;
+                Command::DeleteRange(delete)
+            }
+            Hot::Txn => {
+                let request: pb::TxnRequest = decode(message)?;
+                let len = request.encoded_len();
+                let txn = convert::txn(request);
+                let ops_max = self.requests.limits().txn_ops_max;
+                if txn.is_read_only() {
+                    // It is not replicated, so only the transport limits its size.
+                    check::txn(&txn, ops_max)?;
+                    return Ok(Begun::Reads(Read::Txn(txn)));
+                }
+                self.admit(len, || check::txn(&txn, ops_max))?;
+                check::txn(&txn, ops_max)?;
+                Command::Txn(txn)
+            }
+        };
+        if command.takes_space() && self.requests.is_at_quota() {
+            return Ok(Begun::AtQuota(command));
+        }
+        self.requests.propose_to(&command, reply)?;
+        Ok(Begun::Proposed)
     }
 
-    /// `KV.Txn`. One that only reads is not replicated, so only the transport limits its size.
-    pub async fn txn(&self, request: pb::TxnRequest) -> Result<Encoded, Status> {
-        let len = request.encoded_len();
-        let txn = convert::txn(request);
-        if !txn.is_read_only() {
-            self.admit(len, || check::txn(&txn, self.requests.limits().txn_ops_max))?;
+    /// A hot call from its beginning to its end.
+    pub async fn call(&self, hot: Hot, message: Bytes) -> Result<Encoded, Status> {
+        let (reply, outcome) = oneshot::channel();
+        match self.begin(hot, message, || reply.into())? {
+            Begun::Proposed => self.answer(outcome.await.unwrap_or(Err(RequestError::Stopped))),
+            Begun::AtQuota(command) => self.propose(&command).await,
+            Begun::Reads(read) => {
+                let published = self.view_for(read.is_serializable()).await?;
+                self.read(published, read).await
+            }
         }
-        let done = self.requests.txn(txn).await?;
-        reply::txn(&self.header(done.revision), &done)
+    }
+
+    /// Proposes a command and waits for its outcome.
+    pub async fn propose(&self, command: &Command) -> Result<Encoded, Status> {
+        self.answer(self.requests.propose(command).await)
+    }
+
+    /// What a client is told of an outcome.
+    pub fn answer(&self, outcome: Answer) -> Result<Encoded, Status> {
+        match outcome? {
+            Outcome::Put(done) => reply::put(&self.header(done.revision), &done),
+            Outcome::DeleteRange(done) => reply::delete_range(&self.header(done.revision), &done),
+            Outcome::Txn(done) => reply::txn(&self.header(done.revision), &done),
+            other => unreachable!("the machine answers each command in kind, not with {other:?}"),
+        }
+    }
+
+    /// The view for a read; see [`Requests::view_for`](crate::actors::requests::Requests::view_for).
+    pub async fn view_for(&self, serializable: bool) -> Result<Arc<Published>, Status> {
+        Ok(self.requests.view_for(serializable).await?)
+    }
+
+    /// This member's newest view: enough for a serializable read.
+    pub fn newest_view(&self) -> Result<Arc<Published>, Status> {
+        Ok(self.requests.newest_view()?)
+    }
+
+    /// The answer to a read, unless it is so long that others should not wait for it.
+    pub fn read_now(&self, published: &Published, read: &Read) -> Result<Option<Encoded>, Status> {
+        Ok(match read {
+            Read::Range(query) => match published.try_range(query)? {
+                Some(done) => Some(reply::range(&self.header(done.revision), &done)?),
+                None => None,
+            },
+            Read::Txn(txn) => match published.try_read_txn(txn)? {
+                Some(done) => Some(reply::txn(&self.header(done.revision), &done)?),
+                None => None,
+            },
+        })
+    }
+
+    /// The answer to a read. A long one is read and written on another thread.
+    pub async fn read(&self, published: Arc<Published>, read: Read) -> Result<Encoded, Status> {
+        if let Some(encoded) = self.read_now(&published, &read)? {
+            return Ok(encoded);
+        }
+        let unnamed = self.header(Revision(0));
+        let header = move |revision| Header {
+            revision,
+            ..unnamed
+        };
+        let reading = self.requests.aside(move || {
+            let view = &published.view;
+            Ok(match &read {
+                Read::Range(query) => view
+                    .range(query)?
+                    .map(|done| reply::range(&header(done.revision), &done)),
+                Read::Txn(txn) => view
+                    .read_txn(txn)?
+                    .map(|done| reply::txn(&header(done.revision), &done)),
+            })
+        });
+        reading.await?
     }
 
     /// `KV.Compact`.
@@ -107,6 +270,10 @@ impl Api {
         check()?;
         Err(RequestError::TooLarge { bytes, max }.into())
     }
+}
+
+fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
+    M::decode(message).map_err(|error| Status::malformed_message(&error))
 }
 
 /// The size etcd judges a request of `len` bytes by: that of the entry its log would carry.

@@ -4,17 +4,18 @@
 //! speaks HTTP/1.1 and HTTP/2 with whoever connects, on its own single thread. Stopping goes in phases: no new connections
 //! and a GOAWAY on the open ones, then a bounded wait for what is under way, then the end.
 
-use super::{Api, Front, authority::Mended, body::Body, grpc, http};
-use crate::actors::requests::Requests;
-use ::http::{Request, Response, Version};
-use actix_rt::ArbiterHandle;
-use hyper::{body::Incoming, rt::Executor, service::service_fn};
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    server::conn::auto::Builder,
+use super::{
+    Api, Front, http, http2,
+    wire::{Buffers, Wire},
 };
+use crate::actors::requests::Requests;
+use ::http::Request;
+use actix_rt::ArbiterHandle;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use std::{
     convert::Infallible,
+    future::poll_fn,
     io,
     net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
     pin::pin,
@@ -35,7 +36,7 @@ use tokio::{
 const HANDOVER_MAX: usize = 256;
 
 /// How long a new connection may say nothing.
-const SILENCE_MAX: Duration = Duration::from_mins(2);
+pub(super) const SILENCE_MAX: Duration = Duration::from_mins(2);
 
 /// How long accepting pauses when the system has no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -43,12 +44,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How long connections may take to close once nothing is waited for.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The size of a request's headers, in bytes; a bearer token has to fit.
-const HEADER_BYTES_MAX: u32 = 64 * 1024;
-
-/// What a client may send on one stream, and on one connection, before it is read, in bytes. A whole request fits.
-const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// The size of an HTTP/1.1 request's headers, in bytes.
+const HEADER_BYTES_MAX: usize = 64 * 1024;
 
 /// Bounds on connections.
 #[derive(Clone, Copy, Debug)]
@@ -302,42 +299,34 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 
 /// Serves the connections of one arbiter.
 async fn serve(api: Api, limits: ListenLimits, mut connections: mpsc::Receiver<Connection>) {
-    let http = protocol(&limits);
     let front = Rc::new(Front::new(api));
+    let buffers = Rc::<Buffers>::default();
     while let Some(connection) = connections.recv().await {
-        tokio::task::spawn_local(serve_connection(front.clone(), http.clone(), connection));
+        let (front, buffers) = (front.clone(), buffers.clone());
+        tokio::task::spawn_local(serve_connection(front, buffers, limits, connection));
     }
 }
 
-/// HTTP/1.1 and HTTP/2 as this server speaks them.
-fn protocol(limits: &ListenLimits) -> Builder<LocalExecutor> {
-    let mut http = Builder::new(LocalExecutor);
-    http.http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(SILENCE_MAX)
-        .max_buf_size(HEADER_BYTES_MAX as usize);
-    http.http2()
-        .timer(TokioTimer::new())
-        .auto_date_header(false)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_concurrent_streams(limits.streams_max)
-        .max_header_list_size(HEADER_BYTES_MAX)
-        .keep_alive_interval(limits.keepalive_interval)
-        .keep_alive_timeout(limits.keepalive_timeout);
-    http
-}
-
-async fn serve_connection(front: Rc<Front>, http: Builder<LocalExecutor>, connection: Connection) {
+async fn serve_connection(
+    front: Rc<Front>,
+    buffers: Rc<Buffers>,
+    limits: ListenLimits,
+    connection: Connection,
+) {
     let Connection { stream, peer, open } = connection;
     let mut phase = front.api.phase.clone();
     let talk = async {
-        let stream = TcpStream::from_std(stream)?;
-        tokio::select! {
-            spoke = timeout(SILENCE_MAX, stream.readable()) => spoke??,
+        let wire = Wire::new(TcpStream::from_std(stream)?, buffers);
+        let http2 = tokio::select! {
+            told = timeout(SILENCE_MAX, poll_fn(|context| wire.poll_is_http2(context))) => told??,
             _ = phase.wait_for(|phase| phase.is_stopping()) => return Ok(()),
+        };
+        if http2 {
+            http2::converse(front, wire, &limits, &mut phase).await
+        } else {
+            // Boxed: few connections need its room.
+            Box::pin(converse_http1(front, wire, &mut phase)).await
         }
-        converse(front, &http, stream, &mut phase).await
     };
     let ended: Result<(), Box<dyn std::error::Error + Send + Sync>> = talk.await;
     if let Err(error) = ended {
@@ -346,50 +335,34 @@ async fn serve_connection(front: Rc<Front>, http: Builder<LocalExecutor>, connec
     drop(open);
 }
 
-/// Speaks HTTP until the client leaves or the server stops.
-async fn converse(
+/// Speaks HTTP/1.1 until the client leaves or the server stops.
+async fn converse_http1(
     front: Rc<Front>,
-    http: &Builder<LocalExecutor>,
-    stream: TcpStream,
+    wire: Wire<TcpStream>,
     phase: &mut watch::Receiver<Phase>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    let service = service_fn(move |request| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let front = front.clone();
-        async move { Ok::<_, Infallible>(answer(front, request).await) }
+        async move {
+            let response = http::answer(&front.api, request.method(), request.uri()).await;
+            Ok::<_, Infallible>(response)
+        }
     });
-    let mut connection = pin!(http.serve_connection(TokioIo::new(Mended::new(stream)), service));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(SILENCE_MAX)
+        .max_buf_size(HEADER_BYTES_MAX)
+        .serve_connection(TokioIo::new(wire), service);
+    let mut connection = pin!(connection);
     tokio::select! {
         biased;
-        ended = connection.as_mut() => return ended,
+        ended = connection.as_mut() => return Ok(ended?),
         _ = phase.wait_for(|phase| phase.is_stopping()) => connection.as_mut().graceful_shutdown(),
     }
     tokio::select! {
         biased;
-        ended = connection => ended,
+        ended = connection => Ok(ended?),
         _ = phase.wait_for(|&phase| phase == Phase::Closed) => Ok(()),
-    }
-}
-
-async fn answer(front: Rc<Front>, request: Request<Incoming>) -> Response<Body> {
-    if request.version() == Version::HTTP_2 && grpc::is_grpc(request.headers()) {
-        grpc::answer(front, request).await
-    } else {
-        http::answer(&front.api, request.method(), request.uri()).await
-    }
-}
-
-/// Runs hyper's tasks on the arbiter they belong to.
-#[derive(Clone, Copy, Debug)]
-struct LocalExecutor;
-
-impl<F> Executor<F> for LocalExecutor
-where
-    F: Future + 'static,
-{
-    fn execute(&self, task: F) {
-        tokio::task::spawn_local(async move {
-            task.await;
-        });
     }
 }
 

@@ -1,19 +1,21 @@
 //! The etcd v3 API: proto in, domain calls, proto out.
 //!
-//! A connection enters at [`listen`], which hands it to one of the API arbiters, where it stays ([`authority`] repairs a fault
-//! of old clients on the way). [`grpc`] admits a call; the hot services it answers itself, all others [`services`] hands to
+//! A connection enters at [`listen`], which hands it to one of the API arbiters, where it stays. [`wire`] is its socket
+//! ([`authority`] repairs a fault of old clients on the way), `http2` drives it: hot calls it begins and answers itself, all
+//! others get a task of their own in [`grpc`], which admits them and answers its services or has [`services`] hand them to
 //! tonic's generated servers. [`http`] has the few plain paths. All end in a method of [`Api`], which takes a generated
 //! request and gives an answer or a [`status::Status`], and knows nothing of what carries them:
 //!
 //! ```text
-//! listen → grpc → kv, watch, convert ──────▶ actors::requests → reply → body
-//!        ↘      ↘ services → maintenance  ─▶                  ↘ status ↗
-//!          http ───────────────────────────▶
+//! listen → http2 ──────▶ kv ─────────────▶ actors::requests → reply → body
+//!        ↘      ↘ grpc → kv, watch, convert ─▶             ↘ status ↗
+//!         ↘        ↘ services → maintenance ─▶
+//!          http ─────────────────────────────▶
 //! ```
 //!
-//! The hot services do not pass through tonic because their answers are spliced from stored bytes: its encoder would copy them
-//! once more, and its layers cost about as much as the rest of a call. Who serves a call does not show in what it answers:
-//! admission, deadlines, limits, and the texts of refusals are the same.
+//! The services of the thin layer do not pass through tonic because their answers are spliced from stored bytes: its encoder
+//! would copy them once more, and its layers cost about as much as the rest of a call. Who serves a call does not show
+//! in what it answers: admission, deadlines, limits, and the texts of refusals are the same.
 
 pub mod authority;
 pub mod body;
@@ -22,6 +24,7 @@ pub mod concurrency;
 pub mod convert;
 pub mod grpc;
 pub mod http;
+mod http2;
 pub mod kv;
 pub mod lease;
 pub mod listen;
@@ -32,6 +35,7 @@ pub mod reply;
 pub mod services;
 pub mod status;
 pub mod watch;
+pub mod wire;
 
 use crate::{
     actors::requests::{Identity, Requests},

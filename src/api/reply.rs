@@ -46,6 +46,11 @@ impl Encoded {
         })
     }
 
+    /// What [`Encoded::into_frame`] gave.
+    pub fn from_frame(frame: Bytes) -> Self {
+        Self(frame)
+    }
+
     /// The whole frame, prefix included.
     pub fn into_frame(self) -> Bytes {
         self.0

@@ -132,7 +132,7 @@ fn unknown_keys_and_variables_are_named_with_what_is_meant() {
     assert_eq!(
         error("\n[raft]\nelection = 5"),
         "node.toml:3: unknown key raft.election = 5; did you mean raft.election_ms? \
-         [raft] takes election_ms, heartbeat_ms"
+         [raft] takes disk_stall_ms, election_ms, heartbeat_ms"
     );
     assert_eq!(
         error("data-dir = 'x'"),

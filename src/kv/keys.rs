@@ -10,7 +10,10 @@ use super::{
 };
 use crate::types::{LeaseId, RecordKind, Rev, Revision};
 use bytes::Bytes;
-use std::{collections::BTreeMap, ops::ControlFlow};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    ops::ControlFlow,
+};
 
 /// Read access to keys: at the head with their metadata, and at an older revision.
 pub trait Keys {
@@ -52,11 +55,12 @@ pub struct Pending {
 }
 
 /// What happened to one key since the snapshot.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Changed {
     live: Option<Meta>,
-    /// Ascending.
-    revs: Vec<(Rev, RecordKind)>,
+    newest: (Rev, RecordKind),
+    /// Before it, ascending. Mostly there is nothing: a batch seldom changes a key twice.
+    older: Vec<(Rev, RecordKind)>,
 }
 
 impl Pending {
@@ -94,15 +98,27 @@ impl Pending {
     pub fn published(&mut self, snapshot: Snapshot, through: Revision) {
         self.snapshot = snapshot;
         self.changed.retain(|_, changed| {
-            changed.revs.retain(|(rev, _)| rev.major > through);
-            !changed.revs.is_empty()
+            changed.older.retain(|(rev, _)| rev.major > through);
+            changed.newest.0.major > through
         });
     }
 
     fn change(&mut self, key: &Bytes, rev: Rev, kind: RecordKind, live: Option<Meta>) {
-        let changed = self.changed.entry(key.clone()).or_default();
-        changed.live = live;
-        changed.revs.push((rev, kind));
+        let newest = (rev, kind);
+        match self.changed.entry(key.clone()) {
+            Entry::Vacant(entry) => {
+                entry.insert(Changed {
+                    live,
+                    newest,
+                    older: Vec::new(),
+                });
+            }
+            Entry::Occupied(mut entry) => {
+                let changed = entry.get_mut();
+                changed.older.push(changed.newest);
+                (changed.live, changed.newest) = (live, newest);
+            }
+        }
     }
 
     fn changed_in<'a>(
@@ -117,11 +133,8 @@ impl Pending {
 
 impl Changed {
     fn rev_at(&self, at: Revision) -> Option<(Rev, RecordKind)> {
-        self.revs
-            .iter()
-            .rev()
-            .find(|(rev, _)| rev.major <= at)
-            .copied()
+        let newest_first = std::iter::once(&self.newest).chain(self.older.iter().rev());
+        newest_first.copied().find(|(rev, _)| rev.major <= at)
     }
 }
 

@@ -141,11 +141,11 @@ impl<T: Keyed + Clone> Runs<T> {
 
     /// Adds one item. Its key must be above all others.
     pub fn push(&mut self, item: T) {
-        self.append(vec![item]);
+        self.append(&[item]);
     }
 
     /// Adds items in strictly ascending key order, all above those already here.
-    pub fn append(&mut self, batch: Vec<T>) {
+    pub fn append(&mut self, batch: &[T]) {
         let Some(first) = batch.first() else { return };
         assert!(
             self.last().is_none_or(|last| last.key() < first.key()),
@@ -155,23 +155,26 @@ impl<T: Keyed + Clone> Runs<T> {
             batch.is_sorted_by(|a, b| a.key() < b.key()),
             "history is strictly ordered: an append is not"
         );
-        let merged = self.take_mergeable(batch.len());
-        let total = batch.len() + merged.iter().map(|run| run.items().len()).sum::<usize>();
-        let items = if merged.is_empty() {
-            batch
-        } else {
-            let mut items = Vec::with_capacity(total);
-            for run in merged.iter().rev() {
-                items.extend_from_slice(run.items());
-            }
-            items.extend(batch);
-            items
-        };
+        let items = self.take_merged(batch);
         self.newest = Some(Arc::new(Run {
-            items: items.into(),
+            items,
             skip: 0,
             older: self.newest.take(),
         }));
+    }
+
+    /// The items of a new run: those of the runs that it takes in, then the batch. Copied once into their place.
+    fn take_merged(&mut self, batch: &[T]) -> Arc<[T]> {
+        let batch_items = batch.iter().cloned();
+        let merged = self.take_mergeable(batch.len());
+        match &merged[..] {
+            [] => batch_items.collect(),
+            [run] => run.items().iter().cloned().chain(batch_items).collect(),
+            runs => {
+                let before = runs.iter().rev().flat_map(|run| run.items());
+                before.cloned().chain(batch_items).collect()
+            }
+        }
     }
 
     /// Unlinks the runs that a new run of `len` items takes in, newest first.
@@ -333,7 +336,7 @@ mod tests {
         let mut runs = Runs::default();
         let mut next = 0;
         for size in (1..200).rev() {
-            runs.append((next..next + size).map(wide).collect());
+            runs.append(&(next..next + size).map(wide).collect::<Vec<_>>());
             runs.check();
             next += size;
         }
@@ -365,8 +368,9 @@ mod tests {
         for batch in 0..256 {
             let keys = batch * 64..(batch + 1) * 64;
             runs.append(
-                keys.map(|key| Counted(key, std::rc::Rc::clone(&copies)))
-                    .collect(),
+                &keys
+                    .map(|key| Counted(key, std::rc::Rc::clone(&copies)))
+                    .collect::<Vec<_>>(),
             );
         }
         assert_eq!(runs.len(), 64 * 256);
@@ -416,7 +420,7 @@ mod tests {
                             batch.push(next);
                         }
                         model.extend(&batch);
-                        runs.append(batch.into_iter().map(wide).collect());
+                        runs.append(&batch.into_iter().map(wide).collect::<Vec<_>>());
                     }
                     Op::DropBelow(key) => {
                         runs.drop_below(key);

@@ -3,14 +3,14 @@
 //!
 //! `docs/format.md` has the bytes under "Peer frames"; the frames themselves are in `frame`.
 
-use super::frame::{Frame, FrameBatch, FrameError};
+use super::frame::{Frame, FrameBatch, FrameBuffer, FrameError};
 use crate::{
     codec,
     raft::{Body, LogId, Message},
     types::{Entry, EntryKind, LogIndex, Term},
 };
 use bincode::{Decode, Encode};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 /// The oldest peer protocol this member speaks.
 pub const VERSION_LOW: u16 = 1;
@@ -100,6 +100,25 @@ pub(super) fn push_message(batch: &mut FrameBatch, message: &Message) {
         &WireMessage::of(message),
         entries.iter().map(|entry| &entry.data),
     );
+}
+
+/// The bytes of messages, as a lane carries them; for measurements and for tests of what is read back.
+pub fn encode_messages(messages: &[Message]) -> Vec<Bytes> {
+    let mut batch = FrameBatch::default();
+    for message in messages {
+        push_message(&mut batch, message);
+    }
+    batch.into_chunks()
+}
+
+/// The messages in bytes that came over `lane`; what is left at the end is no whole frame. Nothing if they are malformed.
+pub fn decode_messages(lane: Lane, bytes: BytesMut) -> Option<Vec<Message>> {
+    let mut buffer = FrameBuffer { bytes };
+    let mut messages = Vec::new();
+    while let Some(frame) = buffer.next().ok()? {
+        messages.push(decode_message(lane, frame).ok()?);
+    }
+    Some(messages)
 }
 
 /// Adds a frame about a forwarded request to what is written next.

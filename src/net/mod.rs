@@ -51,7 +51,7 @@ mod snapshot;
 mod tests;
 mod tls;
 
-pub use codec::{Lane, VERSION_HIGH, VERSION_LOW};
+pub use codec::{Lane, VERSION_HIGH, VERSION_LOW, decode_messages, encode_messages};
 pub use error::{ForwardError, NetError, Refusal, SnapshotError, TlsError};
 pub use frame::FRAME_BYTES_MAX;
 pub use guest::{GuestAnswer, GuestQuestion, ask};

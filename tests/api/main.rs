@@ -21,6 +21,7 @@ mod support;
 
 mod bad_input;
 mod compact;
+mod connection;
 mod crash;
 mod data_dir;
 mod delete;

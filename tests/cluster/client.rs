@@ -86,6 +86,20 @@ impl Client {
         answer.map(tonic::Response::into_inner)
     }
 
+    #[cfg(feature = "failpoints")]
+    pub(crate) async fn revision(&self) -> Result<Revision, Status> {
+        Ok(revision(self.status().await?.header))
+    }
+
+    #[cfg(feature = "failpoints")]
+    pub(crate) async fn compact(&self, revision: Revision) -> Result<(), Status> {
+        let request = pb::CompactionRequest {
+            revision,
+            physical: false,
+        };
+        self.kv.clone().compact(request).await.map(drop)
+    }
+
     async fn hash(&self) -> Result<(Revision, u32), Status> {
         let mut maintenance = pb::maintenance_client::MaintenanceClient::new(self.channel.clone());
         let answer = maintenance.hash_kv(pb::HashKvRequest { revision: 0 });
@@ -93,14 +107,18 @@ impl Client {
         Ok((revision(answer.header), answer.hash))
     }
 
-    /// Every revision from the first to `last` with its events, as a watch tells them.
-    pub(crate) async fn events(&self, last: Revision) -> Vec<(Revision, Vec<Event>)> {
+    /// Every revision from `first` to `last` with its events, as a watch tells them.
+    pub(crate) async fn events(
+        &self,
+        first: Revision,
+        last: Revision,
+    ) -> Vec<(Revision, Vec<Event>)> {
         let mut watch = pb::watch_client::WatchClient::new(self.channel.clone())
             .max_decoding_message_size(usize::MAX);
         let create = pb::WatchCreateRequest {
             key: "\0".into(),
             range_end: "\0".into(),
-            start_revision: 1,
+            start_revision: first,
             ..pb::WatchCreateRequest::default()
         };
         let create = pb::WatchRequest {
@@ -110,7 +128,7 @@ impl Client {
         let requests = tokio_stream::iter([create]).chain(tokio_stream::pending());
         let mut answers = watch.watch(requests).await.expect("a watch").into_inner();
         let mut found: Vec<(Revision, Vec<Event>)> = Vec::new();
-        while found.last().map_or(1, |(at, _)| *at) < last {
+        while found.last().map_or(first.max(2) - 1, |(at, _)| *at) < last {
             let answer = timeout(PATIENCE, answers.message()).await;
             let answer = answer
                 .expect("history comes")

@@ -13,6 +13,8 @@ mod clients;
 mod crash;
 mod ctl;
 mod embedded;
+#[cfg(feature = "failpoints")]
+mod failpoints;
 mod growth;
 mod hashkv;
 #[path = "../support/history/mod.rs"]

@@ -119,6 +119,29 @@ async fn one_member_grows_to_three_and_its_leader_can_be_removed() {
 }
 
 #[tokio::test]
+async fn a_follower_that_is_asked_to_remove_the_leader_says_when_that_is_done() {
+    let mut cluster = Cluster::start(3).await;
+    let ports = cluster.ports();
+    let all = |list: &str| cluster.all_listed(list);
+    eventually(&ports, &["member", "list"], all).await;
+    let at = leader(&ports).await;
+    let id = id(&ports, &cluster.members[at].name).await;
+    let follower = ports[(at + 1) % 3];
+    let mut removed = etcdctl(&[follower], &["member", "remove", &id]).await;
+    // The leader must have been connected to all for a while.
+    while removed.stderr.contains("etcdserver: unhealthy cluster") {
+        removed = etcdctl(&[follower], &["member", "remove", &id]).await;
+    }
+    assert!(removed.ok().contains("removed from cluster"), "{id}");
+    cluster.members[at].stopped().await;
+    let log = cluster.members[at].log();
+    assert!(
+        log.contains("removed from the cluster, as was asked for"),
+        "{log}"
+    );
+}
+
+#[tokio::test]
 async fn changes_that_make_no_sense_are_refused_as_etcd_does() {
     let cluster = Cluster::start(3).await;
     let ports = cluster.ports();

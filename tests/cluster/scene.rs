@@ -1,7 +1,7 @@
 //! A cluster under load, to which something happens; and the verdict on what its clients saw.
 
 use crate::client::{self, Client};
-use crate::history::{Outcome, Put, Range, Replay, Request, check};
+use crate::history::{Event, Outcome, Put, Range, Replay, Request, Revision, check};
 use crate::record::Record;
 use crate::support::Cluster;
 use crate::workload::{Targets, Workload};
@@ -37,6 +37,8 @@ pub(crate) struct Scene {
     seed: u64,
     start: Instant,
     load: Option<Workload>,
+    /// History that compactions may since have given up.
+    kept: Vec<(Revision, Vec<Event>)>,
     /// Attempts that are under way. They belong to the history, whatever becomes of them.
     probes: JoinSet<()>,
 }
@@ -60,6 +62,7 @@ impl Scene {
             seed,
             start: quorate::clock::now(),
             load: Some(load),
+            kept: Vec::new(),
             probes: JoinSet::new(),
         };
         scene.say(&format!("QUORATE_TEST_SEED={seed}"));
@@ -130,6 +133,28 @@ impl Scene {
                 return time;
             }
             assert!(start.elapsed() < SERVE_MAX, "{members:?} do not serve");
+        }
+    }
+
+    /// The revision after those that are kept.
+    fn next_kept(&self) -> Revision {
+        self.kept.last().map_or(1, |(at, _)| at + 1)
+    }
+
+    /// Gives up history, having looked at it. Whether this comes about depends on what happens meanwhile.
+    #[cfg(feature = "failpoints")]
+    pub(crate) async fn compact(&mut self, member: usize) {
+        let Some(client) = Client::connect(self.addresses(&[member])[0]).await else {
+            return;
+        };
+        let Ok(revision) = client.revision().await else {
+            return;
+        };
+        let seen = client.events(self.next_kept(), revision).await;
+        self.kept.extend(seen);
+        // Who reads a little of the past goes on to find it.
+        if let Err(status) = client.compact(revision - 100).await {
+            self.say(&format!("compaction below {revision}: {status}"));
         }
     }
 
@@ -210,10 +235,11 @@ impl Scene {
     async fn judge(&self, members: &[SocketAddr]) {
         let (revision, hash) = client::agreed(members).await;
         let ops = self.record.ops();
-        let events = Client::must_connect(members[0])
+        let rest = Client::must_connect(members[0])
             .await
-            .events(revision)
+            .events(self.next_kept(), revision)
             .await;
+        let events = self.kept.iter().cloned().chain(rest);
         let replay = Replay::new(events).unwrap_or_else(|bad| panic!("a watch tells: {bad:?}"));
         let (name, seed) = (self.name, self.seed);
         match check(&ops, &replay) {

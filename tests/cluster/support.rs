@@ -1,6 +1,7 @@
 //! Members as child processes, with certificates of one authority in one folder.
 
 use rustix::process::{Pid, Signal, kill_process};
+use std::collections::BTreeMap;
 use std::env;
 use std::fs::{self, OpenOptions};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
@@ -67,6 +68,8 @@ pub(crate) struct Member {
     /// Further variables of its environment.
     pub(crate) env: Vec<(String, String)>,
     place: Place,
+    /// Variables of its own.
+    variables: BTreeMap<&'static str, String>,
     child: Option<Child>,
     folder: PathBuf,
 }
@@ -163,6 +166,7 @@ impl Cluster {
             client: place.client.port(),
             peer: place.peer.port(),
             place,
+            variables: BTreeMap::new(),
             args: vec![
                 format!("--peer-cert={}", file(format!("{name}.pem"))),
                 format!("--peer-key={}", file(format!("{name}-key.pem"))),
@@ -244,10 +248,30 @@ impl Member {
             .arg(format!("--peer-advertise={}", place.peer_advertise))
             .args(&self.args)
             .env("QUORATE_STORAGE_WAL_SEGMENT_BYTES", "4194304")
+            .envs(&self.variables)
             .envs(self.env.iter().cloned())
             .stdout(Stdio::null())
             .stderr(log);
         command
+    }
+
+    /// Gives the next process a variable.
+    #[cfg(feature = "failpoints")]
+    pub(crate) fn set(&mut self, name: &'static str, value: &str) {
+        self.variables.insert(name, value.to_owned());
+    }
+
+    /// Takes the variable back, for the process after this one.
+    #[cfg(feature = "failpoints")]
+    pub(crate) fn unset(&mut self, name: &'static str) {
+        self.variables.remove(name);
+    }
+
+    /// Whether the process has not ended yet.
+    #[cfg(feature = "failpoints")]
+    pub(crate) fn runs(&mut self) -> bool {
+        let child = self.child.as_mut().expect("a member that was started");
+        matches!(child.try_wait(), Ok(None))
     }
 
     /// `kill -9`.

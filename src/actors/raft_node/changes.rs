@@ -74,6 +74,14 @@ pub(super) struct PendingChange {
     appended: Option<LogId>,
 }
 
+/// A leader was asked to remove itself. It may go before it can answer; that it is removed comes by the log as well.
+#[derive(Debug)]
+pub(super) struct PassedRemoval {
+    deadline: Instant,
+    id: NodeId,
+    done: oneshot::Sender<Bytes>,
+}
+
 /// A transfer of leadership under way.
 #[derive(Debug)]
 pub(super) struct PendingMove {
@@ -218,8 +226,18 @@ impl RaftNode {
         }
     }
 
-    fn pass_change(&self, leader: NodeId, change: MemberChange, reply: ChangeReply) {
+    fn pass_change(&mut self, leader: NodeId, change: MemberChange, reply: ChangeReply) {
         let (asked, outcome) = oneshot::channel();
+        let (done, removed) = oneshot::channel();
+        if matches!(change, MemberChange::Remove { id } if id == leader)
+            && self.removals.len() < CHANGES_MAX
+        {
+            self.removals.push(PassedRemoval {
+                deadline: clock::now() + self.pacing.request_timeout,
+                id: leader,
+                done,
+            });
+        }
         self.ask(leader, PeerAsk::Change(change).encode(), asked);
         actix_rt::spawn(async move {
             let told = match outcome.await {
@@ -227,7 +245,8 @@ impl RaftNode {
                     .unwrap_or(Err(ChangeRefusal::TimedOut))
                     .map(Bytes::from),
                 Ok(Err(crate::net::ForwardError::Unreachable(_))) => Err(ChangeRefusal::NotLeader),
-                Ok(Err(_)) | Err(_) => Err(ChangeRefusal::TimedOut),
+                // It is known at the latest when its time is up.
+                Ok(Err(_)) | Err(_) => removed.await.map_err(|_| ChangeRefusal::TimedOut),
             };
             // A caller that has gone away in the meantime does not matter.
             drop(reply.send(told));
@@ -253,9 +272,14 @@ impl RaftNode {
                 Some(_) | None => self.changes.push_back(pending),
             }
         }
-        let member = crate::raft::Membership::decode(&entry.data)
-            .is_ok_and(|membership| membership.contains(self.member.id));
-        self.belonged |= member;
+        if let Ok(membership) = crate::raft::Membership::decode(&entry.data) {
+            self.belonged |= membership.contains(self.member.id);
+            let gone = |removal: &mut PassedRemoval| !membership.contains(removal.id);
+            for removal in self.removals.extract_if(.., gone) {
+                // The leader may have answered.
+                drop(removal.done.send(entry.data.clone()));
+            }
+        }
         self.leave_if_removed();
     }
 
@@ -288,6 +312,7 @@ impl RaftNode {
                 pending.asker.tell(Err(ChangeRefusal::TimedOut));
             }
         }
+        self.removals.retain(|removal| removal.deadline > now);
         let late = self.moves.extract_if(.., |pending| pending.deadline <= now);
         for pending in late {
             answer(pending.reply, RequestError::TimedOut);

@@ -10,7 +10,7 @@ use crate::{
         leases::{ForwardLeaseCalls, LeaseAnswer},
         peer_ask::{PeerAsk, Taken},
         peer_hub::ServeRequests,
-        requests::{RequestError, answer},
+        requests::RequestError,
     },
     codec::{self, Blob},
     net::{ForwardError, PeerRequest},
@@ -240,7 +240,7 @@ impl RaftNode {
             return;
         };
         match taken {
-            Taken::TooMany => answer(reply, RequestError::TooManyRequests),
+            Taken::TooMany => reply.send(Err(RequestError::TooManyRequests)),
             Taken::NotLeader | Taken::Appended => {
                 let Held { deadline, id, data } = held;
                 self.park(deadline, Proposal { id, data, reply });

@@ -146,6 +146,10 @@ impl Handler<RefusedByPeer> for RaftNode {
 
     /// A member that was removed while it was away learns it from the others. One of them may be behind, a majority is not.
     fn handle(&mut self, refused: RefusedByPeer, _: &mut Self::Context) {
+        if self.leaves_at.is_some() {
+            // It knows, and answers who asked for that before it goes.
+            return;
+        }
         let unknown = Refusal::UnknownMember {
             id: self.member.id,
             name: String::new(),

@@ -28,7 +28,8 @@ use super::{
     fail_stop::Lifeline,
     members::Members,
     membership_change::ChangeRefusal,
-    requests::{Reply, RequestError, Requests, answer},
+    replies::Reply,
+    requests::{RequestError, Requests, answer},
     snapshots::SendSnapshotTo,
     state_check::TellStateHash,
     wal_writer::{Persist, Persisted, ReleaseEntries},
@@ -102,6 +103,7 @@ pub struct RaftNode {
     /// Changes of the membership, and of the leader, under way.
     changes: VecDeque<changes::PendingChange>,
     moves: Vec<changes::PendingMove>,
+    removals: Vec<changes::PassedRemoval>,
     publishing: Option<oneshot::Receiver<Result<Bytes, ChangeRefusal>>>,
     /// Whether a committed membership had this member.
     belonged: bool,
@@ -262,6 +264,7 @@ impl RaftNode {
             held_bytes: 0,
             changes: VecDeque::new(),
             moves: Vec::new(),
+            removals: Vec::new(),
             publishing: None,
             belonged: false,
             leaves_at: None,
@@ -389,7 +392,7 @@ impl RaftNode {
     fn propose(&mut self, deadline: Instant, proposal: Proposal) {
         let waiting = self.waiting.len() + self.parked.len();
         if waiting >= WAITING_MAX || self.gap() > self.pacing.apply_gap_max {
-            answer(proposal.reply, RequestError::TooManyRequests);
+            proposal.reply.send(Err(RequestError::TooManyRequests));
             return;
         }
         match self.raft.propose(proposal.data.clone()) {
@@ -397,7 +400,7 @@ impl RaftNode {
             Err(ProposeError::NotLeader { .. } | ProposeError::Transferring { .. })
                 if self.held_bytes + proposal.data.len() > HELD_BYTES_MAX =>
             {
-                answer(proposal.reply, RequestError::TooManyRequests);
+                proposal.reply.send(Err(RequestError::TooManyRequests));
             }
             Err(ProposeError::NotLeader { leader: Some(_) }) => {
                 self.forward_later(deadline, proposal);
@@ -406,7 +409,7 @@ impl RaftNode {
                 self.park(deadline, proposal);
             }
             Err(ProposeError::TooMuchUncommitted { .. }) => {
-                answer(proposal.reply, RequestError::TooManyRequests);
+                proposal.reply.send(Err(RequestError::TooManyRequests));
             }
         }
     }
@@ -616,7 +619,7 @@ impl RaftNode {
             .pop_front_if(|(deadline, _)| *deadline <= now)
         {
             if let Some(reply) = self.waiting.remove(&id) {
-                answer(reply, self.late(began(deadline)));
+                reply.send(Err(self.late(began(deadline))));
             }
         }
         while let Some((deadline, proposal)) =
@@ -627,7 +630,7 @@ impl RaftNode {
                 Some(_) => self.late(began(deadline)),
                 None => RequestError::DeadlineNoLeader,
             };
-            answer(proposal.reply, error);
+            proposal.reply.send(Err(error));
         }
         let late = |reads: &WaitingReads| reads.deadline <= now;
         while let Some(first) = self.reads.first_entry().filter(|entry| late(entry.get())) {

@@ -9,7 +9,7 @@ use crate::{
     actors::{
         applier::{ReplaceState, StateReplaced},
         peer_ask::PeerAsk,
-        requests::{RequestError, answer},
+        requests::RequestError,
         snapshots::{Received, SendSnapshotTo, TransferError},
     },
     clock,
@@ -192,7 +192,7 @@ impl Handler<StateReplaced> for RaftNode {
         // What was committed and not handed on is in the snapshot. It happened, but what came of it is not known any more.
         for committed in std::mem::take(&mut self.unsent_entries) {
             if let Some(reply) = committed.reply {
-                answer(reply, RequestError::TimedOut);
+                reply.send(Err(RequestError::TimedOut));
             }
         }
         self.applies.clear();

@@ -7,6 +7,7 @@ use crate::{
         raft_node::InstallSnapshot,
         restore::{self, RestoreError},
     },
+    failpoint::{FailPoint, hit},
     kv::{index::Index as Tree, machine::Restored},
     net::{IncomingSnapshot, SnapshotError},
     raft::Membership,
@@ -98,6 +99,7 @@ async fn take(
         bytes = header.usage.bytes,
         "receives a snapshot"
     );
+    hit(FailPoint::BeforeSnapshotReceive);
     let mut import = Import::begin(site, header)?;
     loop {
         let chunk = timeout(CHUNK_TIMEOUT, incoming.next()).await;
@@ -107,6 +109,7 @@ async fn take(
         }
     }
     let received = verify(import.finish(&own)?)?;
+    hit(FailPoint::AfterSnapshotReceive);
     let (done, installed) = oneshot::channel();
     let install = InstallSnapshot {
         received: Box::new(received),

@@ -4,6 +4,7 @@ use super::{CHUNK_BYTES, CHUNK_TIMEOUT, INSTALL_TIMEOUT, SnapshotPacing, Transfe
 use crate::{
     actors::{peer_hub::OpenSnapshot, restore},
     clock,
+    failpoint::{FailPoint, hit},
     net::SnapshotSender,
     storage::db::{DbReader, Export},
     types::{LogIndex, NodeId},
@@ -29,6 +30,7 @@ pub(super) async fn send(
         bytes = usage.bytes,
         "sends a snapshot"
     );
+    hit(FailPoint::BeforeSnapshotSend);
     let began = clock::now();
     let opened = open.send(OpenSnapshot {
         to,
@@ -47,6 +49,7 @@ pub(super) async fn send(
     }
     // Its pages may be used again from here on.
     drop(export);
+    hit(FailPoint::AfterSnapshotSend);
     let installed = timeout(INSTALL_TIMEOUT, sender.finish()).await;
     installed.map_err(|_| TransferError::Silent(INSTALL_TIMEOUT))??;
     tracing::info!(

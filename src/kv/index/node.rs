@@ -84,14 +84,16 @@ pub(super) enum Node {
 /// Keys with their slots.
 #[derive(Debug, Default)]
 pub(super) struct Leaf {
-    pub(super) keys: Keys,
+    /// Shared by the copies of a leaf: most writes change a key's slot and no key.
+    pub(super) keys: Arc<Keys>,
     pub(super) slots: Vec<Slot>,
 }
 
 /// Subtrees, and one separator between each two: keys below `separators[i]` are left of it, all others right.
 #[derive(Clone, Debug)]
 pub(super) struct Inner {
-    separators: Keys,
+    /// Shared, like a leaf's keys.
+    separators: Arc<Keys>,
     pub(super) children: Vec<Child>,
 }
 
@@ -144,7 +146,7 @@ impl Child {
             separators.insert(0, &split.separator);
             let children = vec![std::mem::take(self), split.right];
             *self = Self::new(Node::Inner(Inner {
-                separators,
+                separators: Arc::new(separators),
                 children,
             }));
         }
@@ -288,7 +290,7 @@ impl Leaf {
             prunable: slot.prunable_from(),
             newest: slot.modified().major,
         };
-        self.keys.insert(i, key);
+        Arc::make_mut(&mut self.keys).insert(i, key);
         grow(&mut self.slots, 1, 4);
         self.slots.insert(i, slot);
         change
@@ -296,7 +298,7 @@ impl Leaf {
 
     fn split_off(&mut self, at: usize) -> Self {
         let right = Self {
-            keys: self.keys.split_off(at),
+            keys: Arc::new(Arc::make_mut(&mut self.keys).split_off(at)),
             slots: self.slots.split_off(at),
         };
         self.slots.shrink_to_fit();
@@ -308,7 +310,7 @@ impl Leaf {
         for i in (0..seen).rev() {
             if !self.slots[i].prune(at) {
                 self.slots.remove(i);
-                self.keys.remove(i);
+                Arc::make_mut(&mut self.keys).remove(i);
             }
         }
         seen
@@ -344,7 +346,7 @@ impl Inner {
         let Some(split) = split else {
             return (change, None);
         };
-        self.separators.insert(i, &split.separator);
+        Arc::make_mut(&mut self.separators).insert(i, &split.separator);
         self.children.insert(i + 1, split.right);
         let len = self.children.len();
         let split = (len > fanout).then(|| self.split(cut(len - 1, i + 1)));
@@ -352,12 +354,13 @@ impl Inner {
     }
 
     fn split(&mut self, at: usize) -> Split {
+        let separators = Arc::make_mut(&mut self.separators);
         let right = Self {
-            separators: self.separators.split_off(at),
+            separators: Arc::new(separators.split_off(at)),
             children: self.children.split_off(at),
         };
-        let separator = self.separators.last().to_vec();
-        self.separators.remove(at - 1);
+        let separator = separators.last().to_vec();
+        separators.remove(at - 1);
         Split {
             separator,
             right: Child::new(Node::Inner(right)),
@@ -384,7 +387,7 @@ impl Inner {
     fn unlink(&mut self, i: usize) {
         self.children.remove(i);
         if self.separators.len() > 0 {
-            self.separators.remove(i.saturating_sub(1));
+            Arc::make_mut(&mut self.separators).remove(i.saturating_sub(1));
         }
     }
 
@@ -408,13 +411,13 @@ impl Inner {
         let left = &mut self.children[i];
         match (Arc::make_mut(&mut left.node), &*right.node) {
             (Node::Leaf(left), Node::Leaf(right)) => {
-                left.keys.append(&right.keys);
+                Arc::make_mut(&mut left.keys).append(&right.keys);
                 left.slots.extend_from_slice(&right.slots);
             }
             (Node::Inner(left), Node::Inner(right)) => {
-                left.separators
-                    .insert(left.separators.len(), self.separators.get(i));
-                left.separators.append(&right.separators);
+                let separators = Arc::make_mut(&mut left.separators);
+                separators.insert(separators.len(), self.separators.get(i));
+                separators.append(&right.separators);
                 left.children.extend_from_slice(&right.children);
             }
             (Node::Leaf(_), Node::Inner(_)) | (Node::Inner(_), Node::Leaf(_)) => {
@@ -422,7 +425,7 @@ impl Inner {
             }
         }
         left.summary = left.summary.and(right.summary);
-        self.separators.remove(i);
+        Arc::make_mut(&mut self.separators).remove(i);
     }
 }
 

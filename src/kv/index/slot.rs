@@ -115,15 +115,20 @@ impl Slot {
         let Some((last, between)) = newer.split_last() else {
             return;
         };
-        let mut past = vec![Past::from(self.newest)];
-        past.extend(between.iter().copied().map(Past::from));
+        let before = between.last().unwrap_or(&self.newest);
         assert!(
-            past.last()
-                .is_some_and(|before| before.key() < last.modified),
-            "changes of a key come in revision order: {:?} is not after {past:?}",
-            last.modified
+            before.modified < last.modified,
+            "changes of a key come in revision order: {:?} is not after {:?}",
+            last.modified,
+            before.modified
         );
-        self.past.append(past);
+        if between.is_empty() {
+            self.past.push(Past::from(self.newest));
+        } else {
+            let past = std::iter::once(&self.newest).chain(between);
+            let past: Vec<Past> = past.copied().map(Past::from).collect();
+            self.past.append(&past);
+        }
         self.newest = *last;
     }
 

@@ -1,6 +1,5 @@
 //! Members over real QUIC on the loopback: what they exchange, whom they refuse, what they survive.
 
-mod bench;
 mod exchange;
 mod hostile;
 mod members;

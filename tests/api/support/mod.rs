@@ -16,7 +16,7 @@ pub(crate) use client::{
 };
 pub(crate) use ctl::{CtlOutput, etcdctl, start_etcdctl};
 pub(crate) use server::{Exit, Kind, Server, Setup, run_to_exit};
-pub(crate) use wire::{Wire, frame, http_get};
+pub(crate) use wire::{Wire, WireAnswer, frame, http_get};
 
 /// Tells a reader of the test log what was left out, and why.
 #[expect(

@@ -1,7 +1,10 @@
 //! Bytes on the wire that no well-behaved client sends, and plain HTTP.
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::{
+    SendStream,
+    client::{ResponseFuture, SendRequest},
+};
 use http::{HeaderMap, Request};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -49,6 +52,14 @@ impl Wire {
     }
 
     async fn exchange(&self, path: &str, body: Vec<u8>) -> WireAnswer {
+        let (answer, mut send) = self.begin(path).await;
+        // A server may refuse before it has read everything: the answer tells.
+        drop(send.send_data(Bytes::from(body), true));
+        WireAnswer::read(answer).await
+    }
+
+    /// Begins a call whose message the caller sends.
+    pub(crate) async fn begin(&self, path: &str) -> (ResponseFuture, SendStream<Bytes>) {
         let request = Request::post(format!("http://127.0.0.1{path}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
@@ -60,9 +71,34 @@ impl Wire {
             .ready()
             .await
             .expect("the connection lives");
-        let (answer, mut send) = requests.send_request(request, false).expect("a new stream");
-        // A server may refuse before it has read everything: the answer tells.
-        drop(send.send_data(Bytes::from(body), true));
+        requests.send_request(request, false).expect("a new stream")
+    }
+
+    /// A plain `GET` over HTTP/2: its status and its body.
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
+        let request = Request::get(format!("http://127.0.0.1{path}"))
+            .body(())
+            .expect("a valid request");
+        let mut requests = self
+            .requests
+            .clone()
+            .ready()
+            .await
+            .expect("the connection lives");
+        let (answer, _) = requests.send_request(request, true).expect("a new stream");
+        let (head, mut stream) = answer.await.expect("response headers").into_parts();
+        let mut body = Vec::new();
+        while let Some(data) = stream.data().await {
+            body.extend_from_slice(&data.expect("the whole body"));
+        }
+        let body = String::from_utf8(body).expect("a body in UTF-8");
+        (head.status.as_u16(), body)
+    }
+}
+
+impl WireAnswer {
+    /// Waits for an answer and reads all of it.
+    pub(crate) async fn read(answer: ResponseFuture) -> Self {
         let (head, mut stream) = answer.await.expect("response headers").into_parts();
         let mut body = Vec::new();
         while let Some(data) = stream.data().await {
@@ -75,7 +111,7 @@ impl Wire {
         }
         let trailers = stream.trailers().await.ok().flatten().unwrap_or_default();
         let field = |name| text(&trailers, name).or_else(|| text(&head.headers, name));
-        WireAnswer {
+        Self {
             grpc_status: field("grpc-status")
                 .and_then(|code| code.parse().ok())
                 .expect("a grpc-status"),

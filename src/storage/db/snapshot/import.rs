@@ -13,6 +13,7 @@ use super::super::open::open_redb;
 use super::super::{Db, DbOptions, put_meta};
 use super::{END_BYTES, SnapshotFault, SnapshotHeader, Totals, VALUE_BYTES_MAX, tag};
 use crate::codec;
+use crate::failpoint::{FailPoint, hit};
 use crate::storage::disk::{Disk, DiskFile};
 use crate::types::{LeaseId, Record, Rev};
 use bytes::{Buf, Bytes, BytesMut};
@@ -60,9 +61,12 @@ impl DbSite {
     pub fn switch(&self, mut received: Db) -> Result<Db, DbError> {
         let file: Arc<str> = self.name.into();
         let io = |source| from_io(&file, source);
+        hit(FailPoint::BeforeSnapshotSwitch);
         let renamed = self.disk.rename(&self.incoming(), self.name);
         renamed.map_err(io)?;
+        hit(FailPoint::AfterSnapshotRename);
         self.disk.sync_dir(self.dir()).map_err(io)?;
+        hit(FailPoint::AfterSnapshotSwitch);
         received.file = file;
         Ok(received)
     }

@@ -1,0 +1,218 @@
+//! Between members: messages to bytes and back, and what a connection on the loopback makes of them.
+
+use crate::VALUE_BYTES;
+use divan::{Bencher, counter::ItemsCount};
+use quorate::{
+    net::{
+        Delivery, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot, Lane, Listener, Pacing,
+        PeerAddress, PeerRequest, PeerSecurity, SelfIdentity, decode_messages, encode_messages,
+    },
+    raft::{Body, Envelope, LogId, Message},
+    types::{ClusterId, Entry, EntryKind, LogIndex, NodeId, Term},
+};
+use std::{cell::Cell, rc::Rc};
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::Notify,
+    task::LocalSet,
+};
+
+fn append(entries: u64) -> Message {
+    let entry = |index| Entry {
+        term: Term(1),
+        index: LogIndex(index),
+        kind: EntryKind::Command,
+        data: vec![7; VALUE_BYTES + 64].into(),
+    };
+    Message {
+        term: Term(1),
+        body: Body::Append {
+            prev: LogId::default(),
+            commit: LogIndex(0),
+            entries: (1..=entries).map(entry).collect(),
+        },
+    }
+}
+
+#[divan::bench(args = [1, 64])]
+fn peer_frame_encode(bencher: Bencher<'_, '_>, entries: u64) {
+    let message = append(entries);
+    bencher
+        .counter(ItemsCount::new(entries))
+        .bench_local(|| encode_messages(std::slice::from_ref(&message)));
+}
+
+#[divan::bench(args = [1, 64])]
+fn peer_frame_decode(bencher: Bencher<'_, '_>, entries: u64) {
+    let bytes = encode_messages(&[append(entries)]).concat();
+    bencher
+        .counter(ItemsCount::new(entries))
+        .with_inputs(|| bytes.as_slice().into())
+        .bench_local_values(|bytes| decode_messages(Lane::Log, bytes).unwrap());
+}
+
+/// Sends so many appends and waits until the other member has them all.
+#[divan::bench(args = [1, 10, 100])]
+fn messages_over_quic(bencher: Bencher<'_, '_>, burst: u64) {
+    let bed = Bed::new();
+    let (one, two) = bed.pair();
+    bencher
+        .counter(ItemsCount::new(burst))
+        .with_inputs(|| (0..burst).map(|_| append(1)).collect())
+        .bench_local_values(|messages| bed.run(one.tell(&two, messages)));
+    bed.run(async { one.hub.shut() });
+}
+
+/// A message and one back.
+#[divan::bench]
+fn round_trip_over_quic(bencher: Bencher<'_, '_>) {
+    let bed = Bed::new();
+    let (one, two) = bed.pair();
+    bencher.bench_local(|| {
+        bed.run(async {
+            one.tell(&two, vec![heartbeat()]).await;
+            two.tell(&one, vec![heartbeat()]).await;
+        });
+    });
+    bed.run(async { one.hub.shut() });
+}
+
+fn heartbeat() -> Message {
+    Message {
+        term: Term(1),
+        body: Body::Heartbeat {
+            commit: LogIndex(0),
+            round: 1,
+        },
+    }
+}
+
+/// One thread for both members.
+struct Bed {
+    runtime: Runtime,
+    local: LocalSet,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let local = LocalSet::new();
+        Self { runtime, local }
+    }
+
+    fn run<T>(&self, work: impl Future<Output = T>) -> T {
+        self.local.block_on(&self.runtime, work)
+    }
+
+    /// Two members that are connected.
+    fn pair(&self) -> (Member, Member) {
+        self.run(async {
+            let (one, two) = (Member::start(1), Member::start(2));
+            one.hub.update(vec![two.address.clone()]);
+            two.hub.update(vec![one.address.clone()]);
+            for (from, to) in [(&one, &two), (&two, &one)] {
+                from.post.until(|post| post.connected.get()).await;
+                from.tell(to, vec![heartbeat()]).await;
+            }
+            (one, two)
+        })
+    }
+}
+
+struct Member {
+    hub: Hub,
+    post: Rc<Post>,
+    address: PeerAddress,
+}
+
+impl Member {
+    fn start(id: u64) -> Self {
+        let identity = SelfIdentity {
+            cluster: ClusterId(1),
+            member: NodeId(id),
+            name: format!("n{id}"),
+        };
+        let settings = HubSettings {
+            identity: identity.clone(),
+            security: PeerSecurity::Insecure,
+            pacing: Pacing::default(),
+            queue_bytes_max: 64 * 1024 * 1024,
+            seed: id,
+            boot: id,
+        };
+        let listener = Listener::open("127.0.0.1:0", settings).unwrap();
+        let address = PeerAddress {
+            id: identity.member,
+            name: identity.name,
+            addresses: vec![listener.local_address().to_string()],
+        };
+        let post = Rc::new(Post::default());
+        let hub = Hub::start(listener, Rc::new(SharedPost(post.clone()))).unwrap();
+        Self { hub, post, address }
+    }
+
+    /// Sends messages and waits until they have arrived.
+    async fn tell(&self, other: &Self, messages: Vec<Message>) {
+        let expected = other.post.messages.get() + messages.len();
+        let envelope = |message| Envelope {
+            to: other.address.id,
+            message,
+        };
+        self.hub.send(messages.into_iter().map(envelope).collect());
+        other
+            .post
+            .until(|post| post.messages.get() >= expected)
+            .await;
+    }
+}
+
+/// What has arrived.
+#[derive(Default)]
+struct Post {
+    messages: Cell<usize>,
+    connected: Cell<bool>,
+    changed: Notify,
+}
+
+impl Post {
+    async fn until(&self, condition: impl Fn(&Self) -> bool) {
+        while !condition(self) {
+            self.changed.notified().await;
+        }
+    }
+}
+
+struct SharedPost(Rc<Post>);
+
+impl Inbox for SharedPost {
+    fn messages(&self, _: NodeId, messages: Vec<Message>) -> Delivery {
+        self.0.messages.set(self.0.messages.get() + messages.len());
+        self.0.changed.notify_one();
+        Box::pin(async {})
+    }
+
+    fn requests(&self, _: Vec<PeerRequest>) -> Delivery {
+        unreachable!("nobody asks")
+    }
+
+    fn guest(&self, _: GuestQuestion) -> Delivery {
+        unreachable!("nobody joins")
+    }
+
+    fn snapshot(&self, _: IncomingSnapshot) -> Delivery {
+        unreachable!("nobody lags")
+    }
+
+    fn connected(&self, _: NodeId) {
+        self.0.connected.set(true);
+        self.0.changed.notify_one();
+    }
+
+    fn disconnected(&self, _: NodeId) {}
+
+    fn dropped(&self, _: NodeId) {}
+
+    fn refused(&self, by: NodeId, _: u64, text: &str) {
+        unreachable!("{by:?} refuses this member: {text}")
+    }
+}

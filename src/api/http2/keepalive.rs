@@ -1,0 +1,131 @@
+//! Finds out that a client is gone although its connection was never closed.
+
+use crate::{api::listen::ListenLimits, clock};
+use h2::{Ping, PingPong};
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+use tokio::time::{Sleep, sleep_until};
+
+/// Asks a client that has said nothing for long whether it is still there.
+pub(super) struct KeepAlive {
+    pings: PingPong,
+    interval: Duration,
+    patience: Duration,
+    alarm: Pin<Box<Sleep>>,
+    reads_seen: u64,
+    asked: bool,
+}
+
+impl KeepAlive {
+    pub(super) fn new(pings: PingPong, limits: &ListenLimits) -> Self {
+        let interval = limits.keepalive_interval;
+        Self {
+            pings,
+            interval,
+            patience: limits.keepalive_timeout,
+            alarm: Box::pin(sleep_until(clock::now() + interval)),
+            reads_seen: 0,
+            asked: false,
+        }
+    }
+
+    /// Ready when the client is gone. `reads` changes when it says something.
+    pub(super) fn poll(&mut self, context: &mut Context<'_>, reads: u64) -> Poll<()> {
+        if self.asked && self.pings.poll_pong(context).is_ready() {
+            self.wait(self.interval);
+            self.asked = false;
+        }
+        loop {
+            ready!(self.alarm.as_mut().poll(context));
+            if self.asked {
+                return Poll::Ready(());
+            }
+            if reads != self.reads_seen {
+                self.reads_seen = reads;
+                self.wait(self.interval);
+                continue;
+            }
+            if self.pings.send_ping(Ping::opaque()).is_err() {
+                return Poll::Ready(());
+            }
+            self.asked = true;
+            self.wait(self.patience);
+        }
+    }
+
+    fn wait(&mut self, span: Duration) {
+        self.alarm.as_mut().reset(clock::now() + span);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use std::future::poll_fn;
+    use tokio::{
+        io::duplex,
+        time::{Instant, timeout},
+    };
+
+    const LIMITS: ListenLimits = ListenLimits {
+        connections_max: 1,
+        streams_max: 1,
+        keepalive_interval: Duration::from_secs(10),
+        keepalive_timeout: Duration::from_secs(2),
+        stop_timeout: Duration::ZERO,
+    };
+
+    /// Waits until the server finds its client gone; `says` tells how often the client has said something else.
+    async fn gone(client_lives: bool, says: impl Fn() -> u64) {
+        let (client, server) = duplex(1_000);
+        let (client, server) =
+            tokio::join!(h2::client::handshake(client), h2::server::handshake(server));
+        let ((_calls, mut client), mut server) = (client.unwrap(), server.unwrap());
+        let mut keepalive = KeepAlive::new(server.ping_pong().unwrap(), &LIMITS);
+        let gone = poll_fn(|context| {
+            let gone = keepalive.poll(context, says());
+            let accepted = server.poll_accept(context);
+            assert!(accepted.is_pending(), "nobody calls");
+            gone
+        });
+        let live = async {
+            if client_lives {
+                drop((&mut client).await);
+            }
+            std::future::pending::<Bytes>().await
+        };
+        tokio::select! {
+            () = gone => {}
+            _ = live => {}
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_answer_is_gone() {
+        let began = Instant::now();
+        gone(false, || 0).await;
+        assert_eq!(began.elapsed().as_secs(), 12, "after interval and timeout");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_answers_stays() {
+        let hour = Duration::from_hours(1);
+        assert!(timeout(hour, gone(true, || 0)).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_talks_is_not_asked() {
+        let began = Instant::now();
+        let says = move || began.elapsed().as_secs().min(100);
+        gone(false, says).await;
+        let ended = began.elapsed().as_secs();
+        assert!(
+            (112..=132).contains(&ended),
+            "asked once it was silent: {ended}"
+        );
+    }
+}

@@ -1,0 +1,366 @@
+//! A client's socket as its HTTP connection sees it: reads and writes in large pieces.
+//!
+//! The HTTP/2 library reads as much as its buffer happens to have room for, and flushes whenever it has a payload of more than
+//! a few hundred bytes to send, so that every answer would be a system call, which costs more than the rest of a get. Here all
+//! that has arrived is read at once, and with [`Wire::hold`] what is written waits until [`Wire::poll_send`], which whoever
+//! drives the connection calls when its turn ends. The buffers belong to the arbiter: a connection has some only while
+//! bytes wait.
+//!
+//! On the way in the first header block is repaired; see [`authority`](super::authority).
+
+use super::authority::Repair;
+use bytes::{Buf, BytesMut};
+use std::{
+    cell::{Cell, RefCell},
+    io, mem,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll, ready},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes read at once.
+const READ_BYTES: usize = 64 * 1024;
+
+/// Bytes that wait to be sent; past them the writer waits for the client to read.
+const UNSENT_BYTES_MAX: usize = 64 * 1024;
+
+/// A buffer that grew beyond this is not kept.
+const KEPT_BYTES_MAX: usize = 2 * UNSENT_BYTES_MAX;
+
+/// What the connections of an arbiter read into and write from, one after the other.
+#[derive(Debug)]
+pub struct Buffers {
+    read: RefCell<Box<[u8]>>,
+    /// Empty, with room.
+    write: RefCell<Vec<u8>>,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self {
+            read: RefCell::new(vec![0; READ_BYTES].into()),
+            write: RefCell::new(Vec::new()),
+        }
+    }
+}
+
+/// A handle to a socket; its clones share it.
+#[derive(Debug)]
+pub struct Wire<S> {
+    end: Rc<End<S>>,
+}
+
+#[derive(Debug)]
+struct End<S> {
+    socket: RefCell<Socket<S>>,
+    held: Cell<bool>,
+    reads: Cell<u64>,
+}
+
+#[derive(Debug)]
+struct Socket<S> {
+    stream: S,
+    repair: Repair,
+    buffers: Rc<Buffers>,
+    /// Received, not read yet.
+    ready: BytesMut,
+    ended: bool,
+    /// Written; sent up to `sent`.
+    unsent: Vec<u8>,
+    sent: usize,
+}
+
+impl<S> Clone for Wire<S> {
+    fn clone(&self) -> Self {
+        let end = self.end.clone();
+        Self { end }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
+    /// A socket from which nothing was read yet. It sends at once.
+    pub fn new(stream: S, buffers: Rc<Buffers>) -> Self {
+        let socket = Socket {
+            stream,
+            repair: Repair::default(),
+            buffers,
+            ready: BytesMut::new(),
+            ended: false,
+            unsent: Vec::new(),
+            sent: 0,
+        };
+        let end = End {
+            socket: RefCell::new(socket),
+            held: Cell::new(false),
+            reads: Cell::new(0),
+        };
+        Self { end: Rc::new(end) }
+    }
+
+    /// Waits until it is known whether the client speaks HTTP/2. Nothing counts as read by that.
+    pub fn poll_is_http2(&self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
+        let mut socket = self.end.socket.borrow_mut();
+        loop {
+            if let Some(http2) = socket.repair.is_http2() {
+                return Poll::Ready(Ok(http2));
+            }
+            ready!(socket.poll_receive(context))?;
+        }
+    }
+
+    /// From now on only [`Wire::poll_send`] sends, unless too much waits.
+    pub fn hold(&self) {
+        self.end.held.set(true);
+    }
+
+    /// Sends all that waits. If the client takes no more, the task is woken when it does.
+    pub fn poll_send(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.end.socket.borrow_mut().poll_send(context)
+    }
+
+    /// How often something has arrived.
+    pub fn reads(&self) -> u64 {
+        self.end.reads.get()
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
+    /// Receives what is there into `ready`, or notes the end.
+    fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut scratch = self.buffers.read.borrow_mut();
+        let mut read = ReadBuf::new(&mut scratch);
+        ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
+        let received = read.filled();
+        self.ended = received.is_empty();
+        self.repair.pass(received, &mut self.ready);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Hands out what waits in `ready`.
+    fn give(&mut self, out: &mut ReadBuf<'_>) {
+        let len = out.remaining().min(self.ready.len());
+        out.put_slice(&self.ready[..len]);
+        self.ready.advance(len);
+        if self.ready.is_empty() {
+            self.ready = BytesMut::new();
+        }
+    }
+
+    fn poll_read(
+        &mut self,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.ready.is_empty() {
+            if self.ended {
+                return Poll::Ready(Ok(()));
+            }
+            if !self.repair.is_over() {
+                ready!(self.poll_receive(context))?;
+                continue;
+            }
+            let mut scratch = self.buffers.read.borrow_mut();
+            let mut read = ReadBuf::new(&mut scratch);
+            ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
+            let received = read.filled();
+            self.ended = received.is_empty();
+            let (now, later) = received.split_at(received.len().min(out.remaining()));
+            out.put_slice(now);
+            self.ready.extend_from_slice(later);
+            return Poll::Ready(Ok(()));
+        }
+        self.give(out);
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.waiting() + bytes.len() > UNSENT_BYTES_MAX {
+            ready!(self.poll_send(context))?;
+        }
+        if self.unsent.is_empty() {
+            if bytes.len() > UNSENT_BYTES_MAX {
+                return Pin::new(&mut self.stream).poll_write(context, bytes);
+            }
+            self.unsent = mem::take(&mut *self.buffers.write.borrow_mut());
+        }
+        self.unsent.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn waiting(&self) -> usize {
+        self.unsent.len() - self.sent
+    }
+
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.waiting() > 0 {
+            let left = &self.unsent[self.sent..];
+            let sent = ready!(Pin::new(&mut self.stream).poll_write(context, left))?;
+            if sent == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.sent += sent;
+        }
+        if self.sent > 0 {
+            self.sent = 0;
+            let mut used = mem::take(&mut self.unsent);
+            used.clear();
+            if used.capacity() <= KEPT_BYTES_MAX {
+                *self.buffers.write.borrow_mut() = used;
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        ready!(self.end.socket.borrow_mut().poll_read(context, out))?;
+        self.end.reads.set(self.end.reads.get().wrapping_add(1));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.end.socket.borrow_mut().poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.end.held.get() {
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_send(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_send(context))?;
+        let mut socket = self.end.socket.borrow_mut();
+        Pin::new(&mut socket.stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    /// A wire whose other end is `room` bytes away.
+    fn wire(room: usize) -> (Wire<tokio::io::DuplexStream>, tokio::io::DuplexStream) {
+        let (here, there) = duplex(room);
+        (Wire::new(here, Rc::default()), there)
+    }
+
+    async fn sent(wire: &Wire<tokio::io::DuplexStream>) -> io::Result<()> {
+        poll_fn(|context| wire.poll_send(context)).await
+    }
+
+    #[tokio::test]
+    async fn what_is_held_goes_out_at_once() {
+        let (mut wire, mut client) = wire(1 << 20);
+        wire.write_all(b"before ").await.unwrap();
+        wire.flush().await.unwrap();
+        let mut read = [0; 7];
+        client.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"before ", "nothing is held at first");
+        wire.hold();
+        for part in [b"one ", b"two "] {
+            wire.write_all(part).await.unwrap();
+            wire.flush().await.unwrap();
+        }
+        let nothing = poll_fn(|context| {
+            let mut read = ReadBuf::new(&mut read);
+            Poll::Ready(Pin::new(&mut client).poll_read(context, &mut read))
+        });
+        assert!(nothing.await.is_pending(), "a flush sends nothing now");
+        sent(&wire).await.unwrap();
+        let mut read = [0; 8];
+        client.read_exact(&mut read).await.unwrap();
+        assert_eq!(&read, b"one two ");
+        assert!(
+            wire.end.socket.borrow().unsent.capacity() == 0,
+            "no buffer stays behind"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_read_stops_the_writer() {
+        let (mut wire, mut client) = wire(1_000);
+        wire.hold();
+        let written = poll_fn(|context| {
+            let mut written = 0;
+            while let Poll::Ready(taken) = Pin::new(&mut wire).poll_write(context, &[7; 1_000]) {
+                written += taken.unwrap();
+                assert!(written < 1 << 20, "the writer is never stopped");
+            }
+            Poll::Ready(written)
+        });
+        let written = written.await;
+        assert!(written <= UNSENT_BYTES_MAX + 1_000, "{written} bytes wait");
+        let reading = async {
+            let mut read = vec![0; written];
+            client.read_exact(&mut read).await.unwrap();
+            assert!(read.iter().all(|byte| *byte == 7), "all of it arrives");
+        };
+        tokio::join!(async { sent(&wire).await.unwrap() }, reading);
+    }
+
+    #[tokio::test]
+    async fn pieces_of_any_size_are_read_and_written_whole() {
+        let text: Vec<u8> = (0..300_000_u32).map(|byte| (byte % 251) as u8).collect();
+        for piece in [1_000, 60_000, 300_000] {
+            let (mut wire, client) = wire(100_000);
+            let (mut from, mut to) = tokio::io::split(client);
+            let pieces: Vec<_> = text.chunks(piece).collect();
+            let echo = async {
+                let mut small = [0; 777];
+                let mut left = text.len();
+                while left > 0 {
+                    let len = wire.read(&mut small).await.unwrap();
+                    wire.write_all(&small[..len]).await.unwrap();
+                    left -= len;
+                }
+                wire.shutdown().await.unwrap();
+            };
+            let send = async {
+                for piece in pieces {
+                    to.write_all(piece).await.unwrap();
+                }
+            };
+            let mut read = Vec::new();
+            let receive = from.read_to_end(&mut read);
+            let ((), (), received) = tokio::join!(echo, send, receive);
+            received.unwrap();
+            assert!(read == text, "in pieces of {piece}");
+        }
+    }
+
+    #[tokio::test]
+    async fn http2_is_told_by_its_preface() {
+        let table: [(&[u8], bool); 4] = [
+            (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", true),
+            (b"PRI * HTTP/1.1\r\n\r\n", false),
+            (b"GET / HTTP/1.1\r\n\r\n", false),
+            (b"PRI", false),
+        ];
+        for (bytes, expected) in table {
+            let (mut wire, mut client) = wire(100);
+            client.write_all(bytes).await.unwrap();
+            drop(client);
+            let told = poll_fn(|context| wire.poll_is_http2(context)).await;
+            assert_eq!(told.unwrap(), expected, "{bytes:?}");
+            let mut read = Vec::new();
+            wire.read_to_end(&mut read).await.unwrap();
+            assert_eq!(read, bytes, "and nothing is lost by looking");
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Members of a build with failpoints crash at each of them in turn, or are held up for a second at a time, under load.
+//!
+//! Compiled with the feature `failpoints`, which the members then have too: `cargo test --features failpoints --test cluster
+//! failpoints`.
+
+use crate::ctl::etcdctl;
+use crate::membership::id;
+use crate::scene::Scene;
+use crate::support::Cluster;
+use quorate::failpoint::FailPoint;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Entries that the members keep for others: so few that whoever was away for a moment needs a snapshot.
+const LOG_KEEP_ENTRIES: &str = "100";
+/// How long a member is away before it comes back to crash. The others write far more than they keep.
+const AWAY: Duration = Duration::from_millis(1_500);
+/// A point is passed up to so many times before the crash.
+const PASSES: u32 = 12;
+/// The longest a point may take to be reached.
+const REACH_MAX: Duration = Duration::from_mins(2);
+/// How long a watch looks.
+const LOOK: Duration = Duration::from_millis(400);
+/// How long members are held up here and there.
+const HOLD: Duration = Duration::from_secs(12);
+
+async fn members() -> Cluster {
+    let mut cluster = Cluster::new(3).await;
+    for member in &mut cluster.members {
+        member.set("QUORATE_STORAGE_LOG_KEEP_ENTRIES", LOG_KEEP_ENTRIES);
+        member.start();
+    }
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_crashes_at_each_point_in_turn() {
+    let mut scene = Scene::begin("failpoints", members().await).await;
+    for (n, point) in FailPoint::ALL.into_iter().enumerate() {
+        let member = n % 3;
+        scene.kill(member).await;
+        scene.pass(AWAY).await;
+        let passes = if is_rare(point) {
+            0
+        } else {
+            scene.random.u32(..PASSES)
+        };
+        let action = format!("{}={passes}*off->return", point.name());
+        scene.cluster.members[member].set("FAILPOINTS", &action);
+        scene.restart(member);
+        crash(&mut scene, member, point).await;
+        scene.cluster.members[member].unset("FAILPOINTS");
+        scene.restart(member);
+        let served = scene.until_served(&[member]).await;
+        scene.say(&format!(
+            "n{} crashed at {action}, and served again after {served:?}",
+            member + 1
+        ));
+    }
+    scene.end().await;
+}
+
+/// Points that a member passes once in a while: waiting for the twelfth time takes too long.
+fn is_rare(point: FailPoint) -> bool {
+    use FailPoint as P;
+    matches!(
+        point,
+        P::BeforeHardState
+            | P::AfterHardState
+            | P::BeforeMembershipApply
+            | P::AfterMembershipApply
+            | P::BeforeIndexPrune
+            | P::BeforeCompactStep
+            | P::AfterCompactStep
+            | P::BeforeSnapshotSend
+            | P::AfterSnapshotSend
+            | P::BeforeSnapshotReceive
+            | P::AfterSnapshotReceive
+            | P::BeforeSnapshotSwitch
+            | P::AfterSnapshotRename
+            | P::AfterSnapshotSwitch
+    )
+}
+
+/// Does what leads a member to all the points there are, until it has crashed at its own.
+async fn crash(scene: &mut Scene, member: usize, point: FailPoint) {
+    let start = quorate::clock::now();
+    let said = format!("failpoint {}: crash", point.name());
+    let mut turn = 0;
+    while !scene.cluster.members[member].log().contains(&said) {
+        assert!(
+            start.elapsed() < REACH_MAX,
+            "n{} never comes to {}",
+            member + 1,
+            point.name()
+        );
+        stir(scene, member, turn).await;
+        turn += 1;
+    }
+    if scene.cluster.members[member].runs() {
+        scene.kill(member).await;
+    } else {
+        scene.cluster.members[member].stopped().await;
+    }
+}
+
+/// What may fail here fails: members die while it goes on.
+async fn stir(scene: &mut Scene, member: usize, turn: usize) {
+    let all = scene.cluster.ports();
+    let others: Vec<u16> = (0..3)
+        .filter(|other| *other != member)
+        .map(|other| all[other])
+        .collect();
+    let name = scene.cluster.members[member].name.clone();
+    match turn % 6 {
+        0 => {
+            scene.compact((member + 1) % 3).await;
+        }
+        1 => {
+            let own = [all[member]];
+            let look = etcdctl(&own, &["watch", "", "--prefix"]);
+            drop(timeout(LOOK, look).await);
+        }
+        2 => {
+            let id = id(&others, &name).await;
+            drop(etcdctl(&all, &["move-leader", &id]).await);
+        }
+        3 => {
+            let id = id(&others, &name).await;
+            let place = format!(
+                "--peer-urls=http://127.0.0.1:{}",
+                scene.cluster.members[member].peer
+            );
+            drop(etcdctl(&others, &["member", "update", &id, &place]).await);
+        }
+        4 => {
+            // Another one falls behind, so that this one, if it leads, has a snapshot to send.
+            let other = (member + 1) % 3;
+            scene.kill(other).await;
+            scene.pass(AWAY).await;
+            scene.restart(other);
+            scene.pass(AWAY).await;
+        }
+        _ if scene.cluster.members[member].runs() => {
+            // This one falls behind once more, and has a snapshot to take.
+            scene.kill(member).await;
+            scene.pass(AWAY).await;
+            scene.restart(member);
+            scene.pass(AWAY).await;
+        }
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_held_up_at_any_point() {
+    let mut cluster = Cluster::new(3).await;
+    let everywhere: Vec<String> = FailPoint::ALL
+        .iter()
+        .map(|point| format!("{}=0.1%sleep(1000)", point.name()))
+        .collect();
+    for member in &mut cluster.members {
+        member.set("QUORATE_STORAGE_LOG_KEEP_ENTRIES", LOG_KEEP_ENTRIES);
+        member.set("FAILPOINTS", &everywhere.join(";"));
+        member.start();
+    }
+    let mut scene = Scene::begin("held up", cluster).await;
+    let start = quorate::clock::now();
+    let mut turn = 0;
+    while start.elapsed() < HOLD {
+        let member = scene.random.usize(..3);
+        stir(&mut scene, member, turn).await;
+        turn += 1;
+    }
+    scene.end().await;
+}
