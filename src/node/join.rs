@@ -51,16 +51,22 @@ enum Way<'a> {
     Given(&'a dyn PeerNetwork),
 }
 
+impl<'a> Way<'a> {
+    /// Nothing if nobody can be asked.
+    fn of(config: &Config, network: Option<&'a dyn PeerNetwork>) -> Option<Self> {
+        let quic = || security(config).map(Self::Quic);
+        network.map(Self::Given).or_else(quic)
+    }
+}
+
 /// Asks the other members in the configuration, if this member has no data. Gives its place in the cluster if it joins one.
 pub(super) async fn ask_around(
     config: &Config,
     disk: &dyn Disk,
     network: Option<&dyn PeerNetwork>,
 ) -> Result<Option<Joined>, StartError> {
-    let way = match (network, security(config)) {
-        (Some(network), _) => Way::Given(network),
-        (None, Some(security)) => Way::Quic(security),
-        (None, None) => return Ok(None),
+    let Some(way) = Way::of(config, network) else {
+        return Ok(None);
     };
     if member::read(disk)?.is_some() {
         return Ok(None);
@@ -90,8 +96,9 @@ pub(super) async fn ask_around(
 pub(super) async fn ask_for_members(
     config: &Config,
     disk: &dyn Disk,
+    network: Option<&dyn PeerNetwork>,
 ) -> Result<Option<Bytes>, StartError> {
-    let (Some(security), Some(own)) = (security(config), member::read(disk)?) else {
+    let (Some(way), Some(own)) = (Way::of(config, network), member::read(disk)?) else {
         return Ok(None);
     };
     if !refill::is_asked_for(disk)? {

@@ -240,9 +240,14 @@ impl LocalNode {
         // Before anything is waited for: meanwhile other nodes may start on this thread, in systems of their own.
         let placement = Placement::one_thread();
         let joined = join::ask_around(config, &**disk, Some(network)).await?;
-        let recovery = recover(config, disk, joined, None)?;
+        let told = join::ask_for_members(config, &**disk, Some(network)).await?;
+        let recovery = recover(config, disk, joined, told.as_ref())?;
         let way = PeerWay::Given(network);
+        let awaits_snapshot = recovery.awaits_snapshot;
         let running = assemble(config, recovery, way, &placement, fail_stop);
+        if awaits_snapshot {
+            running.has_state().await;
+        }
         Ok(Self { running })
     }
 
@@ -264,7 +269,7 @@ async fn start_here(
 ) -> Result<(Running, Placement), StartError> {
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
     let joined = join::ask_around(config, &*disk, None).await?;
-    let told = join::ask_for_members(config, &*disk).await?;
+    let told = join::ask_for_members(config, &*disk, None).await?;
     let recovery = recover(config, &disk, joined, told.as_ref())?;
     let way = listen_for_peers(config, &recovery)?;
     let placement = Placement::new(&config.runtime);
