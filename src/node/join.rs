@@ -104,7 +104,6 @@ pub(super) async fn ask_for_members(
     if !refill::is_asked_for(disk)? {
         return Ok(None);
     }
-    let way = Way::Quic(security);
     for member in &config.cluster.initial {
         if member.name == config.name {
             continue;
