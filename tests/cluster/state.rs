@@ -37,10 +37,11 @@ fn alter(stopped: &Member) {
     db.commit(&batch).expect("it can be written");
 }
 
-/// Kills a member, alters its state, and starts it again; gives when it follows a leader.
+/// Stops a member, so that its database has all it applied, alters its state, and starts it again; returns when it follows a
+/// leader.
 async fn restart_altered(cluster: &mut Cluster, at: usize) {
     let member = &mut cluster.members[at];
-    member.kill().await;
+    member.stop().await;
     alter(member);
     member.start();
     let port = cluster.members[at].client;
