@@ -68,14 +68,28 @@ pub(crate) async fn said(member: &Member, what: &str, times: usize) {
     }
 }
 
-/// The leader of those that run, once it says that a member is too far behind; it says it once more each time.
+/// The leader of those that run, once it says that a member is too far behind; it says it once more each time. Once it has
+/// found out that nobody is there any more it sends nothing, and says nothing either: by then the log is long gone.
 async fn too_far_behind(cluster: &Cluster, away: usize, before: usize) -> usize {
     let mut ports = others(cluster, away);
     ports.truncate(2);
     let at = leader(&ports).await;
     let at = at + usize::from(at >= away);
-    said(&cluster.members[at], BEHIND, before + 1).await;
-    at
+    let (leader, name) = (&cluster.members[at], &cluster.members[away].name);
+    let unheard = format!("({name}, ");
+    let start = quorate::clock::now();
+    loop {
+        let log = leader.log();
+        let gone = |line: &str| line.contains(&unheard) && line.contains("timed out");
+        if log.matches(BEHIND).count() > before || log.lines().any(gone) {
+            return at;
+        }
+        assert!(
+            start.elapsed() < PATIENCE,
+            "{name} is missed by nobody:\n{log}"
+        );
+        sleep(POLL).await;
+    }
 }
 
 /// The ports of all but one member.
