@@ -1,12 +1,14 @@
-//! A member whose state differs from the others' is found, takes itself out, and can be replaced.
+//! A member whose state differs from the others' is found, takes itself out, and can be refilled or replaced.
 
 use crate::ctl::{etcdctl, eventually, leader, same_history, statuses};
 use crate::membership::{id, join};
+use crate::snapshot::{IN_PLACE, said};
 use crate::support::{Cluster, Member};
 use quorate::codec;
 use quorate::storage::db::{CommitBatch, Db, DbOptions, Identity};
 use quorate::storage::{member, real_disk::RealDisk};
 use quorate::types::Revision;
+use std::fs;
 
 const CORRUPT: &str = "etcdserver: corrupt cluster";
 
@@ -121,6 +123,33 @@ async fn a_follower_whose_state_differs_takes_itself_out_and_is_replaced() {
     same_history(&now).await;
     let served = eventually(&now[2..], &["get", "k"], |text| text.contains('x'));
     assert_eq!(served.await, "k\nx\n");
+}
+
+#[tokio::test]
+async fn a_member_whose_state_differs_is_refilled_from_the_others() {
+    let mut cluster = Cluster::start(3).await;
+    let ports = cluster.ports();
+    etcdctl(&ports, &["put", "k", "v"]).await.ok();
+    same_history(&ports).await;
+    let at = (leader(&ports).await + 1) % 3;
+    let own_id = id(&ports, &cluster.members[at].name.clone()).await;
+    restart_altered(&mut cluster, at).await;
+    let others: Vec<u16> = (0..3).filter(|n| *n != at).map(|n| ports[n]).collect();
+    etcdctl(&others, &["put", "k", "w"]).await.ok();
+    let listed = alarm(&own_id);
+    eventually(&others, &["alarm", "list"], |text| text.contains(&listed)).await;
+    eventually_refused(ports[at], &["get", "k", "--consistency=s"]).await;
+
+    // As docs/operations.md says.
+    cluster.members[at].kill().await;
+    fs::write(cluster.members[at].data_dir().join("refill"), "").expect("the wish");
+    cluster.members[at].start();
+    said(&cluster.members[at], IN_PLACE, 1).await;
+    eventually(&others, &["alarm", "disarm"], |_| true).await;
+    eventually(&ports[at..=at], &["put", "k", "x"], |_| true).await;
+    same_history(&ports).await;
+    let served = eventually(&ports[at..=at], &["get", "k"], |text| text.contains('x'));
+    assert_eq!(served.await, "k\nx\n", "by the member that was refilled");
 }
 
 #[tokio::test]
