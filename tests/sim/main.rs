@@ -37,6 +37,14 @@ use tokio::time::Instant;
 /// The seeds that every `cargo test` runs.
 const FIXED_SEEDS: std::ops::Range<u64> = 1..6;
 
+#[expect(
+    clippy::print_stdout,
+    reason = "whoever reads a log can run them again"
+)]
+fn announce(first: u64, count: u64) {
+    println!("fresh seeds: {count}, from {first} on");
+}
+
 fn number(name: &str) -> Option<u64> {
     let text = env::var(name).ok()?;
     Some(
@@ -78,6 +86,7 @@ fn report(outcomes: &[Outcome], began: Instant) {
 fn clusters_live_through_storms() {
     if let Some(count) = number("SEEDS") {
         let first = clock::entropy() % 1_000_000_000;
+        announce(first, count);
         run_all(first..first + count);
     } else if number("SEED").is_none() {
         run_all(FIXED_SEEDS);
