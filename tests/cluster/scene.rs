@@ -200,7 +200,12 @@ impl Scene {
                 continue;
             }
             // etcd: the second if it knew of no leader all the time; both begin so, with more about why.
-            let expected = ["etcdserver: request timed out", "context deadline exceeded"];
+            // etcd: the third if it was deposed while the read waited.
+            let expected = [
+                "etcdserver: request timed out",
+                "context deadline exceeded",
+                "etcdserver: leader changed",
+            ];
             let (_, text) =
                 said.unwrap_or_else(|| panic!("{name} serves a {what}, or says nothing"));
             assert!(

@@ -74,9 +74,9 @@ async fn a_survivor_goes_on_alone_with_all_it_has_and_grows_back_to_three() {
     let now = [ports[0], ports[3], ports[4]];
     leader(&now).await;
     for port in &now {
-        etcdctl(&[*port], &["put", &format!("after{port}"), "1"])
-            .await
-            .ok();
+        // A new voter begins as a learner, which serves no writes.
+        let put = ["put", &format!("after{port}"), "1"];
+        eventually(&[*port], &put, |_| true).await;
     }
     same_history(&now).await;
     assert_eq!(keys(now[2], "k").await, 29);
