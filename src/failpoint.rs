@@ -1,6 +1,6 @@
 //! Places where a test can crash a real member, or hold it up, in the middle of its work.
 //!
-//! Compiled in by the feature `failpoints` alone; without it, nothing of a [`hit`] is left. With it, the variable `FAILPOINTS`
+//! Compiled in by the feature `failpoints` alone; without it, nothing of a `hit` is left. With it, the variable `FAILPOINTS`
 //! says what happens where, in the words of the `fail` crate: `FAILPOINTS='after-wal-write=20*off->return'` crashes the process
 //! the 21st time it has written to its log and not synced yet; `before-apply=1%sleep(1000)` holds up one batch in a hundred for a
 //! second. A crash is an abort: no destructor runs, nothing is flushed.

@@ -27,7 +27,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub struct ClockSettings {
     /// What a new leader adds to each lease: an election timeout.
     pub grace: Millis,
-    /// A lease with more time left than this is checkpointed that often; one with less, as [`ClockSettings::next_checkpoint`]
+    /// A lease with more time left than this is checkpointed that often; one with less, as `next_checkpoint`
     /// says.
     pub checkpoint_every: Millis,
 }

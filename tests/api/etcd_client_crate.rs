@@ -118,7 +118,7 @@ async fn a_lease_from_grant_to_revoke() {
     assert_eq!(
         list.leases()
             .iter()
-            .map(|lease| lease.id())
+            .map(etcd_client::LeaseStatus::id)
             .collect::<Vec<_>>(),
         [id]
     );
