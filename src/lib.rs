@@ -12,6 +12,7 @@ pub mod fuzzing;
 pub mod kv;
 pub mod local_cluster;
 pub mod log;
+pub mod mutation;
 pub mod net;
 pub mod node;
 pub mod raft;

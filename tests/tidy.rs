@@ -31,23 +31,28 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "it feeds bytes to whatever reads bytes; only tests and fuzzers are compiled with it",
     ),
     (
+        "mutation",
+        &[],
+        "a deliberate bug sits in its place with one word, wherever that is",
+    ),
+    (
         "config",
         &["types"],
         "it is checked before anything that it configures exists",
     ),
     (
         "raft",
-        &["types", "codec"],
+        &["types", "codec", "mutation"],
         "consensus that knows no disk and no store can be simulated",
     ),
     (
         "kv",
-        &["types", "codec", "fuzzing::generate"],
+        &["types", "codec", "mutation", "fuzzing::generate"],
         "a data model without I/O gives the same bytes on every member",
     ),
     (
         "storage",
-        &["types", "codec", "failpoint"],
+        &["types", "codec", "failpoint", "mutation"],
         "it keeps bytes; what they mean is others' business",
     ),
     (
@@ -62,6 +67,7 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
             "clock",
             "codec",
             "failpoint",
+            "mutation",
             "raft",
             "kv",
             "storage",

@@ -10,6 +10,7 @@ use super::{
     compactor::{CompactionAccepted, CompactionState, HistoryReplaced},
     fail_stop::Lifeline,
     index::{IndexPublished, ReplaceTree, UpdateIndex},
+    latest,
     lease_manager::{LeaseState, LeasesChanged, LeasesReplaced},
     leases::ListLeaseKeys,
     members::{Members, MembersError},
@@ -22,6 +23,7 @@ use super::{
     watch_hub::EventsApplied,
 };
 use crate::failpoint::{FailPoint, hit};
+use crate::mutation::{Mutation, mutated};
 use crate::{
     codec::{self, CodecError},
     kv::{
@@ -34,7 +36,7 @@ use crate::{
         view::View,
     },
     storage::db::{Applied, CommitBatch, DbReader},
-    types::{Entry, EntryKind, LogIndex, NodeId, Record, Rev, Revision},
+    types::{Entry, EntryKind, LogIndex, NodeId, Record, RecordKind, Rev, Revision},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -43,7 +45,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 
 /// Messages that may wait: the Raft node keeps two batches under way; the index, the committer and the timer add one each, and
 /// questions for the keys of leases four.
@@ -121,7 +123,7 @@ pub struct Peers {
     /// Is told of changes.
     pub watches: Recipient<EventsApplied>,
     /// Readers' newest view.
-    pub views: watch::Sender<Arc<Published>>,
+    pub views: latest::Sender<Arc<Published>>,
     /// Whom a snapshot concerns.
     pub replace: ReplacePeers,
 }
@@ -355,7 +357,10 @@ impl Handler<IndexPublished> for Applier {
     fn handle(&mut self, published: IndexPublished, _: &mut Self::Context) {
         self.machine
             .published(published.snapshot.clone(), published.through);
-        self.snapshot = published.snapshot;
+        let stale = mutated(Mutation::StaleIndex) && published.through.0 % 41 == 0;
+        if !stale {
+            self.snapshot = published.snapshot;
+        }
         let batch = self.unpublished.pop_front();
         assert!(batch.is_some(), "the index publishes once for each batch");
         let Some(batch) = batch else { return };
@@ -486,6 +491,9 @@ impl Applier {
             unpublished: &self.unpublished,
             stored: &self.stored,
         };
+        if mutated(Mutation::ApplyTwice) && entry.index.0.is_multiple_of(61) {
+            drop(self.machine.apply(&command, at, &past)?);
+        }
         Ok(self.machine.apply(&command, at, &past)?)
     }
 
@@ -534,7 +542,10 @@ impl Applier {
 
     /// Tells the watch hub of a batch. It is not waited for: what does not fit its mailbox it will read from history, once it
     /// is told that there is something new.
-    fn tell_watches(&mut self, records: Vec<Record>, published: Arc<Published>) {
+    fn tell_watches(&mut self, mut records: Vec<Record>, published: Arc<Published>) {
+        if mutated(Mutation::DropWatchEvent) {
+            records.retain(|record| record.rev.major.0 % 97 != 0);
+        }
         let told = self
             .peers
             .watches
@@ -561,6 +572,10 @@ impl Applier {
         self.uncommitted
             .records
             .extend(changes.records.iter().cloned());
+        if mutated(Mutation::LoseTombstone) {
+            let lost = |record: &Record| record.kind == RecordKind::Tombstone;
+            self.uncommitted.records.retain(|record| !lost(record));
+        }
         for change in &changes.leases {
             self.uncommitted.leases.push(match change {
                 LeaseChange::Granted { id, row } | LeaseChange::Checkpointed { id, row } => {
@@ -585,6 +600,9 @@ impl Applier {
         }
         let mut batch = std::mem::take(&mut self.uncommitted);
         let through = self.machine.revision();
+        if mutated(Mutation::DatabaseWithoutLastRecord) && through.0 % 3 == 0 {
+            batch.records.pop();
+        }
         batch.meta.extend(store_meta(&self.machine));
         self.handed_over = batch.applied.index;
         self.committing = Some(std::mem::take(&mut self.uncommitted_bytes));

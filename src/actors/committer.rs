@@ -6,6 +6,7 @@
 
 use super::fail_stop::Lifeline;
 use crate::failpoint::{FailPoint, hit};
+use crate::mutation::{Mutation, mutated};
 use crate::{
     clock,
     kv::{
@@ -205,7 +206,10 @@ impl Handler<CompactRecords> for Committer {
 
     fn handle(&mut self, compact: CompactRecords, _: &mut Self::Context) -> Self::Result {
         let start = clock::now();
-        let (through, keys) = (compact.through, &compact.keys);
+        let (mut through, keys) = (compact.through, &compact.keys);
+        if mutated(Mutation::CompactionOffByOne) {
+            through = through.next();
+        }
         hit(FailPoint::BeforeCompactStep);
         let step = self
             .db

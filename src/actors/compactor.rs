@@ -8,6 +8,7 @@ use super::{
     committer::{Committer, CompactRecords},
     fail_stop::Lifeline,
     index::{Index, PruneIndex, PruneProgress},
+    latest,
     raft_node::RaftStatus,
     requests::{Published, RequestError, Requests},
 };
@@ -22,10 +23,7 @@ use crate::{
 };
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
-use tokio::{
-    sync::{oneshot, watch},
-    time::Instant,
-};
+use tokio::{sync::oneshot, time::Instant};
 
 /// Messages that may wait.
 const MAILBOX_MAX: usize = 1_024;
@@ -72,9 +70,9 @@ pub struct CompactorPeers {
     /// Takes auto-compactions through the log.
     pub requests: Requests,
     /// The newest view.
-    pub views: watch::Receiver<Arc<Published>>,
+    pub views: latest::Receiver<Arc<Published>>,
     /// Who leads: only the leader compacts on its own.
-    pub raft_status: watch::Receiver<RaftStatus>,
+    pub raft_status: latest::Receiver<RaftStatus>,
 }
 
 /// Where compactions stand at start.

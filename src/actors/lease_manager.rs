@@ -7,6 +7,7 @@
 
 use super::{
     fail_stop::Lifeline,
+    latest,
     raft_node::RaftStatus,
     requests::{RequestError, Requests},
 };
@@ -23,7 +24,7 @@ use crate::{
 use actix::prelude::*;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::{
-    sync::{OwnedSemaphorePermit, oneshot, watch},
+    sync::{OwnedSemaphorePermit, oneshot},
     time::Instant,
 };
 
@@ -70,7 +71,7 @@ pub struct LeaseManagerPeers {
     /// Takes its proposals through the log.
     pub requests: Requests,
     /// Who leads.
-    pub raft_status: watch::Receiver<RaftStatus>,
+    pub raft_status: latest::Receiver<RaftStatus>,
 }
 
 /// What a lease manager begins with.

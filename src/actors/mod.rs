@@ -14,7 +14,7 @@
 //! | [`snapshots::Snapshots`] | snapshots on their way to and from other members |
 //!
 //! [`requests::Requests`] is the way in, with [`leases`] as one of its parts; [`store::Store`] is the same way in messages.
-//! [`fail_stop`] says how all of them end.
+//! [`latest`] carries what one of them publishes to all who look. [`fail_stop`] says how all of them end.
 
 pub mod applier;
 mod aside;
@@ -22,6 +22,7 @@ pub mod committer;
 pub mod compactor;
 pub mod fail_stop;
 pub mod index;
+pub mod latest;
 pub mod lease_manager;
 pub mod leases;
 pub mod members;

@@ -7,6 +7,7 @@
 use super::{
     aside::aside,
     compactor::{AwaitCompaction, Compactor},
+    latest,
     leases::{LeaseDesk, LeasePeers},
     members::Members,
     membership_change::{ChangeRefusal, MemberChange},
@@ -30,6 +31,7 @@ use crate::{
         range::ReadError,
         view::View,
     },
+    mutation::{Mutation, mutated},
     storage::db::{Applied, DbReader},
     types::{ClusterId, LogIndex, NodeId, Rev, Revision, Term},
 };
@@ -225,8 +227,8 @@ struct Shared {
     wake: Notify,
     /// Turns of long reads.
     aside: Semaphore,
-    views: watch::Receiver<Arc<Published>>,
-    raft_status: watch::Receiver<RaftStatus>,
+    views: latest::Receiver<Arc<Published>>,
+    raft_status: latest::Receiver<RaftStatus>,
     disk: watch::Receiver<DiskHealth>,
     raft: Addr<RaftNode>,
     compactor: Addr<Compactor>,
@@ -255,9 +257,9 @@ pub struct RequestPeers {
     /// What leases need.
     pub leases: LeasePeers,
     /// The newest view.
-    pub views: watch::Receiver<Arc<Published>>,
+    pub views: latest::Receiver<Arc<Published>>,
     /// Leader, term and commit index.
-    pub raft_status: watch::Receiver<RaftStatus>,
+    pub raft_status: latest::Receiver<RaftStatus>,
     /// How the write-ahead log's disk does.
     pub disk: watch::Receiver<DiskHealth>,
 }
@@ -318,11 +320,10 @@ impl Requests {
 
     /// Returns once no leader was known for all of `patience`.
     pub async fn leaderless(&self, patience: Duration) {
-        let mut status = self.shared.raft_status.clone();
-        loop {
-            // An error means that the node is gone, and no leader will be known again.
-            drop(status.wait_for(|status| status.leader.is_none()).await);
-            let found = status.wait_for(|status| status.leader.is_some());
+        let mut status = self.raft_status();
+        // An error means that the node is gone, and no leader will be known again.
+        while status.wait_for(|now| now.leader.is_none()).await.is_ok() {
+            let found = status.wait_for(|now| now.leader.is_some());
             if !matches!(tokio::time::timeout(patience, found).await, Ok(Ok(_))) {
                 return;
             }
@@ -533,7 +534,7 @@ impl Requests {
     }
 
     /// Follows the newest view.
-    pub fn views(&self) -> watch::Receiver<Arc<Published>> {
+    pub fn views(&self) -> latest::Receiver<Arc<Published>> {
         self.shared.views.clone()
     }
 
@@ -580,7 +581,7 @@ impl Requests {
         &self,
         serializable: bool,
     ) -> Result<Arc<Published>, RequestError> {
-        if serializable {
+        if serializable || mutated(Mutation::ReadWithoutIndex) {
             return Ok(self.published());
         }
         let index = self.read_index().await?;
@@ -588,13 +589,12 @@ impl Requests {
         if newest.applied.index >= index {
             return Ok(newest);
         }
-        let mut views = self.shared.views.clone();
+        let mut views = self.views();
         let reached = views.wait_for(|published| published.applied.index >= index);
         // A member that was cut off meanwhile does not get there by itself.
         let reached = tokio::time::timeout(self.shared.limits.timeout, reached).await;
         reached
             .map_err(|_| RequestError::TimedOut)?
-            .map(|published| published.clone())
             .map_err(|_| RequestError::Stopped)
     }
 
@@ -612,7 +612,7 @@ impl Requests {
     }
 
     /// Follows who leads.
-    pub(super) fn raft_status(&self) -> watch::Receiver<RaftStatus> {
+    pub(super) fn raft_status(&self) -> latest::Receiver<RaftStatus> {
         self.shared.raft_status.clone()
     }
 

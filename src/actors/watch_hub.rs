@@ -7,6 +7,7 @@
 use super::{
     aside::aside,
     fail_stop::Lifeline,
+    latest,
     requests::{Published, RequestError},
     watch_clock::ProgressClock,
     watch_outbox::{Bell, Outbox, Ring},
@@ -27,10 +28,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{
-    sync::{oneshot, watch},
-    time::Instant,
-};
+use tokio::{sync::oneshot, time::Instant};
 
 /// Messages that may wait. Front ends wait for a place; the applier does not, see [`EventsApplied`].
 const MAILBOX_MAX: usize = 16_384;
@@ -58,7 +56,7 @@ pub struct WatchHub {
     history_reads: usize,
     ended: bool,
     bell: Arc<Bell>,
-    views: watch::Receiver<Arc<Published>>,
+    views: latest::Receiver<Arc<Published>>,
     progress_interval: Duration,
     life: Lifeline,
 }
@@ -82,7 +80,7 @@ impl Outlet for Outboxes {
 impl WatchHub {
     /// A hub without streams, which reads history from the newest of `views`.
     pub fn new(
-        views: watch::Receiver<Arc<Published>>,
+        views: latest::Receiver<Arc<Published>>,
         progress_interval: Duration,
         life: Lifeline,
     ) -> Self {

@@ -13,6 +13,7 @@ use crate::{
         record::{KeyValue, RecordError},
         watch::{Body, Event, Refusal, Response, WatchSpec},
     },
+    mutation::{Mutation, mutated},
     types::{RecordKind, Rev, Revision},
 };
 use actix::{Addr, MailboxError};
@@ -56,7 +57,10 @@ impl Requests {
     }
 
     /// Watches a range of keys: every change from the spec's start on, in order, once.
-    pub async fn watch(&self, spec: WatchSpec) -> Result<Watch, WatchError> {
+    pub async fn watch(&self, mut spec: WatchSpec) -> Result<Watch, WatchError> {
+        if mutated(Mutation::ResumeOneLate) && spec.start > Revision::FIRST.next() {
+            spec.start = spec.start.next();
+        }
         let stream = self.watch_stream().await?;
         stream.requests.ask(WatchRequest::Create(spec)).await?;
         let mut watch = Watch {

@@ -10,6 +10,7 @@ use super::{
     KvError,
     command::{LeaseMark, LogPosition},
 };
+use crate::mutation::{Mutation, mutated};
 use crate::types::{LeaseId, LogIndex, Term};
 use bincode::{Decode, Encode};
 use bytes::Bytes;
@@ -119,7 +120,8 @@ impl LeaseTable {
     /// proposer's, `at` where it stands in the log.
     pub fn guarded(&mut self, mark: LeaseMark, term: Term, at: LogPosition) -> Option<&mut Lease> {
         let lease = self.leases.get_mut(&mark.id)?;
-        (term == at.term && lease.row.granted == mark.granted).then_some(lease)
+        let guarded = term == at.term && lease.row.granted == mark.granted;
+        (guarded || mutated(Mutation::DeposedLeaseRevoke)).then_some(lease)
     }
 
     /// A put may name no lease (zero) or one that exists.

@@ -15,6 +15,7 @@ use crate::{
         compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers},
         fail_stop::{FailStop, Lifeline},
         index::Index,
+        latest,
         lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
         leases::{ForwardLeaseCalls, LeaseKeysPeer, LeasePeers},
         peer_hub::{ClosePeers, HubPeers, PeerHub, PeerPorts},
@@ -65,7 +66,7 @@ pub(super) struct Running {
     wal: Addr<WalWriter>,
     hub: Option<PeerPorts>,
     watches: Addr<WatchHub>,
-    views: watch::Receiver<Arc<Published>>,
+    views: latest::Receiver<Arc<Published>>,
 }
 
 /// Starts every actor. Must be called on the core arbiter.
@@ -228,10 +229,10 @@ impl State {
 
 /// What is published to everyone.
 struct Channels {
-    views_in: watch::Sender<Arc<Published>>,
-    views: watch::Receiver<Arc<Published>>,
-    raft_status_in: watch::Sender<RaftStatus>,
-    raft_status: watch::Receiver<RaftStatus>,
+    views_in: latest::Sender<Arc<Published>>,
+    views: latest::Receiver<Arc<Published>>,
+    raft_status_in: latest::Sender<RaftStatus>,
+    raft_status: latest::Receiver<RaftStatus>,
     disk_in: watch::Sender<DiskHealth>,
     disk: watch::Receiver<DiskHealth>,
 }
@@ -258,8 +259,8 @@ impl Channels {
             file_bytes: db.size(),
             used_bytes: db.size_in_use(),
         };
-        let (views_in, views) = watch::channel(Arc::new(published));
-        let (raft_status_in, raft_status) = watch::channel(RaftStatus {
+        let (views_in, views) = latest::channel(Arc::new(published));
+        let (raft_status_in, raft_status) = latest::channel(RaftStatus {
             leader: None,
             leads: false,
             term: Term(0),

@@ -10,6 +10,7 @@ use super::message::{Body, LogId};
 use super::progress::{Pace, Progress};
 use super::quorum::{agreed, majority};
 use super::read_index::Rounds;
+use crate::mutation::{Mutation, mutated};
 use crate::types::{Entry, EntryKind, LogIndex, NodeId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -142,7 +143,7 @@ impl Leader {
     /// Whether an entry of this term is committed: only then is the commit index known to be no older than
     /// what earlier leaders acknowledged.
     fn has_committed(&self, common: &Common) -> bool {
-        common.log.commit() >= self.first_own
+        common.log.commit() >= self.first_own || mutated(Mutation::CommitOldTerm)
     }
 
     // --- commit ---
@@ -168,9 +169,13 @@ impl Leader {
     /// Commits what a quorum has durable. True if this leader's own removal was among it.
     pub(super) fn advance_commit(&mut self, common: &mut Common) -> bool {
         let before = common.log.commit();
-        let index = self.agreed(common, common.log.stable(), |peer| peer.matched);
+        let mut index = self.agreed(common, common.log.stable(), |peer| peer.matched);
+        if mutated(Mutation::AcknowledgeBeforeCommit) {
+            index = common.log.stable();
+        }
         // Entries of earlier terms commit only along with one of ours (figure 8).
-        if index <= before || index < self.first_own {
+        let own = index >= self.first_own || mutated(Mutation::CommitOldTerm);
+        if index <= before || !own {
             return false;
         }
         self.uncommitted_bytes -= common.log.bytes_between(before, index);

@@ -26,6 +26,7 @@ pub use snapshots::{InstallSnapshot, LogBound, TransferEnded};
 use super::{
     applier::{ApplierProgress, ApplyEntries, CommittedEntry, PROPOSAL_HEADER_BYTES, ReplaceState},
     fail_stop::Lifeline,
+    latest,
     members::Members,
     membership_change::ChangeRefusal,
     replies::Reply,
@@ -36,6 +37,7 @@ use super::{
 };
 use crate::{
     clock,
+    mutation::{Mutation, mutated},
     raft::{self, Node, ProposeError, ReadLog, ReadState, Ready, Released, Status},
     storage::wal::{WalError, WalReader},
     types::{Entry, LogIndex, NodeId, Term},
@@ -150,7 +152,7 @@ pub struct RaftPeers {
     /// Sends snapshots.
     pub snapshots: Recipient<SendSnapshotTo>,
     /// Tells everyone who leads.
-    pub status: watch::Sender<RaftStatus>,
+    pub status: latest::Sender<RaftStatus>,
     /// Tells everyone how the log's disk does.
     pub disk: watch::Sender<DiskHealth>,
     /// The way to the other members.
@@ -346,7 +348,9 @@ impl Handler<Persisted> for RaftNode {
             let took_ms = clock::micros(took) / 1_000;
             tracing::warn!(took_ms, "a write to the write-ahead log was slow");
         }
-        self.raft.persisted(persisted.seq);
+        if !mutated(Mutation::AcknowledgeBeforeSync) {
+            self.raft.persisted(persisted.seq);
+        }
         self.carry_out();
     }
 }
@@ -470,10 +474,14 @@ impl RaftNode {
             return;
         }
         let persists = std::mem::take(&mut self.unsent_persists);
-        if let Some(last) = persists.last() {
-            self.persists.begin(last.seq, clock::now());
+        let newest = persists.last().map(|last| last.seq);
+        if let Some(seq) = newest {
+            self.persists.begin(seq, clock::now());
         }
         self.life.deliver(&self.peers.wal, Persist(persists));
+        if let (true, Some(seq)) = (mutated(Mutation::AcknowledgeBeforeSync), newest) {
+            self.raft.persisted(seq);
+        }
     }
 
     fn send_entries(&mut self) {

@@ -12,6 +12,7 @@ pub use receive::Received;
 
 use super::{
     fail_stop::Lifeline,
+    latest,
     peer_hub::{OpenSnapshot, ReceiveSnapshot},
     raft_node::{InstallSnapshot, TransferEnded},
     requests::Published,
@@ -19,7 +20,6 @@ use super::{
 use crate::{net::SnapshotError, storage::db::DbError, storage::db::DbSite, types::NodeId};
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
-use tokio::sync::watch;
 
 /// Messages that may wait.
 const MAILBOX_MAX: usize = 64;
@@ -64,7 +64,7 @@ pub struct SnapshotPeers {
     /// Puts a received one in place.
     pub install: Recipient<InstallSnapshot>,
     /// The newest view, and with it a reader of the newest commit.
-    pub views: watch::Receiver<Arc<Published>>,
+    pub views: latest::Receiver<Arc<Published>>,
 }
 
 impl SnapshotPacing {

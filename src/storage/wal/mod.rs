@@ -48,6 +48,7 @@ pub use recovery::{Recovered, TornTail};
 pub use segment::{Identity, SegmentId};
 
 use crate::failpoint::{FailPoint, hit};
+use crate::mutation::{Mutation, mutated};
 use crate::storage::disk::{DIRECT_ALIGN, Disk, OpenMode, aligned_zeros};
 use crate::types::{Entry, HardState, LogIndex, Term};
 use batch::{BatchHeader, BatchId, ENTRY_HEADER_BYTES, span};
@@ -251,6 +252,7 @@ impl Wal {
         }
         if let Some(hard_state) = append.hard_state
             && hard_state != self.hard_state
+            && !mutated(Mutation::ForgetVote)
         {
             self.hard_state = hard_state;
             self.pending.dirty = true;
@@ -311,8 +313,10 @@ impl Wal {
         hit(FailPoint::AfterWalWrite);
         let file = &self.active.file;
         hit(FailPoint::BeforeWalSync);
-        file.sync_data()
-            .map_err(WalError::io("sync", &self.active.name))?;
+        if !mutated(Mutation::SkipSync) {
+            file.sync_data()
+                .map_err(WalError::io("sync", &self.active.name))?;
+        }
         hit(FailPoint::AfterWalSync);
         if self.pending.hard_state {
             hit(FailPoint::AfterHardState);
