@@ -101,7 +101,6 @@ impl Client {
         answer.ok().and_then(Result::ok)
     }
 
-    #[allow(dead_code, reason = "not every workload watches")]
     /// Begins something on node `slot` that sends what it learns, such as a watch. The channel ends with it, and with the node.
     pub(crate) fn follow<T, F, Following>(
         &self,

@@ -110,6 +110,14 @@ impl Storm {
         }
     }
 
+    /// One that strikes only when it is told to.
+    pub(crate) fn silent(cluster: &mut Cluster) -> Self {
+        Self {
+            next: u64::MAX,
+            ..Self::new(cluster)
+        }
+    }
+
     /// One step of the cluster, and of the storm over it.
     pub(crate) fn step(&mut self, cluster: &mut Cluster) {
         cluster.step();

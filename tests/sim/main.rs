@@ -10,7 +10,10 @@
 //! | `clients` | how a client reaches a node |
 //! | `faults` | the disasters that a seed draws |
 //! | `run` | one run: a workload, a storm, and what must hold after it |
-//! | `puts` | the plainest workload |
+//! | `mixed` | clients that use everything, and the judgement of what they saw |
+//! | `spoken` | what members say, held against what they may say |
+//! | `known` | failures that systems of this kind have had |
+//! | `mutations` | deliberate bugs that must be found (feature `mutations`) |
 //! | `trace` | what happened, hashed and printed |
 //!
 //! `cargo test --release --test sim` runs a fixed set of seeds. `SEEDS=n` runs n fresh ones, `SEED=n` replays one and prints
@@ -18,17 +21,24 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../support/history/mod.rs"]
+mod history;
+
 mod clients;
 mod cluster;
 mod faults;
 mod hub;
+mod known;
 mod machine;
+mod mixed;
+#[cfg(feature = "mutations")]
+mod mutations;
 mod network;
-mod puts;
 mod run;
+mod spoken;
 mod trace;
 
-use puts::Puts;
+use mixed::Mixed;
 use quorate::clock;
 use run::{Outcome, Plan, run};
 use std::{collections::BTreeMap, env};
@@ -57,7 +67,7 @@ fn number(name: &str) -> Option<u64> {
 fn run_all(seeds: impl Iterator<Item = u64>) {
     let began = clock::now();
     let outcomes: Vec<Outcome> = seeds
-        .map(|seed| run(Plan::of(seed), &mut Puts::default()))
+        .map(|seed| run(Plan::of(seed), &mut Mixed::default()))
         .collect();
     report(&outcomes, began);
 }
@@ -101,7 +111,7 @@ fn replay() {
             shown: true,
             ..Plan::of(seed)
         };
-        let outcome = run(plan, &mut Puts::default());
+        let outcome = run(plan, &mut Mixed::default());
         report(&[outcome], began);
     }
 }
@@ -113,7 +123,7 @@ fn a_seed_gives_the_same_run_each_time() {
             storm_millis: 15_000,
             ..Plan::of(seed)
         };
-        run(plan, &mut Puts::default())
+        run(plan, &mut Mixed::default())
     };
     let first = short(77);
     assert_eq!(short(77), first, "one seed gave two runs");

@@ -8,6 +8,7 @@
 
 use crate::{
     machine::Life,
+    spoken::Spoken,
     trace::{Trace, digest},
 };
 use bytes::Bytes;
@@ -223,6 +224,8 @@ pub(crate) struct Network {
     pub(crate) rng: fastrand::Rng,
     pub(crate) weather: Weather,
     pub(crate) trace: Trace,
+    /// What members may say is held against what they said.
+    pub(crate) spoken: Spoken,
     /// Addresses, `HOST:PORT`, of all machines.
     pub(crate) addresses: BTreeMap<String, Slot>,
     endpoints: BTreeMap<Slot, Endpoint>,
@@ -246,6 +249,7 @@ impl Network {
             rng,
             weather,
             trace,
+            spoken: Spoken::default(),
             addresses: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             under_way: BTreeMap::new(),
@@ -364,6 +368,7 @@ impl Network {
         let Some(from) = self.endpoint(slot).map(|endpoint| endpoint.member) else {
             return;
         };
+        self.spoken.hear(from, to, &message);
         let Some(target) = self.slot_of(to) else {
             return;
         };

@@ -73,8 +73,26 @@ pub(crate) struct Outcome {
 
 /// Runs a seed. A failure names it, says how to replay it, and tells what happened before.
 pub(crate) fn run(plan: Plan, workload: &mut dyn Workload) -> Outcome {
+    run_in(plan, workload, Storm::new, &|_, _| {})
+}
+
+/// As [`run`], but nothing happens by chance: `strike` is called at each step, and does what it likes.
+pub(crate) fn run_with(
+    plan: Plan,
+    workload: &mut dyn Workload,
+    strike: &dyn Fn(&mut Cluster, &mut Storm),
+) -> Outcome {
+    run_in(plan, workload, Storm::silent, strike)
+}
+
+fn run_in(
+    plan: Plan,
+    workload: &mut dyn Workload,
+    storm: fn(&mut Cluster) -> Storm,
+    strike: &dyn Fn(&mut Cluster, &mut Storm),
+) -> Outcome {
     let mut cluster = Cluster::new(plan.seed, plan.size, plan.shown);
-    let whole = AssertUnwindSafe(|| whole(plan, &mut cluster, workload));
+    let whole = AssertUnwindSafe(|| whole(plan, &mut cluster, workload, storm, strike));
     match catch_unwind(whole) {
         Ok(()) => Outcome {
             hash: cluster.hash(),
@@ -99,14 +117,21 @@ fn tell_failure(plan: Plan, cluster: &Cluster) {
     );
 }
 
-fn whole(plan: Plan, cluster: &mut Cluster, workload: &mut dyn Workload) {
+fn whole(
+    plan: Plan,
+    cluster: &mut Cluster,
+    workload: &mut dyn Workload,
+    storm: fn(&mut Cluster) -> Storm,
+    strike: &dyn Fn(&mut Cluster, &mut Storm),
+) {
     let formed = cluster.run_until(FORM_MILLIS, |cluster| cluster.leader().is_some());
     assert!(formed, "the cluster does not form");
     workload.begin(cluster);
-    let mut storm = Storm::new(cluster);
+    let mut storm = storm(cluster);
     let over = cluster.now + plan.storm_millis;
     while cluster.now < over {
         storm.step(cluster);
+        strike(cluster, &mut storm);
         workload.watch(cluster);
     }
     storm.end(cluster);

@@ -1,0 +1,249 @@
+//! Clients that watch: they resume where they stopped, on another member if need be, and write down what they see.
+//!
+//! The historian watches all keys from the first revision on, and what it sees is the true history: [`Replay`] takes it only if no
+//! revision is missing, repeated or out of order, and requests, other watchers and members are held against it.
+
+use super::{Crew, convert::from_record};
+use crate::{
+    clients::Client,
+    history::{Event, Replay, Revision},
+    network::Slot,
+};
+use quorate::{
+    actors::{
+        requests::Requests,
+        watch_stream::{EventBatch, KeyEvent, WatchError},
+    },
+    kv::{KeyRange, watch::WatchSpec},
+    types::{RecordKind, Revision as KvRevision},
+};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// Batches that may wait for a watcher.
+const ROOM: usize = 16;
+/// A watcher that hears nothing for so long goes to another member.
+const SILENT_MILLIS: u64 = 2_500;
+
+/// What a stream brought.
+enum News {
+    Batch(EventBatch),
+    /// What comes next is compacted.
+    Compacted(Revision),
+}
+
+/// A stretch of history that a watcher saw without a break.
+pub(crate) struct Seen {
+    who: String,
+    range: (bytes::Bytes, bytes::Bytes),
+    /// The first revision that it must have seen the events of, …
+    from: Revision,
+    /// … and the last one.
+    through: Revision,
+    /// With the revision, and the state before if it was asked for.
+    events: Vec<(Revision, Event, Option<crate::history::KeyValue>)>,
+    prev: bool,
+}
+
+impl Seen {
+    /// Exactly the events of its keys and revisions, in order.
+    pub(crate) fn check(&self, truth: &Replay) {
+        let (start, end) = &self.range;
+        let mut expected = (self.from..=self.through).flat_map(|revision| {
+            let events = truth.events(revision).iter().filter(move |event| {
+                event.key() >= start && (end.as_ref() == b"\0" || event.key() < end)
+            });
+            events.map(move |event| (revision, event))
+        });
+        for (revision, event, prev) in &self.events {
+            let due = expected.next();
+            assert_eq!(
+                due,
+                Some((*revision, event)),
+                "{} from {} through {}: an event is lost, repeated or wrong",
+                self.who,
+                self.from,
+                self.through
+            );
+            if let (true, Some(prev)) = (self.prev, prev) {
+                let before = truth.get(event.key(), revision - 1);
+                assert_eq!(
+                    Some(prev),
+                    before,
+                    "{}: the state before revision {revision}",
+                    self.who
+                );
+            }
+        }
+        let missed = expected.next();
+        assert!(
+            missed.is_none(),
+            "{} has seen through {}, but not {missed:?}",
+            self.who,
+            self.through
+        );
+    }
+
+    /// Takes a batch: whole revisions, later than all before; or the promise that nothing up to a revision is missing.
+    fn take(&mut self, batch: EventBatch) {
+        let last = self.through;
+        let progress = batch.events.is_empty();
+        if progress {
+            self.through = self.through.max(batch.revision.0);
+        }
+        for event in batch.events {
+            let revision = event.rev.major.0;
+            assert!(
+                revision > last && revision >= self.through,
+                "{} was told of revision {revision} after {}: split, repeated or out of order",
+                self.who,
+                self.through
+            );
+            self.through = revision;
+            let (event, prev) = converted(event);
+            self.events.push((revision, event, prev));
+        }
+    }
+}
+
+fn converted(event: KeyEvent) -> (Event, Option<crate::history::KeyValue>) {
+    let prev = event.prev_kv.map(from_record);
+    let event = match event.kind {
+        RecordKind::Put => Event::Put(from_record(event.kv)),
+        RecordKind::Tombstone => {
+            assert_eq!(
+                event.kv.mod_revision, event.rev.major,
+                "a deletion names its revision"
+            );
+            Event::Delete(event.kv.key)
+        }
+    };
+    (event, prev)
+}
+
+/// Watches everything, for ever, and writes the true history.
+pub(crate) async fn historian(client: Client, crew: Crew) {
+    loop {
+        // Where nobody runs, each try ends at once.
+        client.pause(20).await;
+        let slot = crew.any(&client);
+        let start = crew.newest() + 1;
+        let spec = spec(KeyRange::all(), start, client.below(2) == 0);
+        let mut news = follow(&client, slot, spec);
+        while let Some(news) = next(&mut news).await {
+            let News::Batch(batch) = news else {
+                panic!("the history at {start} is compacted, which nobody asked for");
+            };
+            write_down(&client, &crew, batch);
+        }
+    }
+}
+
+fn write_down(client: &Client, crew: &Crew, batch: EventBatch) {
+    let mut board = crew.board.borrow_mut();
+    let board = &mut *board;
+    let mut events = batch.events.into_iter().peekable();
+    while let Some(first) = events.next() {
+        let revision = first.rev.major;
+        let mut changes = vec![converted(first).0];
+        while let Some(event) = events.next_if(|event| event.rev.major == revision) {
+            changes.push(converted(event).0);
+        }
+        board.leases.saw(client.now(), &board.truth, &changes);
+        if let Err(violation) = board.truth.push(revision.0, changes) {
+            panic!("the watch of everything: {violation}");
+        }
+    }
+}
+
+/// Watches some keys, and resumes after each break at the revision after the last one it knows to be complete.
+pub(crate) async fn watch(client: Client, crew: Crew) {
+    let some = client.below(2) == 0;
+    let (start, end): (&'static str, &'static [u8]) =
+        if some { ("k05", b"k15") } else { ("k", b"\0") };
+    let range: (bytes::Bytes, bytes::Bytes) = (start.into(), end.into());
+    let prev = client.below(2) == 0;
+    let mut from = 2;
+    while !crew.ended() {
+        client.pause(20).await;
+        let slot = crew.any(&client);
+        let mut seen = Seen {
+            who: format!("watcher {} on member {}", crew.number, slot + 1),
+            range: range.clone(),
+            from,
+            through: from - 1,
+            events: Vec::new(),
+            prev,
+        };
+        let keys = KeyRange::from_wire(&range.0, &range.1);
+        let mut news = follow(&client, slot, spec(keys, from, prev));
+        // Some breaks are of its own making.
+        let until = client.now() + 1_000 * client.below(10_000);
+        while let Some(news) = next(&mut news).await {
+            match news {
+                News::Batch(batch) => seen.take(batch),
+                News::Compacted(oldest) => {
+                    assert!(oldest > seen.through, "{}: compacted at {oldest}", seen.who);
+                    from = oldest;
+                    break;
+                }
+            }
+            if client.now() > until {
+                break;
+            }
+        }
+        from = from.max(seen.through + 1);
+        crew.board.borrow_mut().watchers.push(seen);
+    }
+}
+
+fn spec(range: KeyRange, start: Revision, prev_kv: bool) -> WatchSpec {
+    WatchSpec {
+        start: KvRevision(start),
+        prev_kv,
+        progress_notify: true,
+        ..WatchSpec::of(range)
+    }
+}
+
+async fn next(news: &mut mpsc::Receiver<News>) -> Option<News> {
+    let next = tokio::time::timeout(Duration::from_millis(SILENT_MILLIS), news.recv());
+    next.await.ok().flatten()
+}
+
+/// Follows a watch on a member, until one side has enough.
+fn follow(client: &Client, slot: Slot, spec: WatchSpec) -> mpsc::Receiver<News> {
+    client.follow(slot, ROOM, move |requests, news| async move {
+        tokio::select! {
+            biased;
+            () = news.closed() => {}
+            () = forward(&requests, spec, &news) => {}
+        }
+    })
+}
+
+async fn forward(requests: &Requests, spec: WatchSpec, news: &mpsc::Sender<News>) {
+    let Ok(mut watch) = requests.watch(spec).await else {
+        return;
+    };
+    let mut quiet = 0;
+    loop {
+        // A quiet watch asks how far it has come.
+        let batch = tokio::time::timeout(Duration::from_millis(700), watch.next()).await;
+        let told = match batch {
+            Ok(Ok(batch)) => News::Batch(batch),
+            Ok(Err(WatchError::Compacted { oldest })) => News::Compacted(oldest.0),
+            Ok(Err(_)) => return,
+            Err(_) => {
+                quiet += 1;
+                if quiet > 100 || watch.request_progress().await.is_err() {
+                    return;
+                }
+                continue;
+            }
+        };
+        if news.send(told).await.is_err() {
+            return;
+        }
+    }
+}

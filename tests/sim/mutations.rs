@@ -1,0 +1,81 @@
+//! The checkers bite: the simulator finds each deliberate bug, within a bounded number of seeds.
+//!
+//! `docs/reliability.md` has the table. It is this one: a test compares them.
+
+use crate::{
+    mixed::Mixed,
+    run::{Plan, run},
+};
+use quorate::mutation::{Mutation, mutate};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Each bug, and how many seeds the simulator may need to find it.
+const FOUND_WITHIN: [(Mutation, u64); 14] = [
+    (Mutation::SkipSync, 4),
+    (Mutation::AcknowledgeBeforeSync, 8),
+    (Mutation::AcknowledgeBeforeCommit, 4),
+    (Mutation::CommitOldTerm, 30),
+    (Mutation::ForgetVote, 60),
+    (Mutation::ApplyTwice, 2),
+    (Mutation::DropWatchEvent, 2),
+    (Mutation::ResumeOneLate, 2),
+    (Mutation::ReadWithoutIndex, 2),
+    (Mutation::CompactionOffByOne, 4),
+    (Mutation::LoseTombstone, 4),
+    (Mutation::DeposedLeaseRevoke, 40),
+    (Mutation::StaleIndex, 2),
+    (Mutation::DatabaseWithoutLastRecord, 4),
+];
+
+/// The first seed that finds a bug, counted from one, with what it found; nothing if none does.
+fn seeds_to_find(mutation: Mutation, most: u64) -> Option<(u64, String)> {
+    (1..=most).find_map(|seed| {
+        mutate(Some(mutation));
+        let plan = Plan::of(seed);
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(plan, &mut Mixed::default())));
+        mutate(None);
+        let failure = outcome.err()?;
+        let text = failure.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| failure.downcast_ref::<&str>().map(ToString::to_string));
+        Some((seed, text.unwrap_or_default()))
+    })
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "this is the table that the documentation shows"
+)]
+#[test]
+fn every_deliberate_bug_is_found() {
+    let only = std::env::var("MUTATION").ok();
+    let mut blind = Vec::new();
+    for (mutation, most) in FOUND_WITHIN {
+        let name = format!("{mutation:?}");
+        if only.as_ref().is_some_and(|only| *only != name) {
+            continue;
+        }
+        match seeds_to_find(mutation, most) {
+            Some((seeds, failure)) => {
+                let first = failure.lines().next().unwrap_or_default();
+                let shown: String = first.chars().take(120).collect();
+                println!("mutation {name}: seed {seeds} of {most}: {shown}");
+            }
+            None => blind.push(format!("{name} is not found in {most} seeds")),
+        }
+    }
+    assert!(blind.is_empty(), "{blind:#?}");
+}
+
+#[test]
+fn every_deliberate_bug_is_in_the_table() {
+    let listed: Vec<Mutation> = FOUND_WITHIN.iter().map(|(mutation, _)| *mutation).collect();
+    assert_eq!(listed, Mutation::ALL, "the list of bugs is the one tested");
+    let document = include_str!("../../docs/reliability.md");
+    for (mutation, most) in FOUND_WITHIN {
+        let row = format!("| `{mutation:?}` | {most} |");
+        assert!(
+            document.contains(&row),
+            "docs/reliability.md lacks the row {row}"
+        );
+    }
+}
