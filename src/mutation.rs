@@ -39,11 +39,13 @@ pub enum Mutation {
     StaleIndex,
     /// Some commits of the database leave out their last record, and move the applied index all the same.
     DatabaseWithoutLastRecord,
+    /// A snapshot claims one entry more than it holds.
+    SnapshotWithoutLastEntry,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::SkipSync,
         Self::AcknowledgeBeforeSync,
         Self::AcknowledgeBeforeCommit,
@@ -58,6 +60,7 @@ impl Mutation {
         Self::DeposedLeaseRevoke,
         Self::StaleIndex,
         Self::DatabaseWithoutLastRecord,
+        Self::SnapshotWithoutLastEntry,
     ];
 }
 

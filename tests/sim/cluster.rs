@@ -99,6 +99,8 @@ pub(crate) struct Cluster {
     clients_begun: Cell<u64>,
     done: Rc<Cell<u64>>,
     panics: u64,
+    /// Entries that members keep for those who are behind.
+    log_keep_entries: u64,
 }
 
 /// How a process ends.
@@ -115,6 +117,11 @@ impl Cluster {
     pub(crate) fn new(seed: u64, size: usize, shown: bool) -> Self {
         quorate::clock::simulate(seed);
         let mut rng = fastrand::Rng::with_seed(seed);
+        // In two runs of three, whoever was away for seconds needs a snapshot.
+        let log_keep_entries = match rng.u8(0..3) {
+            0 => 100_000,
+            _ => rng.u64(20..300),
+        };
         let network = Network::new(rng.fork(), Weather::fair(), Trace::new(shown));
         let mut cluster = Self {
             now: 0,
@@ -125,6 +132,7 @@ impl Cluster {
             clients_begun: Cell::new(1),
             done: Rc::default(),
             panics: panics(),
+            log_keep_entries,
             rng,
         };
         let initial: Vec<InitialMember> = (0..size).map(member).collect();
@@ -154,6 +162,7 @@ impl Cluster {
         config.raft.heartbeat = Duration::from_millis(HEARTBEAT_MILLIS);
         config.raft.election = Duration::from_millis(ELECTION_MILLIS);
         config.storage.wal_segment_bytes = WAL_SEGMENT_BYTES;
+        config.storage.log_keep_entries = self.log_keep_entries;
         config.storage.database_cache_bytes = DATABASE_CACHE_BYTES;
         let disk = SimDisk::new(self.rng.u64(..));
         disk.take_up_to(Duration::from_millis(3));

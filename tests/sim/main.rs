@@ -12,12 +12,11 @@
 //! | `run` | one run: a workload, a storm, and what must hold after it |
 //! | `mixed` | clients that use everything, and the judgement of what they saw |
 //! | `spoken` | what members say, held against what they may say |
-//! | `known` | failures that systems of this kind have had |
 //! | `mutations` | deliberate bugs that must be found (feature `mutations`) |
 //! | `trace` | what happened, hashed and printed |
 //!
-//! `cargo test --release --test sim` runs a fixed set of seeds. `SEEDS=n` runs n fresh ones, `SEED=n` replays one and prints
-//! what happens. A failure prints its seed and the command that replays it.
+//! `cargo test --release --test sim` runs a fixed set of seeds. `SEEDS=n` runs n fresh ones, `SIM_SECS=n` as many as fit into n
+//! seconds, `SEED=n` replays one and prints what happens. A failure prints its seed and the command that replays it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -28,7 +27,6 @@ mod clients;
 mod cluster;
 mod faults;
 mod hub;
-mod known;
 mod machine;
 mod mixed;
 #[cfg(feature = "mutations")]
@@ -41,7 +39,7 @@ mod trace;
 use mixed::Mixed;
 use quorate::clock;
 use run::{Outcome, Plan, run};
-use std::{collections::BTreeMap, env};
+use std::{collections::BTreeMap, env, time::Duration};
 use tokio::time::Instant;
 
 /// The seeds that every `cargo test` runs.
@@ -51,8 +49,8 @@ const FIXED_SEEDS: std::ops::Range<u64> = 1..6;
     clippy::print_stdout,
     reason = "whoever reads a log can run them again"
 )]
-fn announce(first: u64, count: u64) {
-    println!("fresh seeds: {count}, from {first} on");
+fn announce(how_many: &str, first: u64) {
+    println!("fresh seeds: {how_many}, from {first} on");
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -94,10 +92,14 @@ fn report(outcomes: &[Outcome], began: Instant) {
 
 #[test]
 fn clusters_live_through_storms() {
+    let first = clock::entropy() % 1_000_000_000;
     if let Some(count) = number("SEEDS") {
-        let first = clock::entropy() % 1_000_000_000;
-        announce(first, count);
+        announce(&count.to_string(), first);
         run_all(first..first + count);
+    } else if let Some(secs) = number("SIM_SECS") {
+        announce(&format!("as many as begin within {secs} s"), first);
+        let over = clock::now() + Duration::from_secs(secs);
+        run_all((first..).take_while(|_| clock::now() < over));
     } else if number("SEED").is_none() {
         run_all(FIXED_SEEDS);
     }
@@ -106,6 +108,8 @@ fn clusters_live_through_storms() {
 #[test]
 fn replay() {
     if let Some(seed) = number("SEED") {
+        #[cfg(feature = "mutations")]
+        mutations::bring_in_the_named_one();
         let began = clock::now();
         let plan = Plan {
             shown: true,

@@ -3,14 +3,17 @@
 //! `docs/reliability.md` has the table. It is this one: a test compares them.
 
 use crate::{
+    cluster::Cluster,
+    faults::{Disaster, Storm},
     mixed::Mixed,
-    run::{Plan, run},
+    network::STEP_MILLIS,
+    run::{Outcome, Plan, run, run_with},
 };
 use quorate::mutation::{Mutation, mutate};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Each bug, and how many seeds the simulator may need to find it.
-const FOUND_WITHIN: [(Mutation, u64); 14] = [
+const FOUND_WITHIN: [(Mutation, u64); 15] = [
     (Mutation::SkipSync, 4),
     (Mutation::AcknowledgeBeforeSync, 8),
     (Mutation::AcknowledgeBeforeCommit, 4),
@@ -25,20 +28,73 @@ const FOUND_WITHIN: [(Mutation, u64); 14] = [
     (Mutation::DeposedLeaseRevoke, 40),
     (Mutation::StaleIndex, 2),
     (Mutation::DatabaseWithoutLastRecord, 4),
+    (Mutation::SnapshotWithoutLastEntry, 40),
 ];
+
+/// Runs a seed, in the weather in which the bug shows.
+fn hunt(mutation: Mutation, plan: Plan) -> Outcome {
+    let often = |millis: u64, disasters: &'static [Disaster]| {
+        move |cluster: &mut Cluster, storm: &mut Storm| {
+            if cluster.now % millis < STEP_MILLIS {
+                let at = usize::try_from(cluster.now / millis).unwrap() % disasters.len();
+                storm.strike_with(cluster, disasters[at]);
+            }
+        }
+    };
+    match mutation {
+        Mutation::SkipSync | Mutation::AcknowledgeBeforeSync => {
+            let strike = often(800, &[Disaster::PowerAtWrite, Disaster::Blackout]);
+            run_with(plan, &mut Mixed::default(), &strike)
+        }
+        Mutation::ForgetVote => {
+            let strike = often(
+                350,
+                &[Disaster::Crash, Disaster::Transfer, Disaster::OneWay],
+            );
+            run_with(plan, &mut Mixed::default(), &strike)
+        }
+        Mutation::CommitOldTerm => {
+            let strike = often(500, &[Disaster::Partition, Disaster::Crash, Disaster::Deaf]);
+            run_with(plan, &mut Mixed::default(), &strike)
+        }
+        Mutation::DeposedLeaseRevoke => {
+            let strike = often(700, &[Disaster::Pause, Disaster::Partition, Disaster::Deaf]);
+            run_with(plan, &mut Mixed::default(), &strike)
+        }
+        Mutation::CompactionOffByOne => run(plan, &mut Mixed::compacting()),
+        Mutation::AcknowledgeBeforeCommit
+        | Mutation::ApplyTwice
+        | Mutation::DropWatchEvent
+        | Mutation::ResumeOneLate
+        | Mutation::ReadWithoutIndex
+        | Mutation::LoseTombstone
+        | Mutation::StaleIndex
+        | Mutation::DatabaseWithoutLastRecord
+        | Mutation::SnapshotWithoutLastEntry => run(plan, &mut Mixed::default()),
+    }
+}
 
 /// The first seed that finds a bug, counted from one, with what it found; nothing if none does.
 fn seeds_to_find(mutation: Mutation, most: u64) -> Option<(u64, String)> {
     (1..=most).find_map(|seed| {
         mutate(Some(mutation));
-        let plan = Plan::of(seed);
-        let outcome = catch_unwind(AssertUnwindSafe(|| run(plan, &mut Mixed::default())));
+        let outcome = catch_unwind(AssertUnwindSafe(|| hunt(mutation, Plan::of(seed))));
         mutate(None);
         let failure = outcome.err()?;
         let text = failure.downcast_ref::<String>().cloned();
         let text = text.or_else(|| failure.downcast_ref::<&str>().map(ToString::to_string));
         Some((seed, text.unwrap_or_default()))
     })
+}
+
+/// Replays with the bug that `MUTATION` names, if any.
+pub(crate) fn bring_in_the_named_one() {
+    if let Ok(name) = std::env::var("MUTATION") {
+        let mut all = Mutation::ALL.into_iter();
+        let found = all.find(|mutation| format!("{mutation:?}") == name);
+        assert!(found.is_some(), "MUTATION={name} is no deliberate bug");
+        mutate(found);
+    }
 }
 
 #[expect(

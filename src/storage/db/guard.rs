@@ -12,7 +12,7 @@
 
 use redb::StorageBackend;
 use std::sync::{PoisonError, RwLock};
-use std::{io, ops::Range};
+use std::{fmt, io, ops::Range};
 
 /// Unit of the remembered checksums: redb's page size, so that every page is whole blocks.
 const BLOCK_BYTES: usize = 4096;
@@ -25,17 +25,28 @@ const RECOVERY_REQUIRED: u8 = 0b010;
 const TWO_PHASE_COMMIT: u8 = 0b100;
 
 /// A storage backend for redb that shows it an unclean file at open, and fails reads of blocks that changed.
-#[derive(Debug)]
 pub(super) struct Guard<B> {
     inner: B,
+    /// Is told when a sync fails.
+    unsynced: Box<dyn Fn() + Send + Sync>,
     /// A checksum for each block; zero where the block was never read or written as a whole.
     blocks: RwLock<Vec<u32>>,
 }
 
+impl<B: fmt::Debug> fmt::Debug for Guard<B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<B: StorageBackend> Guard<B> {
-    pub(super) fn new(inner: B) -> Self {
+    /// `unsynced` is called when a sync fails: what the disk holds is unknown then.
+    pub(super) fn new(inner: B, unsynced: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             inner,
+            unsynced: Box::new(unsynced),
             blocks: RwLock::default(),
         }
     }
@@ -105,7 +116,7 @@ impl<B: StorageBackend> StorageBackend for Guard<B> {
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        self.inner.sync_data()
+        self.inner.sync_data().inspect_err(|_| (self.unsynced)())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -142,7 +153,7 @@ mod tests {
     use redb::backends::InMemoryBackend;
 
     fn guard() -> Guard<InMemoryBackend> {
-        let guard = Guard::new(InMemoryBackend::new());
+        let guard = Guard::new(InMemoryBackend::new(), || ());
         guard.set_len(8 * BLOCK_BYTES as u64).unwrap();
         guard
     }

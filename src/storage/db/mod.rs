@@ -29,6 +29,7 @@ mod noting;
 mod open;
 mod reader;
 mod snapshot;
+mod sync_mark;
 #[cfg(test)]
 mod testing;
 

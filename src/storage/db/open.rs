@@ -7,6 +7,7 @@ use super::format::{
 use super::guard::Guard;
 use super::reader::read_meta;
 use super::snapshot::remove_leftover;
+use super::sync_mark::SyncMark;
 use super::{Db, DbOptions, put_meta};
 use crate::codec;
 use crate::storage::backend::DiskBackend;
@@ -188,7 +189,10 @@ pub(super) fn open_redb(
             damage: Damage::Pages("the file is empty".to_owned()),
         });
     }
-    let backend = Guard::new(DiskBackend::new(disk_file.clone()));
+    let mark = SyncMark::open(disk, name).map_err(io)?;
+    mark.settle(&*disk_file).map_err(io)?;
+    let backend = DiskBackend::new(disk_file.clone());
+    let backend = Guard::new(backend, move || mark.doubt());
     let redb = Database::builder()
         .set_cache_size(options.cache_bytes)
         .create_with_backend(backend)

@@ -5,6 +5,7 @@ use super::super::format::{Applied, Identity, Usage, meta, revision_key};
 use super::super::reader::DbReader;
 use super::{SnapshotHeader, Totals, tag};
 use crate::codec;
+use crate::mutation::{Mutation, mutated};
 use crate::types::{LeaseId, Rev, Revision};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::ops::ControlFlow;
@@ -34,7 +35,10 @@ impl Export {
     /// A snapshot of what `reader` sees, without the blobs in `left_out`.
     pub fn new(reader: DbReader, left_out: &'static [&'static str]) -> Result<Self, DbError> {
         let owner: Identity = own(&reader, meta::IDENTITY)?;
-        let applied: Applied = own(&reader, meta::APPLIED)?;
+        let mut applied: Applied = own(&reader, meta::APPLIED)?;
+        if mutated(Mutation::SnapshotWithoutLastEntry) {
+            applied.index = applied.index.next();
+        }
         let usage: Usage = own(&reader, meta::USAGE)?;
         let header = SnapshotHeader {
             cluster: owner.cluster,

@@ -189,7 +189,7 @@ fn a_crash_at_any_step_leaves_the_old_state_or_the_new_one() {
             panic!("crash at {crash_at} of {operations}, {outcome:?}: {error}")
         });
         let names = site.disk.list("db").unwrap();
-        assert_eq!(names, ["revisions.redb"], "crash at {crash_at}");
+        assert_eq!(names, ["revisions.redb", "synced"], "crash at {crash_at}");
         match db.applied().index.0 {
             1 => {
                 assert!(!acknowledged, "crash at {crash_at}: it was in place");
