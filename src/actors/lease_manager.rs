@@ -363,10 +363,16 @@ impl LeaseManager {
         let submitted = self.submit(&Command::RenewLeases(RenewLeases { term, leases }));
         let waited = outcome(submitted).into_actor(self);
         ctx.spawn(waited.map(move |done, manager, ctx| {
-            manager.renewed(term, batch, done);
             if manager.renewing == Some(term) {
                 manager.renewing = None;
             }
+            let refused = matches!(done, Err(RequestError::TooManyRequests));
+            if refused && manager.clock.term() == Some(term) {
+                // It is in no log. They go first in the next entry, and their leases do not end meanwhile.
+                manager.renewals.splice(0..0, batch);
+                return;
+            }
+            manager.renewed(term, batch, done);
             manager.propose_renewals(ctx);
         }));
     }

@@ -40,10 +40,11 @@ fn leader(ttl_secs: i64) -> LeaseClock {
 }
 
 fn begin(clock: &mut LeaseClock, now: u64) -> LeaseMark {
-    match clock.renew(ID, Millis(now)) {
-        Renewal::Begun { mark, .. } => mark,
-        other => panic!("a running lease can be renewed: {other:?}"),
-    }
+    let renewal = clock.renew(ID, Millis(now));
+    let Renewal::Begun { mark, .. } = renewal else {
+        panic!("a running lease can be renewed: {renewal:?}");
+    };
+    mark
 }
 
 fn expired_ids(clock: &mut LeaseClock, now: u64) -> Vec<i64> {
@@ -276,7 +277,7 @@ impl Naive {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Wait(u64),
     Grant(i64, u64),
@@ -373,13 +374,12 @@ impl Beside {
             return;
         };
         let up = lease.overdue || lease.renewals.is_empty() && lease.due <= now;
-        match answer {
-            Renewal::Begun { mark, ttl_secs } => {
-                assert!(!up, "its time is up");
-                assert_eq!(ttl_secs.cast_unsigned(), lease.ttl);
-                lease.renewals.push(mark);
-            }
-            other => assert!(up && other == Renewal::Ending, "{other:?}"),
+        if let Renewal::Begun { mark, ttl_secs } = answer {
+            assert!(!up, "its time is up");
+            assert_eq!(ttl_secs.cast_unsigned(), lease.ttl);
+            lease.renewals.push(mark);
+        } else {
+            assert!(up && answer == Renewal::Ending, "{answer:?}");
         }
     }
 
