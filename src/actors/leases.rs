@@ -1,9 +1,9 @@
 //! Leases, as front ends and embedding programs ask for them.
 //!
-//! Grants and revokes go through the log. So do renewals, but many in an entry, which the leader makes; and the time that a lease has
-//! left is the leader's count. A front end on the leader asks the lease manager beside it; on another member it sends its calls to
-//! the leader, all that came in one turn together. A renewal is answered once its entry is applied; the time left after a quorum
-//! has confirmed that whoever counts it still leads.
+//! Grants and revokes go through the log. So do renewals, but many in an entry, which the leader makes; and the time that a lease
+//! has left is the leader's count. A front end on the leader asks the lease manager beside it; on another member it sends its
+//! calls to the leader, all that came in one turn together. A renewal is answered once its entry is applied; the time left after
+//! a quorum has confirmed that whoever counts it still leads.
 
 use super::{
     lease_manager::{AskLeases, CountdownAnswer, CountdownCall, LeaseManager, PendingCall},
@@ -320,8 +320,8 @@ async fn forward(
 }
 
 impl Requests {
-    /// Creates a lease. Without an id one is chosen; a time to live below the minimum is raised to it. Where there are as many as may
-    /// be, those that others grant at the same moment may still be too many.
+    /// Creates a lease. Without an id one is chosen; a time to live below the minimum is raised to it. Where there are nearly as
+    /// many as may be, those that are granted at the same moment may get a few over.
     pub async fn grant_lease(
         &self,
         id: Option<LeaseId>,

@@ -1,8 +1,8 @@
 //! Three members in bad weather, with writers at all of them and followers of what is written.
 //!
 //! In this order, and always while writers write: a compaction; a follower of the leader is killed and comes back; the leader is
-//! cut off from the others, which elect another one, and comes back; the leader is frozen, another one is elected, and the old one
-//! wakes up; another compaction; the leader is killed and comes back; a member is stopped in good order and comes back.
+//! cut off from the others, which elect another one, and comes back; the leader is frozen, another one is elected, and the old
+//! one wakes up; another compaction; the leader is killed and comes back; a member is stopped in good order and comes back.
 
 use super::follow::{END, Journal, Plan, follow};
 use super::members::{Members, all_of, delete, put};
