@@ -33,7 +33,7 @@ pub enum Mutation {
     CompactionOffByOne,
     /// Some deletions do not reach the database.
     LoseTombstone,
-    /// The end of a lease is applied whoever asked for it, in whichever term.
+    /// What a leader's countdown asks of a lease, its end above all, is applied also where the leader was deposed meanwhile.
     DeposedLeaseRevoke,
     /// Some batches are published with the index of the batch before.
     StaleIndex,
