@@ -25,7 +25,7 @@ use crate::{
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
 use tokio::{
-    sync::{OwnedSemaphorePermit, oneshot},
+    sync::{OwnedSemaphorePermit, oneshot, watch},
     time::Instant,
 };
 
