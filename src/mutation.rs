@@ -23,7 +23,7 @@ pub enum Mutation {
     ForgetVote,
     /// Some entries are applied twice.
     ApplyTwice,
-    /// Some events reach no watcher.
+    /// Of a revision's events, one reaches no watcher.
     DropWatchEvent,
     /// A resumed watch begins one revision late.
     ResumeOneLate,
@@ -33,7 +33,7 @@ pub enum Mutation {
     CompactionOffByOne,
     /// Some deletions do not reach the database.
     LoseTombstone,
-    /// What a leader's countdown asks of a lease, its end above all, is applied also where the leader was deposed meanwhile.
+    /// A deposed leader goes on counting leases, and what it asks of them is applied.
     DeposedLeaseRevoke,
     /// Some batches are published with the index of the batch before.
     StaleIndex,

@@ -20,6 +20,7 @@ use crate::{
         lease_clock::{ClockSettings, LeaseClock, Renewal, TimeLeft},
         machine::Restored,
     },
+    mutation::{Mutation, mutated},
     types::{LeaseId, Millis, Term},
 };
 use actix::prelude::*;
@@ -295,7 +296,7 @@ impl LeaseManager {
             for call in std::mem::take(&mut self.parked) {
                 self.run(call);
             }
-        } else if !acts && self.clock.term().is_some() {
+        } else if !acts && self.clock.term().is_some() && !mutated(Mutation::DeposedLeaseRevoke) {
             self.clock.follow();
             self.refuse_waiting();
         }

@@ -43,7 +43,10 @@ fn hunt(mutation: Mutation, plan: Plan) -> Outcome {
     };
     match mutation {
         Mutation::SkipSync | Mutation::AcknowledgeBeforeSync => {
-            let strike = often(800, &[Disaster::PowerAtWrite, Disaster::Blackout]);
+            let strike = often(
+                500,
+                &[Disaster::DiskSlow, Disaster::DiskSlow, Disaster::Blackout],
+            );
             run_with(plan, &mut Mixed::default(), &strike)
         }
         Mutation::ForgetVote => {
@@ -58,7 +61,10 @@ fn hunt(mutation: Mutation, plan: Plan) -> Outcome {
             run_with(plan, &mut Mixed::default(), &strike)
         }
         Mutation::DeposedLeaseRevoke => {
-            let strike = often(700, &[Disaster::Pause, Disaster::Partition, Disaster::Deaf]);
+            let strike = often(
+                700,
+                &[Disaster::DiskStall, Disaster::Transfer, Disaster::Pause],
+            );
             run_with(plan, &mut Mixed::default(), &strike)
         }
         Mutation::CompactionOffByOne => run(plan, &mut Mixed::compacting()),
@@ -97,10 +103,6 @@ pub(crate) fn bring_in_the_named_one() {
     }
 }
 
-#[expect(
-    clippy::print_stdout,
-    reason = "this is the table that the documentation shows"
-)]
 #[test]
 fn every_deliberate_bug_is_found() {
     let only = std::env::var("MUTATION").ok();

@@ -119,7 +119,7 @@ async fn hold(client: &Client, crew: &Crew, lease: i64) {
         .borrow_mut()
         .leases
         .renewed(lease, called, granted.ttl_secs);
-    for key in 0..1 + client.below(3) {
+    for key in 0..=client.below(3) {
         let put = Request::Put(Put {
             key: format!("lease-{lease}-{key}").into(),
             value: crew.value(),

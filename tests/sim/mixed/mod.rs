@@ -139,7 +139,7 @@ impl Workload for Mixed {
         let board = self.board.borrow();
         assert!(board.unreadable.is_empty(), "{:#?}", board.unreadable);
         match check(board.recorder.ops(), &board.truth) {
-            Ok(checked) => self.told(cluster, &checked),
+            Ok(checked) => tell(cluster, &checked),
             Err(violations) => {
                 let shown: Vec<String> = violations.iter().map(ToString::to_string).collect();
                 let first = shown.iter().take(5).cloned().collect::<Vec<_>>();
@@ -155,14 +155,14 @@ impl Workload for Mixed {
     }
 }
 
-impl Mixed {
-    fn told(&self, cluster: &Cluster, checked: &Checked) {
-        cluster.story(format_args!(
-            "judged: {} acknowledged, {} failed, {} unknown of which {} happened, {} revisions",
-            checked.acknowledged, checked.failed, checked.unknown, checked.happened, checked.newest
-        ));
-    }
+fn tell(cluster: &Cluster, checked: &Checked) {
+    cluster.story(format_args!(
+        "judged: {} acknowledged, {} failed, {} unknown of which {} happened, {} revisions",
+        checked.acknowledged, checked.failed, checked.unknown, checked.happened, checked.newest
+    ));
+}
 
+impl Mixed {
     /// All members end with the same keys, compacted revision, leases and membership.
     fn same_everywhere(&self, cluster: &mut Cluster) {
         let size = cluster.nodes.len();
