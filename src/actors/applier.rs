@@ -561,13 +561,19 @@ impl Applier {
         self.uncommitted
             .records
             .extend(changes.records.iter().cloned());
+        let rows = &mut self.uncommitted.leases;
         for change in &changes.leases {
-            self.uncommitted.leases.push(match change {
-                LeaseChange::Granted { id, row } | LeaseChange::Checkpointed { id, row } => {
-                    (*id, Some(codec::encode(row)))
-                }
-                LeaseChange::Revoked { id } => (*id, None),
-            });
+            match change {
+                LeaseChange::Granted { id, row }
+                | LeaseChange::Checkpointed { id, row }
+                | LeaseChange::Renewed {
+                    id,
+                    row,
+                    cleared: true,
+                } => rows.push((*id, Some(codec::encode(row)))),
+                LeaseChange::Renewed { cleared: false, .. } => {}
+                LeaseChange::Revoked { id } => rows.push((*id, None)),
+            }
         }
         if changes.alarms {
             self.alarms = Arc::new(self.machine.alarms().clone());
