@@ -4,7 +4,7 @@
 //! place where it would sit; the simulator must find each within a bounded number of seeds (`tests/sim/mutations.rs`), and
 //! `docs/reliability.md` has the table.
 //!
-//! Compiled in by the feature `mutations` alone. Without it [`mutated`] is the constant `false`, and nothing is left of a bug. With
+//! Compiled in by the feature `mutations` alone. Without it `mutated` is the constant `false`, and nothing is left of a bug. With
 //! it, a bug is brought in for one thread at a time, which is all that a simulation has; members of other tests in the same
 //! process run without.
 

@@ -108,14 +108,16 @@ fn clusters_live_through_storms() {
 #[test]
 fn replay() {
     if let Some(seed) = number("SEED") {
-        #[cfg(feature = "mutations")]
-        mutations::bring_in_the_named_one();
         let began = clock::now();
         let plan = Plan {
             shown: true,
             ..Plan::of(seed)
         };
-        let outcome = run(plan, &mut Mixed::default());
+        #[cfg(feature = "mutations")]
+        let outcome = mutations::replay(plan);
+        #[cfg(not(feature = "mutations"))]
+        let outcome = None;
+        let outcome = outcome.unwrap_or_else(|| run(plan, &mut Mixed::default()));
         report(&[outcome], began);
     }
 }

@@ -78,6 +78,17 @@ impl Ledger {
         }
     }
 
+    /// A renewal was told that the lease is not there.
+    fn missed(&mut self, lease: i64, now: u64) {
+        let account = self.accounts.entry(lease).or_default();
+        if now < account.lives_until && !account.revoked {
+            self.early.push(format!(
+                "lease {lease} was not there at {now}, its renewal held until {}",
+                account.lives_until
+            ));
+        }
+    }
+
     /// Leases whose keys are still there.
     pub(crate) fn alive(&self) -> Vec<i64> {
         let alive = self.attached.iter().filter(|(_, there)| **there);
@@ -151,7 +162,10 @@ async fn renew(client: &Client, crew: &Crew, lease: i64) -> bool {
             crew.board.borrow_mut().leases.renewed(lease, called, ttl);
             true
         }
-        Some(Ok(None)) => false,
+        Some(Ok(None)) => {
+            crew.board.borrow_mut().leases.missed(lease, client.now());
+            false
+        }
         Some(Err(_)) | None => true,
     }
 }
