@@ -1,7 +1,7 @@
 //! Deliberate bugs: they test the tests.
 //!
-//! A checker that finds nothing may be blind. So each [`Mutation`] is a bug of a kind that systems like this one have had, at the one
-//! place where it would sit; the simulator must find each within a bounded number of seeds (`tests/sim/mutations.rs`), and
+//! A checker that finds nothing may be blind. So each [`Mutation`] is a bug of a kind that systems like this one have had, at the
+//! one place where it would sit; the simulator must find each within a bounded number of seeds (`tests/sim/mutations.rs`), and
 //! `docs/reliability.md` has the table.
 //!
 //! Compiled in by the feature `mutations` alone. Without it `mutated` is the constant `false`, and nothing is left of a bug. With

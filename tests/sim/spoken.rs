@@ -1,7 +1,7 @@
 //! What members say to each other, held against what Raft allows them to say. All of it is heard before the network loses any.
 //!
-//! - A term's vote is given once, over all lives of a member, and so is a term itself: whoever has voted or acknowledged entries in
-//!   a term speaks in no older one, even after a crash. So both were durable before they were used.
+//! - A term's vote is given once, over all lives of a member, and so is a term itself: whoever has voted or acknowledged entries
+//!   in a term speaks in no older one, even after a crash. So both were durable before they were used.
 //! - Log matching: an entry is told apart by index and term; whoever sends it sends the same bytes behind the same predecessor.
 //! - Leader completeness: once an entry was applied anywhere, no leader of a later term sends another one at its index.
 

@@ -1,7 +1,7 @@
 //! Clients that watch: they resume where they stopped, on another member if need be, and write down what they see.
 //!
-//! The historian watches all keys from the first revision on, and what it sees is the true history: [`Replay`] takes it only if no
-//! revision is missing, repeated or out of order, and requests, other watchers and members are held against it.
+//! The historian watches all keys from the first revision on, and what it sees is the true history: [`Replay`] takes it only if
+//! no revision is missing, repeated or out of order, and requests, other watchers and members are held against it.
 
 use super::{Crew, convert::from_record};
 use crate::{
