@@ -9,10 +9,13 @@
 //! | `cluster` | nodes and clients; steps; starts, crashes, pauses, clocks |
 //! | `clients` | how a client reaches a node |
 //! | `faults` | the disasters that a seed draws |
+//! | `operator` | changes of the membership, and what is done for a damaged member |
+//! | `known` | failures that systems of this kind have had, each with a name |
 //! | `run` | one run: a workload, a storm, and what must hold after it |
 //! | `mixed` | clients that use everything, and the judgement of what they saw |
 //! | `spoken` | what members say, held against what they may say |
 //! | `mutations` | deliberate bugs that must be found (feature `mutations`) |
+//! | `scene` | a cluster that a test drives step by step |
 //! | `trace` | what happened, hashed and printed |
 //!
 //! `cargo test --release --test sim` runs a fixed set of seeds. `SEEDS=n` runs n fresh ones, `SIM_SECS=n` as many as fit into n
@@ -27,12 +30,15 @@ mod clients;
 mod cluster;
 mod faults;
 mod hub;
+mod known;
 mod machine;
 mod mixed;
 #[cfg(feature = "mutations")]
 mod mutations;
 mod network;
+mod operator;
 mod run;
+mod scene;
 mod spoken;
 mod trace;
 

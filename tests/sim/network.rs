@@ -226,6 +226,8 @@ pub(crate) struct Network {
     pub(crate) trace: Trace,
     /// What members may say is held against what they said.
     pub(crate) spoken: Spoken,
+    /// Snapshots that took the place of a member's state.
+    pub(crate) snapshots: u64,
     /// Addresses, `HOST:PORT`, of all machines.
     pub(crate) addresses: BTreeMap<String, Slot>,
     endpoints: BTreeMap<Slot, Endpoint>,
@@ -250,6 +252,7 @@ impl Network {
             weather,
             trace,
             spoken: Spoken::default(),
+            snapshots: 0,
             addresses: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             under_way: BTreeMap::new(),
