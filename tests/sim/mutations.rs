@@ -17,7 +17,7 @@ const FOUND_WITHIN: [(Mutation, u64); 15] = [
     (Mutation::SkipSync, 4),
     (Mutation::AcknowledgeBeforeSync, 8),
     (Mutation::AcknowledgeBeforeCommit, 4),
-    (Mutation::CommitOldTerm, 12),
+    (Mutation::CommitOldTerm, 40),
     (Mutation::ForgetVote, 20),
     (Mutation::ApplyTwice, 3),
     (Mutation::DropWatchEvent, 3),
@@ -26,7 +26,7 @@ const FOUND_WITHIN: [(Mutation, u64); 15] = [
     (Mutation::CompactionOffByOne, 4),
     (Mutation::LoseTombstone, 4),
     (Mutation::DeposedLeaseRevoke, 20),
-    (Mutation::StaleIndex, 3),
+    (Mutation::StaleIndex, 8),
     (Mutation::DatabaseWithoutLastRecord, 4),
     (Mutation::SnapshotWithoutLastEntry, 25),
 ];
@@ -57,7 +57,7 @@ fn hunt(mutation: Mutation, plan: Plan) -> Outcome {
             run_with(plan, &mut Mixed::default(), &strike)
         }
         Mutation::CommitOldTerm => {
-            let strike = often(500, &[Disaster::Partition, Disaster::Crash, Disaster::Deaf]);
+            let strike = often(400, &[Disaster::Transfer, Disaster::Deaf, Disaster::Crash]);
             run_with(plan, &mut Mixed::default(), &strike)
         }
         Mutation::DeposedLeaseRevoke => {
