@@ -1,8 +1,8 @@
 //! How fast leases end where thousands of them are due at once: so many in one log entry, and a pause after it.
 //!
-//! An entry with expiries holds up the puts behind it for as long as it takes to apply, so it should be small; and all leases should
-//! be gone soon after their time, so entries must be large where each takes long. Each entry therefore takes the share of
-//! the backlog that its turn (the entry and the pause after it) takes of the time left. What came due while nobody led is
+//! An entry with expiries holds up the puts behind it for as long as it takes to apply, so it should be small; and all leases
+//! should be gone soon after their time, so entries must be large where each takes long. Each entry therefore takes the share
+//! of the backlog that its turn (the entry and the pause after it) takes of the time left. What came due while nobody led is
 //! late already, and has no time left.
 
 use crate::{clock, kv::lease_clock::Backlog, types::Millis};
@@ -56,7 +56,7 @@ impl ExpiryPace {
         let left_micros = (SPREAD.0 - waited.0) * 1_000;
         let turns = (left_micros / self.turn_micros.max(1)).max(1);
         let turns = usize::try_from(turns).unwrap_or(usize::MAX);
-        // Of a backlog with no time left, all; in entries that are not larger than they need be to make good time.
+        // Where there is no time left as much as makes good time: more in an entry only where entries are slow.
         let share = backlog.leases.div_ceil(turns);
         let most = if self.turn_micros > 20_000 {
             LEASES_MAX
