@@ -14,7 +14,8 @@
 //! | [`snapshots::Snapshots`] | snapshots on their way to and from other members |
 //!
 //! [`requests::Requests`] is the way in, with [`leases`] as one of its parts; [`store::Store`] is the same way in messages.
-//! [`published::Published`] is what readers see, [`request_error::RequestError`] what they are told otherwise. [`fail_stop`] says how all of them end.
+//! [`published::Published`] is what readers see, [`request_error::RequestError`] what they are told otherwise.
+//! [`fail_stop`] says how all of them end.
 
 pub mod applier;
 mod aside;
