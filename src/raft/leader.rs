@@ -225,7 +225,20 @@ impl Leader {
             return false;
         }
         self.quorum_elapsed = 0;
-        !self.heard_quorum(common) && common.config.check_quorum
+        let deposed = !self.heard_quorum(common) && common.config.check_quorum;
+        if deposed {
+            self.name_successor(common);
+        }
+        deposed
+    }
+
+    /// Who hears no quorum may still be heard: the others then need not wait until they miss it.
+    fn name_successor(&self, common: &mut Common) {
+        let voters = self.peers.iter();
+        let voters = voters.filter(|(id, _)| common.membership().is_voter(**id));
+        if let Some((&to, _)) = voters.max_by_key(|(_, peer)| peer.matched) {
+            common.send(to, Body::TimeoutNow);
+        }
     }
 
     fn tick_transfer(&mut self, common: &Common) {

@@ -13,6 +13,7 @@
 //! | `campaign 1`, `put 1 x`, `read 1 r`, `transfer 1 2`, `stall 1` | inputs of a member |
 //! | `add-learner 1 4`, `promote 1 4`, `remove 1 2` | member 1 proposes a membership change |
 //! | `partition 1-2 3-4-5`, `heal` | messages between the groups are lost |
+//! | `deafen 1` | messages to member 1 are lost, until `heal` |
 //! | `hold 1`, `release-disk 1` | the disk of a member stalls; goes on |
 //! | `crash 1`, `restart 1` | loses what is not durable; comes back |
 //! | `forget 1` | the state machine's disk catches up and the WAL drops what is applied |
@@ -38,6 +39,7 @@ struct Script {
     network: Vec<(u64, Envelope)>,
     snapshots: Vec<(u64, u64)>,
     groups: Vec<BTreeSet<u64>>,
+    deaf: BTreeSet<u64>,
     held: BTreeSet<u64>,
     reads: BTreeMap<u64, String>,
     judge: Judge,
@@ -131,11 +133,8 @@ impl Script {
     }
 
     fn connected(&self, from: u64, to: u64) -> bool {
-        self.groups.is_empty()
-            || self
-                .groups
-                .iter()
-                .any(|group| group.contains(&from) && group.contains(&to))
+        let joined = |group: &BTreeSet<u64>| group.contains(&from) && group.contains(&to);
+        !self.deaf.contains(&to) && (self.groups.is_empty() || self.groups.iter().any(joined))
     }
 
     fn disk(&mut self, id: u64) -> bool {
@@ -347,7 +346,10 @@ impl Script {
             "cluster" => self.cluster(command)?,
             "tick" => self.tick(command)?,
             "run" => self.run_until_quiet(),
-            "heal" => self.groups.clear(),
+            "heal" => {
+                self.groups.clear();
+                self.deaf.clear();
+            }
             "state" => self.state(),
             "drop" => self.lose_everything(),
             "trace" => self.trace = word()? == "on",
@@ -388,6 +390,9 @@ impl Script {
             }
             "promote" => self.change(id, &Change::Promote { id: member()? })?,
             "remove" => self.change(id, &Change::Remove { id: member()? })?,
+            "deafen" => {
+                self.deaf.insert(id);
+            }
             "hold" => {
                 self.held.insert(id);
             }
