@@ -82,7 +82,9 @@ impl Published {
             rev: from,
             source: Box::new(error),
         })?;
-        for record in view.tail.iter() {
+        // What is on its way to readers while the database takes it is in both.
+        let rest = Rev::new(self.stored_through.next(), 0);
+        for record in view.tail.iter_from(rest) {
             hasher.add(record.rev, record.kind, &record.kv);
         }
         Ok(Ok(hasher.finish()))

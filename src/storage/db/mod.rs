@@ -65,8 +65,8 @@ impl Default for DbOptions {
 /// What becomes durable together.
 #[derive(Debug, Default)]
 pub struct CommitBatch {
-    /// Changes that follow all stored ones, in ascending order.
-    pub records: Vec<Record>,
+    /// Changes that follow all stored ones, in ascending order, in as many pieces as they come.
+    pub records: Vec<Arc<[Record]>>,
     /// The log position that the batch brings the store to; never lower than before.
     pub applied: Applied,
     /// Named blobs to write, or to remove. No name begins with `db.`.
@@ -235,7 +235,7 @@ impl Db {
     fn put_records(
         &self,
         transaction: &WriteTransaction,
-        records: &[Record],
+        records: &[Arc<[Record]>],
         usage: &mut Usage,
     ) -> Result<(), DbError> {
         let mut table = transaction
@@ -245,7 +245,7 @@ impl Db {
             .upper_bound_mut(Bound::<&[u8; format::KEY_BYTES]>::Unbounded)
             .map_err(|error| from_redb(&self.file, error))?;
         let mut sealed = Vec::new();
-        for record in records {
+        for record in records.iter().flat_map(|piece| piece.iter()) {
             let key = revision_key(record.rev, record.kind);
             seal(&key, &record.kv, &mut sealed);
             cursor
@@ -428,7 +428,7 @@ mod tests {
     fn records_out_of_order_are_refused_for_good() {
         let (disk, mut db) = filled(5, 2);
         let mut late = batch(6, 2);
-        late.records.swap(0, 1);
+        late.records.reverse();
         let error = db.commit(&late).unwrap_err();
         assert_eq!(
             error.to_string(),

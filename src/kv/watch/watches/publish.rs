@@ -15,13 +15,18 @@ impl Watches {
     /// is of the store after the batch. If revisions are missing before the batch, all watchers read history.
     pub fn publish(
         &mut self,
-        records: Vec<Record>,
+        records: &[Record],
         newest: Revision,
         memory: &dyn Memory,
         outlet: &mut dyn Outlet,
     ) {
         let first = records.first().map(|record| record.rev.major);
         if newest <= self.newest() {
+            return;
+        }
+        // While nobody watches nothing is kept: whoever comes later reads what it wants from history.
+        if self.is_empty() {
+            self.recent.restart(newest);
             return;
         }
         if first != Some(self.newest().next()) {
@@ -35,7 +40,7 @@ impl Watches {
                 let whole = std::mem::take(&mut changes);
                 self.publish_revision(revision, whole, memory, outlet);
             }
-            changes.push(Change::new(record));
+            changes.push(Change::new(record.clone()));
         }
         if let Some(revision) = changes.last().map(|change| change.rev().major) {
             self.publish_revision(revision, changes, memory, outlet);
@@ -210,7 +215,7 @@ mod tests {
             for n in 0..PUTS {
                 let revision = watches.newest().next();
                 let key = format!("/{:08}/pod", n * 97 % watchers);
-                watches.publish(vec![put(&key, revision)], revision, &Young, &mut outlet);
+                watches.publish(&[put(&key, revision)], revision, &Young, &mut outlet);
             }
             let each = begun.elapsed() / PUTS;
             eprintln!("a put among {watchers} watchers: {each:?}, in a build for tests");
