@@ -571,13 +571,19 @@ impl Applier {
         self.tail_bytes += bytes;
         self.uncommitted_records += records.len();
         self.uncommitted.records.push(records.clone());
+        let rows = &mut self.uncommitted.leases;
         for change in leases {
-            self.uncommitted.leases.push(match change {
-                LeaseChange::Granted { id, row } | LeaseChange::Checkpointed { id, row } => {
-                    (*id, Some(codec::encode(row)))
-                }
-                LeaseChange::Revoked { id } => (*id, None),
-            });
+            match change {
+                LeaseChange::Granted { id, row }
+                | LeaseChange::Checkpointed { id, row }
+                | LeaseChange::Renewed {
+                    id,
+                    row,
+                    cleared: true,
+                } => rows.push((*id, Some(codec::encode(row)))),
+                LeaseChange::Renewed { cleared: false, .. } => {}
+                LeaseChange::Revoked { id } => rows.push((*id, None)),
+            }
         }
         if alarms {
             self.alarms = Arc::new(self.machine.alarms().clone());

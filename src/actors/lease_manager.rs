@@ -1,9 +1,10 @@
-//! Lease manager: knows which leases exist, and counts them down while this member leads.
+//! Lease manager: knows which leases exist, counts them, and acts on the count while this member leads.
 //!
 //! What exists is replicated state: it learns of it from the applier, after the fact. It never deletes a key. An expiry becomes a
-//! proposal, many leases in one, so that every member drops the same keys at one place of the log. The rules are those of
-//! [`LeaseClock`]; `docs/leases.md` explains them. A member counts from the moment it has applied an entry of the term in which
-//! it leads: only then it knows every lease, and every expiry and checkpoint that earlier leaders got into the log.
+//! proposal, many leases in one, so that every member drops the same keys at one place of the log; and so does a renewal, so
+//! that every member counts it. The rules are those of [`LeaseClock`]; `docs/leases.md` explains them. A member acts from the
+//! moment it has applied an entry of the term in which it leads: only then it knows every lease, and every renewal, expiry and
+//! checkpoint that earlier leaders got into the log.
 
 use super::{
     fail_stop::Lifeline,
@@ -13,15 +14,15 @@ use super::{
 use crate::{
     clock,
     kv::{
-        command::{CheckpointLeases, Command, ExpireLeases, Outcome},
-        lease::{ALL_TIME, LeaseChange, LeaseRow},
+        command::{Command, ExpireLeases, LeaseMark, Outcome, RenewLeases},
+        lease::{LeaseChange, LeaseRow},
         lease_clock::{ClockSettings, LeaseClock, Renewal, TimeLeft},
         machine::Restored,
     },
     types::{LeaseId, Millis, Term},
 };
 use actix::prelude::*;
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot, watch},
     time::Instant,
@@ -30,8 +31,8 @@ use tokio::{
 /// Messages that may wait: at most one a batch of the applier, which waits for nobody here, and one a front end.
 const MAILBOX_MAX: usize = 16_384;
 
-/// How often the countdown looks for leases whose time is up. etcd: the same.
-const SCAN_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the count is looked through for leases whose time is up.
+const SCAN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Leases that end in one log entry.
 const EXPIRE_LEASES_MAX: usize = 128;
@@ -42,26 +43,47 @@ const EXPIRE_KEYS_AIM: usize = 1_000;
 /// After an entry with expiries there is none for as long as it took, this long at most: the others have half of the log.
 const EXPIRE_PAUSE_MAX: Duration = Duration::from_millis(5);
 
-/// Leases in one entry with checkpoints.
+/// Leases in one entry with renewals, and in one with checkpoints, if requests may be large enough.
+const RENEW_LEASES_MAX: usize = 4_096;
 const CHECKPOINT_LEASES_MAX: usize = 1_000;
 
-/// Owns the countdown.
+/// As many leases as fit any entry, however small the limit on requests.
+const ENTRY_LEASES_MIN: usize = 128;
+
+/// Bytes that a lease takes in an entry at most: its id, its grant, and a time.
+const LEASE_BYTES_MAX: usize = 27;
+
+/// Owns the count.
 #[derive(Debug)]
 pub struct LeaseManager {
     clock: LeaseClock,
     began: Instant,
     /// The term of the newest applied entry.
     applied_term: Term,
-    /// Renewals whose lease ends, or whose checkpoint is to be taken back, until an entry decides.
-    waiting: BTreeMap<LeaseId, Vec<PendingCall>>,
+    /// Renewals that the next entry takes. They hold places of the front ends, which bounds them.
+    renewals: Vec<PendingRenewal>,
     /// Calls that came after this member was elected and before it has applied an entry of its term.
     parked: Vec<PendingCall>,
-    /// Whether an entry with expiries is on its way, or the pause after it is not over.
-    expiring: bool,
+    /// The term in which an entry with renewals is on its way.
+    renewing: Option<Term>,
+    /// The term in which one with expiries is, or the pause after it is not over.
+    expiring: Option<Term>,
+    /// The term in which one with checkpoints is.
+    checkpointing: Option<Term>,
     /// Leases that the next expiry ends at most.
     expire_leases: usize,
+    /// Tells front ends how many leases there are.
+    count: watch::Sender<usize>,
     peers: LeaseManagerPeers,
     _life: Lifeline,
+}
+
+/// A renewal that began.
+#[derive(Debug)]
+struct PendingRenewal {
+    mark: LeaseMark,
+    ttl_secs: i64,
+    call: PendingCall,
 }
 
 /// Whom the lease manager talks to.
@@ -98,17 +120,22 @@ impl LeaseManager {
     pub fn new(
         state: LeaseState,
         settings: ClockSettings,
+        count: watch::Sender<usize>,
         peers: LeaseManagerPeers,
         life: Lifeline,
     ) -> Self {
+        let began = clock::now();
         Self {
-            clock: LeaseClock::new(settings, state.leases),
-            began: clock::now(),
+            clock: LeaseClock::new(settings, state.leases, Millis(1)),
+            began,
             applied_term: state.applied_term,
-            waiting: BTreeMap::new(),
+            renewals: Vec::new(),
             parked: Vec::new(),
-            expiring: false,
+            renewing: None,
+            expiring: None,
+            checkpointing: None,
             expire_leases: EXPIRE_LEASES_MAX,
+            count,
             peers,
             _life: life,
         }
@@ -130,24 +157,22 @@ pub struct LeasesChanged {
 #[rtype(result = "()")]
 pub struct LeasesReplaced(pub LeaseState);
 
-/// What only the leader's countdown can do.
+/// What only the leader can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CountdownCall {
-    /// Start it again.
+    /// Give the lease all of its time again.
     Renew(LeaseId),
-    /// Read it.
+    /// Read its count.
     TimeLeft(LeaseId),
 }
 
 /// What came of a [`CountdownCall`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CountdownAnswer {
-    /// The countdown started again, if this member still leads in `term`.
+    /// An applied entry gave the lease all of its time again.
     Renewed {
-        /// All of its time, in seconds.
+        /// That time, in seconds.
         ttl_secs: i64,
-        /// The term it is counted in.
-        term: Term,
     },
     /// What the lease has left, if this member still leads in its term.
     Left(TimeLeft),
@@ -155,8 +180,8 @@ pub enum CountdownAnswer {
     Ended,
     /// There is none as far as this member has applied.
     Unknown,
-    /// This member does not lead.
-    NotLeading,
+    /// This member does not lead, or cannot tell yet.
+    TryAgain,
 }
 
 /// A call that waits for its answer. It holds its place among the calls that may wait at all.
@@ -193,15 +218,15 @@ impl Handler<LeasesChanged> for LeaseManager {
     type Result = ();
 
     fn handle(&mut self, changed: LeasesChanged, ctx: &mut Self::Context) {
-        let now = self.now();
+        let now = self.stamp();
         self.applied_term = changed.term;
         // First, so that leases granted in this batch get their time and no more.
         self.follow_leadership();
         for change in &changed.changes {
             self.clock.applied(change, now);
-            self.decided(change);
         }
-        self.propose_clears(ctx);
+        self.tell_count();
+        self.propose_renewals(ctx);
     }
 }
 
@@ -210,7 +235,8 @@ impl Handler<LeasesReplaced> for LeaseManager {
 
     fn handle(&mut self, LeasesReplaced(state): LeasesReplaced, _: &mut Self::Context) {
         self.applied_term = state.applied_term;
-        self.clock.replace(state.leases);
+        self.clock.replace(state.leases, self.stamp());
+        self.tell_count();
         self.refuse_waiting();
         self.follow_leadership();
     }
@@ -231,7 +257,7 @@ impl Handler<AskLeases> for LeaseManager {
         for call in ask.calls {
             self.run(call);
         }
-        self.propose_clears(ctx);
+        self.propose_renewals(ctx);
     }
 }
 
@@ -240,119 +266,194 @@ impl LeaseManager {
         clock::since(self.began)
     }
 
+    /// The time from which a lease counts: rounded up, where [`LeaseManager::now`] rounds down.
+    fn stamp(&self) -> Millis {
+        Millis(self.now().0 + 1)
+    }
+
+    fn tell_count(&self) {
+        let now = self.clock.len();
+        self.count
+            .send_if_modified(|count| std::mem::replace(count, now) != now);
+    }
+
     fn scan(&mut self, ctx: &mut Context<Self>) {
         self.follow_leadership();
-        // Checkpoints before what takes them back: the log keeps this order.
-        let checkpoints = self
-            .clock
-            .take_checkpoints(self.now(), CHECKPOINT_LEASES_MAX);
-        if let Some(checkpoints) = checkpoints {
-            // One that gets lost is made up for by the next.
-            drop(self.submit(&Command::CheckpointLeases(checkpoints)));
-        }
-        self.propose_clears(ctx);
+        self.propose_renewals(ctx);
+        self.propose_checkpoints(ctx);
         self.propose_expiries(ctx);
     }
 
-    /// Counts if, and only if, this member leads and has applied an entry of its term.
+    /// Acts if, and only if, this member leads and has applied an entry of its term.
     fn follow_leadership(&mut self) {
         let status = *self.peers.raft_status.borrow();
-        let counts = status.leads && status.term == self.applied_term;
-        if counts && self.clock.term() != Some(status.term) {
-            self.clock.lead(status.term, clock::since(self.began));
+        let acts = status.leads && status.term == self.applied_term;
+        if acts && self.clock.term() != Some(status.term) {
+            self.clock.lead(status.term, self.now());
             self.refuse_waiting();
             for call in std::mem::take(&mut self.parked) {
                 self.run(call);
             }
-        } else if !counts && self.clock.term().is_some() {
+        } else if !acts && self.clock.term().is_some() {
             self.clock.follow();
             self.refuse_waiting();
         }
         if !status.leads {
             for call in self.parked.drain(..) {
-                call.answer(CountdownAnswer::NotLeading);
+                call.answer(CountdownAnswer::TryAgain);
             }
         }
     }
 
+    /// Renewals of a term that is over. Those in an entry on its way are answered when its outcome is known.
     fn refuse_waiting(&mut self) {
-        for call in std::mem::take(&mut self.waiting).into_values().flatten() {
-            call.answer(CountdownAnswer::NotLeading);
+        for renewal in self.renewals.drain(..) {
+            renewal.call.answer(CountdownAnswer::TryAgain);
         }
     }
 
-    fn run(&mut self, pending: PendingCall) {
+    fn run(&mut self, call: PendingCall) {
         if self.clock.term().is_none() && self.peers.raft_status.borrow().leads {
-            self.parked.push(pending);
+            self.parked.push(call);
             return;
         }
         let now = self.now();
-        match pending.call {
+        match call.call {
             CountdownCall::Renew(id) => match self.clock.renew(id, now) {
-                Renewal::Renewed { ttl_secs, term } => {
-                    pending.answer(CountdownAnswer::Renewed { ttl_secs, term });
-                }
-                Renewal::AfterClear | Renewal::Ending => {
-                    self.waiting.entry(id).or_default().push(pending);
-                }
-                Renewal::Unknown => pending.answer(CountdownAnswer::Unknown),
-                Renewal::NotLeading => pending.answer(CountdownAnswer::NotLeading),
+                Renewal::Begun { mark, ttl_secs } => self.renewals.push(PendingRenewal {
+                    mark,
+                    ttl_secs,
+                    call,
+                }),
+                Renewal::Unknown => call.answer(CountdownAnswer::Unknown),
+                Renewal::Ending | Renewal::NotLeading => call.answer(CountdownAnswer::TryAgain),
             },
-            CountdownCall::TimeLeft(id) => match self.clock.time_left(id, now) {
-                Some(left) => pending.answer(CountdownAnswer::Left(left)),
-                None if self.clock.term().is_some() => pending.answer(CountdownAnswer::Unknown),
-                None => pending.answer(CountdownAnswer::NotLeading),
-            },
+            CountdownCall::TimeLeft(id) => call.answer(match self.clock.time_left(id, now) {
+                Some(left) => CountdownAnswer::Left(left),
+                None if self.clock.term().is_some() => CountdownAnswer::Unknown,
+                None => CountdownAnswer::TryAgain,
+            }),
         }
     }
 
-    /// An applied entry decides the renewals that waited for it.
-    fn decided(&mut self, change: &LeaseChange) {
-        match *change {
-            LeaseChange::Granted { .. } => {}
-            LeaseChange::Checkpointed { id, row } => {
-                if row.remaining_secs == ALL_TIME {
-                    let waiting = self.waiting.remove(&id);
-                    waiting
-                        .into_iter()
-                        .flatten()
-                        .for_each(|call| self.run(call));
-                }
+    /// Takes all renewals that wait through the log, unless some are on their way: those that come meanwhile go together.
+    fn propose_renewals(&mut self, ctx: &mut Context<Self>) {
+        let Some(term) = self.clock.term() else {
+            return;
+        };
+        if self.renewals.is_empty() || self.renewing == Some(term) {
+            return;
+        }
+        let now = self.now();
+        let count = self.renewals.len().min(self.entry_leases(RENEW_LEASES_MAX));
+        let batch: Vec<PendingRenewal> = self.renewals.drain(..count).collect();
+        let (abandoned, batch): (Vec<_>, Vec<_>) = batch
+            .into_iter()
+            .partition(|renewal| renewal.call.is_abandoned());
+        for renewal in abandoned {
+            self.clock.settle(term, renewal.mark, false, now);
+        }
+        if batch.is_empty() {
+            return;
+        }
+        let mut leases: Vec<LeaseMark> = batch.iter().map(|renewal| renewal.mark).collect();
+        leases.sort_unstable();
+        leases.dedup();
+        self.renewing = Some(term);
+        let submitted = self.submit(&Command::RenewLeases(RenewLeases { term, leases }));
+        let waited = outcome(submitted).into_actor(self);
+        ctx.spawn(waited.map(move |done, manager, ctx| {
+            if manager.renewing == Some(term) {
+                manager.renewing = None;
             }
-            LeaseChange::Revoked { id } => {
-                for call in self.waiting.remove(&id).into_iter().flatten() {
-                    call.answer(CountdownAnswer::Ended);
-                }
+            let refused = matches!(done, Err(RequestError::TooManyRequests));
+            if refused && manager.clock.term() == Some(term) {
+                // It is in no log. They go first in the next entry, and their leases do not end meanwhile.
+                manager.renewals.splice(0..0, batch);
+                return;
             }
+            manager.renewed(term, batch, done);
+            manager.propose_renewals(ctx);
+        }));
+    }
+
+    /// Tells those who asked for the renewals of an entry what came of it.
+    fn renewed(
+        &mut self,
+        term: Term,
+        batch: Vec<PendingRenewal>,
+        done: Result<Outcome, RequestError>,
+    ) {
+        let now = self.stamp();
+        let gone = match done {
+            Ok(Outcome::Renewals { gone, .. }) => gone,
+            Ok(_) => unreachable!("the machine answers renewals in kind"),
+            Err(error) => {
+                tracing::debug!(
+                    "{} renewals are to be asked for again: {error}",
+                    batch.len()
+                );
+                None
+            }
+        };
+        for PendingRenewal {
+            mark,
+            ttl_secs,
+            call,
+        } in batch
+        {
+            let ended = gone
+                .as_ref()
+                .map(|gone| gone.binary_search(&mark.id).is_ok());
+            self.clock.settle(term, mark, ended == Some(false), now);
+            call.answer(match ended {
+                Some(false) => CountdownAnswer::Renewed { ttl_secs },
+                Some(true) => CountdownAnswer::Ended,
+                None => CountdownAnswer::TryAgain,
+            });
         }
     }
 
-    /// Takes back the checkpoints of renewed leases.
-    fn propose_clears(&mut self, ctx: &mut Context<Self>) {
-        while let Some(clears) = self.clock.take_clears(CHECKPOINT_LEASES_MAX) {
-            let submitted = self.submit(&Command::CheckpointLeases(clears.clone()));
-            let waited = outcome(submitted).into_actor(self);
-            ctx.spawn(waited.map(move |done, manager, _| manager.cleared(&clears, &done)));
+    /// Goes on with the sweep for checkpoints. One that gets lost is made up for by a later one.
+    fn propose_checkpoints(&mut self, ctx: &mut Context<Self>) {
+        if self.checkpointing.is_some() && self.checkpointing == self.clock.term() {
+            return;
         }
+        let visited = self
+            .clock
+            .sweep_step(Millis(clock::micros(SCAN_INTERVAL) / 1_000));
+        let max = self.entry_leases(CHECKPOINT_LEASES_MAX);
+        let Some(checkpoints) = self.clock.take_checkpoints(self.now(), visited, max) else {
+            return;
+        };
+        let term = Some(checkpoints.term);
+        self.checkpointing = term;
+        let submitted = self.submit(&Command::CheckpointLeases(checkpoints));
+        let waited = outcome(submitted).into_actor(self);
+        ctx.spawn(waited.map(move |_, manager, _| {
+            if manager.checkpointing == term {
+                manager.checkpointing = None;
+            }
+        }));
     }
 
-    fn cleared(&mut self, clears: &CheckpointLeases, done: &Result<Outcome, RequestError>) {
-        if let Err(error) = done {
-            tracing::debug!("checkpoints of leases are not taken back yet: {error}");
-            self.clock.clears_unknown(clears);
-        }
+    /// How many leases an entry may speak of, so that it stays within the limit on requests.
+    fn entry_leases(&self, max: usize) -> usize {
+        let fit = self.peers.requests.limits().request_bytes_max / LEASE_BYTES_MAX;
+        fit.clamp(ENTRY_LEASES_MIN, max)
     }
 
     /// Ends what is due, a bounded number of leases at a time; the outcome of one proposal sets off the next.
     fn propose_expiries(&mut self, ctx: &mut Context<Self>) {
-        if self.expiring {
+        if self.expiring.is_some() && self.expiring == self.clock.term() {
             return;
         }
         let now = self.now();
         let Some(expire) = self.clock.take_expired(now, self.expire_leases) else {
             return;
         };
-        self.expiring = true;
+        let term = Some(expire.term);
+        self.expiring = term;
         let proposed = clock::now();
         let submitted = self.submit(&Command::ExpireLeases(expire.clone()));
         let waited = outcome(submitted).into_actor(self);
@@ -360,7 +461,9 @@ impl LeaseManager {
             manager.expired(&expire, &done);
             let pause = proposed.elapsed().min(EXPIRE_PAUSE_MAX);
             ctx.run_later(pause, move |manager, ctx| {
-                manager.expiring = false;
+                if manager.expiring == term {
+                    manager.expiring = None;
+                }
                 // What failed waits for the next scan.
                 if done.is_ok() {
                     manager.propose_expiries(ctx);
@@ -407,6 +510,11 @@ fn next_batch(leases: usize, deleted: usize) -> usize {
 }
 
 impl PendingCall {
+    /// Whether nobody waits for the answer any more.
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_closed()
+    }
+
     fn answer(self, answer: CountdownAnswer) {
         // A caller that has gone away in the meantime does not matter.
         self.reply.send(answer).unwrap_or_default();

@@ -1,9 +1,9 @@
 //! Leases, as front ends and embedding programs ask for them.
 //!
-//! Grants and revokes go through the log. Renewals and remaining times are the leader's countdown, which is not replicated: a
-//! front end on the leader asks the lease manager beside it; on another member it sends them to the leader, all that came in
-//! one turn together. The leader answers only after a quorum has confirmed, later than the renewal, that it still leads: else a
-//! deposed leader could tell a client that a lease lives which its successor is about to end.
+//! Grants and revokes go through the log. So do renewals, but many in an entry, which the leader makes; and the time that a lease
+//! has left is the leader's count. A front end on the leader asks the lease manager beside it; on another member it sends its
+//! calls to the leader, all that came in one turn together. A renewal is answered once its entry is applied; the time left after
+//! a quorum has confirmed that whoever counts it still leads.
 
 use super::{
     lease_manager::{AskLeases, CountdownAnswer, CountdownCall, LeaseManager, PendingCall},
@@ -27,7 +27,7 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch},
     time::{sleep_until, timeout, timeout_at},
 };
 
@@ -37,12 +37,8 @@ pub const TTL_SECS_MAX: i64 = 9_000_000_000;
 /// Renewals and questions that may wait in one front end; past it callers are told to come again.
 const CALLS_MAX: usize = 16_384;
 
-/// How long a call waits before it looks again for a leader that can answer.
+/// How long a call waits before it looks again for a leader that can answer, or for the end of a lease whose time is up.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-
-/// How long a renewal that another member forwarded may wait for the end of its lease before that member has to ask again: it
-/// must not hold up the renewals that came with it for long.
-const FORWARDED_WAIT_MAX: Duration = Duration::from_millis(300);
 
 /// Calls in one message to the leader: those that wait hold up no more than these.
 const FORWARDED_CALLS_MAX: usize = 512;
@@ -52,6 +48,10 @@ const FORWARDED_CALLS_MAX: usize = 512;
 pub struct LeasePeers {
     /// The countdown.
     pub manager: Addr<LeaseManager>,
+    /// How many leases there are, as far as this member has applied.
+    pub leases: watch::Receiver<usize>,
+    /// From so many leases on no more are granted through this member.
+    pub leases_max: usize,
     /// Knows the keys of leases.
     pub keys: LeaseKeysPeer,
     /// Carries calls to the leader; nothing on a member that has no peers.
@@ -267,19 +267,18 @@ impl LeaseDesk {
         reply.await.map_err(|_| RequestError::Stopped)
     }
 
-    /// Asks the countdown beside it. What it does not answer within `wait` is to be asked again.
+    /// Asks the lease manager beside it. What it does not answer in time is to be asked again.
     async fn ask_for(
         &self,
         call: CountdownCall,
         crowd: Crowd,
-        wait: Duration,
     ) -> Result<CountdownAnswer, RequestError> {
         let place = self.place(crowd).await?;
         let (reply, answer) = oneshot::channel();
         let pending = PendingCall { call, reply, place };
         let answer = self.enqueue(answer, |turn| turn.ask.push(pending));
-        let answered = timeout(wait, answer).await;
-        answered.unwrap_or(Ok(CountdownAnswer::NotLeading))
+        let answered = timeout(self.peers.timeout, answer).await;
+        answered.unwrap_or(Ok(CountdownAnswer::TryAgain))
     }
 
     async fn forward(
@@ -321,7 +320,8 @@ async fn forward(
 }
 
 impl Requests {
-    /// Creates a lease. Without an id one is chosen; a time to live below the minimum is raised to it.
+    /// Creates a lease. Without an id one is chosen; a time to live below the minimum is raised to it. Where there are nearly as
+    /// many as may be, those that are granted at the same moment may get a few over.
     pub async fn grant_lease(
         &self,
         id: Option<LeaseId>,
@@ -336,7 +336,12 @@ impl Requests {
             }
             .into());
         }
-        let ttl_secs = ttl_secs.max(self.lease_desk().peers.ttl_secs_min);
+        let peers = &self.lease_desk().peers;
+        let (leases, max) = (*peers.leases.borrow(), peers.leases_max);
+        if leases >= max {
+            return Err(KvError::TooManyLeases { max }.into());
+        }
+        let ttl_secs = ttl_secs.max(peers.ttl_secs_min);
         loop {
             let grant = GrantLease {
                 id: id.unwrap_or_else(random_id),
@@ -368,7 +373,7 @@ impl Requests {
     }
 
     /// Gives a lease all of its time again, and that time in seconds; nothing if the lease is gone. A lease whose time is up is
-    /// gone; the answer then comes when its keys are.
+    /// gone; the answer then comes soon after its keys are.
     pub async fn keep_alive(&self, id: LeaseId) -> Result<Option<i64>, RequestError> {
         self.renew(id, Crowd::Refuse).await
     }
@@ -436,13 +441,8 @@ impl Requests {
         let mut answers = vec![LeaseAnswer::TryAgain; calls.len()];
         for (at, call) in calls.into_iter().enumerate() {
             let requests = self.clone();
-            serving.spawn(async move {
-                let wait = FORWARDED_WAIT_MAX;
-                (
-                    at,
-                    requests.serve_lease_call(call, Crowd::Refuse, wait).await,
-                )
-            });
+            serving
+                .spawn(async move { (at, requests.serve_lease_call(call, Crowd::Refuse).await) });
         }
         while let Some(served) = serving.join_next().await {
             if let Ok((at, Ok(answer))) = served {
@@ -461,8 +461,7 @@ impl Requests {
             let status = *statuses.borrow_and_update();
             let answer = match status.leader {
                 _ if status.leads => {
-                    let wait = desk.peers.timeout;
-                    let served = self.serve_lease_call(call, crowd, wait);
+                    let served = self.serve_lease_call(call, crowd);
                     let served = timeout_at(deadline, served).await;
                     served.map_err(|_| RequestError::TimedOut)??
                 }
@@ -483,7 +482,10 @@ impl Requests {
                 return Ok(answer);
             }
             if clock::now() >= deadline {
-                return Err(RequestError::NoLeader);
+                return Err(match status.leader {
+                    Some(_) => RequestError::TimedOut,
+                    None => RequestError::NoLeader,
+                });
             }
             // A closed channel means that the node is stopping; the next round finds out.
             let changed = timeout(RETRY_INTERVAL, statuses.changed()).await;
@@ -493,37 +495,29 @@ impl Requests {
         }
     }
 
-    /// Answers a call from this member's countdown. One that only an entry of the log decides waits for it for `wait`.
+    /// Answers a call as the leader, if this member is it.
     async fn serve_lease_call(
         &self,
         call: LeaseCall,
         crowd: Crowd,
-        wait: Duration,
     ) -> Result<LeaseAnswer, RequestError> {
         let desk = self.lease_desk();
         let countdown = match call {
             LeaseCall::Renew(id) => CountdownCall::Renew(id),
             LeaseCall::TimeLeft(id) => CountdownCall::TimeLeft(id),
         };
-        let mut answer = desk.ask_for(countdown, crowd, wait).await?;
+        let mut answer = desk.ask_for(countdown, crowd).await?;
         if answer == CountdownAnswer::Unknown {
             // It may have been granted a moment ago through another member, and not be applied here yet.
             self.view_for(false).await?;
-            answer = desk.ask_for(countdown, crowd, wait).await?;
+            answer = desk.ask_for(countdown, crowd).await?;
         }
-        let (confirmed, term) = match answer {
-            CountdownAnswer::Renewed { ttl_secs, term } => {
-                (LeaseAnswer::Renewed { ttl_secs }, term)
-            }
-            CountdownAnswer::Left(left) => (lease_time(left), left.term),
-            CountdownAnswer::Ended | CountdownAnswer::Unknown => return Ok(LeaseAnswer::NoLease),
-            CountdownAnswer::NotLeading => return Ok(LeaseAnswer::TryAgain),
-        };
-        if self.still_leads(term).await? {
-            Ok(confirmed)
-        } else {
-            Ok(LeaseAnswer::TryAgain)
-        }
+        Ok(match answer {
+            CountdownAnswer::Renewed { ttl_secs } => LeaseAnswer::Renewed { ttl_secs },
+            CountdownAnswer::Left(left) if self.still_leads(left.term).await? => lease_time(left),
+            CountdownAnswer::Ended | CountdownAnswer::Unknown => LeaseAnswer::NoLease,
+            CountdownAnswer::Left(_) | CountdownAnswer::TryAgain => LeaseAnswer::TryAgain,
+        })
     }
 
     /// Whether this member leads in `term`, by the word of a quorum given after this was asked.

@@ -647,7 +647,7 @@ fn encoded_size_hint(command: &Command) -> usize {
         | Command::GrantLease(_)
         | Command::RevokeLease(_)
         | Command::SetAlarm(_) => FIXED,
-        Command::ExpireLeases(_) | Command::CheckpointLeases(_) => 4_096,
+        Command::ExpireLeases(_) | Command::CheckpointLeases(_) | Command::RenewLeases(_) => 4_096,
     }
 }
 

@@ -240,6 +240,9 @@ impl From<KvError> for Status {
             KvError::LeaseExists(_) => {
                 (Code::FailedPrecondition, "etcdserver: lease already exists")
             }
+            KvError::TooManyLeases { max: _ } => {
+                (Code::ResourceExhausted, "etcdserver: too many leases")
+            }
             KvError::LeaseTtlTooLarge {
                 asked_secs: _,
                 max_secs: _,
@@ -404,6 +407,7 @@ mod tests {
                 "requested lease not found",
             ),
             (KvError::LeaseExists(LeaseId(5)), 9, "lease already exists"),
+            (KvError::TooManyLeases { max: 1 }, 8, "too many leases"),
             (
                 KvError::LeaseTtlTooLarge {
                     asked_secs: 9_000_000_001,

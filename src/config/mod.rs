@@ -166,6 +166,8 @@ pub struct Limits {
     pub concurrent_streams_max: u32,
     /// The most client connections.
     pub connections_max: usize,
+    /// The most leases; a little more where members grant them at the same moment.
+    pub leases_max: usize,
     /// The size of the database, in bytes, past which writes are refused; without one there is no limit.
     pub quota_bytes: Option<u64>,
     /// How many committed entries may wait to be applied before requests are refused.
@@ -482,6 +484,7 @@ fn limits(layers: &Layers) -> Result<Limits, ConfigError> {
         txn_ops_max: number(layers, "limits.txn_ops_max", 1..=65_536)?,
         concurrent_streams_max: number(layers, "limits.concurrent_streams_max", 1..=u32::MAX)?,
         connections_max: number(layers, "limits.connections_max", 1..=1_000_000)?,
+        leases_max: number(layers, "limits.leases_max", 1..=100_000_000)?,
         quota_bytes: u64::try_from(quota).ok(),
         apply_gap_max: number(layers, "limits.apply_gap_max", 1..=1_000_000)?,
     })

@@ -47,6 +47,7 @@ fn defaults_are_one_member_with_the_limits_of_etcd() {
     assert_eq!(config.limits.txn_ops_max, 128);
     assert_eq!(config.limits.quota_bytes, Some(2_147_483_648));
     assert_eq!(config.limits.apply_gap_max, 5_000);
+    assert_eq!(config.limits.leases_max, 1_000_000);
     assert_eq!(config.auto_compaction, AutoCompaction::Off);
     assert_eq!(config.compaction.batch, 1_000);
     assert_eq!(config.compaction.pause, Duration::from_millis(10));

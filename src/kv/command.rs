@@ -34,6 +34,8 @@ pub enum Command {
     ExpireLeases(ExpireLeases),
     /// Remember how much time leases have left.
     CheckpointLeases(CheckpointLeases),
+    /// Give leases all of their time again.
+    RenewLeases(RenewLeases),
 }
 
 /// Where a command stands in the log.
@@ -280,13 +282,22 @@ pub struct ExpireLeases {
     pub leases: Vec<LeaseMark>,
 }
 
-/// Remembers how much time leases have left, for the next leader. Guarded as [`ExpireLeases`] is.
+/// Remembers how much time leases have left, for members that start with what is stored. Guarded as [`ExpireLeases`] is.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct CheckpointLeases {
     /// The term the proposer led in when it counted.
     pub term: Term,
     /// Which, with the seconds each has left; zero stands for all of its time.
     pub leases: Vec<(LeaseMark, i64)>,
+}
+
+/// Gives leases all of their time again: every member counts each from when it applies this. Guarded as [`ExpireLeases`] is.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct RenewLeases {
+    /// The term the proposer led in.
+    pub term: Term,
+    /// Which, ascending, each once.
+    pub leases: Vec<LeaseMark>,
 }
 
 /// What an alarm says about a member.
@@ -340,6 +351,13 @@ pub enum Outcome {
         leases: usize,
         /// Keys it deleted.
         deleted: usize,
+    },
+    /// Answer to [`Command::RenewLeases`].
+    Renewals {
+        /// The store's revision.
+        revision: Revision,
+        /// Which of the leases were gone, ascending; nothing if the entry is of another term than it names, and did nothing.
+        gone: Option<Vec<LeaseId>>,
     },
     /// Answer to [`Command::SetAlarm`].
     Alarm {
@@ -452,7 +470,8 @@ impl Command {
             | Self::RevokeLease(_)
             | Self::SetAlarm(_)
             | Self::ExpireLeases(_)
-            | Self::CheckpointLeases(_) => false,
+            | Self::CheckpointLeases(_)
+            | Self::RenewLeases(_) => false,
         }
     }
 }

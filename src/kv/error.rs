@@ -58,6 +58,12 @@ pub enum KvError {
     /// The lease id is taken.
     #[error("lease {0} already exists")]
     LeaseExists(LeaseId),
+    /// There are as many leases as may be; when some have ended, it can be tried again.
+    #[error("too many leases, at most {max}")]
+    TooManyLeases {
+        /// The limit.
+        max: usize,
+    },
     /// A lease's time to live is over the maximum.
     #[error("too large lease TTL: {asked_secs} s, at most {max_secs} s")]
     LeaseTtlTooLarge {

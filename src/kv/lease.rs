@@ -1,4 +1,4 @@
-//! Leases as the log knows them: which exist, and which keys each holds. Their countdown is the leader's business
+//! Leases as the log knows them: which exist, and which keys each holds. When they are due each member counts for itself
 //! ([`super::lease_clock`]); nothing here reads a clock.
 //!
 //! Commands that come from a countdown are guarded, because a countdown can be wrong by the time its command is applied: the
@@ -28,7 +28,16 @@ pub enum LeaseChange {
         /// What is known of it.
         row: LeaseRow,
     },
-    /// The time that a new leader gives the lease is another from now on.
+    /// All of its time is left again.
+    Renewed {
+        /// Which.
+        id: LeaseId,
+        /// What is known of it now.
+        row: LeaseRow,
+        /// Whether a checkpoint was taken back: only then is its row another one.
+        cleared: bool,
+    },
+    /// The time that a member gives the lease that starts with its row alone is another from now on.
     Checkpointed {
         /// Which.
         id: LeaseId,
@@ -47,7 +56,7 @@ pub enum LeaseChange {
 pub struct LeaseRow {
     /// Its time to live, in seconds.
     pub ttl_secs: i64,
-    /// The time a new leader gives it, in seconds; [`ALL_TIME`] stands for all of it.
+    /// The time that a member gives it that starts with this row alone, in seconds; [`ALL_TIME`] stands for all of it.
     pub remaining_secs: i64,
     /// The log entry that granted it: two leases that bore the same id one after the other differ in it.
     pub granted: LogIndex,
@@ -63,7 +72,7 @@ impl LeaseRow {
         }
     }
 
-    /// The time that a new leader gives it, in seconds.
+    /// The time that a member gives it that starts with this row alone, in seconds.
     pub fn start_secs(&self) -> i64 {
         if self.remaining_secs == ALL_TIME {
             self.ttl_secs
@@ -79,7 +88,71 @@ pub struct Lease {
     /// What is known of it.
     pub row: LeaseRow,
     /// The keys attached to it. A key is attached to one lease at most.
-    pub keys: BTreeSet<Bytes>,
+    pub keys: LeaseKeys,
+}
+
+/// The keys of a lease. Most leases have one, and a set for it would take ten times the space.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum LeaseKeys {
+    /// Nothing is attached.
+    #[default]
+    None,
+    /// One key.
+    One(Bytes),
+    /// Two and more.
+    Many(BTreeSet<Bytes>),
+}
+
+impl LeaseKeys {
+    /// The keys, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = &Bytes> {
+        let (one, many) = match self {
+            Self::None => (None, None),
+            Self::One(key) => (Some(key), None),
+            Self::Many(keys) => (None, Some(keys)),
+        };
+        one.into_iter().chain(many.into_iter().flatten())
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::One(_) => 1,
+            Self::Many(keys) => keys.len(),
+        }
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::None
+    }
+
+    fn insert(&mut self, key: Bytes) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(key),
+            Self::One(only) if only == key => Self::One(only),
+            Self::One(only) => Self::Many(BTreeSet::from([only, key])),
+            Self::Many(mut keys) => {
+                keys.insert(key);
+                Self::Many(keys)
+            }
+        };
+    }
+
+    fn remove(&mut self, key: &[u8]) {
+        *self = match std::mem::take(self) {
+            Self::One(only) if only == key => Self::None,
+            Self::Many(mut keys) => {
+                keys.remove(key);
+                match keys.len() {
+                    1 => keys.pop_first().map_or(Self::None, Self::One),
+                    _ => Self::Many(keys),
+                }
+            }
+            none_of_it @ (Self::None | Self::One(_)) => none_of_it,
+        };
+    }
 }
 
 /// All leases.
@@ -104,13 +177,13 @@ impl LeaseTable {
         if self.leases.contains_key(&id) {
             return Err(KvError::LeaseExists(id));
         }
-        let keys = BTreeSet::new();
+        let keys = LeaseKeys::None;
         self.leases.insert(id, Lease { row, keys });
         Ok(())
     }
 
     /// Ends a lease and gives back its keys, ascending.
-    pub fn revoke(&mut self, id: LeaseId) -> Result<BTreeSet<Bytes>, KvError> {
+    pub fn revoke(&mut self, id: LeaseId) -> Result<LeaseKeys, KvError> {
         let lease = self.leases.remove(&id).ok_or(KvError::LeaseNotFound(id))?;
         Ok(lease.keys)
     }
@@ -120,6 +193,18 @@ impl LeaseTable {
     pub fn guarded(&mut self, mark: LeaseMark, term: Term, at: LogPosition) -> Option<&mut Lease> {
         let lease = self.leases.get_mut(&mark.id)?;
         (term == at.term && lease.row.granted == mark.granted).then_some(lease)
+    }
+
+    /// Gives a lease all of its time again, unless the guard says otherwise; see [`LeaseTable::guarded`].
+    pub fn renew(&mut self, mark: LeaseMark, term: Term, at: LogPosition) -> Option<LeaseChange> {
+        let lease = self.guarded(mark, term, at)?;
+        let cleared = lease.row.remaining_secs != ALL_TIME;
+        lease.row.remaining_secs = ALL_TIME;
+        Some(LeaseChange::Renewed {
+            id: mark.id,
+            row: lease.row,
+            cleared,
+        })
     }
 
     /// A put may name no lease (zero) or one that exists.
@@ -197,15 +282,59 @@ mod tests {
         assert_eq!(table.grant(other, LeaseRow::new(5, LogIndex(4))), Ok(()));
         table.attach(b"a", LeaseId(0), ID);
         table.attach(b"a", ID, other);
-        assert_eq!(table.revoke(ID), Ok(BTreeSet::new()));
-        assert_eq!(table.revoke(other), Ok([Bytes::from("a")].into()));
+        assert_eq!(table.revoke(ID), Ok(LeaseKeys::None));
+        assert_eq!(table.revoke(other), Ok(LeaseKeys::One("a".into())));
     }
 
     #[test]
-    fn a_new_leader_goes_on_from_the_checkpoint() {
+    fn keys_are_a_set_however_many_there_are() {
+        let mut keys = LeaseKeys::None;
+        let mut naive = BTreeSet::new();
+        let steps = [
+            "+b", "+b", "-a", "+a", "+c", "+a", "-b", "-b", "-c", "-a", "-a", "+d",
+        ];
+        for step in steps {
+            let key = Bytes::from(&step[1..]);
+            if step.starts_with('+') {
+                naive.insert(key.clone());
+                keys.insert(key);
+            } else {
+                naive.remove(&key);
+                keys.remove(&key);
+            }
+            assert!(keys.iter().eq(&naive), "{step}: {keys:?}");
+            assert_eq!(
+                (keys.len(), keys.is_empty()),
+                (naive.len(), naive.is_empty())
+            );
+            let many = matches!(keys, LeaseKeys::Many(_));
+            assert_eq!(many, naive.len() > 1, "{step}: {keys:?}");
+        }
+    }
+
+    #[test]
+    fn a_member_that_starts_goes_on_from_the_checkpoint() {
         let mut row = LeaseRow::new(60, LogIndex(3));
         assert_eq!(row.start_secs(), 60);
         row.remaining_secs = 20;
         assert_eq!(row.start_secs(), 20);
+    }
+
+    #[test]
+    fn a_renewal_takes_a_checkpoint_back() {
+        let mut table = table();
+        let renewed = |cleared| LeaseChange::Renewed {
+            id: ID,
+            row: LeaseRow::new(60, LogIndex(3)),
+            cleared,
+        };
+        let change = table.renew(mark(3), Term(2), at(9, 2));
+        assert_eq!(change, Some(renewed(false)));
+        let lease = table.guarded(mark(3), Term(2), at(10, 2));
+        lease.expect("it is there").row.remaining_secs = 20;
+        let change = table.renew(mark(3), Term(2), at(11, 2));
+        assert_eq!(change, Some(renewed(true)));
+        assert_eq!(table.renew(mark(3), Term(2), at(12, 3)), None);
+        assert_eq!(table.renew(mark(2), Term(2), at(13, 2)), None);
     }
 }

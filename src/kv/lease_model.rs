@@ -1,25 +1,50 @@
-//! Tests of leases as a whole: the countdown against a naive one, and clocks, log and table of several members against the one
-//! promise that counts: a client that was told its lease lives for so long keeps it for so long.
+//! Tests of the countdown: situations one by one, and random ones beside a naive countdown. Several members and their log are
+//! in `lease_cluster_model`.
 
 use super::{
-    command::{CheckpointLeases, ExpireLeases, LogPosition},
-    lease::{LeaseChange, LeaseRow, LeaseTable},
+    command::{ExpireLeases, LeaseMark},
+    lease::{LeaseChange, LeaseRow},
     lease_clock::{ClockSettings, LeaseClock, Renewal},
 };
 use crate::types::{LeaseId, LogIndex, Millis, Term};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
 
 const SETTINGS: ClockSettings = ClockSettings {
-    grace: Millis(1_000),
+    grace: Millis(500),
     checkpoint_every: Millis(5_000),
 };
+
+const ID: LeaseId = LeaseId(1);
 
 fn granted(id: LeaseId, ttl_secs: i64, index: u64) -> LeaseChange {
     LeaseChange::Granted {
         id,
         row: LeaseRow::new(ttl_secs, LogIndex(index)),
     }
+}
+
+fn renewed(id: LeaseId, ttl_secs: i64, index: u64) -> LeaseChange {
+    LeaseChange::Renewed {
+        id,
+        row: LeaseRow::new(ttl_secs, LogIndex(index)),
+        cleared: false,
+    }
+}
+
+/// A clock that leads and has one lease, granted at 0.
+fn leader(ttl_secs: i64) -> LeaseClock {
+    let mut clock = LeaseClock::new(SETTINGS, [], Millis(0));
+    clock.lead(Term(3), Millis(0));
+    clock.applied(&granted(ID, ttl_secs, 5), Millis(0));
+    clock
+}
+
+fn begin(clock: &mut LeaseClock, now: u64) -> LeaseMark {
+    let renewal = clock.renew(ID, Millis(now));
+    let Renewal::Begun { mark, .. } = renewal else {
+        panic!("a running lease can be renewed: {renewal:?}");
+    };
+    mark
 }
 
 fn expired_ids(clock: &mut LeaseClock, now: u64) -> Vec<i64> {
@@ -29,139 +54,190 @@ fn expired_ids(clock: &mut LeaseClock, now: u64) -> Vec<i64> {
 }
 
 #[test]
-fn a_follower_counts_nothing() {
-    let mut clock = LeaseClock::new(SETTINGS, [(LeaseId(1), LeaseRow::new(2, LogIndex(1)))]);
-    assert_eq!(clock.renew(LeaseId(1), Millis(0)), Renewal::NotLeading);
-    assert_eq!(clock.time_left(LeaseId(1), Millis(0)), None);
+fn a_follower_ends_and_renews_nothing() {
+    let lease = (ID, LeaseRow::new(2, LogIndex(1)));
+    let mut clock = LeaseClock::new(SETTINGS, [lease], Millis(0));
+    assert_eq!(clock.renew(ID, Millis(0)), Renewal::NotLeading);
+    assert_eq!(clock.time_left(ID, Millis(0)), None);
     assert!(expired_ids(&mut clock, 1_000_000).is_empty());
 }
 
 #[test]
-fn a_new_leader_gives_all_time_and_an_election_timeout() {
-    let mut clock = LeaseClock::new(SETTINGS, [(LeaseId(1), LeaseRow::new(2, LogIndex(1)))]);
-    clock.lead(Term(3), Millis(10_000));
-    assert!(expired_ids(&mut clock, 12_999).is_empty());
-    assert_eq!(expired_ids(&mut clock, 13_000), [1]);
+fn a_new_leader_goes_on_from_its_own_count() {
+    let mut clock = LeaseClock::new(SETTINGS, [], Millis(0));
+    clock.applied(&granted(ID, 10, 1), Millis(1_000));
+    clock.applied(&granted(LeaseId(2), 10, 2), Millis(1_000));
+    clock.applied(&renewed(LeaseId(2), 10, 2), Millis(7_000));
+    clock.lead(Term(3), Millis(9_000));
+    assert!(expired_ids(&mut clock, 10_999).is_empty());
+    assert_eq!(expired_ids(&mut clock, 11_000), [1]);
+    assert!(expired_ids(&mut clock, 16_999).is_empty());
+    assert_eq!(expired_ids(&mut clock, 17_000), [2]);
+}
+
+#[test]
+fn what_came_due_while_nobody_led_has_a_grace() {
+    let mut clock = LeaseClock::new(SETTINGS, [], Millis(0));
+    clock.applied(&granted(ID, 2, 1), Millis(0));
+    clock.lead(Term(3), Millis(9_000));
+    assert!(expired_ids(&mut clock, 9_499).is_empty());
+    let mark = begin(&mut clock, 9_499);
+    clock.applied(&renewed(ID, 2, 1), Millis(9_600));
+    clock.settle(Term(3), mark, true, Millis(9_600));
+    assert!(expired_ids(&mut clock, 11_599).is_empty());
+    assert_eq!(expired_ids(&mut clock, 11_600), [1]);
+}
+
+#[test]
+fn a_member_that_starts_gives_all_time_or_what_a_checkpoint_says() {
+    let mut checkpointed = LeaseRow::new(60, LogIndex(2));
+    checkpointed.remaining_secs = 7;
+    let leases = [
+        (ID, LeaseRow::new(60, LogIndex(1))),
+        (LeaseId(2), checkpointed),
+    ];
+    let mut clock = LeaseClock::new(SETTINGS, leases, Millis(1_000));
+    assert_eq!(clock.due(ID), Some(Millis(61_000)));
+    assert_eq!(clock.due(LeaseId(2)), Some(Millis(8_000)));
+    // A checkpoint made since tells it more than it knew; of what it counted itself, nothing.
+    let row = LeaseRow {
+        remaining_secs: 30,
+        ..LeaseRow::new(60, LogIndex(1))
+    };
+    clock.applied(&LeaseChange::Checkpointed { id: ID, row }, Millis(2_000));
+    assert_eq!(clock.due(ID), Some(Millis(32_000)));
+    clock.applied(&LeaseChange::Checkpointed { id: ID, row }, Millis(9_000));
+    assert_eq!(clock.due(ID), Some(Millis(32_000)));
+    clock.replace([(ID, row)], Millis(20_000));
+    assert_eq!(clock.due(ID), Some(Millis(50_000)));
 }
 
 #[test]
 fn a_lease_whose_time_is_up_never_comes_back_in_this_term() {
-    let mut clock = LeaseClock::new(SETTINGS, []);
-    clock.lead(Term(3), Millis(0));
-    clock.applied(&granted(LeaseId(1), 2, 5), Millis(0));
-    assert_eq!(clock.renew(LeaseId(1), Millis(2_000)), Renewal::Ending);
+    let mut clock = leader(2);
+    assert_eq!(clock.renew(ID, Millis(2_000)), Renewal::Ending);
     let expired = clock.take_expired(Millis(2_000), 10);
-    assert_eq!(clock.renew(LeaseId(1), Millis(2_001)), Renewal::Ending);
+    assert_eq!(clock.renew(ID, Millis(2_001)), Renewal::Ending);
     // Its proposal times out: it is proposed again, and only once.
     clock.expiry_unknown(&expired.expect("it is due"));
     assert_eq!(expired_ids(&mut clock, 2_002), [1]);
     assert!(expired_ids(&mut clock, 9_000).is_empty());
-    assert_eq!(clock.renew(LeaseId(1), Millis(9_000)), Renewal::Ending);
+    assert_eq!(clock.renew(ID, Millis(9_000)), Renewal::Ending);
     clock.lead(Term(4), Millis(9_000));
-    let renewed = Renewal::Renewed {
-        ttl_secs: 2,
-        term: Term(4),
-    };
-    assert_eq!(clock.renew(LeaseId(1), Millis(9_001)), renewed);
+    begin(&mut clock, 9_001);
 }
 
 #[test]
-fn a_renewal_waits_until_the_checkpoint_is_taken_back() {
-    let id = LeaseId(1);
-    let mut clock = LeaseClock::new(SETTINGS, []);
-    clock.lead(Term(3), Millis(0));
-    clock.applied(&granted(id, 20, 5), Millis(0));
-    assert_eq!(clock.take_checkpoints(Millis(4_999), 10), None);
-    let checkpoint = clock.take_checkpoints(Millis(5_000), 10);
-    let checkpoint = checkpoint.expect("an interval has passed");
-    assert_eq!(checkpoint.leases[0].1, 15);
-    // Not applied yet, and already it counts.
-    assert_eq!(clock.renew(id, Millis(6_000)), Renewal::AfterClear);
-    assert_eq!(clock.take_checkpoints(Millis(11_000), 10), None);
-    let clears = clock.take_clears(10).expect("a renewal waits");
-    assert_eq!(clears.leases[0].1, 0);
-    let mut row = LeaseRow::new(20, LogIndex(5));
-    row.remaining_secs = 15;
-    clock.applied(&LeaseChange::Checkpointed { id, row }, Millis(11_500));
-    assert_eq!(clock.renew(id, Millis(11_600)), Renewal::AfterClear);
-    row.remaining_secs = 0;
-    clock.applied(&LeaseChange::Checkpointed { id, row }, Millis(11_700));
-    let renewed = Renewal::Renewed {
-        ttl_secs: 20,
-        term: Term(3),
-    };
-    assert_eq!(clock.renew(id, Millis(11_800)), renewed);
-    assert_eq!(clock.take_clears(10), None);
+fn a_lease_does_not_end_while_a_renewal_is_on_its_way() {
+    let mut clock = leader(2);
+    let first = begin(&mut clock, 1_000);
+    assert!(expired_ids(&mut clock, 5_000).is_empty());
+    // Late, but the first may be in the log.
+    let second = begin(&mut clock, 5_000);
+    clock.settle(Term(3), first, false, Millis(6_000));
+    assert!(expired_ids(&mut clock, 6_000).is_empty());
+    clock.settle(Term(3), second, true, Millis(7_000));
+    assert!(expired_ids(&mut clock, 8_999).is_empty());
+    // The clock hears of the entry after its asker did.
+    clock.applied(&renewed(ID, 2, 5), Millis(7_100));
+    assert!(expired_ids(&mut clock, 9_099).is_empty());
+    assert_eq!(expired_ids(&mut clock, 9_100), [1]);
 }
 
-/// What a new leader would give each second to a lease that nobody renews, in seconds.
-fn given_by_a_new_leader(ttl_secs: i64, checkpoint_every: u64) -> Vec<i64> {
+#[test]
+fn a_renewal_of_unknown_fate_leaves_the_lease_as_due_as_it_was() {
+    let mut clock = leader(2);
+    let mark = begin(&mut clock, 1_000);
+    clock.settle(Term(3), mark, false, Millis(9_000));
+    assert_eq!(expired_ids(&mut clock, 9_000), [1]);
+    // What a term began is over with it.
+    let mut clock = leader(2);
+    let mark = begin(&mut clock, 1_000);
+    clock.lead(Term(4), Millis(1_100));
+    begin(&mut clock, 1_200);
+    clock.settle(Term(3), mark, true, Millis(1_300));
+    assert!(expired_ids(&mut clock, 50_000).is_empty());
+}
+
+/// What a member that starts would give each second to a lease that nobody renews, in seconds.
+fn given_after_a_restart(ttl_secs: i64, checkpoint_every: u64) -> Vec<i64> {
     let settings = ClockSettings {
         checkpoint_every: Millis(checkpoint_every),
         ..SETTINGS
     };
-    let mut clock = LeaseClock::new(settings, []);
+    let mut clock = LeaseClock::new(settings, [], Millis(0));
     clock.lead(Term(3), Millis(0));
-    clock.applied(&granted(LeaseId(1), ttl_secs, 5), Millis(0));
-    let mut given = Vec::new();
+    clock.applied(&granted(ID, ttl_secs, 5), Millis(0));
     let mut row = LeaseRow::new(ttl_secs, LogIndex(5));
+    let mut given = Vec::new();
     for second in 0..ttl_secs.cast_unsigned() {
-        let checkpoint = clock.take_checkpoints(Millis(second * 1_000), 10);
-        if let Some(checkpoint) = checkpoint {
+        let now = Millis(second * 1_000);
+        if let Some(checkpoint) = clock.take_checkpoints(now, 1, 10) {
             row.remaining_secs = checkpoint.leases[0].1;
-            let id = LeaseId(1);
-            clock.applied(
-                &LeaseChange::Checkpointed { id, row },
-                Millis(second * 1_000),
-            );
+            clock.applied(&LeaseChange::Checkpointed { id: ID, row }, now);
         }
+        // The sweep reaches its end.
+        assert_eq!(clock.take_checkpoints(now, 1, 10), None);
         given.push(row.start_secs());
     }
     given
 }
 
 #[test]
-fn a_short_lease_is_checkpointed_at_a_half_and_a_quarter() {
-    assert_eq!(given_by_a_new_leader(8, 300_000), [8, 8, 8, 8, 4, 4, 2, 2]);
-    let minute = given_by_a_new_leader(60, 300_000);
-    assert_eq!(
-        (minute[29], minute[30], minute[45], minute[59]),
-        (60, 30, 15, 15)
-    );
-    assert_eq!(given_by_a_new_leader(3, 300_000), [3, 3, 3]);
-}
-
-#[test]
-fn a_long_lease_is_checkpointed_in_intervals() {
-    let given = given_by_a_new_leader(100, 20_000);
+fn a_long_lease_is_checkpointed_in_intervals_and_a_short_one_never() {
+    let given = given_after_a_restart(100, 20_000);
     let at = |second: usize| given[second];
     assert_eq!([at(19), at(20), at(40), at(60)], [100, 80, 60, 40]);
-    // The last interval as a lease of that length.
-    assert_eq!([at(80), at(90), at(95), at(99)], [20, 10, 5, 5]);
+    assert_eq!([at(79), at(80), at(99)], [40, 20, 20]);
+    assert_eq!(given_after_a_restart(4, 5_000), [4, 4, 4, 4]);
 }
 
-/// A lease that is renewed as clients do it never has a checkpoint in the log.
 #[test]
-fn a_renewed_lease_costs_the_log_nothing() {
-    let mut clock = LeaseClock::new(SETTINGS, []);
-    clock.lead(Term(3), Millis(0));
-    clock.applied(&granted(LeaseId(1), 9, 5), Millis(0));
+fn a_lease_that_is_renewed_has_no_checkpoint() {
+    let mut clock = leader(20);
     for second in 0..600 {
         let now = Millis(second * 1_000);
-        if second % 3 == 0 {
-            let renewed = Renewal::Renewed {
-                ttl_secs: 9,
-                term: Term(3),
-            };
-            assert_eq!(clock.renew(LeaseId(1), now), renewed);
+        if second % 4 == 0 {
+            clock.applied(&renewed(ID, 20, 5), now);
         }
-        assert_eq!(clock.take_checkpoints(now, 10), None);
+        assert_eq!(clock.take_checkpoints(now, 10, 10), None);
     }
+    assert!(clock.take_checkpoints(Millis(601_000), 10, 10).is_some());
+    // One that stands behind a renewal in the log would take it back.
+    begin(&mut clock, 601_000);
+    assert_eq!(clock.take_checkpoints(Millis(602_000), 10, 10), None);
+}
+
+#[test]
+fn the_sweep_visits_all_leases_in_bounded_steps() {
+    let mut clock = LeaseClock::new(SETTINGS, [], Millis(0));
+    clock.lead(Term(3), Millis(0));
+    for id in 1..=1_000 {
+        clock.applied(&granted(LeaseId(id), 60, 5), Millis(0));
+    }
+    assert_eq!(clock.sweep_step(Millis(100)), 81);
+    let mut seen = Vec::new();
+    for _ in 0..40 {
+        let checkpoint = clock.take_checkpoints(Millis(10_000), 81, 30);
+        let leases = checkpoint.map(|checkpoint| checkpoint.leases);
+        let leases = leases.unwrap_or_default();
+        assert!(leases.len() <= 30);
+        for (mark, secs) in leases {
+            let row = LeaseRow {
+                remaining_secs: secs,
+                ..LeaseRow::new(60, mark.granted)
+            };
+            let id = mark.id;
+            clock.applied(&LeaseChange::Checkpointed { id, row }, Millis(10_000));
+            seen.push(id.0);
+        }
+    }
+    assert_eq!(seen, (1..=1_000).collect::<Vec<_>>());
 }
 
 #[test]
 fn expiries_come_in_bounded_batches_oldest_first() {
-    let mut clock = LeaseClock::new(SETTINGS, []);
+    let mut clock = LeaseClock::new(SETTINGS, [], Millis(0));
     clock.lead(Term(1), Millis(0));
     for id in 1..=5 {
         clock.applied(&granted(LeaseId(id), 10 - id, 1), Millis(0));
@@ -173,23 +249,40 @@ fn expiries_come_in_bounded_batches_oldest_first() {
     };
     assert_eq!(take(&mut clock), [5, 4]);
     assert_eq!(take(&mut clock), [3, 2]);
-    assert!(clock.has_expired(Millis(20_000)));
     assert_eq!(take(&mut clock), [1]);
-    assert!(!clock.has_expired(Millis(20_000)));
+    assert_eq!(take(&mut clock), [0; 0]);
 }
 
 /// The countdown, done simply: one list.
 #[derive(Default)]
 struct Naive {
-    /// Id, time to live, deadline, whether its end is proposed.
-    leases: Vec<(i64, u64, u64, bool)>,
+    leases: Vec<NaiveLease>,
 }
 
-#[derive(Clone, Debug)]
+struct NaiveLease {
+    id: i64,
+    ttl: u64,
+    due: u64,
+    /// Renewals on their way.
+    renewals: Vec<LeaseMark>,
+    /// Whether its end is proposed.
+    proposed: bool,
+    /// Whether a scan, or a renewal, found its time up.
+    overdue: bool,
+}
+
+impl Naive {
+    fn get(&mut self, id: i64) -> Option<&mut NaiveLease> {
+        self.leases.iter_mut().find(|lease| lease.id == id)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
 enum Step {
     Wait(u64),
     Grant(i64, u64),
     Renew(i64),
+    Settle(i64, bool),
     Revoke(i64),
     Scan,
     Forget,
@@ -201,314 +294,158 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (0_u64..2_500).prop_map(Step::Wait),
         3 => (id.clone(), 1_u64..9).prop_map(|(id, ttl)| Step::Grant(id, ttl)),
         3 => id.clone().prop_map(Step::Renew),
+        3 => (id.clone(), any::<bool>()).prop_map(|(id, applied)| Step::Settle(id, applied)),
         1 => id.prop_map(Step::Revoke),
         2 => Just(Step::Scan),
         1 => Just(Step::Forget),
     ]
 }
 
+/// A leader's clock beside the naive one.
+struct Beside {
+    clock: LeaseClock,
+    naive: Naive,
+    last: Option<ExpireLeases>,
+    now: u64,
+    index: u64,
+}
+
+impl Beside {
+    fn new() -> Self {
+        let mut clock = LeaseClock::new(SETTINGS, [], Millis(0));
+        clock.lead(Term(1), Millis(0));
+        Self {
+            clock,
+            naive: Naive::default(),
+            last: None,
+            now: 0,
+            index: 0,
+        }
+    }
+
+    fn step(&mut self, step: Step) {
+        let now = self.now;
+        match step {
+            Step::Wait(millis) => self.now += millis,
+            Step::Grant(id, ttl) => self.grant(id, ttl),
+            Step::Renew(id) => self.renew(id),
+            Step::Settle(id, applied) => self.settle(id, applied),
+            Step::Revoke(id) => {
+                self.naive.leases.retain(|lease| lease.id != id);
+                let change = LeaseChange::Revoked { id: LeaseId(id) };
+                self.clock.applied(&change, Millis(now));
+            }
+            Step::Scan => self.scan(),
+            Step::Forget => {
+                if let Some(expire) = self.last.take() {
+                    self.clock.expiry_unknown(&expire);
+                    for mark in &expire.leases {
+                        if let Some(lease) = self.naive.get(mark.id.0) {
+                            lease.proposed = false;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn grant(&mut self, id: i64, ttl: u64) {
+        if self.naive.get(id).is_some() {
+            return;
+        }
+        self.index += 1;
+        self.naive.leases.push(NaiveLease {
+            id,
+            ttl,
+            due: self.now + ttl * 1_000,
+            renewals: Vec::new(),
+            proposed: false,
+            overdue: false,
+        });
+        let change = granted(LeaseId(id), ttl.cast_signed(), self.index);
+        self.clock.applied(&change, Millis(self.now));
+    }
+
+    fn renew(&mut self, id: i64) {
+        let now = self.now;
+        let answer = self.clock.renew(LeaseId(id), Millis(now));
+        let Some(lease) = self.naive.get(id) else {
+            assert_eq!(answer, Renewal::Unknown);
+            return;
+        };
+        let up = lease.overdue || lease.renewals.is_empty() && lease.due <= now;
+        if let Renewal::Begun { mark, ttl_secs } = answer {
+            assert!(!up, "its time is up");
+            assert_eq!(ttl_secs.cast_unsigned(), lease.ttl);
+            lease.renewals.push(mark);
+        } else {
+            assert!(up && answer == Renewal::Ending, "{answer:?}");
+        }
+    }
+
+    /// The oldest renewal of a lease ends, in an entry that is applied, or in none.
+    fn settle(&mut self, id: i64, applied: bool) {
+        let now = self.now;
+        let Some(lease) = self
+            .naive
+            .get(id)
+            .filter(|lease| !lease.renewals.is_empty())
+        else {
+            return;
+        };
+        let mark = lease.renewals.remove(0);
+        let ttl = lease.ttl.cast_signed();
+        if applied {
+            lease.due = now + lease.ttl * 1_000;
+            let change = renewed(mark.id, ttl, mark.granted.0);
+            self.clock.applied(&change, Millis(now));
+        }
+        self.clock.settle(Term(1), mark, applied, Millis(now));
+    }
+
+    fn scan(&mut self) {
+        let now = self.now;
+        self.last = self.clock.take_expired(Millis(now), usize::MAX);
+        let taken = self.last.iter().flat_map(|expire| &expire.leases);
+        let mut taken: Vec<i64> = taken.map(|mark| mark.id.0).collect();
+        taken.sort_unstable();
+        let mut due = Vec::new();
+        let idle = self
+            .naive
+            .leases
+            .iter_mut()
+            .filter(|lease| lease.renewals.is_empty());
+        for lease in idle.filter(|lease| lease.due <= now && !lease.proposed) {
+            (lease.proposed, lease.overdue) = (true, true);
+            due.push(lease.id);
+        }
+        due.sort_unstable();
+        assert_eq!(taken, due);
+    }
+
+    fn compare(&mut self) {
+        let now = self.now;
+        for lease in &self.naive.leases {
+            let left = if lease.overdue {
+                0
+            } else {
+                lease.due.saturating_sub(now)
+            };
+            let time = self.clock.time_left(LeaseId(lease.id), Millis(now));
+            let time = time.map(|time| (time.left.0, time.ttl_secs.cast_unsigned()));
+            assert_eq!(time, Some((left, lease.ttl)));
+        }
+        assert_eq!(self.clock.ids().count(), self.naive.leases.len());
+    }
+}
+
 proptest! {
     #[test]
     fn the_countdown_is_the_naive_one(steps in proptest::collection::vec(step(), 1..120)) {
-        let settings = ClockSettings { checkpoint_every: Millis(u64::MAX), ..SETTINGS };
-        let mut clock = LeaseClock::new(settings, []);
-        clock.lead(Term(1), Millis(0));
-        let mut naive = Naive::default();
-        let mut last: Option<ExpireLeases> = None;
-        let (mut now, mut index) = (0, 0);
+        let mut beside = Beside::new();
         for step in steps {
-            match step {
-                Step::Wait(millis) => now += millis,
-                Step::Grant(id, ttl) => {
-                    if naive.leases.iter().all(|lease| lease.0 != id) {
-                        index += 1;
-                        naive.leases.push((id, ttl, now + ttl * 1_000, false));
-                        clock.applied(&granted(LeaseId(id), ttl.cast_signed(), index), Millis(now));
-                    }
-                }
-                Step::Renew(id) => {
-                    let mut expected = Renewal::Unknown;
-                    for lease in naive.leases.iter_mut().filter(|lease| lease.0 == id) {
-                        expected = Renewal::Ending;
-                        if lease.2 > now && !lease.3 {
-                            lease.2 = now + lease.1 * 1_000;
-                            expected = Renewal::Renewed { ttl_secs: lease.1.cast_signed(), term: Term(1) };
-                        }
-                    }
-                    prop_assert_eq!(clock.renew(LeaseId(id), Millis(now)), expected);
-                }
-                Step::Revoke(id) => {
-                    naive.leases.retain(|lease| lease.0 != id);
-                    clock.applied(&LeaseChange::Revoked { id: LeaseId(id) }, Millis(now));
-                }
-                Step::Scan => {
-                    last = clock.take_expired(Millis(now), usize::MAX);
-                    let mut taken: Vec<i64> = last.iter().flat_map(|e| &e.leases).map(|m| m.id.0).collect();
-                    taken.sort_unstable();
-                    let mut due: Vec<i64> = Vec::new();
-                    for lease in naive.leases.iter_mut().filter(|lease| lease.2 <= now && !lease.3) {
-                        lease.3 = true;
-                        due.push(lease.0);
-                    }
-                    due.sort_unstable();
-                    prop_assert_eq!(taken, due);
-                }
-                Step::Forget => {
-                    if let Some(expire) = last.take() {
-                        clock.expiry_unknown(&expire);
-                        for mark in &expire.leases {
-                            for lease in naive.leases.iter_mut().filter(|lease| lease.0 == mark.id.0) {
-                                lease.3 = false;
-                            }
-                        }
-                    }
-                }
-            }
-            for &(id, ttl, deadline, proposed) in &naive.leases {
-                let left = if proposed { 0 } else { deadline.saturating_sub(now) };
-                let time = clock.time_left(LeaseId(id), Millis(now));
-                prop_assert_eq!(time.map(|time| (time.left.0, time.ttl_secs)), Some((left, ttl.cast_signed())));
-            }
-            prop_assert_eq!(clock.ids().count(), naive.leases.len());
+            beside.step(step);
+            beside.compare();
         }
-    }
-}
-
-/// An entry of the model's log.
-#[derive(Clone, Debug)]
-enum Logged {
-    Noop,
-    Grant(LeaseId, i64),
-    Revoke(LeaseId),
-    Expire(ExpireLeases),
-    Checkpoint(CheckpointLeases),
-}
-
-#[derive(Debug)]
-struct Member {
-    table: LeaseTable,
-    clock: LeaseClock,
-    applied: usize,
-    applied_term: Term,
-    /// Renewals that wait for a checkpoint to be taken back.
-    waiting: Vec<LeaseId>,
-}
-
-/// Members over one log. Whoever is elected has the whole log; messages of deposed leaders may still enter it, as they do
-/// where a proposal is forwarded late.
-#[derive(Debug)]
-struct Model {
-    now: u64,
-    term: Term,
-    leader: usize,
-    log: Vec<(Term, Logged)>,
-    members: Vec<Member>,
-    /// Until when a client was told each lease lives, by the grant it knows.
-    promised: BTreeMap<(LeaseId, LogIndex), u64>,
-    late: Vec<Logged>,
-}
-
-impl Model {
-    fn new() -> Self {
-        let member = |_| Member {
-            table: LeaseTable::default(),
-            clock: LeaseClock::new(SETTINGS, []),
-            applied: 0,
-            applied_term: Term(0),
-            waiting: Vec::new(),
-        };
-        let mut model = Self {
-            now: 0,
-            term: Term(0),
-            leader: 0,
-            log: Vec::new(),
-            members: (0..3).map(member).collect(),
-            promised: BTreeMap::new(),
-            late: Vec::new(),
-        };
-        model.elect(0);
-        model
-    }
-
-    fn elect(&mut self, leader: usize) {
-        self.term = Term(self.term.0 + 1);
-        self.leader = leader;
-        self.log.push((self.term, Logged::Noop));
-    }
-
-    fn apply(&mut self, who: usize, entries: usize) {
-        for _ in 0..entries {
-            let member = &mut self.members[who];
-            let Some((term, entry)) = self.log.get(member.applied).cloned() else {
-                break;
-            };
-            member.applied += 1;
-            member.applied_term = term;
-            let at = LogPosition {
-                index: LogIndex(member.applied as u64),
-                term,
-            };
-            let mut changes = Vec::new();
-            match entry {
-                Logged::Noop => {}
-                Logged::Grant(id, ttl) => {
-                    let row = LeaseRow::new(ttl, at.index);
-                    if member.table.grant(id, row).is_ok() {
-                        changes.push(LeaseChange::Granted { id, row });
-                    }
-                }
-                Logged::Revoke(id) => {
-                    if member.table.revoke(id).is_ok() {
-                        changes.push(LeaseChange::Revoked { id });
-                    }
-                }
-                Logged::Expire(expire) => {
-                    for mark in expire.leases {
-                        if member.table.guarded(mark, expire.term, at).is_some() {
-                            let promised = self.promised.get(&(mark.id, mark.granted));
-                            let until = promised.copied().unwrap_or(0);
-                            assert!(until <= self.now, "{mark:?} was promised until {until}");
-                            assert!(member.table.revoke(mark.id).is_ok(), "it is there");
-                            changes.push(LeaseChange::Revoked { id: mark.id });
-                        }
-                    }
-                }
-                Logged::Checkpoint(checkpoint) => {
-                    for (mark, secs) in checkpoint.leases {
-                        if let Some(lease) = member.table.guarded(mark, checkpoint.term, at) {
-                            lease.row.remaining_secs = secs;
-                            let (id, row) = (mark.id, lease.row);
-                            changes.push(LeaseChange::Checkpointed { id, row });
-                        }
-                    }
-                }
-            }
-            for change in changes {
-                self.members[who].clock.applied(&change, Millis(self.now));
-                self.tell(who, &change);
-            }
-            let member = &mut self.members[who];
-            if who == self.leader && term == self.term && member.clock.term() != Some(term) {
-                member.clock.lead(term, Millis(self.now));
-                member.waiting.clear();
-            }
-        }
-    }
-
-    /// What the leader tells clients when an entry is applied.
-    fn tell(&mut self, who: usize, change: &LeaseChange) {
-        if who != self.leader {
-            return;
-        }
-        match *change {
-            LeaseChange::Checkpointed { id, row } => {
-                if row.remaining_secs == 0 && self.members[who].waiting.contains(&id) {
-                    self.members[who].waiting.retain(|waiting| *waiting != id);
-                    // The client counts from when it asked, which is no later than the leader's count.
-                    let left = self.members[who].clock.time_left(id, Millis(self.now));
-                    let until = self.now + left.map_or(0, |time| time.left.0);
-                    let promised = self.promised.entry((id, row.granted)).or_default();
-                    *promised = until.max(*promised);
-                }
-            }
-            LeaseChange::Granted { .. } | LeaseChange::Revoked { .. } => {}
-        }
-    }
-
-    /// The client counts from when it asked, whenever it is answered.
-    fn grant(&mut self, id: LeaseId, ttl_secs: i64) {
-        self.log.push((self.term, Logged::Grant(id, ttl_secs)));
-        let granted = LogIndex(self.log.len() as u64);
-        self.promise(id, LeaseRow::new(ttl_secs, granted));
-    }
-
-    fn promise(&mut self, id: LeaseId, row: LeaseRow) {
-        let until = self.now + row.ttl_secs.cast_unsigned() * 1_000;
-        self.promised.insert((id, row.granted), until);
-    }
-
-    fn renew(&mut self, who: usize, id: LeaseId) {
-        let renewal = self.members[who].clock.renew(id, Millis(self.now));
-        // What a deposed leader says reaches nobody: it cannot confirm that it leads.
-        if who != self.leader {
-            return;
-        }
-        match renewal {
-            Renewal::Renewed { term, .. } if term == self.term => {
-                if let Some(row) = self.members[who].clock.row(id) {
-                    self.promise(id, row);
-                }
-            }
-            Renewal::AfterClear => self.members[who].waiting.push(id),
-            Renewal::Renewed { .. } | Renewal::Ending | Renewal::Unknown | Renewal::NotLeading => {}
-        }
-    }
-
-    /// What a member's countdown wants in the log.
-    fn scan(&mut self, who: usize, late: bool) {
-        let now = Millis(self.now);
-        let clock = &mut self.members[who].clock;
-        let checkpoints = clock.take_checkpoints(now, 8).map(Logged::Checkpoint);
-        let clears = clock.take_clears(8).map(Logged::Checkpoint);
-        let expired = clock.take_expired(now, 8).map(Logged::Expire);
-        let wanted = [checkpoints, clears, expired].into_iter().flatten();
-        if who == self.leader && self.members[who].clock.term() == Some(self.term) {
-            self.log.extend(wanted.map(|entry| (self.term, entry)));
-        } else if late {
-            self.late.extend(wanted);
-        }
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Event {
-    Wait(u64),
-    Elect(usize),
-    Apply(usize, usize),
-    Grant(i64, i64),
-    Revoke(i64),
-    Renew(usize, i64),
-    Scan(usize, bool),
-    Arrive,
-}
-
-fn event() -> impl Strategy<Value = Event> {
-    prop_oneof![
-        4 => (0_u64..3_000).prop_map(Event::Wait),
-        1 => (0_usize..3).prop_map(Event::Elect),
-        6 => (0_usize..3, 1_usize..6).prop_map(|(who, entries)| Event::Apply(who, entries)),
-        2 => (0_i64..3, 2_i64..20).prop_map(|(id, ttl)| Event::Grant(id, ttl)),
-        1 => (0_i64..3).prop_map(Event::Revoke),
-        4 => (0_usize..3, 0_i64..3).prop_map(|(who, id)| Event::Renew(who, id)),
-        4 => (0_usize..3, any::<bool>()).prop_map(|(who, late)| Event::Scan(who, late)),
-        1 => Just(Event::Arrive),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
-    #[test]
-    fn no_lease_ends_before_its_client_was_told(events in proptest::collection::vec(event(), 1..150)) {
-        let mut model = Model::new();
-        for event in events {
-            match event {
-                Event::Wait(millis) => model.now += millis,
-                Event::Elect(who) => model.elect(who),
-                Event::Apply(who, entries) => model.apply(who, entries),
-                Event::Grant(id, ttl) => model.grant(LeaseId(id), ttl),
-                Event::Revoke(id) => model.log.push((model.term, Logged::Revoke(LeaseId(id)))),
-                Event::Renew(who, id) => model.renew(who, LeaseId(id)),
-                Event::Scan(who, late) => model.scan(who, late),
-                Event::Arrive => {
-                    let term = model.term;
-                    model.log.extend(model.late.drain(..).map(|entry| (term, entry)));
-                }
-            }
-        }
-        for who in 0..3 {
-            model.apply(who, usize::MAX);
-        }
-        prop_assert_eq!(&model.members[0].table, &model.members[1].table);
-        prop_assert_eq!(&model.members[1].table, &model.members[2].table);
     }
 }

@@ -11,7 +11,7 @@ use super::{
     command::{
         AlarmKind, CheckpointLeases, Command, Compact, DeleteRange, DeleteRangeDone, EncodedKv,
         ExpireLeases, GrantLease, LogPosition, OpDone, Outcome, Put, PutDone, RangeDone,
-        RangeQuery, RevokeLease, SetAlarm, Txn, TxnDone, TxnOp, Verdict,
+        RangeQuery, RenewLeases, RevokeLease, SetAlarm, Txn, TxnDone, TxnOp, Verdict,
     },
     index::Snapshot,
     keys::{KeyChange, Keys, Pending},
@@ -45,7 +45,7 @@ pub struct Changes {
     pub records: Vec<Record>,
     /// The same changes, as the index wants them.
     pub keys: Vec<KeyChange>,
-    /// Leases granted and revoked, in order.
+    /// What was done to leases, in order.
     pub leases: Vec<LeaseChange>,
     /// Whether the set of alarms changed.
     pub alarms: bool,
@@ -181,6 +181,7 @@ impl Machine {
             Command::SetAlarm(alarm) => Ok(Ok(self.apply_alarm(*alarm))),
             Command::ExpireLeases(expire) => Ok(Ok(self.apply_expiry(expire, at))),
             Command::CheckpointLeases(checkpoint) => Ok(Ok(self.apply_checkpoint(checkpoint, at))),
+            Command::RenewLeases(renewals) => Ok(Ok(self.apply_renewals(renewals, at))),
         }
     }
 
@@ -226,7 +227,8 @@ impl Machine {
             return Ok(());
         }
         let raised = |kind| self.alarms.iter().any(|&(_, raised)| raised == kind);
-        let exempt = matches!(command, Command::SetAlarm(_));
+        // etcd: a renewal is no write.
+        let exempt = matches!(command, Command::SetAlarm(_) | Command::RenewLeases(_));
         if raised(AlarmKind::Corrupt) && !exempt {
             return Err(KvError::Corrupt);
         }
@@ -340,6 +342,20 @@ impl Machine {
         self.counted_down(leases, 0)
     }
 
+    fn apply_renewals(&mut self, renewals: &RenewLeases, at: LogPosition) -> Outcome {
+        let mut gone = Vec::new();
+        for &mark in &renewals.leases {
+            match self.leases.renew(mark, renewals.term, at) {
+                Some(change) => self.changes.leases.push(change),
+                None => gone.push(mark.id),
+            }
+        }
+        Outcome::Renewals {
+            revision: self.revision,
+            gone: (renewals.term == at.term).then_some(gone),
+        }
+    }
+
     fn counted_down(&self, leases: usize, deleted: usize) -> Outcome {
         Outcome::Countdown {
             revision: self.revision,
@@ -352,7 +368,7 @@ impl Machine {
     fn end_lease(&mut self, id: LeaseId) -> Result<usize, KvError> {
         let keys = self.leases.revoke(id)?;
         let major = self.revision.next();
-        for (sub, key) in (0..).zip(&keys) {
+        for (sub, key) in (0..).zip(keys.iter()) {
             self.delete(key, Rev::new(major, sub), LeaseId(0));
         }
         if !keys.is_empty() {

@@ -131,9 +131,10 @@ impl Naive {
                     deleted: 0,
                 }
             }
-            Command::SetAlarm(_) | Command::ExpireLeases(_) | Command::CheckpointLeases(_) => {
-                unreachable!("the model is not asked for these")
-            }
+            Command::SetAlarm(_)
+            | Command::ExpireLeases(_)
+            | Command::CheckpointLeases(_)
+            | Command::RenewLeases(_) => unreachable!("the model is not asked for these"),
         };
         self.end(working);
         Ok(outcome)
@@ -425,7 +426,8 @@ impl Pair {
             | Command::RevokeLease(_)
             | Command::SetAlarm(_)
             | Command::ExpireLeases(_)
-            | Command::CheckpointLeases(_) => Ok(()),
+            | Command::CheckpointLeases(_)
+            | Command::RenewLeases(_) => Ok(()),
         };
         if refused.is_err() {
             return;

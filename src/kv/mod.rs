@@ -15,7 +15,7 @@
 //! - [`index`]: key → metadata and history of revisions. [`keys`]: the view on it, with what is not yet published.
 //! - [`hash`]: what etcd's members compare. [`state_hash`]: what ours do. [`record`]: the stored bytes. [`view`]: what readers
 //!   get.
-//! - [`lease`]: leases as the log knows them. [`lease_clock`]: their countdown, on the leader.
+//! - [`lease`]: leases as the log knows them. [`lease_clock`]: when they are due, on each member.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
@@ -28,6 +28,8 @@ mod key_range;
 pub mod keys;
 pub mod lease;
 pub mod lease_clock;
+#[cfg(test)]
+mod lease_cluster_model;
 #[cfg(test)]
 mod lease_model;
 pub mod machine;

@@ -88,6 +88,7 @@ impl StateHash {
             LeaseChange::Granted { id, row } => (1, id, *row),
             LeaseChange::Checkpointed { id, row } => (2, id, *row),
             LeaseChange::Revoked { id } => (3, id, LeaseRow::default()),
+            LeaseChange::Renewed { id, row, .. } => (4, id, *row),
         };
         self.word(kind);
         self.word(id.0.cast_unsigned());

@@ -102,14 +102,14 @@ pub(super) fn assemble(
     let (applier_peers, apply_loop) = starting.applier(state.applier);
     let index = starting.index(recovery.tree, &apply_loop);
     let committer = starting.committer(recovery.db, recovery.site, &apply_loop);
-    let (lease_peers, lease_manager) = starting.lease_manager(state.leases);
+    let (lease_peers, lease_manager, leases) = starting.lease_manager(state.leases);
     let leader = hub.is_some().then(|| raft_node.clone().recipient());
     let (compactor_peers, compactor) = starting.compactor(state.compaction);
     let watches = starting.watch_hub(&channels);
     let way_in = RequestPeers {
         raft: raft_node.clone(),
         compactor: compactor.clone(),
-        leases: starting.lease_peers(&lease_manager, &apply_loop, leader),
+        leases: starting.lease_peers(&lease_manager, leases, &apply_loop, leader),
         watches: watches.clone(),
         views: channels.views.clone(),
         raft_status: channels.raft_status.clone(),
@@ -416,29 +416,37 @@ impl Starting<'_> {
     fn lease_manager(
         &self,
         state: LeaseState,
-    ) -> (mpsc::Sender<LeaseManagerPeers>, Addr<LeaseManager>) {
+    ) -> (
+        mpsc::Sender<LeaseManagerPeers>,
+        Addr<LeaseManager>,
+        watch::Receiver<usize>,
+    ) {
         let settings = ClockSettings {
-            grace: in_millis(self.config.raft.election),
+            grace: in_millis(self.config.raft.election / 2),
             checkpoint_every: in_millis(self.config.lease.checkpoint_interval),
         };
         let life = self.life("the lease manager");
         let (give, peers) = mpsc::channel();
+        let (count, leases) = watch::channel(state.leases.len());
         let address = LeaseManager::start_in_arbiter(&self.placement.services, move |_| {
-            LeaseManager::new(state, settings, taken(&peers), life)
+            LeaseManager::new(state, settings, count, taken(&peers), life)
         });
-        (give, address)
+        (give, address, leases)
     }
 
     /// What front ends need for leases.
     fn lease_peers(
         &self,
         manager: &Addr<LeaseManager>,
+        leases: watch::Receiver<usize>,
         applier: &Addr<Applier>,
         leader: Option<Recipient<ForwardLeaseCalls>>,
     ) -> LeasePeers {
         let election = in_millis(self.config.raft.election);
         LeasePeers {
             manager: manager.clone(),
+            leases,
+            leases_max: self.config.limits.leases_max,
             keys: LeaseKeysPeer::new(applier.clone().recipient()),
             leader,
             // etcd: one and a half election timeouts, in whole seconds.

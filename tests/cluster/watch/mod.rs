@@ -9,6 +9,7 @@ mod storm;
 mod truth;
 
 use crate::ctl::leader;
+use crate::network::{Drops, Network};
 use crate::support::Cluster;
 use bytes::Bytes;
 use follow::{Journal, Note, Plan, Stream, modified};
@@ -286,23 +287,38 @@ async fn a_watch_that_wants_a_leader_ends_without_one() {
     assert_eq!(told.events[0].kv.as_ref().expect("a key").value, "2");
 }
 
-/// A client saw revision r at one member and goes on at another one, which lags: it is told nothing below.
+/// Three members, and what stands between them. Clients reach all of them, whatever is cut.
+async fn divided() -> Cluster {
+    Cluster::start_on(Network::relay(3).await).await
+}
+
+/// Cuts every link between one member and the others.
+fn cut_off(cluster: &Cluster, member: usize) {
+    let others = [(member + 1) % 3, (member + 2) % 3];
+    network(cluster).split(&[member], &others);
+}
+
+fn network(cluster: &Cluster) -> &Network {
+    cluster.network.as_ref().expect("it was given one")
+}
+
+/// A client saw revision r at one member and goes on at another one, which is cut off and lags: it is told nothing below.
 #[tokio::test]
 async fn events_going_back_in_time_after_a_partition() {
-    let cluster = Cluster::start(3).await;
+    let cluster = divided().await;
     let ports = cluster.ports();
     let first = leader(&ports).await;
     let (near, far) = ((first + 1) % 3, (first + 2) % 3);
-    let mut members = Members::at(&ports, first);
-    let mut seen = Stream::open(&Members::at(&ports, near), everything(0))
-        .await
-        .expect("a stream");
-    // Open before the member is gone, since one that is frozen opens nothing.
-    let lagging = Members::at(&ports, far);
-    let mut behind = Stream::open(&lagging, everything(0))
-        .await
-        .expect("a stream");
-    cluster.members[far].freeze();
+    let mut members = Members::at(&[ports[first], ports[near]], 0);
+    let open = async |at: usize, start: i64| {
+        let there = Members::at(&ports, at);
+        let stream = Stream::open(&there, everything(start)).await;
+        stream.expect("a stream")
+    };
+    let mut seen = open(near, 0).await;
+    let mut behind = open(far, 0).await;
+    let known = revision(behind.created.header.as_ref());
+    cut_off(&cluster, far);
     let mut newest = 0;
     for n in 0..50 {
         let done = members.txn(all_of(vec![put("k", format!("{n}"))])).await;
@@ -310,21 +326,16 @@ async fn events_going_back_in_time_after_a_partition() {
     }
     let told = events_through(&mut seen, newest).await;
     assert_eq!(told.len(), 50, "the near member tells everything");
-    cluster.members[far].thaw();
-    // It may have applied nothing of it yet, and has to tell nothing of it.
-    let mut resumed = loop {
-        if let Ok(stream) = Stream::open(&lagging, everything(newest + 1)).await {
-            break stream;
-        }
-    };
+    // The far one has applied nothing of it, says so, and has to tell nothing of it.
+    let mut resumed = open(far, newest + 1).await;
+    assert_eq!(revision(resumed.created.header.as_ref()), known);
+    resumed.ask_progress().await;
+    network(&cluster).heal(Drops::Some);
     let next = members.txn(all_of(vec![put("k", "next")])).await;
     let next = revision(next.header.as_ref());
-    let told = resumed.next().await.expect("the stream goes on");
-    assert_eq!(
-        modified(&told.events[0]),
-        next,
-        "the first event after what was seen"
-    );
+    let told = events_through(&mut resumed, next).await;
+    let revisions: Vec<i64> = told.iter().map(|events| modified(&events[0])).collect();
+    assert_eq!(revisions, [next], "the first event after what was seen");
     let told = events_through(&mut behind, next).await;
     let revisions: Vec<i64> = told.iter().map(|events| modified(&events[0])).collect();
     let owed: Vec<i64> = (newest - 49..=next).collect();
@@ -334,29 +345,22 @@ async fn events_going_back_in_time_after_a_partition() {
 /// A leader is cut off with a write of its own. Its watchers see it only if the others have it.
 #[tokio::test]
 async fn watchers_of_a_deposed_leader_see_what_was_committed() {
-    let mut cluster = Cluster::start(3).await;
+    let cluster = divided().await;
     let ports = cluster.ports();
     let old = leader(&ports).await;
     let there = Members::at(&ports, old);
     let mut watching = Stream::open(&there, everything(0)).await.expect("a stream");
-    let others = [(old + 1) % 3, (old + 2) % 3];
-    for other in others {
-        cluster.members[other].freeze();
-    }
+    cut_off(&cluster, old);
     // In the old leader's log alone.
     let lost = tokio::spawn(async move { there.try_txn(all_of(vec![put("k", "lost")])).await });
-    let refused = lost.await.expect("it ends");
-    assert!(refused.is_err(), "nobody confirms it: {refused:?}");
-    cluster.members[old].freeze();
-    for other in others {
-        cluster.members[other].thaw();
-    }
-    let two: Vec<u16> = others.iter().map(|at| ports[*at]).collect();
+    let two = [ports[(old + 1) % 3], ports[(old + 2) % 3]];
     leader(&two).await;
     let mut members = Members::at(&two, 0);
     let kept = members.txn(all_of(vec![put("k", "kept")])).await;
     let kept = revision(kept.header.as_ref());
-    cluster.members[old].thaw();
+    let refused = lost.await.expect("it ends");
+    assert!(refused.is_err(), "nobody confirms it: {refused:?}");
+    network(&cluster).heal(Drops::Some);
     let told = events_through(&mut watching, kept).await;
     let get = RangeRequest {
         key: "k".into(),
@@ -372,5 +376,4 @@ async fn watchers_of_a_deposed_leader_see_what_was_committed() {
         revisions,
         history.changes.keys().copied().collect::<Vec<i64>>()
     );
-    cluster.members[old].stop().await;
 }

@@ -1,13 +1,14 @@
 //! Three members in bad weather, with writers at all of them and followers of what is written.
 //!
 //! In this order, and always while writers write: a compaction; a follower of the leader is killed and comes back; the leader is
-//! frozen, another one is elected, and the old one wakes up; another compaction; the leader is killed and comes back; a member is
-//! stopped in good order and comes back.
+//! cut off from the others, which elect another one, and comes back; the leader is frozen, another one is elected, and the old
+//! one wakes up; another compaction; the leader is killed and comes back; a member is stopped in good order and comes back.
 
 use super::follow::{END, Journal, Plan, follow};
 use super::members::{Members, all_of, delete, put};
 use super::truth::History;
 use crate::ctl::leader;
+use crate::network::{Drops, Network};
 use crate::support::Cluster;
 use bytes::Bytes;
 use fastrand::Rng;
@@ -66,7 +67,7 @@ impl Historian {
 
 /// Lets followers with these plans see the weather through. Plan n begins at member n.
 pub(crate) async fn weather(plans: Vec<Plan>) -> Weather {
-    let mut cluster = Cluster::start(3).await;
+    let mut cluster = Cluster::start_on(Network::relay(3).await).await;
     let ports = cluster.ports();
     let mut historian = Historian {
         members: Members::at(&ports, 0),
@@ -125,6 +126,12 @@ async fn storm(cluster: &mut Cluster, historian: &mut Historian) -> usize {
     historian.pass(PHASE_REVISIONS).await;
     cluster.members[follower].start();
 
+    let cut_off = leader(&ports).await;
+    super::cut_off(cluster, cut_off);
+    leader(&others(cut_off)).await;
+    historian.pass(PHASE_REVISIONS).await;
+    super::network(cluster).heal(Drops::Some);
+
     let frozen = leader(&ports).await;
     cluster.members[frozen].freeze();
     let second = leader(&others(frozen)).await;
@@ -142,7 +149,14 @@ async fn storm(cluster: &mut Cluster, historian: &mut Historian) -> usize {
     cluster.members[(fourth + 1) % 3].stop().await;
     historian.pass(PHASE_REVISIONS).await;
     cluster.members[(fourth + 1) % 3].start();
-    let seen = [first, frozen, others_place(second, frozen), third, fourth];
+    let seen = [
+        first,
+        cut_off,
+        frozen,
+        others_place(second, frozen),
+        third,
+        fourth,
+    ];
     seen.windows(2).filter(|pair| pair[0] != pair[1]).count()
 }
 
