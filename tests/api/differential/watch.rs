@@ -416,8 +416,10 @@ impl Pair {
             _ => 0,
         };
         for side in &self.sides {
-            let everything =
-                |log: &Log| log.last().is_some_and(|(_, note)| revision(note) >= newest);
+            // The first writes may all have deleted nothing.
+            let everything = |log: &Log| {
+                newest == 1 || log.last().is_some_and(|(_, note)| revision(note) >= newest)
+            };
             side.all.until(&self.context, everything).await;
         }
         for watcher in &self.watchers {
