@@ -53,9 +53,9 @@ impl Connection {
         let (answer, mut send) = requests.send_request(request, false).expect("a new stream");
         let length = u32::try_from(message.len()).expect("a small message");
         let frame = [&[0], &length.to_be_bytes()[..], &message].concat();
-        let mut sent = frame.chunks(frame.len().div_ceil(pieces)).peekable();
-        while let Some(piece) = sent.next() {
-            let last = sent.peek().is_none();
+        let mut rest = frame.chunks(frame.len().div_ceil(pieces)).peekable();
+        while let Some(piece) = rest.next() {
+            let last = rest.peek().is_none();
             let piece = Bytes::copy_from_slice(piece);
             send.send_data(piece, last).expect("the stream takes it");
             // Each goes out by itself.
