@@ -4,7 +4,7 @@
 //! blocks on the disk, so it has an arbiter to itself. Nothing waits for it on the way of a request: the WAL already holds
 //! what it has not committed yet.
 
-use super::fail_stop::Lifeline;
+use super::fail_stop::{FailStop, Lifeline};
 use crate::failpoint::{FailPoint, hit};
 use crate::{
     clock,
@@ -17,7 +17,7 @@ use crate::{
         view::StoredRecords,
         watch::Visit,
     },
-    storage::db::{Applied, CommitBatch, Db, DbReader, DbSite},
+    storage::db::{Applied, CommitBatch, Db, DbReader, DbSite, OnDamage},
     types::{LogIndex, Rev, Revision},
 };
 use actix::prelude::*;
@@ -38,7 +38,14 @@ pub struct Committer {
     retired: Vec<Db>,
     applier: Recipient<Committed>,
     replaced: Recipient<DatabaseReplaced>,
+    on_damage: OnDamage,
     life: Lifeline,
+}
+
+/// What a member does that cannot read its own database: it stops, and its next start says what is wrong.
+pub fn stop_on_damage(fail_stop: &FailStop) -> OnDamage {
+    let fail_stop = fail_stop.clone();
+    OnDamage::new(move |error| fail_stop.because("cannot read the database", error))
 }
 
 impl Committer {
@@ -56,6 +63,7 @@ impl Committer {
             retired: Vec::new(),
             applier,
             replaced,
+            on_damage: stop_on_damage(life.fail_stop()),
             life,
         }
     }
@@ -196,7 +204,8 @@ impl Handler<ReplaceDatabase> for Committer {
 
     fn handle(&mut self, replace: ReplaceDatabase, ctx: &mut Self::Context) {
         let db = self.site.switch(replace.db);
-        let switched = db.and_then(|db| Ok((db.reader()?, db)));
+        let tell = self.on_damage.clone();
+        let switched = db.and_then(|db| Ok((db.reader()?.telling(tell), db)));
         let (reader, db) = match switched {
             Ok(switched) => switched,
             Err(error) => {
@@ -268,7 +277,7 @@ impl Committer {
 
     fn report(&self, through: Option<Revision>, commit_micros: u64) {
         let reader = match self.db.reader() {
-            Ok(reader) => reader,
+            Ok(reader) => reader.telling(self.on_damage.clone()),
             Err(error) => {
                 self.life
                     .fail_stop()

@@ -33,6 +33,8 @@ pub enum PeerAsk {
     Differs(LogIndex, StateHash),
     /// To the leader: send a snapshot, since there is no state here. Answered by nothing.
     WantSnapshot,
+    /// From a member that hears no leader, to any other: who the members are. Answered by [`KnownMembers`].
+    WhoIsMember,
 }
 
 /// What became of a proposal.
@@ -56,6 +58,15 @@ pub struct GuestInfo {
     pub id: Option<NodeId>,
     /// Whether that member has ever run.
     pub started: bool,
+    /// The membership, encoded.
+    pub membership: Vec<u8>,
+}
+
+/// Who the members are, as another member knows it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct KnownMembers {
+    /// Whose log goes on as far as this knows it better.
+    pub commit: LogIndex,
     /// The membership, encoded.
     pub membership: Vec<u8>,
 }
@@ -85,6 +96,7 @@ mod tests {
             PeerAsk::StateHash(LogIndex(9)),
             PeerAsk::Differs(LogIndex(9), StateHash::default()),
             PeerAsk::WantSnapshot,
+            PeerAsk::WhoIsMember,
         ];
         for ask in asks {
             assert_eq!(PeerAsk::decode(&ask.encode()).unwrap(), ask);

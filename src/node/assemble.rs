@@ -11,7 +11,7 @@ use super::{
 use crate::{
     actors::{
         applier::{Applier, ApplierState, CommitPacing, DrainTail, Peers, ReplacePeers},
-        committer::Committer,
+        committer::{Committer, stop_on_damage},
         compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers},
         fail_stop::{FailStop, Lifeline},
         index::Index,
@@ -75,11 +75,12 @@ pub(super) struct Running {
 )]
 pub(super) fn assemble(
     config: &Config,
-    recovery: Recovery,
+    mut recovery: Recovery,
     way: PeerWay<'_>,
     placement: &Placement,
     fail_stop: &FailStop,
 ) -> Running {
+    recovery.reader = recovery.reader.telling(stop_on_damage(fail_stop));
     let identity = Identity {
         cluster: recovery.member.cluster,
         member: recovery.member.node,

@@ -356,6 +356,19 @@ impl SimDisk {
         self.change_byte(name, offset, |_| value)
     }
 
+    /// Cuts a file to `len` bytes, also what was synced. False where there is no such file.
+    pub fn cut(&self, name: &str, len: u64) -> bool {
+        let mut state = lock(&self.state);
+        let Some(inode) = state.names.get(name).copied() else {
+            return false;
+        };
+        let len = usize::try_from(len).unwrap_or(usize::MAX);
+        let inode = &mut state.inodes[inode];
+        inode.now.truncate(len);
+        inode.durable.truncate(len);
+        true
+    }
+
     fn change_byte(&self, name: &str, offset: u64, change: impl Fn(u8) -> u8) -> bool {
         let mut state = lock(&self.state);
         let Some(inode) = state.names.get(name).copied() else {

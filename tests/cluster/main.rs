@@ -12,6 +12,7 @@ mod client;
 mod clients;
 mod crash;
 mod ctl;
+mod damage;
 mod deadlines;
 mod embedded;
 #[cfg(feature = "failpoints")]

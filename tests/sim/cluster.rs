@@ -34,6 +34,8 @@ pub(crate) const ELECTION_MILLIS: u64 = 1_000;
 /// A segment of the log: small, so that runs see many.
 const WAL_SEGMENT_BYTES: u64 = 64 * 1024;
 const DATABASE_CACHE_BYTES: usize = 1024 * 1024;
+/// The usual time a write and its sync take, at most.
+pub(crate) const DISK_TAKES: Duration = Duration::from_millis(3);
 
 /// What the process of a node found when it started.
 type Started = Rc<RefCell<Option<Result<LocalNode, StartError>>>>;
@@ -82,9 +84,41 @@ pub(crate) struct Node {
     pub(crate) stopped: Option<String>,
     /// When it is started again, if anything does.
     pub(crate) restart_at: Option<u64>,
+    /// Its machine is there, and no member is on it.
+    pub(crate) vacant: bool,
+    /// It joins a running cluster: as long as it finds nobody there to ask, it stops.
+    pub(crate) joins: bool,
+    /// What was synced was damaged before this start, counted from one: the next whole start proves it sound.
+    pub(crate) damaged_before: Option<u64>,
+    /// How often it was started.
+    pub(crate) starts: u64,
     config: Config,
     process: Option<Process>,
     rate: u64,
+}
+
+/// What members have in common, drawn from the seed.
+#[derive(Clone, Copy, Debug)]
+struct Shape {
+    log_keep_entries: u64,
+    log_keep_bytes: u64,
+    snapshot_bytes_per_sec: u64,
+}
+
+impl Shape {
+    /// In two runs of three, whoever was away for seconds needs a snapshot, and that takes a while.
+    fn drawn(rng: &mut fastrand::Rng) -> Self {
+        let short = rng.u8(0..3) > 0;
+        Self {
+            log_keep_entries: if short { rng.u64(20..300) } else { 100_000 },
+            log_keep_bytes: if short {
+                rng.u64(16..512) * 1024
+            } else {
+                1 << 29
+            },
+            snapshot_bytes_per_sec: rng.u64(500_000..20_000_000),
+        }
+    }
 }
 
 /// The cluster.
@@ -95,6 +129,7 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
     /// How often each disaster came.
     pub(crate) faults: BTreeMap<&'static str, u64>,
+    shape: Shape,
     clients: Machine,
     clients_begun: Cell<u64>,
     done: Rc<Cell<u64>>,
@@ -113,8 +148,23 @@ pub(crate) enum Crash {
 impl Cluster {
     /// A cluster of `size` nodes that are about to start for the first time. All that happens follows from `seed`.
     pub(crate) fn new(seed: u64, size: usize, shown: bool) -> Self {
-        quorate::clock::simulate(seed);
         let mut rng = fastrand::Rng::with_seed(seed);
+        let shape = Shape::drawn(&mut rng);
+        Self::shaped(seed, rng, size, shown, shape)
+    }
+
+    /// One whose members keep no more than so many entries of the log for those who are away.
+    pub(crate) fn with_short_log(seed: u64, size: usize, entries: u64) -> Self {
+        let mut rng = fastrand::Rng::with_seed(seed);
+        let shape = Shape {
+            log_keep_entries: entries,
+            ..Shape::drawn(&mut rng)
+        };
+        Self::shaped(seed, rng, size, false, shape)
+    }
+
+    fn shaped(seed: u64, mut rng: fastrand::Rng, size: usize, shown: bool, shape: Shape) -> Self {
+        quorate::clock::simulate(seed);
         let network = Network::new(rng.fork(), Weather::fair(), Trace::new(shown));
         let mut cluster = Self {
             now: 0,
@@ -125,6 +175,7 @@ impl Cluster {
             clients_begun: Cell::new(1),
             done: Rc::default(),
             panics: panics(),
+            shape,
             rng,
         };
         let initial: Vec<InitialMember> = (0..size).map(member).collect();
@@ -154,20 +205,54 @@ impl Cluster {
         config.raft.heartbeat = Duration::from_millis(HEARTBEAT_MILLIS);
         config.raft.election = Duration::from_millis(ELECTION_MILLIS);
         config.storage.wal_segment_bytes = WAL_SEGMENT_BYTES;
+        config.storage.log_keep_entries = self.shape.log_keep_entries;
+        config.storage.log_keep_bytes = self.shape.log_keep_bytes;
+        config.storage.snapshot_bytes_per_sec = self.shape.snapshot_bytes_per_sec;
         config.storage.database_cache_bytes = DATABASE_CACHE_BYTES;
-        let disk = SimDisk::new(self.rng.u64(..));
-        disk.take_up_to(Duration::from_millis(3));
+        let disk = self.new_disk();
         self.nodes.push(Node {
             name,
             disk,
             trust: Trust::Sound,
             stopped: None,
             restart_at: None,
+            vacant: false,
+            joins: false,
+            damaged_before: None,
+            starts: 0,
             config,
             process: None,
             rate: 1_000_000,
         });
         slot
+    }
+
+    fn new_disk(&mut self) -> SimDisk {
+        let disk = SimDisk::new(self.rng.u64(..));
+        disk.take_up_to(DISK_TAKES);
+        disk
+    }
+
+    /// A machine without a member, for one that will join.
+    pub(crate) fn add_machine(&mut self) -> Slot {
+        let known: Vec<InitialMember> = (0..=self.nodes.len()).map(member).collect();
+        let slot = self.add_node(known, ClusterState::Existing);
+        self.nodes[slot].vacant = true;
+        slot
+    }
+
+    /// Gives a machine an empty disk: what starts there next has to join. Its process must have ended.
+    pub(crate) fn wipe(&mut self, slot: Slot) {
+        assert!(!self.has_process(slot), "it still runs");
+        let disk = self.new_disk();
+        let known: Vec<InitialMember> = (0..self.nodes.len()).map(member).collect();
+        let node = &mut self.nodes[slot];
+        node.disk = disk;
+        node.config.cluster.state = ClusterState::Existing;
+        node.config.cluster.initial = known;
+        (node.vacant, node.trust) = (true, Trust::Sound);
+        (node.stopped, node.restart_at, node.damaged_before) = (None, None, None);
+        self.story(format!("{}'s disk is a new one", member(slot).name));
     }
 
     /// Starts a node's process.
@@ -193,6 +278,7 @@ impl Cluster {
         });
         node.stopped = None;
         node.restart_at = None;
+        node.starts += 1;
         node.process = Some(Process {
             machine,
             started,
@@ -397,6 +483,17 @@ impl Cluster {
             && let Some(Ok(node)) = process.started.borrow().as_ref()
         {
             process.requests = Some(node.requests().clone());
+        } else {
+            return;
+        }
+        let node = &mut self.nodes[slot];
+        node.joins = false;
+        // All of its log and its database was read and verified.
+        if node
+            .damaged_before
+            .is_some_and(|starts| starts <= node.starts)
+        {
+            node.damaged_before = None;
         }
     }
 

@@ -5,18 +5,27 @@
 //! damage to what a disk had made durable on a minority of members only, until those are replaced.
 
 use crate::{
-    cluster::{Cluster, Crash, Trust, member},
+    cluster::{Cluster, Crash, DISK_TAKES, Node, Trust, member},
     network::{CLIENTS, Slot, Weather},
+    operator::{self, Job, Operator, Remedy, wish_for_refill},
 };
-use quorate::storage::sim_disk::Fault as DiskFault;
+use quorate::{
+    actors::requests::Requests,
+    storage::{disk::Disk, sim_disk::Fault as DiskFault},
+};
 use std::{collections::BTreeMap, time::Duration};
 
 /// Pauses between two disasters, in milliseconds.
 const CALM_MILLIS_MAX: u64 = 3_000;
 /// How long most disasters last, in milliseconds.
 const LAST_MILLIS: std::ops::Range<u64> = 200..6_000;
-/// The usual time a write and its sync take.
-const DISK_TAKES: Duration = Duration::from_millis(3);
+/// How long a member is away that is to miss a lot, in milliseconds.
+const AWAY_MILLIS: std::ops::Range<u64> = 5_000..15_000;
+/// Fewer members than these are not left on purpose, but while one is replaced.
+const MEMBERS_LEAST: usize = 3;
+/// Where a member keeps its log and its database.
+const LOG: &str = "wal";
+const DATABASE: &str = "db/revisions.redb";
 /// Clocks go wrong by up to so many parts in a million.
 pub(crate) const DRIFT_PPM_MAX: u64 = 50_000;
 
@@ -53,10 +62,26 @@ pub(crate) enum Disaster {
     Weather,
     /// Leadership is handed over.
     Transfer,
+    /// A member is away for so long that it may need a snapshot.
+    Away,
+    /// A bit flips in what a member's log holds on its disk.
+    FlipLog,
+    /// A bit flips in a member's database on its disk.
+    FlipDatabase,
+    /// The end of a file of a member's log, or of its database, is gone.
+    CutFile,
+    /// A member is added, with a vote or without.
+    Add,
+    /// A member without a vote gets one.
+    Promote,
+    /// A member is removed.
+    Remove,
+    /// A member is removed, and its machine becomes another member.
+    Replace,
 }
 
 /// All disasters, with how often each comes.
-const ALL: [(Disaster, u32); 15] = [
+const ALL: [(Disaster, u32); 23] = [
     (Disaster::Crash, 6),
     (Disaster::Blackout, 1),
     (Disaster::DiskError, 3),
@@ -72,6 +97,14 @@ const ALL: [(Disaster, u32); 15] = [
     (Disaster::NoClients, 1),
     (Disaster::Weather, 2),
     (Disaster::Transfer, 3),
+    (Disaster::Away, 2),
+    (Disaster::FlipLog, 3),
+    (Disaster::FlipDatabase, 3),
+    (Disaster::CutFile, 1),
+    (Disaster::Add, 2),
+    (Disaster::Promote, 2),
+    (Disaster::Remove, 1),
+    (Disaster::Replace, 1),
 ];
 
 /// How a disaster ends.
@@ -93,13 +126,19 @@ pub(crate) struct Storm {
     /// Nodes whose process is to lose power when it stops by itself.
     doomed: Vec<Slot>,
     calm_millis: u64,
+    operator: Operator,
+    /// Members at the beginning.
+    size: usize,
 }
 
 impl Storm {
     /// Begins with a quiet time, so that there is something to break.
     pub(crate) fn new(cluster: &mut Cluster) -> Self {
         let mut rng = cluster.rng.fork();
-        let calm_millis = rng.u64(300..CALM_MILLIS_MAX);
+        let calm_millis = match rng.u8(0..3) {
+            0 => rng.u64(CALM_MILLIS_MAX..3 * CALM_MILLIS_MAX),
+            _ => rng.u64(300..CALM_MILLIS_MAX),
+        };
         Self {
             next: cluster.now + rng.u64(500..4_000),
             rng,
@@ -107,13 +146,22 @@ impl Storm {
             struck: 0,
             doomed: Vec::new(),
             calm_millis,
+            operator: Operator::default(),
+            size: cluster.nodes.len(),
+        }
+    }
+
+    /// One that strikes only when it is told to.
+    pub(crate) fn silent(cluster: &mut Cluster) -> Self {
+        Self {
+            next: u64::MAX,
+            ..Self::new(cluster)
         }
     }
 
     /// One step of the cluster, and of the storm over it.
     pub(crate) fn step(&mut self, cluster: &mut Cluster) {
-        cluster.step();
-        self.restart(cluster);
+        self.repair(cluster);
         while let Some(entry) = self.mends.first_entry() {
             if entry.key().0 > cluster.now {
                 break;
@@ -125,6 +173,13 @@ impl Storm {
             self.next = cluster.now + 1 + self.rng.u64(0..self.calm_millis);
             self.strike(cluster);
         }
+    }
+
+    /// One step of the cluster in which nothing more happens to it, while its operator goes on.
+    pub(crate) fn repair(&mut self, cluster: &mut Cluster) {
+        cluster.step();
+        self.restart(cluster);
+        self.operator.step(cluster);
     }
 
     /// Mends all: the network, the clocks and the disks are well, and every process runs.
@@ -141,6 +196,10 @@ impl Storm {
         for slot in 0..cluster.nodes.len() {
             cluster.nodes[slot].disk.forgive();
             cluster.nodes[slot].trust = Trust::Sound;
+            // Who has not noticed its damage yet does so when it starts.
+            if cluster.nodes[slot].damaged_before.is_some() {
+                self.end_process(cluster, slot, Crash::Process);
+            }
         }
         self.restart(cluster);
         for node in &mut cluster.nodes {
@@ -150,18 +209,97 @@ impl Storm {
         }
     }
 
-    /// Whoever stopped by itself comes back after a while.
+    /// Members that nothing is wrong with once the storm is over: the cluster must be alive by them alone.
+    pub(crate) fn whole(&self, cluster: &Cluster) -> Vec<Slot> {
+        let slots = 0..cluster.nodes.len();
+        let whole = slots.filter(|slot| {
+            let node = &cluster.nodes[*slot];
+            !node.vacant
+                && !node.joins
+                && node.damaged_before.is_none()
+                && !self.operator.is_at(*slot)
+        });
+        whole.collect()
+    }
+
+    /// After the storm: whether every machine has a member with a vote, and none is damaged. If something is still to be done,
+    /// the operator begins it.
+    pub(crate) fn is_settled(&mut self, cluster: &Cluster) -> bool {
+        if self.operator.is_busy() {
+            return false;
+        }
+        let slots = 0..cluster.nodes.len();
+        let serves = |slot: Slot| cluster.requests(slot);
+        if let Some(slot) = slots.clone().find(|slot| cluster.nodes[*slot].vacant) {
+            self.operator.begin(cluster, Job::add(slot, false));
+            return false;
+        }
+        if let Some(slot) = slots
+            .clone()
+            .find(|slot| operator::votes(cluster, *slot) == Some(false))
+        {
+            self.operator.begin(cluster, Job::promote(slot));
+            return false;
+        }
+        let votes = |slot| operator::votes(cluster, slot) == Some(true);
+        let sound = |slot: Slot| cluster.nodes[slot].damaged_before.is_none();
+        let well = |slot| serves(slot).is_some() && sound(slot) && votes(slot);
+        slots.clone().all(well)
+    }
+
+    /// How every machine stands, for a failure.
+    pub(crate) fn standing(&self, cluster: &Cluster) -> String {
+        let stands = |slot: Slot| {
+            let node = &cluster.nodes[slot];
+            let serves = cluster.requests(slot).map(Requests::status);
+            format!(
+                "{}: vacant {}, joins {}, damaged {:?}, stopped {:?}, votes {:?}, {serves:?}\n",
+                node.name,
+                node.vacant,
+                node.joins,
+                node.damaged_before,
+                node.stopped,
+                operator::votes(cluster, slot)
+            )
+        };
+        let all: String = (0..cluster.nodes.len()).map(stands).collect();
+        format!("{:?}\n{all}", self.operator)
+    }
+
+    /// Whoever stopped by itself comes back after a while; if its last words ask for more, its operator does it.
     fn restart(&mut self, cluster: &mut Cluster) {
         for slot in 0..cluster.nodes.len() {
             let node = &cluster.nodes[slot];
-            let (Some(reason), None) = (&node.stopped, node.restart_at) else {
+            let (Some(reason), None) = (node.stopped.clone(), node.restart_at) else {
                 continue;
             };
+            let leaves = self.operator.is_at(slot) && reason.contains("was removed");
+            if node.vacant || leaves {
+                continue;
+            }
+            let damaged = node.damaged_before.is_some();
+            let finds_nobody = node.joins && reason.starts_with("cannot join the cluster");
             assert!(
-                node.trust == Trust::Damaged,
+                node.trust == Trust::Damaged || damaged || finds_nobody,
                 "{} stopped, and nothing was done to it: {reason}",
                 node.name
             );
+            let remedy = Remedy::of(&reason);
+            assert!(
+                remedy == Remedy::Restart || damaged,
+                "{} says that it is damaged, and it is not: {reason}",
+                node.name
+            );
+            match remedy {
+                Remedy::Restart => {}
+                Remedy::Refill => wish_for_refill(cluster, slot),
+                Remedy::Replace => {
+                    if !self.operator.is_at(slot) && self.operator.make_way() {
+                        self.operator.begin(cluster, Job::replace(slot));
+                    }
+                    continue;
+                }
+            }
             let node = &mut cluster.nodes[slot];
             node.trust = Trust::Sound;
             node.disk.forgive();
@@ -187,6 +325,11 @@ impl Storm {
         self.strike_with(cluster, *disaster);
     }
 
+    /// One of these, drawn.
+    pub(crate) fn one_of(&mut self, all: &[Disaster]) -> Disaster {
+        all[self.rng.usize(0..all.len())]
+    }
+
     /// Lets a disaster happen. Tells whether it found somebody to happen to.
     pub(crate) fn strike_with(&mut self, cluster: &mut Cluster, disaster: Disaster) -> bool {
         let count = cluster.nodes.len();
@@ -203,14 +346,8 @@ impl Storm {
             Disaster::DiskError | Disaster::PowerAtWrite => {
                 return self.disk_error(cluster, slot, disaster == Disaster::PowerAtWrite);
             }
-            Disaster::DiskStall => {
-                cluster.nodes[slot].disk.stall(Duration::from_millis(lasts));
-                self.mend_later(cluster, lasts, Mend::Disk(slot));
-            }
-            Disaster::DiskSlow => {
-                let takes = Duration::from_millis(self.rng.u64(5..200));
-                cluster.nodes[slot].disk.take_up_to(takes);
-                self.mend_later(cluster, lasts * 2, Mend::Disk(slot));
+            Disaster::DiskStall | Disaster::DiskSlow => {
+                self.slow_disk(cluster, slot, disaster == Disaster::DiskStall, lasts);
             }
             Disaster::Partition => self.partition(cluster, lasts),
             Disaster::OneWay => self.cut(cluster, vec![(slot, other)], lasts),
@@ -249,9 +386,118 @@ impl Storm {
                     return false;
                 }
             }
+            Disaster::Away
+            | Disaster::FlipLog
+            | Disaster::FlipDatabase
+            | Disaster::CutFile
+            | Disaster::Add
+            | Disaster::Promote
+            | Disaster::Remove
+            | Disaster::Replace => {
+                if !self.strike_member(cluster, slot, disaster) {
+                    return false;
+                }
+            }
         }
         self.told(cluster, disaster, slot);
         true
+    }
+
+    /// What happens to a member as such: it is gone for long, its data is damaged, or the membership changes.
+    fn strike_member(&mut self, cluster: &mut Cluster, slot: Slot, disaster: Disaster) -> bool {
+        match disaster {
+            Disaster::Away => {
+                let runs = cluster.has_process(slot);
+                if runs {
+                    cluster.crash(slot, Crash::Process);
+                    let back = cluster.now + self.rng.u64(AWAY_MILLIS);
+                    cluster.nodes[slot].restart_at = Some(back);
+                }
+                runs
+            }
+            Disaster::FlipLog | Disaster::FlipDatabase | Disaster::CutFile => {
+                self.damage(cluster, slot, disaster)
+            }
+            _ => {
+                let job = self.change(cluster, slot, disaster);
+                let begins = job.is_some();
+                if let Some(job) = job {
+                    self.operator.begin(cluster, job);
+                }
+                begins
+            }
+        }
+    }
+
+    /// Damages what a member had made durable: never on two members at a time.
+    fn damage(&mut self, cluster: &mut Cluster, slot: Slot, disaster: Disaster) -> bool {
+        let operator = &self.operator;
+        let busy = operator.is_at(slot) || operator.removes() || cluster.nodes[slot].vacant;
+        let voters =
+            (0..cluster.nodes.len()).filter(|slot| operator::votes(cluster, *slot) == Some(true));
+        let too_few = voters.count() < MEMBERS_LEAST;
+        let learns = cluster.requests(slot).is_none_or(Requests::is_learner);
+        let other = cluster
+            .nodes
+            .iter()
+            .any(|node| node.damaged_before.is_some());
+        if busy || learns || other || too_few {
+            return false;
+        }
+        let disk = cluster.nodes[slot].disk.clone();
+        let mut names = vec![DATABASE.to_owned()];
+        if disaster != Disaster::FlipDatabase {
+            let all = disk.list(LOG).unwrap_or_default();
+            let live = all.iter().filter(|name| name.contains(".seg"));
+            let log = live.map(|name| format!("{LOG}/{name}"));
+            if disaster == Disaster::FlipLog {
+                names.clear();
+            }
+            names.extend(log);
+        }
+        let name = &names[self.rng.usize(0..names.len())];
+        let bytes = disk.contents(name).unwrap_or_default();
+        // Most of a log's segment is empty, and so is some of a database: what is used is hit more often.
+        let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0) as u64 + 1;
+        let length = if self.rng.bool() {
+            used
+        } else {
+            bytes.len() as u64
+        };
+        let at = self.rng.u64(0..length.max(1));
+        if disaster == Disaster::CutFile {
+            disk.cut(name, at);
+        } else {
+            disk.flip_bit(name, at, self.rng.u32(0..8));
+        }
+        cluster.story(format_args!("damage in {name} at byte {at}"));
+        let node = &mut cluster.nodes[slot];
+        node.damaged_before = Some(node.starts + 1);
+        true
+    }
+
+    /// The job of a change of the membership, if it is the time for it.
+    fn change(&mut self, cluster: &mut Cluster, slot: Slot, disaster: Disaster) -> Option<Job> {
+        let damaged = |node: &Node| node.damaged_before.is_some();
+        if self.operator.is_busy() || cluster.nodes.iter().any(damaged) {
+            return None;
+        }
+        let vacant = cluster.nodes.iter().position(|node| node.vacant);
+        let learner = (0..cluster.nodes.len())
+            .find(|slot| cluster.requests(*slot).is_some_and(Requests::is_learner));
+        let members = cluster.nodes.len() - usize::from(vacant.is_some());
+        match disaster {
+            Disaster::Add if vacant.is_some() || members == self.size => {
+                let slot = vacant.unwrap_or_else(|| cluster.add_machine());
+                Some(Job::add(slot, self.rng.bool()))
+            }
+            Disaster::Promote => learner.map(Job::promote),
+            Disaster::Remove if vacant.is_none() && members > MEMBERS_LEAST => Some(Job::remove(
+                learner.filter(|_| self.rng.bool()).unwrap_or(slot),
+            )),
+            Disaster::Replace if vacant.is_none() => Some(Job::replace(slot)),
+            _ => None,
+        }
     }
 
     fn told(&mut self, cluster: &mut Cluster, disaster: Disaster, slot: Slot) {
@@ -331,6 +577,17 @@ impl Storm {
         true
     }
 
+    fn slow_disk(&mut self, cluster: &Cluster, slot: Slot, stalls: bool, lasts: u64) {
+        let disk = &cluster.nodes[slot].disk;
+        if stalls {
+            disk.stall(Duration::from_millis(lasts));
+            self.mend_later(cluster, lasts, Mend::Disk(slot));
+        } else {
+            disk.take_up_to(Duration::from_millis(self.rng.u64(5..200)));
+            self.mend_later(cluster, lasts * 2, Mend::Disk(slot));
+        }
+    }
+
     fn partition(&mut self, cluster: &Cluster, lasts: u64) {
         let count = cluster.nodes.len();
         let mut slots: Vec<Slot> = (0..count).collect();
@@ -370,6 +627,14 @@ impl Disaster {
             Self::NoClients => "clients cut off",
             Self::Weather => "weather",
             Self::Transfer => "leadership transfer",
+            Self::Away => "away for long",
+            Self::FlipLog => "bit flipped in the log",
+            Self::FlipDatabase => "bit flipped in the database",
+            Self::CutFile => "file cut short",
+            Self::Add => "member added",
+            Self::Promote => "learner promoted",
+            Self::Remove => "member removed",
+            Self::Replace => "member replaced",
         }
     }
 }

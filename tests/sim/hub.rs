@@ -234,6 +234,9 @@ async fn carry(uplink: Uplink, to: Slot, mut from: IncomingSnapshot, mut into: S
             break Err(error);
         }
     };
+    if ended.is_ok() {
+        uplink.network.borrow_mut().snapshots += 1;
+    }
     let told = ended.map_err(|error| match error {
         SnapshotError::Refused(reason) => reason,
         other => other.to_string(),

@@ -9,8 +9,11 @@
 //! | `cluster` | nodes and clients; steps; starts, crashes, pauses, clocks |
 //! | `clients` | how a client reaches a node |
 //! | `faults` | the disasters that a seed draws |
+//! | `operator` | changes of the membership, and what is done for a damaged member |
+//! | `known` | failures that systems of this kind have had, each with a name |
 //! | `run` | one run: a workload, a storm, and what must hold after it |
 //! | `puts` | the plainest workload |
+//! | `scene` | a cluster that a test drives step by step |
 //! | `trace` | what happened, hashed and printed |
 //!
 //! `cargo test --release --test sim` runs a fixed set of seeds. `SEEDS=n` runs n fresh ones, `SEED=n` replays one and prints
@@ -22,10 +25,13 @@ mod clients;
 mod cluster;
 mod faults;
 mod hub;
+mod known;
 mod machine;
 mod network;
+mod operator;
 mod puts;
 mod run;
+mod scene;
 mod trace;
 
 use puts::Puts;

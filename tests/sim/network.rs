@@ -223,6 +223,8 @@ pub(crate) struct Network {
     pub(crate) rng: fastrand::Rng,
     pub(crate) weather: Weather,
     pub(crate) trace: Trace,
+    /// Snapshots that took the place of a member's state.
+    pub(crate) snapshots: u64,
     /// Addresses, `HOST:PORT`, of all machines.
     pub(crate) addresses: BTreeMap<String, Slot>,
     endpoints: BTreeMap<Slot, Endpoint>,
@@ -246,6 +248,7 @@ impl Network {
             rng,
             weather,
             trace,
+            snapshots: 0,
             addresses: BTreeMap::new(),
             endpoints: BTreeMap::new(),
             under_way: BTreeMap::new(),

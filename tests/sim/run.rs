@@ -8,7 +8,7 @@ use crate::{
     faults::Storm,
     network::Slot,
 };
-use quorate::{kv::command::Put, types::Revision};
+use quorate::{actors::requests::RequestError, kv::command::Put, types::Revision};
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -20,6 +20,8 @@ use std::{
 const LIVE_ELECTIONS: u64 = 10;
 /// After that, all members must have applied the same within so long.
 const EVEN_MILLIS: u64 = 20_000;
+/// Then, every machine must come to have a sound member with a vote within so long.
+const SETTLE_MILLIS: u64 = 60_000;
 /// How long the cluster may take to form.
 const FORM_MILLIS: u64 = 20_000;
 
@@ -73,8 +75,26 @@ pub(crate) struct Outcome {
 
 /// Runs a seed. A failure names it, says how to replay it, and tells what happened before.
 pub(crate) fn run(plan: Plan, workload: &mut dyn Workload) -> Outcome {
+    run_in(plan, workload, Storm::new, &|_, _| {})
+}
+
+/// As [`run`], but nothing happens by chance: `strike` is called at each step, and does what it likes.
+pub(crate) fn run_with(
+    plan: Plan,
+    workload: &mut dyn Workload,
+    strike: &dyn Fn(&mut Cluster, &mut Storm),
+) -> Outcome {
+    run_in(plan, workload, Storm::silent, strike)
+}
+
+fn run_in(
+    plan: Plan,
+    workload: &mut dyn Workload,
+    storm: fn(&mut Cluster) -> Storm,
+    strike: &dyn Fn(&mut Cluster, &mut Storm),
+) -> Outcome {
     let mut cluster = Cluster::new(plan.seed, plan.size, plan.shown);
-    let whole = AssertUnwindSafe(|| whole(plan, &mut cluster, workload));
+    let whole = AssertUnwindSafe(|| whole(plan, &mut cluster, workload, storm, strike));
     match catch_unwind(whole) {
         Ok(()) => Outcome {
             hash: cluster.hash(),
@@ -99,28 +119,54 @@ fn tell_failure(plan: Plan, cluster: &Cluster) {
     );
 }
 
-fn whole(plan: Plan, cluster: &mut Cluster, workload: &mut dyn Workload) {
+fn whole(
+    plan: Plan,
+    cluster: &mut Cluster,
+    workload: &mut dyn Workload,
+    storm: fn(&mut Cluster) -> Storm,
+    strike: &dyn Fn(&mut Cluster, &mut Storm),
+) {
     let formed = cluster.run_until(FORM_MILLIS, |cluster| cluster.leader().is_some());
     assert!(formed, "the cluster does not form");
     workload.begin(cluster);
-    let mut storm = Storm::new(cluster);
+    let mut storm = storm(cluster);
     let over = cluster.now + plan.storm_millis;
     while cluster.now < over {
         storm.step(cluster);
+        strike(cluster, &mut storm);
         workload.watch(cluster);
     }
     storm.end(cluster);
-    live_again(cluster);
+    live_again(cluster, &storm.whole(cluster));
+    settle(cluster, &mut storm, workload);
+    let all: Vec<Slot> = (0..cluster.nodes.len()).collect();
+    live_again(cluster, &all);
     workload.end(cluster);
     even(cluster);
     workload.judge(cluster);
 }
 
-/// A leader exists, and a write succeeds through every member.
-fn live_again(cluster: &mut Cluster) {
-    let size = cluster.nodes.len();
+/// The operator's work comes to an end: every machine has a member that is sound and votes.
+fn settle(cluster: &mut Cluster, storm: &mut Storm, workload: &mut dyn Workload) {
+    let until = cluster.now + SETTLE_MILLIS;
+    while !storm.is_settled(cluster) {
+        assert!(
+            cluster.now < until,
+            "{SETTLE_MILLIS} ms after the storm some member is still missing, damaged or without a vote: {}",
+            storm.standing(cluster)
+        );
+        storm.repair(cluster);
+        workload.watch(cluster);
+    }
+    let snapshots = cluster.network.borrow().snapshots;
+    cluster.faults.insert("snapshot taken", snapshots);
+}
+
+/// A leader exists, and a write succeeds through each of these members.
+fn live_again(cluster: &mut Cluster, slots: &[Slot]) {
+    let size = slots.len();
     let written: Rc<RefCell<Vec<Slot>>> = Rc::default();
-    for slot in 0..size {
+    for slot in slots.iter().copied() {
         let written = written.clone();
         cluster.client(move |client| async move {
             loop {
@@ -130,7 +176,11 @@ fn live_again(cluster: &mut Cluster) {
                         value: "yes".into(),
                         ..Put::default()
                     };
-                    requests.put(put).await.is_ok()
+                    // Who has no vote yet says so; it gets one later.
+                    match requests.put(put).await {
+                        Ok(_) | Err(RequestError::Learner) => true,
+                        Err(_) => false,
+                    }
                 });
                 if done.await == Some(true) {
                     written.borrow_mut().push(slot);
@@ -142,9 +192,10 @@ fn live_again(cluster: &mut Cluster) {
     }
     let live = LIVE_ELECTIONS * ELECTION_MILLIS;
     cluster.run_until(live, |_| written.borrow().len() == size);
-    let silent: Vec<String> = (0..size)
+    let silent: Vec<String> = slots
+        .iter()
         .filter(|slot| !written.borrow().contains(slot))
-        .map(|slot| member(slot).name)
+        .map(|slot| member(*slot).name)
         .collect();
     assert!(
         silent.is_empty(),
@@ -183,4 +234,12 @@ fn even(cluster: &mut Cluster) {
     let hashes = hashes.borrow();
     let agree = hashes.len() == size && hashes.iter().all(|hash| *hash == hashes[0]);
     assert!(agree, "the members' histories differ: {hashes:#?}");
+    let members = |slot: Slot| {
+        let published = cluster.requests(slot)?.published();
+        Some(published.members.clone())
+    };
+    for slot in 1..size {
+        let name = member(slot).name;
+        assert_eq!(members(slot), members(0), "{name} knows other members");
+    }
 }

@@ -150,6 +150,7 @@ impl RaftNode {
                 }
                 responder.answer(Bytes::new());
             }
+            Ok(PeerAsk::WhoIsMember) => responder.answer(self.known_members()),
             Ok(PeerAsk::StateHash(index)) => self.tell_hash(index, responder),
             Ok(PeerAsk::Differs(index, right)) => {
                 if self.raft.leader() == Some(from) {

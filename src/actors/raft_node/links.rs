@@ -242,6 +242,7 @@ impl RaftNode {
         if self.peers.links.is_alone() {
             return;
         }
+        self.look_out();
         self.update_book();
         self.ask_for_state();
         self.links.ticks += 1;
@@ -249,6 +250,16 @@ impl RaftNode {
             self.tell_what_everybody_has();
             self.bound_log();
         }
+    }
+
+    /// Members that are connected.
+    pub(super) fn connected(&self) -> Vec<NodeId> {
+        self.links.connected.keys().copied().collect()
+    }
+
+    /// The address book is to be written anew.
+    pub(super) fn book_again(&mut self) {
+        self.links.booked = None;
     }
 
     /// Tells the peer hub where the members are, if that changed.
@@ -269,11 +280,14 @@ impl RaftNode {
             }
         };
         let joining = membership.ids().next().is_none();
-        let peers = if joining {
+        let mut peers = if joining {
             self.peers.seed.addresses()
         } else {
             members.addresses()
         };
+        let known: BTreeSet<NodeId> = peers.iter().map(|peer| peer.id).collect();
+        let told = self.lookout.addresses().into_iter();
+        peers.extend(told.filter(|peer| !known.contains(&peer.id)));
         // A hub whose mailbox is full is told at the next tick.
         if !matches!(
             book.try_send(UpdatePeers { peers }),

@@ -14,6 +14,7 @@ mod disk;
 mod forwards;
 mod guard;
 mod links;
+mod lookout;
 mod snapshots;
 
 pub use changes::{ChangeMembership, ChangeReply, MoveLeader};
@@ -111,6 +112,7 @@ pub struct RaftNode {
     leaves_at: Option<Instant>,
     leadership: Option<Leadership>,
     links: links::Peers,
+    lookout: lookout::Lookout,
     transfers: snapshots::Transfers,
     guard: guard::Guard,
     /// Entries up to here are applied.
@@ -270,6 +272,7 @@ impl RaftNode {
             leaves_at: None,
             leadership: None,
             links: links::Peers::default(),
+            lookout: lookout::Lookout::default(),
             transfers: snapshots::Transfers::default(),
             guard: guard::Guard::default(),
             reads: BTreeMap::new(),

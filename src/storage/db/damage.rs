@@ -1,10 +1,14 @@
 //! Tests of what crashes, failing disks and flipped bits do to the database.
 
 use super::testing::{Dump, FILE, MemDisk, OWNER, Random, TINY_CACHE, batch, dump, expected, open};
-use super::{Damage, Db, DbError, DbOptions};
+use super::{Damage, Db, DbError, DbOptions, OnDamage};
 use crate::types::{Rev, Revision};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 const WIDTH: u32 = 12;
 const BATCHES: u64 = 40;
@@ -140,11 +144,16 @@ fn flipped_bits_in_a_file_left_by_a_crash_do_no_harm_or_are_named() {
 fn bits_that_flip_while_the_file_is_open_are_never_served() {
     let image = history(true);
     let mut refused = 0;
+    let told = Arc::new(AtomicUsize::new(0));
     for seed in 0..400 {
         let mut random = Random(seed);
         let disk = MemDisk::with_file(image.clone());
         let mut db = open(&disk).unwrap();
-        let reader = db.reader().unwrap();
+        let tells = told.clone();
+        let on_damage = OnDamage::new(move |_| {
+            tells.fetch_add(1, Ordering::Relaxed);
+        });
+        let reader = db.reader().unwrap().telling(on_damage);
         disk.flip(random.below(image.len() * 8));
         let outcome = catch_unwind(AssertUnwindSafe(|| -> Result<(), DbError> {
             for major in 2..=BATCHES {
@@ -164,6 +173,11 @@ fn bits_that_flip_while_the_file_is_open_are_never_served() {
         }
     }
     assert!(refused > 0, "no flip was seen");
+    let told = told.load(Ordering::Relaxed);
+    assert!(
+        (1..=refused).contains(&told),
+        "{told} reads told of damage, {refused} flips were seen"
+    );
 }
 
 #[test]

@@ -35,7 +35,7 @@ mod testing;
 pub use compact::CompactStep;
 pub use error::{Damage, DbError};
 pub use format::{Applied, CompactionProgress, FORMAT_VERSION, Identity, RecordRef, Usage};
-pub use reader::DbReader;
+pub use reader::{DbReader, OnDamage};
 pub use snapshot::{DbSite, Export, Import, SNAPSHOT_VERSION, SnapshotFault, SnapshotHeader};
 
 use crate::codec;

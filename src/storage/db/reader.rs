@@ -16,6 +16,24 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct DbReader {
     view: Arc<View>,
+    on_damage: Option<OnDamage>,
+}
+
+/// Learns that a read found damage, or that the disk refused it: whoever serves from such a file must not go on.
+#[derive(Clone)]
+pub struct OnDamage(Arc<dyn Fn(&DbError) + Send + Sync>);
+
+impl OnDamage {
+    /// Calls `tell` with what a read found.
+    pub fn new(tell: impl Fn(&DbError) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+}
+
+impl std::fmt::Debug for OnDamage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OnDamage")
+    }
 }
 
 struct View {
@@ -51,11 +69,33 @@ impl DbReader {
         };
         Ok(Self {
             view: Arc::new(view),
+            on_damage: None,
         })
+    }
+
+    /// The same, and `on_damage` is told of each read that finds the file damaged or unreadable, besides the reader.
+    #[must_use]
+    pub fn telling(self, on_damage: OnDamage) -> Self {
+        let on_damage = Some(on_damage);
+        Self { on_damage, ..self }
+    }
+
+    /// Passes a result on, and tells of damage in it.
+    fn told<T>(&self, read: Result<T, DbError>) -> Result<T, DbError> {
+        if let (Err(error @ (DbError::Damaged { .. } | DbError::Io { .. })), Some(tell)) =
+            (&read, &self.on_damage)
+        {
+            tell.0(error);
+        }
+        read
     }
 
     /// The `KeyValue` that the put at `rev` stored; none if there is no such put (compacted, or never written).
     pub fn get_put(&self, rev: Rev) -> Result<Option<Bytes>, DbError> {
+        self.told(self.find_put(rev))
+    }
+
+    fn find_put(&self, rev: Rev) -> Result<Option<Bytes>, DbError> {
         let key = revision_key(rev, RecordKind::Put);
         let found = self
             .view
@@ -84,8 +124,9 @@ impl DbReader {
             .view
             .revisions
             .range::<&[u8; KEY_BYTES]>(&from..&to)
-            .map_err(|error| from_redb(&self.view.file, error))?;
-        self.visit(entries, &mut visit)
+            .map_err(|error| from_redb(&self.view.file, error));
+        let visited = entries.and_then(|entries| self.visit(entries, &mut visit));
+        self.told(visited)
     }
 
     /// Visits every record, in order.
@@ -94,11 +135,14 @@ impl DbReader {
             .view
             .revisions
             .iter()
-            .map_err(|error| from_redb(&self.view.file, error))?;
-        self.visit(entries, &mut |record| {
-            visit(record);
-            ControlFlow::Continue(())
-        })
+            .map_err(|error| from_redb(&self.view.file, error));
+        let visited = entries.and_then(|entries| {
+            self.visit(entries, &mut |record| {
+                visit(record);
+                ControlFlow::Continue(())
+            })
+        });
+        self.told(visited)
     }
 
     /// The file it reads, for errors.
@@ -108,11 +152,15 @@ impl DbReader {
 
     /// The blob that the newest commit with this name stored.
     pub fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, DbError> {
-        read_meta(&self.view.transaction, &self.view.file, name)
+        self.told(read_meta(&self.view.transaction, &self.view.file, name))
     }
 
     /// Visits every blob, the database's own among them, in order of their names.
-    pub fn for_each_meta(&self, mut visit: impl FnMut(&str, &[u8])) -> Result<(), DbError> {
+    pub fn for_each_meta(&self, visit: impl FnMut(&str, &[u8])) -> Result<(), DbError> {
+        self.told(self.visit_meta(visit))
+    }
+
+    fn visit_meta(&self, mut visit: impl FnMut(&str, &[u8])) -> Result<(), DbError> {
         let failed = |error| from_redb(&self.view.file, redb::Error::from(error));
         let table = self
             .view
@@ -140,6 +188,14 @@ impl DbReader {
 
     /// Visits the leases from `from` on, in order of their ids, until `visit` breaks.
     pub fn scan_leases(
+        &self,
+        from: LeaseId,
+        visit: impl FnMut(LeaseId, &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), DbError> {
+        self.told(self.visit_leases(from, visit))
+    }
+
+    fn visit_leases(
         &self,
         from: LeaseId,
         mut visit: impl FnMut(LeaseId, &[u8]) -> ControlFlow<()>,

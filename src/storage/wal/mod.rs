@@ -22,8 +22,10 @@
 //!
 //! A batch is written only once the one before it is durable. So a bad batch with a sound later one behind it was
 //! durable once: damage, and the log refuses to open. A bad batch with nothing behind it is a write that a crash tore;
-//! it is cut off. A *seal* behind the last batch (written when the log is idle or stops, and at every start) makes a
-//! later flipped bit in that batch damage too. The next batch overwrites the seal, so a crash in between shows either.
+//! it is cut off. A *seal* behind the last batch (written when the log is idle or stops, and at every start) makes
+//! later damage to that batch told too. The next batch overwrites the seal, so a crash in between shows either. Before the seal
+//! is there, one flipped bit is told from a torn write by trying each (`flipped`), and a file that lost its end by the length
+//! that its header names.
 //!
 //! # What it never does
 //!
@@ -35,6 +37,7 @@ mod catalog;
 #[cfg(test)]
 mod crash_tests;
 mod error;
+mod flipped;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod recovery;
@@ -600,6 +603,7 @@ impl<'a> Maker<'a> {
             identity: self.options.identity,
             salt: self.salt,
             reused,
+            bytes: segment.len,
         };
         let (mut bytes, start) = aligned_zeros(DIRECT_ALIGN);
         let block = &mut bytes[start..start + DIRECT_ALIGN];

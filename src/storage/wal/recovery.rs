@@ -8,6 +8,7 @@
 use super::batch::{BatchHeader, BatchId, Flaw};
 use super::catalog::{Catalog, lock};
 use super::error::WalError;
+use super::flipped::flipped_byte;
 use super::segment::{BATCHES_START, Batch, SegmentHeader, SegmentId, SegmentReader};
 use super::{SnapshotMark, WalOptions};
 use crate::storage::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode, aligned_zeros};
@@ -16,6 +17,9 @@ use std::sync::{Arc, Mutex};
 
 /// Bytes read at once.
 const WINDOW_BYTES: usize = 1024 * 1024;
+/// How much of the place where the log ends is searched for a batch with one flipped bit: what a batch fills at most, unless a
+/// single entry is larger.
+const FLIPPED_SEARCHED_BYTES: usize = 9 * 1024 * 1024;
 
 /// A part of the log that was cut off because a crash tore it. None of it was ever acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,6 +179,7 @@ fn open_segments(
         replay.salt = header.salt;
         replay.reused.push(header.reused);
         let len = reader.len();
+        refuse_lost_end(&header, &name, len)?;
         replay.readers.push(reader);
         replay.segments.push(Segment {
             id: *id,
@@ -184,6 +189,22 @@ fn open_segments(
         });
     }
     Ok(replay)
+}
+
+/// Refuses a file that is shorter than it was made.
+fn refuse_lost_end(header: &SegmentHeader, name: &str, len: u64) -> Result<(), WalError> {
+    if len >= header.bytes {
+        return Ok(());
+    }
+    Err(WalError::Damaged {
+        segment: header.id,
+        file: name.to_owned(),
+        offset: len,
+        what: format!(
+            "the file ends here, and was made with {} bytes",
+            header.bytes
+        ),
+    })
 }
 
 impl Replay {
@@ -323,7 +344,37 @@ impl Replay {
                 offset += DIRECT_ALIGN as u64;
             }
         }
-        Ok(())
+        self.refuse_flipped_bit(self.active, self.offset)?;
+        self.refuse_flipped_bit(self.active + 1, BATCHES_START)
+    }
+
+    /// Refuses a last batch that only one flipped bit keeps from being sound: all of it was written.
+    fn refuse_flipped_bit(&mut self, at: usize, offset: u64) -> Result<(), WalError> {
+        if at >= self.segments.len() || offset >= self.segments[at].len {
+            return Ok(());
+        }
+        let (id, name) = (self.segments[at].id, self.segments[at].name.clone());
+        let (any, next, previous) = (self.last_batch.is_some(), self.next, self.previous_crc);
+        let belongs = |header: &BatchHeader| {
+            let follows = header.batch == next && header.previous_crc == previous;
+            header.segment == id && !header.seal && (follows || !any)
+        };
+        let rest = usize::try_from(self.segments[at].len - offset).unwrap_or(usize::MAX);
+        let longest = rest.min(FLIPPED_SEARCHED_BYTES);
+        let bytes = self.readers[at].bytes(offset, longest);
+        let bytes = bytes.map_err(WalError::io("read", &name))?;
+        let Some(byte) = flipped_byte(bytes.unwrap_or_default(), self.salt, belongs) else {
+            return Ok(());
+        };
+        Err(WalError::Damaged {
+            segment: id,
+            file: name,
+            offset,
+            what: format!(
+                "one bit of byte {} is flipped in a batch that is whole otherwise",
+                offset + byte as u64
+            ),
+        })
     }
 
     fn damage(&self, flaw: &Flaw, later: &BatchHeader, at: usize, offset: u64) -> WalError {

@@ -81,6 +81,8 @@ pub(super) struct SegmentHeader {
     pub(super) salt: u64,
     /// Whether the file had a life before, so that leftovers may follow the last batch.
     pub(super) reused: bool,
+    /// The length it was made with: a shorter file has lost its end. Zero in files that were made before this was noted.
+    pub(super) bytes: u64,
 }
 
 impl SegmentHeader {
@@ -94,6 +96,7 @@ impl SegmentHeader {
         block[24..32].copy_from_slice(&self.identity.cluster.0.to_le_bytes());
         block[32..40].copy_from_slice(&self.identity.node.0.to_le_bytes());
         block[40..48].copy_from_slice(&self.salt.to_le_bytes());
+        block[48..56].copy_from_slice(&self.bytes.to_le_bytes());
         let crc = crc32c::crc32c(&block[..CRC_AT]);
         block[CRC_AT..FIELDS_BYTES].copy_from_slice(&crc.to_le_bytes());
     }
@@ -128,6 +131,7 @@ impl SegmentHeader {
             },
             salt: u64_at(block, 40),
             reused: u32_at(block, 12) != 0,
+            bytes: u64_at(block, 48),
         };
         if found != FORMAT {
             return Err(damaged("the format number was never in use"));
@@ -242,6 +246,7 @@ mod tests {
         },
         salt: 7,
         reused: true,
+        bytes: 0x5000,
     };
 
     fn block() -> Vec<u8> {

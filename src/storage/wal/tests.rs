@@ -507,18 +507,62 @@ fn a_flipped_bit_before_the_last_batch_is_damage_and_is_located() {
 }
 
 #[test]
-fn a_seal_tells_a_flipped_bit_in_the_last_batch_from_a_torn_write() {
-    let unsealed = SimDisk::new(1);
-    let start = three_batches(&unsealed);
-    unsealed.flip_bit(&name(1), start + 300, 1);
-    let (_, recovered) = open(&unsealed);
+fn a_flipped_bit_in_the_last_batch_is_told_from_a_torn_write_before_it_is_sealed() {
+    let used = batch::HEADER_BYTES as u64 + ENTRY_HEADER_BYTES as u64 + 5000;
+    let places = (0..140).chain([600, 4095, 4096, used - 700, used - 2]);
+    for byte in places {
+        let disk = SimDisk::new(1);
+        let start = three_batches(&disk);
+        disk.flip_bit(&name(1), start + byte, u32::try_from(byte % 8).unwrap());
+        let damaged = try_open(&disk, 0).map(|(_, recovered)| recovered);
+        assert!(
+            matches!(&damaged, Err(WalError::Damaged { offset, .. }) if *offset == start),
+            "byte {byte}: {damaged:?}"
+        );
+        let text = damaged.unwrap_err().to_string();
+        let place = format!("byte {} is flipped", start + byte);
+        assert!(text.contains(&place), "{text}");
+    }
+}
+
+#[test]
+fn two_flipped_bits_in_an_unsealed_last_batch_count_as_torn() {
+    let disk = SimDisk::new(1);
+    let start = three_batches(&disk);
+    disk.flip_bit(&name(1), start + 300, 1);
+    disk.flip_bit(&name(1), start + 900, 4);
+    let (_, recovered) = open(&disk);
     assert_eq!(recovered.entries, three_entries()[..2]);
     assert_eq!(recovered.cut.unwrap().offset, start);
+}
 
+#[test]
+fn a_file_that_lost_its_end_is_damage_however_little_was_in_it() {
+    for lost in [1, BLOCK, 2 * BLOCK, 3 * BLOCK] {
+        let disk = SimDisk::new(1);
+        three_batches(&disk);
+        let mode = OpenMode {
+            create: false,
+            direct: false,
+        };
+        let file = disk.share().open(&name(1), mode).unwrap();
+        let left = file.len().unwrap() - lost;
+        file.set_len(left).unwrap();
+        let damaged = try_open(&disk, 0).map(|(_, recovered)| recovered);
+        assert!(
+            matches!(&damaged, Err(WalError::Damaged { offset, .. }) if *offset == left),
+            "without {lost} bytes: {damaged:?}"
+        );
+    }
+}
+
+#[test]
+fn a_seal_tells_damage_in_the_last_batch_from_a_torn_write() {
     let sealed = SimDisk::new(1);
-    three_batches(&sealed);
+    let start = three_batches(&sealed);
     open(&sealed).0.seal().unwrap();
     sealed.flip_bit(&name(1), start + 300, 1);
+    sealed.flip_bit(&name(1), start + 900, 4);
     let damaged = try_open(&sealed, 0);
     assert!(
         matches!(damaged, Err(WalError::Damaged { offset, .. }) if offset == start),

@@ -1,0 +1,392 @@
+//! Failures that systems of this kind have had, each under the name of its situation.
+//!
+//! Some are storms of one kind of disaster under load; some are told step by step. The usual storms draw all of this as well,
+//! among much else; here it comes again and again. `docs/reliability.md` has the list.
+
+use crate::{
+    cluster::{Cluster, Crash, ELECTION_MILLIS},
+    faults::{Disaster, Storm},
+    network::{STEP_MILLIS, Slot},
+    operator,
+    puts::Puts,
+    run::{Plan, run_with},
+    scene::{SEEDS, Scene, of},
+};
+use quorate::{
+    actors::requests::RequestError,
+    kv::{
+        KvError,
+        command::{Put, RangeQuery, Txn, TxnOp},
+        record::KeyValue,
+    },
+    types::Revision,
+};
+use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
+
+/// How long the storms here last.
+const STORM_MILLIS: u64 = 15_000;
+
+/// Runs the usual clients while `strike` is called at each step.
+fn live_through(size: usize, strike: impl Fn(&mut Cluster, &mut Storm)) {
+    for seed in SEEDS {
+        let plan = Plan {
+            size,
+            storm_millis: STORM_MILLIS,
+            ..Plan::of(seed)
+        };
+        run_with(plan, &mut Puts::default(), &strike);
+    }
+}
+
+/// Whether this is the step for something that happens every so often.
+fn every(cluster: &Cluster, millis: u64) -> bool {
+    cluster.now % millis < STEP_MILLIS
+}
+
+/// Where a database and its log ran apart in a crash, the member counted its revisions on from another number.
+#[test]
+fn the_revision_is_the_same_on_all_members_after_crashes_under_load() {
+    live_through(3, |cluster, storm| {
+        if every(cluster, 1_200) {
+            storm.strike_with(cluster, Disaster::Crash);
+        }
+        if every(cluster, 6_000) {
+            storm.strike_with(cluster, Disaster::Blackout);
+        }
+    });
+}
+
+/// A cluster of one acknowledged what its log had not synced.
+#[test]
+fn a_member_alone_keeps_every_acknowledged_write_when_power_fails() {
+    live_through(1, |cluster, storm| {
+        if every(cluster, 700) {
+            storm.strike_with(cluster, Disaster::PowerAtWrite);
+        }
+        if every(cluster, 1_900) {
+            storm.strike_with(cluster, Disaster::Crash);
+        }
+    });
+}
+
+/// Members applied the same change of the membership differently, and went apart.
+#[test]
+fn members_agree_after_changes_of_the_membership_under_load() {
+    live_through(3, |cluster, storm| {
+        if every(cluster, 900) {
+            let change = storm.one_of(&[
+                Disaster::Add,
+                Disaster::Promote,
+                Disaster::Remove,
+                Disaster::Replace,
+            ]);
+            storm.strike_with(cluster, change);
+        }
+        if every(cluster, 4_000) {
+            storm.strike_with(cluster, Disaster::Crash);
+        }
+    });
+}
+
+/// Space was given back while a crash came, and keys were gone or back.
+#[test]
+fn no_key_is_lost_or_back_after_crashes_while_space_is_given_back() {
+    for seed in SEEDS {
+        let mut scene = Scene::of(seed, 3);
+        let all = [0, 1, 2];
+        for round in 0..4 {
+            for n in 0..40 {
+                scene.put(&all, &format!("k{}", n % 20), &format!("{round}.{n}"));
+            }
+            for n in 0..5 {
+                scene.delete(&all, &format!("k{n}"));
+            }
+            let compacted = compact(&mut scene, &all);
+            // The records go in steps with pauses between them: power fails somewhere on the way.
+            let wait = 2 + seed * 17 + round * 31;
+            scene.cluster.run(wait);
+            for slot in all {
+                scene.cluster.crash(slot, Crash::Power);
+            }
+            scene.start_all();
+            for n in 0..20 {
+                let found = scene.get(&all, &format!("k{n}"));
+                let written = format!("{round}.{}", n + 20);
+                let expected = (n >= 5).then_some(written);
+                assert_eq!(found, expected, "k{n} after round {round}, {compacted}");
+            }
+        }
+        scene.same_everywhere();
+    }
+}
+
+fn compact(scene: &mut Scene, slots: &[Slot]) -> Revision {
+    let slot = scene.leader();
+    let newest = scene.cluster.requests(slot).unwrap().status().revision;
+    scene.insist(slots, move |requests| async move {
+        match requests.compact(newest, false).await {
+            // An answer that was lost: it is done.
+            Ok(_) | Err(RequestError::Kv(KvError::Compacted { .. })) => Ok(()),
+            Err(error) => Err(error),
+        }
+    });
+    newest
+}
+
+/// The newest revision was a deletion, a compaction removed its record, and after a crash the revision was counted from the
+/// newest record that was left.
+#[test]
+fn the_revision_does_not_go_back_when_all_crash_after_the_compaction_of_a_deletion() {
+    for seed in SEEDS {
+        let mut scene = Scene::of(seed, 3);
+        let all = [0, 1, 2];
+        scene.put(&all, "gone", "soon");
+        scene.delete(&all, "gone");
+        scene.put(&all, "kept", "yes");
+        let newest = scene.delete(&all, "kept");
+        compact(&mut scene, &all);
+        // Some of the members have removed the records by then, some are on the way.
+        scene.cluster.run(seed * 150);
+        for slot in all {
+            let crash = if slot == 0 {
+                Crash::Process
+            } else {
+                Crash::Power
+            };
+            scene.cluster.crash(slot, crash);
+        }
+        scene.start_all();
+        for slot in all {
+            let revision = scene.ask(slot, 5_000, |requests| async move {
+                requests.range(of("gone")).await.map(|done| done.revision)
+            });
+            let revision = revision.expect("it answers").expect("it reads");
+            assert!(revision >= newest, "{revision} after {newest}");
+        }
+        let next = scene.put(&all, "next", "one");
+        assert!(next > newest, "{next} is given again after {newest}");
+        scene.same_everywhere();
+    }
+}
+
+/// A transaction read a revision that some members had compacted and others not yet: it wrote on some of them.
+#[test]
+fn a_transaction_that_reads_a_compacted_revision_does_the_same_on_all_members() {
+    for seed in SEEDS {
+        let mut scene = Scene::of(seed, 3);
+        let all = [0, 1, 2];
+        let refused: Rc<RefCell<BTreeSet<bool>>> = Rc::default();
+        for round in 0..6 {
+            for n in 0..10 {
+                scene.put(&all, "old", &format!("{round}.{n}"));
+            }
+            let leader = scene.leader();
+            let lags = (leader + 1) % 3;
+            // One hears of it all only later, at one stroke, and after a crash.
+            scene.isolate(lags, true);
+            let newest = scene.cluster.requests(leader).unwrap().status().revision;
+            for n in 0..12_u64 {
+                let refused = refused.clone();
+                let txn = old_and_new(newest, n);
+                scene.cluster.client(move |client| async move {
+                    client.pause(client.below(30)).await;
+                    let done = client.call(leader, 5_000, move |requests| async move {
+                        if n == 5 {
+                            return requests.compact(newest, false).await.map(drop);
+                        }
+                        requests.txn(txn).await.map(drop)
+                    });
+                    let done = done.await;
+                    if n != 5 {
+                        refused.borrow_mut().extend(done.map(|done| done.is_err()));
+                    }
+                });
+            }
+            scene.cluster.run(400);
+            scene.cluster.crash(lags, Crash::Power);
+            scene.isolate(lags, false);
+            scene.start_all();
+            scene.same_everywhere();
+        }
+        let refused = refused.borrow();
+        assert_eq!(
+            refused.len(),
+            2,
+            "some are refused and some are not: {refused:?}"
+        );
+    }
+}
+
+/// Reads the revision before one that is about to be compacted, and writes.
+fn old_and_new(newest: Revision, n: u64) -> Txn {
+    let put = Put {
+        key: format!("new{n}").into(),
+        value: "written".into(),
+        ..Put::default()
+    };
+    let old = RangeQuery {
+        revision: newest.0 - 1,
+        ..of("old")
+    };
+    Txn {
+        success: vec![TxnOp::Put(put), TxnOp::Range(old)],
+        ..Txn::default()
+    }
+}
+
+/// A second snapshot came while the first one was still being put in place, and left a mixture of both.
+#[test]
+fn two_snapshots_in_quick_succession_leave_the_newer_state() {
+    for seed in SEEDS {
+        let mut scene = Scene::with_short_log(seed, 3, 20);
+        let away = scene.follower();
+        let others: Vec<Slot> = (0..3).filter(|slot| *slot != away).collect();
+        let mut taken = 0;
+        for round in 0..3 {
+            scene.isolate(away, true);
+            fall_behind(&mut scene, &others, round);
+            scene.isolate(away, false);
+            // As soon as one is in place the member is away again, so that the next one follows at once; and before it is, the
+            // leader may be another one, which sends its own.
+            if round == 1 {
+                scene.cluster.run(ELECTION_MILLIS / 2 + seed * 10);
+                let leader = scene.leader();
+                let to = others.iter().find(|slot| **slot != leader);
+                scene.move_leader(*to.unwrap());
+            }
+            let before = taken;
+            let came = scene.cluster.run_until(30_000, |cluster| {
+                cluster.network.borrow().snapshots > before
+            });
+            assert!(came, "round {round}: no snapshot comes");
+            taken = scene.cluster.network.borrow().snapshots;
+        }
+        scene.same_everywhere();
+        for n in 0..80 {
+            let found = scene.get(&[away], &format!("k{n}"));
+            assert_eq!(
+                found,
+                Some(format!("2.{n}")),
+                "k{n} on the member that was away"
+            );
+        }
+    }
+}
+
+/// Writes so much that nobody keeps the log of it.
+fn fall_behind(scene: &mut Scene, others: &[Slot], round: u64) {
+    for n in 0..80 {
+        scene.put(others, &format!("k{n}"), &format!("{round}.{n}"));
+    }
+}
+
+/// A leader stood still while the others elected another one; when it went on, it answered from what it knew.
+#[test]
+fn a_leader_that_stood_still_reads_nothing_stale_when_it_goes_on() {
+    for seed in SEEDS {
+        let mut scene = Scene::of(seed, 3);
+        for round in 0..5 {
+            scene.put(&[0, 1, 2], "k", "old");
+            let stood = scene.leader();
+            let others: Vec<Slot> = (0..3).filter(|slot| *slot != stood).collect();
+            scene.cluster.pause(stood, true);
+            let value = format!("new in round {round}");
+            scene.put(&others, "k", &value);
+            // The first thing that it finds is a read that waited for it.
+            let read: Rc<RefCell<Option<String>>> = Rc::default();
+            let found = read.clone();
+            scene.cluster.client(move |client| async move {
+                let done = client.call(stood, 10_000, |requests| async move {
+                    requests.range(of("k")).await.ok().map(|done| done.kvs)
+                });
+                if let Some(Some(kvs)) = done.await {
+                    let kv = KeyValue::decode(&kvs[0]).unwrap();
+                    *found.borrow_mut() = Some(String::from_utf8(kv.value.to_vec()).unwrap());
+                }
+            });
+            scene.cluster.run(STEP_MILLIS * 5);
+            scene.cluster.pause(stood, false);
+            scene.cluster.run(3 * ELECTION_MILLIS);
+            let read = read.take();
+            assert!(
+                read.is_none() || read.as_ref() == Some(&value),
+                "{read:?} was read where {value} had been acknowledged"
+            );
+        }
+        scene.same_everywhere();
+    }
+}
+
+/// The applied index was stored before the data of its entries: after a crash these were skipped.
+#[test]
+fn the_applied_index_is_never_ahead_of_the_data() {
+    live_through(3, |cluster, storm| {
+        if every(cluster, 400) {
+            storm.strike_with(cluster, Disaster::PowerAtWrite);
+        }
+        if every(cluster, 2_500) {
+            storm.strike_with(cluster, Disaster::Blackout);
+        }
+    });
+}
+
+/// Found here (seed 950009548): a member was added and led, while another one was away that had not heard of it. That one refused
+/// its leader's connections for ever, since it did not know it.
+#[test]
+fn a_member_that_was_away_hears_of_a_leader_it_does_not_know() {
+    for seed in SEEDS {
+        let mut scene = Scene::of(seed, 3);
+        let leader = scene.leader();
+        let away = (leader + 1) % 3;
+        let others: Vec<Slot> = (0..3).filter(|slot| *slot != away).collect();
+        // It stays connected, as nobody is added otherwise, and gets nothing of the log.
+        scene.cluster.run(6_000);
+        scene.cluster.network.borrow_mut().stall(leader, away, true);
+        let new = scene.add_member(&others);
+        scene.cluster.crash(away, Crash::Process);
+        scene.cluster.network.borrow_mut().heal();
+        let votes = scene.cluster.run_until(30_000, |cluster| {
+            operator::votes(cluster, new) == Some(true)
+        });
+        assert!(votes, "the new one gets no vote");
+        scene.lead_with(new);
+        scene.start_all();
+        scene.put(&[away], "k", "by the one that was away");
+        scene.same_everywhere();
+    }
+}
+
+/// A disk that stalls kept a leader in office that could make nothing durable.
+#[test]
+fn a_leader_whose_disk_stalls_hands_over_and_writes_go_on() {
+    for seed in SEEDS {
+        let mut scene = Scene::of(seed, 3);
+        scene.put(&[0, 1, 2], "k", "before");
+        let stalls = scene.leader();
+        let disk = scene.cluster.nodes[stalls].disk.clone();
+        disk.stall(std::time::Duration::from_mins(1));
+        // A write finds the stall out: nothing else goes to the disk.
+        scene.ask(stalls, 10, |requests| async move {
+            requests
+                .put(Put {
+                    key: "k".into(),
+                    ..Put::default()
+                })
+                .await
+                .is_ok()
+        });
+        let moved = scene.cluster.run_until(10 * ELECTION_MILLIS, |cluster| {
+            cluster.leader().is_some_and(|slot| slot != stalls)
+        });
+        assert!(moved, "the leader keeps its office");
+        assert!(
+            scene.cluster.has_process(stalls),
+            "it goes on, as a follower"
+        );
+        let others: Vec<Slot> = (0..3).filter(|slot| *slot != stalls).collect();
+        scene.put(&others, "k", "after");
+        disk.stall(std::time::Duration::ZERO);
+        scene.cluster.run(60_000);
+        scene.same_everywhere();
+    }
+}
