@@ -183,7 +183,7 @@ mod tests {
         super::{
             super::{
                 super::{KeyRange, command::EncodedKv, record},
-                Response, StreamId, WatchSpec,
+                Body, Response, StreamId, WatchSpec,
             },
             Bounds,
         },
@@ -243,6 +243,57 @@ mod tests {
             kind: RecordKind::Put,
             kv: record::encode(&fields),
         }
+    }
+
+    /// Keeps what it is sent.
+    #[derive(Default)]
+    struct Keeping(Vec<(Revision, Vec<Revision>)>);
+
+    impl Outlet for Keeping {
+        fn has_room(&mut self, _: StreamId) -> bool {
+            true
+        }
+
+        fn send(&mut self, _: StreamId, response: Response) {
+            if let Body::Events { events, .. } = response.body {
+                let revisions = events.iter().map(|event| event.rev.major);
+                self.0.push((response.revision, revisions.collect()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_is_one_response_of_whole_revisions_up_to_a_size() {
+        let bounds = Bounds {
+            recent_bytes_max: 1 << 20,
+            watchers_max: 1,
+        };
+        let mut watches = Watches::new(Revision(1), bounds, 7);
+        let mut outlet = Keeping::default();
+        watches.open(StreamId(0));
+        let all = KeyRange::from_wire(&"a".into(), &"z".into());
+        watches.create(StreamId(0), WatchSpec::of(all), Revision(0), &mut outlet);
+        let batch: Vec<Record> = (2..=5).map(|at| put("k", Revision(at))).collect();
+        watches.publish(&batch, Revision(5), &Young, &mut outlet);
+        let revisions =
+            |range: std::ops::RangeInclusive<i64>| range.map(Revision).collect::<Vec<_>>();
+        assert_eq!(outlet.0, [(Revision(5), revisions(2..=5))]);
+        // Revision 6 has three changes that fill a response together; 7 and 8 follow in the next one.
+        outlet.0.clear();
+        let large = "k".repeat(RESPONSE_BYTES / 3);
+        let mut batch: Vec<Record> = (0..3)
+            .map(|sub| Record {
+                rev: Rev::new(Revision(6), sub),
+                ..put(&large, Revision(6))
+            })
+            .collect();
+        batch.extend([put("k", Revision(7)), put("other", Revision(8))]);
+        watches.publish(&batch, Revision(8), &Young, &mut outlet);
+        let expected = [
+            (Revision(6), vec![Revision(6); 3]),
+            (Revision(8), revisions(7..=8)),
+        ];
+        assert_eq!(outlet.0, expected);
     }
 
     #[test]
