@@ -14,7 +14,8 @@
 //! | [`snapshots::Snapshots`] | snapshots on their way to and from other members |
 //!
 //! [`requests::Requests`] is the way in, with [`leases`] as one of its parts; [`store::Store`] is the same way in messages.
-//! [`latest`] carries what one of them publishes to all who look. [`fail_stop`] says how all of them end.
+//! [`published::Published`] is what readers see, [`request_error::RequestError`] what they are told otherwise. [`latest`]
+//! carries what one of them publishes to all who look. [`fail_stop`] says how all of them end.
 
 pub mod applier;
 mod aside;
@@ -30,10 +31,12 @@ pub mod members;
 pub mod membership_change;
 pub mod peer_ask;
 pub mod peer_hub;
+pub mod published;
 pub mod raft_node;
 pub mod range_chunks;
 mod replacement;
 pub mod replies;
+pub mod request_error;
 pub mod requests;
 pub mod restore;
 pub mod snapshots;
