@@ -16,7 +16,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 const FOUND_WITHIN: [(Mutation, u64); 15] = [
     (Mutation::SkipSync, 4),
     (Mutation::AcknowledgeBeforeSync, 8),
-    (Mutation::AcknowledgeBeforeCommit, 4),
+    (Mutation::AcknowledgeBeforeCommit, 10),
     (Mutation::CommitOldTerm, 40),
     (Mutation::ForgetVote, 20),
     (Mutation::ApplyTwice, 3),
@@ -68,8 +68,11 @@ fn hunt(mutation: Mutation, plan: Plan) -> Outcome {
             run_with(plan, &mut Mixed::default(), &strike)
         }
         Mutation::CompactionOffByOne => run(plan, &mut Mixed::compacting()),
-        Mutation::AcknowledgeBeforeCommit
-        | Mutation::ApplyTwice
+        Mutation::AcknowledgeBeforeCommit => {
+            let strike = often(700, &[Disaster::Partition, Disaster::Crash]);
+            run_with(plan, &mut Mixed::default(), &strike)
+        }
+        Mutation::ApplyTwice
         | Mutation::DropWatchEvent
         | Mutation::ResumeOneLate
         | Mutation::ReadWithoutIndex
