@@ -7,6 +7,7 @@
 //! checkpoint that earlier leaders got into the log.
 
 use super::{
+    expiry_pace::{self, ExpiryPace},
     fail_stop::Lifeline,
     raft_node::RaftStatus,
     requests::{RequestError, Requests},
@@ -34,15 +35,6 @@ const MAILBOX_MAX: usize = 16_384;
 /// How often the count is looked through for leases whose time is up.
 const SCAN_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Leases that end in one log entry.
-const EXPIRE_LEASES_MAX: usize = 128;
-
-/// Keys that one entry should delete at most: more would hold up the puts behind it. One lease is never split.
-const EXPIRE_KEYS_AIM: usize = 1_000;
-
-/// After an entry with expiries there is none for as long as it took, this long at most: the others have half of the log.
-const EXPIRE_PAUSE_MAX: Duration = Duration::from_millis(5);
-
 /// Leases in one entry with renewals, and in one with checkpoints, if requests may be large enough.
 const RENEW_LEASES_MAX: usize = 4_096;
 const CHECKPOINT_LEASES_MAX: usize = 1_000;
@@ -68,10 +60,9 @@ pub struct LeaseManager {
     renewing: Option<Term>,
     /// The term in which one with expiries is, or the pause after it is not over.
     expiring: Option<Term>,
+    pace: ExpiryPace,
     /// The term in which one with checkpoints is.
     checkpointing: Option<Term>,
-    /// Leases that the next expiry ends at most.
-    expire_leases: usize,
     /// Tells front ends how many leases there are.
     count: watch::Sender<usize>,
     peers: LeaseManagerPeers,
@@ -133,8 +124,8 @@ impl LeaseManager {
             parked: Vec::new(),
             renewing: None,
             expiring: None,
+            pace: ExpiryPace::default(),
             checkpointing: None,
-            expire_leases: EXPIRE_LEASES_MAX,
             count,
             peers,
             _life: life,
@@ -449,7 +440,11 @@ impl LeaseManager {
             return;
         }
         let now = self.now();
-        let Some(expire) = self.clock.take_expired(now, self.expire_leases) else {
+        let Some(backlog) = self.clock.backlog(now) else {
+            return;
+        };
+        let max = self.pace.leases(backlog).min(self.entry_leases(usize::MAX));
+        let Some(expire) = self.clock.take_expired(now, max) else {
             return;
         };
         let term = Some(expire.term);
@@ -459,8 +454,9 @@ impl LeaseManager {
         let waited = outcome(submitted).into_actor(self);
         ctx.spawn(waited.map(move |done, manager, ctx| {
             manager.expired(&expire, &done);
-            let pause = proposed.elapsed().min(EXPIRE_PAUSE_MAX);
+            let pause = expiry_pace::pause(proposed.elapsed());
             ctx.run_later(pause, move |manager, ctx| {
+                manager.pace.took(proposed.elapsed());
                 if manager.expiring == term {
                     manager.expiring = None;
                 }
@@ -475,7 +471,7 @@ impl LeaseManager {
     fn expired(&mut self, expire: &ExpireLeases, done: &Result<Outcome, RequestError>) {
         match done {
             Ok(Outcome::Countdown { deleted, .. }) => {
-                self.expire_leases = next_batch(self.expire_leases, *deleted);
+                self.pace.deleted(*deleted, expire.leases.len());
             }
             Ok(_) => unreachable!("the machine answers an expiry in kind"),
             Err(error) => {
@@ -500,15 +496,6 @@ async fn outcome(
     submitted?.await.unwrap_or(Err(RequestError::Stopped))
 }
 
-/// Leases for the next expiry, after one of `leases` at most deleted so many keys.
-fn next_batch(leases: usize, deleted: usize) -> usize {
-    if deleted > EXPIRE_KEYS_AIM {
-        (leases / 2).max(1)
-    } else {
-        (leases * 2).min(EXPIRE_LEASES_MAX)
-    }
-}
-
 impl PendingCall {
     /// Whether nobody waits for the answer any more.
     fn is_abandoned(&self) -> bool {
@@ -518,18 +505,5 @@ impl PendingCall {
     fn answer(self, answer: CountdownAnswer) {
         // A caller that has gone away in the meantime does not matter.
         self.reply.send(answer).unwrap_or_default();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn large_leases_make_small_batches() {
-        assert_eq!(next_batch(128, 20_000), 64);
-        assert_eq!(next_batch(1, 20_000), 1);
-        assert_eq!(next_batch(64, 64), 128);
-        assert_eq!(next_batch(128, 128), 128);
     }
 }

@@ -20,6 +20,7 @@ pub mod applier;
 mod aside;
 pub mod committer;
 pub mod compactor;
+mod expiry_pace;
 pub mod fail_stop;
 pub mod index;
 pub mod lease_manager;

@@ -69,10 +69,21 @@ enum Phase {
 #[derive(Debug)]
 struct Leading {
     term: Term,
+    /// What was due before is counted as due then.
+    earliest: Millis,
     deadlines: BTreeSet<(Millis, LeaseId)>,
     overdue: VecDeque<LeaseId>,
     /// Where the sweep for checkpoints goes on.
     swept: Bound<LeaseId>,
+}
+
+/// How far the leader is behind with ending leases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backlog {
+    /// Leases whose time is up and whose end is not proposed yet; a few of them may be gone already.
+    pub leases: usize,
+    /// How long the first of them has waited; nothing if nobody led when it was due.
+    pub waited: Option<Millis>,
 }
 
 /// What came of asking for a renewal.
@@ -156,6 +167,7 @@ impl LeaseClock {
         }
         self.leading = Some(Leading {
             term,
+            earliest,
             deadlines,
             overdue: VecDeque::new(),
             swept: Bound::Unbounded,
@@ -279,8 +291,8 @@ impl LeaseClock {
         self.leases.get(&id).map(|counted| counted.due)
     }
 
-    /// The leases whose time is up and whose end is not proposed yet, at most `max` of them, the oldest first.
-    pub fn take_expired(&mut self, now: Millis, max: usize) -> Option<ExpireLeases> {
+    /// Finds the leases whose time is up.
+    pub fn backlog(&mut self, now: Millis) -> Option<Backlog> {
         let leading = self.leading.as_mut()?;
         while let Some(&(due, id)) = leading.deadlines.first().filter(|(due, _)| *due <= now) {
             leading.deadlines.remove(&(due, id));
@@ -289,6 +301,19 @@ impl LeaseClock {
                 leading.overdue.push_back(id);
             }
         }
+        let first = leading.overdue.front()?;
+        let due = self.leases.get(first).map_or(now, |first| first.due);
+        let led = due > leading.earliest;
+        Some(Backlog {
+            leases: leading.overdue.len(),
+            waited: led.then_some(Millis(now.0.saturating_sub(due.0))),
+        })
+    }
+
+    /// The leases whose time is up and whose end is not proposed yet, at most `max` of them, the oldest first.
+    pub fn take_expired(&mut self, now: Millis, max: usize) -> Option<ExpireLeases> {
+        self.backlog(now)?;
+        let leading = self.leading.as_mut()?;
         let mut leases = Vec::new();
         while leases.len() < max
             && let Some(id) = leading.overdue.pop_front()

@@ -4,7 +4,7 @@
 use super::{
     command::{ExpireLeases, LeaseMark},
     lease::{LeaseChange, LeaseRow},
-    lease_clock::{ClockSettings, LeaseClock, Renewal},
+    lease_clock::{Backlog, ClockSettings, LeaseClock, Renewal},
 };
 use crate::types::{LeaseId, LogIndex, Millis, Term};
 use proptest::prelude::*;
@@ -251,6 +251,26 @@ fn expiries_come_in_bounded_batches_oldest_first() {
     assert_eq!(take(&mut clock), [3, 2]);
     assert_eq!(take(&mut clock), [1]);
     assert_eq!(take(&mut clock), [0; 0]);
+}
+
+#[test]
+fn the_backlog_tells_what_waited_and_what_nobody_counted() {
+    let mut clock = LeaseClock::new(SETTINGS, [], Millis(0));
+    clock.applied(&granted(LeaseId(1), 2, 1), Millis(0));
+    clock.lead(Term(1), Millis(3_000));
+    clock.applied(&granted(LeaseId(2), 2, 1), Millis(3_000));
+    assert_eq!(clock.backlog(Millis(3_499)), None);
+    let (leases, waited) = (1, None);
+    assert_eq!(
+        clock.backlog(Millis(3_600)),
+        Some(Backlog { leases, waited })
+    );
+    assert_eq!(expired_ids(&mut clock, 3_600), [1]);
+    let waited = Some(Millis(40));
+    assert_eq!(
+        clock.backlog(Millis(5_040)),
+        Some(Backlog { leases, waited })
+    );
 }
 
 /// The countdown, done simply: one list.
