@@ -74,7 +74,7 @@ fn redb_batch_commit(bencher: Bencher<'_, '_>, records: i64) {
         .counter(ItemsCount::new(records.unsigned_abs()))
         .with_inputs(|| {
             let batch = CommitBatch {
-                records: (1..=records).map(|at| record(last + at)).collect(),
+                records: vec![(1..=records).map(|at| record(last + at)).collect()],
                 applied: Applied {
                     index: LogIndex((last + records).unsigned_abs()),
                     term: Term(1),

@@ -3,7 +3,7 @@
 use crate::{VALUE_BYTES, key, scattered};
 use divan::{Bencher, black_box, counter::ItemsCount};
 use quorate::{
-    api::reply::{self, WatchReply},
+    api::reply::{Frames, WatchReply},
     kv::{
         KeyRange,
         command::EncodedKv,
@@ -41,7 +41,7 @@ fn event_matching(bencher: Bencher<'_, '_>, watchers: u64) {
             (batch, Revision(newest))
         })
         .bench_local_values(|(batch, newest)| {
-            hub.publish(batch, newest, &Nothing, &mut taken);
+            hub.publish(&batch, newest, &Nothing, &mut taken);
         });
     assert!(taken.0 > 0, "the prefix concerns every change");
 }
@@ -53,7 +53,11 @@ fn event_encoding(bencher: Bencher<'_, '_>) {
     let reply = WatchReply::default();
     bencher.bench_local(|| {
         let event = Event::new(record.rev, record.kind, &record.kv, None);
-        reply::watch(black_box(&reply), &[Arc::new(event)]).unwrap()
+        let mut frames = Frames::default();
+        frames
+            .add_watch(black_box(&reply), &[Arc::new(event)])
+            .unwrap();
+        frames
     });
 }
 

@@ -6,7 +6,7 @@
 //! committer in large batches behind its back.
 
 use super::{
-    committer::{CommitRevisions, Committed, DatabaseReplaced, ReplaceDatabase},
+    committer::{CommitRevisions, Committed, DatabaseReplaced, ForgetRecords, ReplaceDatabase},
     compactor::{CompactionAccepted, CompactionState, HistoryReplaced},
     fail_stop::Lifeline,
     index::{IndexPublished, ReplaceTree, UpdateIndex},
@@ -28,13 +28,13 @@ use crate::{
         command::{AlarmKind, Command, EncodedKv, LogPosition, Verdict},
         index::Snapshot,
         lease::LeaseChange,
-        machine::{Changes, Machine},
+        machine::Machine,
         range::{ReadError, Records, Window},
-        runs::Runs,
+        tail::{self, Tail},
         view::View,
     },
     storage::db::{Applied, CommitBatch, DbReader},
-    types::{Entry, EntryKind, LogIndex, NodeId, Record, Rev, Revision},
+    types::{Entry, EntryKind, LogIndex, NodeId, Rev, Revision},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -72,7 +72,7 @@ pub struct Applier {
     machine: Machine,
     applied: Applied,
     snapshot: Snapshot,
-    tail: Runs<Record>,
+    tail: Tail,
     tail_bytes: usize,
     stored: DbReader,
     file_bytes: u64,
@@ -93,6 +93,7 @@ pub struct Applier {
     unpublished: VecDeque<Batch>,
     /// What the committer has not been given yet.
     uncommitted: CommitBatch,
+    uncommitted_records: usize,
     uncommitted_bytes: usize,
     /// Bytes that the committer is working on.
     committing: Option<usize>,
@@ -112,6 +113,8 @@ pub struct Peers {
     pub index: Recipient<UpdateIndex>,
     /// Takes records.
     pub committer: Recipient<CommitRevisions>,
+    /// Frees the memory of records that the database holds.
+    pub forget: Recipient<ForgetRecords>,
     /// Is told what was applied, and what the database holds.
     pub raft: Recipient<ApplierProgress>,
     /// Is told of compactions.
@@ -144,7 +147,7 @@ pub struct ReplacePeers {
 struct Batch {
     applied: Applied,
     window: Window,
-    records: Vec<Record>,
+    records: tail::Batch,
     answers: Vec<(Reply, Verdict)>,
     leases: LeasesChanged,
     compacted: Option<Revision>,
@@ -237,13 +240,14 @@ impl Applier {
             draining: Vec::new(),
             applied,
             snapshot: state.snapshot,
-            tail: Runs::default(),
+            tail: Tail::default(),
             tail_bytes: 0,
             stored: state.stored,
             file_bytes: state.file_bytes,
             used_bytes: state.used_bytes,
             unpublished: VecDeque::new(),
             uncommitted: CommitBatch::default(),
+            uncommitted_records: 0,
             uncommitted_bytes: 0,
             committing: None,
             pacing,
@@ -301,7 +305,7 @@ impl Actor for Applier {
             applier.commit();
             if applier.watches_behind {
                 let published = applier.peers.views.borrow().clone();
-                applier.tell_watches(Vec::new(), published);
+                applier.tell_watches(tail::Batch::default(), published);
             }
         });
         self.publish(self.machine_window());
@@ -328,12 +332,13 @@ impl Handler<ApplyEntries> for Applier {
         hit(FailPoint::AfterApply);
         self.hashes.settle();
         let changes = self.machine.take_changes();
-        self.keep_for_commit(&changes);
+        let records: tail::Batch = changes.records.into();
+        self.keep_for_commit(&records, &changes.leases, changes.alarms);
         let through = self.machine.revision();
         self.unpublished.push_back(Batch {
             applied: self.applied,
             window: self.machine_window(),
-            records: changes.records,
+            records,
             answers,
             leases: LeasesChanged {
                 changes: changes.leases,
@@ -359,7 +364,7 @@ impl Handler<IndexPublished> for Applier {
         let batch = self.unpublished.pop_front();
         assert!(batch.is_some(), "the index publishes once for each batch");
         let Some(batch) = batch else { return };
-        self.tail.append(&batch.records);
+        self.tail.push(batch.records.clone());
         let term_changed = batch.applied.term != self.visible.term;
         self.visible = batch.applied;
         // Before readers see the batch: who then asks for a lease of it is behind this message.
@@ -380,7 +385,7 @@ impl Handler<IndexPublished> for Applier {
                 .deliver(&self.peers.compactor, CompactionAccepted { revision });
         }
         self.report_progress();
-        if self.uncommitted.records.len() >= self.pacing.records_max
+        if self.uncommitted_records >= self.pacing.records_max
             || self.uncommitted_bytes >= self.pacing.bytes_max
         {
             self.commit();
@@ -396,7 +401,9 @@ impl Handler<Committed> for Applier {
         self.stored = committed.reader;
         self.file_bytes = committed.file_bytes;
         self.used_bytes = committed.used_bytes;
+        let mut spent = Tail::default();
         if let Some(through) = committed.through {
+            spent = self.tail.clone();
             self.tail.drop_through(Rev::new(through, u32::MAX));
             self.tail_bytes -= self.committing.take().unwrap_or_default();
             self.stored_through = through;
@@ -408,6 +415,10 @@ impl Handler<Committed> for Applier {
         }
         let window = self.visible_window;
         self.publish(window);
+        if !spent.is_empty() {
+            let forget = ForgetRecords { records: spent };
+            self.life.deliver(&self.peers.forget, forget);
+        }
     }
 }
 
@@ -534,7 +545,7 @@ impl Applier {
 
     /// Tells the watch hub of a batch. It is not waited for: what does not fit its mailbox it will read from history, once it
     /// is told that there is something new.
-    fn tell_watches(&mut self, records: Vec<Record>, published: Arc<Published>) {
+    fn tell_watches(&mut self, records: tail::Batch, published: Arc<Published>) {
         let told = self
             .peers
             .watches
@@ -554,15 +565,14 @@ impl Applier {
         self.life.deliver(&self.peers.raft, progress);
     }
 
-    fn keep_for_commit(&mut self, changes: &Changes) {
-        let bytes: usize = changes.records.iter().map(|record| record.kv.len()).sum();
+    fn keep_for_commit(&mut self, records: &tail::Batch, leases: &[LeaseChange], alarms: bool) {
+        let bytes: usize = records.iter().map(|record| record.kv.len()).sum();
         self.uncommitted_bytes += bytes;
         self.tail_bytes += bytes;
-        self.uncommitted
-            .records
-            .extend(changes.records.iter().cloned());
+        self.uncommitted_records += records.len();
+        self.uncommitted.records.push(records.clone());
         let rows = &mut self.uncommitted.leases;
-        for change in &changes.leases {
+        for change in leases {
             match change {
                 LeaseChange::Granted { id, row }
                 | LeaseChange::Checkpointed { id, row }
@@ -575,7 +585,7 @@ impl Applier {
                 LeaseChange::Revoked { id } => rows.push((*id, None)),
             }
         }
-        if changes.alarms {
+        if alarms {
             self.alarms = Arc::new(self.machine.alarms().clone());
         }
         self.uncommitted.applied = self.applied;
@@ -593,6 +603,7 @@ impl Applier {
         let through = self.machine.revision();
         batch.meta.extend(store_meta(&self.machine));
         self.handed_over = batch.applied.index;
+        self.uncommitted_records = 0;
         self.committing = Some(std::mem::take(&mut self.uncommitted_bytes));
         self.life
             .deliver(&self.peers.committer, CommitRevisions { batch, through });
@@ -635,9 +646,10 @@ impl Applier {
         (self.applied, self.visible) = (applied, applied);
         (self.stored_index, self.handed_over) = (applied.index, applied.index);
         self.stored_through = self.machine.revision();
-        self.tail = Runs::default();
+        self.tail = Tail::default();
         self.tail_bytes = 0;
         self.uncommitted = CommitBatch::default();
+        self.uncommitted_records = 0;
         self.uncommitted_bytes = 0;
         self.committing = None;
         self.stored = replaced.reader;
@@ -648,7 +660,7 @@ impl Applier {
         }
         let published = self.publish(self.machine_window());
         // Watchers read what they missed from history, or learn that it is compacted.
-        self.tell_watches(Vec::new(), published);
+        self.tell_watches(tail::Batch::default(), published);
         self.life
             .deliver(&self.peers.replace.raft, StateReplaced { applied });
     }
@@ -656,7 +668,7 @@ impl Applier {
 
 /// Records the machine has given out: applied but not published, published but not in the database, in the database.
 struct Past<'a> {
-    tail: &'a Runs<Record>,
+    tail: &'a Tail,
     unpublished: &'a VecDeque<Batch>,
     stored: &'a DbReader,
 }
@@ -666,11 +678,8 @@ impl Records for Past<'_> {
         if let Some(record) = self.tail.get(rev) {
             return Ok(record.kv.clone());
         }
-        let batches = self.unpublished.iter();
-        let found = batches
-            .flat_map(|batch| batch.records.iter())
-            .find(|record| record.rev == rev);
-        match found {
+        let mut batches = self.unpublished.iter();
+        match batches.find_map(|batch| tail::find(&batch.records, rev)) {
             Some(record) => Ok(record.kv.clone()),
             None => self.stored.get(rev),
         }

@@ -13,6 +13,7 @@ use crate::{
         index::Snapshot,
         range::{ReadError, Records},
         record,
+        tail::Tail,
         view::StoredRecords,
         watch::Visit,
     },
@@ -76,6 +77,15 @@ pub struct CommitRevisions {
     pub batch: CommitBatch,
     /// The newest revision after it.
     pub through: Revision,
+}
+
+/// Takes a tail whose records the database holds now, to drop it: freeing ten thousand records takes a millisecond or two, which
+/// no request should wait for. There is one for each [`Committed`] at most.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct ForgetRecords {
+    /// What the applier held before.
+    pub records: Tail,
 }
 
 /// What the database holds now, and a reader of it.
@@ -178,6 +188,14 @@ impl Committer {
         }
         hit(FailPoint::AfterDbCommit);
         self.report(Some(commit.through), clock::micros(start.elapsed()));
+    }
+}
+
+impl Handler<ForgetRecords> for Committer {
+    type Result = ();
+
+    fn handle(&mut self, forget: ForgetRecords, _: &mut Self::Context) {
+        drop(forget.records);
     }
 }
 

@@ -14,6 +14,7 @@
 //! | [`snapshots::Snapshots`] | snapshots on their way to and from other members |
 //!
 //! [`requests::Requests`] is the way in, with [`leases`] as one of its parts; [`store::Store`] is the same way in messages.
+//! [`published::Published`] is what readers see, [`request_error::RequestError`] what they are told otherwise.
 //! [`fail_stop`] says how all of them end.
 
 pub mod applier;
@@ -29,10 +30,12 @@ pub mod members;
 pub mod membership_change;
 pub mod peer_ask;
 pub mod peer_hub;
+pub mod published;
 pub mod raft_node;
 pub mod range_chunks;
 mod replacement;
 pub mod replies;
+pub mod request_error;
 pub mod requests;
 pub mod restore;
 pub mod snapshots;

@@ -21,138 +21,35 @@ use super::{
 use crate::{
     clock, codec,
     kv::{
-        KeyRange, KvError, check,
+        KvError, check,
         command::{
             AlarmKind, Command, Compact, DeleteRange, DeleteRangeDone, Outcome, Put, PutDone,
-            RangeDone, RangeQuery, SetAlarm, SortOrder, SortTarget, Txn, TxnDone, TxnOp,
+            RangeDone, RangeQuery, SetAlarm, Txn, TxnDone,
         },
-        hash::{HistoryHash, HistoryHasher},
+        hash::HistoryHash,
         range::ReadError,
-        view::View,
     },
-    storage::db::{Applied, DbReader},
-    types::{ClusterId, LogIndex, NodeId, Rev, Revision, Term},
+    types::{ClusterId, LogIndex, NodeId, Revision, Term},
 };
 use actix::prelude::*;
 use actix_rt::ArbiterHandle;
 use bytes::{BufMut, Bytes};
 use std::{
-    collections::BTreeSet,
-    ops::ControlFlow,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
 
+pub use super::{published::Published, request_error::RequestError};
+
 /// Requests that may wait in one front end for the next turn; past it they are told to come again.
 const WAITING_MAX: usize = 16_384;
-
-/// A range over more keys than this is read on a thread of its own, so that it does not hold up the others.
-const INLINE_KEYS_MAX: u64 = 512;
 
 /// Between two attempts to find the leader.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Long reads that one front end runs at once.
 const ASIDE_MAX: usize = 4;
-
-/// Why a request got no answer from the store, or which refusal it got.
-#[derive(Debug, thiserror::Error)]
-pub enum RequestError {
-    /// The data model refuses it; every member would.
-    #[error(transparent)]
-    Kv(#[from] KvError),
-    /// It is over the limit on the size of a replicated request.
-    #[error("request is too large: {bytes} bytes, at most {max}")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// Too much is under way; try again later.
-    #[error("too many requests")]
-    TooManyRequests,
-    /// It was not finished in time; it may still happen.
-    #[error("request timed out")]
-    TimedOut,
-    /// As [`RequestError::TimedOut`], and the leader changed shortly after the request came.
-    #[error("request timed out, possibly due to previous leader failure")]
-    TimedOutLeaderFailed,
-    /// As [`RequestError::TimedOut`], and the leader, or a quorum, is out of reach.
-    #[error("request timed out, possibly due to connection lost")]
-    TimedOutConnectionLost,
-    /// There was no leader to take it for the whole of its time; it did not happen.
-    #[error("deadline exceeded while there was no leader")]
-    DeadlineNoLeader,
-    /// There is no leader now, and the caller asked to be told.
-    #[error("no leader")]
-    NoLeader,
-    /// Only the leader does this.
-    #[error("not leader")]
-    NotLeader,
-    /// Leadership goes to voters only.
-    #[error("bad leader transferee")]
-    BadTransferee,
-    /// The membership stays as it is.
-    #[error(transparent)]
-    Change(#[from] ChangeRefusal),
-    /// This member has no vote, and serves little.
-    #[error("rpc not supported for learner")]
-    Learner,
-    /// The leader changed while the request was under way.
-    #[error("leader changed")]
-    LeaderChanged,
-    /// The node is stopping; the request did not happen, unless it was proposed before.
-    #[error("server stopped")]
-    Stopped,
-    /// This member cannot read its own records.
-    #[error(transparent)]
-    Unreadable(#[from] ReadError),
-}
-
-/// What the applier publishes after every batch.
-#[derive(Debug)]
-pub struct Published {
-    /// The store.
-    pub view: View,
-    /// The log position it stands for.
-    pub applied: Applied,
-    /// Raised alarms.
-    pub alarms: Arc<BTreeSet<(NodeId, AlarmKind)>>,
-    /// The members of the cluster.
-    pub members: Arc<Members>,
-    /// Reads the records that the view's tail does not hold.
-    pub stored: DbReader,
-    /// The database holds every record up to this revision.
-    pub stored_through: Revision,
-    /// Size of the database file, in bytes.
-    pub file_bytes: u64,
-    /// Bytes of it that hold records.
-    pub used_bytes: u64,
-}
-
-impl Published {
-    /// Reads keys, if that is quick enough to be done between other requests.
-    pub fn try_range(&self, query: &RangeQuery) -> Result<Option<RangeDone>, RequestError> {
-        if is_small(&self.view, query) {
-            return Ok(Some(self.view.range(query)??));
-        }
-        Ok(None)
-    }
-
-    /// Runs a transaction that only reads, under the same condition.
-    pub fn try_read_txn(&self, txn: &Txn) -> Result<Option<TxnDone>, RequestError> {
-        let small = |op: &TxnOp| match op {
-            TxnOp::Range(query) => is_small(&self.view, query),
-            TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Txn(_) | TxnOp::Empty => true,
-        };
-        if txn.branches().all(small) {
-            return Ok(Some(self.view.read_txn(txn)??));
-        }
-        Ok(None)
-    }
-}
 
 /// Who answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -508,7 +405,7 @@ impl Requests {
     /// etcd's hash of the history through a revision, of what this member holds.
     pub async fn hash_kv(&self, through: Revision) -> Result<HistoryHash, RequestError> {
         let published = self.published();
-        self.aside(move || hash_history(&published, through)).await
+        self.aside(move || published.hash_history(through)).await
     }
 
     /// Whether this member has no vote.
@@ -738,47 +635,6 @@ async fn send_turns(shared: Arc<Shared>, raft: Addr<RaftNode>) {
 /// Answers a caller. One that has gone away in the meantime does not matter.
 pub(super) fn answer<T>(reply: oneshot::Sender<Result<T, RequestError>>, error: RequestError) {
     drop(reply.send(Err(error)));
-}
-
-/// Feeds all records, first those in the database, to etcd's hash.
-fn hash_history(
-    published: &Published,
-    through: Revision,
-) -> Result<Result<HistoryHash, KvError>, ReadError> {
-    let view = &published.view;
-    let mut hasher = match HistoryHasher::new(view.window, &view.keys, through) {
-        Ok(hasher) => hasher,
-        Err(refusal) => return Ok(Err(refusal)),
-    };
-    let from = Rev::default();
-    let to = Rev::new(view.window.newest.next(), 0);
-    let scanned = published.stored.scan(from..to, |record| {
-        hasher.add(record.rev, record.kind, record.kv);
-        ControlFlow::Continue(())
-    });
-    scanned.map_err(|error| ReadError {
-        rev: from,
-        source: Box::new(error),
-    })?;
-    for record in view.tail.iter() {
-        hasher.add(record.rev, record.kind, &record.kv);
-    }
-    Ok(Ok(hasher.finish()))
-}
-
-/// Whether a range is quick enough to run between other requests.
-fn is_small(view: &View, query: &RangeQuery) -> bool {
-    let range = KeyRange::from_wire(&query.key, &query.range_end);
-    if range.is_single() {
-        return true;
-    }
-    let head = query.revision <= 0 || query.revision == view.window.newest.0;
-    let limited = query.limit > 0
-        && query.limit.cast_unsigned() <= INLINE_KEYS_MAX
-        && query.filter.is_off()
-        && query.sort_order == SortOrder::None
-        && query.sort_target == SortTarget::Key;
-    head && (query.count_only || limited || view.keys.count(&range) <= INLINE_KEYS_MAX)
 }
 
 fn encoded_size_hint(command: &Command) -> usize {

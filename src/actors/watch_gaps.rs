@@ -76,6 +76,7 @@ impl World {
             published.view.window.newest, revision,
             "told as it becomes visible"
         );
+        let records = records.into();
         self.hub
             .send(EventsApplied { records, published })
             .await
@@ -85,7 +86,7 @@ impl World {
     /// Tells it only that there is something new, as the applier does later for a batch that did not fit.
     async fn hint(&self) {
         let published = self.requests.views().borrow().clone();
-        let records = Vec::new();
+        let records = Arc::default();
         self.hub
             .send(EventsApplied { records, published })
             .await

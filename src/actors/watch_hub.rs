@@ -15,11 +15,12 @@ use crate::{
     clock,
     kv::{
         range::ReadError,
+        tail::Batch,
         watch::{
             Bounds, CatchUp, Outlet, ReadTask, Response, StreamId, WatchId, WatchSpec, Watches,
         },
     },
-    types::{Record, Revision},
+    types::Revision,
 };
 use actix::prelude::*;
 use std::{
@@ -114,7 +115,7 @@ impl WatchHub {
 #[rtype(result = "()")]
 pub struct EventsApplied {
     /// The batch's changes, whole revisions in order.
-    pub records: Vec<Record>,
+    pub records: Batch,
     /// The store after it.
     pub published: Arc<Published>,
 }
@@ -190,7 +191,7 @@ impl Handler<EventsApplied> for WatchHub {
         let view = &applied.published.view;
         let newest = view.window.newest;
         self.watches
-            .publish(applied.records, newest, view, &mut self.outboxes);
+            .publish(&applied.records, newest, view, &mut self.outboxes);
         self.unpark();
         self.read_on(ctx);
     }

@@ -131,26 +131,43 @@ impl Outbox {
 
     /// Takes the next response; nothing once the node has stopped and everything is taken. For one task at a time.
     pub(super) async fn take(&self) -> Option<Response> {
-        loop {
-            match self.try_take() {
-                Ok(response) => return Some(response),
-                Err(Empty::ForEver) => return None,
-                Err(Empty::ForNow) => self.filled.notified().await,
-            }
+        let mut taken = Vec::with_capacity(1);
+        self.take_some(1, &mut taken).await;
+        taken.pop()
+    }
+
+    /// Adds the next responses to `taken`: at least one, and no further ones once they have `bytes_max` bytes. None once the node
+    /// has stopped and everything is taken. For one task at a time.
+    pub(super) async fn take_some(&self, bytes_max: usize, taken: &mut Vec<Response>) {
+        while self.try_take_some(bytes_max, taken) == Err(Empty::ForNow) {
+            self.filled.notified().await;
         }
     }
 
     /// Takes the next response, if there is one.
     pub(super) fn try_take(&self) -> Result<Response, Empty> {
+        let mut taken = Vec::with_capacity(1);
+        self.try_take_some(1, &mut taken)?;
+        taken.pop().ok_or(Empty::ForNow)
+    }
+
+    /// As [`Outbox::take_some`], if there is something.
+    fn try_take_some(&self, bytes_max: usize, taken: &mut Vec<Response>) -> Result<(), Empty> {
         let mut state = unpoisoned(&self.state);
-        let Some(response) = state.queue.pop_front() else {
+        if state.queue.is_empty() {
             return Err(if state.ended {
                 Empty::ForEver
             } else {
                 Empty::ForNow
             });
-        };
-        let bytes = response.bytes();
+        }
+        let mut bytes = 0;
+        while bytes < bytes_max
+            && let Some(response) = state.queue.pop_front()
+        {
+            bytes += response.bytes();
+            taken.push(response);
+        }
         state.bytes -= bytes;
         self.bell.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
         let drained = state.bytes <= STREAM_BYTES_MAX / 2;
@@ -162,7 +179,7 @@ impl Outbox {
         if drained {
             self.emptied.notify_waiters();
         }
-        Ok(response)
+        Ok(())
     }
 
     /// Waits until the client has taken enough that its requests may add to the queue; tells whether the stream goes on.
@@ -293,6 +310,25 @@ mod tests {
         outbox.put(events(1));
         assert_eq!(outbox.try_take(), Err(Empty::ForNow));
         assert_eq!(bell.queued_bytes.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test]
+    async fn some_are_taken_at_once_up_to_a_size() {
+        let bell = Arc::new(Bell::default());
+        let outbox = Outbox::new(StreamId(5), bell.clone());
+        for _ in 0..5 {
+            outbox.put(events(1_000));
+        }
+        let each = events(1_000).bytes();
+        let mut taken = Vec::new();
+        outbox.take_some(2 * each + 1, &mut taken).await;
+        assert_eq!(taken.len(), 3, "the one that crosses the line is the last");
+        assert_eq!(bell.queued_bytes.load(Ordering::Relaxed), 2 * each);
+        outbox.take_some(usize::MAX, &mut taken).await;
+        assert_eq!(taken.len(), 5, "added to what is there");
+        outbox.end();
+        outbox.take_some(1, &mut taken).await;
+        assert_eq!(taken.len(), 5, "nothing comes after the end");
     }
 
     #[tokio::test]

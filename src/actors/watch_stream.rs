@@ -103,6 +103,21 @@ impl WatchResponses {
         self.outbox.take().await.ok_or(RequestError::Stopped)
     }
 
+    /// Adds the next responses to `taken`, at least one; what is there already comes at once, until it has `bytes_max` bytes.
+    /// [`RequestError::Stopped`] when the node stops.
+    pub async fn next_some(
+        &mut self,
+        bytes_max: usize,
+        taken: &mut Vec<Response>,
+    ) -> Result<(), RequestError> {
+        let before = taken.len();
+        self.outbox.take_some(bytes_max, taken).await;
+        if taken.len() == before {
+            return Err(RequestError::Stopped);
+        }
+        Ok(())
+    }
+
     /// The next response, if it is there already.
     pub fn try_next(&mut self) -> Option<Response> {
         self.outbox.try_take().ok()

@@ -34,9 +34,62 @@ pub struct Header {
     pub term: Term,
 }
 
-/// An encoded answer: one gRPC frame.
+/// An encoded answer: one gRPC frame, or several behind each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Encoded(Bytes);
+
+/// Frames on their way to becoming one [`Encoded`].
+#[derive(Debug, Default)]
+pub struct Frames(Vec<u8>);
+
+impl Frames {
+    /// Bytes of all frames so far.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Adds a `WatchResponse`. The events are encoded already, as its field.
+    pub fn add_watch(&mut self, reply: &WatchReply, events: &[Arc<Event>]) -> Result<(), Status> {
+        let events_len: usize = events.iter().map(|event| event.wire.len()).sum();
+        self.add(reply.len() + events_len, |out| {
+            reply.write(out);
+            for event in events {
+                out.extend_from_slice(&event.wire);
+            }
+        })
+    }
+
+    /// Adds a message of exactly `len` bytes behind its prefix.
+    fn add(&mut self, len: usize, body: impl FnOnce(&mut Vec<u8>)) -> Result<(), Status> {
+        let prefix = match u32::try_from(len) {
+            Ok(prefix) if len <= MESSAGE_BYTES_MAX => prefix,
+            Ok(_) | Err(_) => return Err(Status::sent_too_large(len, MESSAGE_BYTES_MAX)),
+        };
+        let start = self.0.len();
+        let out = &mut self.0;
+        out.reserve(PREFIX_BYTES + len);
+        out.push(0);
+        out.extend_from_slice(&prefix.to_be_bytes());
+        body(out);
+        assert_eq!(
+            out.len() - start,
+            PREFIX_BYTES + len,
+            "the length was computed from the same answer"
+        );
+        Ok(())
+    }
+}
+
+impl From<Frames> for Encoded {
+    fn from(frames: Frames) -> Self {
+        Self(frames.0.into())
+    }
+}
 
 impl Encoded {
     /// Encodes a generated message.
@@ -58,20 +111,9 @@ impl Encoded {
 
     /// Writes a message of exactly `len` bytes behind its prefix.
     fn write(len: usize, body: impl FnOnce(&mut Vec<u8>)) -> Result<Self, Status> {
-        let prefix = match u32::try_from(len) {
-            Ok(prefix) if len <= MESSAGE_BYTES_MAX => prefix,
-            Ok(_) | Err(_) => return Err(Status::sent_too_large(len, MESSAGE_BYTES_MAX)),
-        };
-        let mut out = Vec::with_capacity(PREFIX_BYTES + len);
-        out.push(0);
-        out.extend_from_slice(&prefix.to_be_bytes());
-        body(&mut out);
-        assert_eq!(
-            out.len(),
-            PREFIX_BYTES + len,
-            "the length was computed from the same answer"
-        );
-        Ok(Self(out.into()))
+        let mut frames = Frames::default();
+        frames.add(len, body)?;
+        Ok(frames.into())
     }
 }
 
@@ -172,17 +214,6 @@ impl WatchReply {
         }
         put_number(out, 7, u64::from(self.fragment));
     }
-}
-
-/// `WatchResponse`. The events are encoded already, as its field.
-pub fn watch(reply: &WatchReply, events: &[Arc<Event>]) -> Result<Encoded, Status> {
-    let events_len: usize = events.iter().map(|event| event.wire.len()).sum();
-    Encoded::write(reply.len() + events_len, |out| {
-        reply.write(out);
-        for event in events {
-            out.extend_from_slice(&event.wire);
-        }
-    })
 }
 
 fn stream(parts: &RangeParts<'_>) -> Result<Encoded, Status> {

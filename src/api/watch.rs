@@ -7,7 +7,7 @@ use super::{
     Api, convert,
     messages::Messages,
     proto::etcdserverpb as pb,
-    reply::{self, Encoded, WatchReply},
+    reply::{Encoded, Frames, WatchReply},
     status::Status,
 };
 use crate::failpoint::{FailPoint, hit};
@@ -26,6 +26,9 @@ use bytes::Bytes;
 use pb::watch_request::RequestUnion;
 use std::{cell::Cell, sync::Arc};
 use tokio::sync::mpsc;
+
+/// Responses that are there are sent in one piece, until it has so many bytes: about what HTTP/2 sends at once.
+const PIECE_BYTES: usize = 16 * 1024;
 
 type Out = mpsc::Sender<Result<Encoded, Status>>;
 
@@ -113,24 +116,29 @@ impl Api {
         book: &Book,
         out: &Out,
     ) -> Result<(), Status> {
+        let mut taken = Vec::new();
         loop {
-            let response = responses.next().await?;
-            book.note(&response);
-            for message in self.messages(&response)? {
-                hit(FailPoint::BeforeWatchSend);
-                if out.send(Ok(message)).await.is_err() {
-                    return Ok(());
-                }
-                hit(FailPoint::AfterWatchSend);
+            responses.next_some(PIECE_BYTES, &mut taken).await?;
+            let mut piece = Frames::default();
+            let written = taken.drain(..).try_for_each(|response| {
+                book.note(&response);
+                self.write_response(&response, &mut piece)
+            });
+            hit(FailPoint::BeforeWatchSend);
+            // What precedes a response that cannot be written is sent in any case.
+            if !piece.is_empty() && out.send(Ok(piece.into())).await.is_err() {
+                return Ok(());
             }
+            written?;
+            hit(FailPoint::AfterWatchSend);
             if book.is_done() {
                 return Ok(());
             }
         }
     }
 
-    /// The messages of a response: one, or its fragments.
-    fn messages(&self, response: &Response) -> Result<Vec<Encoded>, Status> {
+    /// Adds the messages of a response: one, or its fragments.
+    fn write_response(&self, response: &Response, piece: &mut Frames) -> Result<(), Status> {
         let mut reply = WatchReply {
             header: self.header(response.revision),
             watch_id: response.watch.0,
@@ -148,7 +156,7 @@ impl Api {
                 } else {
                     usize::MAX
                 };
-                return fragments(&reply, events, max);
+                return add_fragments(&reply, events, max, piece);
             }
             Body::Progress => {}
             Body::Cancelled => reply.canceled = true,
@@ -157,17 +165,17 @@ impl Api {
                 reply.compact_revision = oldest.0;
             }
         }
-        Ok(vec![reply::watch(&reply, &[])?])
+        piece.add_watch(&reply, &[])
     }
 }
 
 /// Cuts events so that each message with more than one is shorter than `max`. etcd: the same cut.
-fn fragments(
+fn add_fragments(
     reply: &WatchReply,
     events: &[Arc<Event>],
     max: usize,
-) -> Result<Vec<Encoded>, Status> {
-    let mut messages = Vec::with_capacity(1);
+    piece: &mut Frames,
+) -> Result<(), Status> {
     let mut rest = events;
     loop {
         let mut len = reply.len();
@@ -184,9 +192,9 @@ fn fragments(
             .count();
         let (now, later) = rest.split_at(count);
         let fragment = !later.is_empty();
-        messages.push(reply::watch(&WatchReply { fragment, ..*reply }, now)?);
+        piece.add_watch(&WatchReply { fragment, ..*reply }, now)?;
         if later.is_empty() {
-            return Ok(messages);
+            return Ok(());
         }
         rest = later;
     }

@@ -54,7 +54,7 @@ fn defaults_are_one_member_with_the_limits_of_etcd() {
     assert_eq!(config.watch.progress_interval, Duration::from_mins(10));
     assert_eq!(config.lease.checkpoint_interval, Duration::from_mins(5));
     assert_eq!(config.storage.commit_interval, Duration::from_millis(100));
-    assert_eq!(config.storage.commit_records_max, 10_000);
+    assert_eq!(config.storage.commit_records_max, 2_500);
     assert_eq!(config.storage.log_keep_entries, 100_000);
     assert_eq!(config.storage.log_keep_bytes, 512 * 1024 * 1024);
     assert_eq!(config.storage.snapshot_bytes_per_sec, 32 * 1024 * 1024);

@@ -40,6 +40,7 @@ pub mod record;
 pub mod retention;
 pub mod runs;
 pub mod state_hash;
+pub mod tail;
 pub mod txn;
 pub mod view;
 pub mod watch;

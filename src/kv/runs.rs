@@ -1,13 +1,13 @@
 //! `Runs`: a sequence that grows at its end, shrinks at its front, and is cheap to clone.
 //!
-//! Two parts of the store need it: the older revisions of a key, and the tail of records that redb has not made
-//! durable yet. Both are ordered by revision, both are read by snapshots while they grow, and both can reach
-//! hundreds of thousands of items, so that neither may be copied whole for an append.
+//! Two parts of the store need it: the older revisions of a key, and the batches of records that redb has not made
+//! durable yet (see [`tail`](super::tail)). Both are ordered by revision, both are read by snapshots while they grow, and
+//! both can grow long, so that neither may be copied whole for an append.
 //!
 //! Items lie in immutable runs, the newest run first in a linked list. Runs fall into size classes, each four times
 //! the one below. An append makes a new run; it takes in the runs before it that are of a lower class, and when it
 //! would be the fourth of its class, the other three. So there are at most three runs of each class, O(log n) in
-//! all, and an item moves to a higher class whenever it is copied: at most log4(n) times, which matters for records,
+//! all, and an item moves to a higher class whenever it is copied: at most log4(n) times, which matters for batches,
 //! where each copy touches a reference count. Runs of the lowest class always merge, as long as they stay in it:
 //! copying half a kilobyte is cheaper than a run of its own. With two items in the lowest class:
 //!
@@ -22,7 +22,6 @@
 //! drop ≤ 5  [6 7 8] [9]              more than half would be skipped: the rest is copied out
 //! ```
 
-use crate::types::{Record, Rev};
 use std::sync::Arc;
 
 /// Runs up to this size are merged without further thought.
@@ -37,14 +36,6 @@ pub trait Keyed {
 
     /// The item's place.
     fn key(&self) -> Self::Key;
-}
-
-impl Keyed for Record {
-    type Key = Rev;
-
-    fn key(&self) -> Rev {
-        self.rev
-    }
 }
 
 /// A persistent sequence in strictly ascending key order. A clone costs one reference count and never changes.
@@ -237,7 +228,7 @@ impl<T: Keyed + Clone> Runs<T> {
     }
 
     /// Drops the items for which `goes` holds: a front part of the sequence.
-    fn drop_front(&mut self, goes: impl Fn(&T) -> bool) {
+    pub(super) fn drop_front(&mut self, goes: impl Fn(&T) -> bool) {
         if self.first().is_some_and(&goes) {
             self.newest = self.newest.as_ref().and_then(|run| trim(run, &goes));
         }

@@ -10,11 +10,11 @@ use super::{
     index::Snapshot,
     keys::Keys,
     range::{self, ReadError, Records, Window},
-    runs::Runs,
+    tail::Tail,
     txn,
     watch::{History, Memory, Visit},
 };
-use crate::types::{Record, Rev, Revision};
+use crate::types::{Rev, Revision};
 use std::{ops::ControlFlow, sync::Arc};
 
 /// Records that a database holds, readable from any thread.
@@ -34,7 +34,7 @@ pub struct View {
     /// The keys.
     pub keys: Snapshot,
     /// Records not yet in the database, or not yet in `stored`.
-    pub tail: Runs<Record>,
+    pub tail: Tail,
     /// All other records.
     pub stored: Stored,
 }

@@ -29,7 +29,7 @@ use crate::{
     config::{self, Config},
     kv::{
         index::Index as Tree, lease_clock::ClockSettings, machine::Machine, range::Window,
-        retention::Retention, runs::Runs, view::View,
+        retention::Retention, tail::Tail, view::View,
     },
     net::Listener,
     raft,
@@ -153,6 +153,7 @@ pub(super) fn assemble(
         Peers {
             index: index.clone().recipient(),
             committer: committer.clone().recipient(),
+            forget: committer.clone().recipient(),
             raft: raft_node.clone().recipient(),
             compactor: compactor.clone().recipient(),
             leases: lease_manager.clone().recipient(),
@@ -248,7 +249,7 @@ impl Channels {
                     compacted: machine.compacted(),
                 },
                 keys: applier.snapshot.clone(),
-                tail: Runs::default(),
+                tail: Tail::default(),
                 stored: Arc::new(applier.stored.clone()),
             },
             applied: db.applied(),

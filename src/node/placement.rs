@@ -13,6 +13,9 @@
 //!
 //! The WAL writer, the committer and snapshots block on the disk, so nothing ever shares their threads. On a small machine a
 //! cross-thread wake-up costs more than the work it hands over, so everything else stays together there.
+//!
+//! Nobody waits for the committer and for snapshots, so their threads are niced: where there are fewer cores than threads with
+//! something to do, requests go first. Not by much: a thread that never got its turn would hold up the writes behind it.
 
 use crate::config::{RuntimeConfig, Spread};
 use actix_rt::{Arbiter, ArbiterHandle};
@@ -20,6 +23,9 @@ use std::thread;
 
 /// Cores from which the spread placement pays.
 const SPREAD_CORES_MIN: usize = 4;
+
+/// How much nicer than the others the threads are that nobody waits for. It gives them a quarter of a core that both want.
+const NICER: i32 = 5;
 
 /// The table, with its threads running.
 #[derive(Debug)]
@@ -34,6 +40,18 @@ pub(super) struct Placement {
     pub api: Vec<ArbiterHandle>,
     /// The threads started for this table.
     threads: Vec<Arbiter>,
+}
+
+/// Lets the other threads go before this one.
+fn nicer(arbiter: ArbiterHandle) -> ArbiterHandle {
+    let begun = arbiter.spawn_fn(|| {
+        // It is this thread's own value, on Linux. A system that refuses leaves it as it is.
+        if let Err(error) = rustix::process::nice(NICER) {
+            tracing::debug!("a thread of the node is as nice as the others: {error}");
+        }
+    });
+    assert!(begun, "an arbiter that was just started takes work");
+    arbiter
 }
 
 impl Placement {
@@ -79,8 +97,8 @@ impl Placement {
             services: if spread { start() } else { core.clone() },
             net: if spread { start() } else { core.clone() },
             wal: start(),
-            committer: start(),
-            snapshots: start(),
+            committer: nicer(start()),
+            snapshots: nicer(start()),
             api,
             core,
             threads,

@@ -46,7 +46,7 @@ impl Config {
             inflight_bytes_max: 16 << 20,
             append_bytes_max: 1 << 20,
             uncommitted_bytes_max: 64 << 20,
-            cached_bytes_max: 64 << 20,
+            cached_bytes_max: 32 << 20,
             applying_bytes_max: 16 << 20,
             reads_max: 100_000,
             pre_vote: true,

@@ -13,6 +13,7 @@ mod clients;
 mod crash;
 mod ctl;
 mod damage;
+mod deadlines;
 mod embedded;
 #[cfg(feature = "failpoints")]
 mod failpoints;

@@ -29,8 +29,9 @@
 //! # The tree
 //!
 //! A B+tree of [`Arc`](std::sync::Arc) nodes. A [`Snapshot`] is its root, cloned; a write copies the nodes on its
-//! way that a snapshot still holds, once, and changes the others in place. So publishing costs a few small copies a
-//! batch, readers take no lock, and no reader sees half a change.
+//! way that a snapshot still holds, once, and changes the others in place. A copy of a node shares with it the keys,
+//! and the slots or children that do not change. So publishing costs a few small copies a batch, readers take no lock,
+//! and no reader sees half a change.
 //!
 //! A parent keeps a summary of each child: the exact number of live keys (so a count adds up a few nodes), the
 //! lowest revision whose compaction would drop something in it (so a compaction visits only what it changes), and
@@ -39,7 +40,8 @@
 //!
 //! # Files
 //!
-//! `slot` is one key's changes and all rules about them; `keys` the keys of a node; `node` the tree and its changes;
+//! `slot` is one key's changes and all rules about them; `keys` the keys of a node, `patched` what belongs to them; `node` the
+//! tree and its changes;
 //! `snapshot` and `walk` the reads; `load` the start; this file the public writer.
 
 mod keys;
@@ -47,6 +49,7 @@ mod load;
 #[cfg(any(test, fuzzing))]
 pub mod model;
 mod node;
+mod patched;
 mod slot;
 mod snapshot;
 mod walk;

@@ -5,6 +5,7 @@
 
 use super::grow;
 use super::keys::{Keys, separator};
+use super::patched::Patched;
 use super::slot::Slot;
 use crate::types::Revision;
 use std::sync::Arc;
@@ -82,11 +83,11 @@ pub(super) enum Node {
 }
 
 /// Keys with their slots.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Leaf {
     /// Shared by the copies of a leaf: most writes change a key's slot and no key.
     pub(super) keys: Arc<Keys>,
-    pub(super) slots: Vec<Slot>,
+    pub(super) slots: Patched<Slot>,
 }
 
 /// Subtrees, and one separator between each two: keys below `separators[i]` are left of it, all others right.
@@ -94,19 +95,7 @@ pub(super) struct Leaf {
 pub(super) struct Inner {
     /// Shared, like a leaf's keys.
     separators: Arc<Keys>,
-    pub(super) children: Vec<Child>,
-}
-
-impl Clone for Leaf {
-    fn clone(&self) -> Self {
-        let mut slots = Vec::new();
-        grow(&mut slots, self.slots.len(), 2);
-        slots.extend_from_slice(&self.slots);
-        Self {
-            keys: self.keys.clone(),
-            slots,
-        }
-    }
+    pub(super) children: Patched<Child>,
 }
 
 impl Default for Child {
@@ -147,7 +136,7 @@ impl Child {
             let children = vec![std::mem::take(self), split.right];
             *self = Self::new(Node::Inner(Inner {
                 separators: Arc::new(separators),
-                children,
+                children: children.into(),
             }));
         }
     }
@@ -265,7 +254,8 @@ impl Leaf {
     }
 
     fn edit(&mut self, i: usize, edit: impl FnOnce(Option<Slot>) -> Slot) -> Change {
-        let slot = std::mem::take(&mut self.slots[i]);
+        let place = self.slots.item_mut(i);
+        let slot = std::mem::take(place);
         let (was_live, was_lone) = (slot.live().is_some(), slot.is_lone());
         let slot = edit(Some(slot));
         let change = Change {
@@ -279,7 +269,7 @@ impl Leaf {
             },
             newest: slot.modified().major,
         };
-        self.slots[i] = slot;
+        *place = slot;
         change
     }
 
@@ -291,25 +281,28 @@ impl Leaf {
             newest: slot.modified().major,
         };
         Arc::make_mut(&mut self.keys).insert(i, key);
-        grow(&mut self.slots, 1, 4);
-        self.slots.insert(i, slot);
+        let slots = self.slots.list_mut();
+        grow(slots, 1, 4);
+        slots.insert(i, slot);
         change
     }
 
     fn split_off(&mut self, at: usize) -> Self {
-        let right = Self {
+        let slots = self.slots.list_mut();
+        let right = slots.split_off(at);
+        slots.shrink_to_fit();
+        Self {
             keys: Arc::new(Arc::make_mut(&mut self.keys).split_off(at)),
-            slots: self.slots.split_off(at),
-        };
-        self.slots.shrink_to_fit();
-        right
+            slots: right.into(),
+        }
     }
 
     fn prune(&mut self, at: Revision) -> usize {
-        let seen = self.slots.len();
+        let slots = self.slots.list_mut();
+        let seen = slots.len();
         for i in (0..seen).rev() {
-            if !self.slots[i].prune(at) {
-                self.slots.remove(i);
+            if !slots[i].prune(at) {
+                slots.remove(i);
                 Arc::make_mut(&mut self.keys).remove(i);
             }
         }
@@ -318,10 +311,8 @@ impl Leaf {
 
     /// How many of the first `end` slots, from `start` on, were live at `at`.
     pub(super) fn count(&self, start: usize, end: usize, at: Revision) -> u64 {
-        let slots = self.slots.get(start..end).unwrap_or_default();
-        slots
-            .iter()
-            .map(|slot| u64::from(slot.rev_at(at).is_some()))
+        (start..end)
+            .map(|i| u64::from(self.slots[i].rev_at(at).is_some()))
             .sum()
     }
 }
@@ -342,12 +333,12 @@ impl Inner {
         edit: impl FnOnce(Option<Slot>) -> Slot,
     ) -> (Change, Option<Split>) {
         let i = self.route(key);
-        let (change, split) = self.children[i].write(key, fanout, edit);
+        let (change, split) = self.children.item_mut(i).write(key, fanout, edit);
         let Some(split) = split else {
             return (change, None);
         };
         Arc::make_mut(&mut self.separators).insert(i, &split.separator);
-        self.children.insert(i + 1, split.right);
+        self.children.list_mut().insert(i + 1, split.right);
         let len = self.children.len();
         let split = (len > fanout).then(|| self.split(cut(len - 1, i + 1)));
         (change, split)
@@ -357,7 +348,7 @@ impl Inner {
         let separators = Arc::make_mut(&mut self.separators);
         let right = Self {
             separators: Arc::new(separators.split_off(at)),
-            children: self.children.split_off(at),
+            children: self.children.list_mut().split_off(at).into(),
         };
         let separator = separators.last().to_vec();
         separators.remove(at - 1);
@@ -375,7 +366,7 @@ impl Inner {
         else {
             return 1; // our parent's bound was lower than needed; it is made exact now
         };
-        let seen = self.children[i].prune_first(at, fanout);
+        let seen = self.children.item_mut(i).prune_first(at, fanout);
         match self.children[i].node.len() {
             0 => self.unlink(i),
             len if len <= fanout / 4 => self.merge_sparse(i, fanout),
@@ -385,7 +376,7 @@ impl Inner {
     }
 
     fn unlink(&mut self, i: usize) {
-        self.children.remove(i);
+        self.children.list_mut().remove(i);
         if self.separators.len() > 0 {
             Arc::make_mut(&mut self.separators).remove(i.saturating_sub(1));
         }
@@ -407,18 +398,20 @@ impl Inner {
 
     /// Joins child `i` with the one to its right.
     fn merge(&mut self, i: usize) {
-        let right = self.children.remove(i + 1);
-        let left = &mut self.children[i];
+        let children = self.children.list_mut();
+        let right = children.remove(i + 1);
+        let left = &mut children[i];
         match (Arc::make_mut(&mut left.node), &*right.node) {
             (Node::Leaf(left), Node::Leaf(right)) => {
                 Arc::make_mut(&mut left.keys).append(&right.keys);
-                left.slots.extend_from_slice(&right.slots);
+                left.slots.list_mut().extend(right.slots.iter().cloned());
             }
             (Node::Inner(left), Node::Inner(right)) => {
                 let separators = Arc::make_mut(&mut left.separators);
                 separators.insert(separators.len(), self.separators.get(i));
                 separators.append(&right.separators);
-                left.children.extend_from_slice(&right.children);
+                let children = right.children.iter().cloned();
+                left.children.list_mut().extend(children);
             }
             (Node::Leaf(_), Node::Inner(_)) | (Node::Inner(_), Node::Leaf(_)) => {
                 unreachable!("all leaves are at one depth")

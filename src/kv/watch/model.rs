@@ -255,7 +255,7 @@ impl World {
         let records = self.log.since(self.told);
         self.told = self.log.newest();
         self.watches
-            .publish(records, self.told, &self.log, &mut self.queues);
+            .publish(&records, self.told, &self.log, &mut self.queues);
     }
 
     fn step(&mut self, op: Op) {

@@ -46,6 +46,11 @@ use format::{LEASES, META, REVISIONS, meta, revision_key, seal};
 use redb::{Database, ReadableDatabase, WriteTransaction};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::thread;
+
+/// Records between two places where a commit lets other threads go first. Nobody waits for a commit, and a scheduler takes a
+/// core away only after milliseconds.
+const YIELD_RECORDS: usize = 64;
 
 /// How the database uses the machine.
 #[derive(Clone, Copy, Debug)]
@@ -65,8 +70,8 @@ impl Default for DbOptions {
 /// What becomes durable together.
 #[derive(Debug, Default)]
 pub struct CommitBatch {
-    /// Changes that follow all stored ones, in ascending order.
-    pub records: Vec<Record>,
+    /// Changes that follow all stored ones, in ascending order, in as many pieces as they come.
+    pub records: Vec<Arc<[Record]>>,
     /// The log position that the batch brings the store to; never lower than before.
     pub applied: Applied,
     /// Named blobs to write, or to remove. No name begins with `db.`.
@@ -235,7 +240,7 @@ impl Db {
     fn put_records(
         &self,
         transaction: &WriteTransaction,
-        records: &[Record],
+        records: &[Arc<[Record]>],
         usage: &mut Usage,
     ) -> Result<(), DbError> {
         let mut table = transaction
@@ -245,7 +250,10 @@ impl Db {
             .upper_bound_mut(Bound::<&[u8; format::KEY_BYTES]>::Unbounded)
             .map_err(|error| from_redb(&self.file, error))?;
         let mut sealed = Vec::new();
-        for record in records {
+        for (at, record) in records.iter().flat_map(|piece| piece.iter()).enumerate() {
+            if at % YIELD_RECORDS == 0 {
+                thread::yield_now();
+            }
             let key = revision_key(record.rev, record.kind);
             seal(&key, &record.kv, &mut sealed);
             cursor
@@ -406,7 +414,7 @@ mod tests {
         let old: Vec<Rev> = expected(10, 4).records.iter().map(|r| r.rev).collect();
         assert_eq!(seen, old);
         let clone = reader.clone();
-        let thread = std::thread::spawn(move || clone.get_put(Rev::new(Revision(3), 2)));
+        let thread = thread::spawn(move || clone.get_put(Rev::new(Revision(3), 2)));
         assert!(thread.join().unwrap().unwrap().is_some(), "still there");
         let now = db.reader().unwrap();
         assert_eq!(now.get_put(Rev::new(Revision(3), 2)).unwrap(), None);
@@ -428,7 +436,7 @@ mod tests {
     fn records_out_of_order_are_refused_for_good() {
         let (disk, mut db) = filled(5, 2);
         let mut late = batch(6, 2);
-        late.records.swap(0, 1);
+        late.records.reverse();
         let error = db.commit(&late).unwrap_err();
         assert_eq!(
             error.to_string(),

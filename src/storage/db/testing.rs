@@ -258,7 +258,7 @@ pub(super) fn batch(index: u64, width: u32) -> CommitBatch {
         kv: value(major, sub).into(),
     };
     CommitBatch {
-        records: (0..width).map(record).collect(),
+        records: (0..width).map(|sub| [record(sub)].into()).collect(),
         applied: applied(index),
         meta: vec![(
             "blob",
@@ -317,7 +317,7 @@ pub(super) fn expected(last: u64, width: u32) -> Dump {
     let mut blob = None;
     let mut records = Vec::new();
     for batch in (1..=last).map(|index| batch(index, width)) {
-        records.extend(batch.records);
+        records.extend(batch.records.iter().flat_map(|piece| piece.iter().cloned()));
         for (id, value) in batch.leases {
             match value {
                 Some(value) => leases.insert(id, value),

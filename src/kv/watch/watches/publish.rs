@@ -1,21 +1,29 @@
 //! What an applied change does: each synced watcher that wants it is sent its event, or falls behind.
 
 use super::{
-    super::{
-        catch_up::Memory,
-        event::{Change, Cold},
-        spec::Outlet,
-    },
+    super::{catch_up::Memory, event::Change, spec::Outlet},
     Phase, WatcherKey, Watches, watcher_mut,
 };
 use crate::types::{Record, Revision};
+
+/// Bytes of events in one response to a synced watcher, after which the next revision begins another. Small clients take no
+/// more than a few megabytes at once.
+const RESPONSE_BYTES: usize = 64 * 1024;
+
+/// A synced watcher is not sent all of a batch.
+struct Behind {
+    /// From this revision on it has to read.
+    from: Revision,
+    /// The state before a change is not in memory; otherwise its stream has no room.
+    cold: bool,
+}
 
 impl Watches {
     /// Takes the changes of an applied batch, whole revisions in order, after which `newest` is the newest revision. `memory`
     /// is of the store after the batch. If revisions are missing before the batch, all watchers read history.
     pub fn publish(
         &mut self,
-        records: Vec<Record>,
+        records: &[Record],
         newest: Revision,
         memory: &dyn Memory,
         outlet: &mut dyn Outlet,
@@ -24,22 +32,18 @@ impl Watches {
         if newest <= self.newest() {
             return;
         }
+        // While nobody watches nothing is kept: whoever comes later reads what it wants from history.
+        if self.is_empty() {
+            self.recent.restart(newest);
+            return;
+        }
         if first != Some(self.newest().next()) {
             self.skip_to(newest);
             return;
         }
-        let mut changes: Vec<Change> = Vec::new();
-        for record in records {
-            let last = changes.last().map(|change| change.rev().major);
-            if let Some(revision) = last.filter(|&last| last != record.rev.major) {
-                let whole = std::mem::take(&mut changes);
-                self.publish_revision(revision, whole, memory, outlet);
-            }
-            changes.push(Change::new(record));
-        }
-        if let Some(revision) = changes.last().map(|change| change.rev().major) {
-            self.publish_revision(revision, changes, memory, outlet);
-        }
+        let mut changes: Vec<Change> = records.iter().cloned().map(Change::new).collect();
+        self.tell_synced(&mut changes, memory, outlet);
+        self.remember(changes);
         assert_eq!(
             self.newest(),
             newest,
@@ -47,10 +51,10 @@ impl Watches {
         );
     }
 
-    fn publish_revision(
+    /// Sends each synced watcher its events of a batch, many in one response.
+    fn tell_synced(
         &mut self,
-        revision: Revision,
-        mut changes: Vec<Change>,
+        changes: &mut [Change],
         memory: &dyn Memory,
         outlet: &mut dyn Outlet,
     ) {
@@ -61,7 +65,8 @@ impl Watches {
         }
         hits.retain(|&(key, at)| {
             self.watcher(key).is_some_and(|watcher| {
-                revision >= watcher.next && watcher.spec.filters.admit(changes[at].kind())
+                changes[at].rev().major >= watcher.next
+                    && watcher.spec.filters.admit(changes[at].kind())
             })
         });
         if changes.len() > 1 {
@@ -69,28 +74,79 @@ impl Watches {
         }
         for of_watcher in hits.chunk_by(|a, b| a.0 == b.0) {
             let key = of_watcher[0].0;
-            let Some(watcher) = watcher_mut(&mut self.slots, key) else {
-                continue;
-            };
-            if !outlet.has_room(watcher.stream) {
-                self.unsync(key, revision);
-                self.starve(key);
-                continue;
-            }
-            let prev_kv = watcher.spec.prev_kv;
-            let before = |key: &[u8], at| self.recent.before(key, at, memory);
-            let events = of_watcher
-                .iter()
-                .map(|&(_, at)| changes[at].event(prev_kv, before));
-            if let Ok(events) = events.collect::<Result<Vec<_>, Cold>>() {
-                watcher.send(events, revision, outlet);
-            } else {
-                watcher.cold = true;
-                self.unsync(key, revision);
-                self.enqueue(key);
+            if let Err(behind) = self.tell_one(key, of_watcher, changes, memory, outlet) {
+                self.unsync(key, behind.from);
+                if behind.cold {
+                    self.enqueue(key);
+                } else {
+                    self.starve(key);
+                }
             }
         }
-        self.recent.push(revision, changes);
+    }
+
+    /// Sends one watcher its events of a batch, whole revisions a response.
+    fn tell_one(
+        &mut self,
+        key: WatcherKey,
+        hits: &[(WatcherKey, usize)],
+        changes: &mut [Change],
+        memory: &dyn Memory,
+        outlet: &mut dyn Outlet,
+    ) -> Result<(), Behind> {
+        let Some(watcher) = watcher_mut(&mut self.slots, key) else {
+            return Ok(());
+        };
+        let recent = &self.recent;
+        let (mut left, mut events, mut bytes) = (hits, Vec::with_capacity(hits.len()), 0);
+        let mut through = self.recent.newest();
+        while let Some(&(_, first)) = left.first() {
+            let revision = changes[first].rev().major;
+            let whole = left
+                .iter()
+                .take_while(|(_, at)| changes[*at].rev().major == revision);
+            let (now, later) = left.split_at(whole.count());
+            let behind = |cold| Behind {
+                from: revision,
+                cold,
+            };
+            if events.is_empty() && !outlet.has_room(watcher.stream) {
+                return Err(behind(false));
+            }
+            let before = events.len();
+            for &(_, at) in now {
+                let found = |key: &[u8], at| recent.before(key, at, memory);
+                let Ok(event) = changes[at].event(watcher.spec.prev_kv, found) else {
+                    events.truncate(before);
+                    watcher.cold = true;
+                    watcher.send_some(&mut events, through, outlet);
+                    return Err(behind(true));
+                };
+                bytes += event.wire.len();
+                events.push(event);
+            }
+            (left, through) = (later, revision);
+            if left.is_empty() || bytes >= RESPONSE_BYTES {
+                watcher.send_some(&mut events, revision, outlet);
+                bytes = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the changes of a batch for those that are behind.
+    fn remember(&mut self, changes: Vec<Change>) {
+        let mut whole: Vec<Change> = Vec::new();
+        for change in changes {
+            let revision = whole.last().map(|last| last.rev().major);
+            if let Some(revision) = revision.filter(|revision| *revision != change.rev().major) {
+                self.recent.push(revision, std::mem::take(&mut whole));
+            }
+            whole.push(change);
+        }
+        if let Some(revision) = whole.last().map(|last| last.rev().major) {
+            self.recent.push(revision, whole);
+        }
     }
 
     /// Revisions up to `newest` were missed.
@@ -127,7 +183,7 @@ mod tests {
         super::{
             super::{
                 super::{KeyRange, command::EncodedKv, record},
-                Response, StreamId, WatchSpec,
+                Body, Response, StreamId, WatchSpec,
             },
             Bounds,
         },
@@ -189,6 +245,57 @@ mod tests {
         }
     }
 
+    /// Keeps what it is sent.
+    #[derive(Default)]
+    struct Keeping(Vec<(Revision, Vec<Revision>)>);
+
+    impl Outlet for Keeping {
+        fn has_room(&mut self, _: StreamId) -> bool {
+            true
+        }
+
+        fn send(&mut self, _: StreamId, response: Response) {
+            if let Body::Events { events, .. } = response.body {
+                let revisions = events.iter().map(|event| event.rev.major);
+                self.0.push((response.revision, revisions.collect()));
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_is_one_response_of_whole_revisions_up_to_a_size() {
+        let bounds = Bounds {
+            recent_bytes_max: 1 << 20,
+            watchers_max: 1,
+        };
+        let mut watches = Watches::new(Revision(1), bounds, 7);
+        let mut outlet = Keeping::default();
+        watches.open(StreamId(0));
+        let all = KeyRange::from_wire(&"a".into(), &"z".into());
+        watches.create(StreamId(0), WatchSpec::of(all), Revision(0), &mut outlet);
+        let batch: Vec<Record> = (2..=5).map(|at| put("k", Revision(at))).collect();
+        watches.publish(&batch, Revision(5), &Young, &mut outlet);
+        let revisions =
+            |range: std::ops::RangeInclusive<i64>| range.map(Revision).collect::<Vec<_>>();
+        assert_eq!(outlet.0, [(Revision(5), revisions(2..=5))]);
+        // Revision 6 has three changes that fill a response together; 7 and 8 follow in the next one.
+        outlet.0.clear();
+        let large = "k".repeat(RESPONSE_BYTES / 3);
+        let mut batch: Vec<Record> = (0..3)
+            .map(|sub| Record {
+                rev: Rev::new(Revision(6), sub),
+                ..put(&large, Revision(6))
+            })
+            .collect();
+        batch.extend([put("k", Revision(7)), put("other", Revision(8))]);
+        watches.publish(&batch, Revision(8), &Young, &mut outlet);
+        let expected = [
+            (Revision(6), vec![Revision(6); 3]),
+            (Revision(8), revisions(7..=8)),
+        ];
+        assert_eq!(outlet.0, expected);
+    }
+
     #[test]
     fn a_put_among_100_000_prefixes_looks_at_one_watcher() {
         const PUTS: u32 = 1_000;
@@ -210,7 +317,7 @@ mod tests {
             for n in 0..PUTS {
                 let revision = watches.newest().next();
                 let key = format!("/{:08}/pod", n * 97 % watchers);
-                watches.publish(vec![put(&key, revision)], revision, &Young, &mut outlet);
+                watches.publish(&[put(&key, revision)], revision, &Young, &mut outlet);
             }
             let each = begun.elapsed() / PUTS;
             eprintln!("a put among {watchers} watchers: {each:?}, in a build for tests");

@@ -226,6 +226,18 @@ pub(super) fn watcher_mut(slots: &mut [Slot], key: WatcherKey) -> Option<&mut Wa
 }
 
 impl Watcher {
+    /// Sends what has gathered, if there is something.
+    pub(super) fn send_some(
+        &mut self,
+        events: &mut Vec<Arc<Event>>,
+        revision: Revision,
+        outlet: &mut dyn Outlet,
+    ) {
+        if !events.is_empty() {
+            self.send(std::mem::take(events), revision, outlet);
+        }
+    }
+
     pub(super) fn send(
         &mut self,
         events: Vec<Arc<Event>>,

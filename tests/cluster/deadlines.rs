@@ -1,0 +1,169 @@
+//! A caller's deadline (`grpc-timeout`) ends its call when nobody else does, on the calls that the server takes on its shortest
+//! way: here no quorum is there to answer them.
+
+use crate::ctl::leader;
+use crate::support::Cluster;
+use bytes::Bytes;
+use h2::client::SendRequest;
+use http::{HeaderMap, Request};
+use prost::Message;
+use quorate::api::proto::etcdserverpb as pb;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+const OK: &str = "0";
+/// What a caller is told whose time is up. When the server's own time was up, it would be told `14`.
+const DEADLINE_EXCEEDED: &str = "4";
+/// What a call may take before the test gives up.
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// A connection whose calls are plain HTTP/2, so that no client library ends them.
+struct Connection(SendRequest<Bytes>);
+
+impl Connection {
+    async fn open(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await;
+        let stream = stream.expect("a connection");
+        let (requests, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+        tokio::spawn(async move {
+            // Its end is seen by the calls on it.
+            drop(connection.await);
+        });
+        Self(requests)
+    }
+
+    /// The code and the text that a call ends with. Its message is sent in so many pieces.
+    async fn call(
+        &self,
+        method: &str,
+        message: Vec<u8>,
+        within: Option<&str>,
+        pieces: usize,
+    ) -> (String, String) {
+        let request = Request::post(format!("http://127.0.0.1/etcdserverpb.KV/{method}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        let request = match within {
+            Some(within) => request.header("grpc-timeout", within),
+            None => request,
+        };
+        let request = request.body(()).expect("a valid request");
+        let mut requests = self.0.clone().ready().await.expect("the connection lives");
+        let (answer, mut send) = requests.send_request(request, false).expect("a new stream");
+        let length = u32::try_from(message.len()).expect("a small message");
+        let frame = [&[0], &length.to_be_bytes()[..], &message].concat();
+        let mut rest = frame.chunks(frame.len().div_ceil(pieces)).peekable();
+        while let Some(piece) = rest.next() {
+            let last = rest.peek().is_none();
+            let piece = Bytes::copy_from_slice(piece);
+            send.send_data(piece, last).expect("the stream takes it");
+            // Each goes out by itself.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let answered = async {
+            let (head, mut body) = answer.await.expect("an answer").into_parts();
+            while let Some(data) = body.data().await {
+                let data = data.expect("the whole answer");
+                let all = body.flow_control().release_capacity(data.len());
+                all.expect("as much as was received");
+            }
+            let trailers = body.trailers().await.expect("the end of the answer");
+            (head.headers, trailers.unwrap_or_default())
+        };
+        let answered = timeout(ANSWER_MAX, answered).await;
+        let (head, trailers) = answered.expect("an answer in time");
+        let field = |name| text(&trailers, name).or_else(|| text(&head, name));
+        let code = field("grpc-status").expect("a status");
+        (code, field("grpc-message").unwrap_or_default())
+    }
+}
+
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    let value = headers.get(name)?.to_str().expect("a readable header");
+    Some(value.to_owned())
+}
+
+fn range(serializable: bool) -> Vec<u8> {
+    let range = pb::RangeRequest {
+        key: "k".into(),
+        serializable,
+        ..pb::RangeRequest::default()
+    };
+    range.encode_to_vec()
+}
+
+/// The four hot calls, each in a form that needs a quorum.
+fn calls() -> [(&'static str, Vec<u8>); 4] {
+    let put = pb::PutRequest {
+        key: "k".into(),
+        value: "v".into(),
+        ..pb::PutRequest::default()
+    };
+    let delete = pb::DeleteRangeRequest {
+        key: "k".into(),
+        ..pb::DeleteRangeRequest::default()
+    };
+    let op = pb::RequestOp {
+        request: Some(pb::request_op::Request::RequestPut(put.clone())),
+    };
+    let txn = pb::TxnRequest {
+        success: vec![op],
+        ..pb::TxnRequest::default()
+    };
+    [
+        ("Range", range(false)),
+        ("Put", put.encode_to_vec()),
+        ("DeleteRange", delete.encode_to_vec()),
+        ("Txn", txn.encode_to_vec()),
+    ]
+}
+
+#[tokio::test]
+async fn hot_calls_end_when_their_callers_time_is_up() {
+    let cluster = Cluster::start(3).await;
+    let ports = cluster.ports();
+    let alone = leader(&ports).await;
+    let connection = Connection::open(ports[alone]).await;
+    for (method, message) in calls() {
+        let ended = connection.call(method, message, Some("30S"), 1).await;
+        assert_eq!(ended, (OK.into(), String::new()), "{method} with a quorum");
+    }
+    let others = [(alone + 1) % 3, (alone + 2) % 3];
+    for other in others {
+        cluster.members[other].freeze();
+    }
+    let late = (DEADLINE_EXCEEDED.into(), "context deadline exceeded".into());
+    // In one piece they are begun by the connection itself, in several by a task of their own.
+    for pieces in [1, 3] {
+        let [a, b, c, d] = calls();
+        let call =
+            |(method, message), within| connection.call(method, message, Some(within), pieces);
+        let ended = tokio::join!(
+            call(a, "700m"),
+            call(b, "600m"),
+            call(c, "500000u"),
+            call(d, "1S"),
+            connection.call("Range", range(true), Some("30S"), pieces),
+        );
+        assert_eq!(ended.0, late, "Range, {pieces} pieces");
+        assert_eq!(ended.1, late, "Put, {pieces} pieces");
+        assert_eq!(ended.2, late, "DeleteRange, {pieces} pieces");
+        assert_eq!(ended.3, late, "Txn, {pieces} pieces");
+        assert_eq!(ended.4.0, OK, "a serializable Range waits for nobody");
+    }
+    for (method, message) in calls() {
+        let ended = connection.call(method, message, Some("1n"), 1).await;
+        assert_eq!(ended, late, "{method} whose time is up as it comes");
+    }
+    for other in others {
+        cluster.members[other].thaw();
+    }
+    // The connection, and the numbers of the calls that ended, are as good as ever.
+    for (method, message) in calls() {
+        let served =
+            async { while connection.call(method, message.clone(), None, 1).await.0 != OK {} };
+        let served = timeout(ANSWER_MAX, served).await;
+        served.unwrap_or_else(|_| panic!("{method} is served again"));
+    }
+}
