@@ -146,7 +146,7 @@ fn the_revision_does_not_go_back_when_all_crash_after_the_compaction_of_a_deleti
         let newest = scene.delete(&all, "kept");
         compact(&mut scene, &all);
         // Some of the members have removed the records by then, some are on the way.
-        scene.cluster.run(seed * 150);
+        scene.cluster.run(seed * 1_500);
         for slot in all {
             let crash = if slot == 0 {
                 Crash::Process
