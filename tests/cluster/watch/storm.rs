@@ -5,7 +5,7 @@
 //! one wakes up; another compaction; the leader is killed and comes back; a member is stopped in good order and comes back.
 
 use super::follow::{END, Journal, Plan, follow};
-use super::members::{Members, all_of, delete, put};
+use super::members::{Members, all_of, delete, put, revision};
 use super::truth::History;
 use crate::ctl::leader;
 use crate::network::{Drops, Network};
@@ -15,7 +15,7 @@ use fastrand::Rng;
 use quorate::api::proto::etcdserverpb::RequestOp;
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicI64, Ordering},
 };
 use std::time::Duration;
 use tokio::sync::watch;
@@ -26,6 +26,8 @@ use tokio::time::sleep;
 const WRITERS: [&str; 3] = ["a", "b", "c"];
 /// Between two writes of a writer.
 const WRITE_PAUSE: Duration = Duration::from_millis(8);
+/// How far writers may be ahead of the historian: on a busy machine they would fill the disk before it has read it all.
+const AHEAD_MAX: i64 = 400;
 /// Revisions written during each kind of weather.
 const PHASE_REVISIONS: i64 = 120;
 /// Now and then a value is as long as this, so that who does not read falls behind.
@@ -81,8 +83,14 @@ pub(crate) async fn weather(plans: Vec<Plan>) -> Weather {
         .collect();
     let done = Arc::new(AtomicBool::new(false));
     let writers = WRITERS.iter().enumerate().map(|(n, name)| {
-        let members = Members::at(&ports, n);
-        tokio::spawn(write(members, name, fastrand::u64(..), done.clone()))
+        let writer = Writer {
+            members: Members::at(&ports, n),
+            name,
+            random: Rng::with_seed(fastrand::u64(..)),
+            read: historian.history.progress.clone(),
+            done: done.clone(),
+        };
+        tokio::spawn(writer.write())
     });
     let writers: Vec<JoinHandle<()>> = writers.collect();
 
@@ -166,15 +174,29 @@ fn others_place(at: usize, gone: usize) -> usize {
 }
 
 /// Writes to keys `name/0` … `name/6` until it is told to stop: puts, deletions, and transactions of several changes.
-async fn write(mut members: Members, name: &'static str, seed: u64, done: Arc<AtomicBool>) {
-    let mut random = Rng::with_seed(seed);
-    while !done.load(Ordering::Relaxed) {
-        let ops = operations(name, &mut random);
-        // Whether a write without an answer happened is for the historian to find out.
-        if members.try_txn(all_of(ops)).await.is_err() {
-            members.move_on();
+struct Writer {
+    members: Members,
+    name: &'static str,
+    random: Rng,
+    /// How far the historian is.
+    read: Arc<AtomicI64>,
+    done: Arc<AtomicBool>,
+}
+
+impl Writer {
+    async fn write(mut self) {
+        let mut newest = 0;
+        while !self.done.load(Ordering::Relaxed) {
+            if newest <= self.read.load(Ordering::Relaxed) + AHEAD_MAX {
+                let ops = operations(self.name, &mut self.random);
+                // Whether a write without an answer happened is for the historian to find out.
+                match self.members.try_txn(all_of(ops)).await {
+                    Ok(answer) => newest = revision(answer.header.as_ref()),
+                    Err(_) => self.members.move_on(),
+                }
+            }
+            sleep(WRITE_PAUSE).await;
         }
-        sleep(WRITE_PAUSE).await;
     }
 }
 

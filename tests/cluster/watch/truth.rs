@@ -5,6 +5,10 @@ use bytes::Bytes;
 use quorate::api::proto::etcdserverpb::RangeRequest;
 use quorate::api::proto::mvccpb::KeyValue;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{
+    Arc,
+    atomic::{AtomicI64, Ordering},
+};
 
 /// One key's change in a revision: its new state, none if it was deleted, and the one before.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +25,8 @@ pub(crate) struct History {
     pub(crate) changes: BTreeMap<i64, Vec<Change>>,
     /// Everything up to here is in `changes`.
     pub(crate) read: i64,
+    /// The same, for those who write it.
+    pub(crate) progress: Arc<AtomicI64>,
     live: BTreeMap<Bytes, KeyValue>,
 }
 
@@ -29,6 +35,7 @@ impl History {
         Self {
             changes: BTreeMap::new(),
             read: 1,
+            progress: Arc::new(AtomicI64::new(1)),
             live: BTreeMap::new(),
         }
     }
@@ -78,6 +85,7 @@ impl History {
         assert!(!changes.is_empty(), "revision {at} changes something");
         self.changes.insert(at, changes);
         self.read = at;
+        self.progress.store(at, Ordering::Relaxed);
     }
 
     /// The changes of a range from `from` to `through`, by revision.
