@@ -479,12 +479,13 @@ mod tests {
             addresses: Vec::new(),
             ..first
         };
+        // The side that is dialled knows the other first: it would refuse it.
+        two.send(UpdatePeers { peers: vec![deaf] }).await.unwrap();
         one.send(UpdatePeers {
             peers: vec![second],
         })
         .await
         .unwrap();
-        two.send(UpdatePeers { peers: vec![deaf] }).await.unwrap();
         assert_eq!(news_one.recv().await.unwrap(), "2 up");
         assert_eq!(news_two.recv().await.unwrap(), "1 up");
 

@@ -129,6 +129,15 @@ impl Operator {
         self.job.is_none()
     }
 
+    /// Goes on with the job that was put off, if its member was added all the same: while it is awaited nobody else can be added.
+    fn resume_put_off(&mut self, cluster: &Cluster) {
+        let added = |job: &Job| votes(cluster, job.slot).is_some();
+        if self.put_off.as_ref().is_some_and(added) {
+            std::mem::swap(&mut self.job, &mut self.put_off);
+            self.asked = None;
+        }
+    }
+
     /// Begins a job; the one before must be over.
     pub(crate) fn begin(&mut self, cluster: &Cluster, job: Job) {
         assert!(self.job.is_none(), "one job at a time");
@@ -148,6 +157,7 @@ impl Operator {
             self.job = self.put_off.take();
             return;
         };
+        let adds = matches!(step, Step::Ask(Wanted::In { .. }));
         let done = match step {
             Step::Ask(wanted) => {
                 let asked = self.asked.get_or_insert_with(|| ask(cluster, slot, wanted));
@@ -179,6 +189,8 @@ impl Operator {
                 "the operator has done {step:?} at {}",
                 member(slot).name
             ));
+        } else if adds {
+            self.resume_put_off(cluster);
         }
     }
 }

@@ -20,7 +20,7 @@ use quorate::api::proto::{etcdserverpb as pb, mvccpb::Event};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -29,6 +29,8 @@ const STREAMS: usize = 3;
 const KEYS: [&str; 7] = ["a", "aa", "b", "ba", "c", "d", "\u{ff}"];
 /// What is owed comes by then: generous, for a loaded machine and a debug build.
 const PATIENCE: Duration = Duration::from_mins(1);
+/// etcd looks every 100 ms at the watches that begin in the past, and says nothing if one has nothing to be told.
+const ETCD_LOOKS: Duration = Duration::from_millis(400);
 
 /// What a server said about a watch.
 #[derive(Clone, Debug, PartialEq)]
@@ -227,6 +229,8 @@ struct Pair {
     watchers: Vec<Watcher>,
     newest: i64,
     compacted: i64,
+    /// When the last watch that begins in the past was created.
+    looked_back: Instant,
     /// How often each kind of thing was done, to know that the test tests something.
     done: std::collections::BTreeMap<&'static str, usize>,
     context: String,
@@ -253,6 +257,7 @@ impl Pair {
             watchers: (0..STREAMS).map(nothing).collect(),
             newest: 1,
             compacted: 0,
+            looked_back: Instant::now(),
             done: std::collections::BTreeMap::new(),
             context: String::new(),
         };
@@ -394,6 +399,9 @@ impl Pair {
             self.count("compacted");
             return;
         }
+        if start > 0 {
+            self.looked_back = Instant::now();
+        }
         self.count(match start {
             0 => "now",
             start if start > self.newest => "future",
@@ -492,6 +500,7 @@ impl Pair {
 
     async fn compact(&mut self) {
         self.settle().await;
+        sleep_until(self.looked_back + ETCD_LOOKS).await;
         let revision = self.random.i64(self.compacted + 1..=self.newest);
         // Leave enough to watch.
         let revision = self.compacted + (revision - self.compacted + 3) / 4;
