@@ -19,7 +19,8 @@
 //! | `trace` | what happened, hashed and printed |
 //!
 //! `cargo test --release --test sim` runs a fixed set of seeds. `SEEDS=n` runs n fresh ones, `SIM_SECS=n` as many as fit into n
-//! seconds, `SEED=n` replays one and prints what happens. A failure prints its seed and the command that replays it.
+//! seconds; `SIM_FROM=n` says with which they begin, chance does otherwise. `SEED=n` replays one and prints what happens. A failure
+//! prints its seed and the command that replays it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -98,7 +99,7 @@ fn report(outcomes: &[Outcome], began: Instant) {
 
 #[test]
 fn clusters_live_through_storms() {
-    let first = clock::entropy() % 1_000_000_000;
+    let first = number("SIM_FROM").unwrap_or_else(|| clock::entropy() % 1_000_000_000);
     if let Some(count) = number("SEEDS") {
         announce(&count.to_string(), first);
         run_all(first..first + count);
