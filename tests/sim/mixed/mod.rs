@@ -69,6 +69,7 @@ pub(crate) struct Mixed {
     observer: observe::Observer,
 }
 
+#[cfg(feature = "mutations")]
 impl Mixed {
     /// With compactions several times a second.
     pub(crate) fn compacting() -> Self {
