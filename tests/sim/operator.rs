@@ -265,9 +265,13 @@ async fn try_once(client: &Client, size: u64, slot: Slot, wanted: Wanted) -> boo
         (Wanted::Out, None) | (Wanted::In { .. }, Some(_)) => return true,
         (Wanted::Vote, Some(found)) if !found.learner => return true,
         (Wanted::Out, Some(found)) => MemberChange::Remove { id: found.id },
-        (Wanted::In { learner }, None) => MemberChange::Add {
-            peer_urls: vec![place],
-            learner,
+        // There may be one learner at a time: the one before gets its vote first.
+        (Wanted::In { learner }, None) => match members.iter().find(|member| member.learner) {
+            Some(before) => MemberChange::Promote { id: before.id },
+            None => MemberChange::Add {
+                peer_urls: vec![place],
+                learner,
+            },
         },
         (Wanted::Vote, Some(found)) => MemberChange::Promote { id: found.id },
         (Wanted::Vote, None) => return false,
