@@ -29,12 +29,15 @@ use crate::{
 };
 use convert::{Told, ask};
 use quorate::types::LeaseId;
-use std::{cell::RefCell, rc::Rc};
+use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 /// Clients of keys.
 const KEY_CLIENTS: u64 = 6;
 /// Watchers besides the historian.
 const WATCHERS: u64 = 3;
+/// How often a member's leases are looked at in the end until there are none, and the pause between two looks.
+const LEASE_LOOKS: u64 = 10;
+const LEASE_LOOK_MILLIS: u64 = 100;
 /// Clients of leases.
 const LEASE_CLIENTS: u64 = 3;
 /// How long a client waits for an answer: longer than a member takes to give up.
@@ -43,7 +46,7 @@ const PATIENCE_MILLIS: u64 = 8_000;
 const SETTLE_MILLIS: u64 = 40_000;
 
 /// What a member tells in the end: all keys, and all leases.
-type Final = (Slot, Told, Option<std::sync::Arc<[LeaseId]>>);
+type Final = (Slot, Told, Option<Arc<[LeaseId]>>);
 
 /// What all clients share: one thread runs them.
 pub(crate) type Shared = Rc<RefCell<Board>>;
@@ -172,10 +175,7 @@ impl Mixed {
             let found = found.clone();
             cluster.client(move |client| async move {
                 let told = ask(&client, slot, 10_000, &convert::everything()).await;
-                let leases = client.call(slot, 10_000, |requests| async move {
-                    requests.leases().await.ok()
-                });
-                let leases = leases.await.flatten();
+                let leases = no_leases(&client, slot).await;
                 found.borrow_mut().push((slot, told, leases));
             });
         }
@@ -210,6 +210,22 @@ impl Mixed {
             assert_eq!(state(slot), state(0), "{} differs", member(slot).name);
         }
     }
+}
+
+/// A member's leases, once there are none, or the last look's: a member may apply the end of one a moment after another.
+async fn no_leases(client: &Client, slot: Slot) -> Option<Arc<[LeaseId]>> {
+    let mut leases = None;
+    for _ in 0..LEASE_LOOKS {
+        let look = client.call(slot, 1_000, |requests| async move {
+            requests.leases().await.ok()
+        });
+        leases = look.await.flatten();
+        if leases.as_ref().is_some_and(|leases| leases.is_empty()) {
+            break;
+        }
+        client.pause(LEASE_LOOK_MILLIS).await;
+    }
+    leases
 }
 
 impl Board {
