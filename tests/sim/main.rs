@@ -19,8 +19,8 @@
 //! | `trace` | what happened, hashed and printed |
 //!
 //! `cargo test --release --test sim` runs a fixed set of seeds. `SEEDS=n` runs n fresh ones, `SIM_SECS=n` as many as fit into n
-//! seconds; `SIM_FROM=n` says with which they begin, chance does otherwise. `SEED=n` replays one and prints what happens. A failure
-//! prints its seed and the command that replays it.
+//! seconds; `SIM_FROM=n` says with which they begin, chance does otherwise. `SEED=n` replays one and prints what happens. A
+//! failure prints its seed and the command that replays it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
