@@ -12,7 +12,6 @@ use quorate::{
     },
     types::{Record, RecordKind, Rev, Revision},
 };
-use std::sync::Arc;
 
 /// Matches a batch of 64 puts with so many watchers of single keys, and one of the prefix.
 #[divan::bench(args = [1, 1_000, 100_000])]
@@ -54,9 +53,7 @@ fn event_encoding(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| {
         let event = Event::new(record.rev, record.kind, &record.kv, None);
         let mut frames = Frames::default();
-        frames
-            .add_watch(black_box(&reply), &[Arc::new(event)])
-            .unwrap();
+        frames.add_watch(black_box(&reply), &event.wire).unwrap();
         frames
     });
 }

@@ -240,7 +240,7 @@ fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
     use crate::{
-        kv::watch::{Body, Event, WatchId},
+        kv::watch::{Body, Event, Events, WatchId},
         types::{RecordKind, Rev, Revision},
     };
     use bytes::Bytes;
@@ -250,7 +250,7 @@ mod tests {
         let rev = Rev::new(Revision(2), 0);
         let event = Arc::new(Event::new(rev, RecordKind::Put, &kv, None));
         let body = Body::Events {
-            events: vec![event],
+            events: Events::new(&[event]),
             fragment: false,
         };
         Response {

@@ -188,8 +188,8 @@ impl KeyEvent {
         Ok(Self {
             rev: event.rev,
             kind: event.kind,
-            kv: KeyValue::decode(&event.kv)?,
-            prev_kv: event.prev_kv.as_ref().map(KeyValue::decode).transpose()?,
+            kv: KeyValue::decode(&event.kv())?,
+            prev_kv: event.prev_kv().as_ref().map(KeyValue::decode).transpose()?,
         })
     }
 }
@@ -206,7 +206,7 @@ impl Watch {
             let Response { revision, body, .. } = self.stream.responses.next().await?;
             return match body {
                 Body::Events { events, .. } => {
-                    let events = events.iter().map(|event| KeyEvent::decode(event));
+                    let events = events.iter().map(KeyEvent::decode);
                     Ok(EventBatch {
                         revision,
                         events: events.collect::<Result<_, _>>()?,

@@ -8,12 +8,10 @@ use crate::{
     kv::{
         command::{DeleteRangeDone, EncodedKv, OpDone, PutDone, RangeDone, TxnDone},
         record::{put_varint, varint_len},
-        watch::Event,
     },
     types::{ClusterId, NodeId, Revision, Term},
 };
 use bytes::Bytes;
-use std::sync::Arc;
 
 /// Bytes before each gRPC message: a compression flag and the length.
 pub const PREFIX_BYTES: usize = 5;
@@ -53,14 +51,16 @@ impl Frames {
         self.0.is_empty()
     }
 
-    /// Adds a `WatchResponse`. The events are encoded already, as its field.
-    pub fn add_watch(&mut self, reply: &WatchReply, events: &[Arc<Event>]) -> Result<(), Status> {
-        let events_len: usize = events.iter().map(|event| event.wire.len()).sum();
-        self.add(reply.len() + events_len, |out| {
+    /// None yet, and room for so many bytes of them.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self(Vec::with_capacity(bytes))
+    }
+
+    /// Adds a `WatchResponse`. The events are encoded already, each as its field.
+    pub fn add_watch(&mut self, reply: &WatchReply, events: &[u8]) -> Result<(), Status> {
+        self.add(reply.len() + events.len(), |out| {
             reply.write(out);
-            for event in events {
-                out.extend_from_slice(&event.wire);
-            }
+            out.extend_from_slice(events);
         })
     }
 

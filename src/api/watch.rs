@@ -19,12 +19,12 @@ use crate::{
     },
     kv::{
         KvError,
-        watch::{Body, Event, Refusal, Response, WatchId},
+        watch::{Body, Event, Events, Refusal, Response, WatchId},
     },
 };
 use bytes::Bytes;
 use pb::watch_request::RequestUnion;
-use std::{cell::Cell, sync::Arc};
+use std::cell::Cell;
 use tokio::sync::mpsc;
 
 /// Responses that are there are sent in one piece, until it has so many bytes: about what HTTP/2 sends at once.
@@ -119,7 +119,8 @@ impl Api {
         let mut taken = Vec::new();
         loop {
             responses.next_some(PIECE_BYTES, &mut taken).await?;
-            let mut piece = Frames::default();
+            let bytes = taken.iter().map(Response::bytes).sum();
+            let mut piece = Frames::with_capacity(bytes);
             let written = taken.drain(..).try_for_each(|response| {
                 book.note(&response);
                 self.write_response(&response, &mut piece)
@@ -172,32 +173,27 @@ impl Api {
 /// Cuts events so that each message with more than one is shorter than `max`. etcd: the same cut.
 fn add_fragments(
     reply: &WatchReply,
-    events: &[Arc<Event>],
+    events: &Events,
     max: usize,
     piece: &mut Frames,
 ) -> Result<(), Status> {
-    let mut rest = events;
-    loop {
+    let (mut left, mut wire) = (&events[..], &events.wire()[..]);
+    // The mark of a fragment is two bytes.
+    while reply.len() + wire.len() + 2 >= max && left.len() > 1 {
         let mut len = reply.len();
-        // The mark of a fragment is two bytes.
-        let fits = |(at, event): (usize, &Arc<Event>)| {
-            len = len.saturating_add(event.wire.len());
-            at == 0 || len.saturating_add(2) < max
+        let fits = |(at, event): (usize, &Event)| {
+            len += event.wire.len();
+            at == 0 || len + 2 < max
         };
-        let count = rest
-            .iter()
-            .enumerate()
-            .map(fits)
-            .take_while(|fits| *fits)
-            .count();
-        let (now, later) = rest.split_at(count);
-        let fragment = !later.is_empty();
+        let count = left.iter().enumerate().map(fits);
+        let count = count.take_while(|fits| *fits).count();
+        let (now, later) = left.split_at(count);
+        let (now, rest) = wire.split_at(now.iter().map(|event| event.wire.len()).sum());
+        let fragment = true;
         piece.add_watch(&WatchReply { fragment, ..*reply }, now)?;
-        if later.is_empty() {
-            return Ok(());
-        }
-        rest = later;
+        (left, wire) = (later, rest);
     }
+    piece.add_watch(reply, wire)
 }
 
 /// What a client is told in place of a watch.

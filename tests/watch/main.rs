@@ -650,7 +650,7 @@ async fn progress_out_of_step_with_its_stream() {
                 Body::Created => drop(seen.insert(response.watch, Revision(1))),
                 Body::Events { events, .. } => {
                     let seen = seen.get_mut(&response.watch).unwrap();
-                    for event in events {
+                    for event in events.iter() {
                         assert_eq!(event.rev.major, seen.next(), "each revision, once");
                         *seen = event.rev.major;
                     }

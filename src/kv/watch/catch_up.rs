@@ -3,6 +3,7 @@
 use super::super::{KeyRange, command::EncodedKv, range::ReadError};
 use super::{
     event::{Change, Event},
+    events::Events,
     intervals::Intervals,
     spec::Filters,
     watches::WatcherKey,
@@ -73,8 +74,8 @@ pub enum CatchUp {
     Read {
         /// The last revision of which everything is here.
         through: Revision,
-        /// For each of the task's watchers, in its order, what is for it.
-        events: Vec<Vec<Arc<Event>>>,
+        /// For each of the task's watchers, in its order, what is for it, if there is something.
+        events: Vec<Option<Arc<Events>>>,
     },
     /// History begins later than the task.
     Compacted {
@@ -268,7 +269,30 @@ impl<'a> Collector<'a> {
         };
         CatchUp::Read {
             through,
-            events: self.events,
+            events: shared(&self.events),
         }
     }
+}
+
+/// Makes the responses. Neighbours for whom the same was found, as for watchers of one range, share one.
+fn shared(found: &[Vec<Arc<Event>>]) -> Vec<Option<Arc<Events>>> {
+    let mut last: Option<(&[Arc<Event>], Arc<Events>)> = None;
+    let mut responses = Vec::with_capacity(found.len());
+    for list in found {
+        if list.is_empty() {
+            responses.push(None);
+            continue;
+        }
+        let shared = match last.take() {
+            Some((known, events)) if is_same(known, list) => events,
+            Some(_) | None => Events::new(list),
+        };
+        responses.push(Some(shared.clone()));
+        last = Some((list, shared));
+    }
+    responses
+}
+
+fn is_same(a: &[Arc<Event>], b: &[Arc<Event>]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| Arc::ptr_eq(a, b))
 }

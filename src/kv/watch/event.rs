@@ -10,7 +10,7 @@ use super::super::{
 };
 use crate::types::{Record, RecordKind, Rev, Revision};
 use bytes::Bytes;
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 /// Field `events` of a `WatchResponse`.
 const EVENTS: u8 = 11 << 3 | 2;
@@ -24,19 +24,18 @@ const DELETE: u8 = 1;
 /// What an event costs in memory besides its bytes.
 pub(super) const EVENT_OVERHEAD_BYTES: usize = 160;
 
-/// One change, in one form. All parts share one buffer.
+/// One change, in one form. All parts are in one buffer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Its place in history.
     pub rev: Rev,
     /// Put or deletion.
     pub kind: RecordKind,
-    /// The key's state after the change; of a deletion, its key and the deletion's revision.
-    pub kv: EncodedKv,
-    /// The key's state before the change's revision, if it was asked for, existed, and is not compacted.
-    pub prev_kv: Option<EncodedKv>,
     /// Field `events` of a `WatchResponse`.
     pub wire: Bytes,
+    /// Where the states after and before the change are in `wire`.
+    kv_at: Range<usize>,
+    prev_at: Option<Range<usize>>,
 }
 
 impl Event {
@@ -67,23 +66,42 @@ impl Event {
         }
         let kv_at = put_kv(&mut wire, KV, kv);
         let prev_at = prev.map(|prev| put_kv(&mut wire, PREV_KV, prev));
-        let wire = Bytes::from(wire);
         Self {
             rev,
             kind,
-            kv: wire.slice(kv_at),
-            prev_kv: prev_at.map(|at| wire.slice(at)),
-            wire,
+            wire: wire.into(),
+            kv_at,
+            prev_at,
         }
+    }
+
+    /// The key's state after the change; of a deletion, its key and the deletion's revision.
+    pub fn kv(&self) -> EncodedKv {
+        self.wire.slice(self.kv_at.clone())
+    }
+
+    /// The key's state before the change's revision, if it was asked for, existed, and is not compacted.
+    pub fn prev_kv(&self) -> Option<EncodedKv> {
+        let at = self.prev_at.clone()?;
+        Some(self.wire.slice(at))
     }
 
     /// The key.
     pub fn key(&self) -> &[u8] {
-        record::key_slice(&self.kv)
+        record::key_slice(&self.wire[self.kv_at.clone()])
+    }
+
+    /// The same event in another buffer, which has its bytes.
+    pub(super) fn moved_to(&self, wire: Bytes) -> Self {
+        assert_eq!(wire.len(), self.wire.len(), "an event keeps its bytes");
+        Self {
+            wire,
+            ..self.clone()
+        }
     }
 }
 
-fn put_kv(out: &mut Vec<u8>, tag: u8, kv: &EncodedKv) -> std::ops::Range<usize> {
+fn put_kv(out: &mut Vec<u8>, tag: u8, kv: &EncodedKv) -> Range<usize> {
     out.push(tag);
     put_varint(out, kv.len() as u64);
     let start = out.len();
@@ -199,10 +217,7 @@ mod tests {
             [0x5a, 7, 0x12, 5, 0x0a, 1, b'k', 0x18, 5],
             "golden bytes"
         );
-        assert_eq!(
-            (put.kv.as_ref(), put.prev_kv.as_ref()),
-            (stored.as_ref(), None)
-        );
+        assert_eq!((put.kv().as_ref(), put.prev_kv()), (stored.as_ref(), None));
         let tombstone = record::encode_tombstone(b"k");
         let rev = Rev::new(Revision(6), 0);
         let delete = Event::new(rev, RecordKind::Tombstone, &tombstone, Some(&prev));
@@ -215,6 +230,6 @@ mod tests {
             "a deletion names its key and its revision"
         );
         assert_eq!(delete.key(), b"k");
-        assert_eq!(delete.prev_kv, Some(prev));
+        assert_eq!(delete.prev_kv(), Some(prev));
     }
 }

@@ -23,6 +23,7 @@
 
 pub mod catch_up;
 mod event;
+mod events;
 pub mod intervals;
 #[cfg(test)]
 mod model;
@@ -32,5 +33,6 @@ mod watches;
 
 pub use catch_up::{CatchUp, History, Memory, ReadTask, Visit};
 pub use event::Event;
+pub use events::Events;
 pub use spec::{Body, Filters, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec};
 pub use watches::{Bounds, WatcherKey, Watches};

@@ -2,14 +2,14 @@
 
 use super::{
     super::{KeyRange, command::EncodedKv, range::ReadError, record},
-    Body, Bounds, CatchUp, Event, Filters, History, Outlet, ReadTask, Response, StreamId, Visit,
-    WatchId, WatchSpec, Watches,
+    Body, Bounds, CatchUp, Event, Events, Filters, History, Outlet, ReadTask, Response, StreamId,
+    Visit, WatchId, WatchSpec, Watches,
     catch_up::Memory,
 };
 use crate::types::{LeaseId, Record, RecordKind, Rev, Revision};
 use bytes::Bytes;
 use proptest::prelude::*;
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 /// The whole history, kept naively.
 #[derive(Clone, Default)]
@@ -152,7 +152,7 @@ struct Seen {
     spec: WatchSpec,
     /// The first revision it is to see.
     from: Revision,
-    events: Vec<Arc<Event>>,
+    events: Vec<Event>,
     /// What it may be compared with: gone watches see nothing more.
     ended: bool,
 }
@@ -369,7 +369,7 @@ impl World {
                     "an id is used once at a time"
                 );
             }
-            Body::Events { events, .. } => self.receive_events(place, response.revision, events),
+            Body::Events { events, .. } => self.receive_events(place, response.revision, &events),
             Body::Cancelled => self.clients.get_mut(&place).unwrap().ended = true,
             Body::Compacted { oldest } => {
                 let seen = self.clients.get_mut(&place).unwrap();
@@ -402,12 +402,7 @@ impl World {
         }
     }
 
-    fn receive_events(
-        &mut self,
-        place: (StreamId, WatchId),
-        revision: Revision,
-        events: Vec<Arc<Event>>,
-    ) {
+    fn receive_events(&mut self, place: (StreamId, WatchId), revision: Revision, events: &Events) {
         let seen = self
             .clients
             .get_mut(&place)
@@ -423,7 +418,7 @@ impl World {
             revision >= events.last().unwrap().rev.major,
             "the header is not behind"
         );
-        seen.events.extend(events);
+        seen.events.extend_from_slice(events);
         let seen = &self.clients[&place];
         self.compare(seen, seen.events.last().unwrap().rev.major);
     }
@@ -450,9 +445,9 @@ impl World {
             let before = self.log.live(key, Revision(record.rev.major.0 - 1));
             let before = before.map(|record| &record.kv).filter(|_| spec.prev_kv);
             let compacted = record.rev.major.0 - 1 < self.log.compacted.0;
-            if event.prev_kv.is_some() || !compacted {
+            if event.prev_kv().is_some() || !compacted {
                 assert_eq!(
-                    event.prev_kv.as_ref(),
+                    event.prev_kv().as_ref(),
                     before,
                     "the state before {:?}",
                     event.rev

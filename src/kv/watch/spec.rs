@@ -1,6 +1,6 @@
 //! What a watch can ask for, and what it is told.
 
-use super::{super::KeyRange, event::Event};
+use super::{super::KeyRange, events::Events};
 use crate::types::{RecordKind, Revision};
 use std::{fmt, sync::Arc};
 
@@ -119,8 +119,8 @@ pub enum Body {
     Refused(Refusal),
     /// Changes of whole revisions, in order.
     Events {
-        /// At least one.
-        events: Vec<Arc<Event>>,
+        /// All watchers that are sent the same share them.
+        events: Arc<Events>,
         /// Whether the response may be cut.
         fragment: bool,
     },
@@ -139,10 +139,7 @@ impl Response {
     /// About what it takes in a queue and on the wire.
     pub fn bytes(&self) -> usize {
         let events = match &self.body {
-            Body::Events { events, .. } => events
-                .iter()
-                .map(|event| event.wire.len() + size_of::<Arc<Event>>())
-                .sum(),
+            Body::Events { events, .. } => events.bytes(),
             Body::Created
             | Body::Refused(_)
             | Body::Progress

@@ -3,6 +3,7 @@
 //! Here is what streams ask for; `table` has the states and who is in which, `publish` what a change does, and `turns` how those
 //! that are behind catch up, one bounded pass after the other.
 
+mod groups;
 mod publish;
 mod table;
 mod turns;
@@ -13,6 +14,7 @@ use super::{
     spec::{Body, Outlet, Response, StreamId, WatchId, WatchSpec},
 };
 use crate::types::Revision;
+use groups::Groups;
 use std::collections::{BTreeMap, VecDeque};
 pub use table::WatcherKey;
 use table::{Phase, Slot, Stream, Watcher, watcher_mut};
@@ -42,6 +44,8 @@ pub struct Watches {
     queued_recent: VecDeque<WatcherKey>,
     /// Those that must read stored history.
     queued_history: VecDeque<WatcherKey>,
+    /// Between batches, room for the next.
+    groups: Groups,
     watchers_max: usize,
     count: usize,
 }
@@ -57,6 +61,7 @@ impl Watches {
             streams: BTreeMap::new(),
             queued_recent: VecDeque::new(),
             queued_history: VecDeque::new(),
+            groups: Groups::default(),
             watchers_max: bounds.watchers_max,
             count: 0,
         }

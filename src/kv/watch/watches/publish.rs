@@ -1,14 +1,39 @@
 //! What an applied change does: each synced watcher that wants it is sent its event, or falls behind.
 
 use super::{
-    super::{catch_up::Memory, event::Change, spec::Outlet},
-    Phase, WatcherKey, Watches, watcher_mut,
+    super::{
+        catch_up::Memory,
+        event::{Change, Event},
+        events::Events,
+        recent::Recent,
+        spec::Outlet,
+    },
+    Phase, Watcher, WatcherKey, Watches,
+    table::watcher,
+    watcher_mut,
 };
 use crate::types::{Record, Revision};
+use std::sync::Arc;
 
 /// Bytes of events in one response to a synced watcher, after which the next revision begins another. Small clients take no
 /// more than a few megabytes at once.
 const RESPONSE_BYTES: usize = 64 * 1024;
+
+/// What a group of watchers is sent of a batch, in one form.
+#[derive(Debug)]
+struct Letters {
+    letters: Vec<Letter>,
+    /// From this revision on a state before a change is not in memory: they have to read.
+    cold: Option<Revision>,
+}
+
+/// One response.
+#[derive(Debug)]
+struct Letter {
+    first: Revision,
+    last: Revision,
+    events: Arc<Events>,
+}
 
 /// A synced watcher is not sent all of a batch.
 struct Behind {
@@ -58,23 +83,36 @@ impl Watches {
         memory: &dyn Memory,
         outlet: &mut dyn Outlet,
     ) {
-        let mut hits = Vec::new();
+        let (slots, groups) = (&self.slots, &mut self.groups);
+        groups.begin(slots.len());
         for (at, change) in changes.iter().enumerate() {
-            self.synced
-                .find(change.key(), &mut |key: WatcherKey| hits.push((key, at)));
+            let (revision, kind) = (change.rev().major, change.kind());
+            self.synced.find(change.key(), &mut |key: WatcherKey| {
+                let wants = |watcher: &Watcher| {
+                    revision >= watcher.next && watcher.spec.filters.admit(kind)
+                };
+                if watcher(slots, key).is_some_and(wants) {
+                    groups.add(key, at);
+                }
+            });
         }
-        hits.retain(|&(key, at)| {
-            self.watcher(key).is_some_and(|watcher| {
-                changes[at].rev().major >= watcher.next
-                    && watcher.spec.filters.admit(changes[at].kind())
-            })
-        });
-        if changes.len() > 1 {
-            hits.sort_unstable();
-        }
-        for of_watcher in hits.chunk_by(|a, b| a.0 == b.0) {
-            let key = of_watcher[0].0;
-            if let Err(behind) = self.tell_one(key, of_watcher, changes, memory, outlet) {
+        let dealt = groups.deal();
+        let mut plain: Vec<Option<Letters>> = Vec::new();
+        let mut with_prev = Vec::new();
+        for (key, group) in dealt {
+            let Some(watcher) = watcher_mut(&mut self.slots, key) else {
+                continue;
+            };
+            let prev_kv = watcher.spec.prev_kv;
+            let of_form = if prev_kv { &mut with_prev } else { &mut plain };
+            if of_form.is_empty() {
+                of_form.resize_with(self.groups.bound(), || None);
+            }
+            let letters = of_form[group].get_or_insert_with(|| {
+                let hits = self.groups.changes(group);
+                write_letters(&self.recent, &hits, changes, prev_kv, memory)
+            });
+            if let Err(behind) = watcher.post(letters, outlet) {
                 self.unsync(key, behind.from);
                 if behind.cold {
                     self.enqueue(key);
@@ -83,55 +121,6 @@ impl Watches {
                 }
             }
         }
-    }
-
-    /// Sends one watcher its events of a batch, whole revisions a response.
-    fn tell_one(
-        &mut self,
-        key: WatcherKey,
-        hits: &[(WatcherKey, usize)],
-        changes: &mut [Change],
-        memory: &dyn Memory,
-        outlet: &mut dyn Outlet,
-    ) -> Result<(), Behind> {
-        let Some(watcher) = watcher_mut(&mut self.slots, key) else {
-            return Ok(());
-        };
-        let recent = &self.recent;
-        let (mut left, mut events, mut bytes) = (hits, Vec::with_capacity(hits.len()), 0);
-        let mut through = self.recent.newest();
-        while let Some(&(_, first)) = left.first() {
-            let revision = changes[first].rev().major;
-            let whole = left
-                .iter()
-                .take_while(|(_, at)| changes[*at].rev().major == revision);
-            let (now, later) = left.split_at(whole.count());
-            let behind = |cold| Behind {
-                from: revision,
-                cold,
-            };
-            if events.is_empty() && !outlet.has_room(watcher.stream) {
-                return Err(behind(false));
-            }
-            let before = events.len();
-            for &(_, at) in now {
-                let found = |key: &[u8], at| recent.before(key, at, memory);
-                let Ok(event) = changes[at].event(watcher.spec.prev_kv, found) else {
-                    events.truncate(before);
-                    watcher.cold = true;
-                    watcher.send_some(&mut events, through, outlet);
-                    return Err(behind(true));
-                };
-                bytes += event.wire.len();
-                events.push(event);
-            }
-            (left, through) = (later, revision);
-            if left.is_empty() || bytes >= RESPONSE_BYTES {
-                watcher.send_some(&mut events, revision, outlet);
-                bytes = 0;
-            }
-        }
-        Ok(())
     }
 
     /// Keeps the changes of a batch for those that are behind.
@@ -175,6 +164,70 @@ impl Watches {
             }
         }
     }
+}
+
+impl Watcher {
+    /// Sends what it is to be sent of a batch, while there is room.
+    fn post(&mut self, letters: &Letters, outlet: &mut dyn Outlet) -> Result<(), Behind> {
+        for letter in &letters.letters {
+            if !outlet.has_room(self.stream) {
+                let (from, cold) = (letter.first, false);
+                return Err(Behind { from, cold });
+            }
+            self.send(letter.events.clone(), letter.last, outlet);
+        }
+        let Some(from) = letters.cold else {
+            return Ok(());
+        };
+        self.cold = true;
+        Err(Behind { from, cold: true })
+    }
+}
+
+/// Makes responses of whole revisions of the changes at `hits`.
+fn write_letters(
+    recent: &Recent,
+    hits: &[usize],
+    changes: &mut [Change],
+    prev_kv: bool,
+    memory: &dyn Memory,
+) -> Letters {
+    let (mut letters, mut cold) = (Vec::new(), None);
+    let (mut events, mut bytes) = (Vec::with_capacity(hits.len()), 0);
+    let mut close = |events: &mut Vec<Arc<Event>>| {
+        if let [first, .., last] | [first @ last] = &events[..] {
+            letters.push(Letter {
+                first: first.rev.major,
+                last: last.rev.major,
+                events: Events::new(events),
+            });
+            events.clear();
+        }
+    };
+    let of_revision = |a: &usize, b: &usize| changes[*a].rev().major == changes[*b].rev().major;
+    let revisions: Vec<&[usize]> = hits.chunk_by(of_revision).collect();
+    for revision in revisions {
+        let before = events.len();
+        for &at in revision {
+            let found = |key: &[u8], at| recent.before(key, at, memory);
+            let Ok(event) = changes[at].event(prev_kv, found) else {
+                cold = Some(changes[at].rev().major);
+                break;
+            };
+            bytes += event.wire.len();
+            events.push(event);
+        }
+        if cold.is_some() {
+            events.truncate(before);
+            break;
+        }
+        if bytes >= RESPONSE_BYTES {
+            close(&mut events);
+            bytes = 0;
+        }
+    }
+    close(&mut events);
+    Letters { letters, cold }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::{
     super::{
-        event::Event,
+        events::Events,
         spec::{Body, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec},
     },
     Watches,
@@ -94,8 +94,7 @@ impl Watches {
     }
 
     pub(super) fn watcher(&self, key: WatcherKey) -> Option<&Watcher> {
-        let slot = &self.slots[key.slot as usize];
-        slot.watcher.as_ref().filter(|_| slot.life == key.life)
+        watcher(&self.slots, key)
     }
 
     /// Reading, or just created → synced.
@@ -220,27 +219,21 @@ impl Watches {
 }
 
 /// The watcher of a key, unless it is gone.
+pub(super) fn watcher(slots: &[Slot], key: WatcherKey) -> Option<&Watcher> {
+    let slot = &slots[key.slot as usize];
+    slot.watcher.as_ref().filter(|_| slot.life == key.life)
+}
+
+/// As [`watcher`].
 pub(super) fn watcher_mut(slots: &mut [Slot], key: WatcherKey) -> Option<&mut Watcher> {
     let slot = &mut slots[key.slot as usize];
     slot.watcher.as_mut().filter(|_| slot.life == key.life)
 }
 
 impl Watcher {
-    /// Sends what has gathered, if there is something.
-    pub(super) fn send_some(
-        &mut self,
-        events: &mut Vec<Arc<Event>>,
-        revision: Revision,
-        outlet: &mut dyn Outlet,
-    ) {
-        if !events.is_empty() {
-            self.send(std::mem::take(events), revision, outlet);
-        }
-    }
-
     pub(super) fn send(
         &mut self,
-        events: Vec<Arc<Event>>,
+        events: Arc<Events>,
         revision: Revision,
         outlet: &mut dyn Outlet,
     ) {

@@ -3,7 +3,7 @@
 use super::{
     super::{
         catch_up::{CatchUp, Memory, ReadTask, Seeker},
-        event::Event,
+        events::Events,
         spec::{Outlet, StreamId},
     },
     Phase, Watcher, WatcherKey, Watches, compacted_response, watcher_mut,
@@ -164,7 +164,7 @@ impl Watches {
         &mut self,
         key: WatcherKey,
         through: Revision,
-        events: Vec<Arc<Event>>,
+        events: Option<Arc<Events>>,
         outlet: &mut dyn Outlet,
     ) {
         let newest = self.newest();
@@ -176,7 +176,7 @@ impl Watches {
             Phase::Reading,
             "a watcher waits for its read"
         );
-        if !events.is_empty() {
+        if let Some(events) = events {
             if !outlet.has_room(watcher.stream) {
                 self.starve(key);
                 return;
