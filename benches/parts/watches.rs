@@ -53,7 +53,7 @@ fn event_encoding(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| {
         let event = Event::new(record.rev, record.kind, &record.kv, None);
         let mut frames = Frames::default();
-        frames.add_watch(black_box(&reply), &event.wire).unwrap();
+        frames.add_watch(black_box(&reply), event.wire).unwrap();
         frames
     });
 }

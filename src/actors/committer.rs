@@ -18,7 +18,7 @@ use crate::{
         view::StoredRecords,
         watch::Visit,
     },
-    storage::db::{Applied, CommitBatch, Db, DbReader, DbSite, OnDamage},
+    storage::db::{Applied, CommitBatch, Db, DbError, DbReader, DbSite, OnDamage},
     types::{LogIndex, Rev, Revision},
 };
 use actix::prelude::*;
@@ -316,16 +316,25 @@ impl StoredRecords for DbReader {
 
 impl Records for DbReader {
     fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError> {
-        match self.get_put(rev) {
-            Ok(Some(kv)) => Ok(kv),
-            Ok(None) => Err(ReadError {
-                rev,
-                source: "it is not in the database".into(),
-            }),
-            Err(error) => Err(ReadError {
-                rev,
-                source: Box::new(error),
-            }),
-        }
+        found(rev, self.get_put(rev))
+    }
+
+    fn visit(&self, rev: Rev, seen: &mut dyn FnMut(&[u8])) -> Result<(), ReadError> {
+        found(rev, self.visit_put(rev, seen))
+    }
+}
+
+/// The index names only changes that are there.
+fn found<T>(rev: Rev, read: Result<Option<T>, DbError>) -> Result<T, ReadError> {
+    match read {
+        Ok(Some(found)) => Ok(found),
+        Ok(None) => Err(ReadError {
+            rev,
+            source: "it is not in the database".into(),
+        }),
+        Err(error) => Err(ReadError {
+            rev,
+            source: Box::new(error),
+        }),
     }
 }

@@ -1,6 +1,6 @@
 //! Response bodies: one message or a stream of them with gRPC's trailers, or plain bytes for HTTP.
 
-use super::{reply::Encoded, services::Outgoing, status::Status};
+use super::{payload::Payload, reply::Encoded, services::Outgoing, status::Status};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use http_body::{Frame, SizeHint};
@@ -36,13 +36,13 @@ pub enum Body {
 }
 
 impl http_body::Body for Body {
-    type Data = Bytes;
+    type Data = Payload;
     type Error = Infallible;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    ) -> Poll<Option<Result<Frame<Payload>, Infallible>>> {
         let frame = match &mut *self {
             Self::Stream(messages) => match ready!(messages.poll_recv(context)) {
                 Some(Ok(message)) => Frame::data(message.into_frame()),
@@ -56,7 +56,10 @@ impl http_body::Body for Body {
                 }
             },
             Self::Empty => return Poll::Ready(None),
-            Self::Tonic(answer) => return answer.poll_frame(context).map(|frame| frame.map(Ok)),
+            Self::Tonic(answer) => {
+                let frame = ready!(answer.poll_frame(context));
+                return Poll::Ready(frame.map(|frame| Ok(frame.map_data(Payload::from))));
+            }
             Self::Plain(_) | Self::Message(_) | Self::Trailers => self.take_frame(),
         };
         Poll::Ready(Some(Ok(frame)))
@@ -82,9 +85,9 @@ impl http_body::Body for Body {
 
 impl Body {
     /// The next frame of a body that waits for nothing.
-    fn take_frame(&mut self) -> Frame<Bytes> {
+    fn take_frame(&mut self) -> Frame<Payload> {
         match mem::replace(self, Self::Empty) {
-            Self::Plain(bytes) => Frame::data(bytes),
+            Self::Plain(bytes) => Frame::data(bytes.into()),
             Self::Message(message) => {
                 *self = Self::Trailers;
                 Frame::data(message.into_frame())
@@ -134,7 +137,7 @@ mod tests {
     use crate::api::status::Code;
     use std::future::poll_fn;
 
-    async fn frames(mut body: Body) -> Vec<Frame<Bytes>> {
+    async fn frames(mut body: Body) -> Vec<Frame<Payload>> {
         let mut frames = Vec::new();
         while let Some(Ok(frame)) =
             poll_fn(|context| http_body::Body::poll_frame(Pin::new(&mut body), context)).await
@@ -157,7 +160,8 @@ mod tests {
         let frames = frames(Body::Message(message("a"))).await;
         assert_eq!(frames.len(), 2);
         let expected: &[u8] = &[0, 0, 0, 0, 3, 0x0a, 1, b'a'];
-        assert_eq!(frames[0].data_ref().unwrap(), expected);
+        let data = frames[0].data_ref().unwrap().clone();
+        assert_eq!(data.into_bytes(), expected);
         assert_eq!(frames[1].trailers_ref().unwrap()["grpc-status"], "0");
     }
 

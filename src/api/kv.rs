@@ -183,7 +183,7 @@ impl Api {
     pub fn read_now(&self, published: &Published, read: &Read) -> Result<Option<Encoded>, Status> {
         Ok(match read {
             Read::Range(query) => match published.try_range(query)? {
-                Some(done) => Some(reply::range(&self.header(done.revision), &done)?),
+                Some(done) => Some(reply::range(&self.header(done.revision), done)?),
                 None => None,
             },
             Read::Txn(txn) => match published.try_read_txn(txn)? {
@@ -208,7 +208,7 @@ impl Api {
             Ok(match &read {
                 Read::Range(query) => view
                     .range(query)?
-                    .map(|done| reply::range(&header(done.revision), &done)),
+                    .map(|done| reply::range(&header(done.revision), done)),
                 Read::Txn(txn) => view
                     .read_txn(txn)?
                     .map(|done| reply::txn(&header(done.revision), &done)),

@@ -30,6 +30,7 @@ pub mod lease;
 pub mod listen;
 pub mod maintenance;
 pub mod messages;
+pub mod payload;
 pub mod proto;
 pub mod reply;
 pub mod services;

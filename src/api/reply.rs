@@ -1,12 +1,14 @@
 //! Answers as gRPC frames. A stored `KeyValue` is spliced into the answer as it is; nothing is decoded or encoded again.
 //!
 //! An [`Encoded`] is a whole gRPC frame: one byte that says "not compressed", four bytes of length, the message. Its size is
-//! known before the first byte is written, so it is written into one buffer once and sent from there.
+//! known before the first byte is written, so it is written into one buffer once and sent from there. What is long and was
+//! stored or encoded before is not even copied into that buffer: it is sent from where it is, between pieces of the buffer.
 
-use super::status::Status;
+use super::{payload::Payload, status::Status};
 use crate::{
     kv::{
         command::{DeleteRangeDone, EncodedKv, OpDone, PutDone, RangeDone, TxnDone},
+        range::APART_MIN,
         record::{put_varint, varint_len},
     },
     types::{ClusterId, NodeId, Revision, Term},
@@ -15,6 +17,10 @@ use bytes::Bytes;
 
 /// Bytes before each gRPC message: a compression flag and the length.
 pub const PREFIX_BYTES: usize = 5;
+
+/// From this length on, bytes that are there already are sent from where they are: a piece of its own costs as much as copying
+/// some hundred bytes.
+pub const SPLICED_BYTES_MIN: usize = 1024;
 
 /// The longest message gRPC implementations send and receive.
 const MESSAGE_BYTES_MAX: usize = i32::MAX as usize;
@@ -33,61 +39,89 @@ pub struct Header {
 }
 
 /// An encoded answer: one gRPC frame, or several behind each other.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Encoded(Bytes);
+#[derive(Clone, Debug)]
+pub struct Encoded(Payload);
 
 /// Frames on their way to becoming one [`Encoded`].
 #[derive(Debug, Default)]
-pub struct Frames(Vec<u8>);
+pub struct Frames {
+    /// All that is written here.
+    written: Vec<u8>,
+    /// What is sent from where it is, and how much of `written` precedes it.
+    spliced: Vec<(usize, Bytes)>,
+    spliced_bytes: usize,
+}
 
 impl Frames {
+    /// None yet, and room to write so many bytes of them.
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self {
+            written: Vec::with_capacity(bytes),
+            ..Self::default()
+        }
+    }
+
     /// Bytes of all frames so far.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.written.len() + self.spliced_bytes
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// None yet, and room for so many bytes of them.
-    pub fn with_capacity(bytes: usize) -> Self {
-        Self(Vec::with_capacity(bytes))
+        self.len() == 0
     }
 
     /// Adds a `WatchResponse`. The events are encoded already, each as its field.
-    pub fn add_watch(&mut self, reply: &WatchReply, events: &[u8]) -> Result<(), Status> {
+    pub fn add_watch(&mut self, reply: &WatchReply, events: Bytes) -> Result<(), Status> {
         self.add(reply.len() + events.len(), |out| {
-            reply.write(out);
-            out.extend_from_slice(events);
+            reply.write(&mut out.written);
+            out.splice(events);
         })
     }
 
     /// Adds a message of exactly `len` bytes behind its prefix.
-    fn add(&mut self, len: usize, body: impl FnOnce(&mut Vec<u8>)) -> Result<(), Status> {
+    fn add(&mut self, len: usize, body: impl FnOnce(&mut Self)) -> Result<(), Status> {
         let prefix = match u32::try_from(len) {
             Ok(prefix) if len <= MESSAGE_BYTES_MAX => prefix,
             Ok(_) | Err(_) => return Err(Status::sent_too_large(len, MESSAGE_BYTES_MAX)),
         };
-        let start = self.0.len();
-        let out = &mut self.0;
-        out.reserve(PREFIX_BYTES + len);
-        out.push(0);
-        out.extend_from_slice(&prefix.to_be_bytes());
-        body(out);
+        let start = self.len();
+        self.written.push(0);
+        self.written.extend_from_slice(&prefix.to_be_bytes());
+        body(self);
         assert_eq!(
-            out.len() - start,
+            self.len() - start,
             PREFIX_BYTES + len,
             "the length was computed from the same answer"
         );
         Ok(())
     }
+
+    /// Adds bytes, without a copy if they are many.
+    fn splice(&mut self, bytes: Bytes) {
+        if bytes.len() < SPLICED_BYTES_MIN {
+            self.written.extend_from_slice(&bytes);
+        } else {
+            self.spliced_bytes += bytes.len();
+            self.spliced.push((self.written.len(), bytes));
+        }
+    }
 }
 
 impl From<Frames> for Encoded {
     fn from(frames: Frames) -> Self {
-        Self(frames.0.into())
+        let mut written = Bytes::from(frames.written);
+        if frames.spliced.is_empty() {
+            return Self(written.into());
+        }
+        let (mut payload, mut passed) = (Payload::default(), 0);
+        for (at, bytes) in frames.spliced {
+            payload.push(written.split_to(at - passed));
+            payload.push(bytes);
+            passed = at;
+        }
+        payload.push(written);
+        Self(payload)
     }
 }
 
@@ -100,27 +134,57 @@ impl Encoded {
     }
 
     /// What [`Encoded::into_frame`] gave.
-    pub fn from_frame(frame: Bytes) -> Self {
+    pub fn from_frame(frame: Payload) -> Self {
         Self(frame)
     }
 
     /// The whole frame, prefix included.
-    pub fn into_frame(self) -> Bytes {
+    pub fn into_frame(self) -> Payload {
         self.0
     }
 
     /// Writes a message of exactly `len` bytes behind its prefix.
     fn write(len: usize, body: impl FnOnce(&mut Vec<u8>)) -> Result<Self, Status> {
-        let mut frames = Frames::default();
-        frames.add(len, body)?;
+        let mut frames = Frames::with_capacity(PREFIX_BYTES + len.min(MESSAGE_BYTES_MAX));
+        frames.add(len, |out| body(&mut out.written))?;
         Ok(frames.into())
     }
 }
 
-/// `RangeResponse`.
-pub fn range(header: &Header, done: &RangeDone) -> Result<Encoded, Status> {
-    let parts = RangeParts::of(Some(header), done);
-    Encoded::write(parts.len(), |out| parts.write(out))
+/// `RangeResponse`. Long records that are in memory for it alone become part of it as they are, so it is in memory once.
+pub fn range(header: &Header, done: RangeDone) -> Result<Encoded, Status> {
+    let parts = RangeParts::of(Some(header), &done);
+    let len = parts.len();
+    let apart = done.kvs.len() >= APART_MIN;
+    // Others are part of a batch, all of which an answer that waits for its client would keep in memory.
+    let is_spliced = |kv: &EncodedKv| kv.len() >= SPLICED_BYTES_MIN && (apart || kv.is_unique());
+    let spliced: usize = done
+        .kvs
+        .iter()
+        .filter(|kv| is_spliced(kv))
+        .map(Bytes::len)
+        .sum();
+    if spliced == 0 {
+        return Encoded::write(len, |out| parts.write(out));
+    }
+    let RangeDone {
+        kvs, more, count, ..
+    } = done;
+    let mut frames = Frames::with_capacity(PREFIX_BYTES + len.saturating_sub(spliced));
+    frames.add(len, |out| {
+        header.write(&mut out.written);
+        for kv in kvs {
+            put_nested(&mut out.written, 2, kv.len());
+            if is_spliced(&kv) {
+                out.splice(kv);
+            } else {
+                out.written.extend_from_slice(&kv);
+            }
+        }
+        put_number(&mut out.written, 3, u64::from(more));
+        put_number(&mut out.written, 4, count.cast_unsigned());
+    })?;
+    Ok(frames.into())
 }
 
 /// `PutResponse`.
@@ -393,6 +457,7 @@ mod tests {
         kv::record::{Fields, encode},
         types::LeaseId,
     };
+    use bytes::Buf;
     use pb::response_op::Response;
     use proptest::prelude::*;
     use prost::Message;
@@ -409,7 +474,7 @@ mod tests {
         encoded: Result<Encoded, Status>,
         expected: &M,
     ) {
-        let frame = encoded.unwrap().into_frame();
+        let frame = encoded.unwrap().into_frame().into_bytes();
         let message = expected.encode_to_vec();
         assert_eq!(frame[0], 0, "not compressed");
         assert_eq!(
@@ -468,12 +533,39 @@ mod tests {
             more: true,
             count: 1_000,
         };
-        assert_sends(range(&HEADER, &done), &expected);
+        assert_sends(range(&HEADER, done), &expected);
         let empty = pb::RangeResponse {
             header: Some(header_pb()),
             ..Default::default()
         };
-        assert_sends(range(&HEADER, &RangeDone::default()), &empty);
+        assert_sends(range(&HEADER, RangeDone::default()), &empty);
+    }
+
+    #[test]
+    fn long_records_that_nobody_else_holds_are_sent_from_where_they_are() {
+        let long = |len: usize| Bytes::from(vec![7; len]);
+        let held = long(SPLICED_BYTES_MIN);
+        let alone = [long(5 * SPLICED_BYTES_MIN), long(SPLICED_BYTES_MIN)];
+        let at = alone.each_ref().map(|kv| kv.as_ptr());
+        let [first, second] = alone;
+        let short = long(SPLICED_BYTES_MIN - 1);
+        let done = RangeDone {
+            kvs: vec![first, held.clone(), short, second],
+            count: 4,
+            ..RangeDone::default()
+        };
+        let copied = RangeParts::of(Some(&HEADER), &done);
+        let mut expected = Vec::new();
+        copied.write(&mut expected);
+        let mut frame = range(&HEADER, done).unwrap().into_frame();
+        assert_eq!(frame.clone().into_bytes()[PREFIX_BYTES..], expected);
+        let mut spliced = Vec::new();
+        while frame.has_remaining() {
+            spliced.push(frame.chunk().as_ptr());
+            frame.advance(frame.chunk().len());
+        }
+        assert_eq!(spliced.len(), 5, "written, long, written, long, written");
+        assert_eq!([spliced[1], spliced[3]], at);
     }
 
     #[test]
@@ -639,7 +731,7 @@ mod tests {
             let done = RangeDone { revision: Revision(revision), kvs, more, count };
             let kvs = vec![mvccpb::KeyValue { value: value.into(), ..Default::default() }];
             let expected = pb::RangeResponse { header: Some(header.into()), kvs, more, count };
-            assert_sends(range(&header, &done), &expected);
+            assert_sends(range(&header, done), &expected);
         }
     }
 }

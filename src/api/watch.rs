@@ -7,7 +7,7 @@ use super::{
     Api, convert,
     messages::Messages,
     proto::etcdserverpb as pb,
-    reply::{Encoded, Frames, WatchReply},
+    reply::{Encoded, Frames, SPLICED_BYTES_MIN, WatchReply},
     status::Status,
 };
 use crate::failpoint::{FailPoint, hit};
@@ -29,6 +29,9 @@ use tokio::sync::mpsc;
 
 /// Responses that are there are sent in one piece, until it has so many bytes: about what HTTP/2 sends at once.
 const PIECE_BYTES: usize = 16 * 1024;
+
+/// About what a response takes without its events.
+const WITHOUT_EVENTS_BYTES: usize = 64;
 
 type Out = mpsc::Sender<Result<Encoded, Status>>;
 
@@ -119,8 +122,7 @@ impl Api {
         let mut taken = Vec::new();
         loop {
             responses.next_some(PIECE_BYTES, &mut taken).await?;
-            let bytes = taken.iter().map(Response::bytes).sum();
-            let mut piece = Frames::with_capacity(bytes);
+            let mut piece = Frames::with_capacity(taken.iter().map(written_len).sum());
             let written = taken.drain(..).try_for_each(|response| {
                 book.note(&response);
                 self.write_response(&response, &mut piece)
@@ -166,7 +168,17 @@ impl Api {
                 reply.compact_revision = oldest.0;
             }
         }
-        piece.add_watch(&reply, &[])
+        piece.add_watch(&reply, Bytes::new())
+    }
+}
+
+/// About what is written of a response; long events are sent from where they are.
+fn written_len(response: &Response) -> usize {
+    let bytes = response.bytes();
+    if bytes < SPLICED_BYTES_MIN {
+        bytes
+    } else {
+        WITHOUT_EVENTS_BYTES
     }
 }
 
@@ -177,7 +189,7 @@ fn add_fragments(
     max: usize,
     piece: &mut Frames,
 ) -> Result<(), Status> {
-    let (mut left, mut wire) = (&events[..], &events.wire()[..]);
+    let (mut left, mut wire) = (&events[..], events.wire().clone());
     // The mark of a fragment is two bytes.
     while reply.len() + wire.len() + 2 >= max && left.len() > 1 {
         let mut len = reply.len();
@@ -188,10 +200,10 @@ fn add_fragments(
         let count = left.iter().enumerate().map(fits);
         let count = count.take_while(|fits| *fits).count();
         let (now, later) = left.split_at(count);
-        let (now, rest) = wire.split_at(now.iter().map(|event| event.wire.len()).sum());
+        let now = wire.split_to(now.iter().map(|event| event.wire.len()).sum());
         let fragment = true;
         piece.add_watch(&WatchReply { fragment, ..*reply }, now)?;
-        (left, wire) = (later, rest);
+        left = later;
     }
     piece.add_watch(reply, wire)
 }

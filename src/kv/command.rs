@@ -376,7 +376,8 @@ pub type EncodedKv = Bytes;
 pub struct RangeDone {
     /// The store's revision when the query ran (not the revision read at).
     pub revision: Revision,
-    /// The results, in order, as stored (or without the value, if asked).
+    /// The results, in order, as stored (or without the value, if asked). [`APART_MIN`](super::range::APART_MIN) and more share
+    /// no memory with anything else.
     pub kvs: Vec<EncodedKv>,
     /// Whether the limit cut results off.
     pub more: bool,

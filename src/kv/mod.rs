@@ -19,6 +19,7 @@
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
+mod apart;
 pub mod check;
 pub mod command;
 mod error;

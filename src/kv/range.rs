@@ -6,6 +6,7 @@
 
 use super::{
     KeyRange, KvError,
+    apart::Apart,
     command::{EncodedKv, RangeDone, RangeQuery, SortOrder, SortTarget},
     index::Meta,
     keys::Keys,
@@ -15,10 +16,19 @@ use crate::types::{LeaseId, Rev, Revision};
 use bytes::Bytes;
 use std::{cmp::Ordering, error::Error, ops::ControlFlow};
 
+/// From so many results on an answer is in memory of its own; see [`RangeDone::kvs`].
+pub const APART_MIN: usize = 16;
+
 /// Access to the stored form of changes.
 pub trait Records {
     /// The `KeyValue` that the put at `rev` stored. The index names only changes that are there.
     fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError>;
+
+    /// The same, shown once where it is.
+    fn visit(&self, rev: Rev, seen: &mut dyn FnMut(&[u8])) -> Result<(), ReadError> {
+        seen(&self.get(rev)?);
+        Ok(())
+    }
 }
 
 /// A stored change could not be read: the disk failed, or what it gave back is not what was written.
@@ -110,9 +120,10 @@ pub fn range(
         done.more = found.len() > limit;
         found.truncate(limit);
     }
+    let mut apart = (found.len() >= APART_MIN).then(Apart::default);
     done.kvs = found
         .iter()
-        .map(|item| item.result(records, query))
+        .map(|item| item.result(records, query, apart.as_mut()))
         .collect::<Result<_, _>>()?;
     Ok(done)
 }
@@ -255,7 +266,12 @@ impl Found {
     }
 
     /// etcd 3.7: results without values come from the index and carry no lease, unless the values were read to sort.
-    fn result(&self, records: &dyn Records, query: &RangeQuery) -> Result<EncodedKv, ReadError> {
+    fn result(
+        &self,
+        records: &dyn Records,
+        query: &RangeQuery,
+        apart: Option<&mut Apart>,
+    ) -> Result<EncodedKv, ReadError> {
         if query.keys_only {
             let sorted_by_value = query.sort_target == SortTarget::Value;
             let lease = self
@@ -272,9 +288,10 @@ impl Found {
                 lease: lease.unwrap_or_default(),
             }));
         }
-        match &self.kv {
-            Some(kv) => Ok(kv.encode()),
-            None => records.get(self.rev),
+        match (&self.kv, apart) {
+            (Some(kv), _) => Ok(kv.encode()),
+            (None, Some(apart)) => apart.read(records, self.rev),
+            (None, None) => records.get(self.rev),
         }
     }
 }

@@ -111,6 +111,16 @@ impl Records for View {
             None => self.stored.get(rev),
         }
     }
+
+    fn visit(&self, rev: Rev, seen: &mut dyn FnMut(&[u8])) -> Result<(), ReadError> {
+        match self.tail.get(rev) {
+            Some(record) => {
+                seen(&record.kv);
+                Ok(())
+            }
+            None => self.stored.visit(rev, seen),
+        }
+    }
 }
 
 impl Memory for View {

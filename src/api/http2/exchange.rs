@@ -4,11 +4,12 @@ use crate::api::{
     Front,
     body::{Body, error_headers, success_trailers},
     grpc, http,
+    payload::Payload,
     reply::{Encoded, PREFIX_BYTES},
     status::Status,
 };
 use ::http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream, server::SendResponse};
 use http_body::{Body as _, Frame};
 use std::{
@@ -24,7 +25,7 @@ const SMALL_ANSWER_BYTES: usize = 16 * 1024;
 
 /// A hot call under way.
 pub(super) struct Call {
-    pub(super) respond: SendResponse<Bytes>,
+    pub(super) respond: SendResponse<Payload>,
     pub(super) deadline: Option<Instant>,
 }
 
@@ -112,7 +113,7 @@ impl http_body::Body for RequestBody {
 pub(super) async fn carry(
     front: Rc<Front>,
     request: Request<RequestBody>,
-    mut respond: SendResponse<Bytes>,
+    mut respond: SendResponse<Payload>,
 ) {
     let mut answering = pin!(async move {
         if grpc::is_grpc(request.headers()) {
@@ -163,7 +164,7 @@ pub(super) fn aside(
 }
 
 /// Sends the answer of a hot call. A client that has gone does not matter.
-pub(super) fn answer(mut respond: SendResponse<Bytes>, answered: Result<Encoded, Status>) {
+pub(super) fn answer(mut respond: SendResponse<Payload>, answered: Result<Encoded, Status>) {
     let encoded = match answered {
         Ok(encoded) => encoded.into_frame(),
         Err(status) => {
@@ -174,7 +175,7 @@ pub(super) fn answer(mut respond: SendResponse<Bytes>, answered: Result<Encoded,
     let Ok(mut stream) = respond.send_response(head(HeaderMap::with_capacity(1)), false) else {
         return;
     };
-    if encoded.len() <= SMALL_ANSWER_BYTES {
+    if encoded.remaining() <= SMALL_ANSWER_BYTES {
         drop(stream.send_data(encoded, false));
         drop(stream.send_trailers(success_trailers()));
     } else {
@@ -189,7 +190,7 @@ fn head(mut headers: HeaderMap) -> Response<()> {
     response
 }
 
-async fn send(mut respond: SendResponse<Bytes>, response: Response<Body>) {
+async fn send(mut respond: SendResponse<Payload>, response: Response<Body>) {
     let (head, body) = response.into_parts();
     let whole = body.is_end_stream();
     if let Ok(stream) = respond.send_response(Response::from_parts(head, ()), whole)
@@ -200,7 +201,7 @@ async fn send(mut respond: SendResponse<Bytes>, response: Response<Body>) {
 }
 
 /// Sends a body as the client takes it, until it ends or the client gives it up.
-async fn pour(mut stream: SendStream<Bytes>, mut body: Body) {
+async fn pour(mut stream: SendStream<Payload>, mut body: Body) {
     loop {
         let frame = poll_fn(|context| {
             if stream.poll_reset(context).is_ready() {
@@ -214,7 +215,7 @@ async fn pour(mut stream: SendStream<Bytes>, mut body: Body) {
         let sent = match frame.await {
             None => return,
             Some(None) => {
-                drop(stream.send_data(Bytes::new(), true));
+                drop(stream.send_data(Payload::default(), true));
                 return;
             }
             Some(Some(Ok(frame))) => match frame.into_data() {
@@ -233,15 +234,15 @@ async fn pour(mut stream: SendStream<Bytes>, mut body: Body) {
 
 /// Sends bytes in pieces as large as the client's window has room for.
 async fn send_data(
-    stream: &mut SendStream<Bytes>,
-    mut data: Bytes,
+    stream: &mut SendStream<Payload>,
+    mut data: Payload,
     last: bool,
 ) -> Result<(), h2::Error> {
-    if data.is_empty() && last {
+    if !data.has_remaining() && last {
         return stream.send_data(data, true);
     }
-    while !data.is_empty() {
-        stream.reserve_capacity(data.len());
+    while data.has_remaining() {
+        stream.reserve_capacity(data.remaining());
         let room = match stream.capacity() {
             0 => match poll_fn(|context| stream.poll_capacity(context)).await {
                 Some(room) => room?,
@@ -249,8 +250,8 @@ async fn send_data(
             },
             room => room,
         };
-        let piece = data.split_to(room.min(data.len()));
-        stream.send_data(piece, last && data.is_empty())?;
+        let piece = data.split_to(room.min(data.remaining()));
+        stream.send_data(piece, last && !data.has_remaining())?;
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ use super::{
     Front, grpc,
     kv::{Begun, Hot, Read},
     listen::{ListenLimits, Phase, SILENCE_MAX},
+    payload::Payload,
     status::Status,
     wire::Wire,
 };
@@ -110,7 +111,7 @@ fn protocol(limits: &ListenLimits) -> Builder {
 struct Talk {
     front: Rc<Front>,
     wire: Wire<TcpStream>,
-    connection: Connection<Wire<TcpStream>, Bytes>,
+    connection: Connection<Wire<TcpStream>, Payload>,
     keepalive: Option<KeepAlive>,
     /// The hot calls that wait, by number.
     calls: HashMap<u64, Call, BuildHasherDefault<NumberHasher>>,
@@ -134,7 +135,7 @@ impl Talk {
     fn new(
         front: Rc<Front>,
         wire: Wire<TcpStream>,
-        mut connection: Connection<Wire<TcpStream>, Bytes>,
+        mut connection: Connection<Wire<TcpStream>, Payload>,
         limits: &ListenLimits,
     ) -> Self {
         wire.hold();
@@ -247,7 +248,7 @@ impl Talk {
         &mut self,
         context: &mut Context<'_>,
         request: Request<RecvStream>,
-        respond: SendResponse<Bytes>,
+        respond: SendResponse<Payload>,
     ) {
         let hot = Hot::of(request.uri().path()).filter(|_| grpc::is_grpc(request.headers()));
         let (head, stream) = request.into_parts();

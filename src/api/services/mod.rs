@@ -320,7 +320,7 @@ mod tests {
         assert_eq!(trailers["grpc-status"], "1");
         let received: Vec<_> = frames
             .into_iter()
-            .flat_map(|frame| frame.into_data().unwrap())
+            .flat_map(|frame| frame.into_data().unwrap().into_bytes())
             .collect();
         assert_eq!(received, [0, 0, 0, 0, 2, 16, 1, 0, 0, 0, 0, 2, 16, 2]);
     }

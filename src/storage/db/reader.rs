@@ -92,10 +92,19 @@ impl DbReader {
 
     /// The `KeyValue` that the put at `rev` stored; none if there is no such put (compacted, or never written).
     pub fn get_put(&self, rev: Rev) -> Result<Option<Bytes>, DbError> {
-        self.told(self.find_put(rev))
+        self.visit_put(rev, Bytes::copy_from_slice)
     }
 
-    fn find_put(&self, rev: Rev) -> Result<Option<Bytes>, DbError> {
+    /// Shows `seen` the `KeyValue` that the put at `rev` stored, and gives what it makes of it; none if there is no such put.
+    pub fn visit_put<T>(
+        &self,
+        rev: Rev,
+        seen: impl FnOnce(&[u8]) -> T,
+    ) -> Result<Option<T>, DbError> {
+        self.told(self.find_put(rev, seen))
+    }
+
+    fn find_put<T>(&self, rev: Rev, seen: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, DbError> {
         let key = revision_key(rev, RecordKind::Put);
         let found = self
             .view
@@ -106,7 +115,7 @@ impl DbReader {
             return Ok(None);
         };
         let record = open_record(&self.view.file, &key, sealed.value())?;
-        Ok(Some(Bytes::copy_from_slice(record.kv)))
+        Ok(Some(seen(record.kv)))
     }
 
     /// Visits the records from `revs.start` up to, not including, `revs.end`, in order, until `visit` breaks. It holds
