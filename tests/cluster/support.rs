@@ -256,7 +256,6 @@ impl Member {
     }
 
     /// Gives the next process a variable.
-    #[cfg(feature = "failpoints")]
     pub(crate) fn set(&mut self, name: &'static str, value: &str) {
         self.variables.insert(name, value.to_owned());
     }
@@ -268,7 +267,6 @@ impl Member {
     }
 
     /// Whether the process has not ended yet.
-    #[cfg(feature = "failpoints")]
     pub(crate) fn runs(&mut self) -> bool {
         let child = self.child.as_mut().expect("a member that was started");
         matches!(child.try_wait(), Ok(None))

@@ -121,11 +121,10 @@ fn replay() {
             ..Plan::of(seed)
         };
         #[cfg(feature = "mutations")]
-        let outcome = mutations::replay(plan);
-        #[cfg(not(feature = "mutations"))]
-        let outcome = None;
-        let outcome = outcome.unwrap_or_else(|| run(plan, &mut Mixed::default()));
-        report(&[outcome], began);
+        if let Some(outcome) = mutations::replay(plan) {
+            return report(&[outcome], began);
+        }
+        report(&[run(plan, &mut Mixed::default())], began);
     }
 }
 
