@@ -217,16 +217,6 @@ impl<T: Keyed + Clone> Runs<T> {
             .map_or(0, |log2| 1 + log2 / 2)
     }
 
-    /// Drops all items whose key is below `key`.
-    pub fn drop_below(&mut self, key: T::Key) {
-        self.drop_front(|item| item.key() < key);
-    }
-
-    /// Drops all items whose key is not above `key`.
-    pub fn drop_through(&mut self, key: T::Key) {
-        self.drop_front(|item| item.key() <= key);
-    }
-
     /// Drops the items for which `goes` holds: a front part of the sequence.
     pub(super) fn drop_front(&mut self, goes: impl Fn(&T) -> bool) {
         if self.first().is_some_and(&goes) {
@@ -414,11 +404,11 @@ mod tests {
                         runs.append(&batch.into_iter().map(wide).collect::<Vec<_>>());
                     }
                     Op::DropBelow(key) => {
-                        runs.drop_below(key);
+                        runs.drop_front(|item| item.key() < key);
                         model.retain(|item| *item >= key);
                     }
                     Op::DropThrough(key) => {
-                        runs.drop_through(key);
+                        runs.drop_front(|item| item.key() <= key);
                         model.retain(|item| *item > key);
                     }
                     Op::Clone => clones.push((runs.clone(), model.clone())),

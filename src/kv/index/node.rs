@@ -4,7 +4,7 @@
 //! so a snapshot never sees one, and nodes that no snapshot holds change in place.
 
 use super::grow;
-use super::keys::{Keys, separator};
+use super::keys::{Key, Keys, separator};
 use super::patched::Patched;
 use super::slot::Slot;
 use crate::types::Revision;
@@ -245,7 +245,8 @@ impl Leaf {
                     right.insert(i - at, key, edit(None))
                 };
                 let split = Split {
-                    separator: separator(self.keys.last(), right.keys.first()).to_vec(),
+                    separator: separator(&self.keys.last().to_vec(), &right.keys.first().to_vec())
+                        .to_vec(),
                     right: Child::new(Node::Leaf(right)),
                 };
                 (change, Some(split))
@@ -408,7 +409,7 @@ impl Inner {
             }
             (Node::Inner(left), Node::Inner(right)) => {
                 let separators = Arc::make_mut(&mut left.separators);
-                separators.insert(separators.len(), self.separators.get(i));
+                separators.insert(separators.len(), &self.separators.get(i).to_vec());
                 separators.append(&right.separators);
                 let children = right.children.iter().cloned();
                 left.children.list_mut().extend(children);
@@ -460,13 +461,14 @@ fn check_inner(inner: &Inner, low: &[u8], high: Option<&[u8]>, fanout: usize) ->
         inner.children.len(),
         "a separator stands between each two children"
     );
+    let bounds: Vec<Vec<u8>> = separators.iter().map(Key::to_vec).collect();
     let mut depths = Vec::new();
     for (i, child) in inner.children.iter().enumerate() {
         assert!(child.node.len() > 0, "empty nodes are unlinked");
         let low = i
             .checked_sub(1)
-            .map_or(low, |before| separators.get(before));
-        let high = (i < separators.len()).then(|| separators.get(i)).or(high);
+            .map_or(low, |before| bounds[before].as_slice());
+        let high = bounds.get(i).map(Vec::as_slice).or(high);
         depths.push(check(child, low, high, fanout));
     }
     depths.dedup();
@@ -475,18 +477,18 @@ fn check_inner(inner: &Inner, low: &[u8], high: Option<&[u8]>, fanout: usize) ->
 }
 
 fn check_order(keys: &Keys, low: &[u8], high: Option<&[u8]>) {
-    let keys: Vec<&[u8]> = keys.iter().collect();
+    let keys: Vec<Vec<u8>> = keys.iter().map(Key::to_vec).collect();
     assert!(
         keys.is_sorted_by(|a, b| a < b),
         "keys ascend strictly inside a node"
     );
     assert!(
-        keys.first().is_none_or(|key| low <= *key),
+        keys.first().is_none_or(|key| low <= key.as_slice()),
         "keys stay right of the separator before them"
     );
     assert!(
         keys.last()
-            .is_none_or(|key| high.is_none_or(|high| *key < high)),
+            .is_none_or(|key| high.is_none_or(|high| key.as_slice() < high)),
         "keys stay left of the separator after them"
     );
 }
