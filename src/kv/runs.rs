@@ -83,6 +83,11 @@ impl<T> Runs<T> {
         self.runs().map(<[T]>::len).sum()
     }
 
+    /// Reads the count of who holds the newest run; see [`index::warm`](super::index).
+    pub fn touch(&self) -> usize {
+        self.newest.as_ref().map_or(0, Arc::strong_count)
+    }
+
     /// The oldest item.
     pub fn first(&self) -> Option<&T> {
         self.runs().last()?.first()

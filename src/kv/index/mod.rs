@@ -34,7 +34,7 @@
 //! and no reader sees half a change.
 //!
 //! With many keys its cost is waiting for memory. So what a write goes through is kept together: a node says once what all its
-//! keys begin with, and a slot holds the one older change that most keys have at most.
+//! keys begin with, a slot holds the one older change that most keys have at most, and the keys of a batch go down side by side.
 //!
 //! A parent keeps a summary of each child: the exact number of live keys (so a count adds up a few nodes), the
 //! lowest revision whose compaction would drop something in it (so a compaction visits only what it changes), and
@@ -44,7 +44,8 @@
 //! # Files
 //!
 //! `slot` is one key's changes and all rules about them; `keys` the keys of a node, `patched` what belongs to them; `node` the
-//! tree and its changes; `snapshot` and `walk` the reads; `load` the start; this file the public writer.
+//! tree and its changes; `snapshot` and `walk` the reads, `warm` what makes those of a batch wait for memory together; `load` the
+//! start; this file the public writer.
 
 mod keys;
 mod load;
@@ -55,6 +56,7 @@ mod patched;
 mod slot;
 mod snapshot;
 mod walk;
+mod warm;
 
 pub use keys::Key;
 pub use load::{LoadError, Loader, StoredChange};

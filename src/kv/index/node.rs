@@ -112,6 +112,11 @@ impl Child {
         }
     }
 
+    /// Reads the count of who holds the node; see [`warm`](super::warm).
+    fn touch_shared(&self) -> usize {
+        Arc::strong_count(&self.node)
+    }
+
     /// The slot of `key`.
     pub(super) fn slot(&self, key: &[u8]) -> Option<&Slot> {
         let mut child = self;
@@ -182,6 +187,55 @@ impl Child {
 }
 
 impl Node {
+    /// Reads the node itself; see [`warm`](super::warm).
+    pub(super) fn touch(&self) -> usize {
+        match self {
+            Self::Leaf(_) => 0,
+            Self::Inner(_) => 1,
+        }
+    }
+
+    /// Reads where its keys and its slots or children are.
+    pub(super) fn touch_heads(&self) -> usize {
+        let list = match self {
+            Self::Leaf(leaf) => leaf.slots.touch(),
+            Self::Inner(inner) => inner.children.touch(),
+        };
+        list + self.keys().len()
+    }
+
+    /// Which child is responsible for `key`, or which slot is its own, if there is one.
+    pub(super) fn place_of(&self, key: &[u8]) -> usize {
+        match self {
+            Self::Leaf(leaf) => leaf.keys.below(key),
+            Self::Inner(inner) => inner.route(key),
+        }
+    }
+
+    /// Reads a slot, or where a child is.
+    pub(super) fn touch_place(&self, place: usize) -> usize {
+        match self {
+            Self::Leaf(leaf) => leaf.slots.get(place).map_or(0, Slot::touch),
+            Self::Inner(inner) => Arc::as_ptr(&inner.children[place].node).addr(),
+        }
+    }
+
+    /// Reads what a copy of this node, about to be changed, copies.
+    pub(super) fn touch_before_write(&self) -> usize {
+        match self {
+            Self::Leaf(leaf) => leaf.slots.touch_before_write(Slot::touch_shared),
+            Self::Inner(inner) => inner.children.touch_before_write(Child::touch_shared),
+        }
+    }
+
+    /// Its keys or separators.
+    pub(super) fn keys(&self) -> &Keys {
+        match self {
+            Self::Leaf(leaf) => &leaf.keys,
+            Self::Inner(inner) => &inner.separators,
+        }
+    }
+
     fn len(&self) -> usize {
         match self {
             Self::Leaf(leaf) => leaf.slots.len(),

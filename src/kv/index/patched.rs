@@ -85,6 +85,18 @@ impl<T> Patched<T> {
         (0..self.len()).map(|at| &self[at])
     }
 
+    /// Reads where the list is; see [`warm`](super::warm).
+    pub(super) fn touch(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Calls `touch` with the items that a copy of this list, about to be changed, copies.
+    pub(super) fn touch_before_write(&self, touch: impl Fn(&T) -> usize) -> usize {
+        let whole = self.fresh.len() == FRESH_MAX;
+        let list = self.list.iter().filter(|_| whole);
+        list.chain(&self.fresh).map(touch).sum()
+    }
+
     fn fresh_at(&self, at: usize) -> Option<usize> {
         let places = &self.places[..self.fresh.len()];
         places.iter().position(|place| usize::from(*place) == at)

@@ -169,6 +169,20 @@ impl Slot {
         }
     }
 
+    /// Reads the slot; see [`warm`](super::warm).
+    pub(super) fn touch(&self) -> usize {
+        usize::from(self.newest.version == self.newest.create.0) + usize::from(self.is_lone())
+    }
+
+    /// Reads the counts of who holds its parts.
+    pub(super) fn touch_shared(&self) -> usize {
+        match &self.older {
+            Older::None => 0,
+            Older::One(_) => 1,
+            Older::Many(runs) => runs.touch(),
+        }
+    }
+
     /// The newest change's place in history.
     pub(super) fn modified(&self) -> Rev {
         self.newest.modified
