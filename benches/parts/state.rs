@@ -73,10 +73,9 @@ fn index_warm_and_get_64(bencher: Bencher<'_, '_>, keys: u64) {
         .counter(ItemsCount::new(64_u64))
         .with_inputs(|| order.by_ref().take(64).collect::<Vec<_>>())
         .bench_local_refs(|batch| {
-            let keys: Vec<&[u8]> = batch.iter().map(String::as_bytes).collect();
-            index.warm(&keys);
-            for key in keys {
-                black_box(index.get(key));
+            index.warm(batch.iter().map(String::as_bytes));
+            for key in batch {
+                black_box(index.get(key.as_bytes()));
             }
         });
 }

@@ -19,12 +19,15 @@ const WAYS_MAX: usize = 64;
 
 impl Snapshot {
     /// Brings what reading and writing `keys` needs into the processor's caches.
-    pub fn warm(&self, keys: &[&[u8]]) {
-        if self.live_keys() < COLD_KEYS_MIN || keys.len() < KEYS_MIN {
+    pub fn warm<'k>(&self, keys: impl Iterator<Item = &'k [u8]>) {
+        if self.live_keys() < COLD_KEYS_MIN {
             return;
         }
-        for keys in keys.chunks(WAYS_MAX) {
-            self.go_down(keys);
+        let keys: Vec<&[u8]> = keys.collect();
+        if keys.len() >= KEYS_MIN {
+            for keys in keys.chunks(WAYS_MAX) {
+                self.go_down(keys);
+            }
         }
     }
 
@@ -128,7 +131,7 @@ mod tests {
         }
         let keys: Vec<&[u8]> = keys.iter().map(String::as_bytes).collect();
         for count in [0, 1, KEYS_MIN, WAYS_MAX, WAYS_MAX + 1, 3 * WAYS_MAX] {
-            index.warm(&keys[..count]);
+            index.warm(keys[..count].iter().copied());
         }
         index.check();
     }
