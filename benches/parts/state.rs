@@ -64,6 +64,22 @@ fn index_get(bencher: Bencher<'_, '_>, keys: u64) {
         .bench_local_refs(|key| index.get(key.as_bytes()).is_some());
 }
 
+/// Looks up 64 keys that are known together, as the applier does with a batch.
+#[divan::bench(args = SIZES)]
+fn index_warm_and_get_64(bencher: Bencher<'_, '_>, keys: u64) {
+    let index = filled(keys);
+    let mut order = scattered(keys).map(key);
+    bencher
+        .counter(ItemsCount::new(64_u64))
+        .with_inputs(|| order.by_ref().take(64).collect::<Vec<_>>())
+        .bench_local_refs(|batch| {
+            index.warm(batch.iter().map(String::as_bytes));
+            for key in batch {
+                black_box(index.get(key.as_bytes()));
+            }
+        });
+}
+
 #[divan::bench(args = SIZES)]
 fn index_range_of_100(bencher: Bencher<'_, '_>, keys: u64) {
     let index = filled(keys);

@@ -287,15 +287,19 @@ pub enum ApplyError {
     Read(#[from] ReadError),
 }
 
-/// The command in an entry.
-fn decode_command(entry: &Entry) -> Result<Command, ApplyError> {
+/// The command in an entry that has one.
+fn decode_command(committed: &CommittedEntry) -> Result<Option<Command>, ApplyError> {
+    let entry = &committed.entry;
+    if entry.kind != EntryKind::Command {
+        return Ok(None);
+    }
     let start = PROPOSAL_HEADER_BYTES.min(entry.data.len());
-    codec::decode_shared("log command", &entry.data.slice(start..)).map_err(|source| {
-        ApplyError::Entry {
+    codec::decode_shared("log command", &entry.data.slice(start..))
+        .map(Some)
+        .map_err(|source| ApplyError::Entry {
             index: entry.index,
             source,
-        }
-    })
+        })
 }
 
 impl Actor for Applier {
@@ -319,16 +323,17 @@ impl Handler<ApplyEntries> for Applier {
 
     fn handle(&mut self, apply: ApplyEntries, _: &mut Self::Context) {
         hit(FailPoint::BeforeApply);
+        let commands: Result<Vec<_>, _> = apply.entries.iter().map(decode_command).collect();
+        let commands = match commands {
+            Ok(commands) => commands,
+            Err(error) => return self.cannot_apply(&error),
+        };
+        self.machine.expect(commands.iter().flatten());
         let mut answers = Vec::with_capacity(apply.entries.len());
-        for committed in apply.entries {
-            match self.apply(&committed.entry) {
+        for (committed, command) in apply.entries.into_iter().zip(commands) {
+            match self.apply(&committed.entry, command) {
                 Ok(verdict) => answers.extend(committed.reply.zip(verdict)),
-                Err(error) => {
-                    self.life
-                        .fail_stop()
-                        .because("cannot apply a committed entry", &error);
-                    return;
-                }
+                Err(error) => return self.cannot_apply(&error),
             }
         }
         hit(FailPoint::AfterApply);
@@ -467,8 +472,17 @@ impl Handler<DrainTail> for Applier {
 }
 
 impl Applier {
-    /// Applies one entry. The verdict is there for commands alone.
-    fn apply(&mut self, entry: &Entry) -> Result<Option<Verdict>, ApplyError> {
+    fn cannot_apply(&self, error: &ApplyError) {
+        let fail_stop = self.life.fail_stop();
+        fail_stop.because("cannot apply a committed entry", error);
+    }
+
+    /// Applies one entry, with the command in it. The verdict is there for commands alone.
+    fn apply(
+        &mut self,
+        entry: &Entry,
+        command: Option<Command>,
+    ) -> Result<Option<Verdict>, ApplyError> {
         assert_eq!(
             entry.index,
             self.applied.index.next(),
@@ -482,30 +496,31 @@ impl Applier {
             index: entry.index,
             term: entry.term,
         };
-        let mut verdict = None;
+        let verdict = command
+            .map(|command| self.apply_command(&command, at))
+            .transpose()?;
         match entry.kind {
             EntryKind::Noop => self.machine.pass(at),
             EntryKind::Membership => {
                 self.machine.pass(at);
                 self.take_membership(entry)?;
             }
-            EntryKind::Command => verdict = Some(self.apply_command(entry, at)?),
+            EntryKind::Command => {}
         }
         self.hashes.applied(entry.index, self.machine.state_hash());
         Ok(verdict)
     }
 
-    fn apply_command(&mut self, entry: &Entry, at: LogPosition) -> Result<Verdict, ApplyError> {
-        let command = decode_command(entry)?;
+    fn apply_command(&mut self, command: &Command, at: LogPosition) -> Result<Verdict, ApplyError> {
         let past = Past {
             tail: &self.tail,
             unpublished: &self.unpublished,
             stored: &self.stored,
         };
-        if mutated(Mutation::ApplyTwice) && entry.index.0.is_multiple_of(61) {
-            drop(self.machine.apply(&command, at, &past)?);
+        if mutated(Mutation::ApplyTwice) && at.index.0.is_multiple_of(61) {
+            drop(self.machine.apply(command, at, &past)?);
         }
-        Ok(self.machine.apply(&command, at, &past)?)
+        Ok(self.machine.apply(command, at, &past)?)
     }
 
     /// The membership after a change; it becomes durable with the log position of the change.

@@ -173,7 +173,9 @@ fn attach_keys(tree: &Tree, leases: &mut LeaseTable) {
     if leases.iter().next().is_none() {
         return;
     }
+    let mut whole = Vec::new();
     for (key, meta) in tree.snapshot().live(&crate::kv::KeyRange::all()) {
-        leases.attach(key, LeaseId(0), meta.lease);
+        key.write_to(&mut whole);
+        leases.attach(&whole, LeaseId(0), meta.lease);
     }
 }

@@ -38,6 +38,26 @@ pub enum Command {
     RenewLeases(RenewLeases),
 }
 
+impl Command {
+    /// The keys it probably reads or writes first: nothing depends on that.
+    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        let (put, delete, txn) = match self {
+            Self::Put(put) => (Some(put.key.0.as_ref()), None, None),
+            Self::DeleteRange(delete) => (None, Some(delete.key.0.as_ref()), None),
+            Self::Txn(txn) => (None, None, Some(txn.keys())),
+            Self::Compact(_)
+            | Self::GrantLease(_)
+            | Self::RevokeLease(_)
+            | Self::SetAlarm(_)
+            | Self::ExpireLeases(_)
+            | Self::CheckpointLeases(_)
+            | Self::RenewLeases(_) => (None, None, None),
+        };
+        let one = put.or(delete);
+        one.into_iter().chain(txn.into_iter().flatten())
+    }
+}
+
 /// Where a command stands in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LogPosition {
@@ -433,6 +453,16 @@ pub enum OpDone {
 pub type Verdict = Result<Outcome, KvError>;
 
 impl Txn {
+    /// The keys of the operations that run if the compares hold.
+    fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        self.success.iter().filter_map(|op| match op {
+            TxnOp::Range(range) => Some(range.key.0.as_ref()),
+            TxnOp::Put(put) => Some(put.key.0.as_ref()),
+            TxnOp::DeleteRange(delete) => Some(delete.key.0.as_ref()),
+            TxnOp::Txn(_) | TxnOp::Empty => None,
+        })
+    }
+
     /// Whether neither branch can write and none nests: such a transaction is served as a read.
     pub fn is_read_only(&self) -> bool {
         self.branches().all(|op| matches!(op, TxnOp::Range(_)))
@@ -473,6 +503,48 @@ impl Command {
             | Self::ExpireLeases(_)
             | Self::CheckpointLeases(_)
             | Self::RenewLeases(_) => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_names_the_keys_it_goes_to() {
+        let blob = |key: &'static str| Blob(Bytes::from_static(key.as_bytes()));
+        let put = |key| Put {
+            key: blob(key),
+            ..Put::default()
+        };
+        let delete = |key| DeleteRange {
+            key: blob(key),
+            ..DeleteRange::default()
+        };
+        let txn = Txn {
+            success: vec![
+                TxnOp::Put(put("a")),
+                TxnOp::Empty,
+                TxnOp::DeleteRange(delete("b")),
+            ],
+            failure: vec![TxnOp::Put(put("c"))],
+            ..Txn::default()
+        };
+        let cases = [
+            (Command::Put(put("k")), vec!["k"]),
+            (Command::DeleteRange(delete("k")), vec!["k"]),
+            (Command::Txn(txn), vec!["a", "b"]),
+            (
+                Command::Compact(Compact {
+                    revision: Revision(2),
+                }),
+                vec![],
+            ),
+        ];
+        for (command, keys) in cases {
+            let keys: Vec<&[u8]> = keys.into_iter().map(str::as_bytes).collect();
+            assert_eq!(command.keys().collect::<Vec<_>>(), keys, "{command:?}");
         }
     }
 }

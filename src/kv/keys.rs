@@ -233,8 +233,10 @@ impl Keys for Snapshot {
     }
 
     fn visit(&self, range: &KeyRange, visit: &mut dyn FnMut(&[u8], Meta) -> ControlFlow<()>) {
+        let mut whole = Vec::new();
         for (key, meta) in self.live(range) {
-            if visit(key, meta).is_break() {
+            key.write_to(&mut whole);
+            if visit(&whole, meta).is_break() {
                 return;
             }
         }
@@ -246,8 +248,10 @@ impl Keys for Snapshot {
         at: Revision,
         visit: &mut dyn FnMut(&[u8], Rev) -> ControlFlow<()>,
     ) {
+        let mut whole = Vec::new();
         for (key, rev) in self.live_at(range, at) {
-            if visit(key, rev).is_break() {
+            key.write_to(&mut whole);
+            if visit(&whole, rev).is_break() {
                 return;
             }
         }

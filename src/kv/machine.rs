@@ -118,6 +118,12 @@ impl Machine {
         }
     }
 
+    /// Is told of the commands that follow, so that looking up their keys does not wait for memory for each one anew.
+    pub fn expect<'a>(&self, commands: impl Iterator<Item = &'a Command>) {
+        let keys = commands.flat_map(Command::keys);
+        self.keys.snapshot().warm(keys);
+    }
+
     /// Applies one committed command, which stands in the log at `at`. `past` reads the records that
     /// [`Machine::take_changes`] has given out.
     ///

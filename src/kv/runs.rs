@@ -83,6 +83,11 @@ impl<T> Runs<T> {
         self.runs().map(<[T]>::len).sum()
     }
 
+    /// Reads the count of who holds the newest run; see [`index::warm`](super::index).
+    pub fn touch(&self) -> usize {
+        self.newest.as_ref().map_or(0, Arc::strong_count)
+    }
+
     /// The oldest item.
     pub fn first(&self) -> Option<&T> {
         self.runs().last()?.first()
@@ -215,16 +220,6 @@ impl<T: Keyed + Clone> Runs<T> {
         (len / Self::small())
             .checked_ilog2()
             .map_or(0, |log2| 1 + log2 / 2)
-    }
-
-    /// Drops all items whose key is below `key`.
-    pub fn drop_below(&mut self, key: T::Key) {
-        self.drop_front(|item| item.key() < key);
-    }
-
-    /// Drops all items whose key is not above `key`.
-    pub fn drop_through(&mut self, key: T::Key) {
-        self.drop_front(|item| item.key() <= key);
     }
 
     /// Drops the items for which `goes` holds: a front part of the sequence.
@@ -414,11 +409,11 @@ mod tests {
                         runs.append(&batch.into_iter().map(wide).collect::<Vec<_>>());
                     }
                     Op::DropBelow(key) => {
-                        runs.drop_below(key);
+                        runs.drop_front(|item| item.key() < key);
                         model.retain(|item| *item >= key);
                     }
                     Op::DropThrough(key) => {
-                        runs.drop_through(key);
+                        runs.drop_front(|item| item.key() <= key);
                         model.retain(|item| *item > key);
                     }
                     Op::Clone => clones.push((runs.clone(), model.clone())),

@@ -33,6 +33,9 @@
 //! and the slots or children that do not change. So publishing costs a few small copies a batch, readers take no lock,
 //! and no reader sees half a change.
 //!
+//! With many keys its cost is waiting for memory. So what a write goes through is kept together: a node says once what all its
+//! keys begin with, a slot holds the one older change that most keys have at most, and the keys of a batch go down side by side.
+//!
 //! A parent keeps a summary of each child: the exact number of live keys (so a count adds up a few nodes), the
 //! lowest revision whose compaction would drop something in it (so a compaction visits only what it changes), and
 //! the newest revision in it (so counting in the past counts only what changed since). Deleted keys stay in the
@@ -41,8 +44,8 @@
 //! # Files
 //!
 //! `slot` is one key's changes and all rules about them; `keys` the keys of a node, `patched` what belongs to them; `node` the
-//! tree and its changes;
-//! `snapshot` and `walk` the reads; `load` the start; this file the public writer.
+//! tree and its changes; `snapshot` and `walk` the reads, `warm` what makes those of a batch wait for memory together; `load` the
+//! start; this file the public writer.
 
 mod keys;
 mod load;
@@ -53,7 +56,9 @@ mod patched;
 mod slot;
 mod snapshot;
 mod walk;
+mod warm;
 
+pub use keys::Key;
 pub use load::{LoadError, Loader, StoredChange};
 pub use slot::Meta;
 pub use snapshot::Snapshot;
@@ -105,6 +110,7 @@ impl Index {
     /// An index with nodes of another size: tests use small ones, to get deep trees from few keys.
     fn with_fanout(fanout: usize) -> Self {
         assert!(fanout >= 4, "a quarter of a node is at least one key");
+        assert!(fanout <= 256, "a place in a node fits a byte");
         Self {
             head: Snapshot::default(),
             fanout,

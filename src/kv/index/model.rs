@@ -73,18 +73,24 @@ fn kind(meta: Option<Meta>) -> RecordKind {
 }
 
 fn compare_range(view: &Snapshot, model: &Model, range: &KeyRange, revisions: &[Revision]) {
-    let live: Vec<_> = view.live(range).collect();
+    let live: Vec<_> = view
+        .live(range)
+        .map(|(key, meta)| (key.to_vec(), meta))
+        .collect();
     let expected: Vec<_> = model
         .in_range(range)
-        .filter_map(|key| Some((key, model.get(key)?)))
+        .filter_map(|key| Some((key.to_vec(), model.get(key)?)))
         .collect();
     assert_eq!(live, expected, "live in {range:?}");
     assert_eq!(view.count(range), expected.len() as u64, "count {range:?}");
     for &at in revisions {
-        let alive: Vec<_> = view.live_at(range, at).collect();
+        let alive: Vec<_> = view
+            .live_at(range, at)
+            .map(|(key, rev)| (key.to_vec(), rev))
+            .collect();
         let expected: Vec<_> = model
             .in_range(range)
-            .filter_map(|key| Some((key, model.rev_at(key, at)?)))
+            .filter_map(|key| Some((key.to_vec(), model.rev_at(key, at)?)))
             .collect();
         assert_eq!(alive, expected, "alive in {range:?} at {at}");
         assert_eq!(

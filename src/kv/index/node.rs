@@ -4,7 +4,7 @@
 //! so a snapshot never sees one, and nodes that no snapshot holds change in place.
 
 use super::grow;
-use super::keys::{Keys, separator};
+use super::keys::{Key, Keys, separator};
 use super::patched::Patched;
 use super::slot::Slot;
 use crate::types::Revision;
@@ -112,6 +112,11 @@ impl Child {
         }
     }
 
+    /// Reads the count of who holds the node; see [`warm`](super::warm).
+    fn touch_shared(&self) -> usize {
+        Arc::strong_count(&self.node)
+    }
+
     /// The slot of `key`.
     pub(super) fn slot(&self, key: &[u8]) -> Option<&Slot> {
         let mut child = self;
@@ -182,6 +187,55 @@ impl Child {
 }
 
 impl Node {
+    /// Reads the node itself; see [`warm`](super::warm).
+    pub(super) fn touch(&self) -> usize {
+        match self {
+            Self::Leaf(_) => 0,
+            Self::Inner(_) => 1,
+        }
+    }
+
+    /// Reads where its keys and its slots or children are.
+    pub(super) fn touch_heads(&self) -> usize {
+        let list = match self {
+            Self::Leaf(leaf) => leaf.slots.touch(),
+            Self::Inner(inner) => inner.children.touch(),
+        };
+        list + self.keys().len()
+    }
+
+    /// Which child is responsible for `key`, or which slot is its own, if there is one.
+    pub(super) fn place_of(&self, key: &[u8]) -> usize {
+        match self {
+            Self::Leaf(leaf) => leaf.keys.below(key),
+            Self::Inner(inner) => inner.route(key),
+        }
+    }
+
+    /// Reads a slot, or where a child is.
+    pub(super) fn touch_place(&self, place: usize) -> usize {
+        match self {
+            Self::Leaf(leaf) => leaf.slots.get(place).map_or(0, Slot::touch),
+            Self::Inner(inner) => Arc::as_ptr(&inner.children[place].node).addr(),
+        }
+    }
+
+    /// Reads what a copy of this node, about to be changed, copies.
+    pub(super) fn touch_before_write(&self) -> usize {
+        match self {
+            Self::Leaf(leaf) => leaf.slots.touch_before_write(Slot::touch_shared),
+            Self::Inner(inner) => inner.children.touch_before_write(Child::touch_shared),
+        }
+    }
+
+    /// Its keys or separators.
+    pub(super) fn keys(&self) -> &Keys {
+        match self {
+            Self::Leaf(leaf) => &leaf.keys,
+            Self::Inner(inner) => &inner.separators,
+        }
+    }
+
     fn len(&self) -> usize {
         match self {
             Self::Leaf(leaf) => leaf.slots.len(),
@@ -245,7 +299,8 @@ impl Leaf {
                     right.insert(i - at, key, edit(None))
                 };
                 let split = Split {
-                    separator: separator(self.keys.last(), right.keys.first()).to_vec(),
+                    separator: separator(&self.keys.last().to_vec(), &right.keys.first().to_vec())
+                        .to_vec(),
                     right: Child::new(Node::Leaf(right)),
                 };
                 (change, Some(split))
@@ -408,7 +463,7 @@ impl Inner {
             }
             (Node::Inner(left), Node::Inner(right)) => {
                 let separators = Arc::make_mut(&mut left.separators);
-                separators.insert(separators.len(), self.separators.get(i));
+                separators.insert(separators.len(), &self.separators.get(i).to_vec());
                 separators.append(&right.separators);
                 let children = right.children.iter().cloned();
                 left.children.list_mut().extend(children);
@@ -460,13 +515,14 @@ fn check_inner(inner: &Inner, low: &[u8], high: Option<&[u8]>, fanout: usize) ->
         inner.children.len(),
         "a separator stands between each two children"
     );
+    let bounds: Vec<Vec<u8>> = separators.iter().map(Key::to_vec).collect();
     let mut depths = Vec::new();
     for (i, child) in inner.children.iter().enumerate() {
         assert!(child.node.len() > 0, "empty nodes are unlinked");
         let low = i
             .checked_sub(1)
-            .map_or(low, |before| separators.get(before));
-        let high = (i < separators.len()).then(|| separators.get(i)).or(high);
+            .map_or(low, |before| bounds[before].as_slice());
+        let high = bounds.get(i).map(Vec::as_slice).or(high);
         depths.push(check(child, low, high, fanout));
     }
     depths.dedup();
@@ -475,18 +531,18 @@ fn check_inner(inner: &Inner, low: &[u8], high: Option<&[u8]>, fanout: usize) ->
 }
 
 fn check_order(keys: &Keys, low: &[u8], high: Option<&[u8]>) {
-    let keys: Vec<&[u8]> = keys.iter().collect();
+    let keys: Vec<Vec<u8>> = keys.iter().map(Key::to_vec).collect();
     assert!(
         keys.is_sorted_by(|a, b| a < b),
         "keys ascend strictly inside a node"
     );
     assert!(
-        keys.first().is_none_or(|key| low <= *key),
+        keys.first().is_none_or(|key| low <= key.as_slice()),
         "keys stay right of the separator before them"
     );
     assert!(
         keys.last()
-            .is_none_or(|key| high.is_none_or(|high| *key < high)),
+            .is_none_or(|key| high.is_none_or(|high| key.as_slice() < high)),
         "keys stay left of the separator after them"
     );
 }

@@ -18,11 +18,13 @@ use std::{ops::Index, sync::Arc};
 /// Places that may differ from the list. Of a list of 48, a change then copies about nine items, and not 48.
 const FRESH_MAX: usize = 8;
 
-/// A list with changes. Invariants: the places of `fresh` are in the list, and each is there once.
+/// A list with changes. Invariants: there are at most [`FRESH_MAX`] fresh items; their places are in the list, each once.
 #[derive(Debug)]
 pub(super) struct Patched<T> {
     list: Arc<Vec<T>>,
-    fresh: Vec<(usize, T)>,
+    fresh: Vec<T>,
+    /// Where in the list each fresh item belongs. Here, so that a search for a place looks at no items.
+    places: [u8; FRESH_MAX],
 }
 
 impl<T> Default for Patched<T> {
@@ -36,6 +38,7 @@ impl<T> From<Vec<T>> for Patched<T> {
         Self {
             list: Arc::new(list),
             fresh: Vec::new(),
+            places: [0; FRESH_MAX],
         }
     }
 }
@@ -49,6 +52,7 @@ impl<T: Clone> Clone for Patched<T> {
         Self {
             list: self.list.clone(),
             fresh,
+            places: self.places,
         }
     }
 }
@@ -57,8 +61,8 @@ impl<T> Index<usize> for Patched<T> {
     type Output = T;
 
     fn index(&self, at: usize) -> &T {
-        match self.fresh.iter().find(|(place, _)| *place == at) {
-            Some((_, item)) => item,
+        match self.fresh_at(at) {
+            Some(found) => &self.fresh[found],
             None => &self.list[at],
         }
     }
@@ -80,19 +84,37 @@ impl<T> Patched<T> {
     pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
         (0..self.len()).map(|at| &self[at])
     }
+
+    /// Reads where the list is; see [`warm`](super::warm).
+    pub(super) fn touch(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Calls `touch` with the items that a copy of this list, about to be changed, copies.
+    pub(super) fn touch_before_write(&self, touch: impl Fn(&T) -> usize) -> usize {
+        let whole = self.fresh.len() == FRESH_MAX;
+        let list = self.list.iter().filter(|_| whole);
+        list.chain(&self.fresh).map(touch).sum()
+    }
+
+    fn fresh_at(&self, at: usize) -> Option<usize> {
+        let places = &self.places[..self.fresh.len()];
+        places.iter().position(|place| usize::from(*place) == at)
+    }
 }
 
 impl<T: Clone> Patched<T> {
     /// An item, to change it.
     pub(super) fn item_mut(&mut self, at: usize) -> &mut T {
-        if let Some(found) = self.fresh.iter().position(|(place, _)| *place == at) {
-            return &mut self.fresh[found].1;
+        if let Some(found) = self.fresh_at(at) {
+            return &mut self.fresh[found];
         }
         let shared = Arc::get_mut(&mut self.list).is_none();
-        if shared && self.fresh.len() < FRESH_MAX {
-            self.fresh.push((at, self.list[at].clone()));
-            let last = self.fresh.len() - 1;
-            return &mut self.fresh[last].1;
+        let last = self.fresh.len();
+        if shared && last < FRESH_MAX {
+            self.places[last] = u8::try_from(at).expect("nodes have at most 256 places");
+            self.fresh.push(self.list[at].clone());
+            return &mut self.fresh[last];
         }
         if shared {
             return &mut self.list_mut()[at];
@@ -111,8 +133,8 @@ impl<T: Clone> Patched<T> {
         }
         // Nobody else has the list: this copies nothing.
         let list = Arc::make_mut(&mut self.list);
-        for (place, item) in std::mem::take(&mut self.fresh) {
-            list[place] = item;
+        for (item, place) in std::mem::take(&mut self.fresh).into_iter().zip(self.places) {
+            list[usize::from(place)] = item;
         }
         list
     }

@@ -73,12 +73,81 @@ impl From<Meta> for Past {
 
 /// A key's entry in a leaf.
 ///
-/// Invariant: `past` ascends and ends before `newest`.
+/// Invariant: `older` ascends and ends before `newest`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Slot {
     /// The newest change, be it a put or a tombstone.
     newest: Meta,
-    past: Runs<Past>,
+    older: Older,
+}
+
+/// The changes before the newest. Most keys of a large store have one or none: those lie in the slot itself, so that neither a
+/// write nor a copy of the slot goes anywhere else in memory.
+///
+/// Invariant: `Many` are two and more.
+#[derive(Clone, Debug, Default)]
+enum Older {
+    #[default]
+    None,
+    One(Past),
+    Many(Runs<Past>),
+}
+
+impl Older {
+    fn append(&mut self, newer: &[Past]) {
+        *self = match (std::mem::take(self), newer) {
+            (older, []) => older,
+            (Self::None, [only]) => Self::One(*only),
+            (Self::None, newer) => Self::many(newer),
+            (Self::One(first), [second]) => Self::many(&[first, *second]),
+            (Self::One(first), newer) => Self::many(&[&[first], newer].concat()),
+            (Self::Many(mut runs), newer) => {
+                runs.append(newer);
+                Self::Many(runs)
+            }
+        };
+    }
+
+    fn many(changes: &[Past]) -> Self {
+        let mut runs = Runs::default();
+        runs.append(changes);
+        Self::Many(runs)
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Past> {
+        let (one, many) = match self {
+            Self::None => (None, None),
+            Self::One(past) => (Some(past), None),
+            Self::Many(runs) => (None, Some(runs)),
+        };
+        one.into_iter().chain(many.into_iter().flat_map(Runs::iter))
+    }
+
+    fn last_at_or_before(&self, at: Rev) -> Option<&Past> {
+        match self {
+            Self::None => None,
+            Self::One(past) => Some(past).filter(|past| past.key() <= at),
+            Self::Many(runs) => runs.last_at_or_before(at),
+        }
+    }
+
+    /// Drops the changes for which `goes` holds: a front part.
+    fn drop_front(&mut self, goes: impl Fn(&Past) -> bool) {
+        match self {
+            Self::None => {}
+            Self::One(past) => {
+                if goes(past) {
+                    *self = Self::None;
+                }
+            }
+            Self::Many(runs) => {
+                runs.drop_front(goes);
+                if runs.len() < 2 {
+                    *self = runs.first().map_or(Self::None, |past| Self::One(*past));
+                }
+            }
+        }
+    }
 }
 
 impl Slot {
@@ -86,7 +155,7 @@ impl Slot {
     pub(super) fn new(changes: &[Meta]) -> Self {
         let mut slot = Self {
             newest: changes[0],
-            past: Runs::default(),
+            older: Older::None,
         };
         slot.extend(&changes[1..]);
         slot
@@ -100,6 +169,20 @@ impl Slot {
         }
     }
 
+    /// Reads the slot; see [`warm`](super::warm).
+    pub(super) fn touch(&self) -> usize {
+        usize::from(self.newest.version == self.newest.create.0) + usize::from(self.is_lone())
+    }
+
+    /// Reads the counts of who holds its parts.
+    pub(super) fn touch_shared(&self) -> usize {
+        match &self.older {
+            Older::None => 0,
+            Older::One(_) => 1,
+            Older::Many(runs) => runs.touch(),
+        }
+    }
+
     /// The newest change's place in history.
     pub(super) fn modified(&self) -> Rev {
         self.newest.modified
@@ -107,7 +190,7 @@ impl Slot {
 
     /// Whether the newest change is all that is stored.
     pub(super) fn is_lone(&self) -> bool {
-        self.past.is_empty()
+        matches!(self.older, Older::None)
     }
 
     /// Adds newer changes, in ascending order.
@@ -123,11 +206,11 @@ impl Slot {
             before.modified
         );
         if between.is_empty() {
-            self.past.push(Past::from(self.newest));
+            self.older.append(&[Past::from(self.newest)]);
         } else {
             let past = std::iter::once(&self.newest).chain(between);
             let past: Vec<Past> = past.copied().map(Past::from).collect();
-            self.past.append(&past);
+            self.older.append(&past);
         }
         self.newest = *last;
     }
@@ -137,7 +220,7 @@ impl Slot {
         if self.newest.modified.major <= at {
             return Some((self.newest.modified, self.newest.kind()));
         }
-        let past = self.past.last_at_or_before(Rev::new(at, u32::MAX))?;
+        let past = self.older.last_at_or_before(Rev::new(at, u32::MAX))?;
         Some((past.key(), past.kind))
     }
 
@@ -152,20 +235,31 @@ impl Slot {
     /// All stored changes, oldest first.
     pub(super) fn history(&self) -> impl Iterator<Item = (Rev, RecordKind)> {
         let newest = (self.newest.modified, self.newest.kind());
-        let past = self.past.iter().map(|past| (past.key(), past.kind));
-        past.chain(std::iter::once(newest))
+        let older = self.older.iter().map(|past| (past.key(), past.kind));
+        older.chain(std::iter::once(newest))
     }
 
     /// The lowest revision at which a compaction drops something of this key: once the second change is visible
     /// the first is not, and a tombstone is only kept by a compaction at its own revision.
     pub(super) fn prunable_from(&self) -> Revision {
-        let mut oldest = self.history();
-        let first_goes = match oldest.next() {
-            Some((rev, RecordKind::Tombstone)) => rev.major.next(),
-            Some((_, RecordKind::Put)) | None => Revision(i64::MAX),
+        let (first, second) = self.oldest_two();
+        let first_goes = match first.kind {
+            RecordKind::Tombstone => first.major.next(),
+            RecordKind::Put => Revision(i64::MAX),
         };
-        let second_shows = oldest.next().map_or(first_goes, |(rev, _)| rev.major);
-        first_goes.min(second_shows)
+        second.map_or(first_goes, |second| first_goes.min(second.major))
+    }
+
+    fn oldest_two(&self) -> (Past, Option<Past>) {
+        let newest = Past::from(self.newest);
+        match &self.older {
+            Older::None => (newest, None),
+            Older::One(past) => (*past, Some(newest)),
+            Older::Many(runs) => {
+                let mut oldest = runs.iter().copied();
+                (oldest.next().unwrap_or(newest), oldest.next())
+            }
+        }
     }
 
     /// Drops what a compaction at `at` drops. False means that nothing is left of the key.
@@ -175,22 +269,23 @@ impl Slot {
         };
         let keep = kept_by_compaction(newest, kind, at);
         if newest == self.newest.modified {
-            self.past = Runs::default();
+            self.older = Older::None;
             return keep;
         }
-        if keep {
-            self.past.drop_below(newest);
-        } else {
-            self.past.drop_through(newest);
-        }
+        self.older
+            .drop_front(|past| past.key() < newest || (!keep && past.key() == newest));
         true
     }
 
     /// Verifies the invariants; for tests.
     pub(super) fn check(&self) {
-        self.past.check();
+        if let Older::Many(runs) = &self.older {
+            runs.check();
+            assert!(runs.len() > 1, "what has room in the slot is there");
+        }
         assert!(
-            self.past
+            self.older
+                .iter()
                 .last()
                 .is_none_or(|past| past.key() < self.newest.modified),
             "past changes end before the newest"
@@ -218,8 +313,33 @@ mod tests {
 
     #[test]
     fn stays_small() {
-        assert_eq!(size_of::<Slot>(), 48);
+        assert_eq!(size_of::<Slot>(), 56);
         assert_eq!(size_of::<Past>(), 16);
+    }
+
+    #[test]
+    fn one_older_change_is_in_the_slot_itself() {
+        let put = |major| Meta::of_put(None, rev(major), LeaseId(0));
+        let older = |slot: &Slot| match &slot.older {
+            Older::None => (0, "none"),
+            Older::One(_) => (1, "in the slot"),
+            Older::Many(runs) => (runs.len(), "elsewhere"),
+        };
+        let mut slot = Slot::new(&[put(2)]);
+        assert_eq!(older(&slot), (0, "none"));
+        slot.extend(&[put(3)]);
+        assert_eq!(older(&slot), (1, "in the slot"));
+        slot.extend(&[put(4), put(5)]);
+        assert_eq!(older(&slot), (3, "elsewhere"));
+        slot.check();
+        assert!(slot.prune(Revision(4)), "the newest is left");
+        assert_eq!(older(&slot), (1, "in the slot"));
+        assert!(slot.prune(Revision(5)), "the newest is left");
+        assert_eq!(older(&slot), (0, "none"));
+        assert_eq!(
+            older(&Slot::new(&[put(2), put(3), put(4)])),
+            (2, "elsewhere")
+        );
     }
 
     #[test]

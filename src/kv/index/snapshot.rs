@@ -1,5 +1,6 @@
 //! The read side: an immutable view of the index at one moment.
 
+use super::keys::Key;
 use super::node::{Child, Node};
 use super::slot::{Meta, Slot, kept_by_compaction};
 use super::walk::Walk;
@@ -35,13 +36,13 @@ impl Snapshot {
     }
 
     /// The live keys in `range` at the head, ascending. Lazy: it costs what is taken of it, plus O(log n).
-    pub fn live(&self, range: &KeyRange) -> impl Iterator<Item = (&[u8], Meta)> {
+    pub fn live(&self, range: &KeyRange) -> impl Iterator<Item = (Key<'_>, Meta)> {
         Walk::new(&self.root, range, HEAD).filter_map(|(key, slot)| Some((key, slot.live()?)))
     }
 
     /// The keys in `range` that were alive at revision `at`, ascending, with the change that wrote their value.
     /// Lazy like [`Self::live`], but it also visits keys that were dead at `at` and changed since.
-    pub fn live_at(&self, range: &KeyRange, at: Revision) -> impl Iterator<Item = (&[u8], Rev)> {
+    pub fn live_at(&self, range: &KeyRange, at: Revision) -> impl Iterator<Item = (Key<'_>, Rev)> {
         Walk::new(&self.root, range, at)
             .filter_map(move |(key, slot)| Some((key, slot.rev_at(at)?)))
     }

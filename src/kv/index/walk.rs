@@ -1,5 +1,6 @@
 //! Ascending, lazy iteration over the slots of a range.
 
+use super::keys::Key;
 use super::node::{Child, Inner, Leaf, Node};
 use super::slot::Slot;
 use crate::kv::key_range::{KeyRange, RangeEnd};
@@ -94,7 +95,7 @@ impl<'a> Walk<'a> {
 }
 
 impl<'a> Iterator for Walk<'a> {
-    type Item = (&'a [u8], &'a Slot);
+    type Item = (Key<'a>, &'a Slot);
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.next >= self.stop {
