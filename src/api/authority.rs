@@ -31,15 +31,15 @@ const HUFFMAN: (&[u8], &[u8]) = (
 /// Looks at what a client sends first, and repairs it as it passes.
 #[derive(Debug)]
 pub struct Repair {
-    /// Nothing once the first block has passed.
-    scan: Option<Scan>,
+    /// Nothing once the first block has passed; boxed, since that comes soon.
+    scan: Option<Box<Scan>>,
     http2: Option<bool>,
 }
 
 impl Default for Repair {
     fn default() -> Self {
         Self {
-            scan: Some(Scan::default()),
+            scan: Some(Box::default()),
             http2: None,
         }
     }

@@ -307,6 +307,8 @@ async fn serve(api: Api, limits: ListenLimits, mut connections: mpsc::Receiver<C
     }
 }
 
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
 async fn serve_connection(
     front: Rc<Front>,
     buffers: Rc<Buffers>,
@@ -315,24 +317,33 @@ async fn serve_connection(
 ) {
     let Connection { stream, peer, open } = connection;
     let mut phase = front.api.phase.clone();
-    let talk = async {
+    let told = async {
         let wire = Wire::new(TcpStream::from_std(stream)?, buffers);
         let http2 = tokio::select! {
             told = timeout(SILENCE_MAX, poll_fn(|context| wire.poll_is_http2(context))) => told??,
-            _ = phase.wait_for(|phase| phase.is_stopping()) => return Ok(()),
+            _ = phase.wait_for(|phase| phase.is_stopping()) => return Ok(None),
         };
         if http2 {
-            http2::converse(front, wire, &limits, &mut phase).await
+            http2::greet(front, wire, &limits).await.map(Some)
         } else {
-            // Boxed: few connections need its room.
-            Box::pin(converse_http1(front, wire, &mut phase)).await
+            converse_http1(front, wire, &mut phase).await?;
+            Ok(None)
         }
     };
-    let ended: Result<(), Box<dyn std::error::Error + Send + Sync>> = talk.await;
-    if let Err(error) = ended {
-        tracing::debug!(%peer, error, "a client connection failed");
+    let ended = move |ended: Result<(), Failure>| {
+        if let Err(error) = ended {
+            tracing::debug!(%peer, error, "a client connection failed");
+        }
+        drop(open);
+    };
+    match told.await {
+        // A task of its own, since this one is larger than an idle connection should be.
+        Ok(Some(talk)) => drop(tokio::task::spawn_local(http2::converse(
+            talk, phase, ended,
+        ))),
+        Ok(None) => ended(Ok(())),
+        Err(error) => ended(Err(error)),
     }
-    drop(open);
 }
 
 /// Speaks HTTP/1.1 until the client leaves or the server stops.
@@ -340,7 +351,7 @@ async fn converse_http1(
     front: Rc<Front>,
     wire: Wire<TcpStream>,
     phase: &mut watch::Receiver<Phase>,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<(), Failure> {
     let service = service_fn(move |request: Request<Incoming>| {
         let front = front.clone();
         async move {

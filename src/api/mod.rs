@@ -99,6 +99,8 @@ pub struct Front {
     pub api: Rc<Api>,
     /// For all other calls.
     pub services: Services,
+    /// For connections on which calls wait.
+    spare: http2::Spare,
 }
 
 impl Front {
@@ -106,6 +108,11 @@ impl Front {
     pub fn new(api: Api) -> Self {
         let services = Services::new(&api);
         let api = Rc::new(api);
-        Self { api, services }
+        let spare = http2::Spare::default();
+        Self {
+            api,
+            services,
+            spare,
+        }
     }
 }

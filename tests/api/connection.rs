@@ -106,6 +106,38 @@ async fn a_call_that_is_given_up_leaves_the_others_alone() {
     assert_eq!(range(&wire.call(RANGE, asked).await).kvs[0].version, 10);
 }
 
+/// What one connection needs for its calls goes to the other while it is idle.
+#[tokio::test]
+async fn connections_that_are_idle_in_turns_get_their_own_answers() {
+    let server = Server::start().await;
+    let first = Wire::connect(server.client_port()).await;
+    let second = Wire::connect(server.client_port()).await;
+    for turn in 0..6 {
+        let wire = [&first, &second][turn % 2];
+        let calls = [1, 80, 3][turn % 3];
+        for path in [PUT, RANGE] {
+            let mut answers = JoinSet::new();
+            for number in 0..calls {
+                let key = number.to_string();
+                let value = format!("{number} of {turn}");
+                let message = match path {
+                    PUT => put(&key, &value),
+                    _ => frame(&get(key).encode_to_vec()).into(),
+                };
+                let (answer, mut send) = wire.begin(path).await;
+                send.send_data(message, true).unwrap();
+                answers.spawn(async move { (value, WireAnswer::read(answer).await) });
+            }
+            for (value, answer) in answers.join_all().await {
+                assert_eq!(answer.grpc_status, 0, "{}", answer.message);
+                if path == RANGE {
+                    assert_eq!(range(&answer).kvs[0].value, value);
+                }
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn plain_paths_are_answered_over_http2_as_well() {
     let server = Server::start().await;

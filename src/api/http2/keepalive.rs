@@ -11,7 +11,8 @@ use tokio::time::{Sleep, sleep_until};
 
 /// Asks a client that has said nothing for long whether it is still there.
 pub(super) struct KeepAlive {
-    pings: PingPong,
+    /// Made for the first question: few connections come to that.
+    pings: Option<PingPong>,
     interval: Duration,
     patience: Duration,
     alarm: Pin<Box<Sleep>>,
@@ -20,10 +21,10 @@ pub(super) struct KeepAlive {
 }
 
 impl KeepAlive {
-    pub(super) fn new(pings: PingPong, limits: &ListenLimits) -> Self {
+    pub(super) fn new(limits: &ListenLimits) -> Self {
         let interval = limits.keepalive_interval;
         Self {
-            pings,
+            pings: None,
             interval,
             patience: limits.keepalive_timeout,
             alarm: Box::pin(sleep_until(clock::now() + interval)),
@@ -32,9 +33,18 @@ impl KeepAlive {
         }
     }
 
-    /// Ready when the client is gone. `reads` changes when it says something.
-    pub(super) fn poll(&mut self, context: &mut Context<'_>, reads: u64) -> Poll<()> {
-        if self.asked && self.pings.poll_pong(context).is_ready() {
+    /// Ready when the client is gone. `reads` changes when it says something; `make_pings` gives out the
+    /// connection's handle for questions, once.
+    pub(super) fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        reads: u64,
+        mut make_pings: impl FnMut() -> Option<PingPong>,
+    ) -> Poll<()> {
+        if self.asked
+            && let Some(pings) = &mut self.pings
+            && pings.poll_pong(context).is_ready()
+        {
             self.wait(self.interval);
             self.asked = false;
         }
@@ -48,7 +58,14 @@ impl KeepAlive {
                 self.wait(self.interval);
                 continue;
             }
-            if self.pings.send_ping(Ping::opaque()).is_err() {
+            if self.pings.is_none() {
+                self.pings = make_pings();
+            }
+            let sent = self
+                .pings
+                .as_mut()
+                .map(|pings| pings.send_ping(Ping::opaque()));
+            if !matches!(sent, Some(Ok(()))) {
                 return Poll::Ready(());
             }
             self.asked = true;
@@ -85,9 +102,9 @@ mod tests {
         let (client, server) =
             tokio::join!(h2::client::handshake(client), h2::server::handshake(server));
         let ((_calls, mut client), mut server) = (client.unwrap(), server.unwrap());
-        let mut keepalive = KeepAlive::new(server.ping_pong().unwrap(), &LIMITS);
+        let mut keepalive = KeepAlive::new(&LIMITS);
         let gone = poll_fn(|context| {
-            let gone = keepalive.poll(context, says());
+            let gone = keepalive.poll(context, says(), || server.ping_pong());
             let accepted = server.poll_accept(context);
             assert!(accepted.is_pending(), "nobody calls");
             gone

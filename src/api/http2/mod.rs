@@ -6,9 +6,9 @@
 //! their own and go through [`grpc::answer`]. Everything that a turn has written leaves in one piece at its end ([`Wire`]).
 //!
 //! ```text
-//! turn:   outcomes, views, deadlines → answers      (queued in the HTTP/2 library)
+//! turn:   outcomes, views → answers                 (queued in the HTTP/2 library)
 //!         what has arrived → new calls              (the library writes answers, reads frames)
-//!         one question for a view, one write to the socket
+//!         one question for a view, deadlines, one write to the socket
 //! ```
 //!
 //! Bounds: the library holds no more calls than the limit on streams, reads no more of a request than its flow control
@@ -18,6 +18,7 @@
 mod deadlines;
 mod exchange;
 mod keepalive;
+mod waiting;
 
 use super::{
     Front, grpc,
@@ -27,10 +28,7 @@ use super::{
     status::Status,
     wire::Wire,
 };
-use crate::actors::{
-    replies::{Answer, Inbox, Reply},
-    requests::Published,
-};
+use crate::actors::{replies::Reply, requests::Published};
 use ::http::Request;
 use bytes::Bytes;
 use deadlines::Deadlines;
@@ -41,15 +39,14 @@ use h2::{
 };
 use keepalive::KeepAlive;
 use std::{
-    collections::HashMap,
     future::poll_fn,
-    hash::{BuildHasherDefault, Hasher},
-    pin::Pin,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 use tokio::{net::TcpStream, sync::watch, time::timeout};
+pub(super) use waiting::Spare;
+use waiting::{ViewAsked, Waiting};
 
 /// The size of a request's headers, in bytes; a bearer token has to fit.
 const HEADER_BYTES_MAX: u32 = 64 * 1024;
@@ -58,41 +55,48 @@ const HEADER_BYTES_MAX: u32 = 64 * 1024;
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
-/// Room for outcomes that a connection keeps between turns.
-const OUTCOMES_KEPT: usize = 64;
-
 /// Questions for a view under way on one connection; reads that come meanwhile share the next one.
 const VIEWS_MAX: usize = 4;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// Speaks HTTP/2 until the client leaves or the server stops.
-pub(super) async fn converse(
+/// Agrees on HTTP/2 with the client.
+pub(super) async fn greet(
     front: Rc<Front>,
     wire: Wire<TcpStream>,
     limits: &ListenLimits,
-    phase: &mut watch::Receiver<Phase>,
-) -> Result<(), Failure> {
-    // Boxed, and so gone when it is over: an idle connection should be small.
-    let handshake = Box::pin(timeout(
-        SILENCE_MAX,
-        protocol(limits).handshake(wire.clone()),
-    ));
-    let connection = handshake.await??;
-    let mut talk = Box::new(Talk::new(front, wire, connection, limits));
-    let stopping = async {
-        // An error means that the server is gone.
-        drop(phase.wait_for(|phase| phase.is_stopping()).await);
-    };
-    tokio::select! {
-        biased;
-        ended = poll_fn(|context| talk.poll(context)) => return ended,
-        () = stopping => talk.connection.graceful_shutdown(),
-    }
-    tokio::select! {
-        biased;
-        ended = poll_fn(|context| talk.poll(context)) => ended,
-        _ = phase.wait_for(|&phase| phase == Phase::Closed) => Ok(()),
+) -> Result<Talk, Failure> {
+    let handshake = protocol(limits).handshake(wire.clone());
+    let connection = timeout(SILENCE_MAX, handshake).await??;
+    Ok(Talk::new(front, wire, connection, limits))
+}
+
+/// Speaks HTTP/2 until the client leaves or the server stops, and tells `ended` about it.
+#[expect(
+    clippy::manual_async_fn,
+    reason = "the task of an async function has room for its arguments twice"
+)]
+pub(super) fn converse(
+    mut talk: Talk,
+    mut phase: watch::Receiver<Phase>,
+    ended: impl FnOnce(Result<(), Failure>),
+) -> impl Future<Output = ()> {
+    async move {
+        let left = tokio::select! {
+            biased;
+            left = poll_fn(|context| talk.poll(context)) => Some(left),
+            // An error means that the server is gone.
+            _ = phase.wait_for(|phase| phase.is_stopping()) => None,
+        };
+        if let Some(left) = left {
+            return ended(left);
+        }
+        talk.connection.graceful_shutdown();
+        ended(tokio::select! {
+            biased;
+            left = poll_fn(|context| talk.poll(context)) => left,
+            _ = phase.wait_for(|&phase| phase == Phase::Closed) => Ok(()),
+        });
     }
 }
 
@@ -107,51 +111,30 @@ fn protocol(limits: &ListenLimits) -> Builder {
     builder
 }
 
-/// A connection with its calls.
-struct Talk {
+/// A connection with its calls. It is part of its task, so it is kept small.
+pub(super) struct Talk {
     front: Rc<Front>,
     wire: Wire<TcpStream>,
-    connection: Connection<Wire<TcpStream>, Payload>,
-    keepalive: Option<KeepAlive>,
-    /// The hot calls that wait, by number.
-    calls: HashMap<u64, Call, BuildHasherDefault<NumberHasher>>,
-    next_number: u64,
-    inbox: Arc<Inbox>,
-    /// Empty between turns; kept for its room.
-    outcomes: Vec<(u64, Answer)>,
-    /// Reads that came since the last question for a view.
-    new_reads: Vec<(u64, Read)>,
-    views: Vec<ViewAsked>,
-    deadlines: Deadlines,
-}
-
-/// Reads that wait for the same view.
-struct ViewAsked {
-    view: Pin<Box<dyn Future<Output = Result<Arc<Published>, Status>>>>,
-    reads: Vec<(u64, Read)>,
+    connection: Box<Connection<Wire<TcpStream>, Payload>>,
+    keepalive: KeepAlive,
+    /// Nothing unless calls wait.
+    waiting: Option<Box<Waiting>>,
 }
 
 impl Talk {
     fn new(
         front: Rc<Front>,
         wire: Wire<TcpStream>,
-        mut connection: Connection<Wire<TcpStream>, Payload>,
+        connection: Connection<Wire<TcpStream>, Payload>,
         limits: &ListenLimits,
     ) -> Self {
         wire.hold();
-        let pings = connection.ping_pong();
         Self {
             front,
             wire,
-            keepalive: pings.map(|pings| KeepAlive::new(pings, limits)),
-            connection,
-            calls: HashMap::default(),
-            next_number: 0,
-            inbox: Arc::default(),
-            outcomes: Vec::new(),
-            new_reads: Vec::new(),
-            views: Vec::new(),
-            deadlines: Deadlines::default(),
+            connection: Box::new(connection),
+            keepalive: KeepAlive::new(limits),
+            waiting: None,
         }
     }
 
@@ -159,11 +142,9 @@ impl Talk {
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
         self.take_outcomes(context);
         self.take_views(context);
-        self.expire(context);
         let reads = self.wire.reads();
-        if let Some(keepalive) = &mut self.keepalive
-            && keepalive.poll(context, reads).is_ready()
-        {
+        let make_pings = || self.connection.ping_pong();
+        if self.keepalive.poll(context, reads, make_pings).is_ready() {
             return Poll::Ready(Err("the client does not answer".into()));
         }
         loop {
@@ -177,71 +158,69 @@ impl Talk {
             }
         }
         self.ask_for_view(context);
+        // After the new calls, whose deadlines are watched from now on.
+        self.expire(context);
+        self.rest();
         ready!(self.wire.poll_send(context))?;
         Poll::Pending
     }
 
     fn take_outcomes(&mut self, context: &Context<'_>) {
-        let mut outcomes = std::mem::take(&mut self.outcomes);
-        self.inbox.take(context, &mut outcomes);
+        let Some(waiting) = &mut self.waiting else {
+            return;
+        };
+        let mut outcomes = waiting.take_outcomes(context);
         for (number, outcome) in outcomes.drain(..) {
             // Without the call its time was up.
-            if let Some(call) = self.end(number) {
+            if let Some(call) = waiting.end(number) {
                 answer(call.respond, self.front.api.answer(outcome));
             }
         }
-        if outcomes.capacity() <= OUTCOMES_KEPT {
-            self.outcomes = outcomes;
-        }
+        waiting.keep_outcomes(outcomes);
     }
 
     fn take_views(&mut self, context: &mut Context<'_>) {
+        let Some(waiting) = &mut self.waiting else {
+            return;
+        };
         let mut at = 0;
-        while let Some(asked) = self.views.get_mut(at) {
+        while let Some(asked) = waiting.views.get_mut(at) {
             let Poll::Ready(view) = asked.view.as_mut().poll(context) else {
                 at += 1;
                 continue;
             };
-            for (number, read) in self.views.swap_remove(at).reads {
+            let mut reads = waiting.views.swap_remove(at).reads;
+            for (number, read) in reads.drain(..) {
                 // Without the call its time was up.
-                let Some(call) = self.end(number) else {
+                let Some(call) = waiting.end(number) else {
                     continue;
                 };
                 match &view {
-                    Ok(view) => self.read(view, read, call),
+                    Ok(view) => answer_read(&self.front, view, read, call),
                     Err(status) => answer(call.respond, Err(status.clone())),
                 }
             }
-        }
-    }
-
-    fn read(&self, view: &Arc<Published>, read: Read, call: Call) {
-        match self.front.api.read_now(view, &read) {
-            Ok(Some(encoded)) => answer(call.respond, Ok(encoded)),
-            Ok(None) => {
-                let (front, view) = (self.front.clone(), view.clone());
-                aside(call, async move { front.api.read(view, read).await });
-            }
-            Err(status) => answer(call.respond, Err(status)),
+            waiting.keep_reads(reads);
         }
     }
 
     /// Ends the calls whose time is up.
     fn expire(&mut self, context: &mut Context<'_>) {
-        while let Poll::Ready(number) = self.deadlines.poll(context) {
-            if let Some(call) = self.calls.remove(&number) {
+        let Some(waiting) = &mut self.waiting else {
+            return;
+        };
+        while let Poll::Ready(call) = waiting.poll_expired(context) {
+            if let Some(call) = call {
                 answer(call.respond, Err(Status::deadline_exceeded()));
             }
         }
     }
 
-    /// Takes a call that gets its answer now.
-    fn end(&mut self, number: u64) -> Option<Call> {
-        let call = self.calls.remove(&number)?;
-        if let Some(deadline) = call.deadline {
-            self.deadlines.remove(deadline, number);
+    /// Without calls that wait, the tables for them go back.
+    fn rest(&mut self) {
+        if let Some(waiting) = self.waiting.take_if(|waiting| waiting.is_over()) {
+            self.front.spare.give_back(waiting);
         }
-        Some(call)
     }
 
     fn accept(
@@ -257,7 +236,7 @@ impl Talk {
             && let Some(message) = body.poll_message(context, self.front.api.receive_bytes_max())
         {
             match grpc::admit(&self.front.api, head.uri.path(), &head.headers) {
-                Ok(deadline) => self.begin(hot, message, Call { respond, deadline }),
+                Ok(deadline) => self.begin(context, hot, message, Call { respond, deadline }),
                 Err(status) => answer(respond, Err(status)),
             }
             return;
@@ -266,22 +245,26 @@ impl Talk {
         tokio::task::spawn_local(carry(self.front.clone(), request, respond));
     }
 
-    fn begin(&mut self, hot: Hot, message: Bytes, call: Call) {
-        let number = self.next_number;
-        let ticket = || Reply::Shared(self.inbox.ticket(number));
-        match self.front.api.begin(hot, message, ticket) {
+    fn begin(&mut self, context: &Context<'_>, hot: Hot, message: Bytes, call: Call) {
+        let front = &self.front;
+        let waiting = self
+            .waiting
+            .get_or_insert_with(|| front.spare.lend(context));
+        let number = waiting.next_number();
+        let ticket = || Reply::Shared(waiting.inbox().ticket(number));
+        match front.api.begin(hot, message, ticket) {
             Ok(Begun::Proposed) => {}
             Ok(Begun::Reads(read)) if read.is_serializable() => {
                 // It must not wait for a question, which may find no leader.
-                match self.front.api.newest_view() {
-                    Ok(newest) => self.read(&newest, read, call),
+                match front.api.newest_view() {
+                    Ok(newest) => answer_read(front, &newest, read, call),
                     Err(status) => answer(call.respond, Err(status)),
                 }
                 return;
             }
-            Ok(Begun::Reads(read)) => self.new_reads.push((number, read)),
+            Ok(Begun::Reads(read)) => waiting.new_reads.push((number, read)),
             Ok(Begun::AtQuota(command)) => {
-                let front = self.front.clone();
+                let front = front.clone();
                 aside(call, async move { front.api.propose(&command).await });
                 return;
             }
@@ -290,49 +273,33 @@ impl Talk {
                 return;
             }
         }
-        self.next_number += 1;
-        if let Some(deadline) = call.deadline {
-            self.deadlines.add(deadline, number);
-        }
-        self.calls.insert(number, call);
+        waiting.add(call);
     }
 
     /// Asks for one view for all reads of this turn.
     fn ask_for_view(&mut self, context: &mut Context<'_>) {
-        if self.new_reads.is_empty() || self.views.len() >= VIEWS_MAX {
+        let Some(waiting) = &mut self.waiting else {
+            return;
+        };
+        if waiting.new_reads.is_empty() || waiting.views.len() >= VIEWS_MAX {
             return;
         }
-        let reads = std::mem::take(&mut self.new_reads);
+        let reads = std::mem::take(&mut waiting.new_reads);
         let front = self.front.clone();
         let view = Box::pin(async move { front.api.view_for(false).await });
-        self.views.push(ViewAsked { view, reads });
+        waiting.views.push(ViewAsked { view, reads });
         // The question is on its way once it was polled.
         self.take_views(context);
     }
 }
 
-impl Drop for Talk {
-    fn drop(&mut self) {
-        self.inbox.close();
-    }
-}
-
-/// Numbers are given in order; multiplied, they differ in the bits that a table looks at.
-#[derive(Default)]
-struct NumberHasher(u64);
-
-impl Hasher for NumberHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(self.0 ^ u64::from(*byte));
+fn answer_read(front: &Rc<Front>, view: &Arc<Published>, read: Read, call: Call) {
+    match front.api.read_now(view, &read) {
+        Ok(Some(encoded)) => answer(call.respond, Ok(encoded)),
+        Ok(None) => {
+            let (front, view) = (front.clone(), view.clone());
+            aside(call, async move { front.api.read(view, read).await });
         }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Err(status) => answer(call.respond, Err(status)),
     }
 }
