@@ -307,7 +307,8 @@ async fn serve(api: Api, limits: ListenLimits, mut connections: mpsc::Receiver<C
     }
 }
 
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+/// Why a connection ended before its time.
+pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 async fn serve_connection(
     front: Rc<Front>,
@@ -323,10 +324,11 @@ async fn serve_connection(
             told = timeout(SILENCE_MAX, poll_fn(|context| wire.poll_is_http2(context))) => told??,
             _ = phase.wait_for(|phase| phase.is_stopping()) => return Ok(None),
         };
+        // Boxed, both: a client that says nothing does not need their room.
         if http2 {
-            http2::greet(front, wire, &limits).await.map(Some)
+            Box::pin(http2::greet(front, wire, &limits)).await.map(Some)
         } else {
-            converse_http1(front, wire, &mut phase).await?;
+            Box::pin(converse_http1(front, wire, &mut phase)).await?;
             Ok(None)
         }
     };
@@ -337,7 +339,7 @@ async fn serve_connection(
         drop(open);
     };
     match told.await {
-        // A task of its own, since this one is larger than an idle connection should be.
+        // In a task of its own: this one has room for more than an idle connection needs.
         Ok(Some(talk)) => drop(tokio::task::spawn_local(http2::converse(
             talk, phase, ended,
         ))),

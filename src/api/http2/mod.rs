@@ -23,7 +23,7 @@ mod waiting;
 use super::{
     Front, grpc,
     kv::{Begun, Hot, Read},
-    listen::{ListenLimits, Phase, SILENCE_MAX},
+    listen::{Failure, ListenLimits, Phase, SILENCE_MAX},
     payload::Payload,
     status::Status,
     wire::Wire,
@@ -57,8 +57,6 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
 /// Questions for a view under way on one connection; reads that come meanwhile share the next one.
 const VIEWS_MAX: usize = 4;
-
-type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Agrees on HTTP/2 with the client.
 pub(super) async fn greet(
