@@ -35,8 +35,7 @@ use std::{cell::RefCell, rc::Rc, sync::Arc};
 const KEY_CLIENTS: u64 = 6;
 /// Watchers besides the historian.
 const WATCHERS: u64 = 3;
-/// How often a member's leases are looked at in the end until there are none, and the pause between two looks.
-const LEASE_LOOKS: u64 = 10;
+/// The pause between two looks at a member's leases in the end.
 const LEASE_LOOK_MILLIS: u64 = 100;
 /// Clients of leases.
 const LEASE_CLIENTS: u64 = 3;
@@ -179,7 +178,7 @@ impl Mixed {
                 found.borrow_mut().push((slot, told, leases));
             });
         }
-        cluster.run_until(12_000, |_| found.borrow().len() == size);
+        cluster.run_until(12_000 + SETTLE_MILLIS, |_| found.borrow().len() == size);
         let found = found.borrow();
         assert_eq!(found.len(), size, "every member answers");
         let board = self.board.borrow();
@@ -212,10 +211,11 @@ impl Mixed {
     }
 }
 
-/// A member's leases, once there are none, or the last look's: a member may apply the end of one a moment after another.
+/// A member's leases, once there are none, or the last look's. A lease whose keys never came may have been renewed a moment ago,
+/// and a member may apply the end of one a moment after another.
 async fn no_leases(client: &Client, slot: Slot) -> Option<Arc<[LeaseId]>> {
     let mut leases = None;
-    for _ in 0..LEASE_LOOKS {
+    for _ in 0..SETTLE_MILLIS / LEASE_LOOK_MILLIS {
         let look = client.call(slot, 1_000, |requests| async move {
             requests.leases().await.ok()
         });
