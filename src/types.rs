@@ -23,7 +23,7 @@ macro_rules! number {
 
 number! {
     /// A member of the cluster. Zero is never a member: it stands for "nobody" where the wire has no option.
-    NodeId(u64)
+    MemberId(u64)
 }
 number! {
     /// A cluster; members of different clusters refuse each other.
@@ -50,7 +50,7 @@ number! {
     Millis(u64)
 }
 
-impl NodeId {
+impl MemberId {
     /// Printed the way etcd prints ids: lower-case hex without a prefix.
     pub fn hex(self) -> String {
         format!("{:x}", self.0)
@@ -147,7 +147,7 @@ pub struct HardState {
     /// The newest term this member has seen.
     pub term: Term,
     /// Whom it voted for in that term.
-    pub vote: Option<NodeId>,
+    pub vote: Option<MemberId>,
     /// How far it knew the log to be committed. A hint: it may lag, never lead.
     pub commit: LogIndex,
 }

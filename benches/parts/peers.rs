@@ -8,7 +8,7 @@ use quorate::{
         PeerAddress, PeerRequest, PeerSecurity, SelfIdentity, decode_messages, encode_messages,
     },
     raft::{Body, Envelope, LogId, Message},
-    types::{ClusterId, Entry, EntryKind, LogIndex, NodeId, Term},
+    types::{ClusterId, Entry, EntryKind, LogIndex, MemberId, Term},
 };
 use std::{cell::Cell, rc::Rc};
 use tokio::{
@@ -129,7 +129,7 @@ impl Member {
     fn start(id: u64) -> Self {
         let identity = SelfIdentity {
             cluster: ClusterId(1),
-            member: NodeId(id),
+            member: MemberId(id),
             name: format!("n{id}"),
         };
         let settings = HubSettings {
@@ -185,7 +185,7 @@ impl Post {
 struct SharedPost(Rc<Post>);
 
 impl Inbox for SharedPost {
-    fn messages(&self, _: NodeId, messages: Vec<Message>) -> Delivery {
+    fn messages(&self, _: MemberId, messages: Vec<Message>) -> Delivery {
         self.0.messages.set(self.0.messages.get() + messages.len());
         self.0.changed.notify_one();
         Box::pin(async {})
@@ -203,16 +203,16 @@ impl Inbox for SharedPost {
         unreachable!("nobody lags")
     }
 
-    fn connected(&self, _: NodeId) {
+    fn connected(&self, _: MemberId) {
         self.0.connected.set(true);
         self.0.changed.notify_one();
     }
 
-    fn disconnected(&self, _: NodeId) {}
+    fn disconnected(&self, _: MemberId) {}
 
-    fn dropped(&self, _: NodeId) {}
+    fn dropped(&self, _: MemberId) {}
 
-    fn refused(&self, by: NodeId, _: u64, text: &str) {
+    fn refused(&self, by: MemberId, _: u64, text: &str) {
         unreachable!("{by:?} refuses this member: {text}")
     }
 }

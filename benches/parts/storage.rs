@@ -10,13 +10,13 @@ use quorate::{
         wal::{self, Append, Wal, WalOptions},
     },
     types::{
-        ClusterId, Entry, EntryKind, LogIndex, NodeId, Record, RecordKind, Rev, Revision, Term,
+        ClusterId, Entry, EntryKind, LogIndex, MemberId, Record, RecordKind, Rev, Revision, Term,
     },
 };
 use std::sync::Arc;
 
 const CLUSTER: ClusterId = ClusterId(1);
-const NODE: NodeId = NodeId(1);
+const NODE: MemberId = MemberId(1);
 
 /// Appends so many entries and makes them durable together: what one turn of the WAL writer does.
 #[divan::bench(args = [1, 16, 256], sample_count = 50)]

@@ -36,7 +36,7 @@ use crate::{
         view::View,
     },
     storage::db::{Applied, CommitBatch, DbReader},
-    types::{Entry, EntryKind, LogIndex, NodeId, RecordKind, Rev, Revision},
+    types::{Entry, EntryKind, LogIndex, MemberId, RecordKind, Rev, Revision},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -82,7 +82,7 @@ pub struct Applier {
     /// What readers see; behind `applied` by the batches not published yet.
     visible: Applied,
     visible_window: Window,
-    alarms: Arc<BTreeSet<(NodeId, AlarmKind)>>,
+    alarms: Arc<BTreeSet<(MemberId, AlarmKind)>>,
     members: Arc<Members>,
     /// Records up to here are in the database.
     stored_through: Revision,

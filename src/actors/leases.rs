@@ -16,7 +16,7 @@ use crate::{
         command::{Command, GrantLease, Outcome, RevokeLease},
         lease_clock::TimeLeft,
     },
-    types::{LeaseId, NodeId, Revision, Term},
+    types::{LeaseId, MemberId, Revision, Term},
 };
 use actix::prelude::*;
 use bincode::Encode;
@@ -144,7 +144,7 @@ pub struct LeaseTime {
 #[rtype(result = "Vec<LeaseAnswer>")]
 pub struct ForwardLeaseCalls {
     /// Who leads, as far as the sender knows.
-    pub leader: NodeId,
+    pub leader: MemberId,
     /// The calls.
     pub calls: Vec<LeaseCall>,
 }
@@ -182,7 +182,7 @@ enum Crowd {
 struct Turn {
     ask: Vec<PendingCall>,
     lists: Vec<oneshot::Sender<Arc<[LeaseId]>>>,
-    forward: BTreeMap<NodeId, Vec<Forwarded>>,
+    forward: BTreeMap<MemberId, Vec<Forwarded>>,
 }
 
 #[derive(Debug)]
@@ -283,7 +283,7 @@ impl LeaseDesk {
 
     async fn forward(
         &self,
-        leader: NodeId,
+        leader: MemberId,
         call: LeaseCall,
         crowd: Crowd,
     ) -> Result<LeaseAnswer, RequestError> {
@@ -303,7 +303,7 @@ impl LeaseDesk {
 
 async fn forward(
     link: Option<Recipient<ForwardLeaseCalls>>,
-    leader: NodeId,
+    leader: MemberId,
     forwarded: Vec<Forwarded>,
 ) {
     let calls = forwarded.iter().map(|forwarded| forwarded.call).collect();

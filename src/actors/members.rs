@@ -8,7 +8,7 @@ use crate::{
     codec::{self, CodecError},
     net::PeerAddress,
     raft::{Membership, MembershipError},
-    types::NodeId,
+    types::MemberId,
 };
 use bincode::{Decode, Encode};
 use bytes::Bytes;
@@ -48,7 +48,7 @@ impl MemberInfo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterMember {
     /// Its id.
-    pub id: NodeId,
+    pub id: MemberId,
     /// Whether it has no vote.
     pub learner: bool,
     /// What else is known of it.
@@ -102,7 +102,7 @@ impl Members {
     }
 
     /// One member.
-    pub fn get(&self, id: NodeId) -> Option<&ClusterMember> {
+    pub fn get(&self, id: MemberId) -> Option<&ClusterMember> {
         self.0.iter().find(|member| member.id == id)
     }
 
@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn members_are_read_back_in_order_of_their_ids() {
-        let voters = [(NodeId(9), info("a")), (NodeId(3), info("b"))];
+        let voters = [(MemberId(9), info("a")), (MemberId(3), info("b"))];
         let voters = voters.map(|(id, info)| (id, info.encode()));
         let membership = Membership::of_voters(voters).unwrap();
         let members = Members::decode(&membership.encode()).unwrap();
@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn a_context_of_other_bytes_is_an_error() {
-        let voters = [(NodeId(1), Bytes::from_static(b"\xff\xff"))];
+        let voters = [(MemberId(1), Bytes::from_static(b"\xff\xff"))];
         let membership = Membership::of_voters(voters).unwrap();
         assert!(Members::of(&membership).is_err(), "no member info");
     }

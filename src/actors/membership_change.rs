@@ -10,7 +10,7 @@ use super::members::{MemberInfo, Members, id_of, url_address};
 use crate::{
     clock,
     raft::{Change, Membership},
-    types::NodeId,
+    types::MemberId,
 };
 use bincode::{Decode, Encode};
 use std::collections::BTreeSet;
@@ -34,24 +34,24 @@ pub enum MemberChange {
     /// Gives a learner that has caught up a vote.
     Promote {
         /// The learner.
-        id: NodeId,
+        id: MemberId,
     },
     /// Takes a member out, for good.
     Remove {
         /// The member.
-        id: NodeId,
+        id: MemberId,
     },
     /// Tells a member's new addresses.
     Move {
         /// The member.
-        id: NodeId,
+        id: MemberId,
         /// Where the others reach it from now on.
         peer_urls: Vec<String>,
     },
     /// Tells what a member that has started is called, and where clients reach it.
     Publish {
         /// The member; itself.
-        id: NodeId,
+        id: MemberId,
         /// Its name.
         name: String,
         /// Where clients reach it.
@@ -109,16 +109,16 @@ pub struct Standing<'a> {
     /// The membership in force.
     pub membership: &'a Membership,
     /// The leader.
-    pub leader: NodeId,
+    pub leader: MemberId,
     /// Members that have been connected for a while.
-    pub connected: &'a BTreeSet<NodeId>,
+    pub connected: &'a BTreeSet<MemberId>,
 }
 
 impl MemberChange {
     /// The change for consensus.
     pub fn judge(&self, standing: &Standing<'_>) -> Result<Change, ChangeRefusal> {
         let members = Members::of(standing.membership).map_err(|_| ChangeRefusal::Unreadable)?;
-        let find = |id: NodeId| members.get(id).ok_or(ChangeRefusal::NotFound);
+        let find = |id: MemberId| members.get(id).ok_or(ChangeRefusal::NotFound);
         match self {
             Self::Add { peer_urls, learner } => {
                 check_urls(peer_urls)?;
@@ -193,7 +193,7 @@ impl Standing<'_> {
         Ok(())
     }
 
-    fn may_remove(&self, members: &Members, id: NodeId) -> Result<(), ChangeRefusal> {
+    fn may_remove(&self, members: &Members, id: MemberId) -> Result<(), ChangeRefusal> {
         let (voters, started) = count(members, Some(id));
         if voters == 0 || started < quorum(voters) {
             return Err(ChangeRefusal::NotEnoughStarted);
@@ -218,7 +218,7 @@ impl Standing<'_> {
 }
 
 /// Enough must run once a learner has its vote.
-fn may_promote(members: &Members, id: NodeId) -> Result<(), ChangeRefusal> {
+fn may_promote(members: &Members, id: MemberId) -> Result<(), ChangeRefusal> {
     let (voters, started) = count(members, None);
     let runs = members
         .get(id)
@@ -230,7 +230,7 @@ fn may_promote(members: &Members, id: NodeId) -> Result<(), ChangeRefusal> {
 }
 
 /// Voters, and how many of them have ever run, without one of them.
-fn count(members: &Members, without: Option<NodeId>) -> (usize, usize) {
+fn count(members: &Members, without: Option<MemberId>) -> (usize, usize) {
     let voters = || {
         members
             .iter()
@@ -254,7 +254,7 @@ fn check_urls(urls: &[String]) -> Result<(), ChangeRefusal> {
 
 fn check_unused(
     members: &Members,
-    except: Option<NodeId>,
+    except: Option<MemberId>,
     urls: &[String],
 ) -> Result<(), ChangeRefusal> {
     let mut others = members
@@ -270,12 +270,12 @@ fn check_unused(
 }
 
 /// An id that no member has, nor had: removed ones never come back.
-fn new_id(members: &Members, urls: &[String]) -> NodeId {
+fn new_id(members: &Members, urls: &[String]) -> MemberId {
     loop {
         let salt = clock::entropy().to_string();
         let mut words: Vec<&str> = urls.iter().map(String::as_str).collect();
         words.push(&salt);
-        let id = NodeId(id_of(&words));
+        let id = MemberId(id_of(&words));
         if members.get(id).is_none() {
             return id;
         }
@@ -298,7 +298,7 @@ mod tests {
             awaits_vote: false,
         };
         let voters = started.iter().enumerate();
-        let voters = voters.map(|(n, &up)| (NodeId(n as u64 + 1), info(n + 1, up).encode()));
+        let voters = voters.map(|(n, &up)| (MemberId(n as u64 + 1), info(n + 1, up).encode()));
         Membership::of_voters(voters).unwrap()
     }
 
@@ -307,10 +307,10 @@ mod tests {
         connected: &[u64],
         change: &MemberChange,
     ) -> Result<Change, ChangeRefusal> {
-        let connected = connected.iter().map(|&id| NodeId(id)).collect();
+        let connected = connected.iter().map(|&id| MemberId(id)).collect();
         change.judge(&Standing {
             membership,
-            leader: NodeId(1),
+            leader: MemberId(1),
             connected: &connected,
         })
     }
@@ -357,7 +357,7 @@ mod tests {
     #[test]
     fn a_voter_that_is_down_can_go_and_one_that_is_needed_cannot() {
         let three = cluster(&[true; 3]);
-        let remove = |id| MemberChange::Remove { id: NodeId(id) };
+        let remove = |id| MemberChange::Remove { id: MemberId(id) };
         assert!(judge(&three, &[2], &remove(3)).is_ok(), "it is down");
         assert_eq!(
             judge(&three, &[2], &remove(2)),
@@ -390,7 +390,7 @@ mod tests {
             judge(&four, &[2, 3], &another),
             Err(ChangeRefusal::TooManyLearners)
         );
-        let promote = MemberChange::Promote { id: NodeId(2) };
+        let promote = MemberChange::Promote { id: MemberId(2) };
         assert_eq!(
             judge(&four, &[2, 3], &promote),
             Err(ChangeRefusal::NotLearner)
@@ -401,13 +401,13 @@ mod tests {
     fn what_a_member_says_of_itself_keeps_its_addresses() {
         let three = cluster(&[false; 3]);
         let publish = MemberChange::Publish {
-            id: NodeId(2),
+            id: MemberId(2),
             name: "n2".to_owned(),
             client_urls: vec!["http://c:1".to_owned()],
         };
         let after = three.with(&judge(&three, &[], &publish).unwrap()).unwrap();
         let members = Members::of(&after).unwrap();
-        let second = members.get(NodeId(2)).unwrap();
+        let second = members.get(MemberId(2)).unwrap();
         assert_eq!(second.info.peer_urls, ["http://n2:1"]);
         assert!(second.info.is_started(), "it said so");
     }

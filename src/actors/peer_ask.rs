@@ -8,7 +8,7 @@ use super::{
 use crate::{
     codec::{self, Blob, CodecError},
     kv::state_hash::StateHash,
-    types::{LogIndex, NodeId},
+    types::{LogIndex, MemberId},
 };
 use bincode::{BorrowDecode, Decode, Encode};
 use bytes::Bytes;
@@ -55,7 +55,7 @@ pub type ChangeAnswer = Result<Vec<u8>, ChangeRefusal>;
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct GuestInfo {
     /// The member with that address.
-    pub id: Option<NodeId>,
+    pub id: Option<MemberId>,
     /// Whether that member has ever run.
     pub started: bool,
     /// The membership, encoded.
@@ -91,7 +91,7 @@ mod tests {
     fn what_is_asked_is_read_back() {
         let asks = [
             PeerAsk::Propose(vec![Blob::from("one"), Blob::from("")]),
-            PeerAsk::Change(MemberChange::Promote { id: NodeId(7) }),
+            PeerAsk::Change(MemberChange::Promote { id: MemberId(7) }),
             PeerAsk::EverybodyHas(LogIndex(9)),
             PeerAsk::StateHash(LogIndex(9)),
             PeerAsk::Differs(LogIndex(9), StateHash::default()),

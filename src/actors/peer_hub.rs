@@ -13,7 +13,7 @@ use crate::{
         PeerAddress, PeerRequest, PeerStats, SnapshotError, SnapshotSender,
     },
     raft::{self, Envelope},
-    types::NodeId,
+    types::MemberId,
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -120,7 +120,7 @@ pub struct UpdatePeers {
 #[rtype(result = "()")]
 pub struct ForwardRequests {
     /// The member.
-    pub to: NodeId,
+    pub to: MemberId,
     /// The requests, and who waits for their answers.
     pub requests: Vec<(Bytes, ForwardReply)>,
 }
@@ -130,7 +130,7 @@ pub struct ForwardRequests {
 #[rtype(result = "Result<SnapshotSender, SnapshotError>")]
 pub struct OpenSnapshot {
     /// The receiver.
-    pub to: NodeId,
+    pub to: MemberId,
     /// What the receiver must know first.
     pub header: Bytes,
 }
@@ -150,7 +150,7 @@ pub struct ClosePeers;
 #[rtype(result = "()")]
 pub struct PeerMessages {
     /// Who says it; authenticated.
-    pub from: NodeId,
+    pub from: MemberId,
     /// What is said.
     pub messages: Vec<raft::Message>,
 }
@@ -160,7 +160,7 @@ pub struct PeerMessages {
 #[rtype(result = "()")]
 pub struct PeerConnected {
     /// The member.
-    pub id: NodeId,
+    pub id: MemberId,
 }
 
 /// There is no connection to a member any more; it is being dialled.
@@ -168,7 +168,7 @@ pub struct PeerConnected {
 #[rtype(result = "()")]
 pub struct PeerDisconnected {
     /// The member.
-    pub id: NodeId,
+    pub id: MemberId,
 }
 
 /// Messages to a connected member were dropped, for too much waits to be written. Consensus treats it as unreachable.
@@ -176,7 +176,7 @@ pub struct PeerDisconnected {
 #[rtype(result = "()")]
 pub struct MessagesDropped {
     /// The member.
-    pub id: NodeId,
+    pub id: MemberId,
 }
 
 /// A member that was dialled refuses this one. Repeats with every attempt. A member that others no longer know was removed.
@@ -184,7 +184,7 @@ pub struct MessagesDropped {
 #[rtype(result = "()")]
 pub struct RefusedByPeer {
     /// Who refuses.
-    pub by: NodeId,
+    pub by: MemberId,
     /// The code of the [`Refusal`](crate::net::Refusal).
     pub code: u64,
     /// Its text.
@@ -306,7 +306,7 @@ where
 }
 
 impl Inbox for ActorInbox {
-    fn messages(&self, from: NodeId, messages: Vec<raft::Message>) -> Delivery {
+    fn messages(&self, from: MemberId, messages: Vec<raft::Message>) -> Delivery {
         delivered(&self.peers.messages, PeerMessages { from, messages })
     }
 
@@ -322,19 +322,19 @@ impl Inbox for ActorInbox {
         delivered(&self.peers.snapshots, ReceiveSnapshot { incoming })
     }
 
-    fn connected(&self, id: NodeId) {
+    fn connected(&self, id: MemberId) {
         tell(&self.peers.connected, PeerConnected { id });
     }
 
-    fn disconnected(&self, id: NodeId) {
+    fn disconnected(&self, id: MemberId) {
         tell(&self.peers.disconnected, PeerDisconnected { id });
     }
 
-    fn dropped(&self, id: NodeId) {
+    fn dropped(&self, id: MemberId) {
         tell(&self.peers.dropped, MessagesDropped { id });
     }
 
-    fn refused(&self, by: NodeId, code: u64, text: &str) {
+    fn refused(&self, by: MemberId, code: u64, text: &str) {
         tell(
             &self.peers.refused,
             RefusedByPeer {
@@ -444,7 +444,7 @@ mod tests {
         let settings = HubSettings {
             identity: SelfIdentity {
                 cluster: ClusterId(1),
-                member: NodeId(id),
+                member: MemberId(id),
                 name: name.clone(),
             },
             security: PeerSecurity::Insecure,
@@ -463,7 +463,7 @@ mod tests {
             hub,
             news,
             PeerAddress {
-                id: NodeId(id),
+                id: MemberId(id),
                 name,
                 addresses,
             },
@@ -498,7 +498,7 @@ mod tests {
             body: body.clone(),
         };
         let messages = vec![Envelope {
-            to: NodeId(2),
+            to: MemberId(2),
             message,
         }];
         one.send(SendMessages { messages }).await.unwrap();
@@ -507,7 +507,7 @@ mod tests {
         let (reply, answer) = oneshot::channel();
         let requests = vec![(Bytes::from_static(b"put"), reply)];
         one.send(ForwardRequests {
-            to: NodeId(2),
+            to: MemberId(2),
             requests,
         })
         .await
@@ -515,7 +515,7 @@ mod tests {
         assert_eq!(answer.await.unwrap(), Ok(Bytes::from_static(b"re: put")));
 
         let open = OpenSnapshot {
-            to: NodeId(2),
+            to: MemberId(2),
             header: Bytes::new(),
         };
         let mut snapshot = one.send(open).await.unwrap().unwrap();

@@ -13,7 +13,7 @@ use crate::{
         view::View,
     },
     storage::db::{Applied, DbReader},
-    types::{NodeId, Rev, Revision},
+    types::{MemberId, Rev, Revision},
 };
 use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
@@ -28,7 +28,7 @@ pub struct Published {
     /// The log position it stands for.
     pub applied: Applied,
     /// Raised alarms.
-    pub alarms: Arc<BTreeSet<(NodeId, AlarmKind)>>,
+    pub alarms: Arc<BTreeSet<(MemberId, AlarmKind)>>,
     /// The members of the cluster.
     pub members: Arc<Members>,
     /// Reads the records that the view's tail does not hold.

@@ -31,7 +31,7 @@ use crate::{
         range::ReadError,
     },
     mutation::{Mutation, mutated},
-    types::{ClusterId, LogIndex, NodeId, Revision, Term},
+    types::{ClusterId, LogIndex, MemberId, Revision, Term},
 };
 use actix::prelude::*;
 use actix_rt::ArbiterHandle;
@@ -59,7 +59,7 @@ pub struct Identity {
     /// The cluster.
     pub cluster: ClusterId,
     /// This member.
-    pub member: NodeId,
+    pub member: MemberId,
 }
 
 /// Bounds on requests.
@@ -83,9 +83,9 @@ pub struct NodeStatus {
     /// The cluster.
     pub cluster: ClusterId,
     /// This member.
-    pub member: NodeId,
+    pub member: MemberId,
     /// The leader, if one is known.
-    pub leader: Option<NodeId>,
+    pub leader: Option<MemberId>,
     /// The current term.
     pub term: Term,
     /// The newest committed entry.
@@ -105,7 +105,7 @@ pub struct NodeStatus {
     /// Whether this member has no vote.
     pub learner: bool,
     /// Raised alarms.
-    pub alarms: Vec<(NodeId, AlarmKind)>,
+    pub alarms: Vec<(MemberId, AlarmKind)>,
     /// How the write-ahead log's disk does.
     pub disk: DiskHealth,
 }
@@ -302,7 +302,7 @@ impl Requests {
     }
 
     /// Raised alarms.
-    pub fn alarms(&self) -> Vec<(NodeId, AlarmKind)> {
+    pub fn alarms(&self) -> Vec<(MemberId, AlarmKind)> {
         self.published().alarms.iter().copied().collect()
     }
 
@@ -396,7 +396,7 @@ impl Requests {
     }
 
     /// Hands leadership to another voter; only the leader can.
-    pub async fn move_leader(&self, to: NodeId) -> Result<(), RequestError> {
+    pub async fn move_leader(&self, to: MemberId) -> Result<(), RequestError> {
         let (reply, outcome) = oneshot::channel();
         let sent = self.shared.raft.send(MoveLeader { to, reply });
         sent.await.map_err(|_| RequestError::Stopped)?;

@@ -12,7 +12,7 @@ use crate::{
         state_hash::StateHash,
     },
     storage::db::{Db, DbError},
-    types::{LeaseId, LogIndex, NodeId, Revision},
+    types::{LeaseId, LogIndex, MemberId, Revision},
 };
 use bytes::Bytes;
 
@@ -54,7 +54,7 @@ pub enum RestoreError {
 
 /// The state's blobs.
 pub(super) fn store_meta(machine: &Machine) -> Vec<(&'static str, Option<Vec<u8>>)> {
-    let alarms: Vec<(NodeId, AlarmKind)> = machine.alarms().iter().copied().collect();
+    let alarms: Vec<(MemberId, AlarmKind)> = machine.alarms().iter().copied().collect();
     vec![
         (REVISION, Some(codec::encode(&machine.revision()))),
         (COMPACTED, Some(codec::encode(&machine.compacted()))),
@@ -111,7 +111,7 @@ pub fn restore(db: &Db) -> Result<(Restored, Tree), RestoreError> {
         restored.compacted = codec::decode(COMPACTED, &bytes)?;
     }
     if let Some(bytes) = reader.meta(ALARMS)? {
-        let alarms: Vec<(NodeId, AlarmKind)> = codec::decode(ALARMS, &bytes)?;
+        let alarms: Vec<(MemberId, AlarmKind)> = codec::decode(ALARMS, &bytes)?;
         restored.alarms = alarms.into_iter().collect();
     }
     restored.hash = match reader.meta(HASH)? {

@@ -9,7 +9,7 @@ use crate::{
         membership_change::MemberChange,
         requests::RequestError,
     },
-    types::{NodeId, Revision},
+    types::{MemberId, Revision},
 };
 
 impl Api {
@@ -53,7 +53,7 @@ impl Api {
         &self,
         request: pb::MemberRemoveRequest,
     ) -> Result<pb::MemberRemoveResponse, Status> {
-        let id = NodeId(request.id);
+        let id = MemberId(request.id);
         let members = self.changed(MemberChange::Remove { id }).await?;
         Ok(pb::MemberRemoveResponse {
             header: Some(self.cluster_header()),
@@ -66,7 +66,7 @@ impl Api {
         &self,
         request: pb::MemberUpdateRequest,
     ) -> Result<pb::MemberUpdateResponse, Status> {
-        let (id, peer_urls) = (NodeId(request.id), request.peer_ur_ls);
+        let (id, peer_urls) = (MemberId(request.id), request.peer_ur_ls);
         let members = self.changed(MemberChange::Move { id, peer_urls }).await?;
         Ok(pb::MemberUpdateResponse {
             header: Some(self.cluster_header()),
@@ -79,7 +79,7 @@ impl Api {
         &self,
         request: pb::MemberPromoteRequest,
     ) -> Result<pb::MemberPromoteResponse, Status> {
-        let id = NodeId(request.id);
+        let id = MemberId(request.id);
         let members = self.changed(MemberChange::Promote { id }).await?;
         Ok(pb::MemberPromoteResponse {
             header: Some(self.cluster_header()),
@@ -93,7 +93,9 @@ impl Api {
         request: pb::MoveLeaderRequest,
     ) -> Result<pb::MoveLeaderResponse, Status> {
         self.require_vote()?;
-        self.requests.move_leader(NodeId(request.target_id)).await?;
+        self.requests
+            .move_leader(MemberId(request.target_id))
+            .await?;
         Ok(pb::MoveLeaderResponse::default())
     }
 

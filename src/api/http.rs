@@ -1,7 +1,7 @@
 //! The plain HTTP paths on the client port: `/version` and `/health`. Everything else is not found.
 
 use super::{Api, ETCD_VERSION, body::Body, maintenance::alarm_name};
-use crate::{kv::command::AlarmKind, types::NodeId};
+use crate::{kv::command::AlarmKind, types::MemberId};
 use http::{
     HeaderName, HeaderValue, Method, Response, StatusCode, Uri,
     header::{ALLOW, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS},
@@ -48,7 +48,8 @@ async fn illness(api: &Api, query: &HealthQuery<'_>) -> Option<String> {
     let alarms = api.requests.alarms();
     let own = api.requests.identity().member;
     // A member that was taken out is ill; those that took it out are not.
-    let mine = |(member, kind): &(NodeId, AlarmKind)| *kind != AlarmKind::Differs || *member == own;
+    let mine =
+        |(member, kind): &(MemberId, AlarmKind)| *kind != AlarmKind::Differs || *member == own;
     let mut names = alarms
         .into_iter()
         .filter(mine)

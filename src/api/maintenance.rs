@@ -12,7 +12,7 @@ use super::{
 use crate::{
     actors::requests::{NodeStatus, RequestError},
     kv::command::{AlarmKind, SetAlarm},
-    types::NodeId,
+    types::MemberId,
 };
 use pb::{AlarmType, alarm_request::AlarmAction};
 use tokio::sync::mpsc;
@@ -123,7 +123,7 @@ impl Api {
             Some(AlarmType::Corrupt) => AlarmKind::Corrupt,
             Some(AlarmType::None) | None => return Ok(Vec::new()),
         };
-        let member = NodeId(member);
+        let member = MemberId(member);
         let found = self
             .requests
             .set_alarm(SetAlarm {
@@ -157,7 +157,7 @@ fn health(status: ServingStatus) -> HealthCheckResponse {
     }
 }
 
-fn entry(member: NodeId, kind: AlarmKind) -> pb::AlarmMember {
+fn entry(member: MemberId, kind: AlarmKind) -> pb::AlarmMember {
     let alarm = match kind {
         AlarmKind::NoSpace => AlarmType::Nospace,
         AlarmKind::Corrupt | AlarmKind::Differs => AlarmType::Corrupt,
@@ -222,8 +222,8 @@ mod tests {
     fn node() -> NodeStatus {
         NodeStatus {
             cluster: ClusterId(1),
-            member: NodeId(2),
-            leader: Some(NodeId(2)),
+            member: MemberId(2),
+            leader: Some(MemberId(2)),
             term: Term(3),
             commit: LogIndex(5),
             applied: LogIndex(4),
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn status_lists_what_is_wrong_as_etcd_does() {
-        let alarms = vec![(NodeId(12_087_160_956_821_666_428), AlarmKind::NoSpace)];
+        let alarms = vec![(MemberId(12_087_160_956_821_666_428), AlarmKind::NoSpace)];
         let disk = DiskHealth {
             stalled_ms: Some(1_200),
             ..DiskHealth::default()

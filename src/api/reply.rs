@@ -11,7 +11,7 @@ use crate::{
         range::APART_MIN,
         record::{put_varint, varint_len},
     },
-    types::{ClusterId, NodeId, Revision, Term},
+    types::{ClusterId, MemberId, Revision, Term},
 };
 use bytes::Bytes;
 
@@ -31,7 +31,7 @@ pub struct Header {
     /// The cluster.
     pub cluster: ClusterId,
     /// The member that answered.
-    pub member: NodeId,
+    pub member: MemberId,
     /// The store's revision.
     pub revision: Revision,
     /// The member's term.
@@ -464,7 +464,7 @@ mod tests {
 
     const HEADER: Header = Header {
         cluster: ClusterId(u64::MAX),
-        member: NodeId(2),
+        member: MemberId(2),
         revision: Revision(300),
         term: Term(4),
     };
@@ -722,7 +722,7 @@ mod tests {
         ) {
             let header = Header {
                 cluster: ClusterId(cluster),
-                member: NodeId(member),
+                member: MemberId(member),
                 revision: Revision(revision),
                 term: Term(term),
             };

@@ -7,7 +7,7 @@
 use super::{KvError, lease::LeaseChange};
 use crate::{
     codec::Blob,
-    types::{LeaseId, LogIndex, NodeId, Revision, Term},
+    types::{LeaseId, LogIndex, MemberId, Revision, Term},
 };
 use bincode::{BorrowDecode, Decode, Encode};
 use bytes::Bytes;
@@ -335,7 +335,7 @@ pub enum AlarmKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct SetAlarm {
     /// Whose.
-    pub member: NodeId,
+    pub member: MemberId,
     /// Which.
     pub kind: AlarmKind,
     /// Raise (true) or take back (false).

@@ -21,7 +21,7 @@ use super::{
     state_hash::{Effects, StateHash},
     txn::{self, Plan},
 };
-use crate::types::{LeaseId, NodeId, Record, RecordKind, Rev, Revision};
+use crate::types::{LeaseId, MemberId, Record, RecordKind, Rev, Revision};
 use bytes::Bytes;
 use std::{collections::BTreeSet, ops::ControlFlow};
 
@@ -30,7 +30,7 @@ use std::{collections::BTreeSet, ops::ControlFlow};
 pub struct Machine {
     keys: Pending,
     leases: LeaseTable,
-    alarms: BTreeSet<(NodeId, AlarmKind)>,
+    alarms: BTreeSet<(MemberId, AlarmKind)>,
     revision: Revision,
     compacted: Revision,
     /// Nothing in a store that an older version wrote: it is not compared.
@@ -63,7 +63,7 @@ pub struct Restored {
     /// Leases with the keys attached to them.
     pub leases: LeaseTable,
     /// Raised alarms.
-    pub alarms: BTreeSet<(NodeId, AlarmKind)>,
+    pub alarms: BTreeSet<(MemberId, AlarmKind)>,
     /// The rolling hash, unless an older version wrote the store.
     pub hash: Option<StateHash>,
 }
@@ -207,7 +207,7 @@ impl Machine {
     }
 
     /// All raised alarms.
-    pub fn alarms(&self) -> &BTreeSet<(NodeId, AlarmKind)> {
+    pub fn alarms(&self) -> &BTreeSet<(MemberId, AlarmKind)> {
         &self.alarms
     }
 

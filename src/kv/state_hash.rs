@@ -14,7 +14,7 @@ use super::{
     command::{LogPosition, Verdict},
     lease::{LeaseChange, LeaseRow},
 };
-use crate::types::{LogIndex, NodeId, Record, RecordKind, Revision};
+use crate::types::{LogIndex, MemberId, Record, RecordKind, Revision};
 use bincode::{Decode, Encode};
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -155,22 +155,22 @@ pub enum Judgement {
         /// The majority's hash.
         right: StateHash,
         /// Who has another one, ascending.
-        wrong: Vec<NodeId>,
+        wrong: Vec<MemberId>,
     },
     /// Members differ, and no state has a majority: who is in each.
-    Undecided(BTreeMap<StateHash, Vec<NodeId>>),
+    Undecided(BTreeMap<StateHash, Vec<MemberId>>),
 }
 
 /// Judges what members, with and without a vote, tell of their state after one entry. Who tells nothing counts for nobody.
-pub fn judge(voters: &[NodeId], told: &BTreeMap<NodeId, StateHash>) -> Judgement {
-    let mut camps: BTreeMap<StateHash, Vec<NodeId>> = BTreeMap::new();
+pub fn judge(voters: &[MemberId], told: &BTreeMap<MemberId, StateHash>) -> Judgement {
+    let mut camps: BTreeMap<StateHash, Vec<MemberId>> = BTreeMap::new();
     for (id, hash) in told {
         camps.entry(*hash).or_default().push(*id);
     }
     if camps.len() <= 1 {
         return Judgement::Same;
     }
-    let majority = |camp: &[NodeId]| {
+    let majority = |camp: &[MemberId]| {
         let with_vote = camp.iter().filter(|id| voters.contains(id));
         with_vote.count() > voters.len() / 2
     };
@@ -322,17 +322,17 @@ mod tests {
     }
 
     fn judged(voters: u64, told: &[(u64, u64)]) -> Judgement {
-        let voters: Vec<NodeId> = (1..=voters).map(NodeId).collect();
+        let voters: Vec<MemberId> = (1..=voters).map(MemberId).collect();
         let told = told
             .iter()
-            .map(|(id, hash)| (NodeId(*id), StateHash(*hash)));
+            .map(|(id, hash)| (MemberId(*id), StateHash(*hash)));
         judge(&voters, &told.collect())
     }
 
     fn differ(right: u64, wrong: &[u64]) -> Judgement {
         Judgement::Differ {
             right: StateHash(right),
-            wrong: wrong.iter().copied().map(NodeId).collect(),
+            wrong: wrong.iter().copied().map(MemberId).collect(),
         }
     }
 

@@ -3,7 +3,7 @@
 //! A [`Refusal`] travels: the side that refuses closes the connection with the refusal's code and text, so both sides can name
 //! the reason. Everything else stays on the side that saw it.
 
-use crate::types::{ClusterId, NodeId};
+use crate::types::{ClusterId, MemberId};
 use std::{io, path::PathBuf};
 
 /// Why a connection to, or from, a peer is refused or ended on purpose. Its text reads the same on both sides.
@@ -11,7 +11,7 @@ use std::{io, path::PathBuf};
 pub enum Refusal {
     /// The member stops. Dial again later.
     #[error("member {} stops", .0.hex())]
-    Stopping(NodeId),
+    Stopping(MemberId),
     /// No protocol version is common. One side must be upgraded.
     #[error(
         "no common peer protocol version: one side speaks {theirs_low} to {theirs_high}, the other {ours_low} to {ours_high}"
@@ -30,7 +30,7 @@ pub enum Refusal {
     #[error("member {} belongs to cluster {:x}, not to cluster {:x}", .id.hex(), .theirs.0, .ours.0)]
     Cluster {
         /// The peer.
-        id: NodeId,
+        id: MemberId,
         /// Its cluster.
         theirs: ClusterId,
         /// This member's.
@@ -40,7 +40,7 @@ pub enum Refusal {
     #[error("member {} ({name:?}) is not known in this cluster", .id.hex())]
     UnknownMember {
         /// The id.
-        id: NodeId,
+        id: MemberId,
         /// The name that came with it.
         name: String,
     },
@@ -48,18 +48,18 @@ pub enum Refusal {
     #[error("member {} was dialled, and member {} answers at its address", .expected.hex(), .found.hex())]
     OtherMember {
         /// Who was dialled.
-        expected: NodeId,
+        expected: MemberId,
         /// Who answered.
-        found: NodeId,
+        found: MemberId,
     },
     /// Two processes bear one id: a data directory was copied, or an address leads back to its own member.
     #[error("two processes bear member id {}: one of them runs on a copied data directory", .0.hex())]
-    DuplicateMember(NodeId),
+    DuplicateMember(MemberId),
     /// The membership has another name for this id.
     #[error("member {} is called {known:?} in the membership, not {claimed:?}", .id.hex())]
     Name {
         /// The id.
-        id: NodeId,
+        id: MemberId,
         /// The name in the membership.
         known: String,
         /// The name in the hello.
@@ -69,7 +69,7 @@ pub enum Refusal {
     #[error("the certificate of member {} names {named:?}, not {claimed:?}", .id.hex())]
     Certificate {
         /// The id in the hello.
-        id: NodeId,
+        id: MemberId,
         /// Whom the certificate names.
         named: Vec<String>,
         /// The name in the hello.
@@ -77,13 +77,13 @@ pub enum Refusal {
     },
     /// The pair has a connection already, and it is the one that both keep.
     #[error("members {} and {} are connected already", .0.hex(), .1.hex())]
-    Connected(NodeId, NodeId),
+    Connected(MemberId, MemberId),
     /// The peer sent what the protocol does not know.
     #[error("protocol error: {0}")]
     Malformed(String),
     /// The member was removed, or its address changed.
     #[error("member {} is no longer in this cluster", .0.hex())]
-    Removed(NodeId),
+    Removed(MemberId),
 }
 
 impl Refusal {
@@ -260,10 +260,10 @@ pub enum TlsError {
 pub enum ForwardError {
     /// There is no connection to the member. Nothing was sent.
     #[error("member {} cannot be reached", .0.hex())]
-    Unreachable(NodeId),
+    Unreachable(MemberId),
     /// Too much is on its way to the member already. Nothing was sent.
     #[error("too many requests are on their way to member {}", .0.hex())]
-    Overloaded(NodeId),
+    Overloaded(MemberId),
     /// The request is longer than a frame may be. Nothing was sent.
     #[error("a request of {0} bytes is too long to forward")]
     TooLarge(usize),
@@ -283,7 +283,7 @@ pub enum ForwardError {
 pub enum SnapshotError {
     /// There is no connection to the member.
     #[error("member {} cannot be reached", .0.hex())]
-    Unreachable(NodeId),
+    Unreachable(MemberId),
     /// The header or a chunk is empty or too long.
     #[error("a snapshot part of {0} bytes cannot be sent")]
     PartSize(usize),

@@ -11,7 +11,7 @@ use super::{
     settings,
     tls::{PeerSecurity, SERVER_NAME},
 };
-use crate::types::{ClusterId, NodeId};
+use crate::types::{ClusterId, MemberId};
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
 use std::{net::SocketAddr, sync::Arc};
@@ -20,7 +20,7 @@ use std::{net::SocketAddr, sync::Arc};
 const GUEST_BYTES_MAX: usize = 1024 * 1024;
 
 /// Who a guest says it is.
-pub(super) const GUEST: NodeId = NodeId(0);
+pub(super) const GUEST: MemberId = MemberId(0);
 
 /// A question of a process that is no member.
 #[derive(Debug)]
@@ -39,7 +39,7 @@ pub struct GuestAnswer {
     /// The cluster of the member that answers.
     pub cluster: ClusterId,
     /// That member.
-    pub member: NodeId,
+    pub member: MemberId,
     /// The answer.
     pub answer: Bytes,
 }

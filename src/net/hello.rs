@@ -8,7 +8,7 @@ use super::{
     codec::{VERSION_HIGH, VERSION_LOW},
     error::{NetError, Refusal},
 };
-use crate::types::{ClusterId, NodeId};
+use crate::types::{ClusterId, MemberId};
 use bytes::{Buf, BufMut};
 use quinn::{Connection, RecvStream, SendStream};
 
@@ -25,14 +25,14 @@ pub(super) struct Hello {
     pub(super) low: u16,
     pub(super) high: u16,
     pub(super) cluster: ClusterId,
-    pub(super) member: NodeId,
+    pub(super) member: MemberId,
     /// Drawn at each start of the process: tells a restarted member from one that dials twice.
     pub(super) boot: u64,
     pub(super) name: String,
 }
 
 impl Hello {
-    pub(super) fn new(cluster: ClusterId, member: NodeId, boot: u64, name: String) -> Self {
+    pub(super) fn new(cluster: ClusterId, member: MemberId, boot: u64, name: String) -> Self {
         Self {
             low: VERSION_LOW,
             high: VERSION_HIGH,
@@ -86,7 +86,7 @@ impl Hello {
         let malformed = || Refusal::Malformed("the hello ends too early".to_owned());
         let number = |bytes: &mut &[u8]| bytes.try_get_u64_le().map_err(|_| malformed());
         let cluster = ClusterId(number(&mut bytes)?);
-        let member = NodeId(number(&mut bytes)?);
+        let member = MemberId(number(&mut bytes)?);
         let boot = number(&mut bytes)?;
         let length = bytes.try_get_u16_le().map_err(|_| malformed())?;
         let name = bytes.get(..usize::from(length)).ok_or_else(malformed)?;
@@ -171,7 +171,7 @@ mod tests {
     }
 
     fn hello() -> Hello {
-        Hello::new(ClusterId(7), NodeId(9), 11, "n1".to_owned())
+        Hello::new(ClusterId(7), MemberId(9), 11, "n1".to_owned())
     }
 
     #[test]

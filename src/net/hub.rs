@@ -24,7 +24,7 @@ use super::{
     snapshot::{self, SnapshotSender},
     tls::{self, PeerSecurity, SERVER_NAME, TlsConfigs, TlsWatch},
 };
-use crate::{clock, raft::Envelope, types::NodeId};
+use crate::{clock, raft::Envelope, types::MemberId};
 use bytes::Bytes;
 use quinn::{Connection, Endpoint, EndpointConfig, Incoming, TokioRuntime, TransportConfig};
 use rustls::pki_types::CertificateDer;
@@ -50,14 +50,14 @@ struct Inner {
     transport: Arc<TransportConfig>,
     tls: RefCell<TlsConfigs>,
     inbox: Rc<dyn Inbox>,
-    peers: RefCell<BTreeMap<NodeId, Rc<Peer>>>,
+    peers: RefCell<BTreeMap<MemberId, Rc<Peer>>>,
     gate: RefCell<LogGate>,
     handshakes: Cell<usize>,
     tasks: RefCell<Vec<AbortHandle>>,
 }
 
 struct Peer {
-    id: NodeId,
+    id: MemberId,
     address: RefCell<PeerAddress>,
     link: RefCell<Option<Rc<Link>>>,
     /// The link or the address changed.
@@ -117,13 +117,13 @@ impl Hub {
     /// connection. This member's own entry is skipped.
     pub fn update(&self, book: Vec<PeerAddress>) {
         let own = self.0.settings.identity.member;
-        let book: BTreeMap<NodeId, PeerAddress> = book
+        let book: BTreeMap<MemberId, PeerAddress> = book
             .into_iter()
             .filter(|peer| peer.id != own)
             .map(|peer| (peer.id, peer))
             .collect();
         let mut peers = self.0.peers.borrow_mut();
-        let gone: Vec<NodeId> = peers
+        let gone: Vec<MemberId> = peers
             .keys()
             .filter(|id| !book.contains_key(id))
             .copied()
@@ -173,7 +173,7 @@ impl Hub {
     }
 
     /// Forwards a request to a member; `reply` gets the answer. Dropping the reply's other end cancels the request.
-    pub fn forward(&self, to: NodeId, request: Bytes, reply: ForwardReply) {
+    pub fn forward(&self, to: MemberId, request: Bytes, reply: ForwardReply) {
         match self.0.link(to) {
             Some(link) => link.requests.forward(request, reply),
             // Nobody may be waiting any more.
@@ -184,7 +184,7 @@ impl Hub {
     /// Begins to send a snapshot to a member.
     pub fn open_snapshot(
         &self,
-        to: NodeId,
+        to: MemberId,
         header: Bytes,
     ) -> Result<SnapshotSender, SnapshotError> {
         let link = self.0.link(to).ok_or(SnapshotError::Unreachable(to))?;
@@ -209,7 +209,7 @@ impl Hub {
 
     /// Who dialled the connection to a member.
     #[cfg(test)]
-    pub(super) fn dialled_by(&self, peer: NodeId) -> Option<NodeId> {
+    pub(super) fn dialled_by(&self, peer: MemberId) -> Option<MemberId> {
         self.0.link(peer).map(|link| link.dialled_by)
     }
 
@@ -281,11 +281,11 @@ impl Peer {
 }
 
 impl Inner {
-    fn peer(&self, id: NodeId) -> Option<Rc<Peer>> {
+    fn peer(&self, id: MemberId) -> Option<Rc<Peer>> {
         self.peers.borrow().get(&id).cloned()
     }
 
-    fn link(&self, id: NodeId) -> Option<Rc<Link>> {
+    fn link(&self, id: MemberId) -> Option<Rc<Link>> {
         self.peers.borrow().get(&id)?.link.borrow().clone()
     }
 
@@ -303,7 +303,7 @@ impl Inner {
         &self,
         connection: &Connection,
         hello: &Hello,
-        expected: Option<NodeId>,
+        expected: Option<MemberId>,
     ) -> Result<(), Refusal> {
         let (ours, id) = (&self.settings.identity, hello.member);
         if id == GUEST && expected.is_none() {

@@ -10,7 +10,7 @@ use super::{
     requests::Requests,
     snapshot,
 };
-use crate::{clock, types::NodeId};
+use crate::{clock, types::MemberId};
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, RecvStream, VarInt};
 use std::{cell::Cell, future::pending, rc::Rc, time::Duration};
@@ -30,8 +30,8 @@ const STREAM_VERSION: u8 = 1;
 /// A connection that both sides agreed on.
 #[derive(Debug)]
 pub(super) struct Link {
-    pub(super) peer: NodeId,
-    pub(super) dialled_by: NodeId,
+    pub(super) peer: MemberId,
+    pub(super) dialled_by: MemberId,
     pub(super) boot: u64,
     pub(super) connection: Connection,
     pub(super) outbox: Rc<Outbox>,
@@ -47,8 +47,8 @@ pub(super) type Answers = mpsc::Receiver<(u64, Option<Bytes>)>;
 impl Link {
     /// A link over `connection`; [`run`] makes it work.
     pub(super) fn new(
-        peer: NodeId,
-        dialled_by: NodeId,
+        peer: MemberId,
+        dialled_by: MemberId,
         boot: u64,
         connection: Connection,
         queue_bytes_max: usize,

@@ -61,7 +61,7 @@ pub use settings::{HubSettings, Listener, Pacing, PeerAddress, PeerStats, SelfId
 pub use snapshot::{CHUNK_BYTES_MAX, IncomingSnapshot, SNAPSHOT_HEADER_BYTES_MAX, SnapshotSender};
 pub use tls::{PeerSecurity, TlsFiles};
 
-use crate::{raft::Message, types::NodeId};
+use crate::{raft::Message, types::MemberId};
 use std::pin::Pin;
 
 /// Ends when what was delivered is taken.
@@ -70,7 +70,7 @@ pub type Delivery = Pin<Box<dyn Future<Output = ()>>>;
 /// Takes what arrives. The peer's stream pauses until a delivery is taken, so the taker bounds what is in memory.
 pub trait Inbox {
     /// Consensus messages of one stream, in order.
-    fn messages(&self, from: NodeId, messages: Vec<Message>) -> Delivery;
+    fn messages(&self, from: MemberId, messages: Vec<Message>) -> Delivery;
     /// Requests to serve. Taken means queued, not answered.
     fn requests(&self, requests: Vec<PeerRequest>) -> Delivery;
     /// A question of a process that is no member. Taken means queued, not answered.
@@ -78,11 +78,11 @@ pub trait Inbox {
     /// A snapshot to receive. Taken means begun.
     fn snapshot(&self, incoming: IncomingSnapshot) -> Delivery;
     /// There is a connection to the member; before, there was none.
-    fn connected(&self, id: NodeId);
+    fn connected(&self, id: MemberId);
     /// There is no connection to the member any more.
-    fn disconnected(&self, id: NodeId);
+    fn disconnected(&self, id: MemberId);
     /// Messages to a connected member were dropped, for too much waits to be written.
-    fn dropped(&self, id: NodeId);
+    fn dropped(&self, id: MemberId);
     /// The member dialled refused this one, as [`Refusal::code`] and text tell.
-    fn refused(&self, by: NodeId, code: u64, text: &str);
+    fn refused(&self, by: MemberId, code: u64, text: &str);
 }

@@ -1,7 +1,7 @@
 //! Forwarded requests of one connection: those this member asked, and those it was asked.
 
 use super::{codec::WireRequest, error::ForwardError, outbox::Outbox};
-use crate::types::NodeId;
+use crate::types::MemberId;
 use bytes::Bytes;
 use std::{
     cell::{Cell, RefCell},
@@ -29,7 +29,7 @@ pub type ForwardReply = oneshot::Sender<Result<Bytes, ForwardError>>;
 #[derive(Debug)]
 pub struct PeerRequest {
     /// Who forwards it.
-    pub from: NodeId,
+    pub from: MemberId,
     /// The request.
     pub body: Bytes,
     /// Takes the answer.
@@ -87,7 +87,7 @@ impl Drop for Responder {
 /// The requests of one connection.
 #[derive(Debug)]
 pub(super) struct Requests {
-    peer: NodeId,
+    peer: MemberId,
     next: Cell<u64>,
     asked: RefCell<BTreeMap<u64, ForwardReply>>,
     serving: RefCell<BTreeMap<u64, Arc<AtomicBool>>>,
@@ -98,7 +98,7 @@ pub(super) struct Requests {
 impl Requests {
     /// None yet. What the second part receives goes to [`Requests::answered`].
     pub(super) fn new(
-        peer: NodeId,
+        peer: MemberId,
         outbox: Rc<Outbox>,
     ) -> (Self, mpsc::Receiver<(u64, Option<Bytes>)>) {
         let (answers, taken) = mpsc::channel(UNDER_WAY_MAX);
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     fn requests() -> (Requests, mpsc::Receiver<(u64, Option<Bytes>)>) {
-        Requests::new(NodeId(2), Rc::new(Outbox::new(1_000_000)))
+        Requests::new(MemberId(2), Rc::new(Outbox::new(1_000_000)))
     }
 
     #[tokio::test]
@@ -258,7 +258,7 @@ mod tests {
             replies.push(taken);
         }
         let last = replies.pop().unwrap().await.unwrap();
-        assert_eq!(last, Err(ForwardError::Overloaded(NodeId(2))));
+        assert_eq!(last, Err(ForwardError::Overloaded(MemberId(2))));
         let ask = |id| requests.received(WireRequest::Ask { id, bytes: 0 }, Bytes::new());
         let served: Vec<_> = (0..UNDER_WAY_MAX as u64).filter_map(ask).collect();
         assert_eq!(served.len(), UNDER_WAY_MAX);

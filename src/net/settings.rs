@@ -6,7 +6,7 @@ use super::{
     link::LASTING_STREAMS_MAX,
     tls::{PeerSecurity, TlsConfigs, TlsWatch},
 };
-use crate::types::{ClusterId, NodeId};
+use crate::types::{ClusterId, MemberId};
 use quinn::TransportConfig;
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -31,7 +31,7 @@ pub struct SelfIdentity {
     /// Its cluster.
     pub cluster: ClusterId,
     /// Its id.
-    pub member: NodeId,
+    pub member: MemberId,
     /// Its name, which its certificate must name.
     pub name: String,
 }
@@ -90,7 +90,7 @@ pub struct HubSettings {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerAddress {
     /// Its id.
-    pub id: NodeId,
+    pub id: MemberId,
     /// Its name; empty if it is not known yet.
     pub name: String,
     /// Where it listens, `HOST:PORT` each; tried in turn.
@@ -101,7 +101,7 @@ pub struct PeerAddress {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStats {
     /// The member.
-    pub id: NodeId,
+    pub id: MemberId,
     /// Its name.
     pub name: String,
     /// The smoothed round-trip time, if there is a connection.

@@ -4,7 +4,7 @@
 //! longer the one a new attempt would send. The receiver's answer ends it, so the sender knows that the snapshot is in place.
 
 use super::error::{NetError, SnapshotError};
-use crate::types::NodeId;
+use crate::types::MemberId;
 use bytes::Bytes;
 use quinn::{RecvStream, SendStream};
 use tokio::sync::{mpsc, oneshot};
@@ -61,7 +61,7 @@ impl SnapshotSender {
     }
 
     /// A sender and a receiver without a network between them, for transports that are not QUIC.
-    pub fn pair(from: NodeId, header: Bytes) -> (Self, IncomingSnapshot) {
+    pub fn pair(from: MemberId, header: Bytes) -> (Self, IncomingSnapshot) {
         let (parts, taken) = mpsc::channel(CHUNKS_WAITING_MAX);
         let (answer, outcome) = oneshot::channel();
         (
@@ -80,7 +80,7 @@ impl SnapshotSender {
 #[derive(Debug)]
 pub struct IncomingSnapshot {
     /// Who sends it.
-    pub from: NodeId,
+    pub from: MemberId,
     /// What the sender says of it.
     pub header: Bytes,
     parts: mpsc::Receiver<Part>,
@@ -211,7 +211,7 @@ async fn receive_answer(stream: &mut RecvStream) -> Result<(), SnapshotError> {
 
 /// Receives one snapshot over a stream that the peer opened, whose kind was read. `deliver` passes it on.
 pub(super) async fn receive(
-    from: NodeId,
+    from: MemberId,
     mut answer: SendStream,
     mut stream: RecvStream,
     deliver: impl AsyncFnOnce(IncomingSnapshot),
@@ -238,7 +238,7 @@ pub(super) async fn receive(
 }
 
 async fn receive_parts(
-    from: NodeId,
+    from: MemberId,
     stream: &mut RecvStream,
     deliver: impl AsyncFnOnce(IncomingSnapshot),
 ) -> Result<(), SnapshotError> {
@@ -316,7 +316,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_pair_carries_chunks_and_the_answer() {
-        let (mut sender, mut incoming) = SnapshotSender::pair(NodeId(1), Bytes::from_static(b"h"));
+        let (mut sender, mut incoming) =
+            SnapshotSender::pair(MemberId(1), Bytes::from_static(b"h"));
         let receiving = async {
             let mut bytes = Vec::new();
             while let Some(chunk) = incoming.next().await.unwrap() {
@@ -338,7 +339,7 @@ mod tests {
 
     #[tokio::test]
     async fn parts_of_a_wrong_size_are_refused() {
-        let (mut sender, _incoming) = SnapshotSender::pair(NodeId(1), Bytes::new());
+        let (mut sender, _incoming) = SnapshotSender::pair(MemberId(1), Bytes::new());
         assert_eq!(
             sender.send(Bytes::new()).await,
             Err(SnapshotError::PartSize(0))

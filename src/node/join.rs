@@ -15,7 +15,7 @@ use crate::{
     config::{ClusterState, Config, PeerTls},
     net::{self, GuestAnswer, NetError, Pacing, PeerSecurity, TlsFiles},
     storage::{disk::Disk, member},
-    types::{ClusterId, NodeId},
+    types::{ClusterId, MemberId},
 };
 use bytes::Bytes;
 use std::time::Duration;
@@ -27,7 +27,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Joined {
     pub(super) cluster: ClusterId,
-    pub(super) id: NodeId,
+    pub(super) id: MemberId,
     /// The membership that it found, encoded.
     pub(super) membership: Bytes,
 }

@@ -25,7 +25,7 @@ use crate::{
         real_disk::DiskError,
         wal::{self, Append, Recovered, SnapshotMark, Wal, WalError, WalOptions, WalReader},
     },
-    types::{ClusterId, Entry, LogIndex, NodeId},
+    types::{ClusterId, Entry, LogIndex, MemberId},
 };
 use bytes::Bytes;
 use std::{collections::BTreeMap, io, sync::Arc};
@@ -288,11 +288,11 @@ pub(super) fn formed_cluster(config: &Config) -> ClusterId {
 }
 
 /// The members that form the cluster, by name: ids that follow from token, name and address, so that all members agree.
-fn initial_ids(config: &Config) -> BTreeMap<String, NodeId> {
+fn initial_ids(config: &Config) -> BTreeMap<String, MemberId> {
     let id = |name: &str, peer: &HostPort| {
-        NodeId(id_of(&[&config.cluster.token, name, &peer.to_string()]))
+        MemberId(id_of(&[&config.cluster.token, name, &peer.to_string()]))
     };
-    let mut ids: BTreeMap<String, NodeId> = config
+    let mut ids: BTreeMap<String, MemberId> = config
         .cluster
         .initial
         .iter()
@@ -304,7 +304,7 @@ fn initial_ids(config: &Config) -> BTreeMap<String, NodeId> {
 }
 
 /// A cluster's id follows from all members that form it.
-fn cluster_id(config: &Config, members: &BTreeMap<String, NodeId>) -> ClusterId {
+fn cluster_id(config: &Config, members: &BTreeMap<String, MemberId>) -> ClusterId {
     let mut ids: Vec<String> = members.values().map(|id| id.hex()).collect();
     ids.sort();
     let mut words = vec![config.cluster.token.as_str()];
@@ -504,7 +504,7 @@ fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<db::Applied, S
     Ok(db::Applied { index, term })
 }
 
-fn raft_config(config: &Config, node: NodeId) -> raft::Config {
+fn raft_config(config: &Config, node: MemberId) -> raft::Config {
     let election = config.raft.election.as_millis() / config.raft.heartbeat.as_millis().max(1);
     raft::Config {
         election_ticks: u32::try_from(election).unwrap_or(u32::MAX),
@@ -541,12 +541,12 @@ mod tests {
 
     const VOTED: HardState = HardState {
         term: Term(4),
-        vote: Some(NodeId(3)),
+        vote: Some(MemberId(3)),
         commit: LogIndex(2),
     };
 
     fn open(disk: &SimDisk, applied: u64) -> (Wal, Recovered) {
-        let (cluster, node) = (ClusterId(1), NodeId(2));
+        let (cluster, node) = (ClusterId(1), MemberId(2));
         let options = WalOptions {
             segment_bytes: 64 * 1024,
             ..WalOptions::new(wal::Identity { cluster, node }, 5)

@@ -23,7 +23,7 @@ use crate::{
         real_disk::RealDisk,
         wal::{self, Append, Recovered, SnapshotMark, Wal, WalOptions},
     },
-    types::{ClusterId, Entry, EntryKind, LogIndex, NodeId},
+    types::{ClusterId, Entry, EntryKind, LogIndex, MemberId},
 };
 use bytes::Bytes;
 use std::{fmt, io, path::Path, path::PathBuf, sync::Arc};
@@ -77,7 +77,7 @@ pub struct Survival {
     member: Member,
     cluster: ClusterId,
     /// Members of the old cluster that the new one does not have.
-    left_out: Vec<(NodeId, String)>,
+    left_out: Vec<(MemberId, String)>,
     applied: LogIndex,
     committed: LogIndex,
     last: LogIndex,

@@ -6,7 +6,7 @@ use super::common::Common;
 use super::message::{Body, LogId};
 use super::node::{Node, Role};
 use super::quorum::{Outcome, tally};
-use crate::types::{NodeId, Term};
+use crate::types::{MemberId, Term};
 use std::collections::BTreeMap;
 
 /// What only a candidate has.
@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 pub(super) struct Candidate {
     /// Only asking: no term was entered and no vote given.
     pub(super) pre: bool,
-    votes: BTreeMap<NodeId, bool>,
+    votes: BTreeMap<MemberId, bool>,
     elapsed: u32,
     timeout: u32,
 }
@@ -90,7 +90,7 @@ impl Node {
         }
     }
 
-    fn other_voters(&self) -> Vec<NodeId> {
+    fn other_voters(&self) -> Vec<MemberId> {
         let own = self.common.id();
         self.common
             .membership()
@@ -124,7 +124,7 @@ impl Node {
         }
     }
 
-    pub(super) fn on_pre_vote_reply(&mut self, from: NodeId, asked: Term, granted: bool) {
+    pub(super) fn on_pre_vote_reply(&mut self, from: MemberId, asked: Term, granted: bool) {
         let due = Term(self.common.term.0 + 1);
         if let Role::Candidate(candidate) = &mut self.role
             && candidate.pre
@@ -135,7 +135,7 @@ impl Node {
         }
     }
 
-    pub(super) fn on_vote(&mut self, from: NodeId, granted: bool) {
+    pub(super) fn on_vote(&mut self, from: MemberId, granted: bool) {
         if let Role::Candidate(candidate) = &mut self.role
             && !candidate.pre
         {
@@ -145,7 +145,7 @@ impl Node {
     }
 
     /// Somebody at `term` asks whether it would get our vote in the next.
-    pub(super) fn on_pre_vote(&mut self, from: NodeId, term: Term, last: LogId) {
+    pub(super) fn on_pre_vote(&mut self, from: MemberId, term: Term, last: LogId) {
         let asked = Term(term.0.saturating_add(1));
         let granted =
             asked > self.common.term && last >= self.common.log.last() && !self.leader_is_fresh();
@@ -154,7 +154,7 @@ impl Node {
     }
 
     /// A candidate of our term asks for our vote.
-    pub(super) fn on_request_vote(&mut self, from: NodeId, last: LogId) {
+    pub(super) fn on_request_vote(&mut self, from: MemberId, last: LogId) {
         let free = match self.common.vote {
             Some(given) => given == from,
             None => self.leader().is_none(),
@@ -196,7 +196,7 @@ mod tests {
             membership: voters(1..=size),
             ..InitialState::default()
         };
-        Node::new(Config::new(NodeId(1), 1), state).unwrap()
+        Node::new(Config::new(MemberId(1), 1), state).unwrap()
     }
 
     /// What it says to others while it hears nobody.
@@ -223,7 +223,7 @@ mod tests {
             term: Term(1),
             body: Body::TimeoutNow,
         };
-        node.step(NodeId(2), told).unwrap();
+        node.step(MemberId(2), told).unwrap();
         assert_eq!(said(&mut node), 0);
         assert_eq!(node.status().term, Term(1), "it began no term of its own");
         node.bar(false);
@@ -241,7 +241,7 @@ mod tests {
                 transfer: false,
             },
         };
-        node.step(NodeId(2), asked).unwrap();
+        node.step(MemberId(2), asked).unwrap();
         assert_eq!(said(&mut node), 1, "a vote");
         let mut alone = member_of(1);
         alone.bar(true);

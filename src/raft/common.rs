@@ -8,7 +8,7 @@ use super::log::{Log, Slice, entry_bytes};
 use super::membership::{History, Membership};
 use super::message::{Body, Envelope, LogId, Message};
 use super::read_index::ReadQueue;
-use crate::types::{Entry, EntryKind, HardState, LogIndex, NodeId, Term};
+use crate::types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
 use bytes::Bytes;
 use std::collections::VecDeque;
 
@@ -80,7 +80,7 @@ pub(super) struct Outbox {
 pub(super) struct Common {
     pub(super) config: Config,
     pub(super) term: Term,
-    pub(super) vote: Option<NodeId>,
+    pub(super) vote: Option<MemberId>,
     pub(super) log: Log,
     pub(super) history: History,
     pub(super) reads: ReadQueue,
@@ -130,7 +130,7 @@ impl Common {
         }
     }
 
-    pub(super) fn id(&self) -> NodeId {
+    pub(super) fn id(&self) -> MemberId {
         self.config.id
     }
 
@@ -160,7 +160,7 @@ impl Common {
     }
 
     /// Gives this term's vote.
-    pub(super) fn vote_for(&mut self, candidate: NodeId) {
+    pub(super) fn vote_for(&mut self, candidate: MemberId) {
         assert!(
             self.vote.is_none_or(|given| given == candidate),
             "one vote a term: {:?} has that of {}",
@@ -185,7 +185,7 @@ impl Common {
     // --- messages ---
 
     /// Sends `body` once the present term and vote are durable: at once, but for elections.
-    pub(super) fn send(&mut self, to: NodeId, body: Body) {
+    pub(super) fn send(&mut self, to: MemberId, body: Body) {
         if self.hard_state_durable() {
             self.send_now(to, body);
             return;
@@ -205,7 +205,7 @@ impl Common {
     }
 
     /// Sends `body`, which promises nothing, at once.
-    pub(super) fn send_now(&mut self, to: NodeId, body: Body) {
+    pub(super) fn send_now(&mut self, to: MemberId, body: Body) {
         let message = Message {
             term: self.term,
             body,

@@ -4,13 +4,13 @@ use super::common::Common;
 use super::interface::StepError;
 use super::message::{Body, LogId};
 use super::read_index::Asked;
-use crate::types::{Entry, LogIndex, NodeId};
+use crate::types::{Entry, LogIndex, MemberId};
 
 /// What only a follower has. All of it concerns one term.
 #[derive(Debug)]
 pub(super) struct Follower {
     /// Who leads the term, once heard.
-    pub(super) leader: Option<NodeId>,
+    pub(super) leader: Option<MemberId>,
     /// Ticks since the leader was heard, or a vote given.
     pub(super) elapsed: u32,
     timeout: u32,
@@ -24,7 +24,7 @@ pub(super) struct Follower {
 }
 
 impl Follower {
-    pub(super) fn new(common: &mut Common, leader: Option<NodeId>) -> Self {
+    pub(super) fn new(common: &mut Common, leader: Option<MemberId>) -> Self {
         Self {
             leader,
             elapsed: 0,
@@ -65,7 +65,11 @@ impl Follower {
     }
 
     /// A message proves that `from` leads the term.
-    pub(super) fn heard_leader(&mut self, common: &Common, from: NodeId) -> Result<(), StepError> {
+    pub(super) fn heard_leader(
+        &mut self,
+        common: &Common,
+        from: MemberId,
+    ) -> Result<(), StepError> {
         let leads = *self.leader.get_or_insert(from);
         if leads != from {
             let term = common.term;
@@ -83,7 +87,7 @@ impl Follower {
     pub(super) fn append(
         &mut self,
         common: &mut Common,
-        from: NodeId,
+        from: MemberId,
         prev: LogId,
         commit: LogIndex,
         mut entries: Vec<Entry>,
@@ -178,7 +182,7 @@ impl Follower {
         }
     }
 
-    fn acknowledge(&mut self, common: &mut Common, leader: NodeId) {
+    fn acknowledge(&mut self, common: &mut Common, leader: MemberId) {
         let durable = self.matched.min(common.log.stable());
         let whole = durable == self.matched;
         let due = self.ack_due && (whole || durable > self.acked);
@@ -213,7 +217,7 @@ mod tests {
             commit: index(commit),
             entries: entries.collect(),
         };
-        let leader = NodeId(term.0 + 1);
+        let leader = MemberId(term.0 + 1);
         node.step(leader, Message { term, body }).unwrap();
     }
 
@@ -223,7 +227,7 @@ mod tests {
             membership: voters(1..=3),
             ..InitialState::default()
         };
-        let mut node = Node::new(Config::new(NodeId(1), 1), state).unwrap();
+        let mut node = Node::new(Config::new(MemberId(1), 1), state).unwrap();
         append(&mut node, 1, LogId::default(), 1, 3);
         assert_eq!((node.last().index, node.commit()), (index(3), index(1)));
         let base = LogId::new(Term(1), index(1));

@@ -3,13 +3,13 @@
 
 use super::membership::{Membership, MembershipError};
 use super::message::{Envelope, LogId};
-use crate::types::{Entry, HardState, LogIndex, NodeId, Term};
+use crate::types::{Entry, HardState, LogIndex, MemberId, Term};
 
 /// Settings of a [`Node`](super::Node). A tick is what the caller makes it; all members must agree on its length.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// This member; not zero.
-    pub id: NodeId,
+    pub id: MemberId,
     /// A follower stands for election after hearing no leader for this long; each wait is drawn anew from
     /// one to two times this. More than `heartbeat_ticks`.
     pub election_ticks: u32,
@@ -37,7 +37,7 @@ pub struct Config {
 
 impl Config {
     /// Settings for member `id` that suit ticks of 100 ms (etcd's default timeouts).
-    pub fn new(id: NodeId, seed: u64) -> Self {
+    pub fn new(id: MemberId, seed: u64) -> Self {
         Self {
             id,
             election_ticks: 10,
@@ -192,7 +192,7 @@ pub struct ReadLost;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendSnapshot {
     /// The member.
-    pub to: NodeId,
+    pub to: MemberId,
     /// The leader's term, to go with the snapshot.
     pub term: Term,
 }
@@ -203,7 +203,7 @@ pub enum Reader {
     /// The state machine.
     Apply,
     /// A follower.
-    Peer(NodeId),
+    Peer(MemberId),
 }
 
 /// Entries wanted from the WAL, all durable: from `from`, through `to` at most, about `bytes_max`, at least one.
@@ -253,14 +253,14 @@ pub struct Status {
     /// Its term.
     pub term: Term,
     /// Whom it follows; itself if it leads.
-    pub leader: Option<NodeId>,
+    pub leader: Option<MemberId>,
 }
 
 /// How far the leader has fed a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
     /// The member.
-    pub id: NodeId,
+    pub id: MemberId,
     /// Durable there, and equal, up to here.
     pub matched: LogIndex,
     /// Heard from within the last election timeout.
@@ -276,7 +276,7 @@ pub enum ProposeError {
     #[error("not the leader")]
     NotLeader {
         /// The leader, if one is known.
-        leader: Option<NodeId>,
+        leader: Option<MemberId>,
     },
     /// Too many bytes wait to be committed; retry later.
     #[error("{bytes} bytes of proposals wait to be committed")]
@@ -288,7 +288,7 @@ pub enum ProposeError {
     #[error("leadership is being transferred to {}", .to.hex())]
     Transferring {
         /// The next leader.
-        to: NodeId,
+        to: MemberId,
     },
 }
 
@@ -306,7 +306,7 @@ pub enum ChangeError {
     Unsettled,
     /// The learner lags; retry later.
     #[error("learner {} has not caught up", .0.hex())]
-    LearnerNotReady(NodeId),
+    LearnerNotReady(MemberId),
 }
 
 /// Why a read was not accepted.
@@ -324,11 +324,11 @@ pub enum TransferError {
     #[error("not the leader")]
     NotLeader {
         /// The leader, if one is known.
-        leader: Option<NodeId>,
+        leader: Option<MemberId>,
     },
     /// Only voters can lead.
     #[error("member {} does not vote", .0.hex())]
-    NotVoter(NodeId),
+    NotVoter(MemberId),
 }
 
 /// Why a message was dropped. The sender is broken, or this member lost its disk; neither passes by itself.
@@ -336,7 +336,7 @@ pub enum TransferError {
 pub enum StepError {
     /// The sender bears our id, or zero.
     #[error("a message came from member id {}, which cannot be", .0.hex())]
-    Sender(NodeId),
+    Sender(MemberId),
     /// The append's entries are not consecutive, of falling or too new terms, or hold no membership where
     /// they should.
     #[error("malformed entry {index} in an append")]
@@ -350,9 +350,9 @@ pub enum StepError {
         /// The term.
         term: Term,
         /// The sender.
-        claims: NodeId,
+        claims: MemberId,
         /// The leader known so far.
-        leads: NodeId,
+        leads: MemberId,
     },
     /// The leader says we acknowledged entries that we do not have: this member lost durable data.
     #[error("the leader counts on entry {commit}, but the log here ends at {last}")]

@@ -11,7 +11,7 @@ use super::progress::{Pace, Progress};
 use super::quorum::{agreed, majority};
 use super::read_index::Rounds;
 use crate::mutation::{Mutation, mutated};
-use crate::types::{Entry, EntryKind, LogIndex, NodeId};
+use crate::types::{Entry, EntryKind, LogIndex, MemberId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -22,7 +22,7 @@ const LEAVING_TIMEOUTS: u32 = 4;
 #[derive(Debug)]
 pub(super) struct Leader {
     /// Every other member, and removed ones until they know.
-    peers: BTreeMap<NodeId, Progress>,
+    peers: BTreeMap<MemberId, Progress>,
     /// The entry this leader began with; only from here on does counting commit (Raft paper, 5.4.2).
     first_own: LogIndex,
     uncommitted_bytes: usize,
@@ -35,7 +35,7 @@ pub(super) struct Leader {
 /// Leadership being handed over.
 #[derive(Debug)]
 struct Transfer {
-    to: NodeId,
+    to: MemberId,
     elapsed: u32,
     /// It was told to stand.
     told: bool,
@@ -130,7 +130,7 @@ impl Leader {
     }
 
     /// Whether `id` keeps pace: heard from lately, and everything but the newest is on its way or there.
-    fn has_caught_up(&self, common: &Common, id: NodeId) -> bool {
+    fn has_caught_up(&self, common: &Common, id: MemberId) -> bool {
         self.peers.get(&id).is_some_and(|peer| {
             peer.active
                 && peer.is_replicating()
@@ -199,7 +199,7 @@ impl Leader {
         }
     }
 
-    fn best_successor(&self, common: &Common) -> Option<NodeId> {
+    fn best_successor(&self, common: &Common) -> Option<MemberId> {
         let voters = self.peers.iter().filter(|(id, peer)| {
             common.membership().is_voter(**id) && peer.active && peer.is_replicating()
         });
@@ -263,7 +263,7 @@ impl Leader {
 
     /// Whether a quorum was heard since the last call.
     fn heard_quorum(&mut self, common: &Common) -> bool {
-        let heard = |(id, _): (NodeId, _)| {
+        let heard = |(id, _): (MemberId, _)| {
             id == common.id() || self.peers.get(&id).is_some_and(|peer| peer.active)
         };
         let voters = common.membership().voters().count();
@@ -294,7 +294,7 @@ impl Leader {
     pub(super) fn on_append_reply(
         &mut self,
         common: &mut Common,
-        from: NodeId,
+        from: MemberId,
         matched: LogIndex,
     ) -> Result<bool, StepError> {
         let last = common.log.last().index;
@@ -312,7 +312,7 @@ impl Leader {
     pub(super) fn on_append_rejected(
         &mut self,
         common: &mut Common,
-        from: NodeId,
+        from: MemberId,
         rejected: LogIndex,
         hint: LogId,
     ) {
@@ -327,7 +327,7 @@ impl Leader {
         peer.rejected(rejected, possible);
     }
 
-    pub(super) fn on_heartbeat_reply(&mut self, common: &mut Common, from: NodeId, round: u64) {
+    pub(super) fn on_heartbeat_reply(&mut self, common: &mut Common, from: MemberId, round: u64) {
         let last_round = self.rounds.last();
         let Some(peer) = self.peers.get_mut(&from) else {
             return;
@@ -342,7 +342,7 @@ impl Leader {
     // --- reads ---
 
     /// `from` asks for its readers.
-    pub(super) fn on_read_index(&mut self, from: NodeId, round: u64) {
+    pub(super) fn on_read_index(&mut self, from: MemberId, round: u64) {
         if self.peers.contains_key(&from) {
             self.rounds.ask(from, round);
         }
@@ -385,7 +385,7 @@ impl Leader {
     // --- transfer ---
 
     /// Hands leadership to `to`, a voter, once its log equals ours; gives up after an election timeout.
-    pub(super) fn transfer(&mut self, to: NodeId) {
+    pub(super) fn transfer(&mut self, to: MemberId) {
         if self
             .transfer
             .as_ref()
@@ -400,7 +400,7 @@ impl Leader {
     }
 
     /// Hands leadership to the voter that needs least to lead, if one is in reach.
-    pub(super) fn transfer_to_best(&mut self, common: &Common) -> Option<NodeId> {
+    pub(super) fn transfer_to_best(&mut self, common: &Common) -> Option<MemberId> {
         if let Some(transfer) = &self.transfer {
             return Some(transfer.to);
         }
@@ -438,7 +438,7 @@ impl Leader {
     }
 
     /// Whether entries from `from` are awaited from the WAL for `id`.
-    pub(super) fn is_reading(&self, id: NodeId, from: LogIndex) -> bool {
+    pub(super) fn is_reading(&self, id: MemberId, from: LogIndex) -> bool {
         self.peers
             .get(&id)
             .is_some_and(|peer| peer.reading == Some(from))
@@ -448,7 +448,7 @@ impl Leader {
     pub(super) fn on_log_read(
         &mut self,
         common: &mut Common,
-        id: NodeId,
+        id: MemberId,
         from: LogIndex,
         entries: Option<Vec<Entry>>,
     ) {
@@ -465,7 +465,7 @@ impl Leader {
         }
     }
 
-    pub(super) fn on_snapshot_sent(&mut self, id: NodeId, through: LogIndex, last: LogIndex) {
+    pub(super) fn on_snapshot_sent(&mut self, id: MemberId, through: LogIndex, last: LogIndex) {
         if let Some(peer) = self.peers.get_mut(&id)
             && matches!(peer.pace, Pace::Snapshot)
         {
@@ -473,7 +473,7 @@ impl Leader {
         }
     }
 
-    pub(super) fn on_snapshot_failed(&mut self, id: NodeId) {
+    pub(super) fn on_snapshot_failed(&mut self, id: MemberId) {
         if let Some(peer) = self.peers.get_mut(&id)
             && matches!(peer.pace, Pace::Snapshot)
         {
@@ -482,7 +482,7 @@ impl Leader {
         }
     }
 
-    pub(super) fn on_unreachable(&mut self, id: NodeId) {
+    pub(super) fn on_unreachable(&mut self, id: MemberId) {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.unreachable();
         }
@@ -524,7 +524,7 @@ impl Leader {
 }
 
 /// Sends `id` what it may be sent.
-fn feed(common: &mut Common, id: NodeId, peer: &mut Progress) {
+fn feed(common: &mut Common, id: MemberId, peer: &mut Progress) {
     while peer.may_send(common.config.inflight_bytes_max)
         && (peer.is_probing() || peer.next <= common.log.last().index)
     {
@@ -554,7 +554,7 @@ fn feed(common: &mut Common, id: NodeId, peer: &mut Progress) {
     }
 }
 
-fn ask_for_snapshot(common: &mut Common, to: NodeId, peer: &mut Progress) {
+fn ask_for_snapshot(common: &mut Common, to: MemberId, peer: &mut Progress) {
     peer.pace = Pace::Snapshot;
     peer.reading = None;
     common.out.snapshots.push(SendSnapshot {
@@ -564,7 +564,7 @@ fn ask_for_snapshot(common: &mut Common, to: NodeId, peer: &mut Progress) {
 }
 
 /// Sends `entries`, which begin at the peer's next index; none makes it a probe.
-fn send_append(common: &mut Common, id: NodeId, peer: &mut Progress, entries: Vec<Entry>) {
+fn send_append(common: &mut Common, id: MemberId, peer: &mut Progress, entries: Vec<Entry>) {
     let before = LogIndex(peer.next.0 - 1);
     let Some(term) = common.log.term(before) else {
         ask_for_snapshot(common, id, peer);

@@ -15,7 +15,7 @@
 //! Each entry holds the whole membership after the change: a newcomer that receives only the newest entries
 //! knows everybody, and nothing depends on how changes add up.
 
-use crate::types::{LogIndex, NodeId};
+use crate::types::{LogIndex, MemberId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -33,8 +33,8 @@ pub const CONTEXT_BYTES_MAX: usize = 16 * 1024;
 /// to join and has not heard from the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
-    voters: BTreeMap<NodeId, Bytes>,
-    learners: BTreeMap<NodeId, Bytes>,
+    voters: BTreeMap<MemberId, Bytes>,
+    learners: BTreeMap<MemberId, Bytes>,
 }
 
 /// One change of the membership.
@@ -43,31 +43,31 @@ pub enum Change {
     /// Adds a member that receives the log but neither votes nor counts.
     AddLearner {
         /// Not a member yet.
-        id: NodeId,
+        id: MemberId,
         /// Stored beside the id.
         context: Bytes,
     },
     /// Adds a voter at once. Safer is [`Change::AddLearner`] and, when it has caught up, [`Change::Promote`].
     AddVoter {
         /// Not a member yet.
-        id: NodeId,
+        id: MemberId,
         /// Stored beside the id.
         context: Bytes,
     },
     /// Makes a learner that has caught up a voter.
     Promote {
         /// A learner.
-        id: NodeId,
+        id: MemberId,
     },
     /// Removes a voter or learner; the leader may remove itself.
     Remove {
         /// A member.
-        id: NodeId,
+        id: MemberId,
     },
     /// Replaces a member's context.
     Update {
         /// A member.
-        id: NodeId,
+        id: MemberId,
         /// What replaces the old one.
         context: Bytes,
     },
@@ -78,16 +78,16 @@ pub enum Change {
 pub enum MembershipError {
     /// The member to add exists.
     #[error("member {} is in the cluster already", .0.hex())]
-    Exists(NodeId),
+    Exists(MemberId),
     /// There is no such member.
     #[error("member {} is not in the cluster", .0.hex())]
-    NotFound(NodeId),
+    NotFound(MemberId),
     /// Only learners can be promoted.
     #[error("member {} is not a learner", .0.hex())]
-    NotLearner(NodeId),
+    NotLearner(MemberId),
     /// Nobody would be left to vote.
     #[error("member {} is the last voter", .0.hex())]
-    LastVoter(NodeId),
+    LastVoter(MemberId),
     /// Zero stands for nobody.
     #[error("0 is not a member id")]
     ZeroId,
@@ -108,7 +108,7 @@ const VERSION: u8 = 1;
 impl Membership {
     /// A membership of these voters and no learners: how a cluster begins.
     pub fn of_voters(
-        voters: impl IntoIterator<Item = (NodeId, Bytes)>,
+        voters: impl IntoIterator<Item = (MemberId, Bytes)>,
     ) -> Result<Self, MembershipError> {
         let mut made = Self::default();
         for (id, context) in voters {
@@ -118,42 +118,42 @@ impl Membership {
     }
 
     /// The voters with their contexts, in order of their ids.
-    pub fn voters(&self) -> impl Iterator<Item = (NodeId, &Bytes)> {
+    pub fn voters(&self) -> impl Iterator<Item = (MemberId, &Bytes)> {
         self.voters.iter().map(|(&id, context)| (id, context))
     }
 
     /// The learners with their contexts, in order of their ids.
-    pub fn learners(&self) -> impl Iterator<Item = (NodeId, &Bytes)> {
+    pub fn learners(&self) -> impl Iterator<Item = (MemberId, &Bytes)> {
         self.learners.iter().map(|(&id, context)| (id, context))
     }
 
     /// Ids of all members, voters first.
-    pub fn ids(&self) -> impl Iterator<Item = NodeId> {
+    pub fn ids(&self) -> impl Iterator<Item = MemberId> {
         self.voters.keys().chain(self.learners.keys()).copied()
     }
 
     /// Whether `id` votes and counts.
-    pub fn is_voter(&self, id: NodeId) -> bool {
+    pub fn is_voter(&self, id: MemberId) -> bool {
         self.voters.contains_key(&id)
     }
 
     /// Whether `id` only receives the log.
-    pub fn is_learner(&self, id: NodeId) -> bool {
+    pub fn is_learner(&self, id: MemberId) -> bool {
         self.learners.contains_key(&id)
     }
 
     /// Whether `id` belongs to the cluster.
-    pub fn contains(&self, id: NodeId) -> bool {
+    pub fn contains(&self, id: MemberId) -> bool {
         self.is_voter(id) || self.is_learner(id)
     }
 
     /// The context stored beside `id`.
-    pub fn context(&self, id: NodeId) -> Option<&Bytes> {
+    pub fn context(&self, id: MemberId) -> Option<&Bytes> {
         self.voters.get(&id).or_else(|| self.learners.get(&id))
     }
 
     /// Whether `id` is the only voter.
-    pub fn is_sole_voter(&self, id: NodeId) -> bool {
+    pub fn is_sole_voter(&self, id: MemberId) -> bool {
         self.voters.len() == 1 && self.is_voter(id)
     }
 
@@ -208,9 +208,9 @@ impl Membership {
         Ok(after)
     }
 
-    fn admit(&self, id: NodeId, context: &Bytes) -> Result<(), MembershipError> {
+    fn admit(&self, id: MemberId, context: &Bytes) -> Result<(), MembershipError> {
         check_context(context)?;
-        if id == NodeId(0) {
+        if id == MemberId(0) {
             return Err(MembershipError::ZeroId);
         }
         if self.contains(id) {
@@ -253,7 +253,7 @@ impl Membership {
         let mut made = Self::default();
         for learners in [false, true] {
             for _ in 0..take(&mut rest, 1)?[0] {
-                let id = NodeId(u64::from_le_bytes(take_array(&mut rest)?));
+                let id = MemberId(u64::from_le_bytes(take_array(&mut rest)?));
                 let len = u32::from_le_bytes(take_array(&mut rest)?) as usize;
                 let context = take(&mut rest, len)?;
                 made.admit(id, &context)?;
@@ -327,7 +327,7 @@ impl History {
 
     /// Whether `id` may stand for election: a voter, or one whose removal is not committed. The latter must,
     /// for it may be the only one whose log can win (thesis, 4.2.2).
-    pub(super) fn may_campaign(&self, id: NodeId) -> bool {
+    pub(super) fn may_campaign(&self, id: MemberId) -> bool {
         self.current().is_voter(id) || self.committed.1.is_voter(id)
     }
 
@@ -382,13 +382,13 @@ mod tests {
     use super::*;
 
     fn of(voters: &[u64]) -> Membership {
-        let with_context = |&id: &u64| (NodeId(id), Bytes::from(format!("n{id}")));
+        let with_context = |&id: &u64| (MemberId(id), Bytes::from(format!("n{id}")));
         Membership::of_voters(voters.iter().map(with_context)).unwrap()
     }
 
     #[test]
     fn a_learner_is_added_promoted_updated_and_removed() {
-        let id = NodeId(4);
+        let id = MemberId(4);
         let context = Bytes::from_static(b"four");
         let grown = of(&[1, 2, 3])
             .with(&Change::AddLearner { id, context })
@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn impossible_changes_are_refused() {
-        let id = NodeId(1);
+        let id = MemberId(1);
         let context = Bytes::new();
         let one = of(&[1]);
         let refused = |change| one.with(&change).unwrap_err();
@@ -431,7 +431,7 @@ mod tests {
             context: context.clone(),
         };
         assert_eq!(refused(again), MembershipError::Exists(id));
-        let nobody = NodeId(9);
+        let nobody = MemberId(9);
         assert_eq!(
             refused(Change::Remove { id: nobody }),
             MembershipError::NotFound(nobody)
@@ -441,7 +441,7 @@ mod tests {
             MembershipError::NotFound(nobody)
         );
         let zero = Change::AddLearner {
-            id: NodeId(0),
+            id: MemberId(0),
             context,
         };
         assert_eq!(refused(zero), MembershipError::ZeroId);
@@ -452,7 +452,7 @@ mod tests {
             MembershipError::ContextTooLong(CONTEXT_BYTES_MAX + 1)
         );
         let many =
-            (1..=u64::try_from(VOTERS_MAX).unwrap() + 1).map(|id| (NodeId(id), Bytes::new()));
+            (1..=u64::try_from(VOTERS_MAX).unwrap() + 1).map(|id| (MemberId(id), Bytes::new()));
         assert_eq!(
             Membership::of_voters(many).unwrap_err(),
             MembershipError::TooMany
@@ -463,7 +463,7 @@ mod tests {
     fn encoding_round_trips_and_refuses_damage() {
         let context = Bytes::from_static(b"learner");
         let whole = of(&[1, 2, 3]).with(&Change::AddLearner {
-            id: NodeId(u64::MAX),
+            id: MemberId(u64::MAX),
             context,
         });
         let whole = whole.unwrap();
@@ -490,7 +490,7 @@ mod tests {
         history.append(LogIndex(5), of(&[1, 2]));
         assert!(history.is_changing());
         assert!(
-            history.may_campaign(NodeId(3)),
+            history.may_campaign(MemberId(3)),
             "its removal may be what only its log can commit"
         );
         history.truncate(LogIndex(4));
@@ -498,7 +498,7 @@ mod tests {
         history.append(LogIndex(4), of(&[1, 3]));
         history.commit(LogIndex(4));
         assert!(!history.is_changing());
-        assert!(!history.may_campaign(NodeId(2)));
+        assert!(!history.may_campaign(MemberId(2)));
         assert_eq!(history.current_index(), LogIndex(4));
     }
 }

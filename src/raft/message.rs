@@ -3,7 +3,7 @@
 //! Messages may be lost, repeated, delayed and reordered; each is complete in itself. The transport
 //! authenticates the sender. Follows section 3 of the Raft paper, with etcd's pre-vote and conflict hints.
 
-use crate::types::{Entry, LogIndex, NodeId, Term};
+use crate::types::{Entry, LogIndex, MemberId, Term};
 use std::fmt;
 
 /// An entry's place in the log and the term that wrote it. Two logs that hold the same `LogId` agree on
@@ -33,7 +33,7 @@ impl fmt::Display for LogId {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
     /// The receiver.
-    pub to: NodeId,
+    pub to: MemberId,
     /// What it is told.
     pub message: Message,
 }

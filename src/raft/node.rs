@@ -15,7 +15,7 @@ use super::leader::Leader;
 use super::membership::{Change, Membership};
 use super::message::{Body, LogId, Message};
 use super::recovery::{check_config, recover_log};
-use crate::types::{Entry, EntryKind, LogIndex, NodeId, Term};
+use crate::types::{Entry, EntryKind, LogIndex, MemberId, Term};
 use bytes::Bytes;
 
 /// What a member is, with what only that role has.
@@ -114,7 +114,7 @@ impl Node {
 
     /// Hands leadership to a voter, once it has our whole log. Proposals are refused meanwhile, at most for an
     /// election timeout.
-    pub fn transfer_leadership(&mut self, to: NodeId) -> Result<(), TransferError> {
+    pub fn transfer_leadership(&mut self, to: MemberId) -> Result<(), TransferError> {
         let leader = self.leader();
         let Role::Leader(role) = &mut self.role else {
             return Err(TransferError::NotLeader { leader });
@@ -130,7 +130,7 @@ impl Node {
 
     /// This member's disk is too slow to lead: hands leadership to the voter that is closest to it. Tells
     /// which; None if this member does not lead or nobody is in reach. Call again while the disk stalls.
-    pub fn report_disk_stall(&mut self) -> Option<NodeId> {
+    pub fn report_disk_stall(&mut self) -> Option<MemberId> {
         match &mut self.role {
             Role::Leader(leader) => leader.transfer_to_best(&self.common),
             Role::Follower(_) | Role::Candidate(_) => None,
@@ -166,8 +166,8 @@ impl Node {
 
     /// Takes a message that the transport proved to come from `from`. After an error the message had no
     /// effect beyond the sender's term; the error is worth a log line.
-    pub fn step(&mut self, from: NodeId, message: Message) -> Result<(), StepError> {
-        if from == self.common.id() || from == NodeId(0) {
+    pub fn step(&mut self, from: MemberId, message: Message) -> Result<(), StepError> {
+        if from == self.common.id() || from == MemberId(0) {
             return Err(StepError::Sender(from));
         }
         let Message { term, body } = message;
@@ -198,7 +198,7 @@ impl Node {
     }
 
     /// Compares the sender's term with ours. False if the message is to be dropped.
-    fn heed_term(&mut self, from: NodeId, term: Term, body: &Body) -> bool {
+    fn heed_term(&mut self, from: MemberId, term: Term, body: &Body) -> bool {
         if matches!(body, Body::PreVote { .. }) {
             return true;
         }
@@ -229,7 +229,7 @@ impl Node {
     }
 
     /// `from` says what only the leader of our term says.
-    fn follow(&mut self, from: NodeId) -> Result<(), StepError> {
+    fn follow(&mut self, from: MemberId) -> Result<(), StepError> {
         match &mut self.role {
             Role::Follower(follower) => follower.heard_leader(&self.common, from),
             Role::Candidate(_) => {
@@ -244,7 +244,7 @@ impl Node {
         }
     }
 
-    fn step_follower(&mut self, from: NodeId, body: Body) -> Result<(), StepError> {
+    fn step_follower(&mut self, from: MemberId, body: Body) -> Result<(), StepError> {
         let Role::Follower(follower) = &mut self.role else {
             unreachable!("whoever hears the leader follows it");
         };
@@ -277,7 +277,7 @@ impl Node {
         Ok(())
     }
 
-    fn step_leader(&mut self, from: NodeId, body: &Body) -> Result<(), StepError> {
+    fn step_leader(&mut self, from: MemberId, body: &Body) -> Result<(), StepError> {
         let Role::Leader(leader) = &mut self.role else {
             return Ok(());
         };
@@ -308,7 +308,7 @@ impl Node {
     }
 
     /// Messages to `peer` may have been lost.
-    pub fn unreachable(&mut self, peer: NodeId) {
+    pub fn unreachable(&mut self, peer: MemberId) {
         if let Role::Leader(leader) = &mut self.role {
             leader.on_unreachable(peer);
         }
@@ -377,7 +377,7 @@ impl Node {
     // --- snapshots ---
 
     /// The snapshot for `peer` arrived there and is in place; it holds everything up to `through`.
-    pub fn snapshot_sent(&mut self, peer: NodeId, through: LogIndex) {
+    pub fn snapshot_sent(&mut self, peer: MemberId, through: LogIndex) {
         let last = self.common.log.last().index;
         if let Role::Leader(leader) = &mut self.role {
             leader.on_snapshot_sent(peer, through, last);
@@ -385,7 +385,7 @@ impl Node {
     }
 
     /// The snapshot for `peer` did not arrive. It is asked for again once the peer is heard.
-    pub fn snapshot_failed(&mut self, peer: NodeId) {
+    pub fn snapshot_failed(&mut self, peer: MemberId) {
         if let Role::Leader(leader) = &mut self.role {
             leader.on_snapshot_failed(peer);
         }
@@ -458,7 +458,7 @@ impl Node {
     }
 
     /// Follows in `term`, which is ours or newer.
-    pub(super) fn become_follower(&mut self, term: Term, leader: Option<NodeId>) {
+    pub(super) fn become_follower(&mut self, term: Term, leader: Option<MemberId>) {
         self.leave_role();
         if term > self.common.term {
             self.common.enter_term(term);
@@ -533,7 +533,7 @@ impl Node {
     }
 
     /// Who leads our term, if known.
-    pub fn leader(&self) -> Option<NodeId> {
+    pub fn leader(&self) -> Option<MemberId> {
         match &self.role {
             Role::Follower(follower) => follower.leader,
             Role::Candidate(_) => None,
@@ -622,7 +622,7 @@ mod tests {
             membership: voters(1..=size),
             ..InitialState::default()
         };
-        Node::new(Config::new(NodeId(1), 1), state).unwrap()
+        Node::new(Config::new(MemberId(1), 1), state).unwrap()
     }
 
     /// A sole voter that leads, with its first entry committed and applied.
@@ -675,7 +675,7 @@ mod tests {
             vec![entry(1, 1, EntryKind::Membership)],
         ];
         for entries in bad {
-            let refused = node.step(NodeId(2), append(3, entries.clone()));
+            let refused = node.step(MemberId(2), append(3, entries.clone()));
             assert!(
                 matches!(refused, Err(StepError::Entry { .. })),
                 "{entries:?}"
@@ -687,13 +687,13 @@ mod tests {
     #[test]
     fn impossible_senders_are_refused() {
         let mut node = started(3);
-        for sender in [NodeId(0), NodeId(1)] {
+        for sender in [MemberId(0), MemberId(1)] {
             let refused = node.step(sender, append(1, Vec::new()));
             assert_eq!(refused, Err(StepError::Sender(sender)));
         }
-        node.step(NodeId(2), append(1, Vec::new())).unwrap();
-        let refused = node.step(NodeId(3), append(1, Vec::new()));
-        let (term, claims, leads) = (Term(1), NodeId(3), NodeId(2));
+        node.step(MemberId(2), append(1, Vec::new())).unwrap();
+        let refused = node.step(MemberId(3), append(1, Vec::new()));
+        let (term, claims, leads) = (Term(1), MemberId(3), MemberId(2));
         assert_eq!(
             refused,
             Err(StepError::SecondLeader {
@@ -712,7 +712,7 @@ mod tests {
             round: 0,
         };
         let told = node.step(
-            NodeId(2),
+            MemberId(2),
             Message {
                 term: Term(1),
                 body,
@@ -724,7 +724,7 @@ mod tests {
 
     #[test]
     fn proposals_beyond_the_bound_are_refused_until_some_commit() {
-        let mut config = Config::new(NodeId(1), 1);
+        let mut config = Config::new(MemberId(1), 1);
         config.uncommitted_bytes_max = 1_000;
         let mut node = sole_leader(config);
         let value = Bytes::from(vec![0; 500]);
@@ -740,7 +740,7 @@ mod tests {
 
     #[test]
     fn what_is_applying_is_bounded_and_comes_back_from_the_wal() {
-        let mut config = Config::new(NodeId(1), 1);
+        let mut config = Config::new(MemberId(1), 1);
         config.applying_bytes_max = 1_000;
         config.cached_bytes_max = 0;
         let mut node = sole_leader(config);
@@ -785,7 +785,7 @@ mod tests {
             membership: voters([1]),
             ..InitialState::default()
         };
-        let mut node = Node::new(Config::new(NodeId(1), 1), state).unwrap();
+        let mut node = Node::new(Config::new(MemberId(1), 1), state).unwrap();
         node.read_index(7).unwrap();
         let vote = node.ready().unwrap();
         assert!(vote.reads.is_empty(), "it is a candidate");

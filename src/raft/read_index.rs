@@ -12,7 +12,7 @@
 //! ```
 
 use super::interface::{ReadError, ReadLost, ReadState};
-use crate::types::{LogIndex, NodeId};
+use crate::types::{LogIndex, MemberId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// A reader of this member.
@@ -119,7 +119,7 @@ pub(super) struct Rounds {
     last: u64,
     open: Option<Round>,
     /// Followers that wait for the next round, each with its newest question.
-    askers: BTreeMap<NodeId, u64>,
+    askers: BTreeMap<MemberId, u64>,
 }
 
 /// A round that is being confirmed.
@@ -127,7 +127,7 @@ pub(super) struct Rounds {
 pub(super) struct Round {
     pub(super) index: LogIndex,
     pub(super) reads: Vec<Read>,
-    pub(super) askers: BTreeMap<NodeId, u64>,
+    pub(super) askers: BTreeMap<MemberId, u64>,
 }
 
 impl Rounds {
@@ -137,7 +137,7 @@ impl Rounds {
     }
 
     /// A follower asks for its readers.
-    pub(super) fn ask(&mut self, from: NodeId, round: u64) {
+    pub(super) fn ask(&mut self, from: MemberId, round: u64) {
         self.askers.insert(from, round);
     }
 

@@ -4,12 +4,12 @@ use super::interface::{Config, InitialState, InitialStateError};
 use super::log::Log;
 use super::membership::{History, Membership};
 use super::message::LogId;
-use crate::types::{EntryKind, LogIndex, NodeId};
+use crate::types::{EntryKind, LogIndex, MemberId};
 
 /// A configuration must make sense by itself.
 pub(super) fn check_config(config: &Config) -> Result<(), InitialStateError> {
     let wrong = InitialStateError::Config;
-    if config.id == NodeId(0) {
+    if config.id == MemberId(0) {
         return Err(wrong("0 is not a member id"));
     }
     if config.heartbeat_ticks == 0 {
@@ -116,7 +116,8 @@ mod tests {
 
     #[test]
     fn disks_that_lost_something_are_refused() {
-        let start = |state: InitialState| Node::new(Config::new(NodeId(1), 1), state).unwrap_err();
+        let start =
+            |state: InitialState| Node::new(Config::new(MemberId(1), 1), state).unwrap_err();
         let gap = InitialState {
             entries: vec![entry(1, 3, EntryKind::Command)],
             ..InitialState::default()
@@ -157,7 +158,7 @@ mod tests {
             entries: vec![entry(3, 9, EntryKind::Command)],
             ..InitialState::default()
         };
-        let node = Node::new(Config::new(NodeId(1), 1), state).unwrap();
+        let node = Node::new(Config::new(MemberId(1), 1), state).unwrap();
         assert_eq!(node.last(), LogId::new(Term(3), index(9)));
         assert_eq!(node.term_at(index(6)), Some(Term(3)));
         node.check();
@@ -179,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_member_without_a_state_machine_votes_and_waits_for_a_snapshot() {
-        let (term, vote, commit) = (Term(3), Some(NodeId(2)), index(7));
+        let (term, vote, commit) = (Term(3), Some(MemberId(2)), index(7));
         let state = InitialState {
             hard_state: HardState { term, vote, commit },
             applied: commit,
@@ -189,7 +190,7 @@ mod tests {
             awaits_snapshot: true,
             ..InitialState::default()
         };
-        let mut node = Node::new(Config::new(NodeId(1), 1), state).unwrap();
+        let mut node = Node::new(Config::new(MemberId(1), 1), state).unwrap();
         for _ in 0..100 {
             node.tick();
             assert_eq!(drain(&mut node), (Vec::new(), Vec::new()));
@@ -202,12 +203,12 @@ mod tests {
         };
         let (last, transfer) = (LogId::new(term, index(8)), false);
         let short = from(4, Body::RequestVote { last, transfer });
-        node.step(NodeId(2), short).unwrap();
+        node.step(MemberId(2), short).unwrap();
         let refused = Body::Vote { granted: false };
         assert_eq!(drain(&mut node).0, [refused], "it knows what it has");
         let last = LogId::new(term, index(9));
         let long = from(4, Body::RequestVote { last, transfer });
-        node.step(NodeId(3), long).unwrap();
+        node.step(MemberId(3), long).unwrap();
         assert_eq!(drain(&mut node).0, [Body::Vote { granted: true }]);
 
         let at = |at| LogId::new(term, index(at));
@@ -218,19 +219,19 @@ mod tests {
         assert_eq!(node.membership(), &voters([1, 3]), "it came with it");
         let (commit, round) = (index(9), 0);
         let heartbeat = from(4, Body::Heartbeat { commit, round });
-        node.step(NodeId(3), heartbeat).unwrap();
+        node.step(MemberId(3), heartbeat).unwrap();
         assert_eq!(drain(&mut node).1, [8, 9], "the log goes on after it");
     }
 
     #[test]
     fn configurations_that_cannot_work_are_refused() {
         let refuse = |change: fn(&mut Config)| {
-            let mut config = Config::new(NodeId(1), 1);
+            let mut config = Config::new(MemberId(1), 1);
             change(&mut config);
             let refused = Node::new(config, InitialState::default()).unwrap_err();
             assert!(matches!(refused, InitialStateError::Config(_)), "{refused}");
         };
-        refuse(|config| config.id = NodeId(0));
+        refuse(|config| config.id = MemberId(0));
         refuse(|config| config.heartbeat_ticks = 0);
         refuse(|config| config.election_ticks = config.heartbeat_ticks);
     }
@@ -241,7 +242,7 @@ mod tests {
             entries: vec![entry(4, 1, EntryKind::Command)],
             ..InitialState::default()
         };
-        let node = Node::new(Config::new(NodeId(1), 1), state).unwrap();
+        let node = Node::new(Config::new(MemberId(1), 1), state).unwrap();
         assert_eq!(node.status().term, Term(4));
         node.check();
     }

@@ -22,7 +22,7 @@
 
 use super::testing::{Disk, Host, Judge, voters};
 use super::*;
-use crate::types::{Entry, EntryKind, NodeId};
+use crate::types::{Entry, EntryKind, MemberId};
 use bytes::Bytes;
 use goldenscript::{Command, Context, Runner};
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,7 +60,7 @@ impl Script {
 
     fn start(&mut self, id: u64, disk: Disk) {
         self.starts += 1;
-        let mut config = Config::new(NodeId(id), id * 100 + self.starts);
+        let mut config = Config::new(MemberId(id), id * 100 + self.starts);
         config.pre_vote = self.pre_vote;
         config.check_quorum = self.check_quorum;
         config.append_bytes_max = self.append_bytes_max;
@@ -82,7 +82,7 @@ impl Script {
             readies.push(ready);
         }
         host.node.check();
-        self.judge.saw_status(NodeId(id), host);
+        self.judge.saw_status(MemberId(id), host);
         Judge::saw_commit(host);
         for ready in readies {
             let host = self.hosts.get_mut(&id).unwrap();
@@ -169,7 +169,7 @@ impl Script {
         let Some(host) = self.hosts.get_mut(&to.0) else {
             return;
         };
-        if let Err(error) = host.node.step(NodeId(from), message) {
+        if let Err(error) = host.node.step(MemberId(from), message) {
             self.say(to.0, &format!("dropped a message: {error}"));
         }
         self.collect(to.0);
@@ -187,10 +187,10 @@ impl Script {
                 .is_some_and(|host| host.install(at, &membership));
         let sender = self.hosts.get_mut(&from).expect("it was there");
         if arrived {
-            sender.node.snapshot_sent(NodeId(to), at.index);
+            sender.node.snapshot_sent(MemberId(to), at.index);
             self.say(to, &format!("installed the snapshot at {at}"));
         } else {
-            sender.node.snapshot_failed(NodeId(to));
+            sender.node.snapshot_failed(MemberId(to));
         }
         self.collect(to);
         self.collect(from);
@@ -289,7 +289,7 @@ impl Script {
         self.network.clear();
         for (from, to) in std::mem::take(&mut self.snapshots) {
             if let Some(host) = self.hosts.get_mut(&from) {
-                host.node.snapshot_failed(NodeId(to));
+                host.node.snapshot_failed(MemberId(to));
             }
             self.say(from, &format!("hears that the snapshot for n{to} was lost"));
         }
@@ -364,7 +364,7 @@ impl Script {
     }
 
     fn execute_at(&mut self, name: &str, id: u64, argument: &str) -> Outcome {
-        let member = || argument.parse().map(NodeId);
+        let member = || argument.parse().map(MemberId);
         match name {
             "put" => self.put(id, argument)?,
             "read" => self.read(id, argument)?,
@@ -419,7 +419,7 @@ impl Script {
         Ok(())
     }
 
-    fn transfer(&mut self, id: u64, to: NodeId) -> Outcome {
+    fn transfer(&mut self, id: u64, to: MemberId) -> Outcome {
         if let Err(error) = self.host(id)?.node.transfer_leadership(to) {
             self.say(id, &format!("refused: {error}"));
         }
@@ -462,7 +462,7 @@ fn group(text: &str) -> Result<BTreeSet<u64>, Box<dyn Error>> {
 }
 
 fn tell_membership(membership: &Membership) -> String {
-    let ids = |ids: Vec<NodeId>| {
+    let ids = |ids: Vec<MemberId>| {
         ids.iter()
             .map(ToString::to_string)
             .collect::<Vec<_>>()

@@ -6,7 +6,7 @@
 use super::common::Random;
 use super::testing::{Disk, Host, Judge, index, voters};
 use super::*;
-use crate::types::{LogIndex, NodeId};
+use crate::types::{LogIndex, MemberId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -69,7 +69,7 @@ impl World {
     }
 
     fn config(&mut self, id: u64) -> Config {
-        let mut config = Config::new(NodeId(id), self.random.next());
+        let mut config = Config::new(MemberId(id), self.random.next());
         config.election_ticks = 5;
         config.pre_vote = !self.seed.is_multiple_of(3);
         // Without both, members that do not know of their removal may disturb elections for ever.
@@ -114,9 +114,9 @@ impl World {
         self.crashed.insert(id, host.disk);
     }
 
-    fn any_id(&mut self) -> NodeId {
+    fn any_id(&mut self) -> MemberId {
         let count = self.hosts.len() + self.crashed.len();
-        NodeId(self.below(u64::try_from(count).unwrap()) + 1)
+        MemberId(self.below(u64::try_from(count).unwrap()) + 1)
     }
 
     fn some_host(&mut self) -> Option<u64> {
@@ -161,7 +161,7 @@ impl World {
                 ));
             }
         }
-        self.judge.saw_status(NodeId(id), host);
+        self.judge.saw_status(MemberId(id), host);
         Judge::saw_commit(host);
     }
 
@@ -192,7 +192,7 @@ impl World {
             Packet::Message(message) if !lost => {
                 if let Some(host) = self.hosts.get_mut(&to) {
                     host.node
-                        .step(NodeId(from), message)
+                        .step(MemberId(from), message)
                         .expect("honest members send no nonsense");
                 }
             }
@@ -204,9 +204,9 @@ impl World {
                 };
                 if let Some(host) = self.hosts.get_mut(&from) {
                     if arrived {
-                        host.node.snapshot_sent(NodeId(to), at.index);
+                        host.node.snapshot_sent(MemberId(to), at.index);
                     } else {
-                        host.node.snapshot_failed(NodeId(to));
+                        host.node.snapshot_failed(MemberId(to));
                     }
                 }
             }
@@ -419,7 +419,7 @@ impl World {
         for id in self
             .hosts
             .keys()
-            .filter(|&&id| leader.node.membership().contains(NodeId(id)))
+            .filter(|&&id| leader.node.membership().contains(MemberId(id)))
         {
             let waiting = &self.judge.reads;
             assert!(

@@ -2,7 +2,7 @@
 //! remembers what it applied, and a judge that sees all of them.
 
 use super::*;
-use crate::types::{Entry, EntryKind, HardState, LogIndex, NodeId, Term};
+use crate::types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,7 +11,7 @@ pub(super) fn index(index: u64) -> LogIndex {
 }
 
 pub(super) fn voters(ids: impl IntoIterator<Item = u64>) -> Membership {
-    Membership::of_voters(ids.into_iter().map(|id| (NodeId(id), Bytes::new()))).unwrap()
+    Membership::of_voters(ids.into_iter().map(|id| (MemberId(id), Bytes::new()))).unwrap()
 }
 
 /// What survives a crash.
@@ -227,7 +227,7 @@ impl Host {
 /// Sees everything, and fails the test when something happens that must not.
 #[derive(Debug, Default)]
 pub(super) struct Judge {
-    pub(super) leaders: BTreeMap<Term, NodeId>,
+    pub(super) leaders: BTreeMap<Term, MemberId>,
     /// What was applied anywhere, with the term of the first member to do so: it was committed in that term
     /// or before.
     pub(super) history: BTreeMap<LogIndex, (Entry, Term)>,
@@ -244,7 +244,7 @@ impl Judge {
             .map_or(LogIndex(0), |(&index, _)| index)
     }
 
-    pub(super) fn saw_status(&mut self, id: NodeId, host: &Host) {
+    pub(super) fn saw_status(&mut self, id: MemberId, host: &Host) {
         let status = host.node.status();
         if status.role != RoleName::Leader {
             return;

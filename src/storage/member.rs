@@ -5,7 +5,7 @@
 use super::disk::{Disk, OpenMode};
 use crate::{
     codec::{self, CodecError},
-    types::{ClusterId, NodeId},
+    types::{ClusterId, MemberId},
 };
 use bincode::{Decode, Encode};
 use std::io;
@@ -28,7 +28,7 @@ pub struct Member {
     /// The cluster it belongs to.
     pub cluster: ClusterId,
     /// Its id there.
-    pub node: NodeId,
+    pub node: MemberId,
     /// The name it had when it was made.
     pub name: String,
 }
@@ -156,7 +156,7 @@ mod tests {
     fn member() -> Member {
         Member {
             cluster: ClusterId(7),
-            node: NodeId(9),
+            node: MemberId(9),
             name: "n1".to_owned(),
         }
     }

@@ -25,7 +25,7 @@ use quorate::{
         Refusal, Responder,
     },
     raft::{Body, Message},
-    types::{ClusterId, NodeId},
+    types::{ClusterId, MemberId},
 };
 use std::{
     cell::RefCell,
@@ -106,12 +106,12 @@ impl Weather {
 pub(crate) enum Event {
     /// Consensus.
     Messages {
-        from: NodeId,
+        from: MemberId,
         messages: Vec<Message>,
     },
     /// A request that another member forwards. `back` takes its answer.
     Request {
-        from: NodeId,
+        from: MemberId,
         body: Bytes,
         back: AnswerTo,
     },
@@ -181,9 +181,9 @@ fn shown(message: &Message) -> String {
 /// A fact about a member's connections.
 #[derive(Clone, Debug)]
 pub(crate) enum Fact {
-    Connected(NodeId),
-    Disconnected(NodeId),
-    Dropped(NodeId),
+    Connected(MemberId),
+    Disconnected(MemberId),
+    Dropped(MemberId),
     Refused(RefusedByPeer),
 }
 
@@ -199,11 +199,11 @@ pub(crate) struct Parcel {
 pub(crate) struct Endpoint {
     pub(crate) name: String,
     pub(crate) cluster: ClusterId,
-    pub(crate) member: NodeId,
+    pub(crate) member: MemberId,
     pub(crate) peers: HubPeers,
     pub(crate) life: Arc<Life>,
     /// The members that this one knows.
-    pub(crate) book: BTreeMap<NodeId, PeerAddress>,
+    pub(crate) book: BTreeMap<MemberId, PeerAddress>,
 }
 
 /// Two members' connection.
@@ -327,7 +327,7 @@ impl Network {
             .collect()
     }
 
-    pub(crate) fn slot_of(&self, member: NodeId) -> Option<Slot> {
+    pub(crate) fn slot_of(&self, member: MemberId) -> Option<Slot> {
         let mut all = self.endpoints.iter();
         all.find(|(_, endpoint)| endpoint.member == member)
             .map(|(slot, _)| *slot)
@@ -367,7 +367,7 @@ impl Network {
     }
 
     /// A member says something to another.
-    pub(crate) fn say(&mut self, slot: Slot, to: NodeId, message: Message) {
+    pub(crate) fn say(&mut self, slot: Slot, to: MemberId, message: Message) {
         let Some(from) = self.endpoint(slot).map(|endpoint| endpoint.member) else {
             return;
         };
@@ -481,7 +481,7 @@ impl Network {
         self.tell_both(pair, Fact::Disconnected);
     }
 
-    fn tell_both(&mut self, (a, b): (Slot, Slot), fact: impl Fn(NodeId) -> Fact) {
+    fn tell_both(&mut self, (a, b): (Slot, Slot), fact: impl Fn(MemberId) -> Fact) {
         let member = |slot: Slot| self.endpoint(slot).map(|endpoint| endpoint.member);
         let (first, second) = (member(a), member(b));
         if let Some(second) = second {
@@ -601,7 +601,7 @@ impl Drop for AnswerTo {
 pub(crate) fn forward(
     network: &SharedNetwork,
     asker: Slot,
-    to: NodeId,
+    to: MemberId,
     body: Bytes,
     reply: ForwardReply,
 ) {

@@ -8,15 +8,15 @@
 use crate::trace::digest;
 use quorate::{
     raft::{Body, LogId, Message},
-    types::{LogIndex, NodeId, Term},
+    types::{LogIndex, MemberId, Term},
 };
 use std::collections::BTreeMap;
 
 /// What was said so far, as far as it binds.
 #[derive(Debug, Default)]
 pub(crate) struct Spoken {
-    votes: BTreeMap<(NodeId, Term), NodeId>,
-    bound: BTreeMap<NodeId, Term>,
+    votes: BTreeMap<(MemberId, Term), MemberId>,
+    bound: BTreeMap<MemberId, Term>,
     entries: BTreeMap<(LogIndex, Term), (Term, u64)>,
     /// Applied entries: their term, and the newest term anybody had spoken in by then.
     applied: BTreeMap<LogIndex, (Term, Term)>,
@@ -26,7 +26,7 @@ pub(crate) struct Spoken {
 
 impl Spoken {
     /// A member says something.
-    pub(crate) fn hear(&mut self, from: NodeId, to: NodeId, message: &Message) {
+    pub(crate) fn hear(&mut self, from: MemberId, to: MemberId, message: &Message) {
         let term = message.term;
         self.newest = self.newest.max(term);
         let bound = self.bound.entry(from).or_default();
@@ -56,7 +56,7 @@ impl Spoken {
         }
     }
 
-    fn vote(&mut self, from: NodeId, term: Term, candidate: NodeId) {
+    fn vote(&mut self, from: MemberId, term: Term, candidate: MemberId) {
         self.bound.insert(from, term);
         let given = *self.votes.entry((from, term)).or_insert(candidate);
         if given != candidate {
@@ -69,7 +69,7 @@ impl Spoken {
         }
     }
 
-    fn entry(&mut self, from: NodeId, term: Term, id: LogId, known: (Term, u64)) {
+    fn entry(&mut self, from: MemberId, term: Term, id: LogId, known: (Term, u64)) {
         let first = *self.entries.entry((id.index, id.term)).or_insert(known);
         if first != known {
             self.lie(format!(

@@ -14,7 +14,7 @@ use crate::{
     clock, codec,
     net::Responder,
     raft::{Change, ChangeError, LogId, MembershipError, ProposeError, TransferError},
-    types::{Entry, EntryKind, NodeId},
+    types::{Entry, EntryKind, MemberId},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -41,7 +41,7 @@ pub struct ChangeMembership {
 #[rtype(result = "()")]
 pub struct MoveLeader {
     /// The next leader.
-    pub to: NodeId,
+    pub to: MemberId,
     /// Who asks.
     pub reply: oneshot::Sender<Result<(), RequestError>>,
 }
@@ -78,7 +78,7 @@ pub(super) struct PendingChange {
 #[derive(Debug)]
 pub(super) struct PassedRemoval {
     deadline: Instant,
-    id: NodeId,
+    id: MemberId,
     done: oneshot::Sender<Bytes>,
 }
 
@@ -86,7 +86,7 @@ pub(super) struct PassedRemoval {
 #[derive(Debug)]
 pub(super) struct PendingMove {
     deadline: Instant,
-    to: NodeId,
+    to: MemberId,
     reply: oneshot::Sender<Result<(), RequestError>>,
 }
 
@@ -209,7 +209,7 @@ impl RaftNode {
         }
     }
 
-    fn pass_changes(&mut self, leader: NodeId) {
+    fn pass_changes(&mut self, leader: MemberId) {
         let waiting = std::mem::take(&mut self.changes);
         for pending in waiting {
             match pending.asker {
@@ -226,7 +226,7 @@ impl RaftNode {
         }
     }
 
-    fn pass_change(&mut self, leader: NodeId, change: MemberChange, reply: ChangeReply) {
+    fn pass_change(&mut self, leader: MemberId, change: MemberChange, reply: ChangeReply) {
         let (asked, outcome) = oneshot::channel();
         let (done, removed) = oneshot::channel();
         if matches!(change, MemberChange::Remove { id } if id == leader)
@@ -320,7 +320,7 @@ impl RaftNode {
     }
 
     /// Somebody leads.
-    pub(super) fn moves_done(&mut self, leader: NodeId) {
+    pub(super) fn moves_done(&mut self, leader: MemberId) {
         let done = self.moves.extract_if(.., |pending| pending.to == leader);
         for pending in done {
             // A caller that has gone away in the meantime does not matter.

@@ -7,7 +7,7 @@
 //! Such a member cannot be elected again meanwhile: nobody's vote counts before it is durable, its own included.
 
 use super::RaftNode;
-use crate::{clock, types::NodeId};
+use crate::{clock, types::MemberId};
 use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
@@ -125,7 +125,7 @@ impl RaftNode {
         let to = self.raft.report_disk_stall();
         if to.is_some() && to != self.yields_to {
             tracing::warn!(
-                to = to.map(NodeId::hex),
+                to = to.map(MemberId::hex),
                 "hands leadership to a member whose disk works"
             );
         }

@@ -15,7 +15,7 @@ use crate::{
     codec::{self, Blob},
     net::{ForwardError, PeerRequest},
     raft::ProposeError,
-    types::NodeId,
+    types::MemberId,
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -163,7 +163,7 @@ impl RaftNode {
         }
     }
 
-    fn take_forwarded(&mut self, from: NodeId, data: Blob) -> Taken {
+    fn take_forwarded(&mut self, from: MemberId, data: Blob) -> Taken {
         let forged = proposal_of(&data.0).is_none_or(|(member, _)| member != from);
         if forged {
             tracing::error!(
@@ -211,7 +211,7 @@ impl RaftNode {
         }
     }
 
-    fn forward_batch(&self, leader: NodeId, batch: Vec<Held>) {
+    fn forward_batch(&self, leader: MemberId, batch: Vec<Held>) {
         let proposals = batch.iter().map(|held| Blob(held.data.clone())).collect();
         let (reply, outcome) = oneshot::channel();
         self.ask(leader, PeerAsk::Propose(proposals).encode(), reply);

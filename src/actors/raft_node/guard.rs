@@ -23,7 +23,7 @@ use crate::{
         state_hash::{Judgement, StateHash, judge},
     },
     net::Responder,
-    types::{LogIndex, NodeId},
+    types::{LogIndex, MemberId},
 };
 use actix::prelude::*;
 use std::{
@@ -56,7 +56,7 @@ pub(super) struct Guard {
     accusation: Option<(LogIndex, StateHash)>,
     standing: Standing,
     /// Who was found to differ; said once for each.
-    found: BTreeSet<NodeId>,
+    found: BTreeSet<MemberId>,
     undecided_since: Option<Instant>,
     undecided_told: bool,
 }
@@ -76,7 +76,7 @@ enum Standing {
 #[derive(Debug)]
 struct Round {
     index: LogIndex,
-    told: BTreeMap<NodeId, StateHash>,
+    told: BTreeMap<MemberId, StateHash>,
 }
 
 impl Default for Guard {
@@ -105,7 +105,7 @@ impl Guard {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct HashTold {
-    by: NodeId,
+    by: MemberId,
     index: LogIndex,
     hash: StateHash,
 }
@@ -201,7 +201,7 @@ impl RaftNode {
 
     fn await_hash(
         &self,
-        by: NodeId,
+        by: MemberId,
         index: LogIndex,
         hash: impl Future<Output = Option<StateHash>> + 'static,
     ) {
@@ -241,7 +241,7 @@ impl RaftNode {
     }
 
     fn judge_round(&mut self, round: &Round) {
-        let voters: Vec<NodeId> = self.raft.membership().voters().map(|(id, _)| id).collect();
+        let voters: Vec<MemberId> = self.raft.membership().voters().map(|(id, _)| id).collect();
         match judge(&voters, &round.told) {
             Judgement::Same => {
                 self.guard.found.clear();
@@ -258,7 +258,7 @@ impl RaftNode {
         }
     }
 
-    fn differs(&mut self, round: &Round, id: NodeId, right: StateHash) {
+    fn differs(&mut self, round: &Round, id: MemberId, right: StateHash) {
         let index = round.index;
         let hash = round.told.get(&id).copied().unwrap_or_default();
         if self.guard.found.insert(id) {
@@ -326,7 +326,7 @@ impl RaftNode {
         });
     }
 
-    fn undecided(&mut self, index: LogIndex, camps: &BTreeMap<StateHash, Vec<NodeId>>) {
+    fn undecided(&mut self, index: LogIndex, camps: &BTreeMap<StateHash, Vec<MemberId>>) {
         let now = clock::now();
         let since = *self.guard.undecided_since.get_or_insert(now);
         if !self.guard.undecided_told {
@@ -350,7 +350,7 @@ impl RaftNode {
         }
     }
 
-    fn raise(&self, member: NodeId) {
+    fn raise(&self, member: MemberId) {
         let requests = self.peers.requests.clone();
         let alarm = SetAlarm {
             member,

@@ -14,7 +14,7 @@ use crate::{
     clock, codec,
     net::{ForwardError, ForwardReply, Refusal},
     raft::{Envelope, Membership, StepError},
-    types::{LogIndex, NodeId},
+    types::{LogIndex, MemberId},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -49,9 +49,9 @@ pub enum PeerLinks {
 /// What the Raft node knows of its peers' connections.
 #[derive(Debug, Default)]
 pub(super) struct Peers {
-    connected: BTreeMap<NodeId, Instant>,
+    connected: BTreeMap<MemberId, Instant>,
     /// Who says that this member is unknown to the cluster.
-    unknown_at: BTreeSet<NodeId>,
+    unknown_at: BTreeSet<MemberId>,
     /// The membership that the address book has.
     booked: Option<Membership>,
     /// Every member has the log durably up to here.
@@ -62,7 +62,7 @@ pub(super) struct Peers {
 
 impl Peers {
     /// Members that have been connected for a while.
-    pub(super) fn connected_for_good(&self) -> BTreeSet<NodeId> {
+    pub(super) fn connected_for_good(&self) -> BTreeSet<MemberId> {
         let now = clock::now();
         let stable = |since: &Instant| now.duration_since(*since) >= CONNECTED_FOR;
         self.connected
@@ -77,7 +77,7 @@ impl Peers {
         self.everybody_has
     }
 
-    fn connected_since(&self, id: NodeId, then: Instant) -> bool {
+    fn connected_since(&self, id: MemberId, then: Instant) -> bool {
         self.connected.get(&id).is_some_and(|since| *since <= then)
     }
 }
@@ -211,7 +211,7 @@ impl RaftNode {
             return;
         };
         if let Err(SendError::Full(lost)) = send.try_send(SendMessages { messages }) {
-            let receivers: BTreeSet<NodeId> = lost.messages.iter().map(|m| m.to).collect();
+            let receivers: BTreeSet<MemberId> = lost.messages.iter().map(|m| m.to).collect();
             for id in receivers {
                 self.raft.unreachable(id);
             }
@@ -219,7 +219,7 @@ impl RaftNode {
     }
 
     /// Asks a member. What cannot be sent is answered at once.
-    pub(super) fn ask(&self, to: NodeId, request: Bytes, reply: ForwardReply) {
+    pub(super) fn ask(&self, to: MemberId, request: Bytes, reply: ForwardReply) {
         let unreachable = Err(ForwardError::Unreachable(to));
         let PeerLinks::Hub { forward, .. } = &self.peers.links else {
             // The asker may have given up.
@@ -253,7 +253,7 @@ impl RaftNode {
     }
 
     /// Members that are connected.
-    pub(super) fn connected(&self) -> Vec<NodeId> {
+    pub(super) fn connected(&self) -> Vec<MemberId> {
         self.links.connected.keys().copied().collect()
     }
 
@@ -285,7 +285,7 @@ impl RaftNode {
         } else {
             members.addresses()
         };
-        let known: BTreeSet<NodeId> = peers.iter().map(|peer| peer.id).collect();
+        let known: BTreeSet<MemberId> = peers.iter().map(|peer| peer.id).collect();
         let told = self.lookout.addresses().into_iter();
         peers.extend(told.filter(|peer| !known.contains(&peer.id)));
         // A hub whose mailbox is full is told at the next tick.
@@ -353,9 +353,9 @@ impl RaftNode {
     }
 
     fn has_quorum_since(&self, then: Instant) -> bool {
-        let voters: Vec<NodeId> = self.raft.membership().voters().map(|(id, _)| id).collect();
+        let voters: Vec<MemberId> = self.raft.membership().voters().map(|(id, _)| id).collect();
         let reached =
-            |id: &&NodeId| **id == self.member.id || self.links.connected_since(**id, then);
+            |id: &&MemberId| **id == self.member.id || self.links.connected_since(**id, then);
         voters.iter().filter(reached).count() > voters.len() / 2
     }
 }

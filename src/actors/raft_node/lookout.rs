@@ -12,7 +12,7 @@ use crate::{
     },
     clock, codec,
     net::{ForwardError, PeerAddress},
-    types::{LogIndex, NodeId},
+    types::{LogIndex, MemberId},
 };
 use bytes::Bytes;
 use tokio::{sync::oneshot, time::Instant};
@@ -23,7 +23,7 @@ pub(super) struct Lookout {
     /// When the next member is asked, if there is no leader by then.
     ask_at: Option<Instant>,
     /// Who was asked last.
-    asked: Option<NodeId>,
+    asked: Option<MemberId>,
     answer: Option<oneshot::Receiver<Result<Bytes, ForwardError>>>,
     /// What was told, until the own log has come as far.
     told: Option<(LogIndex, Members)>,

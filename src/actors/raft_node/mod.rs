@@ -41,7 +41,7 @@ use crate::{
     mutation::{Mutation, mutated},
     raft::{self, Node, ProposeError, ReadLog, ReadState, Ready, Released, Status},
     storage::wal::{WalError, WalReader},
-    types::{Entry, LogIndex, NodeId, Term},
+    types::{Entry, LogIndex, MemberId, Term},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -125,7 +125,7 @@ pub struct RaftNode {
     unsent_persists: Vec<raft::Persist>,
     persists: disk::Writes,
     /// To whom leadership is handed on, since the disk stalls.
-    yields_to: Option<NodeId>,
+    yields_to: Option<MemberId>,
     /// What the applier is to be told next, and the last index of each message it has not answered. The core bounds the bytes.
     unsent_entries: Vec<CommittedEntry>,
     applies: VecDeque<LogIndex>,
@@ -175,7 +175,7 @@ pub struct RaftPeers {
 #[derive(Clone, Debug)]
 pub struct SelfInfo {
     /// Its id.
-    pub id: NodeId,
+    pub id: MemberId,
     /// Its name.
     pub name: String,
     /// Where clients reach it.
@@ -185,7 +185,7 @@ pub struct SelfInfo {
 /// Who leads, since when.
 #[derive(Clone, Copy, Debug)]
 struct Leadership {
-    leader: NodeId,
+    leader: MemberId,
     term: Term,
     since: Instant,
     /// Whether there was another leadership before, which this member knew.
@@ -196,7 +196,7 @@ struct Leadership {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RaftStatus {
     /// The leader, if one is known.
-    pub leader: Option<NodeId>,
+    pub leader: Option<MemberId>,
     /// Whether this member leads.
     pub leads: bool,
     /// The current term.
@@ -578,7 +578,7 @@ impl RaftNode {
         tracing::info!(
             role = ?status.role,
             term = status.term.0,
-            leader = status.leader.map(NodeId::hex),
+            leader = status.leader.map(MemberId::hex),
             "raft role"
         );
         self.publish_status();
@@ -587,7 +587,7 @@ impl RaftNode {
         }
     }
 
-    fn led_by(&mut self, leader: NodeId, term: Term) {
+    fn led_by(&mut self, leader: MemberId, term: Term) {
         let before = self.leadership;
         if before.is_none_or(|before| (before.leader, before.term) != (leader, term)) {
             self.leadership = Some(Leadership {
@@ -655,7 +655,7 @@ impl RaftNode {
     }
 }
 
-fn status_of(raft: &Node, member: NodeId, out: bool) -> RaftStatus {
+fn status_of(raft: &Node, member: MemberId, out: bool) -> RaftStatus {
     RaftStatus {
         leader: raft.leader(),
         leads: raft.is_leader(),
@@ -667,9 +667,9 @@ fn status_of(raft: &Node, member: NodeId, out: bool) -> RaftStatus {
 }
 
 /// Who proposed a command, and its number there.
-fn proposal_of(data: &Bytes) -> Option<(NodeId, u64)> {
+fn proposal_of(data: &Bytes) -> Option<(MemberId, u64)> {
     let header = data.get(..PROPOSAL_HEADER_BYTES)?;
     let (member, id) = header.split_at(PROPOSAL_HEADER_BYTES / 2);
     let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_le_bytes);
-    Some((NodeId(number(member)?), number(id)?))
+    Some((MemberId(number(member)?), number(id)?))
 }

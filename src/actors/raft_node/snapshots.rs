@@ -14,7 +14,7 @@ use crate::{
     },
     clock,
     raft::{LogId, Membership},
-    types::{LogIndex, NodeId},
+    types::{LogIndex, MemberId},
 };
 use actix::prelude::*;
 use std::{
@@ -47,7 +47,7 @@ pub struct LogBound {
 #[rtype(result = "()")]
 pub struct TransferEnded {
     /// To whom.
-    pub to: NodeId,
+    pub to: MemberId,
     /// The log position it brought the member to.
     pub outcome: Result<LogIndex, TransferError>,
 }
@@ -65,12 +65,12 @@ pub struct InstallSnapshot {
 /// The snapshots under way.
 #[derive(Debug, Default)]
 pub(super) struct Transfers {
-    sent: BTreeMap<NodeId, Transfer>,
+    sent: BTreeMap<MemberId, Transfer>,
     installing: Option<Installing>,
     /// Entries up to here are past the bound.
     past_bound: LogIndex,
     /// Members that lack entries which are gone, as was said.
-    too_far_behind: BTreeSet<NodeId>,
+    too_far_behind: BTreeSet<MemberId>,
     /// When a leader is asked for a snapshot again.
     ask_at: Option<Instant>,
 }
@@ -223,7 +223,7 @@ impl RaftNode {
     }
 
     /// A member needs entries that this one has given up.
-    pub(super) fn begin_snapshot(&mut self, to: NodeId) {
+    pub(super) fn begin_snapshot(&mut self, to: MemberId) {
         match self.transfers.sent.get(&to) {
             // Its end is reported in any case.
             Some(Transfer::Running { .. }) => return,
@@ -288,7 +288,7 @@ impl RaftNode {
 
     fn end_waits(&mut self) {
         let (now, peers) = (clock::now(), self.raft.peers());
-        let matched = |id: &NodeId| peers.iter().find(|peer| peer.id == *id).map(|p| p.matched);
+        let matched = |id: &MemberId| peers.iter().find(|peer| peer.id == *id).map(|p| p.matched);
         self.transfers.sent.retain(|id, transfer| match transfer {
             Transfer::Running { .. } => true,
             Transfer::CatchingUp {

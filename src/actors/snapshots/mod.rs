@@ -17,7 +17,7 @@ use super::{
     raft_node::{InstallSnapshot, TransferEnded},
     requests::Published,
 };
-use crate::{net::SnapshotError, storage::db::DbError, storage::db::DbSite, types::NodeId};
+use crate::{net::SnapshotError, storage::db::DbError, storage::db::DbSite, types::MemberId};
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
 
@@ -42,7 +42,7 @@ pub struct Snapshots {
     site: DbSite,
     pacing: SnapshotPacing,
     sending: usize,
-    receiving: Option<NodeId>,
+    receiving: Option<MemberId>,
     peers: SnapshotPeers,
     _life: Lifeline,
 }
@@ -93,7 +93,7 @@ impl Snapshots {
 #[rtype(result = "()")]
 pub struct SendSnapshotTo {
     /// The member.
-    pub to: NodeId,
+    pub to: MemberId,
 }
 
 /// Why a snapshot did not get through.

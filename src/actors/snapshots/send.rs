@@ -7,7 +7,7 @@ use crate::{
     failpoint::{FailPoint, hit},
     net::SnapshotSender,
     storage::db::{DbReader, Export},
-    types::{LogIndex, NodeId},
+    types::{LogIndex, MemberId},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use tokio::time::{sleep_until, timeout};
 
 /// Sends what `reader` sees. Gives the log position that it brings the receiver to.
 pub(super) async fn send(
-    to: NodeId,
+    to: MemberId,
     reader: DbReader,
     open: Recipient<OpenSnapshot>,
     pacing: SnapshotPacing,

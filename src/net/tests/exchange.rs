@@ -7,7 +7,7 @@ use crate::{
         codec::tests::message,
     },
     raft::{Body, Envelope},
-    types::NodeId,
+    types::MemberId,
 };
 use bytes::Bytes;
 use proptest::{
@@ -134,10 +134,10 @@ fn a_forwarded_request_is_answered_abandoned_or_cancelled() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let (reply, answer) = oneshot::channel();
-        one.hub.forward(NodeId(9), Bytes::new(), reply);
+        one.hub.forward(MemberId(9), Bytes::new(), reply);
         assert_eq!(
             answer.await.unwrap(),
-            Err(ForwardError::Unreachable(NodeId(9)))
+            Err(ForwardError::Unreachable(MemberId(9)))
         );
         let last = ask(b"d");
         two.hub.close().await;
@@ -374,7 +374,7 @@ fn a_killed_member_comes_back_before_its_silence_is_noticed() {
         });
         let address = address.await.unwrap().to_string();
         let two = crate::net::PeerAddress {
-            id: NodeId(2),
+            id: MemberId(2),
             name: "n2".to_owned(),
             addresses: vec![address],
         };
@@ -396,7 +396,7 @@ fn a_killed_member_comes_back_before_its_silence_is_noticed() {
 struct Silent;
 
 impl crate::net::Inbox for Silent {
-    fn messages(&self, _: NodeId, _: Vec<crate::raft::Message>) -> crate::net::Delivery {
+    fn messages(&self, _: MemberId, _: Vec<crate::raft::Message>) -> crate::net::Delivery {
         Box::pin(async {})
     }
     fn requests(&self, _: Vec<crate::net::PeerRequest>) -> crate::net::Delivery {
@@ -408,10 +408,10 @@ impl crate::net::Inbox for Silent {
     fn snapshot(&self, _: crate::net::IncomingSnapshot) -> crate::net::Delivery {
         Box::pin(async {})
     }
-    fn connected(&self, _: NodeId) {}
-    fn disconnected(&self, _: NodeId) {}
-    fn dropped(&self, _: NodeId) {}
-    fn refused(&self, _: NodeId, _: u64, _: &str) {}
+    fn connected(&self, _: MemberId) {}
+    fn disconnected(&self, _: MemberId) {}
+    fn dropped(&self, _: MemberId) {}
+    fn refused(&self, _: MemberId, _: u64, _: &str) {}
 }
 
 #[test]

@@ -6,7 +6,7 @@ use crate::{
         hello::{self, Hello},
         tls::SERVER_NAME,
     },
-    types::{ClusterId, NodeId},
+    types::{ClusterId, MemberId},
 };
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use quinn::{Connection, Endpoint};
@@ -26,7 +26,7 @@ async fn introduced(authority: &Authority, member: &Member) -> (Endpoint, Connec
     let (endpoint, connection) = connect(authority, "n3", member).await;
     let ours = Hello::new(
         ClusterId(1),
-        NodeId(3),
+        MemberId(3),
         crate::clock::entropy(),
         "n3".to_owned(),
     );
@@ -41,7 +41,7 @@ async fn members(authority: &Authority) -> (Member, Member) {
     let one = Member::start(1, authority.member("n1"));
     let two = Member::start(2, authority.member("n2"));
     let three = crate::net::PeerAddress {
-        id: NodeId(3),
+        id: MemberId(3),
         name: "n3".to_owned(),
         addresses: Vec::new(),
     };

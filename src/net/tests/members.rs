@@ -6,7 +6,7 @@ use crate::{
         PeerAddress, PeerRequest, PeerSecurity, SelfIdentity, TlsFiles, cert,
     },
     raft::{Body, Envelope, LogId, Message},
-    types::{ClusterId, Entry, EntryKind, LogIndex, NodeId, Term},
+    types::{ClusterId, Entry, EntryKind, LogIndex, MemberId, Term},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -85,14 +85,14 @@ impl Authority {
 /// Everything that arrived.
 #[derive(Default)]
 pub(in crate::net) struct Post {
-    pub(in crate::net) messages: RefCell<Vec<(NodeId, Message)>>,
+    pub(in crate::net) messages: RefCell<Vec<(MemberId, Message)>>,
     pub(in crate::net) requests: RefCell<Vec<PeerRequest>>,
     pub(in crate::net) guests: RefCell<Vec<GuestQuestion>>,
     pub(in crate::net) snapshots: RefCell<Vec<IncomingSnapshot>>,
     pub(in crate::net) connected: Cell<usize>,
     pub(in crate::net) disconnected: Cell<usize>,
     pub(in crate::net) dropped: Cell<usize>,
-    pub(in crate::net) refused: RefCell<Vec<(NodeId, u64, String)>>,
+    pub(in crate::net) refused: RefCell<Vec<(MemberId, u64, String)>>,
     /// Appends are not taken while this is set.
     pub(in crate::net) stalled: Cell<bool>,
     changed: Notify,
@@ -110,7 +110,7 @@ impl Post {
         }
     }
 
-    pub(in crate::net) fn bodies_from(&self, from: NodeId) -> Vec<Body> {
+    pub(in crate::net) fn bodies_from(&self, from: MemberId) -> Vec<Body> {
         let messages = self.messages.borrow();
         messages
             .iter()
@@ -127,7 +127,7 @@ impl Post {
 struct SharedPost(Rc<Post>);
 
 impl Inbox for SharedPost {
-    fn messages(&self, from: NodeId, messages: Vec<Message>) -> Delivery {
+    fn messages(&self, from: MemberId, messages: Vec<Message>) -> Delivery {
         let post = Rc::clone(&self.0);
         Box::pin(async move {
             let appends = messages
@@ -161,22 +161,22 @@ impl Inbox for SharedPost {
         Box::pin(async {})
     }
 
-    fn connected(&self, _: NodeId) {
+    fn connected(&self, _: MemberId) {
         self.0.connected.set(self.0.connected.get() + 1);
         self.0.changed.notify_waiters();
     }
 
-    fn disconnected(&self, _: NodeId) {
+    fn disconnected(&self, _: MemberId) {
         self.0.disconnected.set(self.0.disconnected.get() + 1);
         self.0.changed.notify_waiters();
     }
 
-    fn dropped(&self, _: NodeId) {
+    fn dropped(&self, _: MemberId) {
         self.0.dropped.set(self.0.dropped.get() + 1);
         self.0.changed.notify_waiters();
     }
 
-    fn refused(&self, by: NodeId, code: u64, text: &str) {
+    fn refused(&self, by: MemberId, code: u64, text: &str) {
         self.0
             .refused
             .borrow_mut()
@@ -187,7 +187,7 @@ impl Inbox for SharedPost {
 
 /// A member under test.
 pub(in crate::net) struct Member {
-    pub(in crate::net) id: NodeId,
+    pub(in crate::net) id: MemberId,
     pub(in crate::net) name: String,
     pub(in crate::net) hub: Hub,
     pub(in crate::net) post: Rc<Post>,
@@ -228,7 +228,7 @@ impl Member {
             .update(others.iter().map(|other| other.entry()).collect());
     }
 
-    pub(in crate::net) fn say(&self, to: NodeId, body: Body) {
+    pub(in crate::net) fn say(&self, to: MemberId, body: Body) {
         self.hub.send(vec![Envelope {
             to,
             message: Message {
@@ -261,7 +261,7 @@ pub(in crate::net) fn settings(id: u64, security: PeerSecurity) -> HubSettings {
     HubSettings {
         identity: SelfIdentity {
             cluster: ClusterId(1),
-            member: NodeId(id),
+            member: MemberId(id),
             name: format!("n{id}"),
         },
         security,

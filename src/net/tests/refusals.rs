@@ -3,7 +3,7 @@
 use super::members::{Authority, Member, Post, pacing, run, settings};
 use crate::{
     net::{NetError, PeerAddress, ask},
-    types::{ClusterId, NodeId},
+    types::{ClusterId, MemberId},
 };
 use bytes::Bytes;
 
@@ -122,7 +122,7 @@ fn another_member_at_the_address() {
         one.hub.update(vec![
             two.entry(),
             PeerAddress {
-                id: NodeId(5),
+                id: MemberId(5),
                 ..two.entry()
             },
         ]);
@@ -148,7 +148,7 @@ fn a_second_process_with_the_id_of_a_living_member() {
         );
         // Its own id at its own address is no better.
         copy.hub.update(vec![PeerAddress {
-            id: NodeId(6),
+            id: MemberId(6),
             name: String::new(),
             ..two.entry()
         }]);
@@ -193,7 +193,7 @@ fn a_guest_gets_an_answer_and_nothing_else() {
         };
         let (answer, ()) = tokio::join!(asking, answering);
         let answer = answer.unwrap();
-        assert_eq!((answer.cluster, answer.member), (ClusterId(1), NodeId(1)));
+        assert_eq!((answer.cluster, answer.member), (ClusterId(1), MemberId(1)));
         assert_eq!(&answer.answer[..], b"you are 3");
         assert_eq!(one.post.connected.get(), 1, "a guest is not connected");
 

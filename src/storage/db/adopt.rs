@@ -30,7 +30,7 @@ mod tests {
     use super::super::DbOptions;
     use super::super::testing::{FILE, MemDisk, batch};
     use super::*;
-    use crate::types::{ClusterId, NodeId};
+    use crate::types::{ClusterId, MemberId};
 
     #[test]
     fn an_adopted_database_opens_for_its_new_owner_alone() {
@@ -38,7 +38,7 @@ mod tests {
         let open = |identity| Db::open(&disk, FILE, DbOptions::default(), identity);
         let owner = |cluster| Identity {
             cluster: ClusterId(cluster),
-            node: NodeId(2),
+            node: MemberId(2),
         };
         let mut db = open(owner(1)).unwrap();
         for index in 1..=5 {

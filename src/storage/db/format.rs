@@ -4,7 +4,7 @@
 
 use super::error::{Damage, DbError};
 use crate::codec;
-use crate::types::{ClusterId, LogIndex, NodeId, RecordKind, Rev, Revision, Term};
+use crate::types::{ClusterId, LogIndex, MemberId, RecordKind, Rev, Revision, Term};
 use bincode::{Decode, Encode};
 use redb::TableDefinition;
 use std::{fmt, sync::Arc};
@@ -42,7 +42,7 @@ pub struct Identity {
     /// The cluster.
     pub cluster: ClusterId,
     /// The member.
-    pub node: NodeId,
+    pub node: MemberId,
 }
 
 impl fmt::Display for Identity {

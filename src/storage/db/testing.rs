@@ -2,7 +2,9 @@
 
 use super::{Applied, CommitBatch, Db, DbError, DbOptions, Identity};
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
-use crate::types::{ClusterId, LeaseId, LogIndex, NodeId, Record, RecordKind, Rev, Revision, Term};
+use crate::types::{
+    ClusterId, LeaseId, LogIndex, MemberId, Record, RecordKind, Rev, Revision, Term,
+};
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +13,7 @@ use std::sync::{Arc, Mutex};
 pub(super) const FILE: &str = "db/revisions.redb";
 pub(super) const OWNER: Identity = Identity {
     cluster: ClusterId(0xc1),
-    node: NodeId(0xa),
+    node: MemberId(0xa),
 };
 /// Small enough that pages are read again from the disk.
 pub(super) const TINY_CACHE: DbOptions = DbOptions {

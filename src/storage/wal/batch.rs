@@ -5,7 +5,7 @@
 
 use super::segment::SegmentId;
 use crate::storage::disk::DIRECT_ALIGN;
-use crate::types::{Entry, EntryKind, HardState, LogIndex, NodeId, Term};
+use crate::types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
 use bytes::Bytes;
 use std::fmt;
 
@@ -180,7 +180,7 @@ impl BatchHeader {
             reset: (flags & FLAG_RESET != 0).then(|| Term(u64_at(bytes, 48))),
             hard_state: HardState {
                 term: Term(u64_at(bytes, 56)),
-                vote: (flags & FLAG_VOTE != 0).then(|| NodeId(u64_at(bytes, 64))),
+                vote: (flags & FLAG_VOTE != 0).then(|| MemberId(u64_at(bytes, 64))),
                 commit: LogIndex(u64_at(bytes, 72)),
             },
             seal: flags & FLAG_SEAL != 0,
@@ -270,7 +270,7 @@ mod tests {
             reset: Some(Term(5)),
             hard_state: HardState {
                 term: Term(6),
-                vote: Some(NodeId(2)),
+                vote: Some(MemberId(2)),
                 commit: LogIndex(40),
             },
             seal: false,

@@ -5,7 +5,7 @@ use super::tests::{
 };
 use super::*;
 use crate::storage::sim_disk::{Fault, SimDisk};
-use crate::types::NodeId;
+use crate::types::MemberId;
 
 /// What a crash test knows of the log: what was flushed, and what was only appended since.
 #[derive(Default)]
@@ -77,7 +77,7 @@ impl Model {
         };
         self.state = HardState {
             term: Term(self.state.term.0 + 1),
-            vote: Some(NodeId(choices.below(3))),
+            vote: Some(MemberId(choices.below(3))),
             commit: LogIndex(0),
         };
         let count = 1 + choices.below(3);

@@ -1,7 +1,7 @@
 //! What can go wrong with the log. Nothing here is worth a retry: a member whose log fails stops.
 
 use super::segment::SegmentId;
-use crate::types::{ClusterId, LogIndex, NodeId};
+use crate::types::{ClusterId, LogIndex, MemberId};
 use std::io;
 
 /// What to do about a log that cannot be trusted, said at the end of each such error.
@@ -68,11 +68,11 @@ pub enum WalError {
         /// The cluster it was written for.
         found_cluster: ClusterId,
         /// The member it was written by.
-        found_node: NodeId,
+        found_node: MemberId,
         /// The cluster of this member.
         cluster: ClusterId,
         /// This member.
-        node: NodeId,
+        node: MemberId,
     },
     /// The log starts after entries that are still needed.
     #[error("the log starts at entry {first}, but entry {needed} is needed; {ADVICE}")]

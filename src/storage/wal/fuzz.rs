@@ -4,7 +4,7 @@ use super::batch::{BatchHeader, HEADER_BYTES, HEADER_CRC_AT, MAGIC, header_crc};
 use super::{Append, Identity, SegmentId, Wal, WalOptions};
 use crate::storage::disk::{Disk, OpenMode};
 use crate::storage::sim_disk::SimDisk;
-use crate::types::{ClusterId, Entry, EntryKind, HardState, LogIndex, NodeId, Term};
+use crate::types::{ClusterId, Entry, EntryKind, HardState, LogIndex, MemberId, Term};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -85,7 +85,7 @@ fn share(disk: &SimDisk) -> Arc<dyn Disk> {
 fn open(disk: &SimDisk) -> Option<(Wal, Vec<Entry>)> {
     let identity = Identity {
         cluster: ClusterId(1),
-        node: NodeId(2),
+        node: MemberId(2),
     };
     let options = WalOptions {
         segment_bytes: SEGMENT_BYTES,

@@ -5,7 +5,7 @@
 use super::batch::{BatchHeader, Flaw, HEADER_BYTES, u32_at, u64_at};
 use super::error::WalError;
 use crate::storage::disk::{DIRECT_ALIGN, DiskFile};
-use crate::types::{ClusterId, Entry, NodeId};
+use crate::types::{ClusterId, Entry, MemberId};
 use bytes::Bytes;
 use std::{fmt, io, sync::Arc};
 
@@ -69,7 +69,7 @@ pub struct Identity {
     /// The cluster.
     pub cluster: ClusterId,
     /// The member.
-    pub node: NodeId,
+    pub node: MemberId,
 }
 
 /// What a segment's header block says.
@@ -127,7 +127,7 @@ impl SegmentHeader {
             id: SegmentId(u64_at(block, 16)),
             identity: Identity {
                 cluster: ClusterId(u64_at(block, 24)),
-                node: NodeId(u64_at(block, 32)),
+                node: MemberId(u64_at(block, 32)),
             },
             salt: u64_at(block, 40),
             reused: u32_at(block, 12) != 0,
@@ -242,7 +242,7 @@ mod tests {
         id: SegmentId(0x1f),
         identity: Identity {
             cluster: ClusterId(8),
-            node: NodeId(9),
+            node: MemberId(9),
         },
         salt: 7,
         reused: true,

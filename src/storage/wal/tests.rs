@@ -4,11 +4,11 @@
 use super::*;
 use crate::storage::real_disk::RealDisk;
 use crate::storage::sim_disk::{Fault, SimDisk};
-use crate::types::{ClusterId, EntryKind, NodeId};
+use crate::types::{ClusterId, EntryKind, MemberId};
 
 const IDENTITY: Identity = Identity {
     cluster: ClusterId(0xc1),
-    node: NodeId(0xd1),
+    node: MemberId(0xd1),
 };
 pub(super) const DIR: &str = "wal";
 pub(super) const BLOCK: u64 = DIRECT_ALIGN as u64;
@@ -39,7 +39,7 @@ pub(super) fn entries(indexes: std::ops::RangeInclusive<u64>, term: u64) -> Vec<
 fn hard_state(term: u64, commit: u64) -> HardState {
     HardState {
         term: Term(term),
-        vote: Some(NodeId(term % 3)),
+        vote: Some(MemberId(term % 3)),
         commit: LogIndex(commit),
     }
 }
@@ -620,7 +620,7 @@ fn missing_foreign_newer_and_unknown_segments_are_refused() {
     );
 
     let other = Identity {
-        node: NodeId(0xd2),
+        node: MemberId(0xd2),
         ..IDENTITY
     };
     let options = WalOptions {

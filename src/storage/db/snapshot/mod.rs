@@ -27,7 +27,7 @@ pub use import::{DbSite, Import};
 use super::error::DbError;
 use super::format::{Applied, Usage};
 use crate::codec::{self, CodecError};
-use crate::types::{ClusterId, NodeId};
+use crate::types::{ClusterId, MemberId};
 use bincode::{Decode, Encode};
 
 /// The format this version sends, and the only one it takes.
@@ -50,7 +50,7 @@ pub struct SnapshotHeader {
     /// The cluster.
     pub cluster: ClusterId,
     /// Whose database it was.
-    pub from: NodeId,
+    pub from: MemberId,
     /// The log position that it stands for.
     pub applied: Applied,
     /// What table `revisions` holds.

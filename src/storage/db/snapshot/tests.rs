@@ -4,7 +4,7 @@ use super::super::testing::{OWNER, Random, applied, batch, dump, expected};
 use super::super::{Db, DbError, DbOptions, DbSite, Export, Identity, Import};
 use super::{SnapshotFault, SnapshotHeader};
 use crate::storage::sim_disk::{Fault, SimDisk};
-use crate::types::{ClusterId, NodeId, Rev, Revision};
+use crate::types::{ClusterId, MemberId, Rev, Revision};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ fn site(disk: &SimDisk, node: u64) -> DbSite {
         name: NAME,
         options: DbOptions::default(),
         identity: Identity {
-            node: NodeId(node),
+            node: MemberId(node),
             ..OWNER
         },
     }
