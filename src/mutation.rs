@@ -31,6 +31,8 @@ pub enum Mutation {
     ReadWithoutIndex,
     /// A compaction removes what a read at its own revision needs.
     CompactionOffByOne,
+    /// A compaction removes records before the database knows of it.
+    CompactBeforeState,
     /// Some deletions do not reach the database.
     LoseTombstone,
     /// A deposed leader goes on counting leases, and what it asks of them is applied.
@@ -45,7 +47,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::SkipSync,
         Self::AcknowledgeBeforeSync,
         Self::AcknowledgeBeforeCommit,
@@ -56,6 +58,7 @@ impl Mutation {
         Self::ResumeOneLate,
         Self::ReadWithoutIndex,
         Self::CompactionOffByOne,
+        Self::CompactBeforeState,
         Self::LoseTombstone,
         Self::DeposedLeaseRevoke,
         Self::StaleIndex,

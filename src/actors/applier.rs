@@ -7,7 +7,7 @@
 
 use super::{
     committer::{CommitRevisions, Committed, DatabaseReplaced, ForgetRecords, ReplaceDatabase},
-    compactor::{CompactionAccepted, CompactionState, HistoryReplaced},
+    compactor::{CompactionAccepted, CompactionState, Decision, HistoryReplaced},
     fail_stop::Lifeline,
     index::{IndexPublished, ReplaceTree, UpdateIndex},
     latest,
@@ -86,6 +86,11 @@ pub struct Applier {
     members: Arc<Members>,
     /// Records up to here are in the database.
     stored_through: Revision,
+    /// Effects of entries up to here are in the database.
+    stored_applied: LogIndex,
+    /// The newest compaction that the database was found to have begun. Earlier versions could remove records before they
+    /// stored that the log had decided so: such a database lacks history that its state does not know to be compacted.
+    begun_compaction: Revision,
     /// Entries up to here are in the database for good.
     stored_index: LogIndex,
     /// Entries up to here were handed to the committer.
@@ -213,6 +218,8 @@ pub struct ApplierState {
     pub snapshot: Snapshot,
     /// The log position of that state.
     pub applied: Applied,
+    /// The newest compaction that the database has begun.
+    pub begun_compaction: Revision,
     /// The members at that position.
     pub members: Arc<Members>,
     /// Reads the database, which holds all of that state.
@@ -229,7 +236,7 @@ impl Applier {
         let (machine, applied) = (state.machine, state.applied);
         let window = Window {
             newest: machine.revision(),
-            compacted: machine.compacted(),
+            compacted: machine.compacted().max(state.begun_compaction),
         };
         Self {
             visible: applied,
@@ -237,6 +244,8 @@ impl Applier {
             alarms: Arc::new(machine.alarms().clone()),
             members: state.members,
             stored_through: window.newest,
+            stored_applied: applied.index,
+            begun_compaction: state.begun_compaction,
             stored_index: LogIndex(0),
             handed_over: applied.index,
             draining: Vec::new(),
@@ -390,12 +399,19 @@ impl Handler<IndexPublished> for Applier {
         if !batch.records.is_empty() {
             self.tell_watches(batch.records, published);
         }
+        let compacts = batch.compacted.is_some();
         if let Some(revision) = batch.compacted {
+            let decision = Decision {
+                revision,
+                index: batch.applied.index,
+            };
             self.life
-                .deliver(&self.peers.compactor, CompactionAccepted { revision });
+                .deliver(&self.peers.compactor, CompactionAccepted(decision));
         }
         self.report_progress();
-        if self.uncommitted_records >= self.pacing.records_max
+        // A compaction goes on once the database knows of it.
+        if compacts
+            || self.uncommitted_records >= self.pacing.records_max
             || self.uncommitted_bytes >= self.pacing.bytes_max
         {
             self.commit();
@@ -409,6 +425,7 @@ impl Handler<Committed> for Applier {
 
     fn handle(&mut self, committed: Committed, _: &mut Self::Context) {
         self.stored = committed.reader;
+        self.stored_applied = committed.applied.index;
         self.file_bytes = committed.file_bytes;
         self.used_bytes = committed.used_bytes;
         let mut spent = Tail::default();
@@ -539,7 +556,7 @@ impl Applier {
     fn machine_window(&self) -> Window {
         Window {
             newest: self.machine.revision(),
-            compacted: self.machine.compacted(),
+            compacted: self.machine.compacted().max(self.begun_compaction),
         }
     }
 
@@ -558,6 +575,7 @@ impl Applier {
             members: self.members.clone(),
             stored: self.stored.clone(),
             stored_through: self.stored_through,
+            stored_applied: self.stored_applied,
             file_bytes: self.file_bytes,
             used_bytes: self.used_bytes,
         };
@@ -671,7 +689,10 @@ impl Applier {
         let leases = LeasesReplaced(LeaseState::of(&restored, applied.term));
         self.life.deliver(&peers.leases, leases);
         let history = CompactionState {
-            wanted: restored.compacted,
+            wanted: Decision {
+                revision: restored.compacted,
+                index: applied.index,
+            },
             stored: replaced.compaction,
         };
         self.life
@@ -684,6 +705,8 @@ impl Applier {
         (self.applied, self.visible) = (applied, applied);
         (self.stored_index, self.handed_over) = (applied.index, applied.index);
         self.stored_through = self.machine.revision();
+        self.stored_applied = applied.index;
+        self.begun_compaction = begun_compaction(replaced.compaction);
         self.tail = Tail::default();
         self.tail_bytes = 0;
         self.uncommitted = CommitBatch::default();
@@ -702,6 +725,11 @@ impl Applier {
         self.life
             .deliver(&self.peers.replace.raft, StateReplaced { applied });
     }
+}
+
+/// The revision of a compaction in a database, whether it is complete or not.
+pub fn begun_compaction(stored: Option<(Revision, Option<Rev>)>) -> Revision {
+    stored.map_or(Revision::NEVER_COMPACTED, |(through, _)| through)
 }
 
 /// Records the machine has given out: applied but not published, published but not in the database, in the database.

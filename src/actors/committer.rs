@@ -18,7 +18,7 @@ use crate::{
         view::StoredRecords,
         watch::Visit,
     },
-    storage::db::{Applied, CommitBatch, Db, DbError, DbReader, DbSite, OnDamage},
+    storage::db::{Applied, CommitBatch, CompactSpan, Db, DbError, DbReader, DbSite, OnDamage},
     types::{LogIndex, Rev, Revision},
 };
 use actix::prelude::*;
@@ -138,6 +138,8 @@ pub struct DatabaseReplaced {
 pub struct CompactRecords {
     /// The compacted revision; every record up to it is in the database.
     pub through: Revision,
+    /// The log entry that decided the compaction, or a later one: its effects are in the database.
+    pub decided_at: LogIndex,
     /// Where to go on.
     pub from: Rev,
     /// Records to visit at most.
@@ -238,16 +240,24 @@ impl Handler<CompactRecords> for Committer {
             through = through.next();
         }
         hit(FailPoint::BeforeCompactStep);
-        let step = self
-            .db
-            .compact_step(compact.from, through, compact.records_max, |record| {
-                keys.needed_at_compaction(
-                    record::key_slice(record.kv),
-                    record.rev,
-                    record.kind,
-                    through,
-                )
-            });
+        let mut decided_at = compact.decided_at;
+        if mutated(Mutation::CompactBeforeState) {
+            decided_at = LogIndex(0);
+        }
+        let span = CompactSpan {
+            from: compact.from,
+            through,
+            decided_at,
+            records_max: compact.records_max,
+        };
+        let step = self.db.compact_step(span, |record| {
+            keys.needed_at_compaction(
+                record::key_slice(record.kv),
+                record.rev,
+                record.kind,
+                through,
+            )
+        });
         match step {
             Ok(step) => {
                 hit(FailPoint::AfterCompactStep);

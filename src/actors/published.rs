@@ -13,7 +13,7 @@ use crate::{
         view::View,
     },
     storage::db::{Applied, DbReader},
-    types::{MemberId, Rev, Revision},
+    types::{LogIndex, MemberId, Rev, Revision},
 };
 use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
@@ -35,6 +35,8 @@ pub struct Published {
     pub stored: DbReader,
     /// The database holds every record up to this revision.
     pub stored_through: Revision,
+    /// The database holds the effects of the log's entries up to this one.
+    pub stored_applied: LogIndex,
     /// Size of the database file, in bytes.
     pub file_bytes: u64,
     /// Bytes of it that hold records.

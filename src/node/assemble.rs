@@ -10,9 +10,11 @@ use super::{
 };
 use crate::{
     actors::{
-        applier::{Applier, ApplierState, CommitPacing, DrainTail, Peers, ReplacePeers},
+        applier::{
+            Applier, ApplierState, CommitPacing, DrainTail, Peers, ReplacePeers, begun_compaction,
+        },
         committer::{Committer, stop_on_damage},
-        compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers},
+        compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers, Decision},
         fail_stop::{FailStop, Lifeline},
         index::Index,
         latest,
@@ -211,7 +213,10 @@ impl State {
         Self {
             leases: LeaseState::of(restored, db.applied().term),
             compaction: CompactionState {
-                wanted: restored.compacted,
+                wanted: Decision {
+                    revision: restored.compacted,
+                    index: db.applied().index,
+                },
                 stored: db
                     .compaction()
                     .map(|progress| (progress.through, progress.next)),
@@ -220,6 +225,7 @@ impl State {
                 machine: Machine::new(restored.clone(), snapshot.clone()),
                 snapshot,
                 applied: db.applied(),
+                begun_compaction: begun_compaction(db.compaction().map(|it| (it.through, it.next))),
                 members: Arc::new(recovery.members.clone()),
                 stored: recovery.reader.clone(),
                 file_bytes: db.size(),
@@ -247,7 +253,7 @@ impl Channels {
             view: View {
                 window: Window {
                     newest: machine.revision(),
-                    compacted: machine.compacted(),
+                    compacted: machine.compacted().max(applier.begun_compaction),
                 },
                 keys: applier.snapshot.clone(),
                 tail: Tail::default(),
@@ -258,6 +264,7 @@ impl Channels {
             members: applier.members.clone(),
             stored: applier.stored.clone(),
             stored_through: machine.revision(),
+            stored_applied: db.applied().index,
             file_bytes: db.size(),
             used_bytes: db.size_in_use(),
         };

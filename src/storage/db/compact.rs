@@ -11,8 +11,21 @@ use super::format::{
 };
 use super::{Damage, Db};
 use crate::codec;
-use crate::types::{Rev, Revision};
+use crate::types::{LogIndex, Rev, Revision};
 use redb::{ReadableTable, Table};
+
+/// What one step of a compaction may look at.
+#[derive(Clone, Copy, Debug)]
+pub struct CompactSpan {
+    /// The first place in history: `Rev::default()` for a new compaction, then [`CompactStep::next`].
+    pub from: Rev,
+    /// The compacted revision.
+    pub through: Revision,
+    /// The log entry that decided the compaction, or a later one. The database holds its effects.
+    pub decided_at: LogIndex,
+    /// Records to visit at most.
+    pub records_max: usize,
+}
 
 /// What one step of a compaction did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,19 +46,25 @@ fn end_of(through: Revision) -> Rev {
 type Revisions<'a> = Table<'a, &'static [u8; KEY_BYTES], &'static [u8]>;
 
 impl Db {
-    /// Visits at most `budget` records, from `from` on, of revisions up to and including `through`; removes, durably,
-    /// those that `keep` refuses.
+    /// Visits a bounded number of records of a span; removes, durably, those that `keep` refuses.
     ///
     /// A compaction starts at `Rev::default()` and goes on at [`CompactStep::next`], or after a restart at
     /// [`Db::compaction`]. An error poisons, as in [`Db::commit`].
     pub fn compact_step(
         &mut self,
-        from: Rev,
-        through: Revision,
-        budget: usize,
+        span: CompactSpan,
         keep: impl FnMut(RecordRef<'_>) -> bool,
     ) -> Result<CompactStep, DbError> {
+        let CompactSpan { from, through, .. } = span;
+        let budget = span.records_max;
         assert!(budget > 0, "a step without budget would never get on");
+        assert!(
+            span.decided_at <= self.applied.index,
+            "records go before entry {} is stored, which decided so (stored: {}): after a loss of power the member would \
+             answer reads of revisions up to {through} without them",
+            span.decided_at,
+            self.applied.index
+        );
         let mut usage = self.usage;
         let mut progress = CompactionProgress {
             through,
@@ -157,7 +176,7 @@ impl Db {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{MemDisk, Random, batch, dump, expected, open};
+    use super::super::testing::{MemDisk, Random, batch, dump, expected, open, span};
     use super::*;
 
     /// Keeps what has an odd position.
@@ -191,7 +210,7 @@ mod tests {
                 seen.push(record.rev);
                 odd(record)
             };
-            let step = db.compact_step(from, Revision(15), 7, keep).unwrap();
+            let step = db.compact_step(span(from, Revision(15), 7), keep).unwrap();
             assert!(step.visited <= 7, "{step:?} is over budget");
             steps += 1;
             removed += step.removed;
@@ -209,7 +228,7 @@ mod tests {
         assert!(seen.is_sorted_by(|a, b| a < b), "each once, in order");
         assert_eq!(revs(&db), compacted(20, 15));
         assert_eq!(db.usage().records, before.records - 28);
-        let again = db.compact_step(Rev::default(), Revision(1), 7, |_| false);
+        let again = db.compact_step(span(Rev::default(), Revision(1), 7), |_| false);
         assert_eq!(again.unwrap().visited, 0, "nothing is as old");
     }
 
@@ -232,7 +251,11 @@ mod tests {
                     let stored = progress.and_then(|progress| progress.next);
                     assert_eq!(stored.unwrap_or_default(), from, "seed {seed}");
                 }
-                match db.compact_step(from, Revision(25), 9, odd).unwrap().next {
+                match db
+                    .compact_step(span(from, Revision(25), 9), odd)
+                    .unwrap()
+                    .next
+                {
                     Some(next) => from = next,
                     None => break,
                 }
@@ -249,6 +272,21 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "records go before entry 21 is stored")]
+    fn no_record_goes_before_the_entry_that_decided_so_is_stored() {
+        let disk = MemDisk::new();
+        let mut db = open(&disk).unwrap();
+        for index in 1..=20 {
+            db.commit(&batch(index, 4)).unwrap();
+        }
+        let early = CompactSpan {
+            decided_at: LogIndex(21),
+            ..span(Rev::default(), Revision(15), 7)
+        };
+        drop(db.compact_step(early, |_| false));
+    }
+
+    #[test]
     fn freed_space_is_used_again() {
         let disk = MemDisk::new();
         let mut db = open(&disk).unwrap();
@@ -256,7 +294,7 @@ mod tests {
         for index in 1..=400 {
             db.commit(&batch(index, 40)).unwrap();
             let through = Revision(i64::try_from(index).unwrap() - 20);
-            db.compact_step(Rev::default(), through, 1000, |_| false)
+            db.compact_step(span(Rev::default(), through, 1000), |_| false)
                 .unwrap();
             if index == 100 {
                 largest = db.size();

@@ -1,6 +1,8 @@
 //! Tests of what crashes, failing disks and flipped bits do to the database.
 
-use super::testing::{Dump, FILE, MemDisk, OWNER, Random, TINY_CACHE, batch, dump, expected, open};
+use super::testing::{
+    Dump, FILE, MemDisk, OWNER, Random, TINY_CACHE, batch, dump, expected, open, span,
+};
 use super::{Damage, Db, DbError, DbOptions, OnDamage};
 use crate::types::{Rev, Revision};
 use std::ops::ControlFlow;
@@ -92,7 +94,7 @@ fn survive(disk: &MemDisk, allowed: &[(u64, Dump)]) -> Result<u64, DbError> {
     let (_, state) = state.expect("applied index is one that was committed");
     assert_eq!(&dump(&db)?, state, "contents at {applied}");
     db.commit(&batch(applied + 1, WIDTH))?;
-    db.compact_step(Rev::default(), Revision(5), 1000, |_| true)?;
+    db.compact_step(span(Rev::default(), Revision(5), 1000), |_| true)?;
     drop(db);
     let db = open(disk)?;
     assert_eq!(dump(&db)?, expected(applied + 1, WIDTH), "after a commit");
@@ -163,7 +165,9 @@ fn bits_that_flip_while_the_file_is_open_are_never_served() {
             }
             assert_eq!(dump(&db)?, expected(BATCHES, WIDTH), "seed {seed}");
             db.commit(&batch(BATCHES + 1, WIDTH))?;
-            db.compact_step(Rev::default(), Revision(20), 1000, |r| r.rev.sub % 2 == 0)?;
+            db.compact_step(span(Rev::default(), Revision(20), 1000), |r| {
+                r.rev.sub % 2 == 0
+            })?;
             Ok(())
         }));
         match outcome.unwrap_or_else(|_| panic!("seed {seed} panics")) {
@@ -229,7 +233,7 @@ fn a_value_that_changed_in_memory_is_named_not_served() {
     check(reader.scan(all, |_| ControlFlow::Continue(())).unwrap_err());
     check(dump(&db).unwrap_err());
     check(
-        db.compact_step(Rev::default(), Revision(9), 99, |_| false)
+        db.compact_step(span(Rev::default(), Revision(9), 99), |_| false)
             .unwrap_err(),
     );
     assert!(

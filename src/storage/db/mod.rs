@@ -33,7 +33,7 @@ mod sync_mark;
 #[cfg(test)]
 mod testing;
 
-pub use compact::CompactStep;
+pub use compact::{CompactSpan, CompactStep};
 pub use error::{Damage, DbError};
 pub use format::{Applied, CompactionProgress, FORMAT_VERSION, Identity, RecordRef, Usage};
 pub use reader::{DbReader, OnDamage};
@@ -329,7 +329,7 @@ fn put_meta(
 
 #[cfg(test)]
 mod tests {
-    use super::testing::{FILE, MemDisk, applied, batch, dump, expected, open, value};
+    use super::testing::{FILE, MemDisk, applied, batch, dump, expected, open, span, value};
     use super::*;
     use crate::types::{Rev, Revision};
     use std::ops::ControlFlow;
@@ -407,7 +407,7 @@ mod tests {
             db.commit(&batch(index, 4)).unwrap();
         }
         let step = db
-            .compact_step(Rev::default(), Revision(30), 10_000, |_| false)
+            .compact_step(span(Rev::default(), Revision(30), 10_000), |_| false)
             .unwrap();
         assert_eq!((step.next, step.removed), (None, 29 * 4));
         let mut seen = Vec::new();

@@ -1,6 +1,6 @@
 //! What the database's tests share: a disk in memory that crashes and fails, and a small history to store.
 
-use super::{Applied, CommitBatch, Db, DbError, DbOptions, Identity};
+use super::{Applied, CommitBatch, CompactSpan, Db, DbError, DbOptions, Identity};
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
 use crate::types::{
     ClusterId, LeaseId, LogIndex, MemberId, Record, RecordKind, Rev, Revision, Term,
@@ -19,6 +19,16 @@ pub(super) const OWNER: Identity = Identity {
 pub(super) const TINY_CACHE: DbOptions = DbOptions {
     cache_bytes: 16 * 1024,
 };
+
+/// A step of a compaction that the database knows of already.
+pub(super) fn span(from: Rev, through: Revision, records_max: usize) -> CompactSpan {
+    CompactSpan {
+        from,
+        through,
+        decided_at: LogIndex(0),
+        records_max,
+    }
+}
 
 /// Numbers that look random and are the same in every run.
 pub(super) struct Random(pub(super) u64);

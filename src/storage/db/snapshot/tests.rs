@@ -1,6 +1,6 @@
 //! Tests of snapshots: what goes out comes in, and nothing else does.
 
-use super::super::testing::{OWNER, Random, applied, batch, dump, expected};
+use super::super::testing::{OWNER, Random, applied, batch, dump, expected, span};
 use super::super::{Db, DbError, DbOptions, DbSite, Export, Identity, Import};
 use super::{SnapshotFault, SnapshotHeader};
 use crate::storage::sim_disk::{Fault, SimDisk};
@@ -61,7 +61,7 @@ fn take(site: &DbSite, header: &[u8], chunks: &[Bytes]) -> Result<Db, SnapshotFa
 fn what_is_sent_takes_the_place_of_what_was_there() {
     let (_from, mut db) = filled(40);
     let removed = |record: super::super::RecordRef<'_>| record.rev.sub % 2 == 1;
-    db.compact_step(Rev::default(), Revision(20), 30, removed)
+    db.compact_step(span(Rev::default(), Revision(20), 30), removed)
         .unwrap();
     let (header, chunks) = sent(&db);
     assert!(chunks.len() > 10, "the tests want several chunks");
