@@ -7,8 +7,8 @@ use quorate::{
         Delivery, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot, Lane, Listener, Pacing,
         PeerAddress, PeerRequest, PeerSecurity, SelfIdentity, decode_messages, encode_messages,
     },
-    raft::{Body, Envelope, LogId, Message},
-    types::{ClusterId, Entry, EntryKind, LogIndex, MemberId, Term},
+    raft::{Body, Envelope, Message},
+    types::{ClusterId, Entry, EntryKind, LogIndex, LogPosition, MemberId, Term},
 };
 use std::{cell::Cell, rc::Rc};
 use tokio::{
@@ -27,7 +27,7 @@ fn append(entries: u64) -> Message {
     Message {
         term: Term(1),
         body: Body::Append {
-            prev: LogId::default(),
+            prev: LogPosition::default(),
             commit: LogIndex(0),
             entries: (1..=entries).map(entry).collect(),
         },

@@ -5,12 +5,13 @@ use divan::{Bencher, counter::ItemsCount};
 use quorate::{
     kv::record,
     storage::{
-        db::{Applied, CommitBatch, Db, DbOptions, Identity},
+        db::{CommitBatch, Db, DbOptions, Identity},
         real_disk::RealDisk,
         wal::{self, Append, Wal, WalOptions},
     },
     types::{
-        ClusterId, Entry, EntryKind, LogIndex, MemberId, Record, RecordKind, Rev, Revision, Term,
+        ClusterId, Entry, EntryKind, LogIndex, LogPosition, MemberId, Record, RecordKind, Rev,
+        Revision, Term,
     },
 };
 use std::sync::Arc;
@@ -75,7 +76,7 @@ fn redb_batch_commit(bencher: Bencher<'_, '_>, records: i64) {
         .with_inputs(|| {
             let batch = CommitBatch {
                 records: vec![(1..=records).map(|at| record(last + at)).collect()],
-                applied: Applied {
+                applied: LogPosition {
                     index: LogIndex((last + records).unsigned_abs()),
                     term: Term(1),
                 },

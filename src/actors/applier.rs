@@ -27,7 +27,7 @@ use crate::mutation::{Mutation, mutated};
 use crate::{
     codec::{self, CodecError},
     kv::{
-        command::{AlarmKind, Command, EncodedKv, LogPosition, Verdict},
+        command::{AlarmKind, Command, EncodedKv, Verdict},
         index::Snapshot,
         lease::LeaseChange,
         machine::Machine,
@@ -35,8 +35,8 @@ use crate::{
         tail::{self, Tail},
         view::View,
     },
-    storage::db::{Applied, CommitBatch, DbReader},
-    types::{Entry, EntryKind, LogIndex, MemberId, RecordKind, Rev, Revision},
+    storage::db::{CommitBatch, DbReader},
+    types::{Entry, EntryKind, LogIndex, LogPosition, MemberId, RecordKind, Rev, Revision},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -72,7 +72,7 @@ pub struct CommitPacing {
 /// Owns the replicated state. Invariant: `stored.applied <= applied`.
 pub struct Applier {
     machine: Machine,
-    applied: Applied,
+    applied: LogPosition,
     snapshot: Snapshot,
     tail: Tail,
     tail_bytes: usize,
@@ -80,7 +80,7 @@ pub struct Applier {
     file_bytes: u64,
     used_bytes: u64,
     /// What readers see; behind `applied` by the batches not published yet.
-    visible: Applied,
+    visible: LogPosition,
     visible_window: Window,
     alarms: Arc<BTreeSet<(MemberId, AlarmKind)>>,
     members: Arc<Members>,
@@ -152,7 +152,7 @@ pub struct ReplacePeers {
 
 /// One applied batch on its way to being visible.
 struct Batch {
-    applied: Applied,
+    applied: LogPosition,
     window: Window,
     records: tail::Batch,
     answers: Vec<(Reply, Verdict)>,
@@ -201,7 +201,7 @@ pub struct ReplaceState {
 #[rtype(result = "()")]
 pub struct StateReplaced {
     /// Its log position.
-    pub applied: Applied,
+    pub applied: LogPosition,
 }
 
 /// Hands everything to the committer and answers when the database holds it; for a clean stop.
@@ -217,7 +217,7 @@ pub struct ApplierState {
     /// The index at that state.
     pub snapshot: Snapshot,
     /// The log position of that state.
-    pub applied: Applied,
+    pub applied: LogPosition,
     /// The newest compaction that the database has begun.
     pub begun_compaction: Revision,
     /// The members at that position.
@@ -505,14 +505,8 @@ impl Applier {
             self.applied.index.next(),
             "entries are applied in log order, each once"
         );
-        self.applied = Applied {
-            index: entry.index,
-            term: entry.term,
-        };
-        let at = LogPosition {
-            index: entry.index,
-            term: entry.term,
-        };
+        self.applied = entry.position();
+        let at = entry.position();
         let verdict = command
             .map(|command| self.apply_command(&command, at))
             .transpose()?;

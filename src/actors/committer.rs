@@ -18,8 +18,8 @@ use crate::{
         view::StoredRecords,
         watch::Visit,
     },
-    storage::db::{Applied, CommitBatch, CompactSpan, Db, DbError, DbReader, DbSite, OnDamage},
-    types::{LogIndex, Rev, Revision},
+    storage::db::{CommitBatch, CompactSpan, Db, DbError, DbReader, DbSite, OnDamage},
+    types::{LogIndex, LogPosition, Rev, Revision},
 };
 use actix::prelude::*;
 use std::time::Duration;
@@ -94,7 +94,7 @@ pub struct ForgetRecords {
 #[rtype(result = "()")]
 pub struct Committed {
     /// The log position the database contains.
-    pub applied: Applied,
+    pub applied: LogPosition,
     /// A log position that stays sufficient even if the newest commit turns out to be lost: entries up to it can go.
     pub log_needed_after: LogIndex,
     /// The newest revision in it; nothing after a mere compaction step.

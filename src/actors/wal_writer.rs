@@ -10,9 +10,9 @@ use crate::{
     clock, raft,
     storage::{
         disk::Disk,
-        wal::{Append, SnapshotMark, Wal, WalError},
+        wal::{Append, Wal, WalError},
     },
-    types::LogIndex,
+    types::{LogIndex, LogPosition},
 };
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
@@ -175,12 +175,8 @@ impl WalWriter {
 
     fn append(&mut self, persist: &raft::Persist) -> Result<(), WalError> {
         let state = Some(persist.hard_state);
-        let reset = persist.reset.as_ref();
         self.wal.append(&Append {
-            snapshot: reset.map(|id| SnapshotMark {
-                index: id.index,
-                term: id.term,
-            }),
+            snapshot: persist.reset,
             hard_state: state.filter(|state| *state != self.wal.hard_state()),
             entries: &persist.entries,
         })?;

@@ -7,7 +7,7 @@
 use super::{KvError, lease::LeaseChange};
 use crate::{
     codec::Blob,
-    types::{LeaseId, LogIndex, MemberId, Revision, Term},
+    types::{LeaseId, LogIndex, LogPosition, MemberId, Revision, Term},
 };
 use bincode::{BorrowDecode, Decode, Encode};
 use bytes::Bytes;
@@ -56,15 +56,6 @@ impl Command {
         let one = put.or(delete);
         one.into_iter().chain(txn.into_iter().flatten())
     }
-}
-
-/// Where a command stands in the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LogPosition {
-    /// Its index.
-    pub index: LogIndex,
-    /// The term of the leader that put it there.
-    pub term: Term,
 }
 
 /// Writes one key.

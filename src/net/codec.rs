@@ -6,8 +6,8 @@
 use super::frame::{Frame, FrameBatch, FrameBuffer, FrameError};
 use crate::{
     codec,
-    raft::{Body, LogId, Message},
-    types::{Entry, EntryKind, LogIndex, Term},
+    raft::{Body, Message},
+    types::{Entry, EntryKind, LogIndex, LogPosition, Term},
 };
 use bincode::{Decode, Encode};
 use bytes::{Bytes, BytesMut};
@@ -186,7 +186,7 @@ struct WireMessage {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-struct WireLogId {
+struct WirePosition {
     term: Term,
     index: LogIndex,
 }
@@ -203,21 +203,21 @@ struct WireEntry {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 enum WireBody {
     PreVote {
-        last: WireLogId,
+        last: WirePosition,
     },
     PreVoteReply {
         asked: Term,
         granted: bool,
     },
     RequestVote {
-        last: WireLogId,
+        last: WirePosition,
         transfer: bool,
     },
     Vote {
         granted: bool,
     },
     Append {
-        prev: WireLogId,
+        prev: WirePosition,
         commit: LogIndex,
         entries: Vec<WireEntry>,
     },
@@ -226,7 +226,7 @@ enum WireBody {
     },
     AppendRejected {
         rejected: LogIndex,
-        hint: WireLogId,
+        hint: WirePosition,
     },
     Commit {
         commit: LogIndex,
@@ -249,8 +249,8 @@ enum WireBody {
     StaleTerm,
 }
 
-impl From<LogId> for WireLogId {
-    fn from(id: LogId) -> Self {
+impl From<LogPosition> for WirePosition {
+    fn from(id: LogPosition) -> Self {
         Self {
             term: id.term,
             index: id.index,
@@ -258,8 +258,8 @@ impl From<LogId> for WireLogId {
     }
 }
 
-impl From<WireLogId> for LogId {
-    fn from(id: WireLogId) -> Self {
+impl From<WirePosition> for LogPosition {
+    fn from(id: WirePosition) -> Self {
         Self {
             term: id.term,
             index: id.index,
@@ -392,7 +392,7 @@ impl WireBody {
 
 /// The entries after `prev`, their data taken from `payload`.
 fn entries_of(
-    prev: WireLogId,
+    prev: WirePosition,
     wires: &[WireEntry],
     mut payload: Bytes,
 ) -> Result<Vec<Entry>, FrameError> {
@@ -424,12 +424,12 @@ pub(super) mod tests {
     use crate::net::frame::FrameBuffer;
     use proptest::prelude::*;
 
-    fn log_id() -> impl Strategy<Value = LogId> {
+    fn log_id() -> impl Strategy<Value = LogPosition> {
         (any::<u64>(), 0..u64::MAX / 2)
-            .prop_map(|(term, index)| LogId::new(Term(term), LogIndex(index)))
+            .prop_map(|(term, index)| LogPosition::new(Term(term), LogIndex(index)))
     }
 
-    fn entries(prev: LogId) -> impl Strategy<Value = Vec<Entry>> {
+    fn entries(prev: LogPosition) -> impl Strategy<Value = Vec<Entry>> {
         let kinds = prop_oneof![
             Just(EntryKind::Noop),
             Just(EntryKind::Command),
@@ -584,7 +584,7 @@ pub(super) mod tests {
         let message = Message {
             term: Term(3),
             body: Body::Append {
-                prev: LogId::new(Term(2), LogIndex(7)),
+                prev: LogPosition::new(Term(2), LogIndex(7)),
                 commit: LogIndex(6),
                 entries: vec![Entry {
                     term: Term(3),

@@ -131,8 +131,8 @@ mod tests {
     use super::*;
     use crate::{
         net::frame::FrameBuffer,
-        raft::LogId,
-        types::{Entry, EntryKind, LogIndex, Term},
+        raft::LogPosition,
+        types::{Entry, EntryKind, LogIndex, LogPosition, Term},
     };
 
     fn append(bytes: usize) -> Message {
@@ -144,7 +144,7 @@ mod tests {
             data,
         };
         let body = Body::Append {
-            prev: LogId::default(),
+            prev: LogPosition::default(),
             commit: LogIndex(0),
             entries: vec![entry],
         };

@@ -17,15 +17,15 @@ use crate::{
     config::{Config, ConfigError, HostPort},
     kv::{index::Index as Tree, machine::Restored},
     net::NetError,
-    raft::{self, InitialState, InitialStateError, LogId, Membership},
+    raft::{self, InitialState, InitialStateError, Membership},
     storage::{
         db::{self, CommitBatch, Db, DbError, DbOptions, DbReader, DbSite},
         disk::Disk,
         member::{self, Member, MemberError},
         real_disk::DiskError,
-        wal::{self, Append, Recovered, SnapshotMark, Wal, WalError, WalOptions, WalReader},
+        wal::{self, Append, Recovered, Wal, WalError, WalOptions, WalReader},
     },
-    types::{ClusterId, Entry, LogIndex, MemberId},
+    types::{ClusterId, Entry, LogIndex, LogPosition, MemberId},
 };
 use bytes::Bytes;
 use std::{collections::BTreeMap, io, sync::Arc};
@@ -401,7 +401,7 @@ fn complete(member: &Member, fresh: bool, db: &Db, log: &Recovered) -> Result<()
 fn begin_after_snapshot(
     wal: &mut Wal,
     recovered: &mut Recovered,
-    applied: db::Applied,
+    applied: LogPosition,
 ) -> Result<(), StartError> {
     let behind = recovered.last < applied.index;
     let inside = recovered.base < applied.index && !behind;
@@ -417,7 +417,7 @@ fn begin_after_snapshot(
     let hard_state = &mut recovered.hard_state;
     hard_state.commit = hard_state.commit.min(applied.index);
     wal.append(&Append {
-        snapshot: Some(SnapshotMark {
+        snapshot: Some(LogPosition {
             index: applied.index,
             term: applied.term,
         }),
@@ -437,18 +437,18 @@ fn begin_after_snapshot(
 /// What the log still holds of what is applied: other members may need it.
 struct History {
     /// It begins after this.
-    start: LogId,
+    start: LogPosition,
     /// The first entry of each term after that, before the applied one.
-    terms: Vec<LogId>,
+    terms: Vec<LogPosition>,
     /// The applied entry.
     last: Option<Entry>,
 }
 
 impl History {
     /// Nobody needs any.
-    fn none(applied: db::Applied) -> Self {
+    fn none(applied: LogPosition) -> Self {
         Self {
-            start: LogId::new(applied.term, applied.index),
+            start: applied,
             terms: Vec::new(),
             last: None,
         }
@@ -456,7 +456,7 @@ impl History {
 
     /// Reads the log from its beginning to the applied entry.
     fn read(
-        applied: db::Applied,
+        applied: LogPosition,
         log: &WalReader,
         recovered: &Recovered,
     ) -> Result<Self, StartError> {
@@ -466,14 +466,15 @@ impl History {
             return Ok(history);
         }
         let mut next = recovered.base.next();
-        let mut after: Option<LogId> = (recovered.base == LogIndex(0)).then(LogId::default);
+        let mut after: Option<LogPosition> =
+            (recovered.base == LogIndex(0)).then(LogPosition::default);
         while next <= applied {
             for entry in log.read(next, HISTORY_READ_BYTES)? {
                 if entry.index > applied {
                     break;
                 }
                 next = entry.index.next();
-                let id = LogId::new(entry.term, entry.index);
+                let id = entry.position();
                 match after {
                     // The term before the first entry that is left is not known, so the log begins behind that entry.
                     None => history.start = id,
@@ -481,8 +482,8 @@ impl History {
                     Some(before) if before.term != id.term => history.terms.push(id),
                     Some(_) => {}
                 }
-                if after == Some(LogId::default()) {
-                    history.start = LogId::default();
+                if after == Some(LogPosition::default()) {
+                    history.start = LogPosition::default();
                 }
                 after = Some(id);
             }
@@ -492,7 +493,7 @@ impl History {
 }
 
 /// What the log of a member without a database says: the newest entry of which it is known that it was committed.
-fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<db::Applied, StartError> {
+fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<LogPosition, StartError> {
     let (wal, recovered) = Wal::open(disk.clone(), LOG, options, LogIndex(u64::MAX))?;
     let index = recovered.hard_state.commit;
     if index <= recovered.base {
@@ -501,7 +502,7 @@ fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<db::Applied, S
     let entries = wal.reader().read(index, 1)?;
     let entry = entries.first().ok_or(StartError::RefillLog)?;
     let term = entry.term;
-    Ok(db::Applied { index, term })
+    Ok(LogPosition { index, term })
 }
 
 fn raft_config(config: &Config, node: MemberId) -> raft::Config {
@@ -513,7 +514,7 @@ fn raft_config(config: &Config, node: MemberId) -> raft::Config {
 }
 
 fn initial_state(
-    applied: db::Applied,
+    applied: LogPosition,
     membership: Membership,
     history: History,
     mut recovered: Recovered,
@@ -579,7 +580,7 @@ mod tests {
     /// finds.
     fn left(index: u64, term: u64) -> (Vec<u64>, Recovered) {
         let disk = logged();
-        let applied = db::Applied {
+        let applied = LogPosition {
             index: LogIndex(index),
             term: Term(term),
         };

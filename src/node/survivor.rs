@@ -21,9 +21,9 @@ use crate::{
         disk::{Disk, OpenMode},
         member::{self, Member},
         real_disk::RealDisk,
-        wal::{self, Append, Recovered, SnapshotMark, Wal, WalOptions},
+        wal::{self, Append, Recovered, Wal, WalOptions},
     },
-    types::{ClusterId, Entry, EntryKind, LogIndex, MemberId},
+    types::{ClusterId, Entry, EntryKind, LogIndex, LogPosition, MemberId},
 };
 use bytes::Bytes;
 use std::{fmt, io, path::Path, path::PathBuf, sync::Arc};
@@ -297,7 +297,7 @@ fn alone(members: &Members, identity: &Member) -> Result<Membership, StartError>
 fn copy_log(
     old: &Wal,
     recovered: &Recovered,
-    applied: db::Applied,
+    applied: LogPosition,
     log: &mut Wal,
 ) -> Result<(), StartError> {
     let reader = old.reader();
@@ -339,17 +339,11 @@ fn copy_log(
     Ok(log.flush()?)
 }
 
-fn mark_after(first: &[Entry], recovered: &Recovered, applied: db::Applied) -> SnapshotMark {
+fn mark_after(first: &[Entry], recovered: &Recovered, applied: LogPosition) -> LogPosition {
     let before_applied = first.iter().find(|entry| entry.index <= applied.index);
     match before_applied.filter(|_| recovered.last >= applied.index) {
-        Some(entry) => SnapshotMark {
-            index: entry.index,
-            term: entry.term,
-        },
-        None => SnapshotMark {
-            index: applied.index,
-            term: applied.term,
-        },
+        Some(entry) => entry.position(),
+        None => applied,
     }
 }
 

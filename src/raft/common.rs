@@ -6,9 +6,9 @@
 use super::interface::{Config, Persist, ReadLog, ReadState, Reader, SendSnapshot};
 use super::log::{Log, Slice, entry_bytes};
 use super::membership::{History, Membership};
-use super::message::{Body, Envelope, LogId, Message};
+use super::message::{Body, Envelope, Message};
 use super::read_index::ReadQueue;
-use crate::types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
+use crate::types::{Entry, EntryKind, HardState, LogIndex, LogPosition, MemberId, Term};
 use bytes::Bytes;
 use std::collections::VecDeque;
 
@@ -45,7 +45,7 @@ struct Durability {
     /// are overwritten later: an entry that comes back in a later write is durable only with that one.
     in_flight: VecDeque<(u64, LogIndex)>,
     /// The next write resets the log.
-    reset: Option<LogId>,
+    reset: Option<LogPosition>,
 }
 
 /// What was given out to be applied. Invariant: `applied <= handed`.
@@ -216,8 +216,8 @@ impl Common {
     // --- the log ---
 
     /// Appends an entry of this term. The caller leads it.
-    pub(super) fn append_own(&mut self, kind: EntryKind, data: Bytes) -> LogId {
-        let id = LogId::new(self.term, self.log.last().index.next());
+    pub(super) fn append_own(&mut self, kind: EntryKind, data: Bytes) -> LogPosition {
+        let id = LogPosition::new(self.term, self.log.last().index.next());
         self.log.push(Entry {
             term: id.term,
             index: id.index,
@@ -382,7 +382,7 @@ impl Common {
     }
 
     /// A snapshot at `id` is in place of the state machine, and durable.
-    pub(super) fn restore(&mut self, id: LogId, membership: Membership) {
+    pub(super) fn restore(&mut self, id: LogPosition, membership: Membership) {
         if self.log.contains(id) {
             // The entries after it stay; those before may not be durable yet, but nobody needs them.
             self.commit_to(id.index);

@@ -22,7 +22,7 @@
 
 use super::testing::{Disk, Host, Judge, voters};
 use super::*;
-use crate::types::{Entry, EntryKind, MemberId};
+use crate::types::{Entry, EntryKind, LogPosition, MemberId};
 use bytes::Bytes;
 use goldenscript::{Command, Context, Runner};
 use std::collections::{BTreeMap, BTreeSet};
@@ -478,7 +478,7 @@ fn tell_membership(membership: &Membership) -> String {
 }
 
 fn tell_entry(entry: &Entry) -> String {
-    let id = LogId::new(entry.term, entry.index);
+    let id = entry.position();
     match entry.kind {
         EntryKind::Noop => format!("{id}"),
         EntryKind::Command => format!("{id} {}", String::from_utf8_lossy(&entry.data)),

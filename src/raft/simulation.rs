@@ -6,7 +6,7 @@
 use super::common::Random;
 use super::testing::{Disk, Host, Judge, index, voters};
 use super::*;
-use crate::types::{LogIndex, MemberId};
+use crate::types::{LogIndex, LogPosition, MemberId};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -17,7 +17,10 @@ const HEALED_ROUNDS: u32 = 150;
 
 enum Packet {
     Message(Message),
-    Snapshot { at: LogId, membership: Membership },
+    Snapshot {
+        at: LogPosition,
+        membership: Membership,
+    },
 }
 
 struct World {
@@ -429,7 +432,7 @@ impl World {
         }
     }
 
-    fn statuses(&self) -> Vec<(u64, Status, LogId, Membership)> {
+    fn statuses(&self) -> Vec<(u64, Status, LogPosition, Membership)> {
         let of = |(&id, host): (&u64, &Host)| {
             (
                 id,

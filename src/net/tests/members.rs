@@ -5,8 +5,8 @@ use crate::{
         Delivery, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot, Listener, Pacing,
         PeerAddress, PeerRequest, PeerSecurity, SelfIdentity, TlsFiles, cert,
     },
-    raft::{Body, Envelope, LogId, Message},
-    types::{ClusterId, Entry, EntryKind, LogIndex, MemberId, Term},
+    raft::{Body, Envelope, Message},
+    types::{ClusterId, Entry, EntryKind, LogIndex, LogPosition, MemberId, Term},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -295,7 +295,7 @@ pub(in crate::net) fn append(bytes: usize) -> Body {
         data,
     };
     Body::Append {
-        prev: LogId::default(),
+        prev: LogPosition::default(),
         commit: LogIndex(0),
         entries: vec![entry],
     }

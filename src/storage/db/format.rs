@@ -4,7 +4,7 @@
 
 use super::error::{Damage, DbError};
 use crate::codec;
-use crate::types::{ClusterId, LogIndex, MemberId, RecordKind, Rev, Revision, Term};
+use crate::types::{ClusterId, LogIndex, LogPosition, MemberId, RecordKind, Rev, Revision, Term};
 use bincode::{Decode, Encode};
 use redb::TableDefinition;
 use std::{fmt, sync::Arc};
@@ -53,15 +53,6 @@ impl fmt::Display for Identity {
             self.node.0, self.cluster.0
         )
     }
-}
-
-/// How far the log is contained in the database.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub struct Applied {
-    /// The newest log entry whose effects are stored.
-    pub index: LogIndex,
-    /// Its term.
-    pub term: Term,
 }
 
 /// What table `revisions` holds, counted by the commits that wrote it and compared by the scan at start.
@@ -245,6 +236,12 @@ mod tests {
             sealed[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(unseal(key, &sealed), None);
         }
+    }
+
+    #[test]
+    fn a_log_position_is_stored_index_first() {
+        let position = LogPosition::new(Term(2), LogIndex(1));
+        assert_eq!(codec::encode(&position), [1, 2]);
     }
 
     #[test]

@@ -35,13 +35,13 @@ mod testing;
 
 pub use compact::{CompactSpan, CompactStep};
 pub use error::{Damage, DbError};
-pub use format::{Applied, CompactionProgress, FORMAT_VERSION, Identity, RecordRef, Usage};
+pub use format::{CompactionProgress, FORMAT_VERSION, Identity, RecordRef, Usage};
 pub use reader::{DbReader, OnDamage};
 pub use snapshot::{DbSite, Export, Import, SNAPSHOT_VERSION, SnapshotFault, SnapshotHeader};
 
 use crate::codec;
 use crate::storage::disk::DiskFile;
-use crate::types::{LeaseId, Record};
+use crate::types::{LeaseId, LogPosition, Record};
 use error::{from_io, from_redb};
 use format::{LEASES, META, REVISIONS, meta, revision_key, seal};
 use redb::{Database, ReadableDatabase, WriteTransaction};
@@ -74,7 +74,7 @@ pub struct CommitBatch {
     /// Changes that follow all stored ones, in ascending order, in as many pieces as they come.
     pub records: Vec<Arc<[Record]>>,
     /// The log position that the batch brings the store to; never lower than before.
-    pub applied: Applied,
+    pub applied: LogPosition,
     /// Named blobs to write, or to remove. No name begins with `db.`.
     pub meta: Vec<(&'static str, Option<Vec<u8>>)>,
     /// Leases to write, or to remove.
@@ -89,8 +89,8 @@ pub struct Db {
     disk_file: Arc<dyn DiskFile>,
     file: Arc<str>,
     created: bool,
-    applied: Applied,
-    fallback: Applied,
+    applied: LogPosition,
+    fallback: LogPosition,
     usage: Usage,
     compaction: Option<CompactionProgress>,
     file_bytes: u64,
@@ -180,13 +180,13 @@ impl Db {
     }
 
     /// The log position that the database contains.
-    pub fn applied(&self) -> Applied {
+    pub fn applied(&self) -> LogPosition {
         self.applied
     }
 
     /// The log position of the commit before the newest: where the database stands after an open that had to give up
     /// the newest commit, because it was torn or its pages are damaged. Entries after it are still needed.
-    pub fn fallback(&self) -> Applied {
+    pub fn fallback(&self) -> LogPosition {
         self.fallback
     }
 

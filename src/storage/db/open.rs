@@ -1,9 +1,7 @@
 //! Opening the database: creation in one rename, whose it is, which format it has.
 
 use super::error::{Damage, DbError, from_io, from_redb};
-use super::format::{
-    Applied, CompactionProgress, FORMAT_VERSION, Identity, LEASES, REVISIONS, Usage, meta,
-};
+use super::format::{CompactionProgress, FORMAT_VERSION, Identity, LEASES, REVISIONS, Usage, meta};
 use super::guard::Guard;
 use super::reader::read_meta;
 use super::snapshot::remove_leftover;
@@ -12,6 +10,7 @@ use super::{Db, DbOptions, put_meta};
 use crate::codec;
 use crate::storage::backend::DiskBackend;
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
+use crate::types::LogPosition;
 use redb::{Database, ReadableDatabase};
 use std::sync::Arc;
 
@@ -82,7 +81,7 @@ impl Db {
 
 /// What the database's own entries in table `meta` say.
 struct State {
-    applied: Applied,
+    applied: LogPosition,
     usage: Usage,
     compaction: Option<CompactionProgress>,
 }
@@ -153,7 +152,7 @@ fn create(
     let entries = [
         (meta::FORMAT, FORMAT_VERSION.to_le_bytes().to_vec()),
         (meta::IDENTITY, codec::encode(&identity)),
-        (meta::APPLIED, codec::encode(&Applied::default())),
+        (meta::APPLIED, codec::encode(&LogPosition::default())),
         (meta::USAGE, codec::encode(&Usage::default())),
     ];
     for (name, value) in entries {

@@ -1,9 +1,9 @@
 //! What the database's tests share: a disk in memory that crashes and fails, and a small history to store.
 
-use super::{Applied, CommitBatch, CompactSpan, Db, DbError, DbOptions, Identity};
+use super::{CommitBatch, CompactSpan, Db, DbError, DbOptions, Identity};
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
 use crate::types::{
-    ClusterId, LeaseId, LogIndex, MemberId, Record, RecordKind, Rev, Revision, Term,
+    ClusterId, LeaseId, LogIndex, LogPosition, MemberId, Record, RecordKind, Rev, Revision, Term,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -283,8 +283,8 @@ pub(super) fn batch(index: u64, width: u32) -> CommitBatch {
     }
 }
 
-pub(super) fn applied(index: u64) -> Applied {
-    Applied {
+pub(super) fn applied(index: u64) -> LogPosition {
+    LogPosition {
         index: LogIndex(index),
         term: Term(index / 10),
     }

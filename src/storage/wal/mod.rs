@@ -53,7 +53,7 @@ pub use segment::{Identity, SegmentId};
 use crate::failpoint::{FailPoint, hit};
 use crate::mutation::{Mutation, mutated};
 use crate::storage::disk::{DIRECT_ALIGN, Disk, OpenMode, aligned_zeros};
-use crate::types::{Entry, HardState, LogIndex, Term};
+use crate::types::{Entry, HardState, LogIndex, LogPosition, Term};
 use batch::{BatchHeader, BatchId, ENTRY_HEADER_BYTES, span};
 use buffer::BatchBuffer;
 use catalog::{Catalog, lock};
@@ -94,20 +94,11 @@ impl WalOptions {
     }
 }
 
-/// A snapshot that takes the place of the log up to its position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SnapshotMark {
-    /// The last entry it covers.
-    pub index: LogIndex,
-    /// That entry's term.
-    pub term: Term,
-}
-
 /// What to append, in this order: the mark, the hard state, the entries.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Append<'a> {
-    /// Makes all entries so far void; the log goes on after the mark.
-    pub snapshot: Option<SnapshotMark>,
+    /// A snapshot up to this entry replaces the log: all entries so far are void, the next one follows this.
+    pub snapshot: Option<LogPosition>,
     /// Replaces the hard state.
     pub hard_state: Option<HardState>,
     /// Consecutive entries. The first may have an index the log already holds: it and all after it are replaced.

@@ -5,14 +5,14 @@
 //! proves that the bad place was durable once: that is damage, and the start is refused. With nothing later, the bad
 //! place is a torn tail, which nobody was told is durable; it is cut off as a whole.
 
+use super::WalOptions;
 use super::batch::{BatchHeader, BatchId, Flaw};
 use super::catalog::{Catalog, lock};
 use super::error::WalError;
 use super::flipped::flipped_byte;
 use super::segment::{BATCHES_START, Batch, SegmentHeader, SegmentId, SegmentReader};
-use super::{SnapshotMark, WalOptions};
 use crate::storage::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode, aligned_zeros};
-use crate::types::{Entry, HardState, LogIndex};
+use crate::types::{Entry, HardState, LogIndex, LogPosition};
 use std::sync::{Arc, Mutex};
 
 /// Bytes read at once.
@@ -46,7 +46,7 @@ pub struct Recovered {
     /// The last entry's position; `base` where there is none. May be before what the caller's database holds.
     pub last: LogIndex,
     /// The newest snapshot the log was told to start after, while the log still holds that mark.
-    pub snapshot: Option<SnapshotMark>,
+    pub snapshot: Option<LogPosition>,
     /// What was cut off, if a crash tore the last write.
     pub cut: Option<TornTail>,
     /// Whether there was no log, so that one was created.
@@ -288,7 +288,7 @@ impl Replay {
         let entries = &mut self.recovered.entries;
         if let Some(term) = header.reset {
             entries.clear();
-            self.recovered.snapshot = Some(SnapshotMark {
+            self.recovered.snapshot = Some(LogPosition {
                 index: header.base,
                 term,
             });

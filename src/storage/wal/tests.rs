@@ -4,7 +4,7 @@
 use super::*;
 use crate::storage::real_disk::RealDisk;
 use crate::storage::sim_disk::{Fault, SimDisk};
-use crate::types::{ClusterId, EntryKind, MemberId};
+use crate::types::{ClusterId, EntryKind, LogPosition, MemberId};
 
 const IDENTITY: Identity = Identity {
     cluster: ClusterId(0xc1),
@@ -190,7 +190,7 @@ fn a_snapshot_mark_voids_the_log_before_it() {
     on_both_disks(|disk| {
         let (mut wal, _) = open(&disk);
         put(&mut wal, &entries(1..=10, 1));
-        let mark = SnapshotMark {
+        let mark = LogPosition {
             index: LogIndex(500),
             term: Term(4),
         };

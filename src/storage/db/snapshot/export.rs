@@ -1,12 +1,12 @@
 //! The sending side: a read transaction, read a piece at a time into chunks.
 
 use super::super::error::{Damage, DbError};
-use super::super::format::{Applied, Identity, Usage, meta, revision_key};
+use super::super::format::{Identity, Usage, meta, revision_key};
 use super::super::reader::DbReader;
 use super::{SnapshotHeader, Totals, tag};
 use crate::codec;
 use crate::mutation::{Mutation, mutated};
-use crate::types::{LeaseId, Rev, Revision};
+use crate::types::{LeaseId, LogPosition, Rev, Revision};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::ops::ControlFlow;
 
@@ -35,7 +35,7 @@ impl Export {
     /// A snapshot of what `reader` sees, without the blobs in `left_out`.
     pub fn new(reader: DbReader, left_out: &'static [&'static str]) -> Result<Self, DbError> {
         let owner: Identity = own(&reader, meta::IDENTITY)?;
-        let mut applied: Applied = own(&reader, meta::APPLIED)?;
+        let mut applied: LogPosition = own(&reader, meta::APPLIED)?;
         if mutated(Mutation::SnapshotWithoutLastEntry) {
             applied.index = applied.index.next();
         }

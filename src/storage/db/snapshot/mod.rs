@@ -25,9 +25,9 @@ pub(super) use import::remove_leftover;
 pub use import::{DbSite, Import};
 
 use super::error::DbError;
-use super::format::{Applied, Usage};
+use super::format::Usage;
 use crate::codec::{self, CodecError};
-use crate::types::{ClusterId, MemberId};
+use crate::types::{ClusterId, LogPosition, MemberId};
 use bincode::{Decode, Encode};
 
 /// The format this version sends, and the only one it takes.
@@ -52,7 +52,7 @@ pub struct SnapshotHeader {
     /// Whose database it was.
     pub from: MemberId,
     /// The log position that it stands for.
-    pub applied: Applied,
+    pub applied: LogPosition,
     /// What table `revisions` holds.
     pub usage: Usage,
     /// How far the newest compaction got, encoded.
