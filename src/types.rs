@@ -78,6 +78,31 @@ impl Revision {
     }
 }
 
+/// A small pseudo-random generator: fast, and the same sequence for the same seed on every machine. Not for secrets.
+#[derive(Clone, Copy, Debug)]
+pub struct SplitMix64(u64);
+
+impl SplitMix64 {
+    /// A generator whose sequence follows from `seed`.
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next 64 bits.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let once = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let twice = (once ^ (once >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        twice ^ (twice >> 31)
+    }
+
+    /// A number below `bound`, which is not zero. Small bounds only: the remainder of a division is slightly uneven.
+    pub fn below(&mut self, bound: usize) -> usize {
+        let below = self.next_u64() % bound as u64;
+        usize::try_from(below).expect("less than a usize")
+    }
+}
+
 /// One change in the store's history: the revision of its transaction, and its position inside that transaction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rev {
@@ -199,6 +224,19 @@ pub struct HardState {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_generator_is_splitmix64() {
+        // The reference implementation's first numbers (https://prng.di.unimi.it/splitmix64.c).
+        let mut random = SplitMix64::new(1_234_567);
+        let drawn = [random.next_u64(), random.next_u64(), random.next_u64()];
+        let expected = [
+            6_457_827_717_110_365_317,
+            3_203_168_211_198_807_973,
+            9_817_491_932_198_370_423,
+        ];
+        assert_eq!(drawn, expected);
+    }
 
     #[test]
     fn positions_sort_by_term_first() {

@@ -1,5 +1,6 @@
 //! When to try again, and when to say so again.
 
+use crate::types::SplitMix64;
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
@@ -9,7 +10,7 @@ pub(super) struct Backoff {
     least: Duration,
     most: Duration,
     next: Duration,
-    random: u64,
+    random: SplitMix64,
 }
 
 impl Backoff {
@@ -19,7 +20,7 @@ impl Backoff {
             least,
             most,
             next: least,
-            random: seed,
+            random: SplitMix64::new(seed),
         }
     }
 
@@ -29,7 +30,7 @@ impl Backoff {
         self.next = (full * 2).min(self.most);
         let half = full / 2;
         let nanos = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX).max(1);
-        half + Duration::from_nanos(self.draw() % nanos)
+        half + Duration::from_nanos(self.random.next_u64() % nanos)
     }
 
     /// After a success that lasted.
@@ -40,15 +41,6 @@ impl Backoff {
     /// The longest wait.
     pub(super) fn most(&self) -> Duration {
         self.most
-    }
-
-    /// splitmix64.
-    fn draw(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
     }
 }
 

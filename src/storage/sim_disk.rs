@@ -6,6 +6,7 @@
 //! lost although they still read back and a later sync succeeds.
 
 use super::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode};
+use crate::types::SplitMix64;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fmt, io, time::Duration};
@@ -40,7 +41,7 @@ impl fmt::Debug for SimDisk {
 
 #[derive(Debug)]
 struct State {
-    random: u64,
+    random: SplitMix64,
     takes_direct: bool,
     /// The machine's life: handles of earlier ones are dead.
     life: u64,
@@ -163,22 +164,13 @@ impl Inode {
 }
 
 impl State {
-    /// The next pseudo-random number (`SplitMix64`).
-    fn random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
     /// A number below `limit`, which is not zero.
     fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.random() % limit as u64).unwrap_or(0)
+        self.random.below(limit)
     }
 
     fn coin(&mut self) -> bool {
-        self.random() & 1 == 1
+        self.random.next_u64() & 1 == 1
     }
 
     /// Counts an operation, and says whether it fails.
@@ -265,7 +257,7 @@ impl SimDisk {
     /// An empty disk that takes direct I/O, and checks its alignment.
     pub fn new(seed: u64) -> Self {
         let state = State {
-            random: seed,
+            random: SplitMix64::new(seed),
             takes_direct: true,
             life: 0,
             operations: 0,
@@ -476,7 +468,7 @@ impl Disk for SimDisk {
         let mut state = lock(&self.state);
         let drawn = match state.micros_max {
             0 => 0,
-            most => state.random() % most,
+            most => state.random.next_u64() % most,
         };
         Duration::from_micros(drawn.max(state.stalled_micros))
     }

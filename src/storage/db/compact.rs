@@ -176,8 +176,9 @@ impl Db {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{MemDisk, Random, batch, dump, expected, open, span};
+    use super::super::testing::{MemDisk, batch, dump, expected, open, span};
     use super::*;
+    use crate::types::SplitMix64;
 
     /// Keeps what has an odd position.
     fn odd(record: RecordRef<'_>) -> bool {
@@ -235,7 +236,7 @@ mod tests {
     #[test]
     fn an_interrupted_compaction_goes_on_where_it_was() {
         for seed in 0..20 {
-            let mut random = Random(seed);
+            let mut random = SplitMix64::new(seed);
             let mut disk = MemDisk::new();
             let mut db = open(&disk).unwrap();
             for index in 1..=30 {

@@ -3,7 +3,8 @@
 use super::{CommitBatch, CompactSpan, Db, DbError, DbOptions, Identity};
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
 use crate::types::{
-    ClusterId, LeaseId, LogIndex, LogPosition, MemberId, Record, RecordKind, Rev, Revision, Term,
+    ClusterId, LeaseId, LogIndex, LogPosition, MemberId, Record, RecordKind, Rev, Revision,
+    SplitMix64, Term,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -27,18 +28,6 @@ pub(super) fn span(from: Rev, through: Revision, records_max: usize) -> CompactS
         through,
         decided_at: LogIndex(0),
         records_max,
-    }
-}
-
-/// Numbers that look random and are the same in every run.
-pub(super) struct Random(pub(super) u64);
-
-impl Random {
-    pub(super) fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((mixed ^ (mixed >> 31)) % bound as u64).unwrap()
     }
 }
 
@@ -171,7 +160,7 @@ impl MemDisk {
     }
 
     /// The disk after a crash now: of what was not synced, any sectors may have reached it, in any order.
-    pub(super) fn crash(&self, random: &mut Random) -> Self {
+    pub(super) fn crash(&self, random: &mut SplitMix64) -> Self {
         let after = Self::new();
         for (name, file) in self.files.lock().unwrap().iter() {
             let contents = file.contents.lock().unwrap();
