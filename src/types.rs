@@ -29,6 +29,25 @@ number! {
     /// A cluster; members of different clusters refuse each other.
     ClusterId(u64)
 }
+/// Which member of which cluster. Data and connections of another one are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The member.
+    pub member: MemberId,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "member {:x} of cluster {:x}",
+            self.member.0, self.cluster.0
+        )
+    }
+}
+
 number! {
     /// A Raft term.
     Term(u64)

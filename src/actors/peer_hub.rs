@@ -13,7 +13,7 @@ use crate::{
         PeerAddress, PeerRequest, PeerStats, SnapshotError, SnapshotSender,
     },
     raft::{self, Envelope},
-    types::MemberId,
+    types::{Identity, MemberId},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -351,7 +351,7 @@ mod tests {
     use super::*;
     use crate::{
         actors::fail_stop::FailStop,
-        net::{HubSettings, Pacing, PeerSecurity, SelfIdentity},
+        net::{HubSettings, Pacing, PeerSecurity},
         raft::{Body, Message as Said},
         types::{ClusterId, LogIndex, Term},
     };
@@ -442,11 +442,11 @@ mod tests {
         };
         let name = format!("n{id}");
         let settings = HubSettings {
-            identity: SelfIdentity {
+            identity: Identity {
                 cluster: ClusterId(1),
                 member: MemberId(id),
-                name: name.clone(),
             },
+            name: name.clone(),
             security: PeerSecurity::Insecure,
             pacing: Pacing::default(),
             queue_bytes_max: 1_000_000,

@@ -11,7 +11,7 @@ use super::{
     settings,
     tls::{PeerSecurity, SERVER_NAME},
 };
-use crate::types::{ClusterId, MemberId};
+use crate::types::{ClusterId, Identity, MemberId};
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
 use std::{net::SocketAddr, sync::Arc};
@@ -99,7 +99,11 @@ async fn ask_at(
         source,
     })?;
     let connection = connecting.await?;
-    let ours = Hello::new(ClusterId(0), GUEST, 0, name.to_owned());
+    let nobody = Identity {
+        cluster: ClusterId(0),
+        member: GUEST,
+    };
+    let ours = Hello::new(nobody, 0, name.to_owned());
     let theirs = hello::introduce(&connection, &ours, async |_| Ok(())).await?;
     let (mut send, mut receive) = connection.open_bi().await?;
     send.write_all(&question).await?;

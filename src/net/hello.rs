@@ -8,7 +8,7 @@ use super::{
     codec::{VERSION_HIGH, VERSION_LOW},
     error::{NetError, Refusal},
 };
-use crate::types::{ClusterId, MemberId};
+use crate::types::{ClusterId, Identity, MemberId};
 use bytes::{Buf, BufMut};
 use quinn::{Connection, RecvStream, SendStream};
 
@@ -32,12 +32,12 @@ pub(super) struct Hello {
 }
 
 impl Hello {
-    pub(super) fn new(cluster: ClusterId, member: MemberId, boot: u64, name: String) -> Self {
+    pub(super) fn new(identity: Identity, boot: u64, name: String) -> Self {
         Self {
             low: VERSION_LOW,
             high: VERSION_HIGH,
-            cluster,
-            member,
+            cluster: identity.cluster,
+            member: identity.member,
             boot,
             name,
         }
@@ -171,7 +171,11 @@ mod tests {
     }
 
     fn hello() -> Hello {
-        Hello::new(ClusterId(7), MemberId(9), 11, "n1".to_owned())
+        let identity = Identity {
+            cluster: ClusterId(7),
+            member: MemberId(9),
+        };
+        Hello::new(identity, 11, "n1".to_owned())
     }
 
     #[test]

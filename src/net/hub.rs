@@ -17,10 +17,7 @@ use super::{
     hello::{self, Hello},
     link::{self, Answers, Link},
     requests::ForwardReply,
-    settings::{
-        HubSettings, Listener, Pacing, PeerAddress, PeerStats, SelfIdentity, server_config,
-        transport,
-    },
+    settings::{HubSettings, Listener, Pacing, PeerAddress, PeerStats, server_config, transport},
     snapshot::{self, SnapshotSender},
     tls::{self, PeerSecurity, SERVER_NAME, TlsConfigs, TlsWatch},
 };
@@ -290,12 +287,8 @@ impl Inner {
     }
 
     fn hello(&self) -> Hello {
-        let SelfIdentity {
-            cluster,
-            member,
-            name,
-        } = self.settings.identity.clone();
-        Hello::new(cluster, member, self.settings.boot, name)
+        let settings = &self.settings;
+        Hello::new(settings.identity, settings.boot, settings.name.clone())
     }
 
     /// Whether who speaks is who it may be. `expected` is who was dialled.

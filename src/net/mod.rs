@@ -57,7 +57,7 @@ pub use frame::FRAME_BYTES_MAX;
 pub use guest::{GuestAnswer, GuestQuestion, ask};
 pub use hub::Hub;
 pub use requests::{ForwardReply, PeerRequest, REQUEST_BYTES_MAX, Responder, UNDER_WAY_MAX};
-pub use settings::{HubSettings, Listener, Pacing, PeerAddress, PeerStats, SelfIdentity};
+pub use settings::{HubSettings, Listener, Pacing, PeerAddress, PeerStats};
 pub use snapshot::{CHUNK_BYTES_MAX, IncomingSnapshot, SNAPSHOT_HEADER_BYTES_MAX, SnapshotSender};
 pub use tls::{PeerSecurity, TlsFiles};
 

@@ -6,7 +6,7 @@ use super::{
     link::LASTING_STREAMS_MAX,
     tls::{PeerSecurity, TlsConfigs, TlsWatch},
 };
-use crate::types::{ClusterId, MemberId};
+use crate::types::{Identity, MemberId};
 use quinn::TransportConfig;
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -24,17 +24,6 @@ const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * (3 + SNAPSHOTS_MAX + 
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
 /// Before the first measurement. quinn's default, 333 ms, would make the first loss on a dial cost a second.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
-
-/// Who this member is to others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SelfIdentity {
-    /// Its cluster.
-    pub cluster: ClusterId,
-    /// Its id.
-    pub member: MemberId,
-    /// Its name, which its certificate must name.
-    pub name: String,
-}
 
 /// Time between members.
 #[derive(Clone, Copy, Debug)]
@@ -72,8 +61,10 @@ impl Default for Pacing {
 /// What a hub needs to know.
 #[derive(Clone, Debug)]
 pub struct HubSettings {
-    /// Who this member is.
-    pub identity: SelfIdentity,
+    /// This member.
+    pub identity: Identity,
+    /// Its name, which its certificate must name.
+    pub name: String,
     /// How members prove who they are.
     pub security: PeerSecurity,
     /// Time between members.

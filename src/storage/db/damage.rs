@@ -260,7 +260,7 @@ fn a_newer_format_and_another_identity_are_refused() {
     let disk = MemDisk::new();
     drop(open(&disk).unwrap());
     let mut stranger = OWNER;
-    stranger.node.0 += 1;
+    stranger.member.0 += 1;
     let error = Db::open(&disk, FILE, DbOptions::default(), stranger).unwrap_err();
     assert_eq!(
         error.to_string(),

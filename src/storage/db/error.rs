@@ -1,6 +1,6 @@
 //! What can go wrong with the database, and how redb's errors become ours.
 
-use super::format::Identity;
+use crate::types::Identity;
 use crate::types::Rev;
 use std::{io, sync::Arc};
 

@@ -4,7 +4,7 @@
 
 use super::error::{Damage, DbError};
 use crate::codec;
-use crate::types::{ClusterId, LogIndex, LogPosition, MemberId, RecordKind, Rev, Revision, Term};
+use crate::types::{RecordKind, Rev, Revision};
 use bincode::{Decode, Encode};
 use redb::TableDefinition;
 use std::{fmt, sync::Arc};
@@ -34,25 +34,6 @@ pub(super) mod meta {
     pub(crate) const COMPACTION: &str = "db.compaction";
     /// No name of a caller begins with this.
     pub(crate) const RESERVED: &str = "db.";
-}
-
-/// Whose database this is. A file with another identity is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Identity {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// The member.
-    pub node: MemberId,
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "member {:x} of cluster {:x}",
-            self.node.0, self.cluster.0
-        )
-    }
 }
 
 /// What table `revisions` holds, counted by the commits that wrote it and compared by the scan at start.
@@ -201,6 +182,7 @@ pub(super) fn open_record<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{LogIndex, LogPosition, Term};
     use proptest::prelude::*;
 
     fn any_rev() -> impl Strategy<Value = (Rev, RecordKind)> {

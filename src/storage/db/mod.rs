@@ -35,7 +35,7 @@ mod testing;
 
 pub use compact::{CompactSpan, CompactStep};
 pub use error::{Damage, DbError};
-pub use format::{CompactionProgress, FORMAT_VERSION, Identity, RecordRef, Usage};
+pub use format::{CompactionProgress, FORMAT_VERSION, RecordRef, Usage};
 pub use reader::{DbReader, OnDamage};
 pub use snapshot::{DbSite, Export, Import, SNAPSHOT_VERSION, SnapshotFault, SnapshotHeader};
 

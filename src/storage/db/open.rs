@@ -1,7 +1,7 @@
 //! Opening the database: creation in one rename, whose it is, which format it has.
 
 use super::error::{Damage, DbError, from_io, from_redb};
-use super::format::{CompactionProgress, FORMAT_VERSION, Identity, LEASES, REVISIONS, Usage, meta};
+use super::format::{CompactionProgress, FORMAT_VERSION, LEASES, REVISIONS, Usage, meta};
 use super::guard::Guard;
 use super::reader::read_meta;
 use super::snapshot::remove_leftover;
@@ -10,7 +10,7 @@ use super::{Db, DbOptions, put_meta};
 use crate::codec;
 use crate::storage::backend::DiskBackend;
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
-use crate::types::LogPosition;
+use crate::types::{Identity, LogPosition};
 use redb::{Database, ReadableDatabase};
 use std::sync::Arc;
 

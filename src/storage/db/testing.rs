@@ -1,10 +1,10 @@
 //! What the database's tests share: a disk in memory that crashes and fails, and a small history to store.
 
-use super::{CommitBatch, CompactSpan, Db, DbError, DbOptions, Identity};
+use super::{CommitBatch, CompactSpan, Db, DbError, DbOptions};
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
 use crate::types::{
-    ClusterId, LeaseId, LogIndex, LogPosition, MemberId, Record, RecordKind, Rev, Revision,
-    SplitMix64, Term,
+    ClusterId, Identity, LeaseId, LogIndex, LogPosition, MemberId, Record, RecordKind, Rev,
+    Revision, SplitMix64, Term,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 pub(super) const FILE: &str = "db/revisions.redb";
 pub(super) const OWNER: Identity = Identity {
     cluster: ClusterId(0xc1),
-    node: MemberId(0xa),
+    member: MemberId(0xa),
 };
 /// Small enough that pages are read again from the disk.
 pub(super) const TINY_CACHE: DbOptions = DbOptions {

@@ -1,7 +1,7 @@
 //! What can go wrong with the log. Nothing here is worth a retry: a member whose log fails stops.
 
 use super::segment::SegmentId;
-use crate::types::{ClusterId, LogIndex, MemberId};
+use crate::types::{Identity, LogIndex};
 use std::io;
 
 /// What to do about a log that cannot be trusted, said at the end of each such error.
@@ -58,21 +58,14 @@ pub enum WalError {
         supported: u32,
     },
     /// The log belongs to another member or another cluster: the data directory is the wrong one.
-    #[error(
-        "log segment {file} belongs to member {found_node} of cluster {found_cluster}, this is member {node} of cluster \
-         {cluster}: wrong data directory?", found_node = found_node.hex(), node = node.hex(),
-    )]
+    #[error("log segment {file} belongs to {found}, this is {expected}: wrong data directory?")]
     Foreign {
         /// The segment's file.
         file: String,
-        /// The cluster it was written for.
-        found_cluster: ClusterId,
-        /// The member it was written by.
-        found_node: MemberId,
-        /// The cluster of this member.
-        cluster: ClusterId,
-        /// This member.
-        node: MemberId,
+        /// Whose it is.
+        found: Identity,
+        /// Who opens it.
+        expected: Identity,
     },
     /// The log starts after entries that are still needed.
     #[error("the log starts at entry {first}, but entry {needed} is needed; {ADVICE}")]

@@ -48,12 +48,12 @@ mod tests;
 pub use catalog::WalReader;
 pub use error::WalError;
 pub use recovery::{Recovered, TornTail};
-pub use segment::{Identity, SegmentId};
+pub use segment::SegmentId;
 
 use crate::failpoint::{FailPoint, hit};
 use crate::mutation::{Mutation, mutated};
 use crate::storage::disk::{DIRECT_ALIGN, Disk, OpenMode, aligned_zeros};
-use crate::types::{Entry, HardState, LogIndex, LogPosition, Term};
+use crate::types::{Entry, HardState, Identity, LogIndex, LogPosition, Term};
 use batch::{BatchHeader, BatchId, ENTRY_HEADER_BYTES, span};
 use buffer::BatchBuffer;
 use catalog::{Catalog, lock};

@@ -162,10 +162,8 @@ fn open_segments(
         if header.identity != options.identity {
             return Err(WalError::Foreign {
                 file: name,
-                found_cluster: header.identity.cluster,
-                found_node: header.identity.node,
-                cluster: options.identity.cluster,
-                node: options.identity.node,
+                found: header.identity,
+                expected: options.identity,
             });
         }
         if at > 0 && header.salt != replay.salt {

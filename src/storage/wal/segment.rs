@@ -5,7 +5,7 @@
 use super::batch::{BatchHeader, Flaw, HEADER_BYTES, u32_at, u64_at};
 use super::error::WalError;
 use crate::storage::disk::{DIRECT_ALIGN, DiskFile};
-use crate::types::{ClusterId, Entry, MemberId};
+use crate::types::{ClusterId, Entry, Identity, MemberId};
 use bytes::Bytes;
 use std::{fmt, io, sync::Arc};
 
@@ -63,15 +63,6 @@ impl SegmentId {
     }
 }
 
-/// Who writes a log. A log of someone else is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// The member.
-    pub node: MemberId,
-}
-
 /// What a segment's header block says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SegmentHeader {
@@ -94,7 +85,7 @@ impl SegmentHeader {
         block[12..16].copy_from_slice(&u32::from(self.reused).to_le_bytes());
         block[16..24].copy_from_slice(&self.id.0.to_le_bytes());
         block[24..32].copy_from_slice(&self.identity.cluster.0.to_le_bytes());
-        block[32..40].copy_from_slice(&self.identity.node.0.to_le_bytes());
+        block[32..40].copy_from_slice(&self.identity.member.0.to_le_bytes());
         block[40..48].copy_from_slice(&self.salt.to_le_bytes());
         block[48..56].copy_from_slice(&self.bytes.to_le_bytes());
         let crc = crc32c::crc32c(&block[..CRC_AT]);
@@ -127,7 +118,7 @@ impl SegmentHeader {
             id: SegmentId(u64_at(block, 16)),
             identity: Identity {
                 cluster: ClusterId(u64_at(block, 24)),
-                node: MemberId(u64_at(block, 32)),
+                member: MemberId(u64_at(block, 32)),
             },
             salt: u64_at(block, 40),
             reused: u32_at(block, 12) != 0,
@@ -242,7 +233,7 @@ mod tests {
         id: SegmentId(0x1f),
         identity: Identity {
             cluster: ClusterId(8),
-            node: MemberId(9),
+            member: MemberId(9),
         },
         salt: 7,
         reused: true,

@@ -8,7 +8,7 @@ use crate::types::{ClusterId, EntryKind, LogPosition, MemberId};
 
 const IDENTITY: Identity = Identity {
     cluster: ClusterId(0xc1),
-    node: MemberId(0xd1),
+    member: MemberId(0xd1),
 };
 pub(super) const DIR: &str = "wal";
 pub(super) const BLOCK: u64 = DIRECT_ALIGN as u64;
@@ -620,7 +620,7 @@ fn missing_foreign_newer_and_unknown_segments_are_refused() {
     );
 
     let other = Identity {
-        node: MemberId(0xd2),
+        member: MemberId(0xd2),
         ..IDENTITY
     };
     let options = WalOptions {

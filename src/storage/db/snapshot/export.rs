@@ -1,12 +1,12 @@
 //! The sending side: a read transaction, read a piece at a time into chunks.
 
 use super::super::error::{Damage, DbError};
-use super::super::format::{Identity, Usage, meta, revision_key};
+use super::super::format::{Usage, meta, revision_key};
 use super::super::reader::DbReader;
 use super::{SnapshotHeader, Totals, tag};
 use crate::codec;
 use crate::mutation::{Mutation, mutated};
-use crate::types::{LeaseId, LogPosition, Rev, Revision};
+use crate::types::{Identity, LeaseId, LogPosition, Rev, Revision};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::ops::ControlFlow;
 
@@ -42,7 +42,7 @@ impl Export {
         let usage: Usage = own(&reader, meta::USAGE)?;
         let header = SnapshotHeader {
             cluster: owner.cluster,
-            from: owner.node,
+            from: owner.member,
             applied,
             usage,
             compaction: reader.meta(meta::COMPACTION)?,

@@ -5,8 +5,7 @@
 
 use super::super::error::{DbError, from_io, from_redb};
 use super::super::format::{
-    FORMAT_VERSION, Identity, KEY_BYTES, LEASES, REVISIONS, meta, parse_revision_key, revision_key,
-    seal,
+    FORMAT_VERSION, KEY_BYTES, LEASES, REVISIONS, meta, parse_revision_key, revision_key, seal,
 };
 use super::super::noting::NotingDisk;
 use super::super::open::open_redb;
@@ -15,7 +14,7 @@ use super::{END_BYTES, SnapshotFault, SnapshotHeader, Totals, VALUE_BYTES_MAX, t
 use crate::codec;
 use crate::failpoint::{FailPoint, hit};
 use crate::storage::disk::{Disk, DiskFile};
-use crate::types::{LeaseId, Record, Rev};
+use crate::types::{Identity, LeaseId, Record, Rev};
 use bytes::{Buf, Bytes, BytesMut};
 use redb::{Database, WriteTransaction};
 use std::{ops::Bound, sync::Arc};

@@ -1,10 +1,10 @@
 //! Tests of snapshots: what goes out comes in, and nothing else does.
 
 use super::super::testing::{OWNER, applied, batch, dump, expected, span};
-use super::super::{Db, DbError, DbOptions, DbSite, Export, Identity, Import};
+use super::super::{Db, DbError, DbOptions, DbSite, Export, Import};
 use super::{SnapshotFault, SnapshotHeader};
 use crate::storage::sim_disk::{Fault, SimDisk};
-use crate::types::{ClusterId, MemberId, Rev, Revision, SplitMix64};
+use crate::types::{ClusterId, Identity, MemberId, Rev, Revision, SplitMix64};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ fn site(disk: &SimDisk, node: u64) -> DbSite {
         name: NAME,
         options: DbOptions::default(),
         identity: Identity {
-            node: MemberId(node),
+            member: MemberId(node),
             ..OWNER
         },
     }
