@@ -13,7 +13,7 @@ use crate::{
         PeerAddress, PeerRequest, PeerStats, SnapshotError, SnapshotSender,
     },
     raft::{self, Envelope},
-    types::{Identity, MemberId},
+    types::MemberId,
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -353,7 +353,7 @@ mod tests {
         actors::fail_stop::FailStop,
         net::{HubSettings, Pacing, PeerSecurity},
         raft::{Body, Message as Said},
-        types::{ClusterId, LogIndex, Term},
+        types::{ClusterId, Identity, LogIndex, Term},
     };
     use tokio::sync::{mpsc, oneshot};
 

@@ -12,7 +12,7 @@ use crate::{
         disk::Disk,
         wal::{Append, Wal, WalError},
     },
-    types::{LogIndex, LogPosition},
+    types::LogIndex,
 };
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};

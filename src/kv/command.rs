@@ -7,7 +7,7 @@
 use super::{KvError, lease::LeaseChange};
 use crate::{
     codec::Blob,
-    types::{LeaseId, LogIndex, LogPosition, MemberId, Revision, Term},
+    types::{LeaseId, LogIndex, MemberId, Revision, Term},
 };
 use bincode::{BorrowDecode, Decode, Encode};
 use bytes::Bytes;

@@ -4,7 +4,7 @@
 //! tools. The authority's name is derived from its key, so that authorities of two clusters are never mistaken for each other,
 //! and members' certificates can be signed without parsing the authority's. Nothing existing is overwritten.
 
-use super::{error::TlsError, tls};
+use super::{error::TlsError, pem};
 use crate::clock;
 use clap::{Args, Subcommand};
 use rcgen::{
@@ -129,7 +129,7 @@ pub fn make_member(
     valid_for(&mut params, days);
     let cert = params.signed_by(&key, &issuer)?;
     // An authority of another make may have another name: then its members' certificates come from its own tool.
-    tls::check_signed(cert.der(), &ca.join(CA_FILE))?;
+    pem::check_signed(cert.der(), &ca.join(CA_FILE))?;
     write_new(&files[1], &key.serialize_pem())?;
     write_new(&files[0], &cert.pem())?;
     Ok(files.into())
@@ -306,7 +306,7 @@ mod tests {
             let mode = std::fs::metadata(file).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{}", file.display());
         }
-        let names = tls::names_in_file(&member[0]).unwrap();
+        let names = super::super::tls::names_in_file(&member[0]).unwrap();
         assert_eq!(names, ["quorate://member/n1"]);
     }
 

@@ -17,7 +17,10 @@ use super::{
     hello::{self, Hello},
     link::{self, Answers, Link},
     requests::ForwardReply,
-    settings::{HubSettings, Listener, Pacing, PeerAddress, PeerStats, server_config, transport},
+    settings::{
+        HANDSHAKES_MAX, HubSettings, Listener, Pacing, PeerAddress, PeerStats, server_config,
+        transport,
+    },
     snapshot::{self, SnapshotSender},
     tls::{self, PeerSecurity, SERVER_NAME, TlsConfigs, TlsWatch},
 };
@@ -34,8 +37,6 @@ use std::{
 };
 use tokio::{sync::Notify, task::AbortHandle};
 
-/// Connections in their handshake at once; others wait to dial again.
-pub(super) const HANDSHAKES_MAX: usize = 64;
 /// Holds the connections. A handle: clones hold the same ones. Lives on one thread, inside a `LocalSet`.
 #[derive(Clone)]
 pub struct Hub(Rc<Inner>);

@@ -44,6 +44,7 @@ mod hello;
 mod hub;
 mod link;
 mod outbox;
+mod pem;
 mod requests;
 mod settings;
 mod snapshot;

@@ -131,7 +131,6 @@ mod tests {
     use super::*;
     use crate::{
         net::frame::FrameBuffer,
-        raft::LogPosition,
         types::{Entry, EntryKind, LogIndex, LogPosition, Term},
     };
 

@@ -2,7 +2,6 @@
 
 use super::{
     error::NetError,
-    hub::HANDSHAKES_MAX,
     link::LASTING_STREAMS_MAX,
     tls::{PeerSecurity, TlsConfigs, TlsWatch},
 };
@@ -16,6 +15,8 @@ use std::{
 
 /// What one stream may have on its way: the product of the fastest link's bandwidth and round trip we care for.
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Connections in their handshake at once; others wait to dial again.
+pub(super) const HANDSHAKES_MAX: usize = 64;
 /// Snapshots that a peer may send at once; one more stream is the hello's.
 const SNAPSHOTS_MAX: u32 = 3;
 /// What one connection may have on its way. Every stream can fill its own window, so a stalled one takes nothing from others.
@@ -123,7 +124,7 @@ pub struct Listener {
 impl Listener {
     /// Listens on `address`, `HOST:PORT`.
     pub fn open(address: &str, settings: HubSettings) -> Result<Self, NetError> {
-        let name = settings.identity.name.clone();
+        let name = settings.name.clone();
         let (watch, tls) = TlsWatch::open(settings.security.clone(), name)?;
         let failed = |source| NetError::Listen {
             address: address.to_owned(),

@@ -4,7 +4,11 @@
 //! member's name in the certificate is, and the hello compares it (`hello`). TLS 1.3 alone, no session resumption: each
 //! connection proves its identity with the certificates of its own time.
 
-use super::{cert, error::TlsError};
+use super::{
+    cert,
+    error::TlsError,
+    pem::{authority, certificates, private_key, provider},
+};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
     DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -13,16 +17,11 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
     },
-    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
     server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier},
 };
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{fmt, path::PathBuf, sync::Arc, time::SystemTime};
 
 /// The application protocol of peers in the TLS handshake.
 const ALPN: &[u8] = b"quorate-peer";
@@ -213,61 +212,6 @@ fn finished(mut server: rustls::ServerConfig, mut client: rustls::ClientConfig) 
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let text = read(path)?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    match found {
-        Ok(found) if found.is_empty() => Err(pem(path, &"there is no certificate in it")),
-        Ok(found) => Ok(found),
-        Err(error) => Err(pem(path, &error)),
-    }
-}
-
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| pem(path, &error))
-}
-
-fn authority(path: &Path) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for cert in certificates(path)? {
-        roots.add(cert).map_err(|error| TlsError::Authority {
-            path: path.to_owned(),
-            problem: error.to_string(),
-        })?;
-    }
-    Ok(roots)
-}
-
-/// Refuses a certificate that the authority in file `ca` did not sign.
-pub(super) fn check_signed(cert: &CertificateDer<'_>, ca: &Path) -> Result<(), TlsError> {
-    let roots = authority(ca)?;
-    let algorithms = provider().signature_verification_algorithms;
-    let checked = ParsedCertificate::try_from(cert).and_then(|cert| {
-        verify_server_cert_signed_by_trust_anchor(
-            &cert,
-            &roots,
-            &[],
-            UnixTime::now(),
-            algorithms.all,
-        )
-    });
-    match checked {
-        // A certificate made to have ended already is signed nevertheless.
-        Ok(())
-        | Err(rustls::Error::InvalidCertificate(rustls::CertificateError::ExpiredContext {
-            ..
-        })) => Ok(()),
-        Err(error) => Err(TlsError::Authority {
-            path: ca.to_owned(),
-            problem: format!("it is not the one that the key beside it signs for ({error})"),
-        }),
-    }
-}
-
 /// Whom a certificate names: its member URIs, or, if it has none, its DNS names.
 pub(super) fn names(cert: &CertificateDer<'_>) -> Vec<String> {
     let Ok(cert) = webpki::EndEntityCert::try_from(cert) else {
@@ -297,24 +241,8 @@ pub(super) fn is_named(names: &[String], name: &str) -> bool {
 }
 
 #[cfg(test)]
-pub(super) fn names_in_file(path: &Path) -> Result<Vec<String>, TlsError> {
+pub(super) fn names_in_file(path: &std::path::Path) -> Result<Vec<String>, TlsError> {
     Ok(names(&certificates(path)?[0]))
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let failed = |source| TlsError::File {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    };
-    std::fs::read(path).map_err(failed)
-}
-
-fn pem(path: &Path, problem: &dyn fmt::Display) -> TlsError {
-    TlsError::Pem {
-        path: path.to_owned(),
-        problem: problem.to_string(),
-    }
 }
 
 /// Asks of a dialled member a certificate of the authority, if there is one, whatever host it names.
@@ -373,6 +301,7 @@ impl ServerCertVerifier for AuthorityVerifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn files(dir: &Path, name: &str) -> TlsFiles {
         TlsFiles {

@@ -116,7 +116,7 @@ impl fmt::Display for Survival {
         write!(
             f,
             "next       start {} with --data-dir {}, then add members one by one",
-            member.name,
+            owner.name,
             self.into.display()
         )
     }

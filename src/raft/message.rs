@@ -4,7 +4,6 @@
 //! authenticates the sender. Follows section 3 of the Raft paper, with etcd's pre-vote and conflict hints.
 
 use crate::types::{Entry, LogIndex, LogPosition, MemberId, Term};
-use std::fmt;
 
 /// A message and whom it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]

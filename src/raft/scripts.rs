@@ -22,7 +22,7 @@
 
 use super::testing::{Disk, Host, Judge, voters};
 use super::*;
-use crate::types::{Entry, EntryKind, LogPosition, MemberId};
+use crate::types::{Entry, EntryKind, MemberId};
 use bytes::Bytes;
 use goldenscript::{Command, Context, Runner};
 use std::collections::{BTreeMap, BTreeSet};

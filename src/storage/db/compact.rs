@@ -6,9 +6,9 @@
 
 use super::error::{DbError, from_redb};
 use super::format::{
-    CompactionProgress, KEY_BYTES, REVISIONS, RecordRef, Usage, lower_key, meta, open_record,
-    parse_revision_key,
+    CompactionProgress, KEY_BYTES, REVISIONS, Usage, lower_key, meta, parse_revision_key,
 };
+use super::record::{RecordRef, open_record};
 use super::{Damage, Db};
 use crate::codec;
 use crate::types::{LogIndex, Rev, Revision};

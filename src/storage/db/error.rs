@@ -1,5 +1,6 @@
 //! What can go wrong with the database, and how redb's errors become ours.
 
+use super::format::Usage;
 use crate::types::Identity;
 use crate::types::Rev;
 use std::{io, sync::Arc};
@@ -104,9 +105,9 @@ pub enum Damage {
     #[error("table revisions holds {found}, but {counted} were written")]
     Count {
         /// What a full scan found.
-        found: super::format::Usage,
+        found: Usage,
         /// What the commits counted.
-        counted: super::format::Usage,
+        counted: Usage,
     },
     /// A page, or the file's header, does not match its checksum or structure.
     #[error("{0}")]

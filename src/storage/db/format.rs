@@ -2,12 +2,11 @@
 //!
 //! `docs/format.md` is the reader's version of this file; change both together.
 
-use super::error::{Damage, DbError};
 use crate::codec;
 use crate::types::{RecordKind, Rev, Revision};
 use bincode::{Decode, Encode};
 use redb::TableDefinition;
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 /// The format this version writes, and the newest it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -91,17 +90,6 @@ impl CompactionProgress {
     }
 }
 
-/// A stored change, borrowed from the page it was read from. Its checksum was verified.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecordRef<'a> {
-    /// Its place in history.
-    pub rev: Rev,
-    /// What it did.
-    pub kind: RecordKind,
-    /// The encoded `mvccpb.KeyValue`.
-    pub kv: &'a [u8],
-}
-
 /// The key of a record. Byte order is revision order.
 pub(super) fn revision_key(rev: Rev, kind: RecordKind) -> [u8; KEY_BYTES] {
     let major = u64::try_from(rev.major.0);
@@ -150,33 +138,6 @@ pub(super) fn unseal<'a>(key: &[u8], sealed: &'a [u8]) -> Option<&'a [u8]> {
 
 fn checksum(key: &[u8], value: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(key), value)
-}
-
-/// Checks and splits one entry of table `revisions`.
-pub(super) fn open_record<'a>(
-    file: &Arc<str>,
-    key: &[u8; KEY_BYTES],
-    sealed: &'a [u8],
-) -> Result<RecordRef<'a>, DbError> {
-    let damaged = |damage| DbError::Damaged {
-        file: file.clone(),
-        damage,
-    };
-    let table = "revisions";
-    let parsed = parse_revision_key(key);
-    let entry = || match parsed {
-        Some((rev, _)) => format!("revision {}.{}", rev.major, rev.sub),
-        None => format!("key {key:02x?}"),
-    };
-    let Some(kv) = unseal(key, sealed) else {
-        let entry = entry();
-        return Err(damaged(Damage::Checksum { table, entry }));
-    };
-    let Some((rev, kind)) = parsed else {
-        let entry = entry();
-        return Err(damaged(Damage::Malformed { table, entry }));
-    };
-    Ok(RecordRef { rev, kind, kv })
 }
 
 #[cfg(test)]

@@ -28,6 +28,8 @@ mod guard;
 mod noting;
 mod open;
 mod reader;
+mod record;
+mod redb_file;
 mod snapshot;
 mod sync_mark;
 #[cfg(test)]
@@ -35,8 +37,9 @@ mod testing;
 
 pub use compact::{CompactSpan, CompactStep};
 pub use error::{Damage, DbError};
-pub use format::{CompactionProgress, FORMAT_VERSION, RecordRef, Usage};
+pub use format::{CompactionProgress, FORMAT_VERSION, Usage};
 pub use reader::{DbReader, OnDamage};
+pub use record::RecordRef;
 pub use snapshot::{DbSite, Export, Import, SNAPSHOT_VERSION, SnapshotFault, SnapshotHeader};
 
 use crate::codec;

@@ -1,9 +1,8 @@
 //! Reading: an immutable view of one commit, for any thread.
 
 use super::error::{Damage, DbError, from_redb};
-use super::format::{
-    KEY_BYTES, LEASES, META, REVISIONS, RecordRef, lower_key, open_record, revision_key, unseal,
-};
+use super::format::{KEY_BYTES, LEASES, META, REVISIONS, lower_key, revision_key, unseal};
+use super::record::{RecordRef, open_record};
 use crate::types::{LeaseId, RecordKind, Rev};
 use bytes::Bytes;
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable};

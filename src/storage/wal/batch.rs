@@ -3,7 +3,7 @@
 //! The header says where in the log the batch belongs and carries the hard state, so that the newest batch alone
 //! restores it and releasing old segments loses nothing. `docs/format.md` lists every byte.
 
-use super::segment::SegmentId;
+use super::segment_id::SegmentId;
 use crate::storage::disk::DIRECT_ALIGN;
 use crate::types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
 use bytes::Bytes;

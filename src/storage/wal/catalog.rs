@@ -6,7 +6,8 @@
 
 use super::batch::BatchHeader;
 use super::error::WalError;
-use super::segment::{SegmentId, SegmentReader};
+use super::segment::SegmentReader;
+use super::segment_id::SegmentId;
 use crate::storage::disk::DiskFile;
 use crate::types::{Entry, LogIndex};
 use std::collections::{BTreeMap, VecDeque};

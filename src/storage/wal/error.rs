@@ -1,6 +1,6 @@
 //! What can go wrong with the log. Nothing here is worth a retry: a member whose log fails stops.
 
-use super::segment::SegmentId;
+use super::segment_id::SegmentId;
 use crate::types::{Identity, LogIndex};
 use std::io;
 

@@ -40,20 +40,23 @@ mod error;
 mod flipped;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod options;
 mod recovery;
 mod segment;
+mod segment_id;
 #[cfg(test)]
 mod tests;
 
 pub use catalog::WalReader;
 pub use error::WalError;
+pub use options::WalOptions;
 pub use recovery::{Recovered, TornTail};
-pub use segment::SegmentId;
+pub use segment_id::SegmentId;
 
 use crate::failpoint::{FailPoint, hit};
 use crate::mutation::{Mutation, mutated};
 use crate::storage::disk::{DIRECT_ALIGN, Disk, OpenMode, aligned_zeros};
-use crate::types::{Entry, HardState, Identity, LogIndex, LogPosition, Term};
+use crate::types::{Entry, HardState, LogIndex, LogPosition, Term};
 use batch::{BatchHeader, BatchId, ENTRY_HEADER_BYTES, span};
 use buffer::BatchBuffer;
 use catalog::{Catalog, lock};
@@ -68,31 +71,6 @@ const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
 const ZEROS_BYTES: usize = 1024 * 1024;
 /// A segment file before it is complete. One left by a crash is removed.
 const UNFINISHED: &str = "unfinished.tmp";
-
-/// How a log is kept.
-#[derive(Clone, Copy, Debug)]
-pub struct WalOptions {
-    /// Who writes it; a log of someone else is refused.
-    pub identity: Identity,
-    /// A random number, used only when the log is created.
-    pub salt: u64,
-    /// Size of a segment file; a multiple of 4 KiB and at least two of them. A batch that is larger gets a larger file.
-    pub segment_bytes: u64,
-    /// How many released files wait to be reused; more are removed.
-    pub free_segments_max: usize,
-}
-
-impl WalOptions {
-    /// 16 MiB segments, so that the first start is quick, and up to four waiting for reuse.
-    pub fn new(identity: Identity, salt: u64) -> Self {
-        Self {
-            identity,
-            salt,
-            segment_bytes: 16 * 1024 * 1024,
-            free_segments_max: 4,
-        }
-    }
-}
 
 /// What to append, in this order: the mark, the hard state, the entries.
 #[derive(Clone, Copy, Debug, Default)]

@@ -5,12 +5,13 @@
 //! proves that the bad place was durable once: that is damage, and the start is refused. With nothing later, the bad
 //! place is a torn tail, which nobody was told is durable; it is cut off as a whole.
 
-use super::WalOptions;
 use super::batch::{BatchHeader, BatchId, Flaw};
 use super::catalog::{Catalog, lock};
 use super::error::WalError;
 use super::flipped::flipped_byte;
-use super::segment::{BATCHES_START, Batch, SegmentHeader, SegmentId, SegmentReader};
+use super::options::WalOptions;
+use super::segment::{BATCHES_START, Batch, SegmentHeader, SegmentReader};
+use super::segment_id::SegmentId;
 use crate::storage::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode, aligned_zeros};
 use crate::types::{Entry, HardState, LogIndex, LogPosition};
 use std::sync::{Arc, Mutex};

@@ -4,7 +4,7 @@
 use super::*;
 use crate::storage::real_disk::RealDisk;
 use crate::storage::sim_disk::{Fault, SimDisk};
-use crate::types::{ClusterId, EntryKind, LogPosition, MemberId};
+use crate::types::{ClusterId, EntryKind, Identity, MemberId};
 
 const IDENTITY: Identity = Identity {
     cluster: ClusterId(0xc1),

@@ -8,7 +8,7 @@ use super::super::format::{
     FORMAT_VERSION, KEY_BYTES, LEASES, REVISIONS, meta, parse_revision_key, revision_key, seal,
 };
 use super::super::noting::NotingDisk;
-use super::super::open::open_redb;
+use super::super::redb_file::open_redb;
 use super::super::{Db, DbOptions, put_meta};
 use super::{END_BYTES, SnapshotFault, SnapshotHeader, Totals, VALUE_BYTES_MAX, tag};
 use crate::codec;
