@@ -1,8 +1,8 @@
-//! The first words on a connection: which protocol, which cluster, who. Nothing else counts before both sides agree.
+//! The handshake on a new connection: protocol version, cluster, member. Neither side uses the connection before it is done.
 //!
-//! The dialler opens a stream and says hello; the other side checks it and answers with its own; the dialler checks that and
-//! confirms with one byte. Whoever disagrees closes the connection with a [`Refusal`], which the other side reads. The layout of
-//! the hello never changes, so that members of any two versions can tell each other what is wrong; later versions append to it.
+//! The dialler opens a stream and sends its hello; the other side checks it and answers with its own; the dialler checks that
+//! and confirms with one byte. A side that refuses closes the connection with a [`Refusal`], which the other side reads. Later
+//! versions only append to the hello, so that any two versions can read each other's and name what does not fit.
 
 use super::{
     codec::{VERSION_HIGH, VERSION_LOW},
@@ -19,14 +19,14 @@ const START_BYTES: usize = 14;
 const BODY_BYTES_MAX: usize = 4_096;
 const CONFIRMED: u8 = 1;
 
-/// Who speaks.
+/// What each side sends first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
     pub(super) low: u16,
     pub(super) high: u16,
     pub(super) cluster: ClusterId,
     pub(super) member: MemberId,
-    /// Drawn at each start of the process: tells a restarted member from one that dials twice.
+    /// A random number of the process: it differs after a restart, and is the same if one process dials twice.
     pub(super) boot: u64,
     pub(super) name: String,
 }
@@ -109,7 +109,7 @@ pub(super) fn refuse(connection: &Connection, refusal: Refusal) -> NetError {
     refusal.into()
 }
 
-/// Introduces this member to one it dialled. `check` looks at who answered.
+/// The handshake as the dialler. `check` decides on the other side's hello.
 pub(super) async fn introduce(
     connection: &Connection,
     ours: &Hello,
@@ -126,7 +126,7 @@ pub(super) async fn introduce(
     Ok(theirs)
 }
 
-/// Receives a member that dialled this one. `check` looks at who it is.
+/// The handshake as the side that was dialled. `check` decides on the dialler's hello.
 pub(super) async fn welcome(
     connection: &Connection,
     ours: &Hello,

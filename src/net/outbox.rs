@@ -1,4 +1,4 @@
-//! What waits to be written to one connection: a queue for each lane, each bounded in bytes.
+//! The send queues of one connection: one for each lane, each bounded in bytes.
 
 use super::{
     codec::{Lane, WireRequest, push_message, push_request},
@@ -12,11 +12,11 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// What a frame without payload counts.
+/// What a frame without payload counts towards a queue's bound.
 const FRAME_BYTES: usize = 64;
-/// Bytes taken for one write; a longer item goes alone.
+/// Bytes written at once; a longer item is written alone.
 const BATCH_BYTES: usize = 1024 * 1024;
-/// Bytes of heartbeats and votes that may wait: some thousand, seconds of them.
+/// Bytes of heartbeats and votes that may wait: some thousand of them, sent within seconds.
 const VOTES_BYTES_MAX: usize = 256 * 1024;
 
 #[derive(Debug)]
@@ -55,7 +55,7 @@ struct LaneQueue {
 }
 
 impl Outbox {
-    /// Empty queues; the log's and the requests' hold up to `bytes_max` each.
+    /// Empty queues. Those for the log and for requests hold up to `bytes_max` each.
     pub(super) fn new(bytes_max: usize) -> Self {
         let lanes = Lane::ALL.map(|lane| LaneQueue {
             items: RefCell::default(),
@@ -69,7 +69,7 @@ impl Outbox {
         Self { lanes }
     }
 
-    /// Queues a message. False if there is no room; consensus will say it again.
+    /// Queues a message. False if there is no room: Raft sends it again.
     pub(super) fn message(&self, message: Message) -> bool {
         let lane = Lane::of(&message.body);
         self.put(lane, Item::Message(message), false)
@@ -80,7 +80,7 @@ impl Outbox {
         self.put(Lane::Requests, Item::Request(header, payload), false)
     }
 
-    /// Queues a request frame that must not be lost; the number of requests under way bounds how many there are.
+    /// Queues a request frame whatever the bound. There are few of them: at most some per request in flight.
     pub(super) fn notice(&self, header: WireRequest) {
         self.put(Lane::Requests, Item::Request(header, Bytes::new()), true);
     }
@@ -97,7 +97,7 @@ impl Outbox {
         true
     }
 
-    /// All that waits on `lane`, up to [`BATCH_BYTES`], as one write. Waits until there is something.
+    /// Takes all that waits on `lane`, up to [`BATCH_BYTES`], for one write. Waits until there is something.
     pub(super) async fn batch(&self, lane: Lane) -> Vec<Bytes> {
         let queue = &self.lanes[lane.index()];
         while queue.items.borrow().is_empty() {
@@ -120,7 +120,7 @@ impl Outbox {
         frames.into_chunks()
     }
 
-    /// Bytes that wait.
+    /// Bytes that wait, in all queues.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.lanes.iter().map(|lane| lane.bytes.get()).sum()
     }

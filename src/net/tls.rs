@@ -1,8 +1,8 @@
-//! TLS between members: who may connect, read from files, and read again when they change.
+//! TLS between members: certificates and keys, read from files, and again when the files change.
 //!
-//! Both sides show a certificate of the cluster's authority. The host is not part of a peer's identity, for members move; the
-//! member's name in the certificate is, and the hello compares it (`hello`). TLS 1.3 alone, no session resumption: each
-//! connection proves its identity with the certificates of its own time.
+//! Both sides authenticate with a certificate of the cluster's authority. A peer's identity is the member's name in the
+//! certificate, which is compared with its hello (`hello`), not the host, since members move. Only TLS 1.3 is spoken, without
+//! session resumption: each new connection uses the certificates that are valid then.
 
 use super::{
     cert,
@@ -25,13 +25,13 @@ use std::{fmt, path::PathBuf, sync::Arc, time::SystemTime};
 
 /// The application protocol of peers in the TLS handshake.
 const ALPN: &[u8] = b"quorate-peer";
-/// What dialled members are called in the TLS handshake; nobody looks at it.
+/// The server name in the TLS handshake, which is not checked.
 pub(super) const SERVER_NAME: &str = "quorate";
 
-/// How members prove who they are.
+/// How members authenticate each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerSecurity {
-    /// Encrypted, but nobody proves anything.
+    /// Not at all; connections are encrypted.
     Insecure,
     /// By certificates.
     Files(TlsFiles),
@@ -107,7 +107,7 @@ impl TlsFiles {
         Ok(finished(server, client))
     }
 
-    /// What the files look like from outside; a change means that they are worth reading again.
+    /// Modification times and lengths of the files: if they change, the files are read again.
     fn stamps(&self) -> [Option<(SystemTime, u64)>; 3] {
         [&self.cert, &self.key, &self.ca].map(|path| {
             let data = std::fs::metadata(path).ok()?;
@@ -116,7 +116,7 @@ impl TlsFiles {
     }
 }
 
-/// Notices that certificate files changed. It blocks on the file system.
+/// Detects that certificate files changed. Blocks on the file system.
 #[derive(Debug)]
 pub(super) struct TlsWatch {
     security: PeerSecurity,
@@ -125,12 +125,12 @@ pub(super) struct TlsWatch {
 }
 
 impl TlsWatch {
-    /// Reads the files, and takes note of what they look like.
+    /// Reads the files and their modification times.
     pub(super) fn open(
         security: PeerSecurity,
         name: String,
     ) -> Result<(Self, TlsConfigs), TlsError> {
-        // Before they are read: a change in between is noticed later.
+        // Taken before the files are read, so that a change in between is detected later.
         let seen = stamps(&security);
         let configs = security.load(&name)?;
         Ok((
@@ -143,8 +143,8 @@ impl TlsWatch {
         ))
     }
 
-    /// What the files hold, if they changed since the last look. After an error the old configurations stay in use; the files
-    /// are read again when they have changed again.
+    /// The new configurations, if the files changed since the last look. After an error the caller keeps the old ones, and the
+    /// files are read again once they change again.
     pub(super) fn look(&mut self) -> Option<Result<TlsConfigs, TlsError>> {
         let now = stamps(&self.security);
         if now == self.seen {
@@ -212,7 +212,7 @@ fn finished(mut server: rustls::ServerConfig, mut client: rustls::ClientConfig) 
     }
 }
 
-/// Whom a certificate names: its member URIs, or, if it has none, its DNS names.
+/// The names in a certificate: its member URIs, or, if it has none, its DNS names.
 pub(super) fn names(cert: &CertificateDer<'_>) -> Vec<String> {
     let Ok(cert) = webpki::EndEntityCert::try_from(cert) else {
         return Vec::new();
@@ -245,7 +245,8 @@ pub(super) fn names_in_file(path: &std::path::Path) -> Result<Vec<String>, TlsEr
     Ok(names(&certificates(path)?[0]))
 }
 
-/// Asks of a dialled member a certificate of the authority, if there is one, whatever host it names.
+/// Accepts a dialled member's certificate if the authority signed it, whatever host it names; any certificate if there is no
+/// authority.
 #[derive(Debug)]
 struct AuthorityVerifier {
     roots: Option<Arc<RootCertStore>>,

@@ -1,6 +1,6 @@
-//! Whose data directory this is: a small file with the member's identity, written once, before anything else.
+//! The owner of a data directory: a small file with the member's identity, written once, at the end of its first start.
 //!
-//! It names the format of the whole directory, so that an older program refuses a newer directory before it touches it.
+//! It contains the format of the whole directory, so that an older program refuses a newer directory before it writes to it.
 
 use super::disk::{Disk, OpenMode};
 use crate::{
@@ -65,7 +65,7 @@ pub enum MemberError {
     Codec(#[from] CodecError),
 }
 
-/// Reads the identity; nothing if the directory is new.
+/// Reads the owner; `None` if the directory has no such file.
 pub fn read(disk: &dyn Disk) -> Result<Option<Owner>, MemberError> {
     let present = disk
         .list("")
@@ -116,7 +116,7 @@ pub fn read(disk: &dyn Disk) -> Result<Option<Owner>, MemberError> {
     Ok(Some(codec::decode("member identity", &payload)?))
 }
 
-/// Writes the identity of a new directory, durably and whole.
+/// Writes the owner of a new directory, atomically and durably.
 pub fn write(disk: &dyn Disk, owner: &Owner) -> Result<(), MemberError> {
     let payload = codec::encode(owner);
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());

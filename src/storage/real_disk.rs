@@ -1,7 +1,7 @@
 //! The disk of the machine: one data directory, locked against a second process.
 //!
-//! It owns the data directory's lock and decides once, with a probe, whether the file system takes direct I/O. It
-//! leaves out every policy: what a file holds, when to sync it, and what to do about an error are its callers' matter.
+//! It owns the data directory's lock and finds out once, with a probe, whether the file system supports direct I/O. What a file
+//! holds, when it is synced, and what to do about an error is up to the callers.
 
 use super::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode, aligned_zeros};
 use rustix::fs::OFlags;
@@ -10,13 +10,13 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::{io, sync::Arc};
 
-/// The file whose lock says that a process uses the data directory.
+/// The file that a process locks while it uses the data directory.
 pub const LOCK_FILE: &str = "LOCK";
 
-/// Where direct I/O is tried; removed again at once.
+/// The file that direct I/O is tried on; removed at once.
 const PROBE_FILE: &str = "direct-io.probe";
 
-/// The most bytes one direct read asks for: what its aligned copy may take of memory.
+/// The most bytes of one direct read, which bounds its aligned copy in memory.
 const DIRECT_READ_BYTES_MAX: usize = 1024 * 1024;
 
 /// Why a data directory cannot be used. Retrying helps only after someone changed the directory.
@@ -61,7 +61,7 @@ pub struct RealDisk {
 }
 
 impl RealDisk {
-    /// Creates the directory where there is none (for its owner alone), locks it, and tries direct I/O in it.
+    /// Creates the directory if there is none (readable by its owner only), locks it, and tries direct I/O in it.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, DiskError> {
         let root = path.as_ref().to_path_buf();
         create_root(&root)?;
@@ -107,7 +107,7 @@ impl RealDisk {
         &self.root
     }
 
-    /// Where a relative name lies. A name that leaves the data directory is refused.
+    /// The path of a relative name. Fails for a name that leads out of the data directory.
     fn locate(&self, name: &str) -> io::Result<PathBuf> {
         let inside = Path::new(name)
             .components()

@@ -1,9 +1,9 @@
-//! A disk in memory that loses what was not synced, tears writes, flips bits and fails: all from one seed.
+//! A disk in memory that loses unsynced writes, tears writes, flips bits and fails: all from one seed.
 //!
-//! It is test equipment, kept here so that the simulator, the log's tests and redb's can share it. It is deterministic:
-//! no clock, no entropy but the seed. It promises no more than POSIX does: a file's name is durable only after
-//! [`Disk::sync_dir`], its bytes only after [`DiskFile::sync_data`], and after a failed sync the bytes it was about may be
-//! lost although they still read back and a later sync succeeds.
+//! It is for tests, and lives here because the simulator, the log's tests and the database's share it. It is deterministic: it
+//! has no clock, and no entropy but the seed. It guarantees no more than POSIX does: a file's name is durable only after
+//! [`Disk::sync_dir`], its bytes only after [`DiskFile::sync_data`], and after a failed sync unsynced bytes may be lost although
+//! they still read back and a later sync succeeds.
 
 use super::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode};
 use crate::types::SplitMix64;
@@ -11,15 +11,15 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fmt, io, time::Duration};
 
-/// What a disk writes as a whole: within a write that is torn, each sector is new or old.
+/// The unit of a torn write: after a crash each sector of it is either new or old.
 const SECTOR_BYTES: usize = 512;
 
 /// How an operation fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// An I/O error. A write may have done a part; the bytes a sync was about may be lost.
+    /// An I/O error. A write may be done in part; after a failed sync, unsynced bytes may be lost.
     Io,
-    /// No space is left. A write may have done a part.
+    /// No space is left. A write may be done in part.
     NoSpace,
 }
 
@@ -43,7 +43,7 @@ impl fmt::Debug for SimDisk {
 struct State {
     random: SplitMix64,
     takes_direct: bool,
-    /// The machine's life: handles of earlier ones are dead.
+    /// Counts crashes: file handles opened before the last one fail.
     life: u64,
     /// Writes, syncs and changes of names so far.
     operations: u64,
@@ -225,7 +225,7 @@ impl State {
         self.inodes[at].durable = bytes;
     }
 
-    /// Fails a change: a part of a write is done all the same.
+    /// Fails a change, after doing a part of a write.
     fn fail_change(&mut self, inode: usize, change: &Change, fault: Fault) -> io::Error {
         if let Change::Write { offset, data } = change {
             let kept = self.below(data.len() + 1);
@@ -235,7 +235,7 @@ impl State {
         fault.error()
     }
 
-    /// Fails a sync: some of the unsynced changes will never be durable, although they read back.
+    /// Fails a sync: some of the unsynced changes will be lost in a crash, although they read back now.
     fn fail_sync(&mut self, inode: usize, fault: Fault) -> io::Error {
         let mut changes = std::mem::take(&mut self.inodes[inode].unsynced);
         changes.retain(|_| self.coin());
@@ -254,7 +254,7 @@ impl Fault {
 }
 
 impl SimDisk {
-    /// An empty disk that takes direct I/O, and checks its alignment.
+    /// An empty disk that supports direct I/O, and checks its alignment.
     pub fn new(seed: u64) -> Self {
         let state = State {
             random: SplitMix64::new(seed),
@@ -279,7 +279,7 @@ impl SimDisk {
         lock(&self.state).takes_direct = takes;
     }
 
-    /// The machine dies and comes back: every open file is dead, and of what was not synced any part may be lost.
+    /// Power is lost and comes back: open files fail, and any part of what was not synced may be lost.
     pub fn crash(&self) {
         let mut state = lock(&self.state);
         state.life += 1;
@@ -290,7 +290,7 @@ impl SimDisk {
         }
     }
 
-    /// The process dies, the machine goes on: open files are dead, nothing is lost.
+    /// The process is killed and the machine goes on: open files fail, nothing is lost.
     pub fn kill_process(&self) {
         let mut state = lock(&self.state);
         state.life += 1;
@@ -308,12 +308,12 @@ impl SimDisk {
         lock(&self.state).fault = None;
     }
 
-    /// Writes and their syncs take up to so long from now on: what [`Disk::takes`] tells.
+    /// From now on a write with its sync takes up to so long, drawn at random: see [`Disk::takes`].
     pub fn take_up_to(&self, most: Duration) {
         lock(&self.state).micros_max = micros(most);
     }
 
-    /// From now on, each write with its sync takes this long at least; zero ends the stall.
+    /// From now on a write with its sync takes at least so long; zero ends the stall.
     pub fn stall(&self, least: Duration) {
         lock(&self.state).stalled_micros = micros(least);
     }
@@ -328,7 +328,7 @@ impl SimDisk {
         self.change_byte(name, offset, |byte| byte ^ (1 << (bit % 8)))
     }
 
-    /// Flips a random bit of the file and tells which byte it was in. Nothing where there is no byte.
+    /// Flips a random bit of the file, and returns the offset of its byte. `None` if the file is empty or missing.
     pub fn flip_random_bit(&self, name: &str) -> Option<u64> {
         let (offset, bit) = {
             let mut state = lock(&self.state);
@@ -474,7 +474,7 @@ impl Disk for SimDisk {
     }
 }
 
-/// A file opened in one life of the machine.
+/// An open file.
 #[derive(Debug)]
 struct SimFile {
     state: Arc<Mutex<State>>,

@@ -1,4 +1,4 @@
-//! A database changes hands: the recovery from a lost majority makes one member's database that of a new cluster.
+//! Changing a database's identity: quorum recovery makes one member's database that of a new cluster.
 
 use super::Db;
 use super::error::DbError;
@@ -7,7 +7,7 @@ use crate::codec;
 use crate::types::Identity;
 
 impl Db {
-    /// Makes it the database of `identity`, and writes or removes `blobs`, in one transaction. The records stay as they are.
+    /// Changes the database's identity, and writes or removes `blobs`, in one transaction. Records and leases stay.
     pub fn adopt(
         &mut self,
         identity: Identity,

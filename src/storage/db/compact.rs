@@ -1,8 +1,8 @@
 //! Compaction, in steps small enough to come between commits.
 //!
-//! Which records go is the caller's rule (the index knows which are superseded). Each step is a transaction of its own
-//! that also stores how far it got, so an interrupted compaction goes on after a restart. A step visits each record once:
-//! repeating one after a crash does no harm, since a record that must stay stays.
+//! The caller decides which records are removed (the index knows which are superseded). Each step is a transaction of its own
+//! that also stores the progress, so an interrupted compaction continues after a restart. A step that is repeated after a crash
+//! removes nothing that it would have kept before.
 
 use super::error::{DbError, from_redb};
 use super::format::{
@@ -30,9 +30,9 @@ pub struct CompactSpan {
 /// What one step of a compaction did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompactStep {
-    /// Where the next step starts; none when the compaction is complete.
+    /// Where the next step starts; `None` when the compaction is complete.
     pub next: Option<Rev>,
-    /// How many records the step looked at.
+    /// How many records the step visited.
     pub visited: usize,
     /// How many of them it removed.
     pub removed: u64,
@@ -48,7 +48,7 @@ type Revisions<'a> = Table<'a, &'static [u8; KEY_BYTES], &'static [u8]>;
 impl Db {
     /// Visits a bounded number of records of a span; removes, durably, those that `keep` refuses.
     ///
-    /// A compaction starts at `Rev::default()` and goes on at [`CompactStep::next`], or after a restart at
+    /// A compaction starts at `Rev::default()` and continues at [`CompactStep::next`], or after a restart at
     /// [`Db::compaction`]. An error poisons, as in [`Db::commit`].
     pub fn compact_step(
         &mut self,
@@ -122,7 +122,7 @@ impl Db {
         Ok((visited, None))
     }
 
-    /// Removes what `keep` refuses of the records in `from..to`, and tells how much that was.
+    /// Removes the records in `from..to` that `keep` refuses, and returns how many and how large they were.
     fn remove(
         &self,
         table: &mut Revisions<'_>,

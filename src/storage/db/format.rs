@@ -1,6 +1,6 @@
-//! The tables and the bytes in them: keys that sort in revision order, values sealed with a checksum.
+//! The tables and their bytes: keys that sort in revision order, values followed by a checksum.
 //!
-//! `docs/format.md` is the reader's version of this file; change both together.
+//! `docs/format.md` describes the same; change both together.
 
 use crate::codec;
 use crate::types::{RecordKind, Rev, Revision};
@@ -31,11 +31,11 @@ pub(super) mod meta {
     pub(crate) const APPLIED: &str = "db.applied";
     pub(crate) const USAGE: &str = "db.usage";
     pub(crate) const COMPACTION: &str = "db.compaction";
-    /// No name of a caller begins with this.
+    /// Callers' names must not begin with this.
     pub(crate) const RESERVED: &str = "db.";
 }
 
-/// What table `revisions` holds, counted by the commits that wrote it and compared by the scan at start.
+/// The number and size of the records in table `revisions`: counted by each commit, compared by the scan at startup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Usage {
     /// Number of records.
@@ -57,7 +57,7 @@ impl Usage {
         self.bytes += (KEY_BYTES + kv_len + CRC_BYTES) as u64;
     }
 
-    /// What is left after `removed` went.
+    /// The rest without `removed`; `None` if that is more.
     pub(super) fn minus(self, removed: Self) -> Option<Self> {
         Some(Self {
             records: self.records.checked_sub(removed.records)?,
@@ -66,12 +66,12 @@ impl Usage {
     }
 }
 
-/// How far a compaction got. It outlives a restart.
+/// The progress of a compaction, which is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompactionProgress {
     /// The revision compacted at.
     pub through: Revision,
-    /// Where the next step starts; none when every record up to `through` was visited.
+    /// Where the next step starts; `None` when every record up to `through` was visited.
     pub next: Option<Rev>,
 }
 
@@ -109,7 +109,7 @@ pub(super) fn lower_key(rev: Rev) -> [u8; KEY_BYTES] {
     revision_key(rev, RecordKind::Put)
 }
 
-/// What a key says, if this version could have written it.
+/// Decodes a record's key; `None` if this version cannot have written it.
 pub(super) fn parse_revision_key(key: &[u8; KEY_BYTES]) -> Option<(Rev, RecordKind)> {
     let (major, rest) = key.split_first_chunk::<8>()?;
     let (sub, kind) = rest.split_first_chunk::<8>()?;
@@ -123,14 +123,14 @@ pub(super) fn parse_revision_key(key: &[u8; KEY_BYTES]) -> Option<(Rev, RecordKi
     Some((Rev::new(Revision(major), sub), kind))
 }
 
-/// Puts `value` and the checksum over `key` and `value` into `out`.
+/// Writes `value` and the checksum over `key` and `value` into `out`.
 pub(super) fn seal(key: &[u8], value: &[u8], out: &mut Vec<u8>) {
     out.clear();
     out.extend_from_slice(value);
     out.extend_from_slice(&checksum(key, value).to_le_bytes());
 }
 
-/// The value inside `sealed`, if the checksum holds.
+/// The value in `sealed`, if the checksum is right.
 pub(super) fn unseal<'a>(key: &[u8], sealed: &'a [u8]) -> Option<&'a [u8]> {
     let (value, crc) = sealed.split_last_chunk::<CRC_BYTES>()?;
     (checksum(key, value) == u32::from_le_bytes(*crc)).then_some(value)

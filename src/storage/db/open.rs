@@ -1,4 +1,4 @@
-//! Opening the database: creation in one rename, whose it is, which format it has.
+//! Opening the database: creation in one rename, checks of identity and format.
 
 use super::error::{Damage, DbError, from_io, from_redb};
 use super::format::{CompactionProgress, FORMAT_VERSION, LEASES, REVISIONS, Usage, meta};
@@ -12,14 +12,14 @@ use crate::types::{Identity, LogPosition};
 use redb::{Database, ReadableDatabase};
 use std::sync::Arc;
 
-/// What a database under construction is called, after its name.
+/// The suffix of a database's file name until it is complete.
 const UNFINISHED: &str = ".new";
 
 impl Db {
     /// Opens the database in file `name` of `disk`, or makes an empty one that belongs to `identity`.
     ///
-    /// Reads and verifies the whole file, and repairs what a crash left. Fails where the file is damaged, has a newer
-    /// format, or belongs to someone else. The caller holds the lock of the data directory.
+    /// Reads and verifies the whole file, and repairs it after a crash. Fails if the file is damaged, has a newer format, or
+    /// another identity. The caller must hold the lock of the data directory.
     pub fn open(
         disk: &dyn Disk,
         name: &str,
@@ -40,7 +40,7 @@ impl Db {
         Self::open_existing(disk, &file, options, identity, present)
     }
 
-    /// Opens a database that was received, under the name it has until it takes the place of the old one.
+    /// Opens a received database, under the name that it has until it replaces the old one.
     pub(super) fn open_received(
         disk: &dyn Disk,
         file: &Arc<str>,
@@ -77,7 +77,7 @@ impl Db {
     }
 }
 
-/// What the database's own entries in table `meta` say.
+/// The database's own entries of table `meta`.
 struct State {
     applied: LogPosition,
     usage: Usage,
@@ -90,7 +90,7 @@ impl State {
         let required = |name: &'static str| {
             read_meta(&transaction, file, name)?.ok_or_else(|| damaged(file, name, Fault::Missing))
         };
-        // First of all, and from the one table whose layout never changes.
+        // First, since a newer format may have changed everything but the layout of this table.
         let format = required(meta::FORMAT)?;
         let format: [u8; 4] = format
             .as_slice()
@@ -124,7 +124,7 @@ impl State {
     }
 }
 
-/// Makes an empty database under another name and renames it, so that a crash leaves none or a whole one.
+/// Makes an empty database under another name and renames it, so that a crash leaves either none or a complete one.
 fn create(
     disk: &dyn Disk,
     file: &Arc<str>,
@@ -160,7 +160,7 @@ fn create(
         .commit()
         .map_err(|error| from_redb(file, error))?;
     drop(redb);
-    // redb closes as well as it can and says nothing: what it left is repaired, but must be on disk.
+    // redb ignores errors when it closes a file. A file that was not closed cleanly is repaired, but must be durable.
     disk_file.sync_data().map_err(io)?;
     disk.rename(&unfinished, file).map_err(io)?;
     disk.sync_dir(dir).map_err(io)

@@ -1,4 +1,4 @@
-//! The file under redb: opened so that redb verifies all of it, and watched from then on.
+//! Opens redb's file so that redb verifies all of it, with the layers that find later damage.
 
 use super::DbOptions;
 use super::error::{Damage, DbError, from_io, from_redb};
@@ -9,7 +9,7 @@ use crate::storage::disk::{Disk, DiskFile, OpenMode};
 use redb::Database;
 use std::sync::Arc;
 
-/// Lets redb verify and repair the file. `existing` says that it was created before, so that it cannot be empty.
+/// Opens the file; redb verifies and repairs it. `existing`: it was created before, so an empty file is damaged.
 pub(super) fn open_redb(
     disk: &dyn Disk,
     name: &str,
