@@ -3,8 +3,8 @@
 //! The header says where in the log the batch belongs and carries the hard state, so that the newest batch alone
 //! restores it and releasing old segments loses nothing. `docs/format.md` lists every byte.
 
+use super::sectors::Layout;
 use super::segment_id::SegmentId;
-use crate::storage::disk::DIRECT_ALIGN;
 use crate::types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
 use bytes::Bytes;
 use std::fmt;
@@ -94,11 +94,6 @@ pub(super) enum Flaw {
     Entry(BatchId, LogIndex),
 }
 
-/// Bytes on disk of a batch with this payload: header and payload, padded.
-pub(super) fn span(payload_len: usize) -> usize {
-    (HEADER_BYTES + payload_len).next_multiple_of(DIRECT_ALIGN)
-}
-
 pub(super) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     let mut out = [0; N];
     out.copy_from_slice(&bytes[at..at + N]);
@@ -119,9 +114,9 @@ pub(super) fn header_crc(bytes: &[u8], salt: u64) -> u32 {
 }
 
 impl BatchHeader {
-    /// Bytes on disk, padded.
-    pub(super) fn span(&self) -> u64 {
-        span(self.payload_len as usize) as u64
+    /// Bytes on disk in a segment of this layout, padding included.
+    pub(super) fn span(&self, layout: Layout) -> u64 {
+        layout.span(HEADER_BYTES + self.payload_len as usize) as u64
     }
 
     /// The last log position once this batch counts.

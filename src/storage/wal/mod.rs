@@ -21,11 +21,12 @@
 //! # Torn tail or damage
 //!
 //! A batch is written only once the one before it is durable. So a bad batch with a sound later one behind it was
-//! durable once: damage, and the log refuses to open. A bad batch with nothing behind it is a write that a crash tore;
-//! it is cut off. A *seal* behind the last batch (written when the log is idle or stops, and at every start) makes
-//! later damage to that batch told too. The next batch overwrites the seal, so a crash in between shows either. Before the seal
-//! is there, one flipped bit is told from a torn write by trying each (`flipped`), and a file that lost its end by the length
-//! that its header names.
+//! durable once: the log is damaged, and refuses to open. A *seal* behind the last batch is such a later one; it is written
+//! when the log is idle or stops, and at every start, and the next batch overwrites it.
+//!
+//! A bad batch with nothing behind it was torn by a crash, or written whole and damaged since. Each of its sectors ends with a
+//! tag that its place had not had before (`sectors`), so the sectors that were never written are known: if there is one, the
+//! batch was never synced, and it is cut off; if there is none, the log is damaged.
 //!
 //! # What it never does
 //!
@@ -37,15 +38,17 @@ mod catalog;
 #[cfg(test)]
 mod crash_tests;
 mod error;
-mod flipped;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod options;
 mod recovery;
+mod sectors;
 mod segment;
 mod segment_id;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod torn_tests;
 
 pub use catalog::WalReader;
 pub use error::WalError;
@@ -57,11 +60,12 @@ use crate::failpoint::{FailPoint, hit};
 use crate::mutation::{Mutation, mutated};
 use crate::storage::disk::{DIRECT_ALIGN, Disk, OpenMode, aligned_zeros};
 use crate::types::{Entry, HardState, LogIndex, LogPosition, Term};
-use batch::{BatchHeader, BatchId, ENTRY_HEADER_BYTES, span};
+use batch::{BatchHeader, BatchId, ENTRY_HEADER_BYTES};
 use buffer::BatchBuffer;
 use catalog::{Catalog, lock};
 use recovery::{Segment, replay};
-use segment::{BATCHES_START, SegmentHeader};
+use sectors::Layout;
+use segment::{BATCHES_START, SegmentHeader, layout_in};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
@@ -121,7 +125,7 @@ pub struct Wal {
     older: VecDeque<Segment>,
     active: Segment,
     prepared: Option<Segment>,
-    free: Vec<SegmentId>,
+    free: Vec<FreeFile>,
     offset: u64,
     next_batch: BatchId,
     previous_crc: u32,
@@ -172,7 +176,8 @@ impl Wal {
         let catalog = Arc::new(Mutex::new(Catalog::default()));
         let mut replay = replay(&*disk, dir, &ids, &options, after, &catalog)?;
         replay.recovered.created = created;
-        replay.recovered.cut = replay.torn_tail()?;
+        let tails = replay.torn_tails()?;
+        replay.recovered.cut = tails.first().cloned();
         replay.rewrite_last_batch()?;
         let mut behind = replay.segments.split_off(replay.active + 1);
         let Some(active) = replay.segments.pop() else {
@@ -205,7 +210,11 @@ impl Wal {
         for extra in behind.into_iter().rev() {
             wal.retire(&extra)?;
         }
-        wal.cut(replay.recovered.cut.as_ref())?;
+        wal.cut(&tails)?;
+        // Batches go only into segments of the present format.
+        if let Some(plain) = wal.prepared.take_if(|next| next.layout.tag().is_none()) {
+            wal.retire(&plain)?;
+        }
         Ok((wal, replay.recovered))
     }
 
@@ -295,24 +304,29 @@ impl Wal {
         }
         self.poisoned = false;
         lock(&self.catalog).add(&header, self.offset);
-        self.offset += header.span();
+        let span = header.span(self.active.layout);
+        self.offset += span;
         self.active.len = self.active.len.max(self.offset);
         self.next_batch = BatchId(self.next_batch.0 + 1);
         self.sealed = false;
         self.pending = Pending::default();
         self.buffer.clear();
         self.stats.batches += 1;
-        self.stats.batch_bytes += header.span();
+        self.stats.batch_bytes += span;
         Ok(())
     }
 
     /// Writes the pending batch to its place, in the next segment if this one has no room for it.
     fn write_batch(&mut self) -> Result<BatchHeader, WalError> {
-        let bytes = span(self.buffer.payload_len()) as u64;
+        let bytes = self.buffer.span() as u64;
         // A batch larger than a segment makes an empty one grow.
-        if self.offset + bytes > self.active.len && self.offset > BATCHES_START {
+        let is_full = self.offset + bytes > self.active.len && self.offset > BATCHES_START;
+        if is_full || self.active.layout.tag().is_none() {
             self.roll()?;
         }
+        let Some(tag) = self.active.layout.tag() else {
+            unreachable!("segments are made in the present format");
+        };
         let base = match (self.pending.entries, self.pending.reset) {
             (0, None) => self.last,
             _ => self.pending.base,
@@ -323,18 +337,18 @@ impl Wal {
             entries: self.pending.entries,
             ..self.blank_header(self.active.id)
         };
-        self.previous_crc = header.encode(self.salt, self.buffer.padded());
+        let sectors = self.buffer.sectors(tag);
+        self.previous_crc = header.encode(self.salt, sectors);
         self.active
             .file
-            .write_at(self.offset, self.buffer.padded())
+            .write_at(self.offset, sectors)
             .map_err(WalError::io("write", &self.active.name))?;
         Ok(header)
     }
 
     /// The header of a batch with the buffer's payload, or of a seal.
     fn blank_header(&self, segment: SegmentId) -> BatchHeader {
-        let payload = self.buffer.payload();
-        let payload_len = u32::try_from(payload.len());
+        let payload_len = u32::try_from(self.buffer.payload_len());
         BatchHeader {
             segment,
             batch: self.next_batch,
@@ -345,7 +359,7 @@ impl Wal {
             seal: false,
             entries: 0,
             payload_len: payload_len.expect("a batch is bounded far below 4 GiB"),
-            payload_crc: crc32c::crc32c(payload),
+            payload_crc: self.buffer.payload_crc(),
         }
     }
 
@@ -354,7 +368,8 @@ impl Wal {
         let Some(next) = self.prepared.take() else {
             unreachable!("a segment was prepared the line before");
         };
-        lock(&self.catalog).add_file(next.id, next.name.clone(), Arc::clone(&next.file));
+        let file = Arc::clone(&next.file);
+        lock(&self.catalog).add_file(next.id, next.name.clone(), file, next.layout);
         self.offset = BATCHES_START;
         self.older
             .push_back(std::mem::replace(&mut self.active, next));
@@ -404,13 +419,15 @@ impl Wal {
 
     /// Takes a segment out of the log. Each is durably gone before the next, so that no crash leaves a hole.
     fn retire(&mut self, segment: &Segment) -> Result<(), WalError> {
-        if self.free.len() < self.options.free_segments_max
-            && segment.len == self.options.segment_bytes
-        {
+        let is_needed = self.free.len() < self.options.free_segments_max
+            && segment.len == self.options.segment_bytes;
+        let lives = segment.layout.lives_after().filter(|_| is_needed);
+        if let Some(lives) = lives {
             let to = format!("{}/{}", self.dir, segment.id.free_name());
             let renamed = self.disk.rename(&segment.name, &to);
             renamed.map_err(WalError::io("rename", &segment.name))?;
-            self.free.push(segment.id);
+            let id = segment.id;
+            self.free.push(FreeFile { id, lives });
         } else {
             let removed = self.disk.remove(&segment.name);
             removed.map_err(WalError::io("remove", &segment.name))?;
@@ -419,8 +436,8 @@ impl Wal {
         synced.map_err(WalError::io("sync", &self.dir))
     }
 
-    /// Flushes, then marks the last batch as durable with a seal behind it, unsynced: nothing depends on it, but a bit
-    /// that flips in the last batch is then told from a torn write. For an idle log and a clean stop.
+    /// Flushes, then marks the last batch as durable with a seal behind it, unsynced: nothing depends on it, but sectors that
+    /// the last batch loses later then count as damage. For an idle log and a clean stop.
     pub fn seal(&mut self) -> Result<(), WalError> {
         self.flush()?;
         if !self.sealed {
@@ -456,9 +473,9 @@ impl Wal {
         Ok(())
     }
 
-    /// Overwrites a torn tail durably, so that it never comes back, and seals the log where it ends now.
-    fn cut(&mut self, tail: Option<&TornTail>) -> Result<(), WalError> {
-        if let Some(tail) = tail {
+    /// Overwrites torn tails durably, so that they never come back, and seals the log where it ends now.
+    fn cut(&mut self, tails: &[TornTail]) -> Result<(), WalError> {
+        for tail in tails {
             let torn_next = self.prepared.as_ref().filter(|next| next.name == tail.file);
             let segment = torn_next.unwrap_or(&self.active);
             write_zeros(segment, tail.offset, tail.bytes)?;
@@ -518,6 +535,15 @@ impl Wal {
     }
 }
 
+/// A released file that waits to be reused.
+#[derive(Clone, Copy, Debug)]
+struct FreeFile {
+    /// The last segment it was.
+    id: SegmentId,
+    /// How often it was a segment.
+    lives: u32,
+}
+
 /// Makes segment files.
 struct Maker<'a> {
     disk: &'a dyn Disk,
@@ -543,12 +569,12 @@ impl<'a> Maker<'a> {
     }
 
     /// Makes segment `id` out of a waiting file, or of a new one. All its bytes are durable, its name is not.
-    fn make(&self, id: SegmentId, free: Option<SegmentId>) -> Result<Made, WalError> {
+    fn make(&self, id: SegmentId, free: Option<FreeFile>) -> Result<Made, WalError> {
         let present_name = match free {
-            Some(free) => format!("{}/{}", self.dir, free.free_name()),
+            Some(free) => format!("{}/{}", self.dir, free.id.free_name()),
             None => format!("{}/{UNFINISHED}", self.dir),
         };
-        let made = self.write(id, &present_name, free.is_some());
+        let made = self.write(id, &present_name, free.map_or(0, |free| free.lives));
         if made.is_err() {
             // Gives its space back, if it can: the first error is the one that counts.
             let _ignored = self.disk.remove(&present_name).is_ok();
@@ -556,26 +582,30 @@ impl<'a> Maker<'a> {
         made
     }
 
-    fn write(&self, id: SegmentId, name: &str, reused: bool) -> Result<Made, WalError> {
+    /// `lives` is how often the file was a segment before.
+    fn write(&self, id: SegmentId, name: &str, lives: u32) -> Result<Made, WalError> {
+        let is_new = lives == 0;
         let mode = OpenMode {
-            create: !reused,
+            create: is_new,
             direct: true,
         };
+        let layout = Layout::Tagged { lives };
         let file = self.disk.open(name, mode);
         let segment = Segment {
             id,
             name: name.to_owned(),
             file: file.map_err(WalError::io("create", name))?,
             len: self.options.segment_bytes,
+            layout,
         };
-        if !reused {
+        if is_new {
             write_zeros(&segment, 0, segment.len)?;
         }
         let header = SegmentHeader {
             id,
             identity: self.options.identity,
             salt: self.salt,
-            reused,
+            layout,
             bytes: segment.len,
         };
         let (mut bytes, start) = aligned_zeros(DIRECT_ALIGN);
@@ -621,27 +651,20 @@ fn write_zeros(segment: &Segment, offset: u64, bytes: u64) -> Result<(), WalErro
     Ok(())
 }
 
-/// The files waiting to be reused. Removes those too many or of another size, and what a crash left unfinished.
+/// The files waiting to be reused. Removes those too many, of another size or without a life left, and what a crash left unfinished.
 fn usable_free_files(
     disk: &dyn Disk,
     dir: &str,
     names: &[String],
     options: &WalOptions,
-) -> Result<Vec<SegmentId>, WalError> {
-    let mode = OpenMode {
-        create: false,
-        direct: true,
-    };
+) -> Result<Vec<FreeFile>, WalError> {
     let mut usable = Vec::new();
     for name in names {
         let path = format!("{dir}/{name}");
         if let Some(id) = SegmentId::from_free_name(name) {
-            let file = disk
-                .open(&path, mode)
-                .map_err(WalError::io("open", &path))?;
-            let len = file.len().map_err(WalError::io("read", &path))?;
-            if len == options.segment_bytes && usable.len() < options.free_segments_max {
-                usable.push(id);
+            let lives = lives_of_free_file(disk, &path, options)?;
+            if let Some(lives) = lives.filter(|_| usable.len() < options.free_segments_max) {
+                usable.push(FreeFile { id, lives });
                 continue;
             }
         } else if name != UNFINISHED {
@@ -650,4 +673,25 @@ fn usable_free_files(
         disk.remove(&path).map_err(WalError::io("remove", &path))?;
     }
     Ok(usable)
+}
+
+/// How often a waiting file was a segment, if it can be one again. Its header may be of the segment that it was, or, if a crash
+/// came between, of the one that it was to become: both count its lives.
+fn lives_of_free_file(
+    disk: &dyn Disk,
+    path: &str,
+    options: &WalOptions,
+) -> Result<Option<u32>, WalError> {
+    let mode = OpenMode {
+        create: false,
+        direct: true,
+    };
+    let file = disk.open(path, mode).map_err(WalError::io("open", path))?;
+    if file.len().map_err(WalError::io("read", path))? != options.segment_bytes {
+        return Ok(None);
+    }
+    let (mut bytes, start) = aligned_zeros(DIRECT_ALIGN);
+    let block = &mut bytes[start..start + DIRECT_ALIGN];
+    file.read_at(0, block).map_err(WalError::io("read", path))?;
+    Ok(layout_in(block).and_then(Layout::lives_after))
 }

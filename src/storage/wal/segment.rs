@@ -4,6 +4,7 @@
 
 use super::batch::{BatchHeader, Flaw, HEADER_BYTES, u32_at, u64_at};
 use super::error::WalError;
+use super::sectors::{LIVES, Layout};
 use super::segment_id::SegmentId;
 use crate::storage::disk::{DIRECT_ALIGN, DiskFile};
 use crate::types::{ClusterId, Entry, Identity, MemberId};
@@ -13,7 +14,9 @@ use std::{io, sync::Arc};
 /// Where batches start in a segment: after the header block.
 pub(super) const BATCHES_START: u64 = DIRECT_ALIGN as u64;
 /// The format this version writes, and the newest it reads.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
+/// The format without tags at the ends of sectors: read, and never written.
+const FORMAT_PLAIN: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"QUORWAL\0";
 const FIELDS_BYTES: usize = 64;
@@ -26,8 +29,8 @@ pub(super) struct SegmentHeader {
     pub(super) identity: Identity,
     /// Seeds the checksums of batch headers; random, and the same in all segments of a log.
     pub(super) salt: u64,
-    /// Whether the file had a life before, so that leftovers may follow the last batch.
-    pub(super) reused: bool,
+    /// How its batches lie in it.
+    pub(super) layout: Layout,
     /// The length it was made with: a shorter file has lost its end. Zero in files that were made before this was noted.
     pub(super) bytes: u64,
 }
@@ -35,10 +38,14 @@ pub(super) struct SegmentHeader {
 impl SegmentHeader {
     /// Fills `block`, the first [`DIRECT_ALIGN`] bytes of the file.
     pub(super) fn encode(&self, block: &mut [u8]) {
+        let (format, lives) = match self.layout {
+            Layout::Plain { reused } => (FORMAT_PLAIN, u32::from(reused)),
+            Layout::Tagged { lives } => (FORMAT, lives),
+        };
         block.fill(0);
         block[..8].copy_from_slice(&MAGIC);
-        block[8..12].copy_from_slice(&FORMAT.to_le_bytes());
-        block[12..16].copy_from_slice(&u32::from(self.reused).to_le_bytes());
+        block[8..12].copy_from_slice(&format.to_le_bytes());
+        block[12..16].copy_from_slice(&lives.to_le_bytes());
         block[16..24].copy_from_slice(&self.id.0.to_le_bytes());
         block[24..32].copy_from_slice(&self.identity.cluster.0.to_le_bytes());
         block[32..40].copy_from_slice(&self.identity.member.0.to_le_bytes());
@@ -62,7 +69,7 @@ impl SegmentHeader {
         if crc32c::crc32c(&block[..CRC_AT]) != u32_at(block, CRC_AT) {
             return Err(damaged("checksum mismatch in the segment header"));
         }
-        let found = u32_at(block, 8);
+        let (found, lives) = (u32_at(block, 8), u32_at(block, 12));
         if found > FORMAT {
             return Err(WalError::NewerFormat {
                 file: file.to_owned(),
@@ -70,6 +77,15 @@ impl SegmentHeader {
                 supported: FORMAT,
             });
         }
+        let layout = match found {
+            FORMAT_PLAIN => Layout::Plain { reused: lives > 0 },
+            FORMAT if lives < LIVES => Layout::Tagged { lives },
+            _ => {
+                return Err(damaged(
+                    "the format number or the number of lives was never in use",
+                ));
+            }
+        };
         let header = Self {
             id: SegmentId(u64_at(block, 16)),
             identity: Identity {
@@ -77,17 +93,21 @@ impl SegmentHeader {
                 member: MemberId(u64_at(block, 32)),
             },
             salt: u64_at(block, 40),
-            reused: u32_at(block, 12) != 0,
+            layout,
             bytes: u64_at(block, 48),
         };
-        if found != FORMAT {
-            return Err(damaged("the format number was never in use"));
-        }
         if header.id != id {
             return Err(damaged(&format!("its header names segment {}", header.id)));
         }
         Ok(header)
     }
+}
+
+/// The layout that a header block names, whichever segment it is of; `None` if there is no sound header.
+pub(super) fn layout_in(block: &[u8]) -> Option<Layout> {
+    let id = SegmentId(u64_at(block.get(..FIELDS_BYTES)?, 16));
+    let header = SegmentHeader::decode(block, id, "").ok()?;
+    Some(header.layout)
 }
 
 /// A batch as it was read back.
@@ -102,6 +122,7 @@ pub(super) struct Batch {
 #[derive(Debug)]
 pub(super) struct SegmentReader {
     file: Arc<dyn DiskFile>,
+    layout: Layout,
     len: u64,
     window_bytes: usize,
     window_start: u64,
@@ -110,14 +131,24 @@ pub(super) struct SegmentReader {
 
 impl SegmentReader {
     /// Reads `file`, asking for about `window_bytes` at once.
-    pub(super) fn new(file: Arc<dyn DiskFile>, window_bytes: usize) -> io::Result<Self> {
+    pub(super) fn new(
+        file: Arc<dyn DiskFile>,
+        window_bytes: usize,
+        layout: Layout,
+    ) -> io::Result<Self> {
         Ok(Self {
             len: file.len()?,
             file,
+            layout,
             window_bytes,
             window_start: 0,
             window: Vec::new(),
         })
+    }
+
+    /// The same file, with another layout.
+    pub(super) fn with_layout(self, layout: Layout) -> Self {
+        Self { layout, ..self }
     }
 
     /// The file's length.
@@ -168,11 +199,14 @@ impl SegmentReader {
             Ok(found) => found,
             Err(flaw) => return Ok(Err(flaw)),
         };
-        let payload_at = offset + HEADER_BYTES as u64;
-        let Some(payload) = self.bytes(payload_at, header.payload_len as usize)? else {
+        let (layout, payload_len) = (self.layout, header.payload_len as usize);
+        let whole = layout.end_of(HEADER_BYTES + payload_len);
+        let Some(whole) = self.bytes(offset, whole)? else {
             return Ok(Err(Flaw::PastEnd(header.batch)));
         };
-        let payload = Bytes::copy_from_slice(payload);
+        let mut payload = vec![0; payload_len];
+        layout.gather(whole, HEADER_BYTES, &mut payload);
+        let payload = Bytes::from(payload);
         Ok(header.decode_payload(&payload).map(|entries| Batch {
             header,
             header_crc,
@@ -192,7 +226,7 @@ mod tests {
             member: MemberId(9),
         },
         salt: 7,
-        reused: true,
+        layout: Layout::Tagged { lives: 3 },
         bytes: 0x5000,
     };
 
@@ -223,7 +257,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_told_from_damage() {
         let mut block = block();
-        block[8..12].copy_from_slice(&2_u32.to_le_bytes());
+        block[8..12].copy_from_slice(&3_u32.to_le_bytes());
         let crc = crc32c::crc32c(&block[..CRC_AT]);
         block[CRC_AT..FIELDS_BYTES].copy_from_slice(&crc.to_le_bytes());
         let found = SegmentHeader::decode(&block, SegmentId(0x1f), "f");
@@ -231,25 +265,12 @@ mod tests {
             matches!(
                 found,
                 Err(WalError::NewerFormat {
-                    found: 2,
-                    supported: 1,
+                    found: 3,
+                    supported: 2,
                     ..
                 })
             ),
             "{found:?}"
         );
-    }
-
-    #[test]
-    fn names_have_one_spelling() {
-        assert_eq!(SegmentId(0x1f).live_name(), "000000000000001f.seg");
-        for good in [SegmentId(0), SegmentId(0x1f), SegmentId(u64::MAX)] {
-            assert_eq!(SegmentId::from_live_name(&good.live_name()), Some(good));
-            assert_eq!(SegmentId::from_free_name(&good.free_name()), Some(good));
-            assert_eq!(SegmentId::from_live_name(&good.free_name()), None);
-        }
-        for bad in ["1.seg", "000000000000001F.seg", "+00000000000001f.seg", "x"] {
-            assert_eq!(SegmentId::from_live_name(bad), None, "{bad}");
-        }
     }
 }

@@ -47,3 +47,21 @@ impl SegmentId {
         (format!("{:016x}{suffix}", id.0) == name).then_some(id)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_one_spelling() {
+        assert_eq!(SegmentId(0x1f).live_name(), "000000000000001f.seg");
+        for good in [SegmentId(0), SegmentId(0x1f), SegmentId(u64::MAX)] {
+            assert_eq!(SegmentId::from_live_name(&good.live_name()), Some(good));
+            assert_eq!(SegmentId::from_free_name(&good.free_name()), Some(good));
+            assert_eq!(SegmentId::from_live_name(&good.free_name()), None);
+        }
+        for bad in ["1.seg", "000000000000001F.seg", "+00000000000001f.seg", "x"] {
+            assert_eq!(SegmentId::from_live_name(bad), None, "{bad}");
+        }
+    }
+}
