@@ -6,6 +6,7 @@
 
 use super::fail_stop::Lifeline;
 use crate::failpoint::{FailPoint, hit};
+use crate::mutation::{Mutation, mutated};
 use crate::{
     clock, raft,
     storage::{
@@ -105,6 +106,11 @@ impl Handler<Persist> for WalWriter {
                 return;
             }
         }
+        if mutated(Mutation::AcknowledgeBeforeSync)
+            && let Some(early) = self.waiting.take()
+        {
+            self.life.deliver(&self.raft, early);
+        }
         if !std::mem::replace(&mut self.flush_due, true) {
             // A notification runs once the mailbox is empty.
             ctx.notify(FlushDue);
@@ -174,7 +180,7 @@ impl WalWriter {
     }
 
     fn append(&mut self, persist: &raft::Persist) -> Result<(), WalError> {
-        let state = Some(persist.hard_state);
+        let state = Some(persist.hard_state).filter(|_| !mutated(Mutation::ForgetVote));
         self.wal.append(&Append {
             snapshot: persist.reset,
             hard_state: state.filter(|state| *state != self.wal.hard_state()),

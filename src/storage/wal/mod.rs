@@ -57,7 +57,6 @@ pub use recovery::{Recovered, TornTail};
 pub use segment_id::SegmentId;
 
 use crate::failpoint::{FailPoint, hit};
-use crate::mutation::{Mutation, mutated};
 use crate::storage::disk::{DIRECT_ALIGN, Disk, OpenMode, aligned_zeros};
 use crate::types::{Entry, HardState, LogIndex, LogPosition, Term};
 use batch::{BatchHeader, BatchId, ENTRY_HEADER_BYTES};
@@ -233,7 +232,6 @@ impl Wal {
         }
         if let Some(hard_state) = append.hard_state
             && hard_state != self.hard_state
-            && !mutated(Mutation::ForgetVote)
         {
             self.hard_state = hard_state;
             self.pending.dirty = true;
@@ -294,10 +292,8 @@ impl Wal {
         hit(FailPoint::AfterWalWrite);
         let file = &self.active.file;
         hit(FailPoint::BeforeWalSync);
-        if !mutated(Mutation::SkipSync) {
-            file.sync_data()
-                .map_err(WalError::io("sync", &self.active.name))?;
-        }
+        file.sync_data()
+            .map_err(WalError::io("sync", &self.active.name))?;
         hit(FailPoint::AfterWalSync);
         if self.pending.hard_state {
             hit(FailPoint::AfterHardState);
