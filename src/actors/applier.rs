@@ -36,7 +36,7 @@ use crate::{
         view::View,
     },
     storage::db::{CommitBatch, DbReader},
-    types::{Entry, EntryKind, LogIndex, LogPosition, MemberId, RecordKind, Rev, Revision},
+    types::{Entry, EntryKind, LogIndex, LogPosition, MemberId, Rev, Revision},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -580,12 +580,7 @@ impl Applier {
 
     /// Tells the watch hub of a batch. It is not waited for: what does not fit its mailbox it will read from history, once it
     /// is told that there is something new.
-    fn tell_watches(&mut self, mut records: tail::Batch, published: Arc<Published>) {
-        if mutated(Mutation::DropWatchEvent) {
-            let lost = |rev: Rev| rev.major.0 % 5 == 0 && rev.sub == 1;
-            let told = records.iter().filter(|record| !lost(record.rev));
-            records = told.cloned().collect();
-        }
+    fn tell_watches(&mut self, records: tail::Batch, published: Arc<Published>) {
         let told = self
             .peers
             .watches
@@ -610,14 +605,7 @@ impl Applier {
         self.uncommitted_bytes += bytes;
         self.tail_bytes += bytes;
         self.uncommitted_records += records.len();
-        let mut records = records.clone();
-        if mutated(Mutation::LoseTombstone) {
-            let kept = records
-                .iter()
-                .filter(|record| record.kind != RecordKind::Tombstone);
-            records = kept.cloned().collect();
-        }
-        self.uncommitted.records.push(records);
+        self.uncommitted.records.push(records.clone());
         let rows = &mut self.uncommitted.leases;
         for change in leases {
             match change {
@@ -648,9 +636,6 @@ impl Applier {
         }
         let mut batch = std::mem::take(&mut self.uncommitted);
         let through = self.machine.revision();
-        if mutated(Mutation::DatabaseWithoutLastRecord) && through.0 % 3 == 0 {
-            batch.records.pop();
-        }
         batch.meta.extend(store_meta(&self.machine));
         self.handed_over = batch.applied.index;
         self.uncommitted_records = 0;

@@ -164,8 +164,7 @@ impl Inode {
 
     /// Whether the file was made before, and written to behind its first block since the last sync: so the log writes batches.
     fn is_appended_to(&self) -> bool {
-        let behind =
-            |change: &Change| matches!(change, Change::Write { offset, .. } if *offset >= DIRECT_ALIGN);
+        let behind = |change: &Change| matches!(change, Change::Write { offset, .. } if *offset >= DIRECT_ALIGN);
         !self.durable.is_empty() && self.unsynced.iter().all(behind)
     }
 
