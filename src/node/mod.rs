@@ -21,7 +21,7 @@ use crate::{
     clock,
     config::{ClusterState, Config, ConfigError},
     net::{HubSettings, Listener, Pacing},
-    storage::{disk::Disk, real_disk::RealDisk},
+    storage::{descriptors, disk::Disk, real_disk::RealDisk},
     types::Identity,
 };
 use actix::{Actor, Addr, System};
@@ -127,6 +127,7 @@ impl Node {
 
 /// Runs a member with its client port until a signal ends it: SIGTERM, or Ctrl-C.
 pub fn run(config: &Config) -> Result<(), StartError> {
+    descriptors::raise_limit();
     let system = System::new();
     system.block_on(async {
         // The port first: that it is taken should not be found out after a long recovery.

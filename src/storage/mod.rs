@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod db;
+pub mod descriptors;
 pub mod disk;
 pub mod member;
 pub mod real_disk;
