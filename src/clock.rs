@@ -1,8 +1,8 @@
 //! The only reader of the machine's clock and entropy.
 //!
-//! Time is tokio's, so that a test or a simulation can pause it; randomness comes from a seed where one is given. A thread that
-//! runs whole nodes from one seed says so with [`simulate`]: then nothing on it asks the machine for chance any more, and
-//! [`is_simulated`] tells those who would use another thread to do their work here.
+//! Time is tokio's, so that a test or a simulation can pause it. A thread that simulates nodes calls [`simulate`] with a seed:
+//! from then on all entropy on this thread follows from the seed. Code that would hand work to another thread asks
+//! [`is_simulated`], and then does the work itself.
 
 use crate::types::{Millis, SplitMix64};
 use std::{
@@ -32,12 +32,12 @@ thread_local! {
     static SIMULATED: Cell<Option<SplitMix64>> = const { Cell::new(None) };
 }
 
-/// From now on all randomness on this thread follows from `seed`, and work meant for other threads is done on this one.
+/// From now on all randomness on this thread follows from `seed`, and work for other threads is done on this one.
 pub fn simulate(seed: u64) {
     SIMULATED.set(Some(SplitMix64::new(seed)));
 }
 
-/// Whether everything on this thread follows from a seed.
+/// Whether [`simulate`] was called on this thread.
 pub fn is_simulated() -> bool {
     SIMULATED.get().is_some()
 }
@@ -49,7 +49,7 @@ pub fn entropy() -> u64 {
         SIMULATED.set(Some(random));
         return drawn;
     }
-    // The standard library keys each `RandomState` from the system's entropy; hashing nothing gives those bits away mixed.
+    // Each `RandomState` has keys from the system's entropy, so the hash of any value is random.
     RandomState::new().hash_one(0_u64)
 }
 

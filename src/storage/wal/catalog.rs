@@ -1,8 +1,8 @@
-//! Where each durable entry lies, and reading entries back for members that lag.
+//! Where each durable entry is, and reading entries for followers that lag behind.
 //!
-//! The catalog is the only thing the log's writer shares with others: the writer adds what became durable, readers on
-//! other threads look up and read files without holding it. Its size is bounded: one run for about
-//! [`RUN_BYTES`] of log, not one for each entry.
+//! The catalog is all that the log's writer shares with readers: the writer adds durable batches; readers on other threads look
+//! entries up and then read files without holding its lock. It has one run for about [`RUN_BYTES`] of log, not one for each
+//! entry.
 
 use super::batch::BatchHeader;
 use super::error::WalError;
@@ -14,7 +14,7 @@ use crate::types::{Entry, LogIndex};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many bytes of log a run covers before the next one starts: what finding one entry may have to read.
+/// How many bytes of log a run covers: finding one entry reads at most about this much.
 const RUN_BYTES: u64 = 256 * 1024;
 
 /// Entries with consecutive indexes in consecutive batches of one segment.
@@ -49,7 +49,7 @@ pub(super) struct Catalog {
     runs: VecDeque<Run>,
     base: LogIndex,
     last: LogIndex,
-    /// Counts replacements: a reader that sees it change has read entries that may be void.
+    /// Counts replacements. If it changes while a reader reads, the entries that it has read may be void.
     replacements: u64,
     salt: u64,
 }
@@ -187,12 +187,12 @@ impl Catalog {
     }
 }
 
-/// Locks the catalog; a panic elsewhere leaves it whole, since every change is made under one lock.
+/// Locks the catalog. It is consistent even after a panic in another thread, since every change is made under one lock.
 pub(super) fn lock(catalog: &Mutex<Catalog>) -> MutexGuard<'_, Catalog> {
     catalog.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads durable entries, from any thread, beside the writer. Cheap to clone.
+/// Reads durable entries, from any thread. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct WalReader {
     catalog: Arc<Mutex<Catalog>>,
@@ -203,7 +203,7 @@ impl WalReader {
         Self { catalog }
     }
 
-    /// The first and last durable entry, or nothing where the log is empty.
+    /// The first and last durable entry; `None` if the log is empty.
     pub fn bounds(&self) -> Option<(LogIndex, LogIndex)> {
         let catalog = lock(&self.catalog);
         (catalog.base < catalog.last).then(|| (catalog.base.next(), catalog.last))

@@ -1,4 +1,4 @@
-//! The log's bytes as a fuzzer writes them: single batches with sound checksums and any content, and whole segments with patches.
+//! Fuzz targets for the log's bytes: single batches with right checksums and arbitrary content, and segments with patches.
 
 use super::batch::{BatchHeader, HEADER_BYTES, HEADER_CRC_AT, MAGIC, header_crc};
 use super::{Append, SegmentId, Wal, WalOptions};

@@ -1,10 +1,10 @@
-//! The write-ahead log: entries and hard state, durable before anyone is told that they are.
+//! The write-ahead log: makes entries and hard state durable before they are acknowledged.
 //!
 //! # How it works
 //!
-//! The log is a row of segments, files of one size whose bytes were all written before they are needed. Appends are
-//! encoded into one aligned buffer; [`Wal::flush`] writes it as one batch, padded to whole 4 KiB blocks, and syncs once.
-//! Writing over bytes that are already there changes no metadata, so the sync is one trip to the device.
+//! The log is a sequence of segments, files of one size that were filled with zeros in advance. Appends are encoded into one
+//! aligned buffer; [`Wal::flush`] writes it as one batch, padded to whole 4 KiB blocks, and syncs once. Overwriting existing
+//! bytes changes no metadata of the file system, so the sync is a single request to the device.
 //!
 //! ```text
 //! wal/0000000000000007.seg   [header][batch 90: entries 311..340][batch 91: entry 341]........unused
@@ -13,10 +13,9 @@
 //! wal/0000000000000005.free  waiting to be reused
 //! ```
 //!
-//! Batch 93 starts at an entry the log already had: it replaces 699 and 700, as Raft's truncation does. Entries up to
-//! 341 released, segment 7 becomes a `.free` file, whose next life starts with a new number; what is left of its old
-//! batches names segment 7 and so never counts again. Each batch header carries the hard state, so the newest batch
-//! alone restores it.
+//! Batch 93 starts with an entry that the log already had: it replaces 699 and 700, as Raft's truncation does. Once entries up to
+//! 341 are released, segment 7 becomes a `.free` file, which is later reused with a new number; its old batches contain number 7,
+//! so they are ignored from then on. Each batch header contains the hard state, so that the newest batch is enough to restore it.
 //!
 //! # Torn tail or damage
 //!
@@ -30,7 +29,7 @@
 //!
 //! # What it never does
 //!
-//! It never retries a failed write or sync, never looks into an entry, and never decides what may be released.
+//! It never retries a failed write or sync, never decodes an entry's data, and never decides what may be released.
 
 mod batch;
 mod buffer;
@@ -68,21 +67,21 @@ use segment::{BATCHES_START, SegmentHeader, layout_in};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-/// A batch is flushed on its own before it would pass this size, unless a single entry does. Bounds the buffer.
+/// The largest batch, except one that holds a single larger entry. Bounds the buffer.
 const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Bytes of zeros written at once while a segment is prepared.
+/// Bytes of zeros written at once when a segment is made.
 const ZEROS_BYTES: usize = 1024 * 1024;
-/// A segment file before it is complete. One left by a crash is removed.
+/// The name of a segment file until it is complete. After a crash it is removed.
 const UNFINISHED: &str = "unfinished.tmp";
 
-/// What to append, in this order: the mark, the hard state, the entries.
+/// What to append, in this order: snapshot, hard state, entries.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Append<'a> {
     /// A snapshot up to this entry replaces the log: all entries so far are void, the next one follows this.
     pub snapshot: Option<LogPosition>,
     /// Replaces the hard state.
     pub hard_state: Option<HardState>,
-    /// Consecutive entries. The first may have an index the log already holds: it and all after it are replaced.
+    /// Consecutive entries. If the log already has the first one's index, that entry and all after it are replaced.
     pub entries: &'a [Entry],
 }
 
@@ -113,8 +112,8 @@ struct Pending {
 
 /// The log's one writer.
 ///
-/// Invariants: all batches before `offset` of the active segment are durable; nothing sound and later lies behind it,
-/// except a seal numbered `next_batch`. `last` counts appended entries, the catalog durable ones.
+/// Invariants: all batches before `offset` of the active segment are durable; no sound later batch follows `offset`, except a
+/// seal numbered `next_batch`. `last` includes entries that are not durable yet, the catalog does not.
 #[derive(Debug)]
 pub struct Wal {
     disk: Arc<dyn Disk>,
@@ -139,10 +138,10 @@ pub struct Wal {
 }
 
 impl Wal {
-    /// Opens the log in `dir` of the data directory, or creates one where there is none.
+    /// Opens the log in `dir` of the data directory, or creates one.
     ///
-    /// `after` is the last entry the database holds: only later ones are returned, and the log must not start past it.
-    /// When a snapshot is installed, its database must be durable before its mark is appended here.
+    /// `after` is the last entry that the database contains: only later ones are returned, and the log must not start after the
+    /// next one. When a snapshot is installed, its database must be durable before the snapshot's position is appended here.
     pub fn open(
         disk: Arc<dyn Disk>,
         dir: &str,
@@ -157,7 +156,7 @@ impl Wal {
         );
         let names = disk.list(dir).map_err(WalError::io("list", dir))?;
         if !names.is_empty() {
-            // A process that died may have left names that are seen but not durable yet.
+            // The process before may have died before its renames were durable.
             disk.sync_dir(dir).map_err(WalError::io("sync", dir))?;
         }
         let mut ids: Vec<SegmentId> = names
@@ -217,10 +216,10 @@ impl Wal {
         Ok((wal, replay.recovered))
     }
 
-    /// Encodes into the pending batch; durable only once [`Wal::flush`] returns. Flushes on its own where one batch
-    /// cannot hold it: before entries that replace pending ones, before a mark, and past 8 MiB.
+    /// Encodes into the pending batch, which is durable only once [`Wal::flush`] returns. Flushes by itself before entries that
+    /// replace pending ones, before a snapshot, and before a batch becomes larger than 8 MiB.
     ///
-    /// The entries must follow the log: an index past the one after the last entry is a bug of the caller.
+    /// The entries must leave no gap after the log's last one; a gap is a bug of the caller.
     pub fn append(&mut self, append: &Append<'_>) -> Result<(), WalError> {
         self.refuse_if_poisoned()?;
         if let Some(mark) = append.snapshot {
@@ -274,15 +273,15 @@ impl Wal {
         Ok(())
     }
 
-    /// Makes all that was appended durable: one write, one sync. Nothing pending: does nothing.
+    /// Makes all appended entries and state durable, with one write and one sync. Does nothing if there are none.
     ///
-    /// An error is final: nobody knows what is on the disk, so every later call fails too.
+    /// An error is final: the content of the disk is unknown, so every later call fails too.
     pub fn flush(&mut self) -> Result<(), WalError> {
         self.refuse_if_poisoned()?;
         if !self.pending.dirty {
             return Ok(());
         }
-        // Whoever returns early leaves the log poisoned.
+        // Reset below: every early return is an error, and leaves the log poisoned.
         self.poisoned = true;
         if self.pending.hard_state {
             hit(FailPoint::BeforeHardState);
@@ -312,7 +311,7 @@ impl Wal {
         Ok(())
     }
 
-    /// Writes the pending batch to its place, in the next segment if this one has no room for it.
+    /// Writes the pending batch, into the next segment if this one has no room for it.
     fn write_batch(&mut self) -> Result<BatchHeader, WalError> {
         let bytes = self.buffer.span() as u64;
         // A batch larger than a segment makes an empty one grow.
@@ -372,10 +371,9 @@ impl Wal {
         Ok(())
     }
 
-    /// Makes the next segment ready, so that no flush has to. To be called when the log has nothing else to do.
+    /// Makes the next segment in advance, so that no flush has to. To be called when the log is idle.
     ///
-    /// Where it fails for want of space the log stays usable until the current segment is full; see
-    /// [`Wal::is_poisoned`].
+    /// If it fails for lack of space, the log stays usable until the current segment is full; see [`Wal::is_poisoned`].
     pub fn prepare_spare(&mut self) -> Result<(), WalError> {
         self.refuse_if_poisoned()?;
         self.prepare_segment()
@@ -393,9 +391,9 @@ impl Wal {
         Ok(())
     }
 
-    /// Gives back the segments that hold only entries up to `through`, for reuse. The one being written stays.
+    /// Releases the segments that hold only entries up to `through`, except the active one. Their files are reused.
     ///
-    /// The caller must hold those entries durably elsewhere. Returns how many were released.
+    /// The database must contain those entries durably. Returns the number of released segments.
     pub fn release(&mut self, through: LogIndex) -> Result<usize, WalError> {
         self.refuse_if_poisoned()?;
         let mut released = 0;
@@ -413,7 +411,7 @@ impl Wal {
         Ok(released)
     }
 
-    /// Takes a segment out of the log. Each is durably gone before the next, so that no crash leaves a hole.
+    /// Removes a segment from the log, durably before it returns, so that a crash cannot leave a gap between segments.
     fn retire(&mut self, segment: &Segment) -> Result<(), WalError> {
         let is_needed = self.free.len() < self.options.free_segments_max
             && segment.len == self.options.segment_bytes;
@@ -444,7 +442,7 @@ impl Wal {
         Ok(())
     }
 
-    /// Writes a seal where the next batch will go; where there is no block for it yet, there is none.
+    /// Writes a seal where the next batch will go, unless there is no block for it yet.
     fn write_seal(&mut self) -> Result<(), WalError> {
         let block = DIRECT_ALIGN as u64;
         let here = self.offset + block <= self.active.len;
@@ -489,12 +487,12 @@ impl Wal {
         Ok(())
     }
 
-    /// Reads durable entries, beside this writer and from any thread.
+    /// A reader of durable entries, for any thread.
     pub fn reader(&self) -> WalReader {
         WalReader::new(Arc::clone(&self.catalog))
     }
 
-    /// The last appended entry's position, durable or not; the position before the first where there is none.
+    /// The index of the last appended entry, durable or not; the index before the first if there is none.
     pub fn last(&self) -> LogIndex {
         self.last
     }
@@ -509,7 +507,7 @@ impl Wal {
         self.buffer.payload_len()
     }
 
-    /// Whether an earlier error made the log refuse all work.
+    /// Whether the log refuses all operations after an error.
     pub fn is_poisoned(&self) -> bool {
         self.poisoned
     }
@@ -572,7 +570,7 @@ impl<'a> Maker<'a> {
         };
         let made = self.write(id, &present_name, free.map_or(0, |free| free.lives));
         if made.is_err() {
-            // Gives its space back, if it can: the first error is the one that counts.
+            // Frees its space, if possible; the first error is returned.
             let _ignored = self.disk.remove(&present_name).is_ok();
         }
         made
@@ -620,7 +618,7 @@ impl<'a> Maker<'a> {
         })
     }
 
-    /// Gives the file its name, durably: from then on it is part of the log.
+    /// Renames the file to its final name, durably: from then on it is part of the log.
     fn publish(&self, made: Made) -> Result<Segment, WalError> {
         let Made {
             segment,
@@ -647,7 +645,8 @@ fn write_zeros(segment: &Segment, offset: u64, bytes: u64) -> Result<(), WalErro
     Ok(())
 }
 
-/// The files waiting to be reused. Removes those too many, of another size or without a life left, and what a crash left unfinished.
+/// The released files that can be reused. Removes the others: those above the maximum number, of another size, or used as often
+/// as there are tags; and an unfinished file.
 fn usable_free_files(
     disk: &dyn Disk,
     dir: &str,
@@ -671,8 +670,8 @@ fn usable_free_files(
     Ok(usable)
 }
 
-/// How often a waiting file was a segment, if it can be one again. Its header may be of the segment that it was, or, if a crash
-/// came between, of the one that it was to become: both count its lives.
+/// How often a released file was a segment, if it can be one again. After a crash its header may already be that of its next
+/// life, which then counts although it held no batch.
 fn lives_of_free_file(
     disk: &dyn Disk,
     path: &str,

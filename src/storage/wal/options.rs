@@ -5,13 +5,13 @@ use crate::types::Identity;
 /// The settings of a log.
 #[derive(Clone, Copy, Debug)]
 pub struct WalOptions {
-    /// Who writes it; a log of someone else is refused.
+    /// Whose log it is; one with another identity is refused.
     pub identity: Identity,
     /// A random number, used only when the log is created.
     pub salt: u64,
     /// Size of a segment file; a multiple of 4 KiB and at least two of them. A batch that is larger gets a larger file.
     pub segment_bytes: u64,
-    /// How many released files wait to be reused; more are removed.
+    /// How many released files are kept for reuse; more are removed.
     pub free_segments_max: usize,
 }
 

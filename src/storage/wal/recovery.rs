@@ -1,9 +1,9 @@
-//! Opening a log: reads it back, tells a torn tail from damage, and cuts the tail.
+//! Opening a log: reads it, distinguishes a torn tail from damage, and cuts the tail off.
 //!
-//! Batches are read in order until one is not sound. The log writes a batch only once the one before it is durable. So if
-//! something sound and later follows the bad place, that place was durable once: this is damage, and the start is refused. If
-//! nothing follows, the tags at the ends of its sectors decide (see `sectors`): a batch of which a sector was not written was
-//! never synced, so nobody was told of it, and it is cut off as a whole; one whose sectors were all written is damaged.
+//! Batches are read in order until one is not sound. The log writes a batch only once the one before it is durable. So if a sound
+//! later batch follows the unsound one, the unsound one was durable once: it is damaged, and the open fails. If none follows, the
+//! tags at the ends of its sectors decide (see `sectors`): a batch with a sector that was not written was never synced, and so
+//! never acknowledged; it is cut off as a whole. A batch whose sectors were all written is damaged.
 
 use super::batch::{BatchHeader, BatchId, Flaw};
 use super::catalog::{Catalog, lock};
@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex};
 /// Bytes read at once.
 const WINDOW_BYTES: usize = 1024 * 1024;
 
-/// A part of the log that was cut off because a crash tore it. None of it was ever acknowledged.
+/// A batch that was cut off because its write was interrupted. None of it was ever acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TornTail {
     /// The segment's file.
@@ -38,13 +38,13 @@ pub struct TornTail {
 pub struct Recovered {
     /// The newest hard state. Its `commit` is never past the last entry.
     pub hard_state: HardState,
-    /// The entries after the position the caller named, without a gap, up to the last one.
+    /// The entries after the caller's `after`, without a gap, up to the last one.
     pub entries: Vec<Entry>,
     /// The position before the first entry in the log.
     pub base: LogIndex,
-    /// The last entry's position; `base` where there is none. May be before what the caller's database holds.
+    /// The last entry's index; `base` if there is none. The database may be ahead of it.
     pub last: LogIndex,
-    /// The newest snapshot the log was told to start after, while the log still holds that mark.
+    /// The newest snapshot that replaced the log, while the log still has the batch with its position.
     pub snapshot: Option<LogPosition>,
     /// What was cut off, if a crash tore the last write.
     pub cut: Option<TornTail>,
@@ -62,7 +62,7 @@ pub(super) struct Segment {
     pub(super) layout: Layout,
 }
 
-/// Where reading ended, and all that was read before.
+/// Where reading ended, and the result so far.
 pub(super) struct Replay {
     /// The live segments, oldest first.
     pub(super) segments: Vec<Segment>,
@@ -209,9 +209,12 @@ fn refuse_lost_end(header: &SegmentHeader, name: &str, len: u64) -> Result<(), W
 }
 
 impl Replay {
-    /// The batch that follows what was read, from where it may lie: right behind, or at the next segment's start.
-    /// `any` says whether a batch was read before; the first one is nowhere but at the oldest segment's start.
-    fn next_batch(&mut self, any: bool) -> Result<Result<(usize, u64, Batch), Flaw>, WalError> {
+    /// The next batch: it is either right behind the last one, or at the start of the next segment. `any`: whether a batch was
+    /// read before; the first one is at the start of the oldest segment.
+    fn next_batch(
+        &mut self,
+        any: bool,
+    ) -> Result<Result<(usize, u64, Batch), Flaw>, WalError> {
         let here = self.batch_at(self.active, self.offset, any)?;
         let is_seal = matches!(&here, Ok(batch) if batch.header.seal);
         if here.is_ok() && !is_seal {
@@ -225,13 +228,13 @@ impl Replay {
             return Ok(Ok((self.active + 1, BATCHES_START, batch)));
         }
         match here {
-            // A seal's hard state is that of the batch before it: nothing to take over.
+            // A seal has the hard state of the batch before it, which is known already.
             Ok(_) => Ok(Err(Flaw::NoBatch)),
             Err(flaw) => Ok(Err(flaw)),
         }
     }
 
-    /// The sound batch at a place, if it is the expected one.
+    /// The batch at a place, if it is sound and the expected one.
     fn batch_at(
         &mut self,
         at: usize,
@@ -245,7 +248,7 @@ impl Replay {
             Err(flaw) => return Ok(Err(flaw)),
         };
         let header = &batch.header;
-        // The log's first segments may be gone: then any batch number may be the first.
+        // If the log's first segments were released, the first batch can have any number.
         if header.segment != id || (any && header.batch != self.next) {
             return Ok(Err(Flaw::OutOfPlace {
                 found: header.batch,
@@ -313,9 +316,9 @@ impl Replay {
         Ok(())
     }
 
-    /// Looks through all that follows the place where reading ended: a sound later batch proves damage there.
+    /// Searches all blocks behind the place where reading ended: a sound later batch proves that this place is damaged.
     fn refuse_damage(&mut self, flaw: &Flaw) -> Result<(), WalError> {
-        // Sound checksums around what is never written: no crash makes that.
+        // The checksums are right, but no version writes such content: no crash leaves that.
         if matches!(
             flaw,
             Flaw::BrokenChain(_) | Flaw::HeaderContent | Flaw::Entry(..)
@@ -371,7 +374,7 @@ impl Replay {
         Ok(sector.and_then(|sector| layout.is_written(sector)) == Some(true))
     }
 
-    /// Refuses a last batch that was written to its end and yet is not sound: no crash leaves that, so it may have been synced.
+    /// Fails if the last batch was written completely and is not sound: no crash leaves that, and it may have been synced.
     fn refuse_whole_write(&mut self, at: usize, offset: u64) -> Result<(), WalError> {
         if at >= self.segments.len() || !self.is_written(at, offset)? {
             return Ok(());
@@ -425,13 +428,13 @@ impl Replay {
         }
     }
 
-    /// Writes the last batch once more and syncs it, before anyone relies on it. It can be read, but a process that
-    /// died before its sync, or because its sync failed, leaves bytes in the page cache that never reach the disk.
+    /// Writes the last batch once more and syncs it, before anything depends on it. It can be read, but if the process died before
+    /// its sync, or because its sync failed, its bytes may be in the page cache only.
     pub(super) fn rewrite_last_batch(&mut self) -> Result<(), WalError> {
         let segment = &self.segments[self.active];
         if let Some((offset, bytes)) = self.last_batch {
             let io = |action| WalError::io(action, &segment.name);
-            // Padding may reach past the end of a file that a torn write left short.
+            // The file may end inside the padding if the write that would have made it longer was torn.
             let there = bytes.min(self.readers[self.active].len() - offset);
             let Ok(there) = usize::try_from(there) else {
                 unreachable!("the batch was in memory before");
@@ -447,7 +450,7 @@ impl Replay {
         synced.map_err(WalError::io("sync", &segment.name))
     }
 
-    /// What the crash tore, where its place shows that.
+    /// The torn batches at the end of the log, as far as they can be recognized.
     pub(super) fn torn_tails(&mut self) -> Result<Vec<TornTail>, WalError> {
         let places = [(self.active, self.offset), (self.active + 1, BATCHES_START)];
         let mut tails = Vec::new();
@@ -466,8 +469,8 @@ impl Replay {
         Ok(tails)
     }
 
-    /// All that was written behind the last batch. None of it may stay: its sectors have the tag of this life, and would count
-    /// as written if the next batch were torn there.
+    /// All that was written behind the last batch. It must be overwritten: its sectors have the tag of this life, so they would
+    /// count as written if the next batch were torn there.
     fn tagged_tail(&mut self, at: usize, offset: u64) -> Result<Option<TornTail>, WalError> {
         let Some(end) = self.written_to.get(&at).copied() else {
             return Ok(None);
@@ -483,7 +486,8 @@ impl Replay {
         }))
     }
 
-    /// What its header, or its first block, shows of a batch of which no sector has a tag. Leftovers of a reused file are not told from a torn header.
+    /// A torn batch without any tag, recognized by its header or first block. In a reused file a torn header cannot be
+    /// distinguished from leftovers.
     fn plain_tail(
         &mut self,
         at: usize,

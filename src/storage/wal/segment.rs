@@ -1,4 +1,4 @@
-//! A segment: one file of the log, its name, its header block, and reading it in large windows.
+//! A segment: one file of the log, its header block, and reading it in large windows.
 //!
 //! A live segment always has a sound header: the header is durable before the file gets its name.
 
@@ -31,7 +31,8 @@ pub(super) struct SegmentHeader {
     pub(super) salt: u64,
     /// How its batches lie in it.
     pub(super) layout: Layout,
-    /// The length it was made with: a shorter file has lost its end. Zero in files that were made before this was noted.
+    /// The length that the file was made with: a shorter file has lost its end. Zero in files of an early version, which did not
+    /// write it.
     pub(super) bytes: u64,
 }
 
@@ -156,7 +157,7 @@ impl SegmentReader {
         self.len
     }
 
-    /// The bytes at `offset`, or nothing where the file ends before them.
+    /// The bytes at `offset`; `None` if the file ends before them.
     pub(super) fn bytes(&mut self, offset: u64, len: usize) -> io::Result<Option<&[u8]>> {
         let Some(end) = offset
             .checked_add(len as u64)
@@ -181,7 +182,7 @@ impl SegmentReader {
         Ok(self.window.get(from..from + len))
     }
 
-    /// The batch header at `offset`, whatever its place in the log.
+    /// Decodes the batch header at `offset`, without checking whether it belongs there.
     pub(super) fn header(
         &mut self,
         offset: u64,
@@ -193,7 +194,7 @@ impl SegmentReader {
         })
     }
 
-    /// The sound batch at `offset`, whatever its place in the log.
+    /// Decodes the batch at `offset`, without checking whether it belongs there.
     pub(super) fn batch(&mut self, offset: u64, salt: u64) -> io::Result<Result<Batch, Flaw>> {
         let (header, header_crc) = match self.header(offset, salt)? {
             Ok(found) => found,
