@@ -104,7 +104,7 @@ async fn ask_at(
         member: GUEST,
     };
     let ours = Hello::new(nobody, 0, name.to_owned());
-    let theirs = hello::introduce(&connection, &ours, async |_| Ok(())).await?;
+    let theirs = hello::initiate(&connection, &ours, async |_| Ok(())).await?;
     let (mut send, mut receive) = connection.open_bi().await?;
     send.write_all(&question).await?;
     send.finish().unwrap_or_default();

@@ -110,7 +110,7 @@ pub(super) fn refuse(connection: &Connection, refusal: Refusal) -> NetError {
 }
 
 /// The handshake as the dialler. `check` decides on the other side's hello.
-pub(super) async fn introduce(
+pub(super) async fn initiate(
     connection: &Connection,
     ours: &Hello,
     check: impl AsyncFnOnce(&Hello) -> Result<(), Refusal>,
@@ -127,7 +127,7 @@ pub(super) async fn introduce(
 }
 
 /// The handshake as the side that was dialled. `check` decides on the dialler's hello.
-pub(super) async fn welcome(
+pub(super) async fn respond(
     connection: &Connection,
     ours: &Hello,
     check: impl AsyncFnOnce(&Hello) -> Result<(), Refusal>,

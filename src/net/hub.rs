@@ -157,7 +157,7 @@ impl Hub {
             let link = peer.link.borrow().clone();
             let sent = link
                 .as_ref()
-                .is_some_and(|link| link.outbox.message(message));
+                .is_some_and(|link| link.queues.message(message));
             if !sent {
                 peer.dropped.set(peer.dropped.get() + 1);
                 if link.is_some() && !full.contains(&to) {
@@ -271,7 +271,7 @@ impl Peer {
             round_trip: link.as_ref().map(|link| link.connection.rtt()),
             bytes_out: out,
             bytes_in: into,
-            waiting_bytes: link.as_ref().map_or(0, |link| link.outbox.waiting_bytes()),
+            waiting_bytes: link.as_ref().map_or(0, |link| link.queues.waiting_bytes()),
             dropped: self.dropped.get(),
             connections: self.connections.get(),
         }
@@ -357,7 +357,7 @@ impl Inner {
         // Datagrams that a dead process had sent have arrived by then.
         tokio::time::sleep(self.settings.pacing.probe / 4).await;
         let before = old.connection.stats().udp_rx.datagrams;
-        old.outbox.notice(super::codec::WireRequest::Ping);
+        old.queues.notice(super::codec::WireRequest::Ping);
         tokio::time::sleep(self.settings.pacing.probe * 3 / 4).await;
         let lives = old.connection.stats().udp_rx.datagrams > before && !old.is_closed();
         if lives {
@@ -513,7 +513,7 @@ async fn dial_once(inner: &Rc<Inner>, peer: &Peer, attempt: usize) -> Result<(),
         })?;
         let connection = connecting.await?;
         let check = async |hello: &Hello| inner.check(&connection, hello, Some(peer.id)).await;
-        let hello = hello::introduce(&connection, &inner.hello(), check).await?;
+        let hello = hello::initiate(&connection, &inner.hello(), check).await?;
         Ok::<_, NetError>((connection, hello))
     });
     let (connection, hello) = dialled.await.map_err(|_| NetError::HandshakeTimeout)??;
@@ -566,13 +566,13 @@ async fn accept_all(inner: Rc<Inner>) {
 
 async fn accept(inner: &Rc<Inner>, incoming: Incoming) -> Result<(), NetError> {
     let patience = inner.settings.pacing.handshake_timeout;
-    let welcomed = tokio::time::timeout(patience, async {
+    let connected = tokio::time::timeout(patience, async {
         let connection = incoming.await?;
         let check = async |hello: &Hello| inner.check(&connection, hello, None).await;
-        let hello = hello::welcome(&connection, &inner.hello(), check).await?;
+        let hello = hello::respond(&connection, &inner.hello(), check).await?;
         Ok::<_, NetError>((connection, hello))
     });
-    let (connection, hello) = welcomed.await.map_err(|_| NetError::HandshakeTimeout)??;
+    let (connection, hello) = connected.await.map_err(|_| NetError::HandshakeTimeout)??;
     if hello.member == GUEST {
         let served = guest::serve(&connection, hello.name, &*inner.inbox);
         let served = tokio::time::timeout(patience, served).await;

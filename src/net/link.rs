@@ -6,8 +6,8 @@ use super::{
     error::{NetError, Refusal},
     frame::{FrameBuffer, FrameError},
     hello,
-    outbox::Outbox,
     requests::Requests,
+    send_queues::SendQueues,
     snapshot,
 };
 use crate::{clock, types::MemberId};
@@ -34,7 +34,7 @@ pub(super) struct Link {
     pub(super) dialled_by: MemberId,
     pub(super) boot: u64,
     pub(super) connection: Connection,
-    pub(super) outbox: Rc<Outbox>,
+    pub(super) queues: Rc<SendQueues>,
     pub(super) requests: Rc<Requests>,
     pub(super) since: Instant,
     /// The lanes that the peer has opened, a bit each: it may open each once.
@@ -53,14 +53,14 @@ impl Link {
         connection: Connection,
         queue_bytes_max: usize,
     ) -> (Rc<Self>, Answers) {
-        let outbox = Rc::new(Outbox::new(queue_bytes_max));
-        let (requests, answers) = Requests::new(peer, Rc::clone(&outbox));
+        let queues = Rc::new(SendQueues::new(queue_bytes_max));
+        let (requests, answers) = Requests::new(peer, Rc::clone(&queues));
         let link = Self {
             peer,
             dialled_by,
             boot,
             connection,
-            outbox,
+            queues,
             requests: Rc::new(requests),
             since: clock::now(),
             opened: Cell::new(0),
@@ -116,7 +116,7 @@ async fn write_lane(link: Rc<Link>, lane: Lane) -> Result<(), NetError> {
     stream.set_priority(lane.priority()).unwrap_or_default();
     stream.write_all(&[lane.kind(), STREAM_VERSION]).await?;
     loop {
-        let mut chunks = link.outbox.batch(lane).await;
+        let mut chunks = link.queues.batch(lane).await;
         stream.write_all_chunks(&mut chunks).await?;
     }
 }

@@ -20,7 +20,7 @@
 //! | `hub` | the known members, dialling, accepting, which connection stays |
 //! | `hello` | the handshake: versions, cluster, member |
 //! | `link` | one open connection |
-//! | `outbox` | send queues |
+//! | `send_queues` | send queues |
 //! | `frame` | frames of any header and payload |
 //! | `codec` | the contents of frames; the only file that knows Raft's messages |
 //! | `requests` | forwarded requests in flight |
@@ -43,9 +43,9 @@ mod guest;
 mod hello;
 mod hub;
 mod link;
-mod outbox;
 mod pem;
 mod requests;
+mod send_queues;
 mod settings;
 mod snapshot;
 #[cfg(test)]

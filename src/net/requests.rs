@@ -1,6 +1,6 @@
 //! Forwarded requests of one connection, in both directions.
 
-use super::{codec::WireRequest, error::ForwardError, outbox::Outbox};
+use super::{codec::WireRequest, error::ForwardError, send_queues::SendQueues};
 use crate::types::MemberId;
 use bytes::Bytes;
 use std::{
@@ -92,14 +92,14 @@ pub(super) struct Requests {
     asked: RefCell<BTreeMap<u64, ForwardReply>>,
     serving: RefCell<BTreeMap<u64, Arc<AtomicBool>>>,
     answers: mpsc::Sender<(u64, Option<Bytes>)>,
-    outbox: Rc<Outbox>,
+    queues: Rc<SendQueues>,
 }
 
 impl Requests {
     /// The answers that the receiver gets must be passed to [`Requests::answered`].
     pub(super) fn new(
         peer: MemberId,
-        outbox: Rc<Outbox>,
+        queues: Rc<SendQueues>,
     ) -> (Self, mpsc::Receiver<(u64, Option<Bytes>)>) {
         let (answers, taken) = mpsc::channel(UNDER_WAY_MAX);
         let requests = Self {
@@ -108,7 +108,7 @@ impl Requests {
             asked: RefCell::default(),
             serving: RefCell::default(),
             answers,
-            outbox,
+            queues,
         };
         (requests, taken)
     }
@@ -135,7 +135,7 @@ impl Requests {
             id: self.next.get(),
             bytes,
         };
-        let room = self.asked.borrow().len() < UNDER_WAY_MAX && self.outbox.request(ask, request);
+        let room = self.asked.borrow().len() < UNDER_WAY_MAX && self.queues.request(ask, request);
         if room {
             Ok(())
         } else {
@@ -163,7 +163,7 @@ impl Requests {
     fn begin(&self, id: u64, body: Bytes) -> Option<PeerRequest> {
         let mut serving = self.serving.borrow_mut();
         if serving.len() >= UNDER_WAY_MAX || id == ANSWERED || serving.contains_key(&id) {
-            self.outbox.notice(WireRequest::Overloaded { id });
+            self.queues.notice(WireRequest::Overloaded { id });
             return None;
         }
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -194,11 +194,11 @@ impl Requests {
             .filter(|answer| answer.len() <= REQUEST_BYTES_MAX)
             .is_some_and(|answer| {
                 let bytes = u32::try_from(answer.len()).unwrap_or(u32::MAX);
-                self.outbox
+                self.queues
                     .request(WireRequest::Answer { id, bytes }, answer)
             });
         if !sent {
-            self.outbox.notice(WireRequest::Abandoned { id });
+            self.queues.notice(WireRequest::Abandoned { id });
         }
     }
 
@@ -206,7 +206,7 @@ impl Requests {
     pub(super) fn sweep(&self) {
         self.asked.borrow_mut().retain(|id, reply| {
             if reply.is_closed() {
-                self.outbox.notice(WireRequest::Cancel { id: *id });
+                self.queues.notice(WireRequest::Cancel { id: *id });
             }
             !reply.is_closed()
         });
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     fn requests() -> (Requests, mpsc::Receiver<(u64, Option<Bytes>)>) {
-        Requests::new(MemberId(2), Rc::new(Outbox::new(1_000_000)))
+        Requests::new(MemberId(2), Rc::new(SendQueues::new(1_000_000)))
     }
 
     #[tokio::test]

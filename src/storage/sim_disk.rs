@@ -32,7 +32,7 @@ pub enum Fault {
 /// A simulated disk. Clones are the same disk.
 #[derive(Clone)]
 pub struct SimDisk {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<DiskState>>,
 }
 
 impl fmt::Debug for SimDisk {
@@ -46,7 +46,7 @@ impl fmt::Debug for SimDisk {
 }
 
 #[derive(Debug)]
-struct State {
+struct DiskState {
     random: SplitMix64,
     takes_direct: bool,
     /// Counts crashes: file handles opened before the last one fail.
@@ -69,11 +69,11 @@ struct State {
 struct Inode {
     now: Vec<u8>,
     durable: Vec<u8>,
-    unsynced: Vec<Change>,
+    unsynced: Vec<FileChange>,
 }
 
 #[derive(Clone, Debug)]
-enum Change {
+enum FileChange {
     Write { offset: usize, data: Vec<u8> },
     Length(usize),
 }
@@ -84,7 +84,7 @@ struct NameChange {
     added: Option<(String, usize)>,
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<DiskState>) -> MutexGuard<'_, DiskState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -120,7 +120,7 @@ impl NameChange {
     }
 }
 
-impl Change {
+impl FileChange {
     fn apply(&self, bytes: &mut Vec<u8>) {
         match self {
             Self::Length(len) => bytes.resize(*len, 0),
@@ -157,14 +157,14 @@ impl Change {
 }
 
 impl Inode {
-    fn change(&mut self, change: Change) {
+    fn change(&mut self, change: FileChange) {
         change.apply(&mut self.now);
         self.unsynced.push(change);
     }
 
     /// Whether the file was made before, and written to behind its first block since the last sync: so the log writes batches.
     fn is_appended_to(&self) -> bool {
-        let behind = |change: &Change| matches!(change, Change::Write { offset, .. } if *offset >= DIRECT_ALIGN);
+        let behind = |change: &FileChange| matches!(change, FileChange::Write { offset, .. } if *offset >= DIRECT_ALIGN);
         !self.durable.is_empty() && self.unsynced.iter().all(behind)
     }
 
@@ -175,7 +175,7 @@ impl Inode {
     }
 }
 
-impl State {
+impl DiskState {
     /// A number below `limit`, which is not zero.
     fn below(&mut self, limit: usize) -> usize {
         self.random.below(limit)
@@ -225,10 +225,10 @@ impl State {
             match (self.below(4), change) {
                 (0, _) => {}
                 (1, _) => change.apply(&mut bytes),
-                (2, Change::Write { offset, data }) if last => {
+                (2, FileChange::Write { offset, data }) if last => {
                     let kept = self.below(data.len() + 1);
                     let (offset, data) = (*offset, data[..kept].to_vec());
-                    Change::Write { offset, data }.apply(&mut bytes);
+                    FileChange::Write { offset, data }.apply(&mut bytes);
                 }
                 _ => change.apply_sectors(&mut bytes, || self.coin()),
             }
@@ -238,11 +238,11 @@ impl State {
     }
 
     /// Fails a change, after doing a part of a write.
-    fn fail_change(&mut self, inode: usize, change: &Change, fault: Fault) -> io::Error {
-        if let Change::Write { offset, data } = change {
+    fn fail_change(&mut self, inode: usize, change: &FileChange, fault: Fault) -> io::Error {
+        if let FileChange::Write { offset, data } = change {
             let kept = self.below(data.len() + 1);
             let (offset, data) = (*offset, data[..kept].to_vec());
-            self.inodes[inode].change(Change::Write { offset, data });
+            self.inodes[inode].change(FileChange::Write { offset, data });
         }
         fault.error()
     }
@@ -268,7 +268,7 @@ impl Fault {
 impl SimDisk {
     /// An empty disk that supports direct I/O, and checks its alignment.
     pub fn new(seed: u64) -> Self {
-        let state = State {
+        let state = DiskState {
             random: SplitMix64::new(seed),
             takes_direct: true,
             life: 0,
@@ -399,7 +399,7 @@ impl SimDisk {
         Some(state.inodes[inode].now.clone())
     }
 
-    fn changed_names(&self) -> io::Result<MutexGuard<'_, State>> {
+    fn changed_names(&self) -> io::Result<MutexGuard<'_, DiskState>> {
         let mut state = lock(&self.state);
         match state.operation() {
             Some(fault) => Err(fault.error()),
@@ -490,7 +490,7 @@ impl Disk for SimDisk {
 /// An open file.
 #[derive(Debug)]
 struct SimFile {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<DiskState>>,
     inode: usize,
     life: u64,
     direct: bool,
@@ -499,7 +499,7 @@ struct SimFile {
 }
 
 impl SimFile {
-    fn alive(&self) -> io::Result<MutexGuard<'_, State>> {
+    fn alive(&self) -> io::Result<MutexGuard<'_, DiskState>> {
         let state = lock(&self.state);
         if state.life != self.life {
             return Err(io::Error::other("the simulated process is dead"));
@@ -507,7 +507,7 @@ impl SimFile {
         Ok(state)
     }
 
-    fn change(&self, change: Change) -> io::Result<()> {
+    fn change(&self, change: FileChange) -> io::Result<()> {
         let mut state = self.alive()?;
         if let Some(fault) = state.operation() {
             return Err(state.fail_change(self.inode, &change, fault));
@@ -527,7 +527,7 @@ impl DiskFile for SimFile {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let data = data.to_vec();
-        self.change(Change::Write { offset, data })
+        self.change(FileChange::Write { offset, data })
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
@@ -556,7 +556,7 @@ impl DiskFile for SimFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.change(Change::Length(position(len)?))
+        self.change(FileChange::Length(position(len)?))
     }
 
     fn is_direct(&self) -> bool {

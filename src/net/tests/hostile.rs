@@ -32,7 +32,7 @@ async fn introduced(authority: &Authority, member: &Member) -> (Endpoint, Connec
         crate::clock::entropy(),
         "n3".to_owned(),
     );
-    hello::introduce(&connection, &ours, async |_| Ok(()))
+    hello::initiate(&connection, &ours, async |_| Ok(()))
         .await
         .unwrap();
     (endpoint, connection)

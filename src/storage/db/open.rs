@@ -59,7 +59,7 @@ impl Db {
     ) -> Result<Self, DbError> {
         let file = Arc::clone(file);
         let (redb, disk_file) = open_redb(disk, &file, &file, options, present)?;
-        let state = State::read(&redb, &file, identity)?;
+        let state = OwnEntries::read(&redb, &file, identity)?;
         let file_bytes = disk_file.len().map_err(|source| from_io(&file, source))?;
         Ok(Self {
             redb,
@@ -78,24 +78,25 @@ impl Db {
 }
 
 /// The database's own entries of table `meta`.
-struct State {
+struct OwnEntries {
     applied: LogPosition,
     usage: Usage,
     compaction: Option<CompactionProgress>,
 }
 
-impl State {
+impl OwnEntries {
     fn read(redb: &Database, file: &Arc<str>, identity: Identity) -> Result<Self, DbError> {
         let transaction = redb.begin_read().map_err(|error| from_redb(file, error))?;
         let required = |name: &'static str| {
-            read_meta(&transaction, file, name)?.ok_or_else(|| damaged(file, name, Fault::Missing))
+            read_meta(&transaction, file, name)?
+                .ok_or_else(|| damaged(file, name, MetaFault::Missing))
         };
         // First, since a newer format may have changed everything but the layout of this table.
         let format = required(meta::FORMAT)?;
         let format: [u8; 4] = format
             .as_slice()
             .try_into()
-            .map_err(|_| damaged(file, meta::FORMAT, Fault::Malformed))?;
+            .map_err(|_| damaged(file, meta::FORMAT, MetaFault::Malformed))?;
         let found = u32::from_le_bytes(format);
         if found > FORMAT_VERSION {
             return Err(DbError::NewerFormat {
@@ -114,7 +115,7 @@ impl State {
         }
         let compaction = read_meta(&transaction, file, meta::COMPACTION)?.map(|bytes| {
             CompactionProgress::decode(&bytes)
-                .ok_or_else(|| damaged(file, meta::COMPACTION, Fault::Malformed))
+                .ok_or_else(|| damaged(file, meta::COMPACTION, MetaFault::Malformed))
         });
         Ok(Self {
             applied: parse(file, meta::APPLIED, &required(meta::APPLIED)?)?,
@@ -168,19 +169,19 @@ fn create(
 
 /// What is wrong with an entry of table `meta`.
 #[derive(Clone, Copy)]
-enum Fault {
+enum MetaFault {
     Missing,
     Malformed,
 }
 
-fn damaged(file: &Arc<str>, name: &str, fault: Fault) -> DbError {
+fn damaged(file: &Arc<str>, name: &str, fault: MetaFault) -> DbError {
     let table = "meta";
     let entry = format!("entry {name}");
     DbError::Damaged {
         file: file.clone(),
         damage: match fault {
-            Fault::Missing => Damage::Missing { table, entry },
-            Fault::Malformed => Damage::Malformed { table, entry },
+            MetaFault::Missing => Damage::Missing { table, entry },
+            MetaFault::Malformed => Damage::Malformed { table, entry },
         },
     }
 }
@@ -190,5 +191,5 @@ fn parse<T: bincode::Decode<()>>(
     name: &'static str,
     bytes: &[u8],
 ) -> Result<T, DbError> {
-    codec::decode(name, bytes).map_err(|_| damaged(file, name, Fault::Malformed))
+    codec::decode(name, bytes).map_err(|_| damaged(file, name, MetaFault::Malformed))
 }

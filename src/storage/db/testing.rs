@@ -32,12 +32,12 @@ pub(super) fn span(from: Rev, through: Revision, records_max: usize) -> CompactS
 }
 
 #[derive(Clone, Debug)]
-enum Change {
+enum FileChange {
     Write(usize, Vec<u8>),
     SetLen(usize),
 }
 
-impl Change {
+impl FileChange {
     fn apply(&self, bytes: &mut Vec<u8>) {
         match self {
             Self::SetLen(len) => bytes.resize(*len, 0),
@@ -61,7 +61,7 @@ pub(super) struct MemFile {
 struct Contents {
     now: Vec<u8>,
     synced: Vec<u8>,
-    unsynced: Vec<Change>,
+    unsynced: Vec<FileChange>,
 }
 
 impl MemFile {
@@ -75,7 +75,7 @@ impl MemFile {
             .map_err(|_| io::Error::other("injected failure"))
     }
 
-    fn change(&self, change: Change) -> io::Result<()> {
+    fn change(&self, change: FileChange) -> io::Result<()> {
         self.spend()?;
         let mut contents = self.contents.lock().unwrap();
         change.apply(&mut contents.now);
@@ -87,7 +87,7 @@ impl MemFile {
 impl DiskFile for MemFile {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let offset = usize::try_from(offset).unwrap();
-        self.change(Change::Write(offset, data.to_vec()))
+        self.change(FileChange::Write(offset, data.to_vec()))
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
@@ -111,7 +111,7 @@ impl DiskFile for MemFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.change(Change::SetLen(usize::try_from(len).unwrap()))
+        self.change(FileChange::SetLen(usize::try_from(len).unwrap()))
     }
 
     fn is_direct(&self) -> bool {
@@ -193,13 +193,13 @@ impl MemDisk {
 }
 
 /// The parts of a change that reach the disk each on its own.
-fn sectors(change: &Change) -> Vec<Change> {
+fn sectors(change: &FileChange) -> Vec<FileChange> {
     match change {
-        Change::SetLen(_) => vec![change.clone()],
-        Change::Write(offset, data) => data
+        FileChange::SetLen(_) => vec![change.clone()],
+        FileChange::Write(offset, data) => data
             .chunks(512)
             .enumerate()
-            .map(|(at, piece)| Change::Write(offset + at * 512, piece.to_vec()))
+            .map(|(at, piece)| FileChange::Write(offset + at * 512, piece.to_vec()))
             .collect(),
     }
 }

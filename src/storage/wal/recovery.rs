@@ -10,7 +10,7 @@ use super::catalog::{Catalog, lock};
 use super::error::WalError;
 use super::options::WalOptions;
 use super::sectors::{Layout, SECTOR_BYTES};
-use super::segment::{BATCHES_START, Batch, SegmentHeader, SegmentReader};
+use super::segment::{BATCHES_START, SegmentHeader, SegmentReader, StoredBatch};
 use super::segment_id::SegmentId;
 use crate::storage::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode, aligned_zeros};
 use crate::types::{Entry, HardState, LogIndex, LogPosition};
@@ -214,7 +214,7 @@ impl Replay {
     fn next_batch(
         &mut self,
         any: bool,
-    ) -> Result<Result<(usize, u64, Batch), Flaw>, WalError> {
+    ) -> Result<Result<(usize, u64, StoredBatch), Flaw>, WalError> {
         let here = self.batch_at(self.active, self.offset, any)?;
         let is_seal = matches!(&here, Ok(batch) if batch.header.seal);
         if here.is_ok() && !is_seal {
@@ -240,7 +240,7 @@ impl Replay {
         at: usize,
         offset: u64,
         any: bool,
-    ) -> Result<Result<Batch, Flaw>, WalError> {
+    ) -> Result<Result<StoredBatch, Flaw>, WalError> {
         let id = self.segments[at].id;
         let found = self.readers[at].batch(offset, self.salt);
         let batch = match found.map_err(WalError::io("read", &self.segments[at].name))? {
@@ -266,7 +266,7 @@ impl Replay {
         &mut self,
         at: usize,
         offset: u64,
-        batch: Batch,
+        batch: StoredBatch,
         any: bool,
         after: LogIndex,
         catalog: &Mutex<Catalog>,

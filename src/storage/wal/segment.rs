@@ -113,7 +113,7 @@ pub(super) fn layout_in(block: &[u8]) -> Option<Layout> {
 
 /// A batch as it was read back.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(super) struct StoredBatch {
     pub(super) header: BatchHeader,
     pub(super) header_crc: u32,
     pub(super) entries: Vec<Entry>,
@@ -195,7 +195,11 @@ impl SegmentReader {
     }
 
     /// Decodes the batch at `offset`, without checking whether it belongs there.
-    pub(super) fn batch(&mut self, offset: u64, salt: u64) -> io::Result<Result<Batch, Flaw>> {
+    pub(super) fn batch(
+        &mut self,
+        offset: u64,
+        salt: u64,
+    ) -> io::Result<Result<StoredBatch, Flaw>> {
         let (header, header_crc) = match self.header(offset, salt)? {
             Ok(found) => found,
             Err(flaw) => return Ok(Err(flaw)),
@@ -208,7 +212,7 @@ impl SegmentReader {
         let mut payload = vec![0; payload_len];
         layout.gather(whole, HEADER_BYTES, &mut payload);
         let payload = Bytes::from(payload);
-        Ok(header.decode_payload(&payload).map(|entries| Batch {
+        Ok(header.decode_payload(&payload).map(|entries| StoredBatch {
             header,
             header_crc,
             entries,

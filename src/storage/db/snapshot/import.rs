@@ -96,7 +96,7 @@ pub struct Import {
     buffer: BytesMut,
     /// Number of bytes of complete items.
     taken: u64,
-    batch: Batch,
+    batch: NextCommit,
     totals: Totals,
     last: Rev,
     ended: bool,
@@ -104,7 +104,7 @@ pub struct Import {
 
 /// What the next commit stores.
 #[derive(Debug, Default)]
-struct Batch {
+struct NextCommit {
     blobs: Vec<(String, Bytes)>,
     leases: Vec<(LeaseId, Bytes)>,
     records: Vec<Record>,
@@ -139,7 +139,7 @@ impl Import {
             noting,
             buffer: BytesMut::new(),
             taken: 0,
-            batch: Batch::default(),
+            batch: NextCommit::default(),
             totals: Totals::default(),
             last: Rev::default(),
             ended: false,

@@ -42,7 +42,7 @@ impl Item {
 /// The queues of one connection. Invariant: each lane's `bytes` is the sum over its items, and over `bytes_max` by at most one
 /// item.
 #[derive(Debug)]
-pub(super) struct Outbox {
+pub(super) struct SendQueues {
     lanes: [LaneQueue; Lane::ALL.len()],
 }
 
@@ -54,7 +54,7 @@ struct LaneQueue {
     filled: Notify,
 }
 
-impl Outbox {
+impl SendQueues {
     /// Empty queues. Those for the log and for requests hold up to `bytes_max` each.
     pub(super) fn new(bytes_max: usize) -> Self {
         let lanes = Lane::ALL.map(|lane| LaneQueue {
@@ -165,48 +165,48 @@ mod tests {
 
     #[tokio::test]
     async fn the_bound_holds_for_each_lane_and_one_item_always_fits() {
-        let outbox = Outbox::new(10_000);
+        let queues = SendQueues::new(10_000);
         assert!(
-            outbox.message(append(20_000)),
+            queues.message(append(20_000)),
             "an empty queue takes any one item"
         );
-        assert!(!outbox.message(append(1)), "then it is full");
+        assert!(!queues.message(append(1)), "then it is full");
         assert!(
-            outbox.message(heartbeat()),
+            queues.message(heartbeat()),
             "heartbeats have room of their own"
         );
         assert!(
-            outbox.request(WireRequest::Ping, Bytes::new()),
+            queues.request(WireRequest::Ping, Bytes::new()),
             "and so have requests"
         );
-        outbox.batch(Lane::Log).await;
-        assert!(outbox.message(append(1)), "what was written makes room");
+        queues.batch(Lane::Log).await;
+        assert!(queues.message(append(1)), "what was written makes room");
         let fits = (0..100_000)
-            .take_while(|_| outbox.message(heartbeat()))
+            .take_while(|_| queues.message(heartbeat()))
             .count();
         assert!(
             fits < VOTES_BYTES_MAX / FRAME_BYTES,
             "heartbeats are bounded too"
         );
-        outbox.batch(Lane::Votes).await;
-        outbox.batch(Lane::Log).await;
-        outbox.batch(Lane::Requests).await;
-        assert_eq!(outbox.waiting_bytes(), 0);
+        queues.batch(Lane::Votes).await;
+        queues.batch(Lane::Log).await;
+        queues.batch(Lane::Requests).await;
+        assert_eq!(queues.waiting_bytes(), 0);
     }
 
     #[tokio::test]
     async fn what_waits_leaves_in_order_and_in_batches() {
-        let outbox = Outbox::new(usize::MAX);
+        let queues = SendQueues::new(usize::MAX);
         for _ in 0..100 {
-            assert!(outbox.message(append(100)), "there is room");
+            assert!(queues.message(append(100)), "there is room");
         }
-        assert!(outbox.message(append(BATCH_BYTES)), "there is room");
+        assert!(queues.message(append(BATCH_BYTES)), "there is room");
         let mut counts = Vec::new();
-        while outbox.waiting_bytes() > 0 {
+        while queues.waiting_bytes() > 0 {
             let mut buffer = FrameBuffer::default();
             buffer
                 .bytes
-                .extend_from_slice(&outbox.batch(Lane::Log).await.concat());
+                .extend_from_slice(&queues.batch(Lane::Log).await.concat());
             counts.push(std::iter::from_fn(|| buffer.next().unwrap()).count());
         }
         assert_eq!(
