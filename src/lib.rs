@@ -1,7 +1,6 @@
 //! Quorate: a strongly consistent, multi-version key-value store for coordination.
 pub mod actors;
 pub mod api;
-pub mod bench;
 pub mod cli;
 pub mod clock;
 pub mod codec;

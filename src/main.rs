@@ -17,7 +17,8 @@ fn main() -> ExitCode {
         Command::Cluster(args) => quorate::local_cluster::run(&args).map_err(Into::into),
         Command::Cert(args) => make_certificates(&args),
         Command::Recover(args) => recover(&args),
-        Command::Bench(args) => quorate::bench::run(args).map_err(Into::into),
+        #[cfg(feature = "bench")]
+        Command::Bench(args) => quorate_bench::run(args).map_err(Into::into),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -101,11 +101,6 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "the composition root; the program around it is not its business",
     ),
     (
-        "bench",
-        &["api::proto"],
-        "a client must measure a server through its front door",
-    ),
-    (
         "local_cluster",
         &["net", "config"],
         "it makes files and starts processes; what they do is theirs",
@@ -117,8 +112,22 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "cli",
-        &["config", "bench", "net", "local_cluster"],
+        &["config", "net", "local_cluster"],
         "it turns arguments into settings and runs nothing",
+    ),
+];
+
+/// Other crates that only some modules may use, and why.
+const ONLY_IN: &[(&str, &[&str], &str)] = &[
+    (
+        "quorate_proto",
+        &["api"],
+        "only the API knows its wire format, so that the rest can be used without it",
+    ),
+    (
+        "quorate_bench",
+        &["cli"],
+        "a member that is embedded does not carry the load generator",
     ),
 ];
 
@@ -217,6 +226,20 @@ fn modules_use_only_what_their_line_names() {
 }
 
 #[test]
+fn some_crates_are_used_in_their_place_only() {
+    let mut findings = Vec::new();
+    for file in sources("src").iter().filter(|file| !file.is_root()) {
+        for (name, places, why) in ONLY_IN {
+            let elsewhere = !places.contains(&file.module[0].as_str());
+            if elsewhere && file.paths.iter().any(|path| begins_with(path, name)) {
+                findings.push(format!("{}: uses `{name}`, but {why}", file.shown()));
+            }
+        }
+    }
+    report("modules use crates that they must not", &findings);
+}
+
+#[test]
 fn pure_modules_touch_nothing_of_the_machine() {
     let mut findings = Vec::new();
     for file in sources("src")
@@ -244,7 +267,7 @@ fn pure_modules_touch_nothing_of_the_machine() {
 #[test]
 fn files_are_readable() {
     let mut findings = Vec::new();
-    for file in ["src", "tests", "examples", "benches"]
+    for file in ["src", "crates", "tests", "examples", "benches"]
         .into_iter()
         .flat_map(sources)
     {
