@@ -20,7 +20,7 @@ pub use crate::{
         membership_change::{ChangeRefusal, MemberChange},
         range_chunks::{NotStreamable, RangeChunk, RangeChunks, RangeStreamEnd},
         request_error::RequestError,
-        requests::{Identity, NodeStatus, RequestLimits, Requests},
+        requests::{NodeStatus, RequestLimits, Requests},
         store::{
             CompactHistory, DeleteKeys, GrantLease, KeepLeaseAlive, ListLeases, PutKey,
             ReadLeaseTime, ReadRange, RevokeLease, RunTxn, Store,
@@ -41,7 +41,7 @@ pub use crate::{
     },
     node::StartError,
     storage::{disk::Disk, real_disk::RealDisk},
-    types::{ClusterId, LeaseId, LogIndex, MemberId, RecordKind, Rev, Revision, Term},
+    types::{ClusterId, Identity, LeaseId, LogIndex, MemberId, RecordKind, Rev, Revision, Term},
 };
 
 /// The parts of a [`Config`](crate::Config).

@@ -38,8 +38,8 @@ pub mod watch;
 pub mod wire;
 
 use crate::{
-    actors::requests::{Identity, Requests},
-    types::Revision,
+    actors::requests::Requests,
+    types::{Identity, Revision},
 };
 use listen::Phase;
 pub use quorate_proto as proto;
