@@ -59,8 +59,8 @@
 //!
 //! - [`Config`] has every setting with its default; `config/node.toml` describes them. It names members and certificates where a
 //!   member is one of several.
-//! - [`Node`] runs on threads of its own. An error of its disk, or a bug, ends the process, since a member that goes on without one
-//!   of its parts does harm to the others; [`Node::start_with`] lets the caller decide otherwise.
+//! - [`Node`] runs on threads of its own. An error of its disk, or a bug, ends the process, since a member that goes on without
+//!   one of its parts harms the others; [`Node::start_with`] lets the caller decide otherwise.
 //! - [`LocalNode`] runs on the current thread and on a disk that the caller brings: for simulations and tests.
 //! - [`ext`] has everything that is asked and answered.
 //!
