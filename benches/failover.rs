@@ -9,19 +9,26 @@
 //! cargo bench --profile dev --bench failover -- --quorate target/release/quorate --write docs/operations.md
 //! ```
 
+#[path = "../tests/support/tools.rs"]
+mod tools;
+
 use clap::Parser;
-use quorate::api::proto::etcdserverpb as pb;
-use std::fmt::Write as _;
-use std::fs::{self, File};
-use std::io;
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
-use std::time::Duration;
-use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::{sleep, timeout};
+use quorate::internals::api::proto::etcdserverpb as pb;
+use std::{
+    fmt::Write as _,
+    fs::{self, File},
+    io,
+    net::{Ipv4Addr, TcpListener, UdpSocket},
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+use tokio::{
+    process::{Child, Command},
+    sync::mpsc,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tonic::transport::{Channel, Endpoint};
 
 /// Pause between two puts while nobody leads: the resolution of a figure.
@@ -49,7 +56,7 @@ struct Arguments {
     rounds: usize,
     #[arg(long, default_value = env!("CARGO_BIN_EXE_quorate"))]
     quorate: PathBuf,
-    #[arg(long, default_value = "etcd")]
+    #[arg(long, default_value_os_t = tools::etcd())]
     etcd: PathBuf,
     #[arg(long, default_value_t = 100)]
     heartbeat_ms: u64,
@@ -200,7 +207,7 @@ impl<'a> Cluster<'a> {
 
     /// Waits until all follow one leader and have the same revision, and gives the leader's position.
     async fn whole(&self) -> Result<usize, Failure> {
-        let start = quorate::clock::now();
+        let start = quorate::internals::clock::now();
         loop {
             let mut statuses = Vec::new();
             for member in &self.members {
@@ -236,7 +243,7 @@ impl<'a> Cluster<'a> {
             }
         }
         let child = self.members[leader].child.take();
-        let start = quorate::clock::now();
+        let start = quorate::internals::clock::now();
         child.ok_or("the leader does not run")?.kill().await?;
         let time = first_ack(&channels, start).await?;
         self.run(leader)?;

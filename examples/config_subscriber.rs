@@ -8,18 +8,11 @@
 use actix::prelude::*;
 use quorate::{
     Config, Node,
-    actors::{
-        store::{CompactHistory, PutKey, ReadRange, RunTxn, Store},
-        watch_messages::{Subscribe, Subscription, WatchNews},
-        watch_stream::{KeyEvent, WatchError},
+    ext::{
+        CompactHistory, DeleteRange, KeyEvent, KeyRange, KeyValue, Put, PutKey, RangeQuery,
+        ReadRange, RecordKind, Revision, RunTxn, Store, Subscribe, Subscription, Txn, TxnOp,
+        WatchError, WatchNews, WatchSpec,
     },
-    kv::{
-        KeyRange,
-        command::{DeleteRange, Put, RangeQuery, Txn, TxnOp},
-        record::KeyValue,
-        watch::WatchSpec,
-    },
-    types::{RecordKind, Revision},
 };
 use std::{collections::BTreeMap, error::Error, path::Path};
 use tokio::sync::watch;

@@ -7,10 +7,9 @@
 
 use quorate::{
     Config, Node,
-    actors::store::{CompactHistory, PutKey, ReadRange, RunTxn},
-    kv::{
-        command::{Compare, Operand, Put, RangeQuery, Relation, Txn, TxnOp},
-        record::KeyValue,
+    ext::{
+        CompactHistory, Compare, KeyValue, Operand, Put, PutKey, RangeQuery, ReadRange, Relation,
+        RunTxn, Txn, TxnOp,
     },
 };
 use std::error::Error;

@@ -8,10 +8,10 @@
 use bytes::Bytes;
 use quorate::{
     Config, Node,
-    actors::requests::Requests,
-    kv::command::{Compare, Operand, Put, Relation, Txn, TxnOp},
-    services::election::{self, Leadership},
-    types::LeaseId,
+    ext::{
+        Compare, LeaseId, Operand, Put, Relation, Requests, Txn, TxnOp,
+        election::{self, Leadership},
+    },
 };
 use std::{error::Error, time::Duration};
 use tokio::time::sleep;

@@ -8,17 +8,10 @@
 
 use quorate::{
     Config, Node,
-    actors::{
-        requests::{RequestError, Requests},
-        watch_stream::Watch,
+    ext::{
+        KeyRange, KeyValue, LeaseId, Put, RangeQuery, RecordKind, RequestError, Requests, Revision,
+        Watch, WatchSpec,
     },
-    kv::{
-        KeyRange,
-        command::{Put, RangeQuery},
-        record::KeyValue,
-        watch::WatchSpec,
-    },
-    types::{LeaseId, RecordKind, Revision},
 };
 use std::{error::Error, time::Duration};
 use tokio::{task::JoinHandle, time::sleep};

@@ -24,7 +24,8 @@ pub enum Command {
     /// Run a member (what `quorate` alone does, too)
     Server(ServerArgs),
     /// Put load on a server of the etcd v3 API and measure it
-    Bench(crate::bench::BenchArgs),
+    #[cfg(feature = "bench")]
+    Bench(quorate_bench::BenchArgs),
     /// Run several members on this machine, to try things out
     Cluster(crate::local_cluster::ClusterArgs),
     /// Make certificates for the connections between members

@@ -1,24 +1,129 @@
-//! Quorate: a strongly consistent, multi-version key-value store for coordination.
-pub mod actors;
-pub mod api;
-pub mod bench;
-pub mod cli;
-pub mod clock;
-pub mod codec;
-pub mod config;
-pub mod failpoint;
+//! Quorate: a strongly consistent, multi-version key-value store for the data that other systems coordinate through.
+//!
+//! Most users run the program `quorate`, which speaks the etcd v3 API. This library is the same member inside a program of yours,
+//! without sockets between the two: [`Node`] starts one on a data directory, on threads of its own.
+//!
+//! ```
+//! use quorate::{
+//!     Config, Node,
+//!     ext::{KeyValue, Put, RangeQuery},
+//! };
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # actix::System::new().block_on(async {
+//! let node = Node::start(&Config {
+//!     data_dir: dir.path().join("data"),
+//!     ..Config::default()
+//! })?;
+//! let requests = node.requests();
+//!
+//! // Each write takes the store's next revision. A new store is at revision 1.
+//! let write = |value: &str| Put {
+//!     key: "colour".into(),
+//!     value: value.to_owned().into(),
+//!     ..Put::default()
+//! };
+//! let first = requests.put(write("blue")).await?;
+//! let second = requests.put(write("green")).await?;
+//! assert_eq!((first.revision.0, second.revision.0), (2, 3));
+//!
+//! // A read sees every write that was acknowledged before it. It can also ask for the past.
+//! for (revision, expected) in [(0, "green"), (first.revision.0, "blue")] {
+//!     let query = RangeQuery {
+//!         key: "colour".into(),
+//!         revision,
+//!         ..RangeQuery::default()
+//!     };
+//!     let found = requests.range(query).await?;
+//!     assert_eq!(KeyValue::decode(&found.kvs[0])?.value, expected);
+//! }
+//!
+//! node.stop().await;
+//! # Ok(())
+//! # })
+//! # }
+//! ```
+//!
+//! # What a member promises
+//!
+//! - A request is answered once its effect is on disk at a quorum of the members. Whatever happens to the machine then, it stays.
+//! - All requests take effect in one order, which the revisions number. A read sees every write that was acknowledged anywhere
+//!   before the read began, unless it is marked as serializable; then it sees what this member has.
+//! - A [`Txn`](ext::Txn) compares and then reads or writes, atomically.
+//! - A [`Watch`](ext::Watch) yields every change of its range from a revision on: in order, once, whole revisions together.
+//! - Keys that hang on a lease go when the lease ends. [`ext::lock`] and [`ext::election`] build on that.
+//! - History is kept until it is compacted ([`CompactHistory`](ext::CompactHistory)).
+//!
+//! # The parts
+//!
+//! - [`Config`] has every setting with its default; `config/node.toml` describes them. It names members and certificates where a
+//!   member is one of several.
+//! - [`Node`] runs on threads of its own. An error of its disk, or a bug, ends the process, since a member that goes on without
+//!   one of its parts harms the others; [`Node::start_with`] lets the caller decide otherwise.
+//! - [`LocalNode`] runs on the current thread and on a disk that the caller brings: for simulations and tests.
+//! - [`ext`] has everything that is asked and answered.
+//!
+//! The folder `examples` has whole programs: `embedded`, `config_subscriber`, `service_registry`, `leader_worker`. The default
+//! feature `bench` brings the load generator of the program; a program that embeds a member turns it off.
+
+mod actors;
+mod api;
+mod cli;
+mod clock;
+mod codec;
+mod config;
+pub mod ext;
+mod failpoint;
 #[cfg(any(test, fuzzing))]
-pub mod fuzzing;
-pub mod kv;
-pub mod local_cluster;
-pub mod log;
-pub mod mutation;
-pub mod net;
-pub mod node;
-pub mod raft;
-pub mod services;
-pub mod storage;
-pub mod types;
+mod fuzzing;
+mod kv;
+mod local_cluster;
+mod log;
+mod mutation;
+mod net;
+mod node;
+mod raft;
+mod services;
+mod storage;
+mod types;
 
 pub use config::Config;
 pub use node::{LocalNode, Node};
+
+/// Everything else, for the program `quorate` and this package's tests, benchmarks and fuzzers. It changes without notice.
+#[doc(hidden)]
+pub mod internals {
+    macro_rules! all_of {
+        ($($(#[$condition:meta])* $module:ident)*) => {
+            $(
+                $(#[$condition])*
+                pub mod $module {
+                    pub use crate::$module::*;
+                }
+            )*
+        };
+    }
+
+    all_of! {
+        actors
+        api
+        cli
+        clock
+        codec
+        config
+        failpoint
+        #[cfg(any(test, fuzzing))]
+        fuzzing
+        kv
+        local_cluster
+        log
+        mutation
+        net
+        node
+        raft
+        services
+        storage
+        types
+    }
+}

@@ -1,10 +1,11 @@
 //! Arguments, configuration, run.
 
 use clap::Parser;
-use quorate::cli::{Cli, Command, RecoverArgs, ServerArgs};
-use quorate::net::cert::CertArgs;
-use std::error::Error;
-use std::process::ExitCode;
+use quorate::internals::{
+    cli::{Cli, Command, RecoverArgs, ServerArgs},
+    net::cert::CertArgs,
+};
+use std::{error::Error, process::ExitCode};
 
 /// The system's allocator took a sixth of the server's time under load. Huge pages are off: with them a buffer of which little
 /// is used counts whole, which made a member half as large again, and saved no time that could be measured.
@@ -14,10 +15,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 fn main() -> ExitCode {
     let done = match Cli::parse().asked() {
         Command::Server(args) => serve(args),
-        Command::Cluster(args) => quorate::local_cluster::run(&args).map_err(Into::into),
+        Command::Cluster(args) => quorate::internals::local_cluster::run(&args).map_err(Into::into),
         Command::Cert(args) => make_certificates(&args),
         Command::Recover(args) => recover(&args),
-        Command::Bench(args) => quorate::bench::run(args).map_err(Into::into),
+        #[cfg(feature = "bench")]
+        Command::Bench(args) => quorate_bench::run(args).map_err(Into::into),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -27,10 +29,10 @@ fn main() -> ExitCode {
 
 fn serve(args: ServerArgs) -> Result<(), Box<dyn Error>> {
     let config = args.config()?;
-    quorate::log::start(&config.log);
+    quorate::internals::log::start(&config.log);
     #[cfg(feature = "failpoints")]
-    let _armed = quorate::failpoint::arm();
-    Ok(quorate::node::run(&config)?)
+    let _armed = quorate::internals::failpoint::arm();
+    Ok(quorate::internals::node::run(&config)?)
 }
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
@@ -43,7 +45,7 @@ fn make_certificates(args: &CertArgs) -> Result<(), Box<dyn Error>> {
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 fn recover(args: &RecoverArgs) -> Result<(), Box<dyn Error>> {
-    let done = quorate::node::recover_survivor(&args.data_dir, &args.into)?;
+    let done = quorate::internals::node::recover_survivor(&args.data_dir, &args.into)?;
     println!("{done}");
     Ok(())
 }

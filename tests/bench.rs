@@ -5,9 +5,14 @@
     reason = "helpers of tests: what cannot be unwrapped fails the test"
 )]
 
-use std::net::TcpListener;
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+#[path = "support/tools.rs"]
+mod tools;
+
+use std::{
+    net::TcpListener,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+};
 
 /// A server on free ports with its own data directory; killed at the end.
 struct Server {
@@ -26,7 +31,7 @@ impl Server {
         );
         let process = etcd_command(data.path(), &format!("http://{endpoint}"), &peer)
             .spawn()
-            .unwrap_or_else(|error| panic!("cannot run etcd ({error}): install etcd-server"));
+            .unwrap_or_else(|error| panic!("cannot run etcd: {error}"));
         let server = Self {
             process,
             endpoint,
@@ -77,7 +82,7 @@ impl Drop for Server {
 }
 
 fn etcd_command(data: &Path, client: &str, peer: &str) -> Command {
-    let mut command = Command::new("etcd");
+    let mut command = Command::new(tools::etcd());
     command
         .arg("--data-dir")
         .arg(data)

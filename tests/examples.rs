@@ -5,8 +5,7 @@
     reason = "helpers of tests: what cannot be unwrapped fails the test"
 )]
 
-use std::env;
-use std::process::Command;
+use std::{env, process::Command};
 
 /// Runs an example to its end and gives the lines it printed. It is built first if it is not there as it should be.
 fn run(example: &str) -> Vec<String> {

@@ -6,8 +6,7 @@
 )]
 
 use actix::System;
-use quorate::{
-    Config, LocalNode,
+use quorate::internals::{
     actors::{
         fail_stop::FailStop,
         requests::{RequestError, Requests},
@@ -24,6 +23,7 @@ use quorate::{
     storage::{disk::Disk, sim_disk::SimDisk},
     types::{LeaseId, Revision},
 };
+use quorate::{Config, LocalNode};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 

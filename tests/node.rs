@@ -5,21 +5,23 @@
 use actix::{System, SystemRunner};
 use quorate::{
     Config, LocalNode, Node,
-    actors::{
-        fail_stop::FailStop,
-        requests::RequestError,
-        store::{CompactHistory, DeleteKeys, PutKey, ReadRange, RunTxn},
+    internals::{
+        actors::{
+            fail_stop::FailStop,
+            requests::RequestError,
+            store::{CompactHistory, DeleteKeys, PutKey, ReadRange, RunTxn},
+        },
+        kv::{
+            KvError,
+            command::{DeleteRange, Put, RangeQuery, Txn, TxnOp},
+            record::KeyValue,
+        },
+        storage::{
+            disk::Disk,
+            sim_disk::{Fault, SimDisk},
+        },
+        types::Revision,
     },
-    kv::{
-        KvError,
-        command::{DeleteRange, Put, RangeQuery, Txn, TxnOp},
-        record::KeyValue,
-    },
-    storage::{
-        disk::Disk,
-        sim_disk::{Fault, SimDisk},
-    },
-    types::Revision,
 };
 use std::{
     collections::BTreeMap,

@@ -2,7 +2,7 @@
 
 use crate::VALUE_BYTES;
 use divan::{Bencher, counter::ItemsCount};
-use quorate::{
+use quorate::internals::{
     net::{
         Delivery, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot, Lane, Listener, Pacing,
         PeerAddress, PeerRequest, PeerSecurity, decode_messages, encode_messages,

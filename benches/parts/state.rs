@@ -3,7 +3,7 @@
 use crate::{VALUE_BYTES, key, scattered};
 use bytes::Bytes;
 use divan::{Bencher, black_box, counter::ItemsCount};
-use quorate::{
+use quorate::internals::{
     codec::Blob,
     kv::{
         KeyRange,

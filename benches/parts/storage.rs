@@ -2,7 +2,7 @@
 
 use crate::{VALUE_BYTES, key};
 use divan::{Bencher, counter::ItemsCount};
-use quorate::{
+use quorate::internals::{
     kv::record,
     storage::{
         db::{CommitBatch, Db, DbOptions},

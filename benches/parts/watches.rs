@@ -2,7 +2,7 @@
 
 use crate::{VALUE_BYTES, key, scattered};
 use divan::{Bencher, black_box, counter::ItemsCount};
-use quorate::{
+use quorate::internals::{
     api::reply::{Frames, WatchReply},
     kv::{
         KeyRange,

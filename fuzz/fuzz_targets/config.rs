@@ -1,4 +1,4 @@
-//! Fuzzes `config` of `quorate::fuzzing`.
+//! Fuzzes `config` of `quorate::internals::fuzzing`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::fuzzing::run("config", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::internals::fuzzing::run("config", data));

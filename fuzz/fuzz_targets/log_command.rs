@@ -1,4 +1,4 @@
-//! Fuzzes `log_command` of `quorate::fuzzing`.
+//! Fuzzes `log_command` of `quorate::internals::fuzzing`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::fuzzing::run("log_command", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::internals::fuzzing::run("log_command", data));

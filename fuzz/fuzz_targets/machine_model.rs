@@ -1,4 +1,4 @@
-//! Fuzzes `machine_model` of `quorate::fuzzing`.
+//! Fuzzes `machine_model` of `quorate::internals::fuzzing`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::fuzzing::run("machine_model", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::internals::fuzzing::run("machine_model", data));

@@ -1,4 +1,4 @@
-//! Fuzzes `peer_frames` of `quorate::fuzzing`.
+//! Fuzzes `peer_frames` of `quorate::internals::fuzzing`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::fuzzing::run("peer_frames", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::internals::fuzzing::run("peer_frames", data));

@@ -1,4 +1,4 @@
-//! Fuzzes `requests` of `quorate::fuzzing`.
+//! Fuzzes `requests` of `quorate::internals::fuzzing`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::fuzzing::run("requests", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::internals::fuzzing::run("requests", data));

@@ -1,4 +1,4 @@
-//! Fuzzes `wal_batch` of `quorate::fuzzing`.
+//! Fuzzes `wal_batch` of `quorate::internals::fuzzing`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::fuzzing::run("wal_batch", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::internals::fuzzing::run("wal_batch", data));

@@ -1,4 +1,4 @@
-//! Fuzzes `wal_segment` of `quorate::fuzzing`.
+//! Fuzzes `wal_segment` of `quorate::internals::fuzzing`.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::fuzzing::run("wal_segment", data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| quorate::internals::fuzzing::run("wal_segment", data));

@@ -31,7 +31,6 @@ pub mod listen;
 pub mod maintenance;
 pub mod messages;
 pub mod payload;
-pub mod proto;
 pub mod reply;
 pub mod services;
 pub mod status;
@@ -43,6 +42,7 @@ use crate::{
     types::{Identity, Revision},
 };
 use listen::Phase;
+pub use quorate_proto as proto;
 use reply::Header;
 use services::Services;
 use std::rc::Rc;

@@ -2,7 +2,7 @@
 
 use crate::support::{Server, Wire, del, frame, get, put, refused};
 use prost::Message as _;
-use quorate::api::proto::etcdserverpb::{PutRequest, RangeResponse};
+use quorate::internals::api::proto::etcdserverpb::{PutRequest, RangeResponse};
 use tonic::Code;
 
 const RANGE: &str = "/etcdserverpb.KV/Range";

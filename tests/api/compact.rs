@@ -3,7 +3,7 @@
 use crate::support::{
     Outcome, Server, Setup, del, get, get_range, only_quorate_has, op_get, refused, txn,
 };
-use quorate::api::proto::etcdserverpb::{CompactionRequest, RangeRequest};
+use quorate::internals::api::proto::etcdserverpb::{CompactionRequest, RangeRequest};
 use std::fmt::Debug;
 use tonic::Code;
 

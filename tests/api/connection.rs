@@ -4,7 +4,7 @@ use crate::support::{Server, Wire, WireAnswer, frame, get, get_range};
 use bytes::Bytes;
 use h2::Reason;
 use prost::Message as _;
-use quorate::api::proto::etcdserverpb as pb;
+use quorate::internals::api::proto::etcdserverpb as pb;
 use tokio::task::JoinSet;
 
 const RANGE: &str = "/etcdserverpb.KV/Range";

@@ -3,9 +3,9 @@
 
 use crate::support::{Client, Server, compare, del, get, note, op_del, op_put, put, txn};
 use fastrand::Rng;
-use quorate::api::proto::etcdserverpb::compare::CompareResult::Greater;
-use quorate::api::proto::etcdserverpb::compare::TargetUnion::Version;
-use quorate::api::proto::etcdserverpb::{RangeRequest, ResponseHeader};
+use quorate::internals::api::proto::etcdserverpb::compare::CompareResult::Greater;
+use quorate::internals::api::proto::etcdserverpb::compare::TargetUnion::Version;
+use quorate::internals::api::proto::etcdserverpb::{RangeRequest, ResponseHeader};
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use tokio::sync::watch;

@@ -1,7 +1,7 @@
 //! Deleting keys: what it removes, counts and returns.
 
 use crate::support::{Server, del, del_range, get, get_range};
-use quorate::api::proto::etcdserverpb::DeleteRangeRequest;
+use quorate::internals::api::proto::etcdserverpb::DeleteRangeRequest;
 
 #[tokio::test]
 async fn a_range_delete_is_one_revision_and_counts_its_keys() {

@@ -1,7 +1,7 @@
 //! Leases over the wire: etcdctl, and the keep-alive stream.
 
 use crate::support::{Server, etcdctl};
-use quorate::api::proto::etcdserverpb as pb;
+use quorate::internals::api::proto::etcdserverpb as pb;
 use serde_json::json;
 use std::time::Duration;
 use tokio::sync::mpsc;

@@ -1,7 +1,7 @@
 //! Locks and elections over the wire: etcdctl, and the services that the server runs.
 
 use crate::support::{Server, etcdctl};
-use quorate::api::proto::{etcdserverpb as pb, v3electionpb as ep, v3lockpb as lp};
+use quorate::internals::api::proto::{etcdserverpb as pb, v3electionpb as ep, v3lockpb as lp};
 use std::time::Duration;
 use tokio::time::timeout;
 use tonic::Code;

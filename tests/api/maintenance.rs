@@ -1,9 +1,9 @@
 //! Maintenance.Status and Alarm, the gRPC health check, and plain HTTP on the same port.
 
 use crate::support::{Kind, Server, http_get, refused};
-use quorate::api::proto::etcdserverpb::{AlarmRequest, alarm_request};
-use quorate::api::proto::healthpb::HealthCheckRequest;
-use quorate::api::proto::healthpb::health_check_response::ServingStatus;
+use quorate::internals::api::proto::etcdserverpb::{AlarmRequest, alarm_request};
+use quorate::internals::api::proto::healthpb::HealthCheckRequest;
+use quorate::internals::api::proto::healthpb::health_check_response::ServingStatus;
 use tonic::Code;
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! Range: which keys, at which revision, how many, and which fields.
 
 use crate::support::{Server, del, get, get_range, refused};
-use quorate::api::proto::etcdserverpb::RangeRequest;
+use quorate::internals::api::proto::etcdserverpb::RangeRequest;
 use tonic::Code;
 
 /// Keys `a` to `e`, written at revisions 2 to 6.

@@ -1,8 +1,8 @@
 //! Range: sorting, with the quirks clients have got used to.
 
 use crate::support::{Client, Server, get_range, op_put, put, refused, txn};
-use quorate::api::proto::etcdserverpb::RangeRequest;
-use quorate::api::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
+use quorate::internals::api::proto::etcdserverpb::RangeRequest;
+use quorate::internals::api::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use tonic::Code;
 
 /// Four keys with different orders by key, version, create revision, mod revision and value.

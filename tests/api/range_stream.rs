@@ -1,7 +1,7 @@
 //! RangeStream: the same answer as Range, in chunks.
 
 use crate::support::{Client, Server, get, get_range, refused};
-use quorate::api::proto::etcdserverpb::{RangeRequest, RangeResponse};
+use quorate::internals::api::proto::etcdserverpb::{RangeRequest, RangeResponse};
 use tonic::Code;
 
 const SINCE: (u32, u32) = (3, 7);

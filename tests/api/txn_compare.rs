@@ -2,12 +2,14 @@
 
 use crate::support::{Client, Server, compare, op_put, put, txn};
 use bytes::Bytes;
-use quorate::api::proto::etcdserverpb::Compare;
-use quorate::api::proto::etcdserverpb::compare::CompareResult::{Equal, Greater, Less, NotEqual};
-use quorate::api::proto::etcdserverpb::compare::TargetUnion::{
+use quorate::internals::api::proto::etcdserverpb::Compare;
+use quorate::internals::api::proto::etcdserverpb::compare::CompareResult::{
+    Equal, Greater, Less, NotEqual,
+};
+use quorate::internals::api::proto::etcdserverpb::compare::TargetUnion::{
     CreateRevision, Lease, ModRevision, Value, Version,
 };
-use quorate::api::proto::etcdserverpb::compare::{CompareResult, TargetUnion};
+use quorate::internals::api::proto::etcdserverpb::compare::{CompareResult, TargetUnion};
 
 /// `a` at version 2 (created at 2, changed at 3, value `m`) and `b` (created at 4, value `n`).
 async fn two_keys() -> (Server, Client) {

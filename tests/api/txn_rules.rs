@@ -4,9 +4,11 @@ use crate::support::{
     Client, Server, compare, del, del_range, get, only_quorate_has, op_del, op_get, op_put, op_txn,
     put, refused, txn,
 };
-use quorate::api::proto::etcdserverpb::compare::CompareResult::Equal;
-use quorate::api::proto::etcdserverpb::compare::TargetUnion::Version;
-use quorate::api::proto::etcdserverpb::{Compare, PutRequest, RangeRequest, RequestOp, TxnRequest};
+use quorate::internals::api::proto::etcdserverpb::compare::CompareResult::Equal;
+use quorate::internals::api::proto::etcdserverpb::compare::TargetUnion::Version;
+use quorate::internals::api::proto::etcdserverpb::{
+    Compare, PutRequest, RangeRequest, RequestOp, TxnRequest,
+};
 use tonic::Code;
 
 const TOO_MANY: &str = "etcdserver: too many operations in txn request";

@@ -8,7 +8,7 @@ use pb::{
     WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
     watch_create_request::FilterType, watch_request::RequestUnion,
 };
-use quorate::api::proto::{etcdserverpb as pb, mvccpb};
+use quorate::internals::api::proto::{etcdserverpb as pb, mvccpb};
 use rustix::process::Signal;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},

@@ -2,7 +2,7 @@
 
 use crate::history::{Answer, Event, Request, Revision};
 use crate::wire;
-use quorate::api::proto::etcdserverpb as pb;
+use quorate::internals::api::proto::etcdserverpb as pb;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -44,7 +44,7 @@ impl Client {
 
     /// Connects to a member that is there, or soon will be.
     pub(crate) async fn must_connect(address: SocketAddr) -> Self {
-        let start = quorate::clock::now();
+        let start = quorate::internals::clock::now();
         loop {
             if let Some(client) = Self::connect(address).await {
                 return client;
@@ -158,7 +158,7 @@ impl Client {
 
 /// The position of the leader that all of these follow, once they agree.
 pub(crate) async fn leader(members: &[SocketAddr]) -> usize {
-    let start = quorate::clock::now();
+    let start = quorate::internals::clock::now();
     loop {
         let mut statuses = Vec::new();
         for address in members {
@@ -184,7 +184,7 @@ pub(crate) async fn leader(members: &[SocketAddr]) -> usize {
 
 /// Waits until all these members have one history, and gives its revision and hash.
 pub(crate) async fn agreed(members: &[SocketAddr]) -> (Revision, u32) {
-    let start = quorate::clock::now();
+    let start = quorate::internals::clock::now();
     loop {
         let mut hashes = Vec::new();
         for address in members {

@@ -1,7 +1,7 @@
 //! gRPC clients of one member: leases, locks and elections.
 
 use crate::ctl::etcdctl;
-use quorate::api::proto::{etcdserverpb as pb, v3electionpb as ep, v3lockpb as lp};
+use quorate::internals::api::proto::{etcdserverpb as pb, v3electionpb as ep, v3lockpb as lp};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -103,7 +103,7 @@ impl Clients {
             ..pb::RangeRequest::default()
         };
         let found = self.kv.clone().range(range).await.expect("a range");
-        let text = |kv: quorate::api::proto::mvccpb::KeyValue| {
+        let text = |kv: quorate::internals::api::proto::mvccpb::KeyValue| {
             String::from_utf8_lossy(&kv.key).into_owned()
         };
         found.into_inner().kvs.into_iter().map(text).collect()
@@ -198,7 +198,7 @@ pub(crate) async fn next_leader(observed: &mut Streaming<ep::LeaderResponse>) ->
 
 /// Waits until so many stand in line.
 pub(crate) async fn in_line(port: u16, name: &str, count: usize) {
-    let start = quorate::clock::now();
+    let start = quorate::internals::clock::now();
     loop {
         let args = ["get", name, "--prefix", "--keys-only"];
         let listed = etcdctl(&[port], &args).await.ok();

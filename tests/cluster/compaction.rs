@@ -4,7 +4,7 @@
 
 use crate::ctl::{etcdctl, eventually, leader};
 use crate::support::Cluster;
-use quorate::failpoint::FailPoint;
+use quorate::internals::failpoint::FailPoint;
 
 const KEYS: usize = 50;
 const ROUNDS: usize = 3;
@@ -62,7 +62,7 @@ async fn a_member_that_dies_in_a_compaction_answers_old_reads_whole_or_not_at_al
         &before,
     ];
     let mut answer = etcdctl(&ports[..1], &args).await;
-    let start = quorate::clock::now();
+    let start = quorate::internals::clock::now();
     while !answer.good && !answer.stderr.contains("compacted") {
         assert!(start.elapsed().as_secs() < 60, "{answer:?}");
         answer = etcdctl(&ports[..1], &args).await;

@@ -19,7 +19,7 @@ async fn random_members_are_killed_and_frozen_in_turn() {
     let secs = secs.map_or(CRASH_SECS, |secs| {
         secs.parse().expect("a number of seconds")
     });
-    let start = quorate::clock::now();
+    let start = quorate::internals::clock::now();
     let mut scene = Scene::begin("crash", Cluster::start(3).await).await;
     let mut kill = scene.random.bool();
     while start.elapsed() < Duration::from_secs(secs) {

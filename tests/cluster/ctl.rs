@@ -1,5 +1,6 @@
 //! Drives the real etcdctl.
 
+use crate::tools;
 use serde_json::Value;
 use std::env;
 use std::process::Stdio;
@@ -48,12 +49,11 @@ pub(crate) fn start_etcdctl(port: u16, args: &[&str]) -> Child {
 
 /// `etcdctl`, told where the members are.
 fn command(ports: &[u16]) -> Command {
-    let program = env::var_os("QUORATE_TEST_ETCDCTL").unwrap_or_else(|| "etcdctl".into());
     let endpoints: Vec<String> = ports
         .iter()
         .map(|port| format!("127.0.0.1:{port}"))
         .collect();
-    let mut command = Command::new(program);
+    let mut command = Command::new(tools::etcdctl());
     for (name, _) in env::vars_os() {
         if name.to_string_lossy().starts_with("ETCDCTL_") {
             command.env_remove(name);
@@ -71,9 +71,11 @@ fn command(ports: &[u16]) -> Command {
 
 /// Runs `etcdctl` against the members at these ports.
 pub(crate) async fn etcdctl(ports: &[u16], args: &[&str]) -> Output {
-    let output = command(ports).args(args).output().await.expect(
-        "this test needs `etcdctl`: apt-get install etcd-client, or set QUORATE_TEST_ETCDCTL",
-    );
+    let output = command(ports)
+        .args(args)
+        .output()
+        .await
+        .expect("etcdctl runs");
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Output {
         good: output.status.success(),
@@ -88,7 +90,7 @@ pub(crate) async fn eventually(
     args: &[&str],
     wanted: impl Fn(&str) -> bool,
 ) -> String {
-    let start = quorate::clock::now();
+    let start = quorate::internals::clock::now();
     loop {
         let output = etcdctl(ports, args).await;
         if output.good && wanted(&output.stdout) {
@@ -114,7 +116,7 @@ pub(crate) async fn statuses(ports: &[u16]) -> Vec<Value> {
 
 /// The position in `ports` of the leader that all of them follow, once they agree.
 pub(crate) async fn leader(ports: &[u16]) -> usize {
-    let start = quorate::clock::now();
+    let start = quorate::internals::clock::now();
     loop {
         let found = statuses(ports).await;
         let leaders: Vec<&Value> = found.iter().map(|status| &status["leader"]).collect();
@@ -131,7 +133,7 @@ pub(crate) async fn leader(ports: &[u16]) -> usize {
 
 /// Waits until these members have the same history.
 pub(crate) async fn same_history(ports: &[u16]) {
-    let start = quorate::clock::now();
+    let start = quorate::internals::clock::now();
     loop {
         let output = etcdctl(ports, &["endpoint", "hashkv", "-w", "json"]).await;
         if output.good {

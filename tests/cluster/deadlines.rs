@@ -7,7 +7,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
 use prost::Message;
-use quorate::api::proto::etcdserverpb as pb;
+use quorate::internals::api::proto::etcdserverpb as pb;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;

@@ -4,18 +4,19 @@ use crate::clients::PATIENCE;
 use crate::support::free_port;
 use actix::Addr;
 use bytes::Bytes;
-use quorate::actors::store::{
+use quorate::internals::actors::store::{
     GrantLease, KeepLeaseAlive, ListLeases, PutKey, ReadLeaseTime, ReadRange, RevokeLease, Store,
 };
-use quorate::config::{HostPort, InitialMember, PeerTls};
-use quorate::kv::command::{Put, RangeQuery};
-use quorate::services::election::{ElectionError, Leadership, Observer};
-use quorate::services::lock::LockError;
-use quorate::services::messages::{
+use quorate::internals::clock;
+use quorate::internals::config::{HostPort, InitialMember, PeerTls};
+use quorate::internals::kv::command::{Put, RangeQuery};
+use quorate::internals::services::election::{ElectionError, Leadership, Observer};
+use quorate::internals::services::lock::LockError;
+use quorate::internals::services::messages::{
     Campaign, ObserveLeaders, Proclaim, ReadLeader, ReleaseLock, Resign, TakeLock,
 };
-use quorate::types::LeaseId;
-use quorate::{Config, Node, clock};
+use quorate::internals::types::LeaseId;
+use quorate::{Config, Node};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::{sleep, timeout};

@@ -7,7 +7,7 @@ use crate::ctl::etcdctl;
 use crate::membership::id;
 use crate::scene::Scene;
 use crate::support::Cluster;
-use quorate::failpoint::FailPoint;
+use quorate::internals::failpoint::FailPoint;
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -84,7 +84,7 @@ fn is_rare(point: FailPoint) -> bool {
 
 /// Does what leads a member to all the points there are, until it has crashed at its own.
 async fn crash(scene: &mut Scene, member: usize, point: FailPoint) {
-    let start = quorate::clock::now();
+    let start = quorate::internals::clock::now();
     let said = format!("failpoint {}: crash", point.name());
     let mut turn = 0;
     while !scene.cluster.members[member].log().contains(&said) {
@@ -165,7 +165,7 @@ async fn members_are_held_up_at_any_point() {
         member.start();
     }
     let mut scene = Scene::begin("held up", cluster).await;
-    let start = quorate::clock::now();
+    let start = quorate::internals::clock::now();
     let mut turn = 0;
     while start.elapsed() < HOLD {
         let member = scene.random.usize(..3);

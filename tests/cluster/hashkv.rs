@@ -2,6 +2,7 @@
 
 use crate::ctl::{etcdctl, eventually, same_history};
 use crate::support::{Cluster, free_port};
+use crate::tools;
 use serde_json::Value;
 use std::env;
 use std::process::Stdio;
@@ -9,10 +10,9 @@ use tokio::process::{Child, Command};
 
 /// A real etcd of one member, and its client port.
 fn etcd(data: &std::path::Path) -> (Child, u16) {
-    let program = env::var_os("QUORATE_TEST_ETCD").unwrap_or_else(|| "etcd".into());
     let (client, peer) = (free_port(), free_port());
     let url = |port: u16| format!("http://127.0.0.1:{port}");
-    let mut command = Command::new(program);
+    let mut command = Command::new(tools::etcd());
     for (name, _) in env::vars_os() {
         if name.to_string_lossy().starts_with("ETCD_") {
             command.env_remove(name);
@@ -31,10 +31,7 @@ fn etcd(data: &std::path::Path) -> (Child, u16) {
         .stderr(Stdio::null())
         .kill_on_drop(true)
         .spawn();
-    let child = child.expect(
-        "this test needs `etcd`: apt-get install etcd-server, or set QUORATE_TEST_ETCD to its path",
-    );
-    (child, client)
+    (child.expect("etcd starts"), client)
 }
 
 /// Hash and compacted revision at the revision asked for (0: the newest), of each member.

@@ -6,7 +6,7 @@ use crate::ctl::{etcdctl, eventually, leader, same_history};
 use crate::support::{Cluster, Member};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
-use quorate::net::cert;
+use quorate::internals::net::cert;
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde_json::Value;

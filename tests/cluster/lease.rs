@@ -3,7 +3,7 @@
 use crate::clients::{Clients, PATIENCE};
 use crate::ctl::{etcdctl, leader, statuses};
 use crate::support::Cluster;
-use quorate::clock;
+use quorate::internals::clock;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 use tonic::Code;
@@ -54,7 +54,7 @@ async fn any_member_grants_renews_tells_lists_and_revokes() {
                 "a list is what a member has applied"
             );
         }
-        let taken = quorate::api::proto::etcdserverpb::LeaseGrantRequest { ttl: 9, id };
+        let taken = quorate::internals::api::proto::etcdserverpb::LeaseGrantRequest { ttl: 9, id };
         let taken = last.leases.clone().lease_grant(taken).await.unwrap_err();
         let expected = (Code::FailedPrecondition, "etcdserver: lease already exists");
         assert_eq!((taken.code(), taken.message()), expected);
@@ -193,7 +193,7 @@ async fn a_deposed_leader_that_wakes_up_ends_no_live_lease() {
             cluster.members[old].thaw();
             continue;
         }
-        let range = quorate::api::proto::etcdserverpb::RangeRequest {
+        let range = quorate::internals::api::proto::etcdserverpb::RangeRequest {
             key: key.into(),
             ..Default::default()
         };

@@ -7,8 +7,8 @@
 use crate::clients::{Clients, Renewals};
 use crate::ctl::leader;
 use crate::support::Cluster;
-use quorate::api::proto::{etcdserverpb as pb, mvccpb};
-use quorate::clock;
+use quorate::internals::api::proto::{etcdserverpb as pb, mvccpb};
+use quorate::internals::clock;
 use std::env;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

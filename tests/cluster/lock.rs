@@ -3,7 +3,7 @@
 use crate::clients::{Clients, PATIENCE, in_line, next_leader};
 use crate::ctl::{etcdctl, leader, start_etcdctl};
 use crate::support::Cluster;
-use quorate::api::proto::v3lockpb as lp;
+use quorate::internals::api::proto::v3lockpb as lp;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::task::JoinHandle;
@@ -52,7 +52,7 @@ async fn a_lock_passes_in_the_order_of_the_line_though_the_leader_dies() {
         unlock(&followers[0], held.key).await;
         held = soon(next).await.expect("its turn");
         assert_eq!(held.key, format!("L/{id:x}"));
-        let range = quorate::api::proto::etcdserverpb::RangeRequest {
+        let range = quorate::internals::api::proto::etcdserverpb::RangeRequest {
             key: held.key.clone(),
             ..Default::default()
         };
@@ -153,7 +153,7 @@ async fn an_election_goes_on_through_leader_changes_and_observers_see_it_all() {
     }
     // Its lease ends: nobody leads, at any member.
     other.revoke(second).await.expect("it is there");
-    let name = quorate::api::proto::v3electionpb::LeaderRequest { name: "E".into() };
+    let name = quorate::internals::api::proto::v3electionpb::LeaderRequest { name: "E".into() };
     let nobody = one.elections.clone().leader(name).await.unwrap_err();
     assert_eq!(
         (nobody.code(), nobody.message()),
@@ -165,7 +165,7 @@ async fn an_election_goes_on_through_leader_changes_and_observers_see_it_all() {
 /// the lock's key, and changes nothing.
 #[tokio::test]
 async fn a_fenced_write_of_a_former_holder_changes_nothing() {
-    use quorate::api::proto::etcdserverpb as pb;
+    use quorate::internals::api::proto::etcdserverpb as pb;
     let (_cluster, _, [one, other]) = start().await;
     let guarded = async |member: &Clients, lock: &bytes::Bytes, created: i64, value: &str| {
         let compare = pb::Compare {

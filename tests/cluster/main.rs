@@ -45,6 +45,8 @@ mod standing;
 mod state;
 mod support;
 mod survivor;
+#[path = "../support/tools.rs"]
+mod tools;
 mod watch;
 mod wire;
 mod workload;

@@ -2,7 +2,7 @@
 
 use crate::ctl::{etcdctl, leader, same_history};
 use crate::support::quorate;
-use quorate::cli::{Cli, Command};
+use quorate::internals::cli::{Cli, Command};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;

@@ -25,7 +25,7 @@ impl Record {
     /// For a cluster of at most `members_max` members.
     pub(crate) fn new(members_max: usize) -> Self {
         Self {
-            start: quorate::clock::now(),
+            start: quorate::internals::clock::now(),
             ops: Mutex::default(),
             lives: (0..members_max).map(|_| AtomicU64::new(0)).collect(),
             next: AtomicU64::new(0),
@@ -48,7 +48,7 @@ impl Record {
     }
 
     fn now(&self) -> u64 {
-        quorate::clock::micros(self.start.elapsed())
+        quorate::internals::clock::micros(self.start.elapsed())
     }
 
     /// Asks a member, waits no longer than `patience`, and notes all of it. An error without a status is the wait's end.

@@ -48,7 +48,7 @@ impl Scene {
     pub(crate) async fn begin(name: &'static str, cluster: Cluster) -> Self {
         let given = env::var("QUORATE_TEST_SEED").ok();
         let given = given.map(|seed| seed.parse().expect("QUORATE_TEST_SEED is a number"));
-        let seed = given.unwrap_or_else(quorate::clock::entropy);
+        let seed = given.unwrap_or_else(quorate::internals::clock::entropy);
         client::leader(&cluster.clients()).await;
         let record = Arc::new(Record::new(MEMBERS_MAX));
         let targets = Targets::new(&cluster.clients());
@@ -60,7 +60,7 @@ impl Scene {
             random: Rng::with_seed(seed),
             name,
             seed,
-            start: quorate::clock::now(),
+            start: quorate::internals::clock::now(),
             load: Some(load),
             kept: Vec::new(),
             probes: JoinSet::new(),
@@ -110,7 +110,7 @@ impl Scene {
 
     /// The time until one of these members acknowledges a write that began after now.
     pub(crate) async fn until_served(&mut self, members: &[usize]) -> Duration {
-        let start = quorate::clock::now();
+        let start = quorate::internals::clock::now();
         let (sender, mut done) = mpsc::unbounded_channel();
         let addresses = self.cluster.clients();
         loop {

@@ -3,6 +3,7 @@
 
 use crate::ctl::{etcdctl, eventually, leader, same_history, statuses};
 use crate::support::{Cluster, Member, quorate};
+use crate::tools;
 use base64::prelude::{BASE64_STANDARD, Engine};
 use std::collections::BTreeMap;
 use std::fs;
@@ -55,7 +56,7 @@ pub(crate) async fn fill(ports: &[u16], prefix: &str, keys: usize) {
 
 /// Waits until a member's log has said something so many times.
 pub(crate) async fn said(member: &Member, what: &str, times: usize) {
-    let start = quorate::clock::now();
+    let start = quorate::internals::clock::now();
     while member.log().matches(what).count() < times {
         let waited = start.elapsed();
         assert!(
@@ -77,7 +78,7 @@ async fn too_far_behind(cluster: &Cluster, away: usize, before: usize) -> usize 
     let at = at + usize::from(at >= away);
     let (leader, name) = (&cluster.members[at], &cluster.members[away].name);
     let unheard = format!("({name}, ");
-    let start = quorate::clock::now();
+    let start = quorate::internals::clock::now();
     loop {
         let log = leader.log();
         let gone = |line: &str| line.contains(&unheard) && line.contains("timed out");
@@ -193,7 +194,7 @@ async fn clients_of_a_member_that_gets_one_stay_and_miss_nothing() {
     let output = cluster.members[slow].data_dir().with_extension("watch");
     let file = fs::File::create(&output).expect("a file");
     // Its connection must outlive the time in which the member stands still.
-    let _watching = tokio::process::Command::new("etcdctl")
+    let _watching = tokio::process::Command::new(tools::etcdctl())
         .env("ETCDCTL_API", "3")
         .arg(format!("--endpoints=127.0.0.1:{}", ports[slow]))
         .args(["--keepalive-time=10m", "watch", "k/", "--prefix", "--rev=1"])
@@ -221,7 +222,7 @@ async fn clients_of_a_member_that_gets_one_stay_and_miss_nothing() {
         same_history(&ports).await;
     }
     let expected = written(ports[slow], "k/").await;
-    let start = quorate::clock::now();
+    let start = quorate::internals::clock::now();
     while watched(&output).len() < expected.values().sum() {
         let found = watched(&output).len();
         assert!(start.elapsed() < PATIENCE, "only {found} events");

@@ -4,10 +4,10 @@ use crate::ctl::{etcdctl, eventually, leader, same_history, statuses};
 use crate::membership::{id, join};
 use crate::snapshot::{IN_PLACE, said};
 use crate::support::{Cluster, Member};
-use quorate::codec;
-use quorate::storage::db::{CommitBatch, Db, DbOptions};
-use quorate::storage::{member, real_disk::RealDisk};
-use quorate::types::Revision;
+use quorate::internals::codec;
+use quorate::internals::storage::db::{CommitBatch, Db, DbOptions};
+use quorate::internals::storage::{member, real_disk::RealDisk};
+use quorate::internals::types::Revision;
 use std::fs;
 
 const CORRUPT: &str = "etcdserver: corrupt cluster";

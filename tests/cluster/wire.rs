@@ -3,7 +3,7 @@
 use crate::history::{
     Answer, Compare, DeleteRange, Event, KeyValue, Operand, Put, Range, Relation, Txn, TxnOp,
 };
-use quorate::api::proto::{etcdserverpb as pb, mvccpb};
+use quorate::internals::api::proto::{etcdserverpb as pb, mvccpb};
 
 pub(crate) fn range(asked: &Range) -> pb::RangeRequest {
     pb::RangeRequest {

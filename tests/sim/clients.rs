@@ -8,7 +8,7 @@ use crate::{
     network::{CLIENTS, Event, Job, Parcel, STEP_MILLIS, SharedNetwork, Slot},
     trace::digest,
 };
-use quorate::actors::requests::Requests;
+use quorate::internals::actors::requests::Requests;
 use std::{cell::Cell, fmt::Debug, rc::Rc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 
@@ -39,7 +39,7 @@ impl Client {
 
     /// The cluster's time, in microseconds.
     pub(crate) fn now(&self) -> u64 {
-        quorate::clock::micros(quorate::clock::now() - self.began)
+        quorate::internals::clock::micros(quorate::internals::clock::now() - self.began)
     }
 
     /// A number below `bound`, from the seed.

@@ -11,13 +11,13 @@ use crate::{
     network::{Event, Network, Parcel, STEP_MILLIS, SharedNetwork, Slot, Weather, deliver},
     trace::Trace,
 };
-use quorate::{
-    Config, LocalNode,
+use quorate::internals::{
     actors::{fail_stop::FailStop, requests::Requests},
     config::{ClusterState, HostPort, InitialMember},
     node::StartError,
     storage::{disk::Disk, sim_disk::SimDisk},
 };
+use quorate::{Config, LocalNode};
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -164,7 +164,7 @@ impl Cluster {
     }
 
     fn shaped(seed: u64, mut rng: fastrand::Rng, size: usize, shown: bool, shape: Shape) -> Self {
-        quorate::clock::simulate(seed);
+        quorate::internals::clock::simulate(seed);
         let network = Network::new(rng.fork(), Weather::fair(), Trace::new(shown));
         let mut cluster = Self {
             now: 0,

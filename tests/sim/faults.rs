@@ -9,7 +9,7 @@ use crate::{
     network::{CLIENTS, Slot, Weather},
     operator::{self, Job, Operator, Remedy, wish_for_refill},
 };
-use quorate::{
+use quorate::internals::{
     actors::requests::Requests,
     storage::{disk::Disk, sim_disk::Fault as DiskFault},
 };

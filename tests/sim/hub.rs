@@ -6,7 +6,7 @@ use crate::{
 };
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
-use quorate::{
+use quorate::internals::{
     actors::peer_hub::{
         ClosePeers, ForwardRequests, HubPeers, OpenSnapshot, PeerPorts, SendMessages, UpdatePeers,
     },

@@ -12,7 +12,7 @@ use crate::{
     run::{Plan, run_with},
     scene::{SEEDS, Scene, of},
 };
-use quorate::{
+use quorate::internals::{
     actors::requests::RequestError,
     kv::{
         KvError,

@@ -85,7 +85,7 @@ impl Machine {
             builder.enable_time().start_paused(true);
             builder.build().expect("a runtime without sockets")
         });
-        let began = system.block_on(async { quorate::clock::now() });
+        let began = system.block_on(async { quorate::internals::clock::now() });
         Self {
             system,
             began,
@@ -138,7 +138,7 @@ impl Machine {
     pub(crate) fn leap(&self, to: Duration) {
         let began = self.began;
         self.system.block_on(async move {
-            let by = (began + to).saturating_duration_since(quorate::clock::now());
+            let by = (began + to).saturating_duration_since(quorate::internals::clock::now());
             tokio::time::advance(by).await;
         });
     }

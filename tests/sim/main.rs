@@ -44,7 +44,7 @@ mod spoken;
 mod trace;
 
 use mixed::Mixed;
-use quorate::clock;
+use quorate::internals::clock;
 use run::{Outcome, Plan, run};
 use std::{collections::BTreeMap, env, time::Duration};
 use tokio::time::Instant;

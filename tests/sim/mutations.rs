@@ -9,7 +9,7 @@ use crate::{
     network::STEP_MILLIS,
     run::{Outcome, Plan, run, run_with},
 };
-use quorate::mutation::{Mutation, mutate};
+use quorate::internals::mutation::{Mutation, mutate};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Each bug, and how many seeds the simulator may need to find it.

@@ -12,7 +12,7 @@ use crate::{
     trace::{Trace, digest},
 };
 use bytes::Bytes;
-use quorate::{
+use quorate::internals::{
     actors::{
         peer_hub::{
             HubPeers, MessagesDropped, PeerConnected, PeerDisconnected, PeerMessages,

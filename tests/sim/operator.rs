@@ -8,7 +8,7 @@ use crate::{
     cluster::{Cluster, Crash, member},
     network::Slot,
 };
-use quorate::{
+use quorate::internals::{
     actors::{
         members::{ClusterMember, Members},
         membership_change::MemberChange,

@@ -8,7 +8,7 @@ use crate::{
     faults::Storm,
     network::Slot,
 };
-use quorate::{actors::requests::RequestError, kv::command::Put, types::Revision};
+use quorate::internals::{actors::requests::RequestError, kv::command::Put, types::Revision};
 use std::{
     cell::RefCell,
     collections::BTreeMap,

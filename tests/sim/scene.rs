@@ -4,7 +4,7 @@ use crate::{
     cluster::{Cluster, ELECTION_MILLIS, member},
     network::Slot,
 };
-use quorate::{
+use quorate::internals::{
     actors::{
         membership_change::{ChangeRefusal, MemberChange},
         requests::{RequestError, Requests},

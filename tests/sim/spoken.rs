@@ -6,7 +6,7 @@
 //! - Leader completeness: once an entry was applied anywhere, no leader of a later term sends another one at its index.
 
 use crate::trace::digest;
-use quorate::{
+use quorate::internals::{
     raft::{Body, Message},
     types::{LogIndex, LogPosition, MemberId, Term},
 };

@@ -1,7 +1,7 @@
 //! Many streams, some of them never read: what they hold is bounded, and the others do not notice.
 
 use super::{all, counts, home, put};
-use quorate::{
+use quorate::internals::{
     actors::{
         requests::RequestError,
         watch_hub::WatchRequest,

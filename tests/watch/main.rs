@@ -11,8 +11,7 @@
 mod crowd;
 mod messages;
 
-use quorate::{
-    Config, Node,
+use quorate::internals::{
     actors::{
         requests::{RequestError, Requests},
         watch_hub::{CountWatches, WatchCounts, WatchRequest},
@@ -26,6 +25,7 @@ use quorate::{
     },
     types::{RecordKind, Revision},
 };
+use quorate::{Config, Node};
 use std::{collections::BTreeMap, time::Duration};
 
 /// A node on a data directory of its own.

@@ -2,8 +2,8 @@
 
 use super::{all, counts, delete, home, mark, put, range};
 use actix::prelude::*;
-use quorate::{
-    Node,
+use quorate::Node;
+use quorate::internals::{
     actors::{
         store::{CompactHistory, PutKey, Store},
         watch_messages::{Subscribe, Subscription, WatchKeys, WatchNews},

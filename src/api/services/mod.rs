@@ -9,7 +9,6 @@
 //! refused as one that does not exist.
 
 mod cluster;
-pub(crate) mod codec;
 mod election;
 mod health;
 mod incoming;
@@ -154,8 +153,7 @@ where
 
 /// The refusal by one of our own calls, or of the framing, as it was before tonic carried it.
 fn own_status(response: &Response<TonicBody>) -> Option<Status> {
-    let status = response.extensions().get::<tonic::Status>()?;
-    status.source()?.downcast_ref::<Status>().cloned()
+    Status::carried_by(response.extensions().get::<tonic::Status>()?)
 }
 
 /// Whether the generated code has refused the call: nobody implements the method.
@@ -193,8 +191,14 @@ impl<T> Stream for Messages<T> {
 impl Status {
     /// The refusal that tonic carried, or what tonic itself found wrong with a stream.
     pub(super) fn from_tonic(status: &tonic::Status) -> Self {
-        let own = status.source().and_then(|source| source.downcast_ref());
-        own.cloned().unwrap_or_else(Self::canceled)
+        Self::carried_by(status).unwrap_or_else(Self::canceled)
+    }
+
+    /// The refusal of one of our calls, of the framing, or of the codec.
+    fn carried_by(status: &tonic::Status) -> Option<Self> {
+        let source = status.source()?;
+        let malformed = || source.downcast_ref().map(Self::malformed_message);
+        source.downcast_ref().cloned().or_else(malformed)
     }
 }
 

@@ -428,8 +428,8 @@ impl Replay {
         }
     }
 
-    /// Writes the last batch once more and syncs it, before anything depends on it. It can be read, but if the process died before
-    /// its sync, or because its sync failed, its bytes may be in the page cache only.
+    /// Writes the last batch once more and syncs it, before anything depends on it. It can be read, but if the process died
+    /// before its sync, or because its sync failed, its bytes may be in the page cache only.
     pub(super) fn rewrite_last_batch(&mut self) -> Result<(), WalError> {
         let segment = &self.segments[self.active];
         if let Some((offset, bytes)) = self.last_batch {

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use fastrand::Rng;
-use quorate::api::proto::etcdserverpb::compare::TargetUnion;
-use quorate::api::proto::etcdserverpb::request_op::Request;
-use quorate::api::proto::etcdserverpb::{
+use quorate::internals::api::proto::etcdserverpb::compare::TargetUnion;
+use quorate::internals::api::proto::etcdserverpb::request_op::Request;
+use quorate::internals::api::proto::etcdserverpb::{
     CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
 };
 use std::ops::RangeInclusive;

@@ -10,7 +10,7 @@ mod watch;
 use crate::support::{Client, Kind, Outcome, Server, get_range, note};
 use generate::{Generator, Operation};
 use normalise::Answer;
-use quorate::api::proto::etcdserverpb::{RangeRequest, ResponseHeader};
+use quorate::internals::api::proto::etcdserverpb::{RangeRequest, ResponseHeader};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::env;

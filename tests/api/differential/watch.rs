@@ -16,7 +16,7 @@ use pb::{
     WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
     watch_request::RequestUnion,
 };
-use quorate::api::proto::{etcdserverpb as pb, mvccpb::Event};
+use quorate::internals::api::proto::{etcdserverpb as pb, mvccpb::Event};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};

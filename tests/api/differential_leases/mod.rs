@@ -10,7 +10,7 @@ mod side;
 mod steps;
 
 use crate::support::{Kind, note};
-use quorate::api::proto::mvccpb::KeyValue;
+use quorate::internals::api::proto::mvccpb::KeyValue;
 use side::{Answer, Side, key_of};
 use std::collections::BTreeMap;
 use std::env;

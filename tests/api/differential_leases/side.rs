@@ -3,7 +3,9 @@
 use super::steps::{Leadership, Step};
 use crate::support::{Kind, Server, Setup};
 use bytes::Bytes;
-use quorate::api::proto::{etcdserverpb as pb, mvccpb, v3electionpb as ep, v3lockpb as lp};
+use quorate::internals::api::proto::{
+    etcdserverpb as pb, mvccpb, v3electionpb as ep, v3lockpb as lp,
+};
 use std::time::Duration;
 use tokio::time::timeout;
 use tonic::codegen::tokio_stream::{StreamExt as _, once};

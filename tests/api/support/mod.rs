@@ -7,6 +7,7 @@ mod client;
 mod ctl;
 mod ports;
 mod server;
+#[path = "../../support/tools.rs"]
 mod tools;
 mod wire;
 

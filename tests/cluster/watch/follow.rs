@@ -2,11 +2,11 @@
 
 use super::members::{Members, revision};
 use bytes::Bytes;
-use quorate::api::proto::etcdserverpb::{
+use quorate::internals::api::proto::etcdserverpb::{
     WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
     watch_request::RequestUnion,
 };
-use quorate::api::proto::mvccpb::Event;
+use quorate::internals::api::proto::mvccpb::Event;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep, timeout};

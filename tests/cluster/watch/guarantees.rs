@@ -3,7 +3,7 @@
 use super::follow::{Journal, Note, modified};
 use super::truth::{Change, History};
 use bytes::Bytes;
-use quorate::api::proto::mvccpb::{Event, event::EventType};
+use quorate::internals::api::proto::mvccpb::{Event, event::EventType};
 use std::collections::BTreeSet;
 
 fn responses(journal: &Journal) -> impl Iterator<Item = (i64, &Vec<Event>)> {

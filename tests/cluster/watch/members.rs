@@ -1,6 +1,6 @@
 //! gRPC clients of any of several members: requests go to the next one until one answers.
 
-use quorate::api::proto::etcdserverpb as pb;
+use quorate::internals::api::proto::etcdserverpb as pb;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tonic::Status;
@@ -58,7 +58,7 @@ impl Members {
 
     /// Asks until somebody answers.
     pub(crate) async fn range(&mut self, request: pb::RangeRequest) -> pb::RangeResponse {
-        let start = quorate::clock::now();
+        let start = quorate::internals::clock::now();
         loop {
             let mut kv = self.kv();
             match timeout(ANSWER_MAX, kv.range(request.clone())).await {
@@ -72,7 +72,7 @@ impl Members {
 
     /// Asks until somebody writes. What was refused without a verdict may be written twice.
     pub(crate) async fn txn(&mut self, request: pb::TxnRequest) -> pb::TxnResponse {
-        let start = quorate::clock::now();
+        let start = quorate::internals::clock::now();
         loop {
             match self.try_txn(request.clone()).await {
                 Ok(answer) => return answer,
@@ -85,7 +85,7 @@ impl Members {
 
     /// Asks until history before `revision` is given up.
     pub(crate) async fn compact(&mut self, revision: i64) {
-        let start = quorate::clock::now();
+        let start = quorate::internals::clock::now();
         loop {
             let request = pb::CompactionRequest {
                 revision,

@@ -12,7 +12,7 @@ use crate::network::{Drops, Network};
 use crate::support::Cluster;
 use bytes::Bytes;
 use fastrand::Rng;
-use quorate::api::proto::etcdserverpb::RequestOp;
+use quorate::internals::api::proto::etcdserverpb::RequestOp;
 use std::sync::{
     Arc,
     atomic::{AtomicBool, AtomicI64, Ordering},

@@ -2,8 +2,8 @@
 
 use super::members::{Members, revision};
 use bytes::Bytes;
-use quorate::api::proto::etcdserverpb::RangeRequest;
-use quorate::api::proto::mvccpb::KeyValue;
+use quorate::internals::api::proto::etcdserverpb::RangeRequest;
+use quorate::internals::api::proto::mvccpb::KeyValue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{
     Arc,

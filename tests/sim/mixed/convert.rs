@@ -5,7 +5,7 @@ use crate::{
     history::{self, Answer, KeyValue, Operand, Outcome, Refusal, Relation, Request, Revision},
     network::Slot,
 };
-use quorate::{
+use quorate::internals::{
     actors::requests::{RequestError, Requests},
     kv::{
         KvError,

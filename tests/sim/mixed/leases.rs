@@ -7,7 +7,7 @@ use crate::{
     faults::DRIFT_PPM_MAX,
     history::{Event, Put, Replay, Request},
 };
-use quorate::types::LeaseId;
+use quorate::internals::types::LeaseId;
 use std::collections::BTreeMap;
 
 /// Lives of leases, in seconds: around an election and a few.

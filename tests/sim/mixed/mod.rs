@@ -28,7 +28,7 @@ use crate::{
     run::Workload,
 };
 use convert::{Told, ask};
-use quorate::types::LeaseId;
+use quorate::internals::types::LeaseId;
 use std::{cell::RefCell, rc::Rc, sync::Arc};
 
 /// Clients of keys.

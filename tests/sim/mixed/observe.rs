@@ -7,7 +7,7 @@ use crate::{
     cluster::{Cluster, member},
     network::Slot,
 };
-use quorate::types::{LogIndex, Revision, Term};
+use quorate::internals::types::{LogIndex, Revision, Term};
 use std::collections::BTreeMap;
 
 /// What applying an entry made: the same on every member, in each life.

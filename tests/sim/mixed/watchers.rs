@@ -9,7 +9,7 @@ use crate::{
     history::{Event, Replay, Revision},
     network::Slot,
 };
-use quorate::{
+use quorate::internals::{
     actors::{
         requests::Requests,
         watch_stream::{EventBatch, KeyEvent, WatchError},

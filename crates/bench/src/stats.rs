@@ -1,11 +1,8 @@
 //! Latencies, counts, and the report made of them.
 
-use super::BenchError;
-use super::args::Output;
-use super::process::Usage;
+use super::{BenchError, args::Output, process::Usage};
 use hdrhistogram::Histogram;
-use std::fmt::Write;
-use std::time::Duration;
+use std::{fmt::Write, time::Duration};
 
 /// Latencies are kept to three digits between these bounds; longer ones count as the longest.
 const LATENCY_NANOS_MIN: u64 = 1_000;
@@ -13,7 +10,7 @@ const LATENCY_NANOS_MAX: u64 = 600_000_000_000;
 /// Digits kept of a latency.
 const LATENCY_DIGITS: u8 = 3;
 
-/// What is said of each histogram.
+/// The percentiles reported for each histogram.
 const QUANTILES: [(&str, f64); 5] = [
     ("p50", 0.5),
     ("p90", 0.9),
@@ -55,7 +52,7 @@ impl Recorder {
         self.first_error.get_or_insert_with(|| error.to_string());
     }
 
-    /// Adds what another thread saw.
+    /// Adds the counts of another thread.
     pub(super) fn add(&mut self, other: Self) {
         for (mine, theirs) in self.latencies.iter_mut().zip(other.latencies) {
             mine.add(theirs)
@@ -77,7 +74,7 @@ impl Recorder {
     }
 }
 
-/// What servers and this program used while the load was measured.
+/// CPU time and memory that the servers and this program used while the load was measured.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Spent {
     /// CPU time of the servers; zero when none were named.
@@ -231,7 +228,7 @@ impl Report {
     }
 }
 
-/// A number without needless digits; what is not finite counts as zero, for JSON has no word for it.
+/// A number without needless digits. Infinities and NaN become zero, since JSON cannot express them.
 fn number(value: f64) -> String {
     match value {
         value if !value.is_finite() => "0".into(),

@@ -8,13 +8,13 @@ use super::wire::PREFIX_BYTES;
 use bytes::{Buf, Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, HeaderValue, Request, header};
-use std::future::poll_fn;
-use std::net::SocketAddr;
+use std::{future::poll_fn, net::SocketAddr};
 use tokio::net::TcpStream;
 
-/// What a server may send on one stream before we answer: a scan of 1000 keys of 1 KiB fits many times.
+/// HTTP/2 flow control: the bytes a server may send on one stream before we extend its window. A scan of 1000 keys of 1 KiB
+/// fits many times.
 const STREAM_WINDOW_BYTES: u32 = 16 << 20;
-/// The same for all streams of a connection.
+/// The same for all streams of a connection together.
 const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// The largest reply that is taken: clients of etcd take up to 2 GiB, no workload here asks for a tenth.
 const REPLY_BYTES_MAX: usize = 256 << 20;
@@ -34,7 +34,7 @@ pub enum CallError {
     /// The answer is not a well-formed message.
     #[error(transparent)]
     Wire(#[from] super::wire::WireError),
-    /// The server answered OK, and wrongly: what it said cannot be true.
+    /// The server answered OK, but the answer cannot be right.
     #[error("wrong answer: {0}")]
     Wrong(String),
 }
@@ -87,7 +87,7 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    /// Connects; the connection is driven by a task on the current `LocalSet` and ends with its last channel.
+    /// Connects. A task on the current `LocalSet` drives the connection, until its last channel is dropped.
     pub(super) async fn connect(address: SocketAddr) -> Result<Self, super::BenchError> {
         let failed = |cause| super::BenchError::Connect { address, cause };
         let socket = TcpStream::connect(address).await.map_err(failed)?;
@@ -99,7 +99,7 @@ impl Channel {
             .handshake(socket)
             .await
             .map_err(|cause| failed(std::io::Error::other(cause)))?;
-        // The connection's own error reaches every call on it, so nobody waits for this task.
+        // Every call on the connection fails with the connection's error, so nothing needs this task's result.
         drop(tokio::task::spawn_local(connection));
         Ok(Self {
             sender,
@@ -272,7 +272,7 @@ impl Stream {
         }
         let mut message = self.partial.split_to(length + PREFIX_BYTES).freeze();
         message.advance(PREFIX_BYTES);
-        // What is left goes back to being a chunk, so that the messages in it are not copied again.
+        // The rest becomes the current chunk again, so that the messages in it are not copied once more.
         self.chunk = std::mem::take(&mut self.partial).freeze();
         Ok(Some(message))
     }

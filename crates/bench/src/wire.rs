@@ -1,4 +1,4 @@
-//! The few etcd v3 messages the load generator speaks, written and read by hand.
+//! Hand-written encoding and decoding of the few etcd v3 messages that the load generator uses.
 //!
 //! A load generator shares the machine with the server it measures, so it encodes requests straight into one
 //! reused buffer and looks only at the fields it checks. Replies are input: a malformed one is a
@@ -71,7 +71,7 @@ fn put_message(out: &mut impl BufMut, tag: u64, body: impl FnOnce(&mut Vec<u8>))
     put_bytes(out, tag, &inner);
 }
 
-/// What a `RangeRequest` may say.
+/// The fields of a `RangeRequest` that the workloads use.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Range<'a> {
     pub(super) key: &'a [u8],
@@ -136,7 +136,7 @@ pub(super) fn swap(out: &mut impl BufMut, key: &[u8], expected: i64, swap: Swap<
     }
 }
 
-/// What a `WatchCreateRequest` may say.
+/// The fields of a `WatchCreateRequest` that the workloads use.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Watch<'a> {
     pub(super) key: &'a [u8],
@@ -147,7 +147,7 @@ pub(super) struct Watch<'a> {
 }
 
 impl<'a> Watch<'a> {
-    /// A watcher of what comes.
+    /// A watcher of future events.
     pub(super) fn from_now_on(key: &'a [u8], end: &'a [u8]) -> Self {
         Self {
             key,
@@ -278,7 +278,7 @@ impl<'a> Iterator for Fields<'a> {
     }
 }
 
-/// What a compare-and-swap came to.
+/// The outcome of a compare-and-swap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Swapped {
     /// It took effect at this revision.

@@ -2,9 +2,11 @@
 
 use super::BenchError;
 use clap::{Args, ValueEnum};
-use std::net::{SocketAddr, ToSocketAddrs};
-use std::path::PathBuf;
-use std::time::Duration;
+use std::{
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    time::Duration,
+};
 
 /// Decimal digits that tell keys apart, after the prefix.
 pub(super) const KEY_DIGITS: usize = 10;

@@ -3,23 +3,31 @@
 //! Each thread owns its connections, its clients and its [`Recorder`]; threads share two counters for the
 //! progress line and the budget of `--requests`. The coordinator sets the measured time once all are ready.
 
-use super::BenchError;
-use super::args::Settings;
-use super::channel::{CallError, Channel};
-use super::fill::fill;
-use super::process::{self, Usage};
-use super::stats::{Recorder, Report, Spent};
+use super::{
+    BenchError,
+    args::Settings,
+    channel::{CallError, Channel},
+    fill::fill,
+    process::{self, Usage},
+    stats::{Recorder, Report, Spent},
+};
 use clap::ValueEnum;
-use std::cell::{Cell, RefCell};
-use std::future::Future;
-use std::io::Write;
-use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::{JoinHandle, LocalSet, spawn_local};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use std::{
+    cell::{Cell, RefCell},
+    future::Future,
+    io::Write,
+    rc::Rc,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::{JoinHandle, LocalSet, spawn_local},
+    time::{Instant, sleep_until, timeout_at},
+};
 
 /// How long answers may take once the measured time is over.
 const DRAIN_TIME: Duration = Duration::from_secs(10);
@@ -43,7 +51,7 @@ pub(super) trait Workload: Clone + Send + 'static {
     /// A client's state.
     type Client: Operation + 'static;
 
-    /// Makes client number `index`; it may talk to the server.
+    /// Makes client number `index`; this may send requests to the server.
     async fn client(
         &self,
         settings: &Settings,
@@ -56,7 +64,7 @@ pub(super) trait Workload: Clone + Send + 'static {
         Ok(())
     }
 
-    /// Waits for what the background still owes, after the clients; returns what it never got.
+    /// After the clients have ended: waits for events that have not arrived yet, and returns how many never did.
     async fn drain(&self, _: &Lane) -> Result<(), CallError> {
         Ok(())
     }
@@ -204,7 +212,7 @@ async fn coordinate<W: Workload>(
     observe::<W>(&settings, &counters, window, ends).await
 }
 
-/// Watches the load from outside, and makes the report.
+/// Starts and ends the measured time, prints progress, and makes the report.
 async fn observe<W: Workload>(
     settings: &Settings,
     counters: &Arc<Counters>,
@@ -406,7 +414,7 @@ struct Pace {
 }
 
 impl Pace {
-    /// Clients take turns: together they send at the rate asked for, evenly.
+    /// The clients' due times are spread evenly, so that together they send at the rate asked for.
     fn new(settings: &Settings, index: usize, now: Instant) -> Option<Self> {
         let between = Duration::from_secs_f64(1.0 / settings.args.rate?);
         let every = between.mul_f64(settings.args.clients as f64);
@@ -417,7 +425,7 @@ impl Pace {
     }
 
     /// Waits for the next due time (or `until`); returns when the request's latency begins. That is now when
-    /// the client was free, for the timer's lateness is not the server's, and the due time when it was not.
+    /// the client was free, since the server has no part in a late timer, and the due time when it was not.
     async fn next(&mut self, until: Instant) -> Instant {
         let due = self.due;
         self.due += self.every;
@@ -431,8 +439,7 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
-    use super::super::args::tests::settings;
-    use super::*;
+    use super::{super::args::tests::settings, *};
 
     #[tokio::test(start_paused = true)]
     async fn paced_clients_share_the_rate_and_a_late_one_counts_from_when_it_was_due() {

@@ -1,14 +1,15 @@
 //! Filling the key space before a workload that reads it.
 
-use super::BenchError;
-use super::args::Settings;
-use super::channel::{CallError, Channel, Method};
-use super::random::Random;
-use super::{lease, wire};
+use super::{
+    BenchError,
+    args::Settings,
+    channel::{CallError, Channel, Method},
+    lease,
+    random::Random,
+    wire,
+};
 use bytes::BytesMut;
-use std::cell::Cell;
-use std::rc::Rc;
-use std::time::Duration;
+use std::{cell::Cell, rc::Rc, time::Duration};
 use tokio::task::spawn_local;
 
 /// Requests in flight while the key space is filled.
@@ -20,10 +21,10 @@ const UNIMPLEMENTED: &str = "12";
 
 /// Lease grants that follow the fill, each in a commit of its own.
 const SETTLE_COMMITS: u32 = 3;
-/// Longer than servers put off a commit (etcd: 100 ms).
+/// Longer than a server delays a commit (etcd: 100 ms).
 const SETTLE_TIME: Duration = Duration::from_millis(250);
 
-/// Writes every key of the key space once. The first failure ends it.
+/// Writes every key of the key space once; stops at the first failure.
 pub(super) async fn fill(settings: &Settings) -> Result<(), BenchError> {
     let mut channels = Vec::new();
     for connection in 0..FILL_CONNECTIONS {
@@ -51,18 +52,18 @@ pub(super) async fn fill(settings: &Settings) -> Result<(), BenchError> {
     settle(&mut channels[0]).await
 }
 
-/// Lets the server commit what was filled, and then commits that write no key.
+/// Waits until the server has committed the keys, and then has it make commits without any key.
 ///
 /// etcd 3.4 copies the buffer of its largest recent batch of keys for every read, and drops it only in a commit
-/// that has no key: right after a fill its reads cost four times what they do in a store that has gone quiet.
-/// Measuring that would flatter whatever is compared with it.
+/// without a key: right after a fill its reads cost four times as much as in an idle store.
+/// Measured then, etcd would look slower than it is.
 async fn settle(channel: &mut Channel) -> Result<(), BenchError> {
     let mut out = BytesMut::new();
     for _ in 0..SETTLE_COMMITS {
         tokio::time::sleep(SETTLE_TIME).await;
         match lease::grant(&mut out, channel).await {
             Ok(_) => {}
-            // A server without leases has nothing of this to settle.
+            // A server without leases does not have this cost.
             Err(CallError::Status { code, .. }) if code == UNIMPLEMENTED => return Ok(()),
             Err(error) => return Err(error.into()),
         }

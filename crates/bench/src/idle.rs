@@ -1,24 +1,26 @@
-//! What connections cost while nothing happens on them, and waiting for a server to answer.
+//! Measures the memory that idle connections cost a server, and waits until a server answers.
 
-use super::BenchError;
-use super::args::Settings;
-use super::channel::{CallError, Channel, Method};
-use super::load::block_on;
-use super::process;
-use super::stats::Report;
-use super::wire::{self, Range};
+use super::{
+    BenchError,
+    args::Settings,
+    channel::{CallError, Channel, Method},
+    load::block_on,
+    process,
+    stats::Report,
+    wire::{self, Range},
+};
 use bytes::BytesMut;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
-/// How long the server may settle before its memory is looked at.
+/// Pause before the server's memory is read, so that it can free what it no longer needs.
 const SETTLE_TIME: Duration = Duration::from_secs(2);
 /// Between two attempts to reach the server.
 const RETRY_TIME: Duration = Duration::from_millis(2);
 /// How long one attempt may take.
 const ATTEMPT_TIME: Duration = Duration::from_secs(10);
 
-/// Opens `--connections`, uses each once, and tells what they cost the server in memory.
+/// Opens `--connections`, uses each once, and reports the server's memory per connection.
 pub(super) fn connections(settings: &Settings) -> Result<Report, BenchError> {
     block_on(async {
         let pids = &settings.args.server_pid;
@@ -45,7 +47,7 @@ pub(super) fn connections(settings: &Settings) -> Result<Report, BenchError> {
             );
             report.memory(&after);
         }
-        // A connection that the server dropped in the meantime would make the rest look cheap.
+        // A connection that the server closed in the meantime would lower the average.
         for channel in &mut open {
             if let Err(error) = read(settings, channel).await {
                 report.fail(1, error.to_string());

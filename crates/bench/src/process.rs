@@ -1,4 +1,4 @@
-//! CPU time and memory of server processes, as Linux tells them in `/proc`.
+//! CPU time and memory of server processes, from Linux's `/proc`.
 
 use super::BenchError;
 use std::time::Duration;
@@ -6,14 +6,14 @@ use std::time::Duration;
 /// One tick of the times in `/proc/PID/stat`: Linux reports them in hundredths on every common machine.
 const TICK: Duration = Duration::from_millis(10);
 
-/// What processes used, summed.
+/// CPU time and memory of several processes, summed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Usage {
     /// User and system time since the processes started.
     pub(super) cpu: Duration,
     /// Resident memory now.
     pub(super) resident_bytes: u64,
-    /// The most resident memory there ever was.
+    /// Peak resident memory.
     pub(super) peak_bytes: u64,
 }
 

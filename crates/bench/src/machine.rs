@@ -1,11 +1,15 @@
-//! The machine's own limits, to judge a server's figures by: one durable write, and one round trip.
+//! Measures the machine itself, as a bound on what a server can reach: one durable write, and one round trip.
 
-use super::BenchError;
-use super::stats::{Recorder, Report};
-use std::fs::File;
-use std::io::{Error, Read, Seek, SeekFrom, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
-use std::path::Path;
+use super::{
+    BenchError,
+    stats::{Recorder, Report},
+};
+use std::{
+    fs::File,
+    io::{Error, Read, Seek, SeekFrom, Write},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    path::Path,
+};
 use tokio::time::Instant;
 
 /// One write, about what a log appends at a time.
@@ -22,7 +26,7 @@ pub(super) fn measure(dir: &Path) -> Result<Report, BenchError> {
     let mut report = Report::new("machine");
     let path = dir.join(format!("quorate-bench-{}.tmp", std::process::id()));
     let disk = disk(&path);
-    // The file is ours and of no further use, whether or not the measurement succeeded.
+    // Whether or not the measurement succeeded, the file is not needed any more.
     std::fs::remove_file(&path).ok();
     let disk = disk.map_err(|cause| BenchError::Machine {
         what: path.display().to_string(),

@@ -1,16 +1,25 @@
-//! Programs the tests need from the machine. A missing one fails the test and says what to install.
+//! Where the real etcd and its command line are, for tests that compare with them or drive them.
+//!
+//! A variable may name a program: `QUORATE_TEST_ETCD`, `QUORATE_TEST_ETCDCTL`. Otherwise it is the one that `tests/etcd/build`
+//! has built into the target folder, of the version that Quorate follows; otherwise the one on the `PATH`, which is 3.4 on
+//! Debian. A missing one fails the test and says what to install.
+
+#![allow(
+    dead_code,
+    reason = "not every test program that includes this file needs all of it"
+)]
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// The real etcd: `QUORATE_TEST_ETCD`, or `etcd` on the path.
+/// The real etcd.
 pub(crate) fn etcd() -> PathBuf {
     find("etcd", "QUORATE_TEST_ETCD", "etcd-server")
 }
 
-/// The real etcdctl: `QUORATE_TEST_ETCDCTL`, or `etcdctl` on the path.
+/// The real etcdctl.
 pub(crate) fn etcdctl() -> PathBuf {
     find("etcdctl", "QUORATE_TEST_ETCDCTL", "etcd-client")
 }
@@ -26,15 +35,17 @@ fn find(program: &str, variable: &str, package: &str) -> PathBuf {
         );
         return path;
     }
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
+    let built = target.map(|target| target.join("etcd"));
     let path = env::var_os("PATH").unwrap_or_default();
-    env::split_paths(&path).map(|dir| dir.join(program)).find(|file| file.is_file()).unwrap_or_else(
-        || {
-            panic!(
-                "this test needs `{program}`, which is not on the PATH: install Debian's package with \
-                 `apt-get install {package}`, or set {variable} to the program's path"
-            )
-        },
-    )
+    let mut places = built.into_iter().chain(env::split_paths(&path));
+    let found = places.find_map(|dir| Some(dir.join(program)).filter(|file| file.is_file()));
+    found.unwrap_or_else(|| {
+        panic!(
+            "this test needs `{program}`, which is not on the PATH: run tests/etcd/build, install Debian's package with \
+             `apt-get install {package}`, or set {variable} to the program's path"
+        )
+    })
 }
 
 /// Major and minor version of the installed etcd.

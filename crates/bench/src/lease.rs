@@ -1,9 +1,11 @@
 //! Lease workloads: grant, and keep-alive.
 
-use super::args::Settings;
-use super::channel::{CallError, Channel, Method, Stream};
-use super::load::{Operation, Workload};
-use super::wire::{self, Fields};
+use super::{
+    args::Settings,
+    channel::{CallError, Channel, Method, Stream},
+    load::{Operation, Workload},
+    wire::{self, Fields},
+};
 use bytes::BytesMut;
 
 /// Time to live of the leases, long enough that none expires during a run.

@@ -1,29 +1,37 @@
 //! Watch workloads: fan-out of fresh events to many watchers, and catching up from history.
 //!
-//! A value begins with the time it was sent, so that any watcher can tell how long its event took. All times
-//! are this process's own: writers and watchers share its clock.
+//! Each value begins with the time it was sent, from which a watcher computes the event's latency: writers and watchers run
+//! in this process and share its clock.
 
-use super::BenchError;
-use super::args::Settings;
-use super::channel::{CallError, Channel, Method, Stream};
-use super::fill::fill;
-use super::load::{Lane, Operation, Workload, block_on};
-use super::process;
-use super::stats::Report;
-use super::unary::Scratch;
-use super::wire::{self, Watch, WatchReply};
+use super::{
+    BenchError,
+    args::Settings,
+    channel::{CallError, Channel, Method, Stream},
+    fill::fill,
+    load::{Lane, Operation, Workload, block_on},
+    process,
+    stats::Report,
+    unary::Scratch,
+    wire::{self, Watch, WatchReply},
+};
 use bytes::BytesMut;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
-use tokio::task::spawn_local;
-use tokio::time::{Instant, timeout};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{
+    task::spawn_local,
+    time::{Instant, timeout},
+};
 
 /// Bytes of the send time at the start of a value.
 pub(super) const STAMP_BYTES: usize = 8;
-/// How long watchers may go without any new event before what is missing counts as lost.
+/// If no watcher gets a new event for this long, the missing events count as lost.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// How often the drain looks.
+/// Pause between two checks for missing events after the load.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
 /// Stamps values with their send time, relative to the start of the run.
@@ -75,7 +83,7 @@ impl FanOut {
         }
     }
 
-    /// Reads one watch stream for ever.
+    /// Reads one watch stream until the run ends.
     async fn read(self, lane: Lane, mut stream: Stream) {
         loop {
             let reply = match stream.next().await {
@@ -193,7 +201,7 @@ async fn stall(lane: Lane) {
     }
 }
 
-/// Creates a watcher and waits until the server has it. Nothing may be written meanwhile.
+/// Creates a watcher and waits until the server confirms it. No key may be written meanwhile.
 pub(super) async fn create(stream: &mut Stream, watch: Watch<'_>) -> Result<(), CallError> {
     stream.send(wire::message(&mut BytesMut::new(), |b| watch.encode(b)))?;
     let reply = stream.next().await?;

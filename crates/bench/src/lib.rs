@@ -1,4 +1,4 @@
-//! The load generator `quorate bench`: load on any server of the etcd v3 API, and what came of it.
+//! The load generator `quorate bench`: puts load on any server of the etcd v3 API, and reports throughput and latencies.
 //!
 //! It shares the machine with the server it measures, so its own CPU per operation decides how much of a fast
 //! server it can show. Hence: gRPC straight on `h2` (`channel`), messages written and read by hand
@@ -7,11 +7,11 @@
 //! A run goes through fixed stages: fill what the workload reads, connect, set up every client, warm up,
 //! measure, drain. Only what ended inside the measured time is counted, and the servers' CPU time is sampled at
 //! its two ends. The load is closed-loop: a client sends its next request when the last one is answered. With
-//! `--rate` requests have due times, and one that had to wait for its client counts from when it was due, so
-//! that a stalled server is not flattered.
+//! `--rate` each request has a due time, and the latency of one that had to wait for its client counts from then, so that
+//! the report shows a stall of the server in full.
 //!
-//! Answers are checked, not only counted: a status other than OK, a key that must be there and is not, a swap
-//! that must win and loses, an event that never came are errors, and any error makes the run fail.
+//! Answers are checked, not only counted: a status other than OK, a missing key, a compare-and-swap that should have
+//! succeeded, and an event that did not arrive are errors, and any error makes the run fail.
 
 #![expect(
     clippy::cast_precision_loss,
@@ -42,14 +42,14 @@ use args::Settings;
 use stats::Report;
 use std::net::SocketAddr;
 
-/// Why a run gave no result, or not a clean one.
+/// Why a run failed. Only after [`BenchError::Errors`] is there a report.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     /// A flag has a value it cannot have.
     #[error("{0}")]
     Argument(String),
-    /// No connection to a server; retrying helps once it listens. "Too many open files" asks for a higher
-    /// `ulimit -n`, here or there.
+    /// No connection to a server; retrying helps once it listens. After "too many open files", raise `ulimit -n` of this
+    /// program or of the server.
     #[error("cannot connect to {address}: {cause}")]
     Connect {
         address: SocketAddr,
@@ -58,10 +58,10 @@ pub enum BenchError {
     /// A call failed before the measured time.
     #[error("before measuring: {0}")]
     Prepare(#[from] CallError),
-    /// Waiting for the server took as long as it may.
+    /// The server did not answer in the time given.
     #[error("no answer within {secs} s, last: {last}")]
     NoAnswer { secs: f64, last: String },
-    /// The server's process cannot be looked at.
+    /// The server's process cannot be read in `/proc`.
     #[error("cannot read {path}: {cause}")]
     Process { path: String, cause: std::io::Error },
     /// The machine's disk or loopback cannot be measured.

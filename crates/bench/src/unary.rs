@@ -1,15 +1,19 @@
 //! Workloads of plain request and answer: put, get, scan, count, compare-and-swap and fill.
 
-use super::args::Settings;
-use super::channel::{CallError, Channel, Method};
-use super::load::{Operation, Workload};
-use super::random::Random;
-use super::wire::{self, Fields, Range, Swap, Swapped};
+use super::{
+    args::Settings,
+    channel::{CallError, Channel, Method},
+    load::{Operation, Workload},
+    random::Random,
+    wire::{self, Fields, Range, Swap, Swapped},
+};
 use bytes::BytesMut;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
 
-/// What every client here keeps, so that a request costs no allocation of ours but its own bytes.
+/// Buffers that each client reuses, so that a request allocates only its own bytes.
 pub(super) struct Scratch {
     pub(super) settings: Settings,
     pub(super) random: Random,
@@ -33,7 +37,7 @@ impl Scratch {
         }
     }
 
-    /// Makes `key` a random one of the key space.
+    /// Sets `key` to a random key of the key space.
     pub(super) fn any_key(&mut self) {
         let index = self.random.below(self.settings.args.keys);
         self.settings.key(index, &mut self.key);
@@ -259,7 +263,7 @@ impl Operation for CountClient {
 /// Keys that one client swaps at most; it learns their revisions before the load starts.
 const SWAP_KEYS_MAX: u64 = 64;
 
-/// Compare-and-swap transactions that win: each client swaps only keys of its own.
+/// Compare-and-swap transactions that succeed: each client swaps only keys of its own.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Cas;
 pub(super) struct CasClient {

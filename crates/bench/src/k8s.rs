@@ -2,28 +2,31 @@
 //!
 //! Objects are created, updated and deleted by transactions that compare the mod revision; lists read a prefix
 //! page by page at the first page's size; a consistent read from the API server's own cache reads the resource
-//! prefix as a plain key, for the header's revision only. Beside them run the watch caches: a watch with
-//! `prev_kv` and `progress_notify` for each resource, which is asked for progress every 100 ms.
+//! prefix as a plain key, for the header's revision only. At the same time there are the watch caches: for each resource a
+//! watch with `prev_kv` and `progress_notify`, on which progress is requested every 100 ms.
 //!
-//! Each client has objects of its own and knows their revisions, so no transaction should lose. About half of
+//! Each client has objects of its own and knows their revisions, so every compare should succeed. About half of
 //! the objects exist at any time.
 
-use super::args::Settings;
-use super::channel::{CallError, Channel, Method, Stream};
-use super::lease;
-use super::load::{Lane, Operation, Workload};
-use super::unary::Scratch;
-use super::watch::{self, Stamps};
-use super::wire::{self, Fields, Range, Swap, Swapped, Watch, WatchReply};
+use super::{
+    args::Settings,
+    channel::{CallError, Channel, Method, Stream},
+    lease,
+    load::{Lane, Operation, Workload},
+    unary::Scratch,
+    watch::{self, Stamps},
+    wire::{self, Fields, Range, Swap, Swapped, Watch, WatchReply},
+};
 use bytes::{Bytes, BytesMut};
-use std::io::Write;
-use std::time::Duration;
-use tokio::task::spawn_local;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use std::{io::Write, time::Duration};
+use tokio::{
+    task::spawn_local,
+    time::{Instant, MissedTickBehavior, interval},
+};
 
 /// Resources; a client's objects are spread over them.
 const RESOURCES: [&str; 4] = ["pods", "leases", "configmaps", "events"];
-/// How often the API server asks its watches for progress while it serves consistent reads.
+/// How often the API server requests progress on its watches while it serves consistent reads.
 const PROGRESS_REQUEST_TIME: Duration = Duration::from_millis(100);
 /// Objects of a client, half of which exist: at least and at most.
 const OBJECTS_MIN: u64 = 4;
@@ -68,7 +71,7 @@ impl Kubernetes {
         }
     }
 
-    /// Reads one watch stream for ever, and asks it for progress now and then.
+    /// Reads one watch stream until the run ends, and requests progress at intervals.
     async fn cache(self, lane: Lane, mut stream: Stream) {
         let ask = wire::message(&mut BytesMut::new(), wire::progress_request);
         let mut due = interval(PROGRESS_REQUEST_TIME);
@@ -185,7 +188,7 @@ impl Operation for Controller {
         let objects = self.revisions.len();
         let object = self.scratch.random.position(objects);
         let mut kind = self.choose();
-        // A create needs an absent object, the others an existing one: the next that suits, if any.
+        // A create needs an absent object, the others an existing one: take the next suitable one, if any.
         if let Kind::Create | Kind::Update | Kind::Delete | Kind::Get = kind {
             let absent = kind == Kind::Create;
             let mut from_here = (0..objects).map(|step| (object + step) % objects);
@@ -244,7 +247,7 @@ impl Controller {
             value, key, out, ..
         } = &mut self.scratch;
         self.stamps.stamp(value);
-        // Kubernetes puts its events, and little else, under leases.
+        // Kubernetes attaches leases to its events, and to little else.
         let lease = if RESOURCES[object % RESOURCES.len()] == "events" {
             self.lease
         } else {

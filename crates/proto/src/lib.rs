@@ -1,11 +1,13 @@
 //! Generated messages, clients and servers of the etcd v3 API, one module per protobuf package.
 //!
-//! The source is `proto/`, compiled by `build.rs`. The services answered in [`super::grpc`] have no generated server.
-//! These types stop at `api`: no other module of the crate uses them.
+//! The source is `proto/`, which `build.rs` compiles. KV and Watch have no generated server: `quorate::api` splices their
+//! answers from stored bytes. In `quorate`, only `api` uses these types, so that everything below it is independent of them.
+
+pub mod codec;
 
 pub use generated::{authpb, etcdserverpb, healthpb, mvccpb, v3electionpb, v3lockpb};
 
-/// Nested as the packages are, since generated code names its neighbours by `super::`.
+/// One module per package, side by side: generated code refers to its neighbours by `super::`.
 #[allow(
     clippy::all,
     clippy::pedantic,

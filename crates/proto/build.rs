@@ -12,7 +12,7 @@ const FILES: [&str; 6] = [
     "proto/rpc.proto",
 ];
 
-/// The services that `src/api/grpc.rs` answers by itself; tonic serves all others.
+/// The services that the `api` module of `quorate` answers without tonic: these need no generated server.
 const THIN: [&str; 2] = ["KV", "Watch"];
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -30,7 +30,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Generates a client for each service, and for most a server; neither with code for connections, which is `src/api`'s.
+/// Generates a client for each service, and for most a server; neither with code for connections, which the
+/// caller has.
 struct Services {
     clients: Box<dyn ServiceGenerator>,
     servers: Box<dyn ServiceGenerator>,
@@ -41,12 +42,12 @@ impl Services {
         let clients = tonic_prost_build::configure()
             .build_server(false)
             .build_transport(false);
-        // A method without an implementation is unknown: `src/api/services` turns the generated refusal into etcd's.
+        // A method without an implementation is unknown: `quorate` replaces the generated refusal with etcd's.
         let servers = tonic_prost_build::configure()
             .build_client(false)
             .build_transport(false)
             .generate_default_stubs(true)
-            .codec_path("crate::api::services::codec::Codec");
+            .codec_path("crate::codec::Codec");
         Self {
             clients: clients.service_generator(),
             servers: servers.service_generator(),

@@ -1,23 +1,26 @@
-//! Puts while leases end: what the end of many leases in one second does to the latency of others.
+//! Puts while leases end: how much the end of many leases in one second slows other requests down.
 //!
 //! Before the load, `--leases` leases are granted with one key each, and with such times to live that all of them end in the
 //! same second, `--lease-ttl` seconds after the first grant. The report tells puts before that second, puts from there on for as
 //! long as leases may be ending, and puts later apart. At the end no key of a lease may be left.
 
-use super::args::Settings;
-use super::channel::{CallError, Channel, Method};
-use super::load::{Lane, Operation, Workload};
-use super::unary::Scratch;
-use super::wire::{self, Fields, Range};
+use super::{
+    args::Settings,
+    channel::{CallError, Channel, Method},
+    load::{Lane, Operation, Workload},
+    unary::Scratch,
+    wire::{self, Fields, Range},
+};
 use bytes::BytesMut;
-use std::cell::Cell;
-use std::rc::Rc;
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
-use tokio::task::spawn_local;
-use tokio::time::Instant;
+use std::{
+    cell::Cell,
+    rc::Rc,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+use tokio::{task::spawn_local, time::Instant};
 
-/// Requests under way while leases are granted.
+/// Requests in flight while leases are granted.
 const GRANTS_IN_FLIGHT: usize = 64;
 /// Leases count as ending for so long: their second, a scan, and what the server may be behind.
 const ENDING_TIME: Duration = Duration::from_secs(3);
@@ -116,7 +119,7 @@ impl Workload for Expiry {
         Ok(())
     }
 
-    /// What should have ended must have.
+    /// All leases must have ended: none of their keys may be left.
     async fn drain(&self, lane: &Lane) -> Result<(), CallError> {
         if lane.thread != 0 {
             return Ok(());

@@ -1,18 +1,17 @@
-//! The choice of keys and operations: quick and repeatable, no more.
+//! Random numbers for the choice of keys and operations.
 
 use super::args::Settings;
 
-/// A small pseudo-random generator (SplitMix64): the choice of keys must be quick and repeatable, no more.
+/// `SplitMix64`: fast and repeatable, which is all that the choice of keys needs.
 #[derive(Clone, Debug)]
 pub(super) struct Random(u64);
 
 impl Random {
-    /// The same seed gives the same numbers.
     pub(super) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// A generator for one client, unlike those of the others.
+    /// The generator of one client; each client's numbers differ.
     pub(super) fn of_client(settings: &Settings, index: usize) -> Self {
         let mut seed = Self(settings.args.seed);
         Self(seed.next() ^ Self(index as u64).next())
