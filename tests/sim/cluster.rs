@@ -526,8 +526,15 @@ impl Cluster {
 
 /// Hands over what arrived, on the node's machine.
 fn arrive(network: &SharedNetwork, slot: Slot, event: Event, requests: Option<&Requests>) {
-    let peers = network.borrow().endpoint(slot).map(|end| end.peers.clone());
-    if let Some(peers) = peers {
+    let net = network.borrow();
+    let Some(endpoint) = net.endpoint(slot) else {
+        return;
+    };
+    // A real connection ends with its process, so it carries nothing to a member that came to the machine later.
+    let misses = matches!(&event, Event::Messages { to, .. } if *to != endpoint.member);
+    if !misses {
+        let peers = endpoint.peers.clone();
+        drop(net);
         deliver(slot, event, requests, &peers);
     }
 }

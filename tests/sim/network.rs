@@ -104,9 +104,10 @@ impl Weather {
 
 /// What arrives at a machine.
 pub(crate) enum Event {
-    /// Consensus.
+    /// Consensus. Dropped if the machine has another member by then than the one they were sent to.
     Messages {
         from: MemberId,
+        to: MemberId,
         messages: Vec<Message>,
     },
     /// A request that another member forwards. `back` takes its answer.
@@ -206,12 +207,25 @@ pub(crate) struct Endpoint {
     pub(crate) book: BTreeMap<MemberId, PeerAddress>,
 }
 
-/// Two members' connection.
+/// One end of a connection: a process, and the member that it is. Whatever runs on the same machine later is another end.
+#[derive(Clone, Debug)]
+struct End {
+    member: MemberId,
+    life: Arc<Life>,
+}
+
+impl End {
+    fn is_at(&self, endpoint: &Endpoint) -> bool {
+        Arc::ptr_eq(&self.life, &endpoint.life)
+    }
+}
+
+/// The connection between the members on two machines.
 #[derive(Clone, Debug, Default)]
 struct Connection {
-    /// Whether both know it as up: their lives then.
-    up: Option<[Arc<Life>; 2]>,
-    /// Since when it could not work, while up; or when the next dial is, while down.
+    /// Both ends, while it is up.
+    up: Option<[End; 2]>,
+    /// While up: since when nothing passes. While down: when the next dial is.
     at: Option<u64>,
 }
 
@@ -300,7 +314,7 @@ impl Network {
         self.trace.event(at, &numbers, || {
             let to = slot + 1;
             match event {
-                Event::Messages { from, messages } => {
+                Event::Messages { from, messages, .. } => {
                     let from = self.endpoints.values().find(|end| end.member == *from);
                     let from = from.map_or("?", |end| end.name.as_str());
                     format!("{from} → n{to}: {}", shown(&messages[0]))
@@ -382,7 +396,7 @@ impl Network {
         if let Some(waiting) = self.stalled.get_mut(&link) {
             if waiting.len() < STALLED_MAX {
                 let messages = vec![message];
-                waiting.push(Event::Messages { from, messages });
+                waiting.push(Event::Messages { from, to, messages });
             } else {
                 self.tell(slot, Fact::Dropped(to));
             }
@@ -396,7 +410,7 @@ impl Network {
         for _ in 0..copies {
             let delay = self.delay_on(link);
             let messages = vec![message.clone()];
-            let event = Event::Messages { from, messages };
+            let event = Event::Messages { from, to, messages };
             let parcel = Parcel {
                 to: target,
                 life: None,
@@ -434,40 +448,38 @@ impl Network {
 
     fn tend_pair(&mut self, pair: (Slot, Slot)) {
         let (a, b) = pair;
-        let lives = match (self.endpoint(a), self.endpoint(b)) {
-            (Some(first), Some(second)) => Some([first.life.clone(), second.life.clone()]),
-            _ => None,
-        };
         let mut connection = self.connections.remove(&pair).unwrap_or_default();
         let open = !self.cut.contains(&(a, b))
             && !self.cut.contains(&(b, a))
             && !self.paused.contains(&a)
             && !self.paused.contains(&b);
-        let acquainted = self.acquainted(a, b);
-        let same = |up: &[Arc<Life>; 2]| {
-            lives.as_ref().is_some_and(|lives| {
-                Arc::ptr_eq(&lives[0], &up[0]) && Arc::ptr_eq(&lives[1], &up[1])
-            })
-        };
+        let ends = self.ends(pair);
         if let Some(up) = &connection.up {
-            if open && acquainted && same(up) {
+            let (here, there) = (self.endpoint(a), self.endpoint(b));
+            let same = |end: &End, now: Option<&Endpoint>| now.is_some_and(|now| end.is_at(now));
+            let same = same(&up[0], here) && same(&up[1], there);
+            if open && same && self.acquainted(a, b) {
                 connection.at = None;
             } else {
                 let since = *connection.at.get_or_insert(self.now);
-                // A new life of the other says hello, which ends the connection of the old one; so does a removal.
-                let replaced = (lives.is_some() && !same(up)) || !acquainted;
+                // A process that was restarted dials anew, which ends the old connection, and so does a removal. An end that is
+                // gone is missed only after a while.
+                let replaced = ends.is_some() && !(same && self.acquainted(a, b));
                 if replaced || self.now >= since + IDLE_MILLIS {
-                    self.disconnect(pair);
+                    self.disconnect(pair, up);
                     connection = Connection::default();
                 }
             }
-        } else if lives.is_some() && open {
+        } else if let Some(ends) = ends
+            && open
+        {
             let dial = self.now + self.rng.u64(0..REDIAL_MILLIS_MAX);
             if self.now >= *connection.at.get_or_insert(dial) {
                 connection.at = None;
-                if acquainted {
-                    connection.up = lives;
-                    self.tell_both(pair, Fact::Connected);
+                if self.acquainted(a, b) {
+                    self.tell(a, Fact::Connected(ends[1].member));
+                    self.tell(b, Fact::Connected(ends[0].member));
+                    connection.up = Some(ends);
                 } else {
                     self.refuse(a, b);
                     self.refuse(b, a);
@@ -477,18 +489,24 @@ impl Network {
         self.connections.insert(pair, connection);
     }
 
-    fn disconnect(&mut self, pair: (Slot, Slot)) {
-        self.tell_both(pair, Fact::Disconnected);
+    /// Both processes of a pair, if both run.
+    fn ends(&self, (a, b): (Slot, Slot)) -> Option<[End; 2]> {
+        let end = |slot: Slot| {
+            self.endpoint(slot).map(|endpoint| End {
+                member: endpoint.member,
+                life: endpoint.life.clone(),
+            })
+        };
+        Some([end(a)?, end(b)?])
     }
 
-    fn tell_both(&mut self, (a, b): (Slot, Slot), fact: impl Fn(MemberId) -> Fact) {
-        let member = |slot: Slot| self.endpoint(slot).map(|endpoint| endpoint.member);
-        let (first, second) = (member(a), member(b));
-        if let Some(second) = second {
-            self.tell(a, fact(second));
-        }
-        if let Some(first) = first {
-            self.tell(b, fact(first));
+    /// Tells each end of a connection that still runs that it has lost the other.
+    fn disconnect(&mut self, (a, b): (Slot, Slot), up: &[End; 2]) {
+        let lost = [(a, &up[0], up[1].member), (b, &up[1], up[0].member)];
+        for (slot, end, other) in lost {
+            if self.endpoint(slot).is_some_and(|now| end.is_at(now)) {
+                self.tell(slot, Fact::Disconnected(other));
+            }
         }
     }
 
@@ -638,7 +656,7 @@ pub(crate) fn forward(
 pub(crate) fn deliver(slot: Slot, event: Event, requests: Option<&Requests>, peers: &HubPeers) {
     // A full mailbox loses messages and facts, which repeat; whoever waits for an answer learns that there is none.
     match event {
-        Event::Messages { from, messages } => {
+        Event::Messages { from, messages, .. } => {
             drop(peers.messages.try_send(PeerMessages { from, messages }));
         }
         Event::Request { from, body, back } => {
