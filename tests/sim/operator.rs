@@ -234,14 +234,16 @@ pub(crate) fn wish_for_refill(cluster: &mut Cluster, slot: Slot) {
     cluster.story(format_args!("{} is to be refilled", member(slot).name));
 }
 
-/// Asks for what is wanted until it is so.
+/// Asks for what is wanted until it is so, or until the job no longer waits for it: dropping the answer ends it.
 fn ask(cluster: &Cluster, slot: Slot, wanted: Wanted) -> Rc<Cell<bool>> {
     let done = Rc::new(Cell::new(false));
-    let (told, size) = (done.clone(), cluster.nodes.len() as u64);
+    let (answer, size) = (Rc::downgrade(&done), cluster.nodes.len() as u64);
     cluster.client(move |client| async move {
-        loop {
+        while answer.strong_count() > 0 {
             if try_once(&client, size, slot, wanted).await {
-                told.set(true);
+                if let Some(done) = answer.upgrade() {
+                    done.set(true);
+                }
                 return;
             }
             client.pause(RETRY_MILLIS).await;
