@@ -34,6 +34,8 @@ pub(crate) const DRIFT_PPM_MAX: u64 = 50_000;
 pub(crate) enum Disaster {
     /// A process is killed, or its machine loses power.
     Crash,
+    /// As [`Disaster::Crash`], and the member is cut off from the others when it comes back: it has what its disk had.
+    CrashCutOff,
     /// All machines lose power.
     Blackout,
     /// A disk operation to come fails, of a kind that stops the member.
@@ -81,8 +83,9 @@ pub(crate) enum Disaster {
 }
 
 /// All disasters, with how often each comes.
-const ALL: [(Disaster, u32); 23] = [
+const ALL: [(Disaster, u32); 24] = [
     (Disaster::Crash, 6),
+    (Disaster::CrashCutOff, 2),
     (Disaster::Blackout, 1),
     (Disaster::DiskError, 3),
     (Disaster::PowerAtWrite, 4),
@@ -338,6 +341,7 @@ impl Storm {
         let lasts = self.rng.u64(LAST_MILLIS);
         match disaster {
             Disaster::Crash => return self.crash(cluster, slot),
+            Disaster::CrashCutOff => return self.crash_cut_off(cluster, slot, lasts),
             Disaster::Blackout => {
                 for slot in 0..count {
                     self.end_process(cluster, slot, Crash::Power);
@@ -534,14 +538,33 @@ impl Storm {
         if !cluster.has_process(slot) {
             return false;
         }
-        let crash = if self.rng.bool() {
-            Crash::Process
-        } else {
-            Crash::Power
-        };
+        let crash = self.kind_of_crash();
         self.end_process(cluster, slot, crash);
         self.told(cluster, Disaster::Crash, slot);
         true
+    }
+
+    fn crash_cut_off(&mut self, cluster: &mut Cluster, slot: Slot, lasts: u64) -> bool {
+        if !cluster.has_process(slot) {
+            return false;
+        }
+        let crash = self.kind_of_crash();
+        cluster.crash(slot, crash);
+        let away = self.rng.u64(20..500);
+        cluster.nodes[slot].restart_at = Some(cluster.now + away);
+        let others = (0..cluster.nodes.len()).filter(|other| *other != slot);
+        let links = others.flat_map(|other| [(slot, other), (other, slot)]);
+        self.cut(cluster, links.collect(), away + lasts);
+        self.told(cluster, Disaster::CrashCutOff, slot);
+        true
+    }
+
+    fn kind_of_crash(&mut self) -> Crash {
+        if self.rng.bool() {
+            Crash::Process
+        } else {
+            Crash::Power
+        }
     }
 
     fn end_process(&mut self, cluster: &mut Cluster, slot: Slot, crash: Crash) {
@@ -613,6 +636,7 @@ impl Disaster {
     fn name(self) -> &'static str {
         match self {
             Self::Crash => "crash",
+            Self::CrashCutOff => "crash and cut off",
             Self::Blackout => "blackout",
             Self::DiskError => "disk error",
             Self::PowerAtWrite => "power lost in a write",

@@ -5,6 +5,7 @@
 //! | `keys` | clients that read, write, delete, compare and compact |
 //! | `convert` | requests and answers between the crate's terms and the history's |
 //! | `watchers` | clients that watch, resume, and are told of progress; one of them writes down the true history |
+//! | `past` | clients that read and watch old revisions, most of all on members that have just restarted |
 //! | `leases` | clients that hold leases, renew them, and let them go |
 //! | `observe` | what can be seen of consensus on each member, after each step |
 //!
@@ -16,6 +17,7 @@ mod convert;
 mod keys;
 mod leases;
 mod observe;
+mod past;
 mod watchers;
 
 use crate::{
@@ -29,12 +31,16 @@ use crate::{
 };
 use convert::{Told, ask};
 use quorate::types::LeaseId;
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc};
 
 /// Clients of keys.
 const KEY_CLIENTS: u64 = 6;
 /// Watchers besides the historian.
 const WATCHERS: u64 = 3;
+/// Clients of old revisions.
+const PAST_CLIENTS: u64 = 2;
+/// A member counts as just restarted for so long.
+const RESTARTED_MILLIS: u64 = 3_000;
 /// The pause between two looks at a member's leases in the end.
 const LEASE_LOOK_MILLIS: u64 = 100;
 /// Clients of leases.
@@ -60,6 +66,8 @@ pub(crate) struct Board {
     compacts_often: bool,
     watchers: Vec<watchers::Seen>,
     leases: leases::Ledger,
+    /// When each machine's newest process began to serve, and which of its starts that was.
+    served_since: BTreeMap<Slot, (u64, u64)>,
     /// Members that could not read what they should hold.
     unreadable: Vec<String>,
 }
@@ -110,10 +118,15 @@ impl Workload for Mixed {
             let crew = next();
             cluster.client(move |client| leases::work(client, crew));
         }
+        for _ in 0..PAST_CLIENTS {
+            let crew = next();
+            cluster.client(move |client| past::work(client, crew));
+        }
     }
 
     fn watch(&mut self, cluster: &Cluster) {
         self.observer.look(cluster);
+        self.board.borrow_mut().note_restarts(cluster);
     }
 
     fn end(&mut self, cluster: &mut Cluster) {
@@ -229,6 +242,15 @@ async fn no_leases(client: &Client, slot: Slot) -> Option<Arc<[LeaseId]>> {
 }
 
 impl Board {
+    fn note_restarts(&mut self, cluster: &Cluster) {
+        for (slot, node) in cluster.nodes.iter().enumerate() {
+            let known = self.served_since.get(&slot).map(|(start, _)| *start);
+            if known != Some(node.starts) && cluster.requests(slot).is_some() {
+                self.served_since.insert(slot, (node.starts, cluster.now));
+            }
+        }
+    }
+
     /// The run itself has written, to see whether the cluster is alive.
     fn explain_liveness(&mut self) {
         for revision in 2..=self.truth.newest() {
@@ -262,6 +284,19 @@ impl Crew {
         usize::try_from(client.below(self.size as u64)).unwrap()
     }
 
+    /// Some member that has restarted a moment ago, if there is one.
+    pub(crate) fn restarted(&self, client: &Client) -> Option<Slot> {
+        let now = client.now() / 1_000;
+        let board = self.board.borrow();
+        let recent = board
+            .served_since
+            .iter()
+            .filter(|(_, (start, since))| *start > 1 && now < since + RESTARTED_MILLIS);
+        let recent: Vec<Slot> = recent.map(|(slot, _)| *slot).collect();
+        let drawn = client.below(recent.len() as u64);
+        recent.get(usize::try_from(drawn).unwrap()).copied()
+    }
+
     pub(crate) fn ended(&self) -> bool {
         self.board.borrow().ended
     }
@@ -280,7 +315,16 @@ impl Crew {
 
     /// Sends a recorded request to some member, and says how it ended.
     pub(crate) async fn request(&self, client: &Client, request: Request) -> Outcome {
-        let slot = self.any(client);
+        self.request_at(client, self.any(client), request).await
+    }
+
+    /// Sends a recorded request to this member, and says how it ended.
+    pub(crate) async fn request_at(
+        &self,
+        client: &Client,
+        slot: Slot,
+        request: Request,
+    ) -> Outcome {
         let id = self.called(client, request.clone());
         let told = ask(client, slot, PATIENCE_MILLIS, &request).await;
         self.returned(client, id, told)

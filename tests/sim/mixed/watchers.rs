@@ -25,6 +25,9 @@ const ROOM: usize = 16;
 /// A watcher that hears nothing for so long goes to another member.
 const SILENT_MILLIS: u64 = 2_500;
 
+/// How long a watch from an old revision lasts at most.
+const OLD_MILLIS: u64 = 300;
+
 /// What a stream brought.
 enum News {
     Batch(EventBatch),
@@ -195,6 +198,34 @@ pub(crate) async fn watch(client: Client, crew: Crew) {
         from = from.max(seen.through + 1);
         crew.board.borrow_mut().watchers.push(seen);
     }
+}
+
+/// Watches the keys from an old revision on until it has seen what was there when it began, or for [`OLD_MILLIS`].
+pub(crate) async fn watch_old(client: &Client, crew: &Crew, slot: Slot, from: Revision) {
+    let newest = crew.newest();
+    let mut seen = Seen {
+        who: format!("watcher {} on member {}", crew.number, slot + 1),
+        range: ("k".into(), "l".into()),
+        from,
+        through: from - 1,
+        events: Vec::new(),
+        prev: false,
+    };
+    let keys = KeyRange::from_wire(&seen.range.0, &seen.range.1);
+    let mut news = follow(client, slot, spec(keys, from, false));
+    let until = client.now() + 1_000 * OLD_MILLIS;
+    while seen.through < newest && client.now() < until {
+        let next = tokio::time::timeout(Duration::from_millis(OLD_MILLIS), news.recv());
+        match next.await {
+            Ok(Some(News::Batch(batch))) => seen.take(batch),
+            Ok(Some(News::Compacted(oldest))) => {
+                assert!(oldest > seen.through, "{}: compacted at {oldest}", seen.who);
+                break;
+            }
+            Ok(None) | Err(_) => break,
+        }
+    }
+    crew.board.borrow_mut().watchers.push(seen);
 }
 
 fn spec(range: KeyRange, start: Revision, prev_kv: bool) -> WatchSpec {

@@ -1,0 +1,43 @@
+//! Clients of the past: they read and watch old revisions, and prefer members that restarted a moment ago.
+//!
+//! A member that restarted has what its disk had, and until a leader reaches it, nothing else: here its disk has to be right by
+//! itself. So everything these clients ask can be answered by a member that is cut off.
+
+use super::{Crew, watchers};
+use crate::{
+    clients::Client,
+    history::{Range, Request, Revision},
+};
+
+/// The longest pause between two requests of a client, in milliseconds.
+const PAUSE_MILLIS_MAX: u64 = 150;
+/// So many revisions back at most: further than compactions go, so that some are refused.
+const BACK_MAX: u64 = 100;
+
+/// A client that reads or watches one old revision after the other.
+pub(crate) async fn work(client: Client, crew: Crew) {
+    loop {
+        client.pause(client.below(PAUSE_MILLIS_MAX)).await;
+        if crew.ended() {
+            return;
+        }
+        let slot = crew.restarted(&client).unwrap_or_else(|| crew.any(&client));
+        let revision = (crew.newest() - back(&client)).max(1);
+        if client.below(4) == 0 {
+            watchers::watch_old(&client, &crew, slot, revision).await;
+        } else {
+            let all = Request::Range(Range {
+                key: "k".into(),
+                range_end: "l".into(),
+                revision,
+                serializable: true,
+                ..Range::default()
+            });
+            crew.request_at(&client, slot, all).await;
+        }
+    }
+}
+
+fn back(client: &Client) -> Revision {
+    Revision::try_from(client.below(BACK_MAX)).unwrap()
+}
