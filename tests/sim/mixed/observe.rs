@@ -1,7 +1,7 @@
-//! What can be seen of consensus from outside, on each member after each step, in each of its lives.
+//! Checks each member's published state after each step.
 //!
-//! The logs themselves are compared after every step by `src/raft/simulation.rs`, on the bare core. Here are the real nodes, so
-//! what counts is what they act on: who leads in which term, what was committed, and which state each applied entry made.
+//! `src/raft/simulation.rs` compares the logs themselves after every step, on the consensus core alone. These are whole nodes, so
+//! the checks are of what they act on: who leads in which term, what is committed, and which state each applied entry made.
 
 use crate::{
     cluster::{Cluster, Crash, member},
@@ -11,7 +11,7 @@ use crate::{
 use quorate::types::{LogIndex, Revision, Term};
 use std::collections::BTreeMap;
 
-/// What applying an entry made: the same on every member, in each life.
+/// The state after an applied entry: the same on every member, in each process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Applied {
     term: Term,
@@ -30,7 +30,7 @@ struct Progress {
     applied: LogIndex,
 }
 
-/// Remembers everything that must never change.
+/// Remembers what must never change.
 #[derive(Debug, Default)]
 pub(crate) struct Observer {
     leaders: BTreeMap<Term, Slot>,
@@ -39,14 +39,14 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
-    /// Looks at every member.
+    /// Checks every member.
     pub(crate) fn look(&mut self, cluster: &Cluster) {
         for slot in 0..cluster.nodes.len() {
             self.look_at(cluster, slot);
         }
         let network = cluster.network.borrow();
-        let lies = network.spoken.lies();
-        assert!(lies.is_empty(), "{lies:#?}");
+        let violations = network.rules.violations();
+        assert!(violations.is_empty(), "{violations:#?}");
     }
 
     fn look_at(&mut self, cluster: &Cluster, slot: Slot) {
@@ -84,7 +84,7 @@ impl Observer {
         let known = *self.applied.entry(index).or_insert(made);
         assert_eq!(known, made, "{name} applied another entry {index}");
         let mut network = cluster.network.borrow_mut();
-        network.spoken.applied(index, made.term);
+        network.rules.applied(index, made.term);
     }
 }
 

@@ -3,7 +3,7 @@
 //! A member that restarted has what its disk had, and until a leader reaches it, nothing else: here its disk has to be right by
 //! itself. So everything these clients ask can be answered by a member that is cut off.
 
-use super::{Crew, watchers};
+use super::{ClientContext, watchers};
 use crate::{
     clients::Client,
     history::{Range, Request, Revision},
@@ -15,16 +15,18 @@ const PAUSE_MILLIS_MAX: u64 = 150;
 const BACK_MAX: u64 = 100;
 
 /// A client that reads or watches one old revision after the other.
-pub(crate) async fn work(client: Client, crew: Crew) {
+pub(crate) async fn work(client: Client, context: ClientContext) {
     loop {
         client.pause(client.below(PAUSE_MILLIS_MAX)).await;
-        if crew.ended() {
+        if context.ended() {
             return;
         }
-        let slot = crew.restarted(&client).unwrap_or_else(|| crew.any(&client));
-        let revision = (crew.newest() - back(&client)).max(1);
+        let slot = context
+            .restarted(&client)
+            .unwrap_or_else(|| context.any(&client));
+        let revision = (context.newest() - back(&client)).max(1);
         if client.below(4) == 0 {
-            watchers::watch_old(&client, &crew, slot, revision).await;
+            watchers::watch_old(&client, &context, slot, revision).await;
         } else {
             let all = Request::Range(Range {
                 key: "k".into(),
@@ -33,7 +35,7 @@ pub(crate) async fn work(client: Client, crew: Crew) {
                 serializable: true,
                 ..Range::default()
             });
-            crew.request_at(&client, slot, all).await;
+            context.request_at(&client, slot, all).await;
         }
     }
 }

@@ -1,9 +1,9 @@
-//! Clients that watch: they resume where they stopped, on another member if need be, and write down what they see.
+//! Clients that watch: they resume where they stopped, on any member, and record what they see.
 //!
-//! The historian watches all keys from the first revision on, and what it sees is the true history: [`Replay`] takes it only if
-//! no revision is missing, repeated or out of order, and requests, other watchers and members are held against it.
+//! The historian watches all keys from the first revision on, and what it sees is the true history: [`Replay`] accepts it only if
+//! no revision is missing, repeated or out of order. Requests, other watchers and members are checked against it.
 
-use super::{Crew, convert::from_record};
+use super::{ClientContext, convert::from_record};
 use crate::{
     clients::Client,
     history::{Event, Replay, Revision},
@@ -22,34 +22,34 @@ use tokio::sync::mpsc;
 
 /// Batches that may wait for a watcher.
 const ROOM: usize = 16;
-/// A watcher that hears nothing for so long goes to another member.
+/// A watcher that receives nothing for so long resumes at another member.
 const SILENT_MILLIS: u64 = 2_500;
 
 /// How long a watch from an old revision lasts at most.
 const OLD_MILLIS: u64 = 300;
 
-/// What a stream brought.
+/// What a stream delivers.
 enum News {
     Batch(EventBatch),
-    /// What comes next is compacted.
+    /// The next revision is compacted; this is the oldest that is not.
     Compacted(Revision),
 }
 
-/// A stretch of history that a watcher saw without a break.
+/// What a watcher saw of the history in one piece.
 pub(crate) struct Seen {
     who: String,
     range: (bytes::Bytes, bytes::Bytes),
-    /// The first revision that it must have seen the events of, …
+    /// The first revision whose events it must have seen, …
     from: Revision,
     /// … and the last one.
     through: Revision,
-    /// With the revision, and the state before if it was asked for.
+    /// Each with its revision, and the previous state if the watch has it.
     events: Vec<(Revision, Event, Option<crate::history::KeyValue>)>,
     prev: bool,
 }
 
 impl Seen {
-    /// Exactly the events of its keys and revisions, in order.
+    /// Asserts that it saw exactly the events of its keys and revisions, in order.
     pub(crate) fn check(&self, truth: &Replay) {
         let (start, end) = &self.range;
         let mut expected = (self.from..=self.through).flat_map(|revision| {
@@ -87,7 +87,7 @@ impl Seen {
         );
     }
 
-    /// Takes a batch: whole revisions, later than all before; or the promise that nothing up to a revision is missing.
+    /// Adds a batch: events of whole revisions, later than all before, or a progress notification.
     fn take(&mut self, batch: EventBatch) {
         let last = self.through;
         let progress = batch.events.is_empty();
@@ -124,27 +124,27 @@ fn converted(event: KeyEvent) -> (Event, Option<crate::history::KeyValue>) {
     (event, prev)
 }
 
-/// Watches everything, for ever, and writes the true history.
-pub(crate) async fn historian(client: Client, crew: Crew) {
+/// Watches everything for ever, and records the true history.
+pub(crate) async fn historian(client: Client, context: ClientContext) {
     loop {
-        // Where nobody runs, each try ends at once.
+        // If the member does not run, the attempt ends at once.
         client.pause(20).await;
-        let slot = crew.any(&client);
-        let start = crew.newest() + 1;
+        let slot = context.any(&client);
+        let start = context.newest() + 1;
         let spec = spec(KeyRange::all(), start, client.below(2) == 0);
         let mut news = follow(&client, slot, spec);
         while let Some(news) = next(&mut news).await {
             let News::Batch(batch) = news else {
                 panic!("the history at {start} is compacted, which nobody asked for");
             };
-            write_down(&client, &crew, batch);
+            write_down(&client, &context, batch);
         }
     }
 }
 
-fn write_down(client: &Client, crew: &Crew, batch: EventBatch) {
-    let mut board = crew.board.borrow_mut();
-    let board = &mut *board;
+fn write_down(client: &Client, context: &ClientContext, batch: EventBatch) {
+    let mut shared = context.shared.borrow_mut();
+    let shared = &mut *shared;
     let mut events = batch.events.into_iter().peekable();
     while let Some(first) = events.next() {
         let revision = first.rev.major;
@@ -152,26 +152,26 @@ fn write_down(client: &Client, crew: &Crew, batch: EventBatch) {
         while let Some(event) = events.next_if(|event| event.rev.major == revision) {
             changes.push(converted(event).0);
         }
-        board.leases.saw(client.now(), &board.truth, &changes);
-        if let Err(violation) = board.truth.push(revision.0, changes) {
+        shared.leases.saw(client.now(), &shared.truth, &changes);
+        if let Err(violation) = shared.truth.push(revision.0, changes) {
             panic!("the watch of everything: {violation}");
         }
     }
 }
 
 /// Watches some keys, and resumes after each break at the revision after the last one it knows to be complete.
-pub(crate) async fn watch(client: Client, crew: Crew) {
+pub(crate) async fn watch(client: Client, context: ClientContext) {
     let some = client.below(2) == 0;
     let (start, end): (&'static str, &'static [u8]) =
         if some { ("k05", b"k15") } else { ("k", b"\0") };
     let range: (bytes::Bytes, bytes::Bytes) = (start.into(), end.into());
     let prev = client.below(2) == 0;
     let mut from = 2;
-    while !crew.ended() {
+    while !context.ended() {
         client.pause(20).await;
-        let slot = crew.any(&client);
+        let slot = context.any(&client);
         let mut seen = Seen {
-            who: format!("watcher {} on member {}", crew.number, slot + 1),
+            who: format!("watcher {} on member {}", context.number, slot + 1),
             range: range.clone(),
             from,
             through: from - 1,
@@ -180,7 +180,7 @@ pub(crate) async fn watch(client: Client, crew: Crew) {
         };
         let keys = KeyRange::from_wire(&range.0, &range.1);
         let mut news = follow(&client, slot, spec(keys, from, prev));
-        // Some breaks are of its own making.
+        // Some watches end by its own decision.
         let until = client.now() + 1_000 * client.below(10_000);
         while let Some(news) = next(&mut news).await {
             match news {
@@ -196,15 +196,20 @@ pub(crate) async fn watch(client: Client, crew: Crew) {
             }
         }
         from = from.max(seen.through + 1);
-        crew.board.borrow_mut().watchers.push(seen);
+        context.shared.borrow_mut().watchers.push(seen);
     }
 }
 
 /// Watches the keys from an old revision on until it has seen what was there when it began, or for [`OLD_MILLIS`].
-pub(crate) async fn watch_old(client: &Client, crew: &Crew, slot: Slot, from: Revision) {
-    let newest = crew.newest();
+pub(crate) async fn watch_old(
+    client: &Client,
+    context: &ClientContext,
+    slot: Slot,
+    from: Revision,
+) {
+    let newest = context.newest();
     let mut seen = Seen {
-        who: format!("watcher {} on member {}", crew.number, slot + 1),
+        who: format!("watcher {} on member {}", context.number, slot + 1),
         range: ("k".into(), "l".into()),
         from,
         through: from - 1,
@@ -225,7 +230,7 @@ pub(crate) async fn watch_old(client: &Client, crew: &Crew, slot: Slot, from: Re
             Ok(None) | Err(_) => break,
         }
     }
-    crew.board.borrow_mut().watchers.push(seen);
+    context.shared.borrow_mut().watchers.push(seen);
 }
 
 fn spec(range: KeyRange, start: Revision, prev_kv: bool) -> WatchSpec {
@@ -242,7 +247,7 @@ async fn next(news: &mut mpsc::Receiver<News>) -> Option<News> {
     next.await.ok().flatten()
 }
 
-/// Follows a watch on a member, until one side has enough.
+/// Runs a watch on a member until either side ends it.
 fn follow(client: &Client, slot: Slot, spec: WatchSpec) -> mpsc::Receiver<News> {
     client.follow(slot, ROOM, move |requests, news| async move {
         tokio::select! {
@@ -259,7 +264,7 @@ async fn forward(requests: &Requests, spec: WatchSpec, news: &mpsc::Sender<News>
     };
     let mut quiet = 0;
     loop {
-        // A quiet watch asks how far it has come.
+        // A watch without events asks for progress.
         let batch = tokio::time::timeout(Duration::from_millis(700), watch.next()).await;
         let told = match batch {
             Ok(Ok(batch)) => News::Batch(batch),
