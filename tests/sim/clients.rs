@@ -61,10 +61,10 @@ impl Client {
         let now = self.now();
         {
             let mut net = self.network.borrow_mut();
-            let told = format!("{result:?}");
-            let numbers = [self.number, digest(told.as_bytes())];
+            let text = format!("{result:?}");
+            let numbers = [self.number, digest(text.as_bytes())];
             net.trace.event(now / 1_000, &numbers, || {
-                format!("c{} is told: {told}", self.number)
+                format!("c{} receives: {text}", self.number)
             });
         }
         if let Some(Ok(done)) = result {

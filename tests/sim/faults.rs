@@ -245,8 +245,8 @@ impl Storm {
         }
         let votes = |slot| operator::votes(cluster, slot) == Some(true);
         let sound = |slot: Slot| cluster.nodes[slot].damaged_before.is_none();
-        let well = |slot| serves(slot).is_some() && sound(slot) && votes(slot);
-        slots.clone().all(well)
+        let settled = |slot| serves(slot).is_some() && sound(slot) && votes(slot);
+        slots.clone().all(settled)
     }
 
     /// The state of every machine, for a failure's message.
@@ -280,9 +280,9 @@ impl Storm {
                 continue;
             }
             let damaged = node.damaged_before.is_some();
-            let finds_nobody = node.joins && reason.starts_with("cannot join the cluster");
+            let reaches_no_member = node.joins && reason.starts_with("cannot join the cluster");
             assert!(
-                node.trust == Trust::Damaged || damaged || finds_nobody,
+                node.trust == Trust::Damaged || damaged || reaches_no_member,
                 "{} stopped, and nothing was done to it: {reason}",
                 node.name
             );

@@ -237,11 +237,11 @@ async fn carry(uplink: Uplink, to: Slot, mut from: IncomingSnapshot, mut into: S
     if ended.is_ok() {
         uplink.network.borrow_mut().snapshots += 1;
     }
-    let told = ended.map_err(|error| match error {
+    let answer = ended.map_err(|error| match error {
         SnapshotError::Refused(reason) => reason,
         other => other.to_string(),
     });
-    from.answer(told);
+    from.answer(answer);
 }
 
 /// Waits until the link is not cut.

@@ -37,9 +37,9 @@ impl Life {
         if self.dead.swap(true, Ordering::Relaxed) {
             return;
         }
-        let mut told = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
-        *told = Some(reason.to_owned());
-        drop(told);
+        let mut known = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(reason.to_owned());
+        drop(known);
         self.died.notify_one();
     }
 
@@ -49,8 +49,8 @@ impl Life {
 
     /// Why it died; `None` while it is alive.
     pub(crate) fn reason(&self) -> Option<String> {
-        let told = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
-        told.clone()
+        let known = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clone()
     }
 }
 

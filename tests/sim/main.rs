@@ -54,7 +54,7 @@ const FIXED_SEEDS: std::ops::Range<u64> = 1..6;
 
 #[expect(
     clippy::print_stdout,
-    reason = "whoever reads a log can run them again"
+    reason = "a reader of the log can run them again"
 )]
 fn announce(how_many: &str, first: u64) {
     println!("fresh seeds: {how_many}, from {first} on");

@@ -109,7 +109,7 @@ fn run_in(
     }
 }
 
-#[expect(clippy::print_stderr, reason = "a failure is told on the terminal")]
+#[expect(clippy::print_stderr, reason = "a failure is printed to the terminal")]
 fn report_failure(plan: Plan, cluster: &Cluster) {
     let (seed, at) = (plan.seed, cluster.now);
     let story = cluster.network.borrow().trace.newest();

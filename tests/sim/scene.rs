@@ -59,7 +59,10 @@ impl Scene {
                 .leader()
                 .is_some_and(|slot| cluster.is_running(slot))
         };
-        assert!(self.cluster.run_until(WITHIN_MILLIS, led), "nobody leads");
+        assert!(
+            self.cluster.run_until(WITHIN_MILLIS, led),
+            "no member leads"
+        );
         self.cluster.leader().unwrap()
     }
 
@@ -82,8 +85,8 @@ impl Scene {
         let answered: Rc<RefCell<Option<Option<T>>>> = Rc::default();
         let answer = answered.clone();
         self.cluster.client(move |client| async move {
-            let told = client.call(slot, millis, ask).await;
-            *answer.borrow_mut() = Some(told);
+            let result = client.call(slot, millis, ask).await;
+            *answer.borrow_mut() = Some(result);
         });
         self.cluster
             .run_until(millis + RETRY_MILLIS, |_| answered.borrow().is_some());

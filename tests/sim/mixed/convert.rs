@@ -17,6 +17,7 @@ use quorate::{
     },
     types::{LeaseId, Revision as KvRevision},
 };
+use std::time::Duration;
 
 /// The answer that a client received.
 #[derive(Clone, Debug)]
@@ -55,12 +56,40 @@ pub(crate) fn everything() -> Request {
 pub(crate) async fn ask(client: &Client, slot: Slot, patience: u64, request: &Request) -> Response {
     let request = request.clone();
     let answer = client.call(slot, patience, |requests| async move {
-        // The event loop's number is unique to the process.
-        let process = tokio::runtime::Handle::current().id().to_string();
-        let process = process.parse().expect("a number");
-        (process, run(&requests, request).await)
+        (process(), run(&requests, request).await)
     });
-    let Some((process, result)) = answer.await else {
+    response(slot, answer.await)
+}
+
+/// As [`ask`], but the member cancels the request after `millis`, as it does for a client that has gone.
+pub(crate) async fn ask_and_cancel(
+    client: &Client,
+    slot: Slot,
+    patience: u64,
+    millis: u64,
+    request: &Request,
+) -> Response {
+    let request = request.clone();
+    let answer = client.call(slot, patience, move |requests| async move {
+        let within = Duration::from_millis(millis);
+        let result = tokio::time::timeout(within, run(&requests, request)).await;
+        result.ok().map(|result| (process(), result))
+    });
+    response(slot, answer.await.flatten())
+}
+
+/// The number of this event loop, which is unique to the process.
+fn process() -> u64 {
+    let id = tokio::runtime::Handle::current().id().to_string();
+    id.parse().expect("a number")
+}
+
+/// What an answer means; `None` is no answer.
+fn response(
+    slot: Slot,
+    answer: Option<(u64, Result<(KvRevision, Answer), RequestError>)>,
+) -> Response {
+    let Some((process, result)) = answer else {
         return Response {
             outcome: Outcome::Unknown,
             process: 0,

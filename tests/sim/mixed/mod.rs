@@ -6,6 +6,7 @@
 //! | `convert` | conversions between the crate's types and the history's |
 //! | `watchers` | clients that watch and resume; one of them records the true history |
 //! | `past` | clients that read and watch old revisions, most of all on members that have just restarted |
+//! | `heavy` | clients with large values, answers and transactions, cancelled requests and unread watches |
 //! | `leases` | clients that hold leases, renew them, and let them expire |
 //! | `observe` | checks of each member's published state, after each step |
 //!
@@ -14,6 +15,7 @@
 //! and so is each member's final state.
 
 mod convert;
+mod heavy;
 mod keys;
 mod leases;
 mod observe;
@@ -29,7 +31,7 @@ use crate::{
     network::Slot,
     run::Workload,
 };
-use convert::{Response, ask};
+use convert::{Response, ask, ask_and_cancel};
 use quorate::types::LeaseId;
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc};
 
@@ -39,6 +41,8 @@ const KEY_CLIENTS: u64 = 6;
 const WATCHERS: u64 = 3;
 /// Clients of old revisions.
 const PAST_CLIENTS: u64 = 2;
+/// Clients with heavy requests.
+const HEAVY_CLIENTS: u64 = 1;
 /// A member counts as just restarted for so long.
 const RESTARTED_MILLIS: u64 = 3_000;
 /// The pause between two reads of a member's leases at the end.
@@ -122,6 +126,10 @@ impl Workload for Mixed {
             let context = next();
             cluster.client(move |client| past::work(client, context));
         }
+        for _ in 0..HEAVY_CLIENTS {
+            let context = next();
+            cluster.client(move |client| heavy::work(client, context));
+        }
     }
 
     fn watch(&mut self, cluster: &Cluster) {
@@ -143,7 +151,7 @@ impl Workload for Mixed {
         let shared = self.shared.borrow();
         assert!(
             settled,
-            "leases that nobody renews, and did not end: {:?}; the watch is at {}",
+            "leases that were not renewed, and did not end: {:?}; the watch is at {}",
             shared.leases.alive(),
             shared.truth.newest()
         );
@@ -186,19 +194,19 @@ impl Mixed {
         for slot in 0..size {
             let found = found.clone();
             cluster.client(move |client| async move {
-                let told = ask(&client, slot, 10_000, &convert::everything()).await;
+                let response = ask(&client, slot, 10_000, &convert::everything()).await;
                 let leases = no_leases(&client, slot).await;
-                found.borrow_mut().push((slot, told, leases));
+                found.borrow_mut().push((slot, response, leases));
             });
         }
         cluster.run_until(12_000 + SETTLE_MILLIS, |_| found.borrow().len() == size);
         let found = found.borrow();
         assert_eq!(found.len(), size, "every member answers");
         let shared = self.shared.borrow();
-        for (slot, told, leases) in &*found {
-            let Some((revision, kvs)) = told.everything() else {
+        for (slot, response, leases) in &*found {
+            let Some((revision, kvs)) = response.everything() else {
                 panic!(
-                    "{} does not tell what it holds: {told:?}",
+                    "{} does not return its keys: {response:?}",
                     member(*slot).name
                 );
             };
@@ -208,7 +216,7 @@ impl Mixed {
             assert_eq!(
                 leases.as_deref(),
                 Some(&[][..]),
-                "{} has leases that nobody renews, and did not end",
+                "{} has leases that were not renewed, and did not end",
                 member(*slot).name
             );
         }
@@ -326,8 +334,21 @@ impl ClientContext {
         request: Request,
     ) -> Outcome {
         let id = self.called(client, request.clone());
-        let told = ask(client, slot, PATIENCE_MILLIS, &request).await;
-        self.returned(client, id, told)
+        let response = ask(client, slot, PATIENCE_MILLIS, &request).await;
+        self.returned(client, id, response)
+    }
+
+    /// Sends a request to this member, which cancels it after `millis`, and records it and its outcome.
+    pub(crate) async fn cancelled(
+        &self,
+        client: &Client,
+        slot: Slot,
+        millis: u64,
+        request: Request,
+    ) -> Outcome {
+        let id = self.called(client, request.clone());
+        let response = ask_and_cancel(client, slot, PATIENCE_MILLIS, millis, &request).await;
+        self.returned(client, id, response)
     }
 
     fn called(&self, client: &Client, request: Request) -> OpId {
@@ -335,8 +356,8 @@ impl ClientContext {
         shared.recorder.call(self.number, 0, client.now(), request)
     }
 
-    fn returned(&self, client: &Client, id: OpId, told: Response) -> Outcome {
-        let result = match &told.outcome {
+    fn returned(&self, client: &Client, id: OpId, response: Response) -> Outcome {
+        let result = match &response.outcome {
             Outcome::Done { revision, answer } => Some(Ok((*revision, answer.clone()))),
             Outcome::Failed(refusal) => Some(Err(format!("{refusal:?}"))),
             Outcome::Unknown => None,
@@ -344,11 +365,11 @@ impl ClientContext {
         // The number of the process that answered differs between runs of one seed: it is no part of the trace.
         client.note(result, drop);
         let mut shared = self.shared.borrow_mut();
-        shared.unreadable.extend(told.unreadable);
-        shared.recorder.answered_by(id, told.process);
+        shared.unreadable.extend(response.unreadable);
+        shared.recorder.answered_by(id, response.process);
         shared
             .recorder
-            .returned(id, client.now(), told.outcome.clone());
-        told.outcome
+            .returned(id, client.now(), response.outcome.clone());
+        response.outcome
     }
 }

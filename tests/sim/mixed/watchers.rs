@@ -98,7 +98,7 @@ impl Seen {
             let revision = event.rev.major.0;
             assert!(
                 revision > last && revision >= self.through,
-                "{} was told of revision {revision} after {}: split, repeated or out of order",
+                "{} received revision {revision} after {}: split, repeated or out of order",
                 self.who,
                 self.through
             );
@@ -135,7 +135,7 @@ pub(crate) async fn historian(client: Client, context: ClientContext) {
         let mut news = follow(&client, slot, spec);
         while let Some(news) = next(&mut news).await {
             let News::Batch(batch) = news else {
-                panic!("the history at {start} is compacted, which nobody asked for");
+                panic!("the history at {start} is compacted, which no client asked for");
             };
             write_down(&client, &context, batch);
         }
@@ -233,6 +233,24 @@ pub(crate) async fn watch_old(
     context.shared.borrow_mut().watchers.push(seen);
 }
 
+/// Opens a watch of everything on a member and leaves it unread for `millis`.
+pub(crate) async fn hold_unread(client: &Client, slot: Slot, from: Revision, millis: u64) {
+    let spec = spec(KeyRange::all(), from.max(1), true);
+    let mut ended = client.follow(
+        slot,
+        1,
+        move |requests, open: mpsc::Sender<()>| async move {
+            if let Ok(watch) = requests.watch(spec).await {
+                open.closed().await;
+                drop(watch);
+            }
+        },
+    );
+    let unread = Duration::from_millis(millis);
+    // It ends early if the member refuses the watch or stops.
+    drop(tokio::time::timeout(unread, ended.recv()).await);
+}
+
 fn spec(range: KeyRange, start: Revision, prev_kv: bool) -> WatchSpec {
     WatchSpec {
         start: KvRevision(start),
@@ -266,7 +284,7 @@ async fn forward(requests: &Requests, spec: WatchSpec, news: &mpsc::Sender<News>
     loop {
         // A watch without events asks for progress.
         let batch = tokio::time::timeout(Duration::from_millis(700), watch.next()).await;
-        let told = match batch {
+        let next = match batch {
             Ok(Ok(batch)) => News::Batch(batch),
             Ok(Err(WatchError::Compacted { oldest })) => News::Compacted(oldest.0),
             Ok(Err(_)) => return,
@@ -278,7 +296,7 @@ async fn forward(requests: &Requests, spec: WatchSpec, news: &mpsc::Sender<News>
                 continue;
             }
         };
-        if news.send(told).await.is_err() {
+        if news.send(next).await.is_err() {
             return;
         }
     }
