@@ -7,6 +7,7 @@ use crate::{
     clients::Client,
     cluster::{Cluster, Crash, member},
     network::Slot,
+    scene::Scene,
 };
 use quorate::{
     actors::{
@@ -129,10 +130,12 @@ impl Operator {
         self.job.is_none()
     }
 
-    /// Resumes the postponed addition if its member was added all the same: the cluster refuses others until that one is up.
+    /// Resumes the postponed addition if its member was added all the same: the cluster refuses others until that one is up. If
+    /// the present job's member was added as well, neither waits for the other, and the present job goes first.
     fn resume_put_off(&mut self, cluster: &Cluster) {
         let added = |job: &Job| votes(cluster, job.slot).is_some();
-        if self.put_off.as_ref().is_some_and(added) {
+        let waits = self.job.as_ref().is_some_and(|job| !added(job));
+        if waits && self.put_off.as_ref().is_some_and(added) {
             std::mem::swap(&mut self.job, &mut self.put_off);
             self.asked = None;
         }
@@ -305,4 +308,31 @@ fn find<'a>(members: &'a Members, peer_url: &str) -> Option<&'a ClusterMember> {
     members
         .iter()
         .find(|member| member.info.peer_urls.iter().any(same))
+}
+
+/// Both members had been added when the operator looked, and it went to and fro between the two jobs for ever.
+#[test]
+fn an_addition_and_a_postponed_one_are_both_completed() {
+    let mut scene = Scene::of(1, 3);
+    // Additions are refused until all voters have been connected for a while.
+    scene.cluster.run(6_000);
+    let postponed = scene.cluster.add_machine();
+    let present = scene.cluster.add_machine();
+    for (slot, learner) in [(postponed, true), (present, false)] {
+        scene.add(&[0, 1, 2], slot, learner);
+    }
+    let mut operator = Operator {
+        job: Some(Job::add(present, false)),
+        put_off: Some(Job::add(postponed, true)),
+        ..Operator::default()
+    };
+    let until = scene.cluster.now + 30_000;
+    while operator.is_busy() {
+        assert!(scene.cluster.now < until, "it is not done: {operator:?}");
+        scene.cluster.step();
+        operator.step(&mut scene.cluster);
+    }
+    for slot in [postponed, present] {
+        assert!(scene.cluster.requests(slot).is_some(), "it serves");
+    }
 }

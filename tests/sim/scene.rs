@@ -236,14 +236,22 @@ impl Scene {
         }
     }
 
-    /// Adds a member on a new machine and starts it there.
+    /// Adds a voter on a new machine and starts it there.
     pub(crate) fn add_member(&mut self, through: &[Slot]) -> Slot {
         let slot = self.cluster.add_machine();
+        self.add(through, slot, false);
+        self.cluster.nodes[slot].vacant = false;
+        self.cluster.start(slot);
+        slot
+    }
+
+    /// Adds a machine's member to the membership.
+    pub(crate) fn add(&mut self, through: &[Slot], slot: Slot, learner: bool) {
         let url = format!("http://{}", member(slot).peer);
         self.retry_until_ok(through, move |requests| {
             let change = MemberChange::Add {
                 peer_urls: vec![url.clone()],
-                learner: false,
+                learner,
             };
             async move {
                 match requests.change_membership(change).await {
@@ -253,9 +261,6 @@ impl Scene {
                 }
             }
         });
-        self.cluster.nodes[slot].vacant = false;
-        self.cluster.start(slot);
-        slot
     }
 
     /// Starts all members that do not run, and waits until all serve.
