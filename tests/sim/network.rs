@@ -9,7 +9,7 @@
 
 use crate::{
     machine::Life,
-    rules::MessageRules,
+    message_rules::MessageRules,
     trace::{Trace, digest},
 };
 use bytes::Bytes;
