@@ -24,7 +24,7 @@ use crate::{
         raft_node::{
             DiskHealth, LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, RaftStatus, SelfInfo,
         },
-        requests::{Identity, Published, RequestLimits, RequestPeers, Requests},
+        requests::{Published, RequestLimits, RequestPeers, Requests},
         snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
         wal_writer::{SealLog, WalWriter},
         watch_hub::{EndStreams, WatchHub},
@@ -41,7 +41,7 @@ use crate::{
         disk::Disk,
         wal::Wal,
     },
-    types::{LogIndex, Millis, Term},
+    types::{Identity, LogIndex, Millis, Term},
 };
 use actix::prelude::*;
 use std::{
@@ -84,10 +84,7 @@ pub(super) fn assemble(
     fail_stop: &FailStop,
 ) -> Running {
     recovery.reader = recovery.reader.telling(stop_on_damage(fail_stop));
-    let identity = Identity {
-        cluster: recovery.member.cluster,
-        member: recovery.member.node,
-    };
+    let identity = recovery.owner.identity;
     let starting = Starting {
         config,
         placement,

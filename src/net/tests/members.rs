@@ -3,10 +3,10 @@
 use crate::{
     net::{
         Delivery, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot, Listener, Pacing,
-        PeerAddress, PeerRequest, PeerSecurity, SelfIdentity, TlsFiles, cert,
+        PeerAddress, PeerRequest, PeerSecurity, TlsFiles, cert,
     },
-    raft::{Body, Envelope, LogId, Message},
-    types::{ClusterId, Entry, EntryKind, LogIndex, MemberId, Term},
+    raft::{Body, Envelope, Message},
+    types::{ClusterId, Entry, EntryKind, Identity, LogIndex, LogPosition, MemberId, Term},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -218,7 +218,7 @@ impl Member {
     }
 
     fn listening(listener: Listener, settings: HubSettings) -> Self {
-        let SelfIdentity { member, name, .. } = settings.identity;
+        let (member, name) = (settings.identity.member, settings.name);
         let address = listener.local_address().to_string();
         let post = Rc::new(Post::default());
         let hub = Hub::start(listener, Rc::new(SharedPost(Rc::clone(&post)))).unwrap();
@@ -275,11 +275,11 @@ impl Member {
 
 pub(in crate::net) fn settings(id: u64, security: PeerSecurity) -> HubSettings {
     HubSettings {
-        identity: SelfIdentity {
+        identity: Identity {
             cluster: ClusterId(1),
             member: MemberId(id),
-            name: format!("n{id}"),
         },
+        name: format!("n{id}"),
         security,
         pacing: pacing(),
         queue_bytes_max: 1024 * 1024,
@@ -311,7 +311,7 @@ pub(in crate::net) fn append(bytes: usize) -> Body {
         data,
     };
     Body::Append {
-        prev: LogId::default(),
+        prev: LogPosition::default(),
         commit: LogIndex(0),
         entries: vec![entry],
     }

@@ -101,7 +101,7 @@ fn a_name_that_is_not_the_ids() {
         let authority = Authority::new();
         let (one, two) = healthy(&authority).await;
         let mut settings = settings(3, authority.member("n4"));
-        settings.identity.name = "n4".to_owned();
+        settings.name = "n4".to_owned();
         let bad = Member::start_as(settings);
         one.hub.update(vec![
             two.entry(),
@@ -149,7 +149,7 @@ fn nothing_on_its_way_to_a_member_reaches_its_successor() {
         hub.close().await;
         drop(hub);
         let mut successor = settings(5, authority.member("n2"));
-        successor.identity.name = "n2".to_owned();
+        successor.name = "n2".to_owned();
         let successor = Member::start_at(&address, successor).await;
         successor.knows(&[&one]);
         one.reports("member 2 was dialled, and member 5 answers at its address")
