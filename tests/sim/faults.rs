@@ -28,6 +28,9 @@ const LOG: &str = "wal";
 const DATABASE: &str = "db/revisions.redb";
 /// The largest error of a clock's rate, in millionths.
 pub(crate) const DRIFT_PPM_MAX: u64 = 50_000;
+/// The rates of clocks, in millionths of the true rate.
+const RATES_PPM: std::ops::RangeInclusive<u64> =
+    1_000_000 - DRIFT_PPM_MAX..=1_000_000 + DRIFT_PPM_MAX;
 
 /// A fault that the storm injects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -376,9 +379,7 @@ impl Storm {
                 self.repair_later(cluster, lasts, Repair::Resume(slot));
             }
             Fault::Drift => {
-                let rate = self
-                    .rng
-                    .u64(1_000_000 - DRIFT_PPM_MAX..=1_000_000 + DRIFT_PPM_MAX);
+                let rate = self.rng.u64(RATES_PPM);
                 cluster.set_rate(slot, rate);
                 self.repair_later(cluster, lasts * 4, Repair::Clock(slot));
             }
