@@ -399,7 +399,7 @@ impl Handler<IndexPublished> for Applier {
         if !batch.records.is_empty() {
             self.tell_watches(batch.records, published);
         }
-        let compacts = batch.compacted.is_some();
+        let compacts = batch.compacted.is_some() && !mutated(Mutation::CompactBeforeState);
         if let Some(revision) = batch.compacted {
             let decision = Decision {
                 revision,
@@ -708,6 +708,9 @@ impl Applier {
 
 /// The revision of a compaction in a database, whether it is complete or not.
 pub fn begun_compaction(stored: Option<(Revision, Option<Rev>)>) -> Revision {
+    if mutated(Mutation::CompactBeforeState) {
+        return Revision::NEVER_COMPACTED;
+    }
     stored.map_or(Revision::NEVER_COMPACTED, |(through, _)| through)
 }
 

@@ -1,4 +1,4 @@
-//! One history for each thing that must not happen. Each differs little from one in `good`.
+//! A history for each kind of violation. Each differs little from one in `good`.
 
 use crate::history::{
     Answer, Event, KeyValue, Refusal, Replay, Request, TxnOp, Violation, check_state,
@@ -56,7 +56,7 @@ fn a_read_at_an_old_revision_that_shows_the_new_state() {
 
 #[test]
 fn a_read_before_its_write_was_called() {
-    // Somebody saw the value before anybody wrote it: the write is stale.
+    // The value was read before it was written: the write's place is in the past.
     let script = Script::default()
         .truth(&put("a", "1"))
         .done((1, 2), 2, get("a"))
@@ -137,7 +137,7 @@ fn half_a_transaction() {
     let violations = violations.unwrap_err();
     assert!(matches!(violations[0], Violation::WrongEffect { .. }));
     assert!(matches!(violations[1], Violation::Unexplained { .. }));
-    // Nor may it be halved if nobody knows its outcome.
+    // Nor may half of it happen if its outcome is unknown.
     let halves = Script::default()
         .events(vec![created("a", "1", 2)])
         .unknown((1, 2), txn);

@@ -1,7 +1,7 @@
-//! Random histories, judged twice: by the checker, and by a search through all orders that knows nothing of revisions.
+//! Random histories, checked twice: by the checker, and by a search through all orders that ignores revisions.
 //!
 //! The search is `todc-utils`'s implementation of Wing and Gong's algorithm with Lowe's memory. It needs time that is exponential
-//! in the requests under way at once, so it judges small histories; the checker must agree with it on each, good or bad.
+//! in the number of concurrent requests, so the histories are small; the checker must agree with it on each, good or bad.
 
 use crate::history::{
     Answer, Compare, DeleteRange, Event, Op, Operand, Outcome, Put, Range, Recorder, Relation,

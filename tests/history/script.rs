@@ -1,4 +1,4 @@
-//! Short ways to write a history down.
+//! Helpers to write histories briefly.
 
 use crate::history::{
     Answer, Checked, DeleteRange, Event, KeyValue, OpId, Outcome, Put, Range, Recorder, Refusal,
@@ -6,7 +6,7 @@ use crate::history::{
 };
 use bytes::Bytes;
 
-/// The judgement on a history.
+/// The result of a check.
 pub(crate) type Judgement = Result<Checked, Vec<Violation>>;
 
 /// A history under construction: the true revisions, and the requests.
@@ -178,7 +178,7 @@ pub(crate) fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
-/// Holds that there are violations, the first of this kind, and gives it. Others may follow from it.
+/// Asserts that there are violations and that the first is of this kind, and returns it. Others may follow from it.
 pub(crate) fn found(judgement: Judgement, kind: &str) -> Violation {
     let violations = judgement.expect_err("a violation");
     let first = violations.into_iter().next().expect("one at least");

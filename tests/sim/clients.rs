@@ -1,8 +1,8 @@
 //! The clients' machine, and how a client reaches a node.
 //!
-//! All clients are tasks on one machine, whose clock is the cluster's own. [`Client::call`] runs a request on a node's event
-//! loop, below gRPC, and brings back its result. What never comes back, since the node died or the network is cut, comes back
-//! as nothing: the request may have happened, or may still.
+//! All clients are tasks on one machine, whose clock is the cluster's clock. [`Client::call`] runs a request on a node's event
+//! loop, below gRPC, and returns its result. If no result comes, since the node died or the network is cut, it returns `None`:
+//! the request may have happened, or may still happen.
 
 use crate::{
     network::{CLIENTS, Event, Job, Parcel, STEP_MILLIS, SharedNetwork, Slot},
@@ -12,7 +12,7 @@ use quorate::internals::actors::requests::Requests;
 use std::{cell::Cell, fmt::Debug, rc::Rc, time::Duration};
 use tokio::sync::{mpsc, oneshot};
 
-/// A client's way to the nodes. Cheap to clone; each clone draws its own delays.
+/// A client's access to the nodes. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Client {
     pub(crate) number: u64,
@@ -42,17 +42,16 @@ impl Client {
         quorate::internals::clock::micros(quorate::internals::clock::now() - self.began)
     }
 
-    /// A number below `bound`, from the seed.
+    /// A random number below `bound`, from the seed.
     pub(crate) fn below(&self, bound: u64) -> u64 {
         self.network.borrow_mut().rng.u64(0..bound.max(1))
     }
 
-    /// Waits.
     pub(crate) async fn pause(&self, millis: u64) {
         tokio::time::sleep(Duration::from_millis(millis)).await;
     }
 
-    /// Counts a request that is over, puts its result into the trace, and hands on what was acknowledged.
+    /// Counts a finished request, adds its result to the trace, and passes an acknowledged result to `acknowledged`.
     pub(crate) fn note<T: Debug, E: Debug>(
         &self,
         result: Option<Result<T, E>>,
@@ -62,10 +61,10 @@ impl Client {
         let now = self.now();
         {
             let mut net = self.network.borrow_mut();
-            let told = format!("{result:?}");
-            let numbers = [self.number, digest(told.as_bytes())];
+            let text = format!("{result:?}");
+            let numbers = [self.number, digest(text.as_bytes())];
             net.trace.event(now / 1_000, &numbers, || {
-                format!("c{} is told: {told}", self.number)
+                format!("c{} receives: {text}", self.number)
             });
         }
         if let Some(Ok(done)) = result {
@@ -73,7 +72,7 @@ impl Client {
         }
     }
 
-    /// Runs `ask` on node `slot` and gives its result, or nothing if no answer came within `patience_millis`.
+    /// Runs `ask` on node `slot` and returns its result, or `None` if no answer came within `patience_millis`.
     pub(crate) async fn call<T, F, Asking>(
         &self,
         slot: Slot,
@@ -101,7 +100,8 @@ impl Client {
         answer.ok().and_then(Result::ok)
     }
 
-    /// Begins something on node `slot` that sends what it learns, such as a watch. The channel ends with it, and with the node.
+    /// Starts a task on node `slot` that sends what it receives, such as a watch. The channel closes when the task or the node
+    /// ends.
     pub(crate) fn follow<T, F, Following>(
         &self,
         slot: Slot,

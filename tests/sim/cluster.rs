@@ -1,8 +1,8 @@
-//! A cluster of whole nodes on simulated machines: what runs them, and what can be done to them.
+//! A cluster of whole nodes on simulated machines: how they are run, and what a test can do to them.
 //!
-//! [`Cluster::run`] moves time on in steps of [`STEP_MILLIS`]: in each, every machine takes its turn, gets what arrives for it
-//! at its instant, and runs its timers, and what it sends arrives in a later step. Which machine goes first is drawn. Nothing
-//! else runs, so a seed gives the same run each time; [`Cluster::hash`] tells two runs apart.
+//! [`Cluster::run`] advances time in steps of [`STEP_MILLIS`]. In each step every machine runs once: it receives each event at
+//! the event's own instant and runs its timers, and what it sends arrives in a later step. The order of the machines is random.
+//! Nothing else runs, so a seed gives the same run each time; two runs are compared by [`Cluster::hash`].
 
 use crate::{
     clients::Client,
@@ -26,18 +26,18 @@ use std::{
     time::Duration,
 };
 
-/// How often connections are looked after, in milliseconds.
-const TEND_MILLIS: u64 = 50;
-/// A heartbeat, and how long a silent leader is waited for.
+/// How often the connections' states are updated, in milliseconds.
+const CONNECTIONS_MILLIS: u64 = 50;
+/// The heartbeat interval and the election timeout.
 pub(crate) const HEARTBEAT_MILLIS: u64 = 100;
 pub(crate) const ELECTION_MILLIS: u64 = 1_000;
-/// A segment of the log: small, so that runs see many.
+/// Size of a log segment: small, so that a run fills many.
 const WAL_SEGMENT_BYTES: u64 = 64 * 1024;
 const DATABASE_CACHE_BYTES: usize = 1024 * 1024;
-/// The usual time a write and its sync take, at most.
+/// The longest a write and its sync usually take.
 pub(crate) const DISK_TAKES: Duration = Duration::from_millis(3);
 
-/// What the process of a node found when it started.
+/// The outcome of a node's start, once there is one.
 type Started = Rc<RefCell<Option<Result<LocalNode, StartError>>>>;
 
 /// A node's process.
@@ -46,32 +46,32 @@ struct Process {
     started: Started,
     requests: Option<Requests>,
     pace: Pace,
-    /// What arrived while it stood still.
+    /// What arrived while the process was paused; `None` if it is not.
     missed: Option<Vec<Parcel>>,
 }
 
-/// How a machine's clock follows the cluster's.
+/// How a machine's clock follows the cluster's clock.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
     since: u64,
     shown: Duration,
-    /// Parts in a million of the cluster's time.
+    /// In millionths of the cluster's rate.
     rate: u64,
 }
 
 impl Pace {
-    /// What the clock shows at an instant of the cluster's.
+    /// What the clock shows at the cluster's time `now`.
     fn at(&self, now: u64) -> Duration {
         self.shown + Duration::from_nanos((now - self.since) * self.rate)
     }
 }
 
-/// Whether a stop of the node is a failure of the run.
+/// Whether the run fails if the node stops by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trust {
-    /// Nothing was done to it: it must go on.
+    /// Nothing was done to it: it must keep running.
     Sound,
-    /// Its disk was made to fail, or its data damaged: it may stop, and say why.
+    /// Its disk was made to fail, or its data was damaged: it may stop with a reason.
     Damaged,
 }
 
@@ -80,15 +80,15 @@ pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) disk: SimDisk,
     pub(crate) trust: Trust,
-    /// Why its process ended by itself, or did not start.
+    /// Why its process stopped by itself, or did not start.
     pub(crate) stopped: Option<String>,
-    /// When it is started again, if anything does.
+    /// When it is started again; `None` if nobody has decided to.
     pub(crate) restart_at: Option<u64>,
-    /// Its machine is there, and no member is on it.
+    /// The machine exists and has no member.
     pub(crate) vacant: bool,
-    /// It joins a running cluster: as long as it finds nobody there to ask, it stops.
+    /// It is joining a running cluster: it may stop because it reaches no member.
     pub(crate) joins: bool,
-    /// What was synced was damaged before this start, counted from one: the next whole start proves it sound.
+    /// Synced data was damaged before this start, counted from one: once that start succeeds, the data is known to be good.
     pub(crate) damaged_before: Option<u64>,
     /// How often it was started.
     pub(crate) starts: u64,
@@ -97,7 +97,7 @@ pub(crate) struct Node {
     rate: u64,
 }
 
-/// What members have in common, drawn from the seed.
+/// Settings that all members share, drawn from the seed.
 #[derive(Clone, Copy, Debug)]
 struct Shape {
     log_keep_entries: u64,
@@ -106,7 +106,7 @@ struct Shape {
 }
 
 impl Shape {
-    /// In two runs of three, whoever was away for seconds needs a snapshot, and that takes a while.
+    /// In two runs of three the log is short and snapshots are slow: a member that was away for seconds needs a snapshot.
     fn drawn(rng: &mut fastrand::Rng) -> Self {
         let short = rng.u8(0..3) > 0;
         Self {
@@ -127,7 +127,7 @@ pub(crate) struct Cluster {
     pub(crate) rng: fastrand::Rng,
     pub(crate) network: SharedNetwork,
     pub(crate) nodes: Vec<Node>,
-    /// How often each disaster came.
+    /// How often each fault was injected.
     pub(crate) faults: BTreeMap<&'static str, u64>,
     shape: Shape,
     clients: Machine,
@@ -139,21 +139,21 @@ pub(crate) struct Cluster {
 /// How a process ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Crash {
-    /// The process is killed; its machine, and what the disk was given, stay.
+    /// The process is killed; everything it wrote stays.
     Process,
-    /// The machine loses power, and the disk what was not synced.
+    /// The machine loses power, and what was not synced is lost.
     Power,
 }
 
 impl Cluster {
-    /// A cluster of `size` nodes that are about to start for the first time. All that happens follows from `seed`.
+    /// A cluster of `size` nodes in their first start. Everything that happens follows from `seed`.
     pub(crate) fn new(seed: u64, size: usize, shown: bool) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let shape = Shape::drawn(&mut rng);
         Self::shaped(seed, rng, size, shown, shape)
     }
 
-    /// One whose members keep no more than so many entries of the log for those who are away.
+    /// As [`Cluster::new`]; the members keep at most `entries` log entries for members that are away.
     pub(crate) fn with_short_log(seed: u64, size: usize, entries: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let shape = Shape {
@@ -188,7 +188,7 @@ impl Cluster {
         cluster
     }
 
-    /// A machine for one more node, which does not run yet.
+    /// Adds a machine with a node that is not started.
     pub(crate) fn add_node(&mut self, initial: Vec<InitialMember>, state: ClusterState) -> Slot {
         let slot = self.nodes.len();
         let InitialMember { name, peer } = member(slot);
@@ -233,7 +233,7 @@ impl Cluster {
         disk
     }
 
-    /// A machine without a member, for one that will join.
+    /// Adds a machine without a member, for one that will join.
     pub(crate) fn add_machine(&mut self) -> Slot {
         let known: Vec<InitialMember> = (0..=self.nodes.len()).map(member).collect();
         let slot = self.add_node(known, ClusterState::Existing);
@@ -241,7 +241,7 @@ impl Cluster {
         slot
     }
 
-    /// Gives a machine an empty disk: what starts there next has to join. Its process must have ended.
+    /// Replaces a machine's disk by an empty one, so that the next start there has to join. The process must have ended.
     pub(crate) fn wipe(&mut self, slot: Slot) {
         assert!(!self.has_process(slot), "it still runs");
         let disk = self.new_disk();
@@ -252,12 +252,12 @@ impl Cluster {
         node.config.cluster.initial = known;
         (node.vacant, node.trust) = (true, Trust::Sound);
         (node.stopped, node.restart_at, node.damaged_before) = (None, None, None);
-        self.story(format!("{}'s disk is a new one", member(slot).name));
+        self.log_event(format!("{}'s disk is a new one", member(slot).name));
     }
 
     /// Starts a node's process.
     pub(crate) fn start(&mut self, slot: Slot) {
-        self.story(format!("{} starts", member(slot).name));
+        self.log_event(format!("{} starts", member(slot).name));
         let node = &mut self.nodes[slot];
         assert!(node.process.is_none(), "one process to a machine");
         let machine = Machine::new();
@@ -305,10 +305,10 @@ impl Cluster {
         }
         self.network.borrow_mut().detach(slot);
         drop(process);
-        self.story(format!("{} ends: {crash:?}", member(slot).name));
+        self.log_event(format!("{} ends: {crash:?}", member(slot).name));
     }
 
-    /// Stops a node's process where it stands, or lets it go on, late.
+    /// Pauses a node's process, or resumes it: its timers are late then.
     pub(crate) fn pause(&mut self, slot: Slot, paused: bool) {
         let now = self.now;
         let Some(process) = self.nodes[slot].process.as_mut() else {
@@ -327,11 +327,11 @@ impl Cluster {
                 self.network.borrow_mut().schedule(0, parcel);
             }
         }
-        let what = if paused { "stands still" } else { "goes on" };
-        self.story(format!("{} {what}", member(slot).name));
+        let what = if paused { "is paused" } else { "is resumed" };
+        self.log_event(format!("{} {what}", member(slot).name));
     }
 
-    /// Sets the rate of a node's clock, in parts in a million of the true one.
+    /// Sets the rate of a node's clock, in millionths of the true rate.
     pub(crate) fn set_rate(&mut self, slot: Slot, rate: u64) {
         let now = self.now;
         let node = &mut self.nodes[slot];
@@ -343,26 +343,26 @@ impl Cluster {
                 rate,
             };
         }
-        self.story(format!("{}'s clock runs at {rate} ppm", member(slot).name));
+        self.log_event(format!("{}'s clock runs at {rate} ppm", member(slot).name));
     }
 
-    /// Whether the node's process is there and does not stand still.
+    /// Whether the node has a process that is not paused.
     pub(crate) fn is_running(&self, slot: Slot) -> bool {
         let process = self.nodes[slot].process.as_ref();
         process.is_some_and(|process| process.missed.is_none())
     }
 
-    /// Whether the node has a process, perhaps one that stands still.
+    /// Whether the node has a process, paused or not.
     pub(crate) fn has_process(&self, slot: Slot) -> bool {
         self.nodes[slot].process.is_some()
     }
 
-    /// The way into a node that has started.
+    /// The entry point of requests; `None` until the node has started.
     pub(crate) fn requests(&self, slot: Slot) -> Option<&Requests> {
         self.nodes[slot].process.as_ref()?.requests.as_ref()
     }
 
-    /// A node that believes to lead, by the newest term.
+    /// The node that considers itself leader in the highest term.
     pub(crate) fn leader(&self) -> Option<Slot> {
         let slots = 0..self.nodes.len();
         let statuses = slots.filter_map(|slot| {
@@ -385,23 +385,23 @@ impl Cluster {
         self.clients.spawn(work(client));
     }
 
-    /// Requests of clients that are over.
+    /// How many client requests are finished.
     pub(crate) fn operations(&self) -> u64 {
         self.done.get()
     }
 
-    /// What tells this run from others.
+    /// The trace's hash: equal for two runs of one seed.
     pub(crate) fn hash(&self) -> u64 {
         self.network.borrow().trace.hash()
     }
 
-    /// Notes a rare event.
-    pub(crate) fn story(&self, text: impl std::fmt::Display) {
+    /// Adds a rare event to the trace; a failure prints the latest ones.
+    pub(crate) fn log_event(&self, text: impl std::fmt::Display) {
         let at = self.now;
-        self.network.borrow_mut().trace.story(at, text);
+        self.network.borrow_mut().trace.log_event(at, text);
     }
 
-    /// Moves time on.
+    /// Advances time.
     pub(crate) fn run(&mut self, millis: u64) {
         let until = self.now + millis;
         while self.now < until {
@@ -409,7 +409,7 @@ impl Cluster {
         }
     }
 
-    /// Runs until `reached`, or for so long. Tells whether it was reached.
+    /// Runs until `reached` holds, at most for `millis`. Returns whether it holds.
     pub(crate) fn run_until(&mut self, millis: u64, reached: impl Fn(&Self) -> bool) -> bool {
         let until = self.now + millis;
         while self.now < until {
@@ -425,8 +425,8 @@ impl Cluster {
     pub(crate) fn step(&mut self) {
         let (from, until) = (self.now, self.now + STEP_MILLIS);
         self.network.borrow_mut().now = from;
-        if from.is_multiple_of(TEND_MILLIS) {
-            self.network.borrow_mut().tend();
+        if from.is_multiple_of(CONNECTIONS_MILLIS) {
+            self.network.borrow_mut().update_connections();
         }
         let arriving = self.network.borrow_mut().arriving(until);
         let mut inboxes: BTreeMap<Slot, Vec<(u64, Parcel)>> = BTreeMap::new();
@@ -446,7 +446,7 @@ impl Cluster {
         }
         self.now = until;
         self.network.borrow_mut().now = until;
-        self.look_after(until);
+        self.handle_exits(until);
         assert!(
             panics() == self.panics,
             "a task of a node or of a client panicked: see above"
@@ -488,7 +488,7 @@ impl Cluster {
         }
         let node = &mut self.nodes[slot];
         node.joins = false;
-        // All of its log and its database was read and verified.
+        // The start has read and verified all of its log and its database.
         if node
             .damaged_before
             .is_some_and(|starts| starts <= node.starts)
@@ -497,8 +497,8 @@ impl Cluster {
         }
     }
 
-    /// Takes note of processes that have ended by themselves, and starts those that are to start.
-    fn look_after(&mut self, now: u64) {
+    /// Handles processes that have stopped by themselves, and starts those whose time has come.
+    fn handle_exits(&mut self, now: u64) {
         for slot in 0..self.nodes.len() {
             let node = &mut self.nodes[slot];
             if node.restart_at.is_some_and(|at| at <= now) && node.process.is_none() {
@@ -519,20 +519,27 @@ impl Cluster {
             node.disk.kill_process();
             node.process = None;
             self.network.borrow_mut().detach(slot);
-            self.story(format!("{} stops: {reason}", member(slot).name));
+            self.log_event(format!("{} stops: {reason}", member(slot).name));
         }
     }
 }
 
-/// Hands over what arrived, on the node's machine.
+/// Delivers an event, on the node's machine.
 fn arrive(network: &SharedNetwork, slot: Slot, event: Event, requests: Option<&Requests>) {
-    let peers = network.borrow().endpoint(slot).map(|end| end.peers.clone());
-    if let Some(peers) = peers {
+    let net = network.borrow();
+    let Some(endpoint) = net.endpoint(slot) else {
+        return;
+    };
+    // A real connection ends with its process, so it carries nothing to a member that came to the machine later.
+    let misses = matches!(&event, Event::Messages { to, .. } if *to != endpoint.member);
+    if !misses {
+        let peers = endpoint.peers.clone();
+        drop(net);
         deliver(slot, event, requests, &peers);
     }
 }
 
-/// How a node's process ends by itself: at once, and nothing it does afterwards counts.
+/// How a node's process stops by itself: at once, and nothing it does afterwards has an effect.
 fn fail_stop(life: Arc<Life>, disk: SimDisk) -> FailStop {
     FailStop::new(move |reason| {
         life.end(reason);

@@ -1,13 +1,13 @@
-//! The disasters of a run: which there are, how often they come, and how each ends.
+//! The faults of a run: which there are, how often they are injected, and how each ends.
 //!
-//! A [`Storm`] draws them from the seed, several at once, and mends what it broke after a while; [`Storm::end`] mends all that is
-//! left. It keeps to what the cluster promises to survive: any number of crashes and losses of power at any time, but
-//! damage to what a disk had made durable on a minority of members only, until those are replaced.
+//! A [`Storm`] draws them from the seed, several at once, and repairs each after a while; [`Storm::end`] repairs the rest. It
+//! injects only what the cluster promises to survive: any number of crashes and losses of power at any time, but damage to
+//! synced data on one member at a time.
 
 use crate::{
     cluster::{Cluster, Crash, DISK_TAKES, Node, Trust, member},
     network::{CLIENTS, Slot, Weather},
-    operator::{self, Job, Operator, Remedy, wish_for_refill},
+    operator::{self, Job, Operator, Remedy, request_refill},
 };
 use quorate::internals::{
     actors::requests::Requests,
@@ -15,64 +15,69 @@ use quorate::internals::{
 };
 use std::{collections::BTreeMap, time::Duration};
 
-/// Pauses between two disasters, in milliseconds.
-const CALM_MILLIS_MAX: u64 = 3_000;
-/// How long most disasters last, in milliseconds.
+/// The longest usual pause between two faults, in milliseconds.
+const PAUSE_MILLIS_MAX: u64 = 3_000;
+/// How long most faults last, in milliseconds.
 const LAST_MILLIS: std::ops::Range<u64> = 200..6_000;
-/// How long a member is away that is to miss a lot, in milliseconds.
+/// How long a member is away that is to miss many entries, in milliseconds.
 const AWAY_MILLIS: std::ops::Range<u64> = 5_000..15_000;
-/// Fewer members than these are not left on purpose, but while one is replaced.
+/// The storm removes a member for good only if more than these are left.
 const MEMBERS_LEAST: usize = 3;
-/// Where a member keeps its log and its database.
+/// A member's log and database, in its data directory.
 const LOG: &str = "wal";
 const DATABASE: &str = "db/revisions.redb";
-/// Clocks go wrong by up to so many parts in a million.
+/// The largest error of a clock's rate, in millionths.
 pub(crate) const DRIFT_PPM_MAX: u64 = 50_000;
+/// The rates of clocks, in millionths of the true rate.
+const RATES_PPM: std::ops::RangeInclusive<u64> =
+    1_000_000 - DRIFT_PPM_MAX..=1_000_000 + DRIFT_PPM_MAX;
 
-/// What can happen.
+/// A fault that the storm injects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Disaster {
+pub(crate) enum Fault {
     /// A process is killed, or its machine loses power.
     Crash,
+    /// As [`Fault::Crash`], and the member is cut off from the others when it comes back: it has what its disk had.
+    CrashCutOff,
     /// All machines lose power.
     Blackout,
-    /// A disk operation to come fails, of a kind that stops the member.
+    /// One of the next disk operations fails, and the member stops.
     DiskError,
-    /// As [`Disaster::DiskError`], and the machine loses power at that operation.
+    /// As [`Fault::DiskError`], and the machine loses power at that operation.
     PowerAtWrite,
-    /// A disk takes seconds.
+    /// A disk stalls for seconds.
     DiskStall,
     /// A disk becomes slow.
     DiskSlow,
-    /// Two groups of members do not hear each other.
+    /// The members are partitioned into two groups.
     Partition,
-    /// One direction between two members carries nothing.
+    /// One direction between two members is cut.
     OneWay,
-    /// A member hears nobody, or nobody hears it.
+    /// All inbound or all outbound links of a member are cut.
     Deaf,
-    /// The stream of consensus of one member to another stands still, and then brings all at once.
+    /// The stream of Raft messages from one member to another stalls, and then delivers everything at once.
     Stall,
-    /// A process stands still, and goes on late.
+    /// A process is paused and resumed.
     Pause,
-    /// A member's clock goes wrong.
+    /// A member's clock runs fast or slow.
     Drift,
     /// Clients cannot reach a member.
     NoClients,
-    /// The network becomes better or worse.
+    /// Latency, loss and order of the network change.
     Weather,
-    /// Leadership is handed over.
+    /// Leadership is transferred.
     Transfer,
     /// A member is away for so long that it may need a snapshot.
     Away,
-    /// A bit flips in what a member's log holds on its disk.
+    /// A bit flips in a member's log on its disk.
     FlipLog,
     /// A bit flips in a member's database on its disk.
     FlipDatabase,
-    /// The end of a file of a member's log, or of its database, is gone.
+    /// A file of a member's log, or its database, loses its end.
     CutFile,
-    /// A member is added, with a vote or without.
+    /// A voter or a learner is added.
     Add,
-    /// A member without a vote gets one.
+    /// A learner is promoted.
     Promote,
     /// A member is removed.
     Remove,
@@ -80,36 +85,37 @@ pub(crate) enum Disaster {
     Replace,
 }
 
-/// All disasters, with how often each comes.
-const ALL: [(Disaster, u32); 23] = [
-    (Disaster::Crash, 6),
-    (Disaster::Blackout, 1),
-    (Disaster::DiskError, 3),
-    (Disaster::PowerAtWrite, 4),
-    (Disaster::DiskStall, 2),
-    (Disaster::DiskSlow, 2),
-    (Disaster::Partition, 4),
-    (Disaster::OneWay, 3),
-    (Disaster::Deaf, 3),
-    (Disaster::Stall, 3),
-    (Disaster::Pause, 4),
-    (Disaster::Drift, 2),
-    (Disaster::NoClients, 1),
-    (Disaster::Weather, 2),
-    (Disaster::Transfer, 3),
-    (Disaster::Away, 2),
-    (Disaster::FlipLog, 3),
-    (Disaster::FlipDatabase, 3),
-    (Disaster::CutFile, 1),
-    (Disaster::Add, 2),
-    (Disaster::Promote, 2),
-    (Disaster::Remove, 1),
-    (Disaster::Replace, 1),
+/// All faults, with their weights.
+const ALL: [(Fault, u32); 24] = [
+    (Fault::Crash, 6),
+    (Fault::CrashCutOff, 2),
+    (Fault::Blackout, 1),
+    (Fault::DiskError, 3),
+    (Fault::PowerAtWrite, 4),
+    (Fault::DiskStall, 2),
+    (Fault::DiskSlow, 2),
+    (Fault::Partition, 4),
+    (Fault::OneWay, 3),
+    (Fault::Deaf, 3),
+    (Fault::Stall, 3),
+    (Fault::Pause, 4),
+    (Fault::Drift, 2),
+    (Fault::NoClients, 1),
+    (Fault::Weather, 2),
+    (Fault::Transfer, 3),
+    (Fault::Away, 2),
+    (Fault::FlipLog, 3),
+    (Fault::FlipDatabase, 3),
+    (Fault::CutFile, 1),
+    (Fault::Add, 2),
+    (Fault::Promote, 2),
+    (Fault::Remove, 1),
+    (Fault::Replace, 1),
 ];
 
-/// How a disaster ends.
+/// How a fault ends.
 #[derive(Clone, Debug)]
-enum Mend {
+enum Repair {
     Links(Vec<(Slot, Slot)>),
     Stall(Slot, Slot),
     Resume(Slot),
@@ -117,41 +123,41 @@ enum Mend {
     Clock(Slot),
 }
 
-/// Disasters, drawn from a seed.
+/// Faults drawn from a seed, and the operator who repairs what they damage.
 pub(crate) struct Storm {
     rng: fastrand::Rng,
     next: u64,
-    mends: BTreeMap<(u64, u64), Mend>,
-    struck: u64,
-    /// Nodes whose process is to lose power when it stops by itself.
-    doomed: Vec<Slot>,
-    calm_millis: u64,
+    repairs: BTreeMap<(u64, u64), Repair>,
+    injected: u64,
+    /// Machines that lose power when their process stops by itself.
+    loses_power: Vec<Slot>,
+    pause_millis_max: u64,
     operator: Operator,
-    /// Members at the beginning.
+    /// How many members there were at the beginning.
     size: usize,
 }
 
 impl Storm {
-    /// Begins with a quiet time, so that there is something to break.
+    /// The first fault comes after a pause, so that the cluster holds something by then.
     pub(crate) fn new(cluster: &mut Cluster) -> Self {
         let mut rng = cluster.rng.fork();
-        let calm_millis = match rng.u8(0..3) {
-            0 => rng.u64(CALM_MILLIS_MAX..3 * CALM_MILLIS_MAX),
-            _ => rng.u64(300..CALM_MILLIS_MAX),
+        let pause_millis_max = match rng.u8(0..3) {
+            0 => rng.u64(PAUSE_MILLIS_MAX..3 * PAUSE_MILLIS_MAX),
+            _ => rng.u64(300..PAUSE_MILLIS_MAX),
         };
         Self {
             next: cluster.now + rng.u64(500..4_000),
             rng,
-            mends: BTreeMap::new(),
-            struck: 0,
-            doomed: Vec::new(),
-            calm_millis,
+            repairs: BTreeMap::new(),
+            injected: 0,
+            loses_power: Vec::new(),
+            pause_millis_max,
             operator: Operator::default(),
             size: cluster.nodes.len(),
         }
     }
 
-    /// One that strikes only when it is told to.
+    /// A storm that injects only what a test asks for.
     pub(crate) fn silent(cluster: &mut Cluster) -> Self {
         Self {
             next: u64::MAX,
@@ -159,34 +165,34 @@ impl Storm {
         }
     }
 
-    /// One step of the cluster, and of the storm over it.
+    /// One step of the cluster, in which faults may begin and end.
     pub(crate) fn step(&mut self, cluster: &mut Cluster) {
-        self.repair(cluster);
-        while let Some(entry) = self.mends.first_entry() {
+        self.step_without_faults(cluster);
+        while let Some(entry) = self.repairs.first_entry() {
             if entry.key().0 > cluster.now {
                 break;
             }
-            let mend = entry.remove();
-            Self::mend(cluster, &mend);
+            let repair = entry.remove();
+            Self::apply_repair(cluster, &repair);
         }
         if cluster.now >= self.next {
-            self.next = cluster.now + 1 + self.rng.u64(0..self.calm_millis);
-            self.strike(cluster);
+            self.next = cluster.now + 1 + self.rng.u64(0..self.pause_millis_max);
+            self.inject_any(cluster);
         }
     }
 
-    /// One step of the cluster in which nothing more happens to it, while its operator goes on.
-    pub(crate) fn repair(&mut self, cluster: &mut Cluster) {
+    /// One step of the cluster in which no fault begins or ends; the operator keeps working.
+    pub(crate) fn step_without_faults(&mut self, cluster: &mut Cluster) {
         cluster.step();
         self.restart(cluster);
         self.operator.step(cluster);
     }
 
-    /// Mends all: the network, the clocks and the disks are well, and every process runs.
+    /// Ends all faults: network, clocks and disks work, and every process runs or is about to start.
     pub(crate) fn end(&mut self, cluster: &mut Cluster) {
-        cluster.story("the storm is over");
-        for mend in std::mem::take(&mut self.mends).into_values() {
-            Self::mend(cluster, &mend);
+        cluster.log_event("the storm is over");
+        for repair in std::mem::take(&mut self.repairs).into_values() {
+            Self::apply_repair(cluster, &repair);
         }
         {
             let mut net = cluster.network.borrow_mut();
@@ -196,7 +202,7 @@ impl Storm {
         for slot in 0..cluster.nodes.len() {
             cluster.nodes[slot].disk.forgive();
             cluster.nodes[slot].trust = Trust::Sound;
-            // Who has not noticed its damage yet does so when it starts.
+            // A member that has not noticed its damage yet finds it at its start.
             if cluster.nodes[slot].damaged_before.is_some() {
                 self.end_process(cluster, slot, Crash::Process);
             }
@@ -209,8 +215,8 @@ impl Storm {
         }
     }
 
-    /// Members that nothing is wrong with once the storm is over: the cluster must be alive by them alone.
-    pub(crate) fn whole(&self, cluster: &Cluster) -> Vec<Slot> {
+    /// Members that need no repair once the storm is over: with these alone the cluster must accept writes.
+    pub(crate) fn undisturbed(&self, cluster: &Cluster) -> Vec<Slot> {
         let slots = 0..cluster.nodes.len();
         let whole = slots.filter(|slot| {
             let node = &cluster.nodes[*slot];
@@ -222,8 +228,7 @@ impl Storm {
         whole.collect()
     }
 
-    /// After the storm: whether every machine has a member with a vote, and none is damaged. If something is still to be done,
-    /// the operator begins it.
+    /// After the storm: whether every machine has an undamaged voter. If not, the operator begins what is still to be done.
     pub(crate) fn is_settled(&mut self, cluster: &Cluster) -> bool {
         if self.operator.is_busy() {
             return false;
@@ -243,12 +248,12 @@ impl Storm {
         }
         let votes = |slot| operator::votes(cluster, slot) == Some(true);
         let sound = |slot: Slot| cluster.nodes[slot].damaged_before.is_none();
-        let well = |slot| serves(slot).is_some() && sound(slot) && votes(slot);
-        slots.clone().all(well)
+        let settled = |slot| serves(slot).is_some() && sound(slot) && votes(slot);
+        slots.clone().all(settled)
     }
 
-    /// How every machine stands, for a failure.
-    pub(crate) fn standing(&self, cluster: &Cluster) -> String {
+    /// The state of every machine, for a failure's message.
+    pub(crate) fn describe(&self, cluster: &Cluster) -> String {
         let stands = |slot: Slot| {
             let node = &cluster.nodes[slot];
             let serves = cluster.requests(slot).map(Requests::status);
@@ -266,7 +271,7 @@ impl Storm {
         format!("{:?}\n{all}", self.operator)
     }
 
-    /// Whoever stopped by itself comes back after a while; if its last words ask for more, its operator does it.
+    /// Restarts processes that stopped by themselves after a while, and does first what their error messages advise.
     fn restart(&mut self, cluster: &mut Cluster) {
         for slot in 0..cluster.nodes.len() {
             let node = &cluster.nodes[slot];
@@ -278,9 +283,9 @@ impl Storm {
                 continue;
             }
             let damaged = node.damaged_before.is_some();
-            let finds_nobody = node.joins && reason.starts_with("cannot join the cluster");
+            let reaches_no_member = node.joins && reason.starts_with("cannot join the cluster");
             assert!(
-                node.trust == Trust::Damaged || damaged || finds_nobody,
+                node.trust == Trust::Damaged || damaged || reaches_no_member,
                 "{} stopped, and nothing was done to it: {reason}",
                 node.name
             );
@@ -292,9 +297,9 @@ impl Storm {
             );
             match remedy {
                 Remedy::Restart => {}
-                Remedy::Refill => wish_for_refill(cluster, slot),
+                Remedy::Refill => request_refill(cluster, slot),
                 Remedy::Replace => {
-                    if !self.operator.is_at(slot) && self.operator.make_way() {
+                    if !self.operator.is_at(slot) && self.operator.put_off_add() {
                         self.operator.begin(cluster, Job::replace(slot));
                     }
                     continue;
@@ -303,15 +308,19 @@ impl Storm {
             let node = &mut cluster.nodes[slot];
             node.trust = Trust::Sound;
             node.disk.forgive();
-            if let Some(at) = self.doomed.iter().position(|doomed| *doomed == slot) {
-                self.doomed.swap_remove(at);
+            if let Some(at) = self
+                .loses_power
+                .iter()
+                .position(|loses_power| *loses_power == slot)
+            {
+                self.loses_power.swap_remove(at);
                 node.disk.crash();
             }
             node.restart_at = Some(cluster.now + self.rng.u64(50..4_000));
         }
     }
 
-    fn strike(&mut self, cluster: &mut Cluster) {
+    fn inject_any(&mut self, cluster: &mut Cluster) {
         let total: u32 = ALL.iter().map(|(_, weight)| weight).sum();
         let mut drawn = self.rng.u32(0..total);
         let found = ALL.iter().find(|(_, weight)| {
@@ -319,94 +328,93 @@ impl Storm {
             drawn = drawn.saturating_sub(*weight);
             here
         });
-        let Some((disaster, _)) = found else {
+        let Some((fault, _)) = found else {
             return;
         };
-        self.strike_with(cluster, *disaster);
+        self.inject(cluster, *fault);
     }
 
-    /// One of these, drawn.
-    pub(crate) fn one_of(&mut self, all: &[Disaster]) -> Disaster {
+    /// A random one of these.
+    pub(crate) fn one_of(&mut self, all: &[Fault]) -> Fault {
         all[self.rng.usize(0..all.len())]
     }
 
-    /// Lets a disaster happen. Tells whether it found somebody to happen to.
-    pub(crate) fn strike_with(&mut self, cluster: &mut Cluster, disaster: Disaster) -> bool {
+    /// Injects a fault at a random member. Returns whether that was possible.
+    pub(crate) fn inject(&mut self, cluster: &mut Cluster, fault: Fault) -> bool {
         let count = cluster.nodes.len();
         let slot = self.rng.usize(0..count);
         let other = (slot + self.rng.usize(1..count.max(2))) % count;
         let lasts = self.rng.u64(LAST_MILLIS);
-        match disaster {
-            Disaster::Crash => return self.crash(cluster, slot),
-            Disaster::Blackout => {
+        match fault {
+            Fault::Crash => return self.crash(cluster, slot),
+            Fault::CrashCutOff => return self.crash_cut_off(cluster, slot, lasts),
+            Fault::Blackout => {
                 for slot in 0..count {
                     self.end_process(cluster, slot, Crash::Power);
                 }
             }
-            Disaster::DiskError | Disaster::PowerAtWrite => {
-                return self.disk_error(cluster, slot, disaster == Disaster::PowerAtWrite);
+            Fault::DiskError | Fault::PowerAtWrite => {
+                return self.disk_error(cluster, slot, fault == Fault::PowerAtWrite);
             }
-            Disaster::DiskStall | Disaster::DiskSlow => {
-                self.slow_disk(cluster, slot, disaster == Disaster::DiskStall, lasts);
+            Fault::DiskStall | Fault::DiskSlow => {
+                self.slow_disk(cluster, slot, fault == Fault::DiskStall, lasts);
             }
-            Disaster::Partition => self.partition(cluster, lasts),
-            Disaster::OneWay => self.cut(cluster, vec![(slot, other)], lasts),
-            Disaster::Deaf => {
+            Fault::Partition => self.partition(cluster, lasts),
+            Fault::OneWay => self.cut(cluster, vec![(slot, other)], lasts),
+            Fault::Deaf => {
                 let hears = self.rng.bool();
                 let others = (0..count).filter(|other| *other != slot);
                 let link = |other| if hears { (slot, other) } else { (other, slot) };
                 self.cut(cluster, others.map(link).collect(), lasts);
             }
-            Disaster::Stall => {
+            Fault::Stall => {
                 cluster.network.borrow_mut().stall(slot, other, true);
-                self.mend_later(cluster, lasts, Mend::Stall(slot, other));
+                self.repair_later(cluster, lasts, Repair::Stall(slot, other));
             }
-            Disaster::Pause => {
+            Fault::Pause => {
                 if !cluster.is_running(slot) {
                     return false;
                 }
                 cluster.pause(slot, true);
-                self.mend_later(cluster, lasts, Mend::Resume(slot));
+                self.repair_later(cluster, lasts, Repair::Resume(slot));
             }
-            Disaster::Drift => {
-                let rate = self
-                    .rng
-                    .u64(1_000_000 - DRIFT_PPM_MAX..=1_000_000 + DRIFT_PPM_MAX);
+            Fault::Drift => {
+                let rate = self.rng.u64(RATES_PPM);
                 cluster.set_rate(slot, rate);
-                self.mend_later(cluster, lasts * 4, Mend::Clock(slot));
+                self.repair_later(cluster, lasts * 4, Repair::Clock(slot));
             }
-            Disaster::NoClients => {
+            Fault::NoClients => {
                 self.cut(cluster, vec![(slot, CLIENTS), (CLIENTS, slot)], lasts);
             }
-            Disaster::Weather => {
+            Fault::Weather => {
                 cluster.network.borrow_mut().weather = Weather::drawn(&mut self.rng);
             }
-            Disaster::Transfer => {
+            Fault::Transfer => {
                 if !transfer(cluster, other) {
                     return false;
                 }
             }
-            Disaster::Away
-            | Disaster::FlipLog
-            | Disaster::FlipDatabase
-            | Disaster::CutFile
-            | Disaster::Add
-            | Disaster::Promote
-            | Disaster::Remove
-            | Disaster::Replace => {
-                if !self.strike_member(cluster, slot, disaster) {
+            Fault::Away
+            | Fault::FlipLog
+            | Fault::FlipDatabase
+            | Fault::CutFile
+            | Fault::Add
+            | Fault::Promote
+            | Fault::Remove
+            | Fault::Replace => {
+                if !self.inject_at_member(cluster, slot, fault) {
                     return false;
                 }
             }
         }
-        self.told(cluster, disaster, slot);
+        self.record(cluster, fault, slot);
         true
     }
 
-    /// What happens to a member as such: it is gone for long, its data is damaged, or the membership changes.
-    fn strike_member(&mut self, cluster: &mut Cluster, slot: Slot, disaster: Disaster) -> bool {
-        match disaster {
-            Disaster::Away => {
+    /// Injects a long absence, damage, or a change of the membership.
+    fn inject_at_member(&mut self, cluster: &mut Cluster, slot: Slot, fault: Fault) -> bool {
+        match fault {
+            Fault::Away => {
                 let runs = cluster.has_process(slot);
                 if runs {
                     cluster.crash(slot, Crash::Process);
@@ -415,11 +423,11 @@ impl Storm {
                 }
                 runs
             }
-            Disaster::FlipLog | Disaster::FlipDatabase | Disaster::CutFile => {
-                self.damage(cluster, slot, disaster)
+            Fault::FlipLog | Fault::FlipDatabase | Fault::CutFile => {
+                self.damage(cluster, slot, fault)
             }
             _ => {
-                let job = self.change(cluster, slot, disaster);
+                let job = self.change(cluster, slot, fault);
                 let begins = job.is_some();
                 if let Some(job) = job {
                     self.operator.begin(cluster, job);
@@ -429,8 +437,8 @@ impl Storm {
         }
     }
 
-    /// Damages what a member had made durable: never on two members at a time.
-    fn damage(&mut self, cluster: &mut Cluster, slot: Slot, disaster: Disaster) -> bool {
+    /// Damages a member's synced data: never that of two members at a time.
+    fn damage(&mut self, cluster: &mut Cluster, slot: Slot, fault: Fault) -> bool {
         let operator = &self.operator;
         let busy = operator.is_at(slot) || operator.removes() || cluster.nodes[slot].vacant;
         let voters =
@@ -446,18 +454,18 @@ impl Storm {
         }
         let disk = cluster.nodes[slot].disk.clone();
         let mut names = vec![DATABASE.to_owned()];
-        if disaster != Disaster::FlipDatabase {
+        if fault != Fault::FlipDatabase {
             let all = disk.list(LOG).unwrap_or_default();
             let live = all.iter().filter(|name| name.contains(".seg"));
             let log = live.map(|name| format!("{LOG}/{name}"));
-            if disaster == Disaster::FlipLog {
+            if fault == Fault::FlipLog {
                 names.clear();
             }
             names.extend(log);
         }
         let name = &names[self.rng.usize(0..names.len())];
         let bytes = disk.contents(name).unwrap_or_default();
-        // Most of a log's segment is empty, and so is some of a database: what is used is hit more often.
+        // Most of a log segment is empty, and so is some of a database: the used part is hit more often.
         let used = bytes.iter().rposition(|byte| *byte != 0).unwrap_or(0) as u64 + 1;
         let length = if self.rng.bool() {
             used
@@ -465,19 +473,19 @@ impl Storm {
             bytes.len() as u64
         };
         let at = self.rng.u64(0..length.max(1));
-        if disaster == Disaster::CutFile {
+        if fault == Fault::CutFile {
             disk.cut(name, at);
         } else {
             disk.flip_bit(name, at, self.rng.u32(0..8));
         }
-        cluster.story(format_args!("damage in {name} at byte {at}"));
+        cluster.log_event(format_args!("damage in {name} at byte {at}"));
         let node = &mut cluster.nodes[slot];
         node.damaged_before = Some(node.starts + 1);
         true
     }
 
-    /// The job of a change of the membership, if it is the time for it.
-    fn change(&mut self, cluster: &mut Cluster, slot: Slot, disaster: Disaster) -> Option<Job> {
+    /// The operator's job for a change of the membership, if one is possible now.
+    fn change(&mut self, cluster: &mut Cluster, slot: Slot, fault: Fault) -> Option<Job> {
         let damaged = |node: &Node| node.damaged_before.is_some();
         if self.operator.is_busy() || cluster.nodes.iter().any(damaged) {
             return None;
@@ -486,62 +494,82 @@ impl Storm {
         let learner = (0..cluster.nodes.len())
             .find(|slot| cluster.requests(*slot).is_some_and(Requests::is_learner));
         let members = cluster.nodes.len() - usize::from(vacant.is_some());
-        match disaster {
-            Disaster::Add if vacant.is_some() || members == self.size => {
+        match fault {
+            Fault::Add if vacant.is_some() || members == self.size => {
                 let slot = vacant.unwrap_or_else(|| cluster.add_machine());
                 Some(Job::add(slot, self.rng.bool()))
             }
-            Disaster::Promote => learner.map(Job::promote),
-            Disaster::Remove if vacant.is_none() && members > MEMBERS_LEAST => Some(Job::remove(
+            Fault::Promote => learner.map(Job::promote),
+            Fault::Remove if vacant.is_none() && members > MEMBERS_LEAST => Some(Job::remove(
                 learner.filter(|_| self.rng.bool()).unwrap_or(slot),
             )),
-            Disaster::Replace if vacant.is_none() => Some(Job::replace(slot)),
+            Fault::Replace if vacant.is_none() => Some(Job::replace(slot)),
             _ => None,
         }
     }
 
-    fn told(&mut self, cluster: &mut Cluster, disaster: Disaster, slot: Slot) {
-        self.struck += 1;
-        cluster.story(format_args!("{disaster:?} at {}", member(slot).name));
-        *cluster.faults.entry(disaster.name()).or_default() += 1;
+    fn record(&mut self, cluster: &mut Cluster, fault: Fault, slot: Slot) {
+        self.injected += 1;
+        cluster.log_event(format_args!("{fault:?} at {}", member(slot).name));
+        *cluster.faults.entry(fault.name()).or_default() += 1;
     }
 
-    fn mend_later(&mut self, cluster: &Cluster, after: u64, mend: Mend) {
-        self.mends.insert((cluster.now + after, self.struck), mend);
+    fn repair_later(&mut self, cluster: &Cluster, after: u64, repair: Repair) {
+        self.repairs
+            .insert((cluster.now + after, self.injected), repair);
     }
 
-    fn mend(cluster: &mut Cluster, mend: &Mend) {
-        match mend {
-            Mend::Links(links) => {
+    fn apply_repair(cluster: &mut Cluster, repair: &Repair) {
+        match repair {
+            Repair::Links(links) => {
                 let mut net = cluster.network.borrow_mut();
                 for (from, to) in links {
                     net.cut(*from, *to, false);
                 }
             }
-            Mend::Stall(from, to) => cluster.network.borrow_mut().stall(*from, *to, false),
-            Mend::Resume(slot) => cluster.pause(*slot, false),
-            Mend::Disk(slot) => {
+            Repair::Stall(from, to) => cluster.network.borrow_mut().stall(*from, *to, false),
+            Repair::Resume(slot) => cluster.pause(*slot, false),
+            Repair::Disk(slot) => {
                 let disk = &cluster.nodes[*slot].disk;
                 disk.stall(Duration::ZERO);
                 disk.take_up_to(DISK_TAKES);
             }
-            Mend::Clock(slot) => cluster.set_rate(*slot, 1_000_000),
+            Repair::Clock(slot) => cluster.set_rate(*slot, 1_000_000),
         }
-        cluster.story(format_args!("mended: {mend:?}"));
+        cluster.log_event(format_args!("repaired: {repair:?}"));
     }
 
     fn crash(&mut self, cluster: &mut Cluster, slot: Slot) -> bool {
         if !cluster.has_process(slot) {
             return false;
         }
-        let crash = if self.rng.bool() {
+        let crash = self.kind_of_crash();
+        self.end_process(cluster, slot, crash);
+        self.record(cluster, Fault::Crash, slot);
+        true
+    }
+
+    fn crash_cut_off(&mut self, cluster: &mut Cluster, slot: Slot, lasts: u64) -> bool {
+        if !cluster.has_process(slot) {
+            return false;
+        }
+        let crash = self.kind_of_crash();
+        cluster.crash(slot, crash);
+        let away = self.rng.u64(20..500);
+        cluster.nodes[slot].restart_at = Some(cluster.now + away);
+        let others = (0..cluster.nodes.len()).filter(|other| *other != slot);
+        let links = others.flat_map(|other| [(slot, other), (other, slot)]);
+        self.cut(cluster, links.collect(), away + lasts);
+        self.record(cluster, Fault::CrashCutOff, slot);
+        true
+    }
+
+    fn kind_of_crash(&mut self) -> Crash {
+        if self.rng.bool() {
             Crash::Process
         } else {
             Crash::Power
-        };
-        self.end_process(cluster, slot, crash);
-        self.told(cluster, Disaster::Crash, slot);
-        true
+        }
     }
 
     fn end_process(&mut self, cluster: &mut Cluster, slot: Slot, crash: Crash) {
@@ -565,15 +593,15 @@ impl Storm {
         let node = &mut cluster.nodes[slot];
         node.disk.fail_nth(nth, fault);
         node.trust = Trust::Damaged;
-        if power && !self.doomed.contains(&slot) {
-            self.doomed.push(slot);
+        if power && !self.loses_power.contains(&slot) {
+            self.loses_power.push(slot);
         }
-        let disaster = if power {
-            Disaster::PowerAtWrite
+        let fault = if power {
+            Fault::PowerAtWrite
         } else {
-            Disaster::DiskError
+            Fault::DiskError
         };
-        self.told(cluster, disaster, slot);
+        self.record(cluster, fault, slot);
         true
     }
 
@@ -581,10 +609,10 @@ impl Storm {
         let disk = &cluster.nodes[slot].disk;
         if stalls {
             disk.stall(Duration::from_millis(lasts));
-            self.mend_later(cluster, lasts, Mend::Disk(slot));
+            self.repair_later(cluster, lasts, Repair::Disk(slot));
         } else {
             disk.take_up_to(Duration::from_millis(self.rng.u64(5..200)));
-            self.mend_later(cluster, lasts * 2, Mend::Disk(slot));
+            self.repair_later(cluster, lasts * 2, Repair::Disk(slot));
         }
     }
 
@@ -604,15 +632,16 @@ impl Storm {
             net.cut(*from, *to, true);
         }
         drop(net);
-        self.mend_later(cluster, lasts, Mend::Links(links));
+        self.repair_later(cluster, lasts, Repair::Links(links));
     }
 }
 
-impl Disaster {
-    /// What a report calls it.
+impl Fault {
+    /// Its name in reports.
     fn name(self) -> &'static str {
         match self {
             Self::Crash => "crash",
+            Self::CrashCutOff => "crash and cut off",
             Self::Blackout => "blackout",
             Self::DiskError => "disk error",
             Self::PowerAtWrite => "power lost in a write",
@@ -620,7 +649,7 @@ impl Disaster {
             Self::DiskSlow => "slow disk",
             Self::Partition => "partition",
             Self::OneWay => "one-way cut",
-            Self::Deaf => "deaf or mute member",
+            Self::Deaf => "member without inbound or outbound links",
             Self::Stall => "stalled stream",
             Self::Pause => "pause",
             Self::Drift => "clock drift",
@@ -645,12 +674,12 @@ fn transfer(cluster: &mut Cluster, to: Slot) -> bool {
         return false;
     };
     let to = target.identity().member;
-    cluster.story(format_args!("{} is to hand over", member(leader).name));
+    cluster.log_event(format_args!("{} is to hand over", member(leader).name));
     cluster.client(move |client| async move {
         let moved = client.call(leader, 5_000, move |requests| async move {
             requests.move_leader(to).await.is_ok()
         });
-        // Nobody needs to know whether it worked.
+        // It may fail.
         moved.await.unwrap_or_default();
     });
     true

@@ -1,4 +1,4 @@
-//! The actor that stands in the peer hub's place: it hands to the simulated network what the real one would send.
+//! The simulated peer hub: an actor that gives to the simulated network what the real one would send.
 
 use crate::{
     machine::Life,
@@ -19,19 +19,19 @@ use quorate::internals::{
 };
 use std::{fmt, sync::Arc, time::Duration};
 
-/// Mailbox of the stand-in, as the real hub's.
+/// The size of its mailbox, as the real hub's.
 const MAILBOX_MAX: usize = 4_096;
 
-/// How long a process that joins waits for an answer.
+/// How long a joining process waits for an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
-/// Bytes a millisecond that a snapshot's stream carries.
+/// Throughput of a snapshot's stream, in bytes a millisecond.
 const SNAPSHOT_BYTES_PER_MILLI: usize = 20_000;
 
-/// How long a snapshot's stream may stand still before it is given up.
+/// How long a snapshot's stream may stall before it is given up.
 const STREAM_PATIENCE: Duration = Duration::from_secs(3);
 
-/// The network as one life of a node sees it.
+/// One process's access to the network.
 #[derive(Clone)]
 pub(crate) struct Uplink {
     pub(crate) network: SharedNetwork,
@@ -124,13 +124,13 @@ impl Uplink {
     }
 }
 
-/// Stands in the peer hub's place.
+/// The simulated peer hub.
 struct SimHub {
     uplink: Uplink,
 }
 
 impl SimHub {
-    /// Nothing that a dead process does reaches anybody.
+    /// What a dead process sends is discarded.
     fn is_dead(&self) -> bool {
         self.uplink.life.is_dead()
     }
@@ -153,7 +153,7 @@ impl Handler<SendMessages> for SimHub {
         }
         let mut net = self.uplink.network.borrow_mut();
         for envelope in send.messages {
-            net.say(self.uplink.slot, envelope.to, envelope.message);
+            net.send(self.uplink.slot, envelope.to, envelope.message);
         }
     }
 }
@@ -163,7 +163,7 @@ impl Handler<UpdatePeers> for SimHub {
 
     fn handle(&mut self, update: UpdatePeers, _: &mut Self::Context) {
         let mut net = self.uplink.network.borrow_mut();
-        net.learn(self.uplink.slot, update.peers);
+        net.set_address_book(self.uplink.slot, update.peers);
     }
 }
 
@@ -209,7 +209,7 @@ impl Handler<ClosePeers> for SimHub {
     fn handle(&mut self, _: ClosePeers, _: &mut Self::Context) {}
 }
 
-/// Carries a snapshot, chunk by chunk, at the pace of the link.
+/// Transfers a snapshot chunk by chunk, at the link's throughput.
 async fn carry(uplink: Uplink, to: Slot, mut from: IncomingSnapshot, mut into: SnapshotSender) {
     let ended = loop {
         let chunk = match from.next().await {
@@ -234,14 +234,14 @@ async fn carry(uplink: Uplink, to: Slot, mut from: IncomingSnapshot, mut into: S
     if ended.is_ok() {
         uplink.network.borrow_mut().snapshots += 1;
     }
-    let told = ended.map_err(|error| match error {
+    let answer = ended.map_err(|error| match error {
         SnapshotError::Refused(reason) => reason,
         other => other.to_string(),
     });
-    from.answer(told);
+    from.answer(answer);
 }
 
-/// Ends when the link carries something.
+/// Waits until the link is not cut.
 async fn passable(uplink: &Uplink, to: Slot) {
     while uplink.network.borrow().is_cut(uplink.slot, to) {
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,11 +1,11 @@
-//! Failures that systems of this kind have had, each under the name of its situation.
+//! Failures that systems of this kind have had, a test each, named for its situation.
 //!
-//! Some are storms of one kind of disaster under load; some are told step by step. The usual storms draw all of this as well,
-//! among much else; here it comes again and again. `docs/reliability.md` has the list.
+//! Some are storms of one kind of fault under load; some are scenes with given steps. The usual storms draw all of this as well,
+//! among much else; here each situation is repeated. `docs/reliability.md` has the list.
 
 use crate::{
     cluster::{Cluster, Crash, ELECTION_MILLIS},
-    faults::{Disaster, Storm},
+    faults::{Fault, Storm},
     mixed::Mixed,
     network::{STEP_MILLIS, Slot},
     operator,
@@ -26,69 +26,64 @@ use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
 /// How long the storms here last.
 const STORM_MILLIS: u64 = 15_000;
 
-/// Runs the usual clients while `strike` is called at each step.
-fn live_through(size: usize, strike: impl Fn(&mut Cluster, &mut Storm)) {
+/// Runs the usual clients while `inject` is called at each step.
+fn live_through(size: usize, inject: impl Fn(&mut Cluster, &mut Storm)) {
     for seed in SEEDS {
         let plan = Plan {
             size,
             storm_millis: STORM_MILLIS,
             ..Plan::of(seed)
         };
-        run_with(plan, &mut Mixed::default(), &strike);
+        run_with(plan, &mut Mixed::default(), &inject);
     }
 }
 
-/// Whether this is the step for something that happens every so often.
+/// Whether something that happens every `millis` is due in this step.
 fn every(cluster: &Cluster, millis: u64) -> bool {
     cluster.now % millis < STEP_MILLIS
 }
 
-/// Where a database and its log ran apart in a crash, the member counted its revisions on from another number.
+/// After a crash the database was behind or ahead of the log, and the member continued with another revision than the others.
 #[test]
 fn the_revision_is_the_same_on_all_members_after_crashes_under_load() {
     live_through(3, |cluster, storm| {
         if every(cluster, 1_200) {
-            storm.strike_with(cluster, Disaster::Crash);
+            storm.inject(cluster, Fault::Crash);
         }
         if every(cluster, 6_000) {
-            storm.strike_with(cluster, Disaster::Blackout);
+            storm.inject(cluster, Fault::Blackout);
         }
     });
 }
 
-/// A cluster of one acknowledged what its log had not synced.
+/// A cluster of one member acknowledged writes before its log was synced.
 #[test]
 fn a_member_alone_keeps_every_acknowledged_write_when_power_fails() {
     live_through(1, |cluster, storm| {
         if every(cluster, 700) {
-            storm.strike_with(cluster, Disaster::PowerAtWrite);
+            storm.inject(cluster, Fault::PowerAtWrite);
         }
         if every(cluster, 1_900) {
-            storm.strike_with(cluster, Disaster::Crash);
+            storm.inject(cluster, Fault::Crash);
         }
     });
 }
 
-/// Members applied the same change of the membership differently, and went apart.
+/// Members applied the same change of the membership differently, and their states diverged.
 #[test]
 fn members_agree_after_changes_of_the_membership_under_load() {
     live_through(3, |cluster, storm| {
         if every(cluster, 900) {
-            let change = storm.one_of(&[
-                Disaster::Add,
-                Disaster::Promote,
-                Disaster::Remove,
-                Disaster::Replace,
-            ]);
-            storm.strike_with(cluster, change);
+            let change = storm.one_of(&[Fault::Add, Fault::Promote, Fault::Remove, Fault::Replace]);
+            storm.inject(cluster, change);
         }
         if every(cluster, 4_000) {
-            storm.strike_with(cluster, Disaster::Crash);
+            storm.inject(cluster, Fault::Crash);
         }
     });
 }
 
-/// Space was given back while a crash came, and keys were gone or back.
+/// After a crash during a compaction or defragmentation, keys were missing or deleted ones were there again.
 #[test]
 fn no_key_is_lost_or_back_after_crashes_while_space_is_given_back() {
     for seed in SEEDS {
@@ -102,7 +97,7 @@ fn no_key_is_lost_or_back_after_crashes_while_space_is_given_back() {
                 scene.delete(&all, &format!("k{n}"));
             }
             let compacted = compact(&mut scene, &all);
-            // The records go in steps with pauses between them: power fails somewhere on the way.
+            // The records are removed in steps with pauses between: power fails somewhere in between.
             let wait = 2 + seed * 17 + round * 31;
             scene.cluster.run(wait);
             for slot in all {
@@ -123,9 +118,9 @@ fn no_key_is_lost_or_back_after_crashes_while_space_is_given_back() {
 fn compact(scene: &mut Scene, slots: &[Slot]) -> Revision {
     let slot = scene.leader();
     let newest = scene.cluster.requests(slot).unwrap().status().revision;
-    scene.insist(slots, move |requests| async move {
+    scene.retry_until_ok(slots, move |requests| async move {
         match requests.compact(newest, false).await {
-            // An answer that was lost: it is done.
+            // The answer to an earlier attempt was lost.
             Ok(_) | Err(RequestError::Kv(KvError::Compacted { .. })) => Ok(()),
             Err(error) => Err(error),
         }
@@ -145,7 +140,7 @@ fn the_revision_does_not_go_back_when_all_crash_after_the_compaction_of_a_deleti
         scene.put(&all, "kept", "yes");
         let newest = scene.delete(&all, "kept");
         compact(&mut scene, &all);
-        // Some of the members have removed the records by then, some are on the way.
+        // By then some members have removed the records, and others are removing them.
         scene.cluster.run(seed * 1_500);
         for slot in all {
             let crash = if slot == 0 {
@@ -182,7 +177,7 @@ fn a_transaction_that_reads_a_compacted_revision_does_the_same_on_all_members() 
             }
             let leader = scene.leader();
             let lags = (leader + 1) % 3;
-            // One hears of it all only later, at one stroke, and after a crash.
+            // One member receives all of it later, at once, and after a crash.
             scene.isolate(lags, true);
             let newest = scene.cluster.requests(leader).unwrap().status().revision;
             for n in 0..12_u64 {
@@ -273,14 +268,14 @@ fn two_snapshots_in_quick_succession_leave_the_newer_state() {
     }
 }
 
-/// Writes so much that nobody keeps the log of it.
+/// Writes so much that the log's beginning is released on all members.
 fn fall_behind(scene: &mut Scene, others: &[Slot], round: u64) {
     for n in 0..80 {
         scene.put(others, &format!("k{n}"), &format!("{round}.{n}"));
     }
 }
 
-/// A leader stood still while the others elected another one; when it went on, it answered from what it knew.
+/// A leader was paused while the others elected another one; when it was resumed, it answered reads from its old state.
 #[test]
 fn a_leader_that_stood_still_reads_nothing_stale_when_it_goes_on() {
     for seed in SEEDS {
@@ -292,7 +287,7 @@ fn a_leader_that_stood_still_reads_nothing_stale_when_it_goes_on() {
             scene.cluster.pause(stood, true);
             let value = format!("new in round {round}");
             scene.put(&others, "k", &value);
-            // The first thing that it finds is a read that waited for it.
+            // A read waits for it, and is the first thing that it handles.
             let read: Rc<RefCell<Option<String>>> = Rc::default();
             let found = read.clone();
             scene.cluster.client(move |client| async move {
@@ -317,21 +312,21 @@ fn a_leader_that_stood_still_reads_nothing_stale_when_it_goes_on() {
     }
 }
 
-/// The applied index was stored before the data of its entries: after a crash these were skipped.
+/// The applied index was stored before the data of its entries, so after a crash these entries were skipped.
 #[test]
 fn the_applied_index_is_never_ahead_of_the_data() {
     live_through(3, |cluster, storm| {
         if every(cluster, 400) {
-            storm.strike_with(cluster, Disaster::PowerAtWrite);
+            storm.inject(cluster, Fault::PowerAtWrite);
         }
         if every(cluster, 2_500) {
-            storm.strike_with(cluster, Disaster::Blackout);
+            storm.inject(cluster, Fault::Blackout);
         }
     });
 }
 
-/// Found here (seed 950009548): a member was added and led, while another one was away that had not heard of it. That one refused
-/// its leader's connections for ever, since it did not know it.
+/// Found here (seed 950009548): a member was added and became leader while another one was away, which then refused its leader's
+/// connections for ever, since the leader was not in its address book.
 #[test]
 fn a_member_that_was_away_hears_of_a_leader_it_does_not_know() {
     for seed in SEEDS {
@@ -339,7 +334,7 @@ fn a_member_that_was_away_hears_of_a_leader_it_does_not_know() {
         let leader = scene.leader();
         let away = (leader + 1) % 3;
         let others: Vec<Slot> = (0..3).filter(|slot| *slot != away).collect();
-        // It stays connected, as nobody is added otherwise, and gets nothing of the log.
+        // It stays connected, since additions are refused otherwise, and receives no log entries.
         scene.cluster.run(6_000);
         scene.cluster.network.borrow_mut().stall(leader, away, true);
         let new = scene.add_member(&others);
@@ -356,7 +351,7 @@ fn a_member_that_was_away_hears_of_a_leader_it_does_not_know() {
     }
 }
 
-/// A disk that stalls kept a leader in office that could make nothing durable.
+/// A leader whose disk stalled stayed leader, and no write could commit.
 #[test]
 fn a_leader_whose_disk_stalls_hands_over_and_writes_go_on() {
     for seed in SEEDS {
@@ -365,7 +360,7 @@ fn a_leader_whose_disk_stalls_hands_over_and_writes_go_on() {
         let stalls = scene.leader();
         let disk = scene.cluster.nodes[stalls].disk.clone();
         disk.stall(std::time::Duration::from_mins(1));
-        // A write finds the stall out: nothing else goes to the disk.
+        // Without a write nothing goes to the disk, and the stall is not noticed.
         scene.ask(stalls, 10, |requests| async move {
             requests
                 .put(Put {
@@ -378,10 +373,10 @@ fn a_leader_whose_disk_stalls_hands_over_and_writes_go_on() {
         let moved = scene.cluster.run_until(10 * ELECTION_MILLIS, |cluster| {
             cluster.leader().is_some_and(|slot| slot != stalls)
         });
-        assert!(moved, "the leader keeps its office");
+        assert!(moved, "the leader does not hand over");
         assert!(
             scene.cluster.has_process(stalls),
-            "it goes on, as a follower"
+            "it keeps running, as a follower"
         );
         let others: Vec<Slot> = (0..3).filter(|slot| *slot != stalls).collect();
         scene.put(&others, "k", "after");

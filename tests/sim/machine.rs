@@ -1,8 +1,8 @@
-//! A machine: an event loop of its own on a clock of its own, both on the simulation's one thread.
+//! A machine: an event loop with a clock of its own. All machines run on the simulation's one thread.
 //!
-//! Each node of the cluster lives on one machine, and all clients together on another. The clock stands still unless
-//! [`Machine::run`] moves it, so a machine can be late, early, faster or slower than the others, and dropping one ends
-//! everything on it, as the end of a process does.
+//! Each node of the cluster has a machine, and all clients share another. The clock advances only in [`Machine::run`], so a
+//! machine can be late, early, faster or slower than the others. Dropping a machine ends everything on it, as the end of a
+//! process does.
 
 use actix::{System, SystemRunner};
 use std::{
@@ -16,14 +16,14 @@ use std::{
 };
 use tokio::{sync::Notify, time::Instant};
 
-/// Something that happens on a machine at an instant of its own clock.
+/// Work that a machine does at an instant of its own clock.
 pub(crate) struct Due {
     /// Since the machine began.
     pub(crate) at: Duration,
     pub(crate) work: Box<dyn FnOnce()>,
 }
 
-/// Whether a process lives, as all that is outside of it may know. It dies once.
+/// Whether a process is alive, as everything outside of it may know. It dies once.
 #[derive(Debug, Default)]
 pub(crate) struct Life {
     dead: AtomicBool,
@@ -32,14 +32,14 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    /// Ends the process: nothing it does from now on reaches anybody.
+    /// Ends the process: nothing it does from now on has an effect outside.
     pub(crate) fn end(&self, reason: &str) {
         if self.dead.swap(true, Ordering::Relaxed) {
             return;
         }
-        let mut told = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
-        *told = Some(reason.to_owned());
-        drop(told);
+        let mut known = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = Some(reason.to_owned());
+        drop(known);
         self.died.notify_one();
     }
 
@@ -47,10 +47,10 @@ impl Life {
         self.dead.load(Ordering::Relaxed)
     }
 
-    /// Why it died, if it did.
+    /// Why it died; `None` while it is alive.
     pub(crate) fn reason(&self) -> Option<String> {
-        let told = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
-        told.clone()
+        let known = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
+        known.clone()
     }
 }
 
@@ -58,7 +58,7 @@ thread_local! {
     static PANICS: Cell<u64> = const { Cell::new(0) };
 }
 
-/// Panics on this thread so far. The event loop catches those of tasks; a simulation must not go on after one.
+/// How many panics this thread has had. The event loop catches a task's panic, but the simulation must stop at it.
 pub(crate) fn panics() -> u64 {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -93,18 +93,18 @@ impl Machine {
         }
     }
 
-    /// The life of what runs here.
+    /// Whether the process on this machine is alive.
     pub(crate) fn life(&self) -> &Arc<Life> {
         &self.life
     }
 
-    /// When its clock showed zero.
+    /// The instant at which its clock showed zero.
     pub(crate) fn began(&self) -> Instant {
         self.began
     }
 
-    /// Begins something here that need not end. Its first part runs at once, while this is still the thread's newest system:
-    /// actix knows the current arbiter by that.
+    /// Starts a task. Its first part runs at once, while this is the thread's newest system: actix finds the current arbiter
+    /// by that.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         self.system.block_on(async move {
             tokio::task::spawn_local(task);
@@ -112,7 +112,8 @@ impl Machine {
         });
     }
 
-    /// Runs until the clock shows `until`. What is due comes at its time; `due` is in order of time. Ends early with the life.
+    /// Runs until the clock shows `until`, and each item of `due`, which is sorted by time, when it is due. Ends early if the
+    /// process dies.
     pub(crate) fn run(&self, until: Duration, due: Vec<Due>) {
         let began = self.began;
         let life = self.life.clone();
@@ -133,8 +134,7 @@ impl Machine {
         });
     }
 
-    /// Sets the clock forward to `to` at one stroke, as for a process that was stopped and goes on: all that was due
-    /// meanwhile is late.
+    /// Sets the clock forward to `to` in one jump, as a process experiences that was stopped and resumed: its timers are late.
     pub(crate) fn leap(&self, to: Duration) {
         let began = self.began;
         self.system.block_on(async move {

@@ -1,26 +1,26 @@
 //! Whole clusters in simulation: the real actors, log, database and request handling of every member, on one thread under a
-//! paused clock, with network, disk, time and chance from one seed.
+//! paused clock. One seed determines network, disks, time and randomness.
 //!
 //! | file | owns |
 //! |---|---|
-//! | `machine` | an event loop on a clock of its own: a node's, or the clients' |
-//! | `network` | what is under way between machines |
-//! | `hub` | the actor in the peer hub's place |
+//! | `machine` | an event loop with a clock of its own: a node's, or the clients' |
+//! | `network` | events in flight between machines |
+//! | `hub` | the simulated peer hub |
 //! | `cluster` | nodes and clients; steps; starts, crashes, pauses, clocks |
 //! | `clients` | how a client reaches a node |
-//! | `faults` | the disasters that a seed draws |
-//! | `operator` | changes of the membership, and what is done for a damaged member |
-//! | `known` | failures that systems of this kind have had, each with a name |
+//! | `faults` | the faults that a seed draws |
+//! | `operator` | changes of the membership, and repairs of damaged members |
+//! | `known` | failures that systems of this kind have had, a test each |
 //! | `run` | one run: a workload, a storm, and what must hold after it |
-//! | `mixed` | clients that use everything, and the judgement of what they saw |
-//! | `spoken` | what members say, held against what they may say |
+//! | `mixed` | clients that use everything, and the checks of what they saw |
+//! | `message_rules` | Raft's rules, checked on every message |
 //! | `mutations` | deliberate bugs that must be found (feature `mutations`) |
-//! | `scene` | a cluster that a test drives step by step |
-//! | `trace` | what happened, hashed and printed |
+//! | `scene` | a cluster that a test controls step by step |
+//! | `trace` | a run's events, hashed and printed |
 //!
 //! `cargo test --release --test sim` runs a fixed set of seeds. `SEEDS=n` runs n fresh ones, `SIM_SECS=n` as many as fit into n
-//! seconds; `SIM_FROM=n` says with which they begin, chance does otherwise. `SEED=n` replays one and prints what happens. A
-//! failure prints its seed and the command that replays it.
+//! seconds; they begin with `SIM_FROM=n` or a random one. `SEED=n` replays one and prints every event. A failure prints its seed
+//! and the command that replays it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -33,6 +33,7 @@ mod faults;
 mod hub;
 mod known;
 mod machine;
+mod message_rules;
 mod mixed;
 #[cfg(feature = "mutations")]
 mod mutations;
@@ -40,7 +41,6 @@ mod network;
 mod operator;
 mod run;
 mod scene;
-mod spoken;
 mod trace;
 
 use mixed::Mixed;
@@ -54,7 +54,7 @@ const FIXED_SEEDS: std::ops::Range<u64> = 1..6;
 
 #[expect(
     clippy::print_stdout,
-    reason = "whoever reads a log can run them again"
+    reason = "a reader of the log can run them again"
 )]
 fn announce(how_many: &str, first: u64) {
     println!("fresh seeds: {how_many}, from {first} on");
@@ -68,7 +68,7 @@ fn number(name: &str) -> Option<u64> {
     )
 }
 
-/// Runs seeds, and says in one line what that was.
+/// Runs seeds and prints a summary.
 fn run_all(seeds: impl Iterator<Item = u64>) {
     let began = clock::now();
     let outcomes: Vec<Outcome> = seeds
@@ -77,7 +77,7 @@ fn run_all(seeds: impl Iterator<Item = u64>) {
     report(&outcomes, began);
 }
 
-#[expect(clippy::print_stdout, reason = "this is what a run tells")]
+#[expect(clippy::print_stdout, reason = "this is the result of a run")]
 #[expect(clippy::cast_precision_loss, reason = "for people to read")]
 fn report(outcomes: &[Outcome], began: Instant) {
     let sum = |of: fn(&Outcome) -> u64| outcomes.iter().map(of).sum::<u64>();

@@ -1,10 +1,10 @@
-//! The checkers bite: the simulator finds each deliberate bug, within a bounded number of seeds.
+//! Tests of the checkers: the simulator must find each deliberate bug within a bounded number of seeds.
 //!
-//! `docs/reliability.md` has the table. It is this one: a test compares them.
+//! `docs/reliability.md` has the table; a test compares it with the one here.
 
 use crate::{
     cluster::Cluster,
-    faults::{Disaster, Storm},
+    faults::{Fault, Storm},
     mixed::Mixed,
     network::STEP_MILLIS,
     run::{Outcome, Plan, run, run_with},
@@ -12,7 +12,7 @@ use crate::{
 use quorate::internals::mutation::{Mutation, mutate};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// Each bug, and how many seeds the simulator may need to find it.
+/// Each bug, and within how many seeds the simulator must find it.
 const FOUND_WITHIN: [(Mutation, u64); 16] = [
     (Mutation::SkipSync, 4),
     (Mutation::AcknowledgeBeforeSync, 8),
@@ -32,50 +32,41 @@ const FOUND_WITHIN: [(Mutation, u64); 16] = [
     (Mutation::SnapshotWithoutLastEntry, 25),
 ];
 
-/// Runs a seed, in the weather in which the bug shows.
+/// Runs a seed with the faults that bring out the bug.
 fn hunt(mutation: Mutation, plan: Plan) -> Outcome {
-    let often = |millis: u64, disasters: &'static [Disaster]| {
+    let often = |millis: u64, faults: &'static [Fault]| {
         move |cluster: &mut Cluster, storm: &mut Storm| {
             if cluster.now % millis < STEP_MILLIS {
-                let at = usize::try_from(cluster.now / millis).unwrap() % disasters.len();
-                storm.strike_with(cluster, disasters[at]);
+                let at = usize::try_from(cluster.now / millis).unwrap() % faults.len();
+                storm.inject(cluster, faults[at]);
             }
         }
     };
     match mutation {
         Mutation::SkipSync | Mutation::AcknowledgeBeforeSync => {
-            let strike = often(
-                500,
-                &[Disaster::DiskSlow, Disaster::DiskSlow, Disaster::Blackout],
-            );
-            run_with(plan, &mut Mixed::default(), &strike)
+            let inject = often(500, &[Fault::DiskSlow, Fault::DiskSlow, Fault::Blackout]);
+            run_with(plan, &mut Mixed::default(), &inject)
         }
         Mutation::ForgetVote => {
-            let strike = often(
-                350,
-                &[Disaster::Crash, Disaster::Transfer, Disaster::OneWay],
-            );
-            run_with(plan, &mut Mixed::default(), &strike)
+            let inject = often(350, &[Fault::Crash, Fault::Transfer, Fault::OneWay]);
+            run_with(plan, &mut Mixed::default(), &inject)
         }
         Mutation::CommitOldTerm => {
-            let strike = often(400, &[Disaster::Transfer, Disaster::Deaf, Disaster::Crash]);
-            run_with(plan, &mut Mixed::default(), &strike)
+            let inject = often(400, &[Fault::Transfer, Fault::Deaf, Fault::Crash]);
+            run_with(plan, &mut Mixed::default(), &inject)
         }
         Mutation::DeposedLeaseRevoke => {
-            let strike = often(
-                700,
-                &[Disaster::DiskStall, Disaster::Transfer, Disaster::Pause],
-            );
-            run_with(plan, &mut Mixed::default(), &strike)
+            let inject = often(700, &[Fault::DiskStall, Fault::Transfer, Fault::Pause]);
+            run_with(plan, &mut Mixed::default(), &inject)
         }
         Mutation::CompactionOffByOne => run(plan, &mut Mixed::compacting()),
         Mutation::CompactBeforeState => {
-            let strike = often(300, &[Disaster::Blackout, Disaster::Crash]);
-            run_with(plan, &mut Mixed::compacting(), &strike)
+            let inject = often(1_500, &[Fault::CrashCutOff]);
+            run_with(plan, &mut Mixed::compacting(), &inject)
         }
         Mutation::AcknowledgeBeforeCommit => {
-            let strike = often(700, &[Disaster::Partition, Disaster::Crash]);
-            run_with(plan, &mut Mixed::default(), &strike)
+            let inject = often(700, &[Fault::Partition, Fault::Crash]);
+            run_with(plan, &mut Mixed::default(), &inject)
         }
         Mutation::ApplyTwice
         | Mutation::DropWatchEvent
@@ -88,7 +79,7 @@ fn hunt(mutation: Mutation, plan: Plan) -> Outcome {
     }
 }
 
-/// The first seed that finds a bug, counted from one, with what it found; nothing if none does.
+/// The first seed, counted from one, that finds a bug, and what it found; `None` if no seed does.
 fn seeds_to_find(mutation: Mutation, most: u64) -> Option<(u64, String)> {
     (1..=most).find_map(|seed| {
         mutate(Some(mutation));

@@ -1,14 +1,15 @@
-//! The simulated network: what is under way between machines, and how badly.
+//! The simulated network: everything in flight between machines, and how badly the links behave.
 //!
 //! Everything that leaves a machine becomes an [`Event`] for another one at a later instant of the cluster's clock, at least
-//! [`STEP_MILLIS`] later: so machines may run one after the other for one step each and never miss anything. Between two members
-//! each direction is a link of its own, so one may be cut, or its stream stall, while the other works. Messages of consensus may
-//! be lost, delayed, repeated and reordered, more than QUIC's streams would allow: `raft` promises to live with it. Requests are
-//! carried out at most once, as by the real hub.
+//! [`STEP_MILLIS`] later, so machines can run one after the other for one step each without missing anything. Between two members
+//! each direction is a link of its own: one can be cut, or its stream stall, while the other works. Raft messages may be lost,
+//! delayed, duplicated and reordered, more than QUIC's streams would allow, since `raft` promises to tolerate it. But as on a
+//! QUIC connection, no message reaches another member than the one it was sent to. Forwarded requests run at most once, as with
+//! the real hub.
 
 use crate::{
     machine::Life,
-    spoken::Spoken,
+    message_rules::MessageRules,
     trace::{Trace, digest},
 };
 use bytes::Bytes;
@@ -35,14 +36,14 @@ use std::{
     sync::Arc,
 };
 
-/// How far machines run ahead of each other, and the least delay between them.
+/// How far machines run ahead of each other, and the least latency between them.
 pub(crate) const STEP_MILLIS: u64 = 2;
 
-/// A connection without a sign of life for so long is given up, as by the real hub.
+/// The idle timeout of a connection, as the real hub has it.
 const IDLE_MILLIS: u64 = 3_000;
-/// The longest pause between dials, as by the real hub.
+/// The longest pause between dials, as the real hub makes it.
 const REDIAL_MILLIS_MAX: u64 = 1_000;
-/// Messages that wait for a stream that stalls; more are dropped, and the sender is told.
+/// Messages that may wait for a stalled stream; further ones are dropped, and the sender is notified.
 const STALLED_MAX: usize = 200;
 
 /// A machine's number: that of its node, or [`CLIENTS`].
@@ -51,23 +52,23 @@ pub(crate) type Slot = usize;
 /// The machine of all clients.
 pub(crate) const CLIENTS: Slot = usize::MAX;
 
-/// What clients ask of a node: run there, on its own event loop.
+/// A client's request: it runs on the node's own event loop.
 pub(crate) type Job = Box<dyn FnOnce(Requests) -> Pin<Box<dyn Future<Output = ()>>>>;
 
 /// How the links between members behave.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Weather {
-    /// The least delay of a message.
+    /// The least latency of a message, in milliseconds.
     pub(crate) delay_least: u64,
-    /// The usual spread of delays, in milliseconds.
+    /// By how much latencies usually differ, in milliseconds.
     pub(crate) delay_spread: u64,
-    /// In a thousand messages, so many are very late: up to this many milliseconds.
+    /// So many messages in a thousand are late by up to `late_most` milliseconds.
     pub(crate) late_permille: u32,
     pub(crate) late_most: u64,
-    /// In a thousand messages, so many are lost, and so many come twice.
+    /// So many messages in a thousand are lost, and so many are duplicated.
     pub(crate) lost_permille: u32,
-    pub(crate) twice_permille: u32,
-    /// Whether messages of one kind of stream arrive in their order.
+    pub(crate) duplicated_permille: u32,
+    /// Whether the messages of a link arrive in the order in which they were sent.
     pub(crate) ordered: bool,
 }
 
@@ -80,7 +81,7 @@ impl Weather {
             late_permille: 0,
             late_most: 0,
             lost_permille: 0,
-            twice_permille: 0,
+            duplicated_permille: 0,
             ordered: true,
         }
     }
@@ -96,7 +97,7 @@ impl Weather {
             late_permille: rng.u32(0..20),
             late_most: rng.u64(50..1500),
             lost_permille: rng.u32(0..60),
-            twice_permille: rng.u32(0..40),
+            duplicated_permille: rng.u32(0..40),
             ordered: rng.bool(),
         }
     }
@@ -104,37 +105,38 @@ impl Weather {
 
 /// What arrives at a machine.
 pub(crate) enum Event {
-    /// Consensus.
+    /// Raft messages. They are dropped if the machine has another member by then than the one they were sent to.
     Messages {
         from: MemberId,
+        to: MemberId,
         messages: Vec<Message>,
     },
-    /// A request that another member forwards. `back` takes its answer.
+    /// A request that another member forwards. `back` receives the answer.
     Request {
         from: MemberId,
         body: Bytes,
         back: AnswerTo,
     },
-    /// The answer to a forwarded request, for who asked.
+    /// The answer to a forwarded request.
     Answer {
         reply: ForwardReply,
         outcome: Result<Bytes, ForwardError>,
     },
-    /// A question of a process that is no member. `back` takes the answer, and who gave it.
+    /// A question of a process that is not a member yet.
     Guest { question: GuestQuestion },
-    /// A snapshot begins.
+    /// The beginning of a snapshot.
     Snapshot(IncomingSnapshot),
-    /// A fact about connections.
+    /// A change of a connection.
     Fact(Fact),
     /// A request of the client with this number.
     Job(u64, Job),
 }
 
 impl Event {
-    /// What kind it is, and a number that tells it from others.
-    fn told(&self) -> (&'static str, u64) {
+    /// Its kind, and a digest that differs between different events.
+    fn label(&self) -> (&'static str, u64) {
         match self {
-            Self::Messages { messages, .. } => ("messages", messages.iter().map(said).sum()),
+            Self::Messages { messages, .. } => ("messages", messages.iter().map(fingerprint).sum()),
             Self::Request { body, .. } => ("a forwarded request", digest(body)),
             Self::Answer { outcome, .. } => {
                 ("an answer", outcome.as_ref().map_or(1, |body| digest(body)))
@@ -147,8 +149,8 @@ impl Event {
     }
 }
 
-/// A number that tells a message from others.
-fn said(message: &Message) -> u64 {
+/// A digest that differs between different messages.
+fn fingerprint(message: &Message) -> u64 {
     let body = &message.body;
     let Body::Append { entries, .. } = body else {
         return digest(format!("{message:?}").as_bytes());
@@ -161,8 +163,8 @@ fn said(message: &Message) -> u64 {
     sum
 }
 
-/// How a message reads in a trace.
-fn shown(message: &Message) -> String {
+/// A message in one line of the trace.
+fn summary(message: &Message) -> String {
     let Body::Append {
         prev,
         commit,
@@ -178,7 +180,7 @@ fn shown(message: &Message) -> String {
     )
 }
 
-/// A fact about a member's connections.
+/// A change of one of a member's connections.
 #[derive(Clone, Debug)]
 pub(crate) enum Fact {
     Connected(MemberId),
@@ -187,31 +189,44 @@ pub(crate) enum Fact {
     Refused(RefusedByPeer),
 }
 
-/// An event on its way.
+/// An event in flight.
 pub(crate) struct Parcel {
     pub(crate) to: Slot,
-    /// The life that it is meant for; nothing if any will do.
+    /// The process that it is for; `None` for any process on the machine.
     pub(crate) life: Option<Arc<Life>>,
     pub(crate) event: Event,
 }
 
-/// A node's place in the network while it lives.
+/// A running node's place in the network.
 pub(crate) struct Endpoint {
     pub(crate) name: String,
     pub(crate) cluster: ClusterId,
     pub(crate) member: MemberId,
     pub(crate) peers: HubPeers,
     pub(crate) life: Arc<Life>,
-    /// The members that this one knows.
+    /// The address book: the members that this one knows.
     pub(crate) book: BTreeMap<MemberId, PeerAddress>,
 }
 
-/// Two members' connection.
+/// One end of a connection: a process, and which member it is. A later process on the same machine is another end.
+#[derive(Clone, Debug)]
+struct End {
+    member: MemberId,
+    life: Arc<Life>,
+}
+
+impl End {
+    fn is_at(&self, endpoint: &Endpoint) -> bool {
+        Arc::ptr_eq(&self.life, &endpoint.life)
+    }
+}
+
+/// The connection between the members on two machines.
 #[derive(Clone, Debug, Default)]
 struct Connection {
-    /// Whether both know it as up: their lives then.
-    up: Option<[Arc<Life>; 2]>,
-    /// Since when it could not work, while up; or when the next dial is, while down.
+    /// Both ends, while it is up.
+    up: Option<[End; 2]>,
+    /// While up: since when it carries nothing. While down: when the next dial is due.
     at: Option<u64>,
 }
 
@@ -224,23 +239,23 @@ pub(crate) struct Network {
     pub(crate) rng: fastrand::Rng,
     pub(crate) weather: Weather,
     pub(crate) trace: Trace,
-    /// What members may say is held against what they said.
-    pub(crate) spoken: Spoken,
-    /// Snapshots that took the place of a member's state.
+    /// Checks every message that is sent against Raft's rules.
+    pub(crate) rules: MessageRules,
+    /// How many snapshots were installed.
     pub(crate) snapshots: u64,
-    /// Addresses, `HOST:PORT`, of all machines.
+    /// Each machine's address, `HOST:PORT`.
     pub(crate) addresses: BTreeMap<String, Slot>,
     endpoints: BTreeMap<Slot, Endpoint>,
     under_way: BTreeMap<(u64, u64), Parcel>,
     sent: u64,
-    /// Directions that carry nothing.
+    /// Directions that are cut.
     cut: BTreeSet<(Slot, Slot)>,
-    /// Directions whose stream of consensus stalls, and what waits there.
+    /// Directions whose stream of Raft messages stalls, and the messages that wait there.
     stalled: BTreeMap<(Slot, Slot), Vec<Event>>,
-    /// When the newest message of a direction arrives, if order is kept.
+    /// When the latest message of a direction arrives; order is kept by it.
     newest: BTreeMap<(Slot, Slot), u64>,
     connections: BTreeMap<(Slot, Slot), Connection>,
-    /// Machines that stand still.
+    /// Machines whose process is paused.
     paused: BTreeSet<Slot>,
 }
 
@@ -251,7 +266,7 @@ impl Network {
             rng,
             weather,
             trace,
-            spoken: Spoken::default(),
+            rules: MessageRules::default(),
             snapshots: 0,
             addresses: BTreeMap::new(),
             endpoints: BTreeMap::new(),
@@ -265,12 +280,12 @@ impl Network {
         }
     }
 
-    /// A node is there.
+    /// Registers a node that has started.
     pub(crate) fn attach(&mut self, slot: Slot, endpoint: Endpoint) {
         self.endpoints.insert(slot, endpoint);
     }
 
-    /// A node is gone. What was under way to this life of it is lost.
+    /// Removes a node whose process has ended. What was in flight to this process is lost.
     pub(crate) fn detach(&mut self, slot: Slot) {
         self.endpoints.remove(&slot);
         self.paused.remove(&slot);
@@ -280,30 +295,30 @@ impl Network {
         self.endpoints.get(&slot)
     }
 
-    pub(crate) fn learn(&mut self, slot: Slot, book: Vec<PeerAddress>) {
+    pub(crate) fn set_address_book(&mut self, slot: Slot, book: Vec<PeerAddress>) {
         if let Some(endpoint) = self.endpoints.get_mut(&slot) {
             endpoint.book = book.into_iter().map(|peer| (peer.id, peer)).collect();
         }
     }
 
-    /// Sends something after a delay of at least a step.
+    /// Puts an event in flight. It arrives after `delay`, at least one step.
     pub(crate) fn schedule(&mut self, delay: u64, parcel: Parcel) {
         self.sent += 1;
         let at = self.now + delay.max(STEP_MILLIS);
         self.under_way.insert((at, self.sent), parcel);
     }
 
-    /// Puts what arrives into the trace.
+    /// Adds an arriving event to the trace.
     pub(crate) fn note(&mut self, at: u64, slot: Slot, event: &Event) {
-        let (kind, digest) = event.told();
+        let (kind, digest) = event.label();
         let numbers = [slot as u64, digest];
         self.trace.event(at, &numbers, || {
             let to = slot + 1;
             match event {
-                Event::Messages { from, messages } => {
+                Event::Messages { from, messages, .. } => {
                     let from = self.endpoints.values().find(|end| end.member == *from);
                     let from = from.map_or("?", |end| end.name.as_str());
-                    format!("{from} → n{to}: {}", shown(&messages[0]))
+                    format!("{from} → n{to}: {}", summary(&messages[0]))
                 }
                 Event::Fact(fact) => format!("n{to} learns: {fact:?}"),
                 Event::Request { body, .. } => format!("n{to} gets: {body:?}"),
@@ -333,8 +348,8 @@ impl Network {
             .map(|(slot, _)| *slot)
     }
 
-    /// Whether two members know each other: otherwise there is no connection.
-    fn acquainted(&self, a: Slot, b: Slot) -> bool {
+    /// Whether two members have each other in their address books: otherwise they do not connect.
+    fn know_each_other(&self, a: Slot, b: Slot) -> bool {
         let knows = |this: Slot, other: Slot| match (self.endpoint(this), self.endpoint(other)) {
             (Some(this), Some(other)) => this.book.contains_key(&other.member),
             _ => false,
@@ -354,7 +369,7 @@ impl Network {
         weather.delay_least + self.rng.u64(0..weather.delay_spread.max(1))
     }
 
-    /// When something that leaves now arrives.
+    /// The delay of a message that leaves now, so that order is kept if it is to be kept.
     fn delay_on(&mut self, link: (Slot, Slot)) -> u64 {
         let delay = self.delay();
         if !self.weather.ordered {
@@ -366,29 +381,29 @@ impl Network {
         at - self.now
     }
 
-    /// A member says something to another.
-    pub(crate) fn say(&mut self, slot: Slot, to: MemberId, message: Message) {
+    /// Sends a Raft message from the node on `slot`.
+    pub(crate) fn send(&mut self, slot: Slot, to: MemberId, message: Message) {
         let Some(from) = self.endpoint(slot).map(|endpoint| endpoint.member) else {
             return;
         };
-        self.spoken.hear(from, to, &message);
+        self.rules.check(from, to, &message);
         let Some(target) = self.slot_of(to) else {
             return;
         };
         let link = (slot, target);
-        if self.cut.contains(&link) || !self.acquainted(slot, target) {
+        if self.cut.contains(&link) || !self.know_each_other(slot, target) {
             return;
         }
         if let Some(waiting) = self.stalled.get_mut(&link) {
             if waiting.len() < STALLED_MAX {
                 let messages = vec![message];
-                waiting.push(Event::Messages { from, messages });
+                waiting.push(Event::Messages { from, to, messages });
             } else {
-                self.tell(slot, Fact::Dropped(to));
+                self.notify(slot, Fact::Dropped(to));
             }
             return;
         }
-        let (lost, twice) = (self.weather.lost_permille, self.weather.twice_permille);
+        let (lost, twice) = (self.weather.lost_permille, self.weather.duplicated_permille);
         if self.draw(lost) {
             return;
         }
@@ -396,7 +411,7 @@ impl Network {
         for _ in 0..copies {
             let delay = self.delay_on(link);
             let messages = vec![message.clone()];
-            let event = Event::Messages { from, messages };
+            let event = Event::Messages { from, to, messages };
             let parcel = Parcel {
                 to: target,
                 life: None,
@@ -406,14 +421,14 @@ impl Network {
         }
     }
 
-    /// Tells a node a fact, after a moment.
-    fn tell(&mut self, to: Slot, fact: Fact) {
+    /// Notifies a node of a change of its connections.
+    fn notify(&mut self, to: Slot, fact: Fact) {
         let life = self.endpoint(to).map(|endpoint| endpoint.life.clone());
         let event = Event::Fact(fact);
         self.schedule(STEP_MILLIS, Parcel { to, life, event });
     }
 
-    /// Whether two members' connection is up.
+    /// Whether the connection of two members is up.
     pub(crate) fn connected(&self, a: Slot, b: Slot) -> bool {
         let pair = (a.min(b), a.max(b));
         self.connections
@@ -421,53 +436,51 @@ impl Network {
             .is_some_and(|connection| connection.up.is_some())
     }
 
-    /// Once a while: connections end and begin.
-    pub(crate) fn tend(&mut self) {
+    /// Opens and closes connections as the state of links and processes demands.
+    pub(crate) fn update_connections(&mut self) {
         let slots: Vec<Slot> = self.endpoints.keys().copied().collect();
         let known: BTreeSet<(Slot, Slot)> = self.connections.keys().copied().collect();
         let pairs = slots.iter().flat_map(|a| slots.iter().map(|b| (*a, *b)));
         let pairs: BTreeSet<(Slot, Slot)> = pairs.filter(|(a, b)| a < b).chain(known).collect();
         for pair in pairs {
-            self.tend_pair(pair);
+            self.update_connection(pair);
         }
     }
 
-    fn tend_pair(&mut self, pair: (Slot, Slot)) {
+    fn update_connection(&mut self, pair: (Slot, Slot)) {
         let (a, b) = pair;
-        let lives = match (self.endpoint(a), self.endpoint(b)) {
-            (Some(first), Some(second)) => Some([first.life.clone(), second.life.clone()]),
-            _ => None,
-        };
         let mut connection = self.connections.remove(&pair).unwrap_or_default();
         let open = !self.cut.contains(&(a, b))
             && !self.cut.contains(&(b, a))
             && !self.paused.contains(&a)
             && !self.paused.contains(&b);
-        let acquainted = self.acquainted(a, b);
-        let same = |up: &[Arc<Life>; 2]| {
-            lives.as_ref().is_some_and(|lives| {
-                Arc::ptr_eq(&lives[0], &up[0]) && Arc::ptr_eq(&lives[1], &up[1])
-            })
-        };
+        let ends = self.ends(pair);
         if let Some(up) = &connection.up {
-            if open && acquainted && same(up) {
+            let (here, there) = (self.endpoint(a), self.endpoint(b));
+            let same = |end: &End, now: Option<&Endpoint>| now.is_some_and(|now| end.is_at(now));
+            let same = same(&up[0], here) && same(&up[1], there);
+            if open && same && self.know_each_other(a, b) {
                 connection.at = None;
             } else {
                 let since = *connection.at.get_or_insert(self.now);
-                // A new life of the other says hello, which ends the connection of the old one; so does a removal.
-                let replaced = (lives.is_some() && !same(up)) || !acquainted;
+                // A restarted process connects anew, which replaces the old connection, and a removal closes it. If an end is
+                // just gone, the other finds out by the idle timeout.
+                let replaced = ends.is_some() && !(same && self.know_each_other(a, b));
                 if replaced || self.now >= since + IDLE_MILLIS {
-                    self.disconnect(pair);
+                    self.disconnect(pair, up);
                     connection = Connection::default();
                 }
             }
-        } else if lives.is_some() && open {
+        } else if let Some(ends) = ends
+            && open
+        {
             let dial = self.now + self.rng.u64(0..REDIAL_MILLIS_MAX);
             if self.now >= *connection.at.get_or_insert(dial) {
                 connection.at = None;
-                if acquainted {
-                    connection.up = lives;
-                    self.tell_both(pair, Fact::Connected);
+                if self.know_each_other(a, b) {
+                    self.notify(a, Fact::Connected(ends[1].member));
+                    self.notify(b, Fact::Connected(ends[0].member));
+                    connection.up = Some(ends);
                 } else {
                     self.refuse(a, b);
                     self.refuse(b, a);
@@ -477,22 +490,28 @@ impl Network {
         self.connections.insert(pair, connection);
     }
 
-    fn disconnect(&mut self, pair: (Slot, Slot)) {
-        self.tell_both(pair, Fact::Disconnected);
+    /// Both ends of a pair, if both processes run.
+    fn ends(&self, (a, b): (Slot, Slot)) -> Option<[End; 2]> {
+        let end = |slot: Slot| {
+            self.endpoint(slot).map(|endpoint| End {
+                member: endpoint.member,
+                life: endpoint.life.clone(),
+            })
+        };
+        Some([end(a)?, end(b)?])
     }
 
-    fn tell_both(&mut self, (a, b): (Slot, Slot), fact: impl Fn(MemberId) -> Fact) {
-        let member = |slot: Slot| self.endpoint(slot).map(|endpoint| endpoint.member);
-        let (first, second) = (member(a), member(b));
-        if let Some(second) = second {
-            self.tell(a, fact(second));
-        }
-        if let Some(first) = first {
-            self.tell(b, fact(first));
+    /// Notifies both ends of a lost connection, if their processes still run.
+    fn disconnect(&mut self, (a, b): (Slot, Slot), up: &[End; 2]) {
+        let lost = [(a, &up[0], up[1].member), (b, &up[1], up[0].member)];
+        for (slot, end, other) in lost {
+            if self.endpoint(slot).is_some_and(|now| end.is_at(now)) {
+                self.notify(slot, Fact::Disconnected(other));
+            }
         }
     }
 
-    /// `a` dials `b`, which does not know it.
+    /// Notifies `a` that `b` refused it as unknown.
     fn refuse(&mut self, a: Slot, b: Slot) {
         let (Some(dialler), Some(answerer)) = (self.endpoint(a), self.endpoint(b)) else {
             return;
@@ -510,10 +529,10 @@ impl Network {
             code: refusal.code().into(),
             text: refusal.to_string(),
         };
-        self.tell(a, Fact::Refused(refused));
+        self.notify(a, Fact::Refused(refused));
     }
 
-    /// Cuts a direction, or mends it.
+    /// Cuts a direction, or restores it.
     pub(crate) fn cut(&mut self, from: Slot, to: Slot, cut: bool) {
         if cut {
             self.cut.insert((from, to));
@@ -526,7 +545,7 @@ impl Network {
         self.cut.contains(&(from, to))
     }
 
-    /// The stream of consensus from one member to another stalls, or goes on with all that waited.
+    /// Stalls the stream of Raft messages in one direction, or resumes it with everything that waited.
     pub(crate) fn stall(&mut self, from: Slot, to: Slot, stalls: bool) {
         if stalls {
             self.stalled.entry((from, to)).or_default();
@@ -539,7 +558,7 @@ impl Network {
         }
     }
 
-    /// Mends everything.
+    /// Restores all links and streams.
     pub(crate) fn heal(&mut self) {
         self.cut.clear();
         let stalled: Vec<(Slot, Slot)> = self.stalled.keys().copied().collect();
@@ -557,8 +576,8 @@ impl Network {
     }
 }
 
-/// Where the answer to a forwarded request goes. Dropped without one, the asker learns that the connection was lost, once it
-/// would notice.
+/// Takes the answer to a forwarded request. If it is dropped without one, the asker is told that the connection was lost, after
+/// the idle timeout.
 pub(crate) struct AnswerTo {
     network: SharedNetwork,
     asker: Slot,
@@ -567,7 +586,7 @@ pub(crate) struct AnswerTo {
 }
 
 impl AnswerTo {
-    /// Takes the answer by the link from `server`.
+    /// Sends the answer over the link from `server`.
     pub(crate) fn answer(mut self, server: Slot, outcome: Result<Bytes, ForwardError>) {
         let cut = self.network.borrow().is_cut(server, self.asker);
         if !cut {
@@ -590,14 +609,14 @@ impl AnswerTo {
 
 impl Drop for AnswerTo {
     fn drop(&mut self) {
-        // The network may be what drops it, when all ends.
+        // At the end of the run, the network itself drops it.
         if self.network.try_borrow_mut().is_ok() {
             self.settle(IDLE_MILLIS, Err(ForwardError::Lost));
         }
     }
 }
 
-/// A member forwards a request to another.
+/// Forwards a request from one member to another.
 pub(crate) fn forward(
     network: &SharedNetwork,
     asker: Slot,
@@ -634,11 +653,11 @@ pub(crate) fn forward(
     net.schedule(delay, Parcel { to, life, event });
 }
 
-/// Hands what arrived to a node, on its own machine.
+/// Passes an event that arrived to the node's actors, on its own machine.
 pub(crate) fn deliver(slot: Slot, event: Event, requests: Option<&Requests>, peers: &HubPeers) {
-    // A full mailbox loses messages and facts, which repeat; whoever waits for an answer learns that there is none.
+    // Messages and facts are lost if a mailbox is full: they are repeated. A dropped request is answered as abandoned.
     match event {
-        Event::Messages { from, messages } => {
+        Event::Messages { from, messages, .. } => {
             drop(peers.messages.try_send(PeerMessages { from, messages }));
         }
         Event::Request { from, body, back } => {

@@ -1,12 +1,13 @@
-//! The operator of a run: changes the membership, replaces machines, and does for a damaged member what its own words advise.
+//! The simulated operator: changes the membership, replaces members, and repairs a damaged member as its error message advises.
 //!
-//! A [`Job`] is a row of steps for one machine. What has to be asked of the cluster is asked again and again, of any member,
-//! until the membership says that it is so: an answer may be lost, and a leader may fall. One job is under way at a time.
+//! A [`Job`] is a sequence of steps for one machine. A change of the membership is requested from random members until the
+//! membership shows it, since answers may be lost and leaders may fail. One job is in progress at a time.
 
 use crate::{
     clients::Client,
     cluster::{Cluster, Crash, member},
     network::Slot,
+    scene::Scene,
 };
 use quorate::internals::{
     actors::{
@@ -17,21 +18,21 @@ use quorate::internals::{
 };
 use std::{cell::Cell, collections::VecDeque, rc::Rc};
 
-/// How long an answer is waited for, in milliseconds.
+/// How long the operator waits for an answer, in milliseconds.
 const PATIENCE_MILLIS: u64 = 4_000;
-/// The pause before the next try.
+/// The pause before the next attempt, in milliseconds.
 const RETRY_MILLIS: u64 = 300;
-/// A removed member stops by itself within so long, if it hears of it.
+/// How long a removed member may take to stop by itself; it may never learn of its removal.
 const LEAVES_MILLIS: u64 = 3_000;
 
-/// What the membership is to say of a machine.
+/// What the membership is to say of a machine's member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Wanted {
-    /// It is no member.
+    /// There is none.
     Out,
-    /// It is one, at first without a vote; whether it stays so.
+    /// There is one: a learner, or one that is promoted to a voter.
     In { learner: bool },
-    /// It has a vote.
+    /// It is a voter.
     Vote,
 }
 
@@ -43,11 +44,11 @@ enum Step {
     Wipe,
     /// The machine starts, to join.
     Start,
-    /// Until it serves.
+    /// Waits until it serves.
     Serve,
 }
 
-/// What is done to one machine, step by step.
+/// The steps for one machine that are left.
 #[derive(Clone, Debug)]
 pub(crate) struct Job {
     slot: Slot,
@@ -65,23 +66,23 @@ impl Job {
         }
     }
 
-    /// A machine becomes a member.
+    /// Adds a member on a machine.
     pub(crate) fn add(slot: Slot, learner: bool) -> Self {
         let add = Step::Ask(Wanted::In { learner });
         Self::new(slot, &[add, Step::Start, Step::Serve])
     }
 
-    /// A member without a vote gets one.
+    /// Promotes a learner.
     pub(crate) fn promote(slot: Slot) -> Self {
         Self::new(slot, &[Step::Ask(Wanted::Vote)])
     }
 
-    /// A member is removed, and its data deleted.
+    /// Removes a member and deletes its data.
     pub(crate) fn remove(slot: Slot) -> Self {
         Self::new(slot, &[Step::Ask(Wanted::Out), Step::Wipe])
     }
 
-    /// A member is removed, its data deleted, and added anew.
+    /// Removes a member, deletes its data, and adds a new one on its machine.
     pub(crate) fn replace(slot: Slot) -> Self {
         let mut job = Self::remove(slot);
         job.steps.extend(Self::add(slot, false).steps);
@@ -89,20 +90,20 @@ impl Job {
     }
 }
 
-/// Who runs the cluster.
+/// The operator and its work.
 #[derive(Debug, Default)]
 pub(crate) struct Operator {
     job: Option<Job>,
-    /// A member that was to be added: that waits while another one has to be replaced, since nobody is added meanwhile.
+    /// An addition that waits until another member is replaced: the cluster refuses additions while that one is down.
     put_off: Option<Job>,
-    /// Whether what was asked for is so; nothing if nothing was asked.
+    /// Whether the present step's request has its effect; `None` if nothing was requested yet.
     asked: Option<Rc<Cell<bool>>>,
     /// When the present step began.
     since: u64,
 }
 
 impl Operator {
-    /// Whether a job is under way.
+    /// Whether a job is in progress.
     pub(crate) fn is_busy(&self) -> bool {
         self.job.is_some()
     }
@@ -113,14 +114,14 @@ impl Operator {
         jobs.any(|job| job.slot == slot)
     }
 
-    /// Whether a member is on its way out, or its place is empty: then nothing may happen to the others' data.
+    /// Whether a member is being removed or replaced: then no other member's data may be damaged.
     pub(crate) fn removes(&self) -> bool {
         let mut jobs = self.job.iter().chain(&self.put_off);
         jobs.any(|job| job.removes)
     }
 
-    /// Puts off a job that only adds somebody, so that another one can begin. Tells whether there is none now.
-    pub(crate) fn make_way(&mut self) -> bool {
+    /// Postpones a job that only adds a member, so that another one can begin. Returns whether none is in progress now.
+    pub(crate) fn put_off_add(&mut self) -> bool {
         let adds = |job: &Job| matches!(job.steps.front(), Some(Step::Ask(Wanted::In { .. })));
         if self.job.as_ref().is_some_and(adds) && !self.removes() {
             self.put_off = self.job.take();
@@ -129,25 +130,27 @@ impl Operator {
         self.job.is_none()
     }
 
-    /// Goes on with the job that was put off, if its member was added all the same: while it is awaited nobody else can be added.
+    /// Resumes the postponed addition if its member was added all the same: the cluster refuses others until that one is up. If
+    /// the present job's member was added as well, neither waits for the other, and the present job goes first.
     fn resume_put_off(&mut self, cluster: &Cluster) {
         let added = |job: &Job| votes(cluster, job.slot).is_some();
-        if self.put_off.as_ref().is_some_and(added) {
+        let waits = self.job.as_ref().is_some_and(|job| !added(job));
+        if waits && self.put_off.as_ref().is_some_and(added) {
             std::mem::swap(&mut self.job, &mut self.put_off);
             self.asked = None;
         }
     }
 
-    /// Begins a job; the one before must be over.
+    /// Begins a job; the one before must be done.
     pub(crate) fn begin(&mut self, cluster: &Cluster, job: Job) {
         assert!(self.job.is_none(), "one job at a time");
         let name = member(job.slot).name;
-        cluster.story(format_args!("the operator, at {name}: {:?}", job.steps));
+        cluster.log_event(format_args!("the operator, at {name}: {:?}", job.steps));
         self.since = cluster.now;
         self.job = Some(job);
     }
 
-    /// Goes on with the job, if it is time for it.
+    /// Continues the job.
     pub(crate) fn step(&mut self, cluster: &mut Cluster) {
         let Some(job) = &mut self.job else {
             return;
@@ -160,7 +163,9 @@ impl Operator {
         let adds = matches!(step, Step::Ask(Wanted::In { .. }));
         let done = match step {
             Step::Ask(wanted) => {
-                let asked = self.asked.get_or_insert_with(|| ask(cluster, slot, wanted));
+                let asked = self
+                    .asked
+                    .get_or_insert_with(|| request_until_done(cluster, slot, wanted));
                 asked.get()
             }
             Step::Wipe => {
@@ -185,7 +190,7 @@ impl Operator {
             job.steps.pop_front();
             self.asked = None;
             self.since = cluster.now;
-            cluster.story(format_args!(
+            cluster.log_event(format_args!(
                 "the operator has done {step:?} at {}",
                 member(slot).name
             ));
@@ -195,19 +200,19 @@ impl Operator {
     }
 }
 
-/// What a stopped member's last words call for.
+/// What a stopped member's error message asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Remedy {
-    /// Starting it again.
+    /// A restart.
     Restart,
-    /// Another database, from the others.
+    /// A refill of its database from the others.
     Refill,
-    /// Its log is not to be trusted, or its directory lost: it has to become another member.
+    /// Its log is damaged or lost: a new member has to replace it.
     Replace,
 }
 
 impl Remedy {
-    /// What the documentation says to do about a member that ended so.
+    /// What the documentation advises for this error.
     pub(crate) fn of(reason: &str) -> Self {
         if reason.contains("log segment") && reason.contains("add it anew")
             || reason.contains("its log holds no entry")
@@ -221,27 +226,29 @@ impl Remedy {
     }
 }
 
-/// Writes the wish for another database, as an operator does.
-pub(crate) fn wish_for_refill(cluster: &mut Cluster, slot: Slot) {
+/// Requests a refill, as an operator does.
+pub(crate) fn request_refill(cluster: &mut Cluster, slot: Slot) {
     let disk = &cluster.nodes[slot].disk;
     disk.forgive();
-    let wished = refill::request(disk, "as its last words advise");
+    let wished = refill::request(disk, "as its error message advises");
     assert!(
         wished.is_ok(),
         "nothing is wrong with the disk itself: {wished:?}"
     );
     *cluster.faults.entry("refill").or_default() += 1;
-    cluster.story(format_args!("{} is to be refilled", member(slot).name));
+    cluster.log_event(format_args!("{} is to be refilled", member(slot).name));
 }
 
-/// Asks for what is wanted until it is so.
-fn ask(cluster: &Cluster, slot: Slot, wanted: Wanted) -> Rc<Cell<bool>> {
+/// Requests a change until the membership shows it. Dropping the returned flag ends the attempts.
+fn request_until_done(cluster: &Cluster, slot: Slot, wanted: Wanted) -> Rc<Cell<bool>> {
     let done = Rc::new(Cell::new(false));
-    let (told, size) = (done.clone(), cluster.nodes.len() as u64);
+    let (answer, size) = (Rc::downgrade(&done), cluster.nodes.len() as u64);
     cluster.client(move |client| async move {
-        loop {
+        while answer.strong_count() > 0 {
             if try_once(&client, size, slot, wanted).await {
-                told.set(true);
+                if let Some(done) = answer.upgrade() {
+                    done.set(true);
+                }
                 return;
             }
             client.pause(RETRY_MILLIS).await;
@@ -250,7 +257,7 @@ fn ask(cluster: &Cluster, slot: Slot, wanted: Wanted) -> Rc<Cell<bool>> {
     done
 }
 
-/// Whether it is so, by now.
+/// Makes one attempt. Returns whether the membership showed the change before.
 async fn try_once(client: &Client, size: u64, slot: Slot, wanted: Wanted) -> bool {
     let asked = usize::try_from(client.below(size)).unwrap();
     let members = client.call(asked, PATIENCE_MILLIS, |requests| async move {
@@ -259,17 +266,17 @@ async fn try_once(client: &Client, size: u64, slot: Slot, wanted: Wanted) -> boo
     let Some(Some(members)) = members.await else {
         return false;
     };
-    let place = place(slot);
-    let found = find(&members, &place);
+    let peer_url = peer_url(slot);
+    let found = find(&members, &peer_url);
     let change = match (wanted, found) {
         (Wanted::Out, None) | (Wanted::In { .. }, Some(_)) => return true,
         (Wanted::Vote, Some(found)) if !found.learner => return true,
         (Wanted::Out, Some(found)) => MemberChange::Remove { id: found.id },
-        // There may be one learner at a time: the one before gets its vote first.
+        // The cluster allows one learner: the one before is promoted first.
         (Wanted::In { learner }, None) => match members.iter().find(|member| member.learner) {
             Some(before) => MemberChange::Promote { id: before.id },
             None => MemberChange::Add {
-                peer_urls: vec![place],
+                peer_urls: vec![peer_url],
                 learner,
             },
         },
@@ -279,26 +286,53 @@ async fn try_once(client: &Client, size: u64, slot: Slot, wanted: Wanted) -> boo
     let changed = client.call(asked, PATIENCE_MILLIS, move |requests| async move {
         requests.change_membership(change).await.map(drop)
     });
-    // The next look at the members tells whether it happened.
+    // The next attempt sees whether it happened.
     client.note(changed.await, drop);
     false
 }
 
-/// What the leader's membership says of a machine: whether its member votes; nothing if it has none.
+/// Whether a machine's member is a voter, as the leader has it; `None` if the machine has no member.
 pub(crate) fn votes(cluster: &Cluster, slot: Slot) -> Option<bool> {
     let leader = cluster.requests(cluster.leader()?)?;
     let published = leader.published();
-    find(&published.members, &place(slot)).map(|found| !found.learner)
+    find(&published.members, &peer_url(slot)).map(|found| !found.learner)
 }
 
-/// Where the others reach a machine, as the membership says it.
-fn place(slot: Slot) -> String {
+/// A machine's peer URL in the membership.
+fn peer_url(slot: Slot) -> String {
     format!("http://{}", member(slot).peer)
 }
 
-fn find<'a>(members: &'a Members, place: &str) -> Option<&'a ClusterMember> {
-    let same = |url: &String| url.split("//").last() == place.split("//").last();
+fn find<'a>(members: &'a Members, peer_url: &str) -> Option<&'a ClusterMember> {
+    let same = |url: &String| url.split("//").last() == peer_url.split("//").last();
     members
         .iter()
         .find(|member| member.info.peer_urls.iter().any(same))
+}
+
+/// Both members had been added when the operator looked, and it went to and fro between the two jobs for ever.
+#[test]
+fn an_addition_and_a_postponed_one_are_both_completed() {
+    let mut scene = Scene::of(1, 3);
+    // Additions are refused until all voters have been connected for a while.
+    scene.cluster.run(6_000);
+    let postponed = scene.cluster.add_machine();
+    let present = scene.cluster.add_machine();
+    for (slot, learner) in [(postponed, true), (present, false)] {
+        scene.add(&[0, 1, 2], slot, learner);
+    }
+    let mut operator = Operator {
+        job: Some(Job::add(present, false)),
+        put_off: Some(Job::add(postponed, true)),
+        ..Operator::default()
+    };
+    let until = scene.cluster.now + 30_000;
+    while operator.is_busy() {
+        assert!(scene.cluster.now < until, "it is not done: {operator:?}");
+        scene.cluster.step();
+        operator.step(&mut scene.cluster);
+    }
+    for slot in [postponed, present] {
+        assert!(scene.cluster.requests(slot).is_some(), "it serves");
+    }
 }

@@ -1,7 +1,7 @@
-//! A run: a cluster under a workload lives through a storm, and must be well afterwards.
+//! One run of the simulator: a cluster with clients goes through a storm of faults, and must be healthy afterwards.
 //!
-//! A [`Workload`] brings clients and judges what they saw. The run itself asks for what every workload needs: after the storm a
-//! leader is there, every member takes writes within a few election timeouts, and all members come to hold the same.
+//! A [`Workload`] starts the clients and checks what they saw. The run itself checks what every workload needs: after the storm
+//! there is a leader, every member accepts writes within a few election timeouts, and all members converge to the same state.
 
 use crate::{
     cluster::{Cluster, ELECTION_MILLIS, member},
@@ -16,24 +16,24 @@ use std::{
     rc::Rc,
 };
 
-/// After the storm, a leader must be there and every member must take writes within so many election timeouts.
+/// After the storm, the cluster must have a leader and accept writes through every member within so many election timeouts.
 const LIVE_ELECTIONS: u64 = 10;
-/// After that, all members must have applied the same within so long.
-const EVEN_MILLIS: u64 = 20_000;
-/// Then, every machine must come to have a sound member with a vote within so long.
+/// How long after that the members may take to apply the same entries.
+const CONVERGE_MILLIS: u64 = 20_000;
+/// How long the operator may take until every machine has an undamaged voter.
 const SETTLE_MILLIS: u64 = 60_000;
 /// How long the cluster may take to form.
 const FORM_MILLIS: u64 = 20_000;
 
-/// Clients, and the judgement of what they saw.
+/// Clients, and the checks of what they saw.
 pub(crate) trait Workload {
     /// Starts the clients. The cluster has a leader.
     fn begin(&mut self, cluster: &mut Cluster);
-    /// After each step of the storm.
+    /// Called after each step of the storm.
     fn watch(&mut self, cluster: &Cluster);
-    /// The storm is over and the cluster is well: let the clients come to an end.
+    /// The storm is over and the cluster is healthy: ends the clients.
     fn end(&mut self, cluster: &mut Cluster);
-    /// All members hold the same: judge. Panics at a violation.
+    /// All members hold the same state: checks what the clients saw. Panics at a violation.
     fn judge(&mut self, cluster: &mut Cluster);
 }
 
@@ -41,7 +41,7 @@ pub(crate) trait Workload {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
-    /// Members.
+    /// How many members.
     pub(crate) size: usize,
     /// How long the storm lasts.
     pub(crate) storm_millis: u64,
@@ -62,39 +62,39 @@ impl Plan {
     }
 }
 
-/// What a run was.
+/// Figures of a finished run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
-    /// Two runs of one seed have the same.
+    /// The trace's hash: equal for two runs of one seed.
     pub(crate) hash: u64,
     pub(crate) millis: u64,
     pub(crate) operations: u64,
-    /// How often each disaster came.
+    /// How often each fault was injected.
     pub(crate) faults: BTreeMap<&'static str, u64>,
 }
 
-/// Runs a seed. A failure names it, says how to replay it, and tells what happened before.
+/// Runs a seed. A failure prints the seed, the command that replays it, and the latest events.
 pub(crate) fn run(plan: Plan, workload: &mut dyn Workload) -> Outcome {
     run_in(plan, workload, Storm::new, &|_, _| {})
 }
 
-/// As [`run`], but nothing happens by chance: `strike` is called at each step, and does what it likes.
+/// As [`run`], but without random faults: `inject` is called at each step and chooses them.
 pub(crate) fn run_with(
     plan: Plan,
     workload: &mut dyn Workload,
-    strike: &dyn Fn(&mut Cluster, &mut Storm),
+    inject: &dyn Fn(&mut Cluster, &mut Storm),
 ) -> Outcome {
-    run_in(plan, workload, Storm::silent, strike)
+    run_in(plan, workload, Storm::silent, inject)
 }
 
 fn run_in(
     plan: Plan,
     workload: &mut dyn Workload,
     storm: fn(&mut Cluster) -> Storm,
-    strike: &dyn Fn(&mut Cluster, &mut Storm),
+    inject: &dyn Fn(&mut Cluster, &mut Storm),
 ) -> Outcome {
     let mut cluster = Cluster::new(plan.seed, plan.size, plan.shown);
-    let whole = AssertUnwindSafe(|| whole(plan, &mut cluster, workload, storm, strike));
+    let whole = AssertUnwindSafe(|| run_phases(plan, &mut cluster, workload, storm, inject));
     match catch_unwind(whole) {
         Ok(()) => Outcome {
             hash: cluster.hash(),
@@ -103,14 +103,14 @@ fn run_in(
             faults: cluster.faults.clone(),
         },
         Err(failure) => {
-            tell_failure(plan, &cluster);
+            report_failure(plan, &cluster);
             resume_unwind(failure)
         }
     }
 }
 
-#[expect(clippy::print_stderr, reason = "a failure is told on the terminal")]
-fn tell_failure(plan: Plan, cluster: &Cluster) {
+#[expect(clippy::print_stderr, reason = "a failure is printed to the terminal")]
+fn report_failure(plan: Plan, cluster: &Cluster) {
     let (seed, at) = (plan.seed, cluster.now);
     let story = cluster.network.borrow().trace.newest();
     eprintln!(
@@ -119,12 +119,12 @@ fn tell_failure(plan: Plan, cluster: &Cluster) {
     );
 }
 
-fn whole(
+fn run_phases(
     plan: Plan,
     cluster: &mut Cluster,
     workload: &mut dyn Workload,
     storm: fn(&mut Cluster) -> Storm,
-    strike: &dyn Fn(&mut Cluster, &mut Storm),
+    inject: &dyn Fn(&mut Cluster, &mut Storm),
 ) {
     let formed = cluster.run_until(FORM_MILLIS, |cluster| cluster.leader().is_some());
     assert!(formed, "the cluster does not form");
@@ -133,37 +133,37 @@ fn whole(
     let over = cluster.now + plan.storm_millis;
     while cluster.now < over {
         storm.step(cluster);
-        strike(cluster, &mut storm);
+        inject(cluster, &mut storm);
         workload.watch(cluster);
     }
     storm.end(cluster);
-    live_again(cluster, &storm.whole(cluster));
+    assert_live(cluster, &storm.undisturbed(cluster));
     settle(cluster, &mut storm, workload);
     let all: Vec<Slot> = (0..cluster.nodes.len()).collect();
-    live_again(cluster, &all);
+    assert_live(cluster, &all);
     workload.end(cluster);
-    even(cluster);
+    assert_converged(cluster);
     workload.judge(cluster);
 }
 
-/// The operator's work comes to an end: every machine has a member that is sound and votes.
+/// Waits until the operator has finished: every machine has an undamaged voter.
 fn settle(cluster: &mut Cluster, storm: &mut Storm, workload: &mut dyn Workload) {
     let until = cluster.now + SETTLE_MILLIS;
     while !storm.is_settled(cluster) {
         assert!(
             cluster.now < until,
             "{SETTLE_MILLIS} ms after the storm some member is still missing, damaged or without a vote: {}",
-            storm.standing(cluster)
+            storm.describe(cluster)
         );
-        storm.repair(cluster);
+        storm.step_without_faults(cluster);
         workload.watch(cluster);
     }
     let snapshots = cluster.network.borrow().snapshots;
     cluster.faults.insert("snapshot taken", snapshots);
 }
 
-/// A leader exists, and a write succeeds through each of these members.
-fn live_again(cluster: &mut Cluster, slots: &[Slot]) {
+/// Asserts that there is a leader and that a write succeeds through each of these members.
+fn assert_live(cluster: &mut Cluster, slots: &[Slot]) {
     let size = slots.len();
     let written: Rc<RefCell<Vec<Slot>>> = Rc::default();
     for slot in slots.iter().copied() {
@@ -176,7 +176,7 @@ fn live_again(cluster: &mut Cluster, slots: &[Slot]) {
                         value: "yes".into(),
                         ..Put::default()
                     };
-                    // Who has no vote yet says so; it gets one later.
+                    // A learner refuses writes; it is promoted later.
                     match requests.put(put).await {
                         Ok(_) | Err(RequestError::Learner) => true,
                         Err(_) => false,
@@ -204,8 +204,8 @@ fn live_again(cluster: &mut Cluster, slots: &[Slot]) {
     );
 }
 
-/// All members have applied the same entries, and their histories are the same.
-fn even(cluster: &mut Cluster) {
+/// Asserts that all members apply the same entries and then hold the same history.
+fn assert_converged(cluster: &mut Cluster) {
     let same = |cluster: &Cluster| {
         let applied = (0..cluster.nodes.len()).map(|slot| {
             let status = cluster.requests(slot)?.status();
@@ -215,7 +215,7 @@ fn even(cluster: &mut Cluster) {
         applied.len() == 1 && !applied.contains(&None)
     };
     assert!(
-        cluster.run_until(EVEN_MILLIS, same),
+        cluster.run_until(CONVERGE_MILLIS, same),
         "the members do not come to the same applied entry"
     );
     let hashes: Rc<RefCell<Vec<String>>> = Rc::default();

@@ -1,4 +1,4 @@
-//! A situation told step by step: what a test asks of a cluster that nothing happens to by chance.
+//! A cluster without random faults that a test controls step by step.
 
 use crate::{
     cluster::{Cluster, ELECTION_MILLIS, member},
@@ -17,14 +17,14 @@ use quorate::internals::{
 };
 use std::{cell::RefCell, rc::Rc};
 
-/// Each situation is brought about with so many seeds.
+/// The seeds that each scene is run with.
 pub(crate) const SEEDS: std::ops::Range<u64> = 1..5;
-/// The longest anything here may take, in milliseconds.
+/// The longest that any step may take, in milliseconds.
 const WITHIN_MILLIS: u64 = 30_000;
-/// The pause between two tries.
+/// The pause between two attempts.
 const RETRY_MILLIS: u64 = 100;
 
-/// A cluster that a test drives.
+/// A cluster that a test controls.
 pub(crate) struct Scene {
     pub(crate) cluster: Cluster,
 }
@@ -35,7 +35,7 @@ impl Scene {
         Self::formed(Cluster::new(seed, size, false))
     }
 
-    /// One whose members keep no more than `entries` of the log for those who are away.
+    /// As [`Scene::of`]; the members keep at most `entries` log entries for members that are away.
     pub(crate) fn with_short_log(seed: u64, size: usize, entries: u64) -> Self {
         Self::formed(Cluster::with_short_log(seed, size, entries))
     }
@@ -52,14 +52,17 @@ impl Scene {
         Self { cluster }
     }
 
-    /// The leader.
+    /// Waits for a leader.
     pub(crate) fn leader(&mut self) -> Slot {
         let led = |cluster: &Cluster| {
             cluster
                 .leader()
                 .is_some_and(|slot| cluster.is_running(slot))
         };
-        assert!(self.cluster.run_until(WITHIN_MILLIS, led), "nobody leads");
+        assert!(
+            self.cluster.run_until(WITHIN_MILLIS, led),
+            "no member leads"
+        );
         self.cluster.leader().unwrap()
     }
 
@@ -68,7 +71,7 @@ impl Scene {
         (self.leader() + 1) % self.cluster.nodes.len()
     }
 
-    /// Asks a member and runs the cluster until it answers, or until `millis` are over.
+    /// Sends a request to a member and runs the cluster until it answers; `None` if it takes longer than `millis`.
     pub(crate) fn ask<T, Asking>(
         &mut self,
         slot: Slot,
@@ -82,16 +85,16 @@ impl Scene {
         let answered: Rc<RefCell<Option<Option<T>>>> = Rc::default();
         let answer = answered.clone();
         self.cluster.client(move |client| async move {
-            let told = client.call(slot, millis, ask).await;
-            *answer.borrow_mut() = Some(told);
+            let result = client.call(slot, millis, ask).await;
+            *answer.borrow_mut() = Some(result);
         });
         self.cluster
             .run_until(millis + RETRY_MILLIS, |_| answered.borrow().is_some());
         answered.take().flatten()
     }
 
-    /// Asks one of `slots` after the other until one says yes. What is asked must bear being done twice.
-    pub(crate) fn insist<T, Asking>(
+    /// Sends a request to each of `slots` in turn until it succeeds. It may be carried out more than once.
+    pub(crate) fn retry_until_ok<T, Asking>(
         &mut self,
         slots: &[Slot],
         ask: impl Fn(Requests) -> Asking + Clone + 'static,
@@ -115,14 +118,14 @@ impl Scene {
         panic!("none of {slots:?} does it: {:?}", refusals.last());
     }
 
-    /// Writes a key through one of `slots`, perhaps more than once; gives the revision of the last one.
+    /// Writes a key through one of `slots`, perhaps more than once; returns the revision of the last write.
     pub(crate) fn put(&mut self, slots: &[Slot], key: &str, value: &str) -> Revision {
         let put = Put {
             key: key.to_owned().into(),
             value: value.to_owned().into(),
             ..Put::default()
         };
-        self.insist(slots, move |requests| {
+        self.retry_until_ok(slots, move |requests| {
             let put = put.clone();
             async move { requests.put(put).await.map(|done| done.revision) }
         })
@@ -134,7 +137,7 @@ impl Scene {
             key: key.to_owned().into(),
             ..DeleteRange::default()
         };
-        self.insist(slots, move |requests| {
+        self.retry_until_ok(slots, move |requests| {
             let delete = delete.clone();
             async move {
                 requests
@@ -148,7 +151,7 @@ impl Scene {
     /// A key's value, read linearizably at one of `slots`.
     pub(crate) fn get(&mut self, slots: &[Slot], key: &str) -> Option<String> {
         let query = of(key);
-        let found = self.insist(slots, move |requests| {
+        let found = self.retry_until_ok(slots, move |requests| {
             let query = query.clone();
             async move { requests.range(query).await.map(|done| done.kvs) }
         });
@@ -158,7 +161,7 @@ impl Scene {
         })
     }
 
-    /// All members have applied the same, hold the same history, and agree on revision and compaction.
+    /// Asserts that all members apply the same entries and hold the same history, revisions and membership.
     pub(crate) fn same_everywhere(&mut self) {
         let even = |cluster: &Cluster| {
             let applied = (0..cluster.nodes.len()).map(|slot| {
@@ -172,7 +175,7 @@ impl Scene {
             self.cluster.run_until(WITHIN_MILLIS, even),
             "the members do not come to the same applied entry"
         );
-        // A member may still be telling the others what it is called: then they are looked at again.
+        // A member may still be publishing its name: then their states are compared again.
         let until = self.cluster.now + WITHIN_MILLIS;
         loop {
             let slots = 0..self.cluster.nodes.len();
@@ -201,7 +204,7 @@ impl Scene {
         format!("{hash:?} {window:?} {members:?}")
     }
 
-    /// Cuts all that a member hears and says, clients aside; or mends it.
+    /// Cuts all links between a member and the others, or restores them. Clients still reach it.
     pub(crate) fn isolate(&mut self, slot: Slot, cut: bool) {
         for other in (0..self.cluster.nodes.len()).filter(|other| *other != slot) {
             let mut network = self.cluster.network.borrow_mut();
@@ -210,7 +213,7 @@ impl Scene {
         }
     }
 
-    /// Asks the leader once to hand over; it may fail.
+    /// Asks the leader once to transfer leadership; it may fail.
     pub(crate) fn move_leader(&mut self, to: Slot) {
         let leader = self.leader();
         let to = self.cluster.requests(to).unwrap().identity().member;
@@ -220,7 +223,7 @@ impl Scene {
         moved.unwrap_or_default();
     }
 
-    /// Hands leadership over until this member has it.
+    /// Transfers leadership until this member has it.
     pub(crate) fn lead_with(&mut self, slot: Slot) {
         let until = self.cluster.now + WITHIN_MILLIS;
         while self.leader() != slot {
@@ -233,29 +236,34 @@ impl Scene {
         }
     }
 
-    /// Adds a member on a new machine and starts it there.
+    /// Adds a voter on a new machine and starts it there.
     pub(crate) fn add_member(&mut self, through: &[Slot]) -> Slot {
         let slot = self.cluster.add_machine();
-        let url = format!("http://{}", member(slot).peer);
-        self.insist(through, move |requests| {
-            let change = MemberChange::Add {
-                peer_urls: vec![url.clone()],
-                learner: false,
-            };
-            async move {
-                match requests.change_membership(change).await {
-                    // An answer that was lost: it is one by now.
-                    Ok(_) | Err(RequestError::Change(ChangeRefusal::UrlsExist)) => Ok(()),
-                    Err(error) => Err(error),
-                }
-            }
-        });
+        self.add(through, slot, false);
         self.cluster.nodes[slot].vacant = false;
         self.cluster.start(slot);
         slot
     }
 
-    /// Starts whoever does not run, and waits until all serve.
+    /// Adds a machine's member to the membership.
+    pub(crate) fn add(&mut self, through: &[Slot], slot: Slot, learner: bool) {
+        let url = format!("http://{}", member(slot).peer);
+        self.retry_until_ok(through, move |requests| {
+            let change = MemberChange::Add {
+                peer_urls: vec![url.clone()],
+                learner,
+            };
+            async move {
+                match requests.change_membership(change).await {
+                    // The answer to an earlier attempt was lost.
+                    Ok(_) | Err(RequestError::Change(ChangeRefusal::UrlsExist)) => Ok(()),
+                    Err(error) => Err(error),
+                }
+            }
+        });
+    }
+
+    /// Starts all members that do not run, and waits until all serve.
     pub(crate) fn start_all(&mut self) {
         for slot in 0..self.cluster.nodes.len() {
             if !self.cluster.has_process(slot) {
@@ -268,12 +276,12 @@ impl Scene {
         assert!(
             self.cluster.run_until(WITHIN_MILLIS, serve),
             "not every member comes back: {:?}",
-            self.last_words()
+            self.stop_reasons()
         );
     }
 
-    /// What those who stopped said.
-    pub(crate) fn last_words(&self) -> Vec<String> {
+    /// Why members stopped by themselves.
+    pub(crate) fn stop_reasons(&self) -> Vec<String> {
         let nodes = self.cluster.nodes.iter();
         nodes.filter_map(|node| node.stopped.clone()).collect()
     }

@@ -1,20 +1,20 @@
-//! The trace of a run: every event goes into one hash, by which two runs are compared, and, in a replay, to the terminal.
+//! The trace of a run: every event goes into a hash, by which two runs are compared, and a replay prints it.
 
 use std::{
     fmt::{self, Write as _},
     hash::{DefaultHasher, Hasher},
 };
 
-/// What happened, in order.
+/// The events of a run, in order.
 #[derive(Debug)]
 pub(crate) struct Trace {
     hasher: DefaultHasher,
     shown: bool,
-    /// The newest faults, which a failure tells.
+    /// The latest faults, which a failure prints.
     newest: std::collections::VecDeque<String>,
 }
 
-/// Lines that a failure shows of what came before it.
+/// How many of the latest events a failure prints.
 const NEWEST_MAX: usize = 40;
 
 impl Trace {
@@ -27,7 +27,7 @@ impl Trace {
         }
     }
 
-    /// Notes an event: numbers that tell it from others, and how it reads. The text is made only if somebody reads it.
+    /// Adds an event. The numbers go into the hash; the text is made only if it is printed.
     pub(crate) fn event(&mut self, at: u64, numbers: &[u64], text: impl FnOnce() -> String) {
         self.hasher.write_u64(at);
         for number in numbers {
@@ -38,8 +38,8 @@ impl Trace {
         }
     }
 
-    /// Notes an event that is rare and matters: it is shown with a failure.
-    pub(crate) fn story(&mut self, at: u64, text: impl fmt::Display) {
+    /// Adds a rare event that helps to understand a failure, which prints it.
+    pub(crate) fn log_event(&mut self, at: u64, text: impl fmt::Display) {
         let text = text.to_string();
         self.hasher.write_u64(at);
         self.hasher.write(text.as_bytes());
@@ -58,12 +58,12 @@ impl Trace {
         println!("{} {text}", stamp(at));
     }
 
-    /// What tells this run from others.
+    /// Equal for two runs of one seed.
     pub(crate) fn hash(&self) -> u64 {
         self.hasher.finish()
     }
 
-    /// The newest faults and starts.
+    /// The latest faults and starts, a line each.
     pub(crate) fn newest(&self) -> String {
         let mut all = String::new();
         for line in &self.newest {

@@ -201,8 +201,24 @@ impl Member {
     }
 
     pub(in crate::net) fn start_as(settings: HubSettings) -> Self {
-        let (member, name) = (settings.identity.member, settings.name.clone());
-        let listener = Listener::open("127.0.0.1:0", settings).unwrap();
+        Self::listening(
+            Listener::open("127.0.0.1:0", settings.clone()).unwrap(),
+            settings,
+        )
+    }
+
+    /// A member at an address that another one is about to leave.
+    pub(in crate::net) async fn start_at(address: &str, settings: HubSettings) -> Self {
+        loop {
+            if let Ok(listener) = Listener::open(address, settings.clone()) {
+                return Self::listening(listener, settings);
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn listening(listener: Listener, settings: HubSettings) -> Self {
+        let (member, name) = (settings.identity.member, settings.name);
         let address = listener.local_address().to_string();
         let post = Rc::new(Post::default());
         let hub = Hub::start(listener, Rc::new(SharedPost(Rc::clone(&post)))).unwrap();

@@ -1,8 +1,9 @@
 //! Whom members refuse, and that both sides can say why.
 
-use super::members::{Authority, Member, Post, pacing, run, settings};
+use super::members::{Authority, Member, Post, append, pacing, run, settings};
 use crate::{
     net::{NetError, PeerAddress, ask},
+    raft::Body,
     types::{ClusterId, MemberId},
 };
 use bytes::Bytes;
@@ -130,6 +131,37 @@ fn another_member_at_the_address() {
         one.reports(text).await;
         two.reports(text).await;
         one.reaches(&two).await;
+    });
+}
+
+/// A member is removed, and its machine becomes another member with the same name and address: what was on its way to the first
+/// one must not reach the second, which has none of the log that it is about.
+#[test]
+fn nothing_on_its_way_to_a_member_reaches_its_successor() {
+    run(async {
+        let authority = Authority::new();
+        let (one, two) = healthy(&authority).await;
+        two.post.stalled.set(true);
+        for _ in 0..8 {
+            one.say(two.id, append(100_000));
+        }
+        let Member { hub, address, .. } = two;
+        hub.close().await;
+        drop(hub);
+        let mut successor = settings(5, authority.member("n2"));
+        successor.name = "n2".to_owned();
+        let successor = Member::start_at(&address, successor).await;
+        successor.knows(&[&one]);
+        one.reports("member 2 was dialled, and member 5 answers at its address")
+            .await;
+        one.say(MemberId(2), append(1));
+        one.knows(&[&successor]);
+        one.reaches(&successor).await;
+        let said = successor.post.bodies_from(one.id);
+        assert!(
+            said.iter().all(|body| matches!(body, Body::StaleTerm)),
+            "only what was sent to it: {said:?}"
+        );
     });
 }
 

@@ -1,4 +1,4 @@
-//! Requests and answers: from the history's terms to the crate's, and back.
+//! Converts requests and answers between the history's types and the crate's.
 
 use crate::{
     clients::Client,
@@ -17,19 +17,20 @@ use quorate::internals::{
     },
     types::{LeaseId, Revision as KvRevision},
 };
+use std::time::Duration;
 
-/// What a client was told.
+/// The answer that a client received.
 #[derive(Clone, Debug)]
-pub(crate) struct Told {
+pub(crate) struct Response {
     pub(crate) outcome: Outcome,
-    /// Which process told it, by a number of its own; zero if nobody did.
+    /// A number of the process that answered; zero if there was no answer.
     pub(crate) process: u64,
-    /// The member could not read what it should hold.
+    /// An error of a member that could not read a record it must have.
     pub(crate) unreadable: Option<String>,
 }
 
-impl Told {
-    /// The revision and all keys, if that was asked for and answered.
+impl Response {
+    /// The revision and all keys, if this answers [`everything`].
     pub(crate) fn everything(&self) -> Option<(Revision, &[KeyValue])> {
         match &self.outcome {
             Outcome::Done {
@@ -51,17 +52,45 @@ pub(crate) fn everything() -> Request {
     })
 }
 
-/// Asks a member, below gRPC.
-pub(crate) async fn ask(client: &Client, slot: Slot, patience: u64, request: &Request) -> Told {
+/// Sends a request to a member, below gRPC.
+pub(crate) async fn ask(client: &Client, slot: Slot, patience: u64, request: &Request) -> Response {
     let request = request.clone();
     let answer = client.call(slot, patience, |requests| async move {
-        // A process's event loop has a number that no other has.
-        let process = tokio::runtime::Handle::current().id().to_string();
-        let process = process.parse().expect("a number");
-        (process, run(&requests, request).await)
+        (process(), run(&requests, request).await)
     });
-    let Some((process, result)) = answer.await else {
-        return Told {
+    response(slot, answer.await)
+}
+
+/// As [`ask`], but the member cancels the request after `millis`, as it does for a client that has gone.
+pub(crate) async fn ask_and_cancel(
+    client: &Client,
+    slot: Slot,
+    patience: u64,
+    millis: u64,
+    request: &Request,
+) -> Response {
+    let request = request.clone();
+    let answer = client.call(slot, patience, move |requests| async move {
+        let within = Duration::from_millis(millis);
+        let result = tokio::time::timeout(within, run(&requests, request)).await;
+        result.ok().map(|result| (process(), result))
+    });
+    response(slot, answer.await.flatten())
+}
+
+/// The number of this event loop, which is unique to the process.
+fn process() -> u64 {
+    let id = tokio::runtime::Handle::current().id().to_string();
+    id.parse().expect("a number")
+}
+
+/// What an answer means; `None` is no answer.
+fn response(
+    slot: Slot,
+    answer: Option<(u64, Result<(KvRevision, Answer), RequestError>)>,
+) -> Response {
+    let Some((process, result)) = answer else {
+        return Response {
             outcome: Outcome::Unknown,
             process: 0,
             unreadable: None,
@@ -81,14 +110,14 @@ pub(crate) async fn ask(client: &Client, slot: Slot, patience: u64, request: &Re
             outcome_of(&error)
         }
     };
-    Told {
+    Response {
         outcome,
         process,
         unreadable,
     }
 }
 
-/// What an error promises about its request.
+/// What an error says of its request's effect.
 pub(crate) fn outcome_of(error: &RequestError) -> Outcome {
     match error {
         RequestError::Kv(KvError::Compacted { .. }) => Outcome::Failed(Refusal::Compacted),
@@ -199,7 +228,7 @@ fn compare(compare: &history::Compare) -> Compare {
     }
 }
 
-/// A stored key in the history's terms.
+/// A stored key as the history has it.
 pub(crate) fn key_value(encoded: &EncodedKv) -> KeyValue {
     from_record(record::KeyValue::decode(encoded).expect("members answer with whole records"))
 }

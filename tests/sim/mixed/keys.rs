@@ -1,47 +1,47 @@
 //! Clients of keys: random reads, writes, deletions, transactions and compactions, on any member.
 
-use super::Crew;
+use super::ClientContext;
 use crate::{
     clients::Client,
     history::{Compare, DeleteRange, Key, Operand, Put, Range, Relation, Request, Txn, TxnOp},
 };
 
-/// Keys they share: few, so that they meet.
+/// How many keys they share: few, so that requests conflict.
 const KEYS: u64 = 24;
 /// The longest pause between two requests of a client, in milliseconds.
 const PAUSE_MILLIS_MAX: u64 = 60;
 /// The longest pause between two compactions, in milliseconds.
 const COMPACT_MILLIS_MAX: u64 = 3_000;
-/// Reads look so many revisions back at most; compactions leave so many at most.
+/// Old reads go back by so many revisions at most, and compactions leave so many.
 const BACK_MAX: u64 = 60;
 
-/// A client that asks for one thing after the other.
-pub(crate) async fn work(client: Client, crew: Crew) {
+/// A client that sends one request after the other.
+pub(crate) async fn work(client: Client, context: ClientContext) {
     loop {
         client.pause(client.below(PAUSE_MILLIS_MAX)).await;
-        if crew.ended() {
+        if context.ended() {
             return;
         }
-        let request = draw(&client, &crew);
-        crew.request(&client, request).await;
+        let request = draw(&client, &context);
+        context.request(&client, request).await;
     }
 }
 
-/// A client that gives up old history, never more than the historian has seen.
-pub(crate) async fn compact(client: Client, crew: Crew) {
+/// A client that compacts old history, never past what the historian has seen.
+pub(crate) async fn compact(client: Client, context: ClientContext) {
     loop {
-        let often = crew.board.borrow().compacts_often;
+        let often = context.shared.borrow().compacts_often;
         let pause = if often { 300 } else { COMPACT_MILLIS_MAX };
         client.pause(100 + client.below(pause)).await;
-        if crew.ended() {
+        if context.ended() {
             return;
         }
-        let at = crew.newest() - back(&client);
+        let at = context.newest() - back(&client);
         if at <= 1 {
             continue;
         }
-        crew.request(&client, Request::Compact(at)).await;
-        // What is at the compacted revision stays readable, also once what came before is removed.
+        context.request(&client, Request::Compact(at)).await;
+        // The compacted revision itself stays readable, also after the removal of the records before it.
         client.pause(client.below(1_000)).await;
         let all = Range {
             key: "k".into(),
@@ -49,7 +49,7 @@ pub(crate) async fn compact(client: Client, crew: Crew) {
             revision: at,
             ..Range::default()
         };
-        crew.request(&client, Request::Range(all)).await;
+        context.request(&client, Request::Range(all)).await;
     }
 }
 
@@ -61,9 +61,9 @@ fn key(client: &Client) -> Key {
     format!("k{:02}", client.below(KEYS)).into()
 }
 
-fn draw(client: &Client, crew: &Crew) -> Request {
+fn draw(client: &Client, context: &ClientContext) -> Request {
     match client.below(20) {
-        0..5 => Request::Put(put(client, crew)),
+        0..5 => Request::Put(put(client, context)),
         5..7 => Request::DeleteRange(delete(client)),
         7..11 => Request::Range(range(client)),
         11..13 => Request::Range(Range {
@@ -71,13 +71,13 @@ fn draw(client: &Client, crew: &Crew) -> Request {
             ..range(client)
         }),
         13 => Request::Range(Range {
-            revision: (crew.newest() - back(client)).max(1),
+            revision: (context.newest() - back(client)).max(1),
             serializable: client.below(2) == 0,
             ..range(client)
         }),
-        14..16 => Request::Txn(swap(client, crew)),
-        16..18 => Request::Txn(several(client, crew)),
-        18 => Request::Txn(old_and_new(client, crew)),
+        14..16 => Request::Txn(swap(client, context)),
+        16..18 => Request::Txn(several(client, context)),
+        18 => Request::Txn(old_and_new(client, context)),
         _ => Request::Txn(Txn {
             compares: vec![exists(key(client))],
             success: vec![TxnOp::Range(range(client)), TxnOp::Range(range(client))],
@@ -86,10 +86,10 @@ fn draw(client: &Client, crew: &Crew) -> Request {
     }
 }
 
-fn put(client: &Client, crew: &Crew) -> Put {
+fn put(client: &Client, context: &ClientContext) -> Put {
     Put {
         key: key(client),
-        value: crew.value(),
+        value: context.value(),
         prev_kv: client.below(3) == 0,
         ..Put::default()
     }
@@ -129,11 +129,11 @@ fn exists(key: Key) -> Compare {
     }
 }
 
-/// Writes a key if it is as it was at a revision not long ago; else tells what it is.
-fn swap(client: &Client, crew: &Crew) -> Txn {
+/// Writes a key if it has not changed since a recent revision; else reads it.
+fn swap(client: &Client, context: &ClientContext) -> Txn {
     let key = key(client);
     let operand = match client.below(3) {
-        0 => Operand::Mod(crew.newest() - back(client) / 4),
+        0 => Operand::Mod(context.newest() - back(client) / 4),
         1 => Operand::Version(i64::try_from(client.below(6)).unwrap()),
         _ => Operand::Create(0),
     };
@@ -147,7 +147,7 @@ fn swap(client: &Client, crew: &Crew) -> Txn {
         success: vec![
             TxnOp::Put(Put {
                 key: key.clone(),
-                ..put(client, crew)
+                ..put(client, context)
             }),
             TxnOp::Range(Range {
                 key: key.clone(),
@@ -162,13 +162,13 @@ fn swap(client: &Client, crew: &Crew) -> Txn {
 }
 
 /// Writes two keys and deletes others, all in one revision.
-fn several(client: &Client, crew: &Crew) -> Txn {
+fn several(client: &Client, context: &ClientContext) -> Txn {
     let first = client.below(KEYS - 4);
     let key = |n: u64| -> Key { format!("k{:02}", first + n).into() };
     let write = |n: u64| {
         TxnOp::Put(Put {
             key: key(n),
-            ..put(client, crew)
+            ..put(client, context)
         })
     };
     let writes = vec![
@@ -188,15 +188,15 @@ fn several(client: &Client, crew: &Crew) -> Txn {
 }
 
 /// Reads an old revision, which may be compacted by then, and writes: either both or nothing, on all members alike.
-fn old_and_new(client: &Client, crew: &Crew) -> Txn {
-    let revision = (crew.newest() - back(client)).max(1);
+fn old_and_new(client: &Client, context: &ClientContext) -> Txn {
+    let revision = (context.newest() - back(client)).max(1);
     let old = Range {
         revision,
         ..range(client)
     };
     let nested = Txn {
         compares: vec![exists(key(client))],
-        success: vec![TxnOp::Put(put(client, crew))],
+        success: vec![TxnOp::Put(put(client, context))],
         failure: vec![TxnOp::Range(range(client))],
     };
     Txn {

@@ -1,7 +1,7 @@
-//! Clients of leases: they attach keys, renew for a while, and then revoke or let go. No lease ends before the time its last
-//! acknowledged renewal gave it, and each one ends.
+//! Clients of leases: they attach keys, renew for a while, and then revoke the lease or let it expire. No lease may end before
+//! the time that its last acknowledged renewal gave it, and each one must end.
 
-use super::{Crew, PATIENCE_MILLIS};
+use super::{ClientContext, PATIENCE_MILLIS};
 use crate::{
     clients::Client,
     faults::DRIFT_PPM_MAX,
@@ -10,16 +10,16 @@ use crate::{
 use quorate::internals::types::LeaseId;
 use std::collections::BTreeMap;
 
-/// Lives of leases, in seconds: around an election and a few.
+/// TTLs, in seconds: from about an election timeout to a few.
 const TTL_SECS: std::ops::Range<u64> = 2..7;
 const MICROS: u64 = 1_000_000;
 
 /// What is known of a lease.
 #[derive(Debug, Default)]
-struct Account {
-    /// Not before, in the cluster's microseconds.
+struct LeaseRecord {
+    /// It must not end before this time, in the cluster's microseconds.
     lives_until: u64,
-    /// Somebody asked for its end: then it may come at any time.
+    /// A client has sent a revocation, so it may end at any time.
     revoked: bool,
     /// When its end was seen.
     ended: Option<u64>,
@@ -27,28 +27,28 @@ struct Account {
 
 /// All leases that were acknowledged, or have keys.
 #[derive(Debug, Default)]
-pub(crate) struct Ledger {
-    accounts: BTreeMap<i64, Account>,
+pub(crate) struct LeaseRecords {
+    records: BTreeMap<i64, LeaseRecord>,
     attached: BTreeMap<i64, bool>,
     early: Vec<String>,
 }
 
-impl Ledger {
+impl LeaseRecords {
     /// Renewed by a request that was called at `called`: the clock that counts it down may be fast.
     fn renewed(&mut self, lease: i64, called: u64, ttl_secs: i64) {
         let ttl = u64::try_from(ttl_secs).unwrap() * MICROS;
         let sure = ttl - ttl / 1_000_000 * DRIFT_PPM_MAX * 2;
-        let account = self.accounts.entry(lease).or_default();
-        if account.ended.is_none() {
-            account.lives_until = account.lives_until.max(called + sure);
+        let record = self.records.entry(lease).or_default();
+        if record.ended.is_none() {
+            record.lives_until = record.lives_until.max(called + sure);
         }
     }
 
     fn revoked(&mut self, lease: i64) {
-        self.accounts.entry(lease).or_default().revoked = true;
+        self.records.entry(lease).or_default().revoked = true;
     }
 
-    /// The historian saw a revision: whose keys went all at once?
+    /// Takes a revision that the historian saw, and notes which leases' keys it deletes.
     pub(crate) fn saw(&mut self, now: u64, truth: &Replay, events: &[Event]) {
         for event in events {
             let before = truth.get(event.key(), truth.newest());
@@ -65,26 +65,26 @@ impl Ledger {
         }
     }
 
-    /// A key of a lease went: keys of leases are deleted by nothing but its end.
+    /// A key of a lease was deleted: no client deletes such keys, so the lease has ended.
     fn left(&mut self, now: u64, lease: i64, event: &Event) {
         self.attached.insert(lease, false);
-        let account = self.accounts.entry(lease).or_default();
-        account.ended.get_or_insert(now);
-        if now < account.lives_until && !account.revoked {
+        let record = self.records.entry(lease).or_default();
+        record.ended.get_or_insert(now);
+        if now < record.lives_until && !record.revoked {
             self.early.push(format!(
                 "lease {lease} ended at {now} by {event:?}, its renewal held until {}",
-                account.lives_until
+                record.lives_until
             ));
         }
     }
 
-    /// A renewal was told that the lease is not there.
+    /// A renewal was answered that the lease does not exist.
     fn missed(&mut self, lease: i64, now: u64) {
-        let account = self.accounts.entry(lease).or_default();
-        if now < account.lives_until && !account.revoked {
+        let record = self.records.entry(lease).or_default();
+        if now < record.lives_until && !record.revoked {
             self.early.push(format!(
                 "lease {lease} was not there at {now}, its renewal held until {}",
-                account.lives_until
+                record.lives_until
             ));
         }
     }
@@ -104,66 +104,75 @@ impl Ledger {
     }
 }
 
-/// A client that holds one lease after the other.
-pub(crate) async fn work(client: Client, crew: Crew) {
+/// A client that holds one lease at a time.
+pub(crate) async fn work(client: Client, context: ClientContext) {
     for number in 1.. {
         client.pause(client.below(500)).await;
-        if crew.ended() {
+        if context.ended() {
             return;
         }
-        let lease = i64::try_from(crew.number * 10_000 + number).unwrap();
-        hold(&client, &crew, lease).await;
+        let lease = i64::try_from(context.number * 10_000 + number).unwrap();
+        hold(&client, &context, lease).await;
     }
 }
 
-async fn hold(client: &Client, crew: &Crew, lease: i64) {
+async fn hold(client: &Client, context: &ClientContext, lease: i64) {
     let ttl = TTL_SECS.start + client.below(TTL_SECS.end - TTL_SECS.start);
     let ttl = i64::try_from(ttl).unwrap();
-    let (slot, called) = (crew.any(client), client.now());
+    let (slot, called) = (context.any(client), client.now());
     let granted = client.call(slot, PATIENCE_MILLIS, move |requests| async move {
         requests.grant_lease(Some(LeaseId(lease)), ttl).await
     });
     let Some(Ok(granted)) = granted.await else {
         return;
     };
-    crew.board
+    context
+        .shared
         .borrow_mut()
         .leases
         .renewed(lease, called, granted.ttl_secs);
     for key in 0..=client.below(3) {
         let put = Request::Put(Put {
             key: format!("lease-{lease}-{key}").into(),
-            value: crew.value(),
+            value: context.value(),
             lease,
             ..Put::default()
         });
-        crew.request(client, put).await;
+        context.request(client, put).await;
     }
     for _ in 0..client.below(8) {
         client.pause(client.below(1_500)).await;
-        if !renew(client, crew, lease).await {
+        if !renew(client, context, lease).await {
             return;
         }
     }
     if client.below(3) == 0 {
-        crew.board.borrow_mut().leases.revoked(lease);
-        crew.request(client, Request::RevokeLease(lease)).await;
+        context.shared.borrow_mut().leases.revoked(lease);
+        context.request(client, Request::RevokeLease(lease)).await;
     }
 }
 
-/// Renews a lease; tells whether it may still be there.
-async fn renew(client: &Client, crew: &Crew, lease: i64) -> bool {
-    let (slot, called) = (crew.any(client), client.now());
+/// Renews a lease; returns whether it may still exist.
+async fn renew(client: &Client, context: &ClientContext, lease: i64) -> bool {
+    let (slot, called) = (context.any(client), client.now());
     let renewed = client.call(slot, PATIENCE_MILLIS, move |requests| async move {
         requests.keep_alive(LeaseId(lease)).await
     });
     match renewed.await {
         Some(Ok(Some(ttl))) => {
-            crew.board.borrow_mut().leases.renewed(lease, called, ttl);
+            context
+                .shared
+                .borrow_mut()
+                .leases
+                .renewed(lease, called, ttl);
             true
         }
         Some(Ok(None)) => {
-            crew.board.borrow_mut().leases.missed(lease, client.now());
+            context
+                .shared
+                .borrow_mut()
+                .leases
+                .missed(lease, client.now());
             false
         }
         Some(Err(_)) | None => true,

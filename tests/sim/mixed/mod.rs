@@ -1,21 +1,25 @@
-//! The workload that uses everything, and the judgement of what its clients saw.
+//! The workload that uses everything, and the checks of what its clients saw.
 //!
 //! | file | owns |
 //! |---|---|
 //! | `keys` | clients that read, write, delete, compare and compact |
-//! | `convert` | requests and answers between the crate's terms and the history's |
-//! | `watchers` | clients that watch, resume, and are told of progress; one of them writes down the true history |
-//! | `leases` | clients that hold leases, renew them, and let them go |
-//! | `observe` | what can be seen of consensus on each member, after each step |
+//! | `convert` | conversions between the crate's types and the history's |
+//! | `watchers` | clients that watch and resume; one of them records the true history |
+//! | `past` | clients that read and watch old revisions, most of all on members that have just restarted |
+//! | `heavy` | clients with large values, answers and transactions, cancelled requests and unread watches |
+//! | `leases` | clients that hold leases, renew them, and let them expire |
+//! | `observe` | checks of each member's published state, after each step |
 //!
-//! Every request is recorded with its call, its return and its outcome; what came back as nothing, and what timed out,
-//! is unknown. Nobody retries. After the run the history is judged against the true one (`tests/support/history`), and so is the
-//! state that each member ends with.
+//! Every request is recorded with the times of its call and its return and its outcome, which is unknown if no answer came in
+//! time. No client retries. After the run the recorded requests are checked against the true history (`tests/support/history`),
+//! and so is each member's final state.
 
 mod convert;
+mod heavy;
 mod keys;
 mod leases;
 mod observe;
+mod past;
 mod watchers;
 
 use crate::{
@@ -27,56 +31,64 @@ use crate::{
     network::Slot,
     run::Workload,
 };
-use convert::{Told, ask};
+use convert::{Response, ask, ask_and_cancel};
 use quorate::internals::types::LeaseId;
-use std::{cell::RefCell, rc::Rc, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc};
 
 /// Clients of keys.
 const KEY_CLIENTS: u64 = 6;
 /// Watchers besides the historian.
 const WATCHERS: u64 = 3;
-/// The pause between two looks at a member's leases in the end.
+/// Clients of old revisions.
+const PAST_CLIENTS: u64 = 2;
+/// Clients with heavy requests.
+const HEAVY_CLIENTS: u64 = 1;
+/// A member counts as just restarted for so long.
+const RESTARTED_MILLIS: u64 = 3_000;
+/// The pause between two reads of a member's leases at the end.
 const LEASE_LOOK_MILLIS: u64 = 100;
 /// Clients of leases.
 const LEASE_CLIENTS: u64 = 3;
-/// How long a client waits for an answer: longer than a member takes to give up.
+/// How long a client waits for an answer: longer than a member's own timeout.
 const PATIENCE_MILLIS: u64 = 8_000;
-/// All leases must be gone, and all watchers up to date, within so long after the clients' end.
+/// How long after the clients' end the leases may take to end, and the historian to be up to date.
 const SETTLE_MILLIS: u64 = 40_000;
 
-/// What a member tells in the end: all keys, and all leases.
-type Final = (Slot, Told, Option<Arc<[LeaseId]>>);
+/// A member's final keys and leases.
+type Final = (Slot, Response, Option<Arc<[LeaseId]>>);
 
-/// What all clients share: one thread runs them.
-pub(crate) type Shared = Rc<RefCell<Board>>;
+/// State that all clients share; they run on one thread.
+pub(crate) type Shared = Rc<RefCell<SharedState>>;
 
-/// What was asked, told and seen.
+/// What the clients have sent and seen.
 #[derive(Default)]
-pub(crate) struct Board {
+pub(crate) struct SharedState {
     pub(crate) ended: bool,
     recorder: Recorder,
     truth: Replay,
     next_value: u64,
     compacts_often: bool,
     watchers: Vec<watchers::Seen>,
-    leases: leases::Ledger,
-    /// Members that could not read what they should hold.
+    leases: leases::LeaseRecords,
+    /// Which start of each machine served last, and since when, in milliseconds.
+    served_since: BTreeMap<Slot, (u64, u64)>,
+    /// Errors of members that could not read a record they must have.
     unreadable: Vec<String>,
 }
 
 /// The workload.
 #[derive(Default)]
 pub(crate) struct Mixed {
-    board: Shared,
+    shared: Shared,
     observer: observe::Observer,
 }
 
 #[cfg(feature = "mutations")]
 impl Mixed {
-    /// With compactions several times a second.
+    /// A workload with several compactions a second.
     pub(crate) fn compacting() -> Self {
         let mixed = Self::default();
-        mixed.board.borrow_mut().compacts_often = true;
+        mixed.shared.borrow_mut().compacts_often = true;
         mixed
     }
 }
@@ -84,64 +96,73 @@ impl Mixed {
 impl Workload for Mixed {
     fn begin(&mut self, cluster: &mut Cluster) {
         let size = cluster.nodes.len();
-        let crew = |number| Crew {
-            board: self.board.clone(),
+        let context = |number| ClientContext {
+            shared: self.shared.clone(),
             number,
             size,
         };
         let mut number = 0;
         let mut next = || {
             number += 1;
-            crew(number)
+            context(number)
         };
         let historian = next();
         cluster.client(move |client| watchers::historian(client, historian));
         for _ in 0..KEY_CLIENTS {
-            let crew = next();
-            cluster.client(move |client| keys::work(client, crew));
+            let context = next();
+            cluster.client(move |client| keys::work(client, context));
         }
         let compactor = next();
         cluster.client(move |client| keys::compact(client, compactor));
         for _ in 0..WATCHERS {
-            let crew = next();
-            cluster.client(move |client| watchers::watch(client, crew));
+            let context = next();
+            cluster.client(move |client| watchers::watch(client, context));
         }
         for _ in 0..LEASE_CLIENTS {
-            let crew = next();
-            cluster.client(move |client| leases::work(client, crew));
+            let context = next();
+            cluster.client(move |client| leases::work(client, context));
+        }
+        for _ in 0..PAST_CLIENTS {
+            let context = next();
+            cluster.client(move |client| past::work(client, context));
+        }
+        for _ in 0..HEAVY_CLIENTS {
+            let context = next();
+            cluster.client(move |client| heavy::work(client, context));
         }
     }
 
     fn watch(&mut self, cluster: &Cluster) {
         self.observer.look(cluster);
+        self.shared.borrow_mut().note_restarts(cluster);
     }
 
     fn end(&mut self, cluster: &mut Cluster) {
-        self.board.borrow_mut().ended = true;
+        self.shared.borrow_mut().ended = true;
         cluster.run(PATIENCE_MILLIS + 1_000);
-        let board = self.board.clone();
+        let shared = self.shared.clone();
         let settled = cluster.run_until(SETTLE_MILLIS, move |cluster| {
             let newest = cluster
                 .requests(0)
                 .map(|requests| requests.status().revision.0);
-            let board = board.borrow();
-            board.truth.newest() == newest.unwrap_or_default() && board.leases.all_ended()
+            let shared = shared.borrow();
+            shared.truth.newest() == newest.unwrap_or_default() && shared.leases.all_ended()
         });
-        let board = self.board.borrow();
+        let shared = self.shared.borrow();
         assert!(
             settled,
-            "leases that nobody renews, and did not end: {:?}; the watch is at {}",
-            board.leases.alive(),
-            board.truth.newest()
+            "leases that were not renewed, and did not end: {:?}; the watch is at {}",
+            shared.leases.alive(),
+            shared.truth.newest()
         );
     }
 
     fn judge(&mut self, cluster: &mut Cluster) {
         self.observer.look(cluster);
-        self.board.borrow_mut().explain_liveness();
-        let board = self.board.borrow();
-        assert!(board.unreadable.is_empty(), "{:#?}", board.unreadable);
-        match check(board.recorder.ops(), &board.truth) {
+        self.shared.borrow_mut().explain_liveness();
+        let shared = self.shared.borrow();
+        assert!(shared.unreadable.is_empty(), "{:#?}", shared.unreadable);
+        match check(shared.recorder.ops(), &shared.truth) {
             Ok(checked) => tell(cluster, &checked),
             Err(violations) => {
                 let shown: Vec<String> = violations.iter().map(ToString::to_string).collect();
@@ -149,53 +170,53 @@ impl Workload for Mixed {
                 panic!("{} violations:\n{}", shown.len(), first.join("\n"));
             }
         }
-        for seen in &board.watchers {
-            seen.check(&board.truth);
+        for seen in &shared.watchers {
+            seen.check(&shared.truth);
         }
-        board.leases.check();
-        drop(board);
+        shared.leases.check();
+        drop(shared);
         self.same_everywhere(cluster);
     }
 }
 
 fn tell(cluster: &Cluster, checked: &Checked) {
-    cluster.story(format_args!(
+    cluster.log_event(format_args!(
         "judged: {} acknowledged, {} failed, {} unknown of which {} happened, {} revisions",
         checked.acknowledged, checked.failed, checked.unknown, checked.happened, checked.newest
     ));
 }
 
 impl Mixed {
-    /// All members end with the same keys, compacted revision, leases and membership.
+    /// Asserts that all members end with the same keys, compacted revision, leases and membership.
     fn same_everywhere(&self, cluster: &mut Cluster) {
         let size = cluster.nodes.len();
         let found: Rc<RefCell<Vec<Final>>> = Rc::default();
         for slot in 0..size {
             let found = found.clone();
             cluster.client(move |client| async move {
-                let told = ask(&client, slot, 10_000, &convert::everything()).await;
+                let response = ask(&client, slot, 10_000, &convert::everything()).await;
                 let leases = no_leases(&client, slot).await;
-                found.borrow_mut().push((slot, told, leases));
+                found.borrow_mut().push((slot, response, leases));
             });
         }
         cluster.run_until(12_000 + SETTLE_MILLIS, |_| found.borrow().len() == size);
         let found = found.borrow();
         assert_eq!(found.len(), size, "every member answers");
-        let board = self.board.borrow();
-        for (slot, told, leases) in &*found {
-            let Some((revision, kvs)) = told.everything() else {
+        let shared = self.shared.borrow();
+        for (slot, response, leases) in &*found {
+            let Some((revision, kvs)) = response.everything() else {
                 panic!(
-                    "{} does not tell what it holds: {told:?}",
+                    "{} does not return its keys: {response:?}",
                     member(*slot).name
                 );
             };
-            if let Err(violation) = check_state(&board.truth, *slot as u64 + 1, revision, kvs) {
+            if let Err(violation) = check_state(&shared.truth, *slot as u64 + 1, revision, kvs) {
                 panic!("{violation}");
             }
             assert_eq!(
                 leases.as_deref(),
                 Some(&[][..]),
-                "{} has leases that nobody renews, and did not end",
+                "{} has leases that were not renewed, and did not end",
                 member(*slot).name
             );
         }
@@ -211,8 +232,8 @@ impl Mixed {
     }
 }
 
-/// A member's leases, once there are none, or the last look's. A lease whose keys never came may have been renewed a moment ago,
-/// and a member may apply the end of one a moment after another.
+/// Waits until a member has no leases, and returns those it still has. A lease without keys may have been renewed just before the
+/// clients ended, and members apply a lease's end at different times.
 async fn no_leases(client: &Client, slot: Slot) -> Option<Arc<[LeaseId]>> {
     let mut leases = None;
     for _ in 0..SETTLE_MILLIS / LEASE_LOOK_MILLIS {
@@ -228,8 +249,17 @@ async fn no_leases(client: &Client, slot: Slot) -> Option<Arc<[LeaseId]>> {
     leases
 }
 
-impl Board {
-    /// The run itself has written, to see whether the cluster is alive.
+impl SharedState {
+    fn note_restarts(&mut self, cluster: &Cluster) {
+        for (slot, node) in cluster.nodes.iter().enumerate() {
+            let known = self.served_since.get(&slot).map(|(start, _)| *start);
+            if known != Some(node.starts) && cluster.requests(slot).is_some() {
+                self.served_since.insert(slot, (node.starts, cluster.now));
+            }
+        }
+    }
+
+    /// Records the writes of the run itself, which test whether the cluster accepts any.
     fn explain_liveness(&mut self) {
         for revision in 2..=self.truth.newest() {
             if let [Event::Put(kv)] = self.truth.events(revision)
@@ -246,65 +276,100 @@ impl Board {
     }
 }
 
-/// What a client knows of the others.
+/// What a client needs besides its access to the nodes.
 #[derive(Clone)]
-pub(crate) struct Crew {
-    pub(crate) board: Shared,
-    /// Who it is.
+pub(crate) struct ClientContext {
+    pub(crate) shared: Shared,
+    /// The client's number.
     pub(crate) number: u64,
-    /// Members of the cluster.
+    /// How many members the cluster began with.
     pub(crate) size: usize,
 }
 
-impl Crew {
-    /// Some member.
+impl ClientContext {
+    /// A random member.
     pub(crate) fn any(&self, client: &Client) -> Slot {
         usize::try_from(client.below(self.size as u64)).unwrap()
     }
 
-    pub(crate) fn ended(&self) -> bool {
-        self.board.borrow().ended
+    /// A random member among those that have just restarted; `None` if there are none.
+    pub(crate) fn restarted(&self, client: &Client) -> Option<Slot> {
+        let now = client.now() / 1_000;
+        let shared = self.shared.borrow();
+        let recent = shared
+            .served_since
+            .iter()
+            .filter(|(_, (start, since))| *start > 1 && now < since + RESTARTED_MILLIS);
+        let recent: Vec<Slot> = recent.map(|(slot, _)| *slot).collect();
+        let drawn = client.below(recent.len() as u64);
+        recent.get(usize::try_from(drawn).unwrap()).copied()
     }
 
-    /// A value that nobody has written before.
+    pub(crate) fn ended(&self) -> bool {
+        self.shared.borrow().ended
+    }
+
+    /// A value that no client has written before.
     pub(crate) fn value(&self) -> bytes::Bytes {
-        let mut board = self.board.borrow_mut();
-        board.next_value += 1;
-        format!("{}.{}", self.number, board.next_value).into()
+        let mut shared = self.shared.borrow_mut();
+        shared.next_value += 1;
+        format!("{}.{}", self.number, shared.next_value).into()
     }
 
     /// The newest revision that the historian has seen.
     pub(crate) fn newest(&self) -> Revision {
-        self.board.borrow().truth.newest()
+        self.shared.borrow().truth.newest()
     }
 
-    /// Sends a recorded request to some member, and says how it ended.
+    /// Sends a request to a random member, and records it and its outcome.
     pub(crate) async fn request(&self, client: &Client, request: Request) -> Outcome {
-        let slot = self.any(client);
+        self.request_at(client, self.any(client), request).await
+    }
+
+    /// Sends a request to this member, and records it and its outcome.
+    pub(crate) async fn request_at(
+        &self,
+        client: &Client,
+        slot: Slot,
+        request: Request,
+    ) -> Outcome {
         let id = self.called(client, request.clone());
-        let told = ask(client, slot, PATIENCE_MILLIS, &request).await;
-        self.returned(client, id, told)
+        let response = ask(client, slot, PATIENCE_MILLIS, &request).await;
+        self.returned(client, id, response)
+    }
+
+    /// Sends a request to this member, which cancels it after `millis`, and records it and its outcome.
+    pub(crate) async fn cancelled(
+        &self,
+        client: &Client,
+        slot: Slot,
+        millis: u64,
+        request: Request,
+    ) -> Outcome {
+        let id = self.called(client, request.clone());
+        let response = ask_and_cancel(client, slot, PATIENCE_MILLIS, millis, &request).await;
+        self.returned(client, id, response)
     }
 
     fn called(&self, client: &Client, request: Request) -> OpId {
-        let mut board = self.board.borrow_mut();
-        board.recorder.call(self.number, 0, client.now(), request)
+        let mut shared = self.shared.borrow_mut();
+        shared.recorder.call(self.number, 0, client.now(), request)
     }
 
-    fn returned(&self, client: &Client, id: OpId, told: Told) -> Outcome {
-        let result = match &told.outcome {
+    fn returned(&self, client: &Client, id: OpId, response: Response) -> Outcome {
+        let result = match &response.outcome {
             Outcome::Done { revision, answer } => Some(Ok((*revision, answer.clone()))),
             Outcome::Failed(refusal) => Some(Err(format!("{refusal:?}"))),
             Outcome::Unknown => None,
         };
-        // Which process answered is a number of this run of the program: it is no part of the trace.
+        // The number of the process that answered differs between runs of one seed: it is no part of the trace.
         client.note(result, drop);
-        let mut board = self.board.borrow_mut();
-        board.unreadable.extend(told.unreadable);
-        board.recorder.answered_by(id, told.process);
-        board
+        let mut shared = self.shared.borrow_mut();
+        shared.unreadable.extend(response.unreadable);
+        shared.recorder.answered_by(id, response.process);
+        shared
             .recorder
-            .returned(id, client.now(), told.outcome.clone());
-        told.outcome
+            .returned(id, client.now(), response.outcome.clone());
+        response.outcome
     }
 }

@@ -1,16 +1,17 @@
-//! What can be seen of consensus from outside, on each member after each step, in each of its lives.
+//! Checks each member's published state after each step.
 //!
-//! The logs themselves are compared after every step by `src/raft/simulation.rs`, on the bare core. Here are the real nodes, so
-//! what counts is what they act on: who leads in which term, what was committed, and which state each applied entry made.
+//! `src/raft/simulation.rs` compares the logs themselves after every step, on the consensus core alone. These are whole nodes, so
+//! the checks are of what they act on: who leads in which term, what is committed, and which state each applied entry made.
 
 use crate::{
-    cluster::{Cluster, member},
+    cluster::{Cluster, Crash, member},
     network::Slot,
+    scene::Scene,
 };
 use quorate::internals::types::{LogIndex, Revision, Term};
 use std::collections::BTreeMap;
 
-/// What applying an entry made: the same on every member, in each life.
+/// The state after an applied entry: the same on every member, in each process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Applied {
     term: Term,
@@ -18,35 +19,34 @@ struct Applied {
     compacted: Revision,
 }
 
-/// What was seen of one process.
+/// A process: the machine it runs on, and which of the machine's starts it came from. A member that restarts between two looks is
+/// another process, whose indexes may be lower.
+type ProcessKey = (Slot, u64);
+
+/// How far one process had come.
 #[derive(Clone, Copy, Debug, Default)]
-struct Process {
+struct Progress {
     commit: LogIndex,
     applied: LogIndex,
 }
 
-/// Remembers everything that must never change.
+/// Remembers what must never change.
 #[derive(Debug, Default)]
 pub(crate) struct Observer {
     leaders: BTreeMap<Term, Slot>,
     applied: BTreeMap<LogIndex, Applied>,
-    processes: BTreeMap<Slot, Process>,
-    committed: LogIndex,
+    progress: BTreeMap<ProcessKey, Progress>,
 }
 
 impl Observer {
-    /// Looks at every member.
+    /// Checks every member.
     pub(crate) fn look(&mut self, cluster: &Cluster) {
         for slot in 0..cluster.nodes.len() {
-            if cluster.requests(slot).is_none() {
-                self.processes.remove(&slot);
-            } else {
-                self.look_at(cluster, slot);
-            }
+            self.look_at(cluster, slot);
         }
         let network = cluster.network.borrow();
-        let lies = network.spoken.lies();
-        assert!(lies.is_empty(), "{lies:#?}");
+        let violations = network.rules.violations();
+        assert!(violations.is_empty(), "{violations:#?}");
     }
 
     fn look_at(&mut self, cluster: &Cluster, slot: Slot) {
@@ -65,14 +65,14 @@ impl Observer {
                 leader + 1
             );
         }
-        let process = self.processes.entry(slot).or_default();
+        let start = cluster.nodes[slot].starts;
+        let before = self.progress.entry((slot, start)).or_default();
         assert!(
-            status.commit >= process.commit && status.applied >= process.applied,
-            "{name}'s commit index or state went back: {status:?} after {process:?}"
+            status.commit >= before.commit && status.applied >= before.applied,
+            "{name}'s commit index or state went back: {status:?} after {before:?}"
         );
-        process.commit = status.commit;
-        process.applied = status.applied;
-        self.committed = self.committed.max(status.commit);
+        before.commit = status.commit;
+        before.applied = status.applied;
         let published = requests.published();
         let window = published.view.window;
         let made = Applied {
@@ -84,6 +84,31 @@ impl Observer {
         let known = *self.applied.entry(index).or_insert(made);
         assert_eq!(known, made, "{name} applied another entry {index}");
         let mut network = cluster.network.borrow_mut();
-        network.spoken.applied(index, made.term);
+        network.rules.applied(index, made.term);
     }
+}
+
+/// A member crashed and restarted between two looks, and its lower commit index was taken for one that had gone back.
+#[test]
+fn a_process_that_restarts_between_two_looks_is_another_one() {
+    let mut scene = Scene::of(1, 3);
+    let mut observer = Observer::default();
+    let crashes = scene.follower();
+    for n in 0..50 {
+        scene.put(&[0, 1, 2], "k", &n.to_string());
+    }
+    scene.same_everywhere();
+    observer.look(&scene.cluster);
+    let applied = |cluster: &Cluster| Some(cluster.requests(crashes)?.status().applied);
+    let before = applied(&scene.cluster);
+    scene.isolate(crashes, true);
+    scene.cluster.crash(crashes, Crash::Power);
+    scene.cluster.start(crashes);
+    let serves = |cluster: &Cluster| cluster.requests(crashes).is_some();
+    assert!(scene.cluster.run_until(10_000, serves), "it comes back");
+    assert!(
+        applied(&scene.cluster) < before,
+        "cut off, it has not learned again what is committed"
+    );
+    observer.look(&scene.cluster);
 }

@@ -1,9 +1,9 @@
-//! Clients that watch: they resume where they stopped, on another member if need be, and write down what they see.
+//! Clients that watch: they resume where they stopped, on any member, and record what they see.
 //!
-//! The historian watches all keys from the first revision on, and what it sees is the true history: [`Replay`] takes it only if
-//! no revision is missing, repeated or out of order, and requests, other watchers and members are held against it.
+//! The historian watches all keys from the first revision on, and what it sees is the true history: [`Replay`] accepts it only if
+//! no revision is missing, repeated or out of order. Requests, other watchers and members are checked against it.
 
-use super::{Crew, convert::from_record};
+use super::{ClientContext, convert::from_record};
 use crate::{
     clients::Client,
     history::{Event, Replay, Revision},
@@ -22,31 +22,34 @@ use tokio::sync::mpsc;
 
 /// Batches that may wait for a watcher.
 const ROOM: usize = 16;
-/// A watcher that hears nothing for so long goes to another member.
+/// A watcher that receives nothing for so long resumes at another member.
 const SILENT_MILLIS: u64 = 2_500;
 
-/// What a stream brought.
+/// How long a watch from an old revision lasts at most.
+const OLD_MILLIS: u64 = 300;
+
+/// What a stream delivers.
 enum News {
     Batch(EventBatch),
-    /// What comes next is compacted.
+    /// The next revision is compacted; this is the oldest that is not.
     Compacted(Revision),
 }
 
-/// A stretch of history that a watcher saw without a break.
+/// What a watcher saw of the history in one piece.
 pub(crate) struct Seen {
     who: String,
     range: (bytes::Bytes, bytes::Bytes),
-    /// The first revision that it must have seen the events of, …
+    /// The first revision whose events it must have seen, …
     from: Revision,
     /// … and the last one.
     through: Revision,
-    /// With the revision, and the state before if it was asked for.
+    /// Each with its revision, and the previous state if the watch has it.
     events: Vec<(Revision, Event, Option<crate::history::KeyValue>)>,
     prev: bool,
 }
 
 impl Seen {
-    /// Exactly the events of its keys and revisions, in order.
+    /// Asserts that it saw exactly the events of its keys and revisions, in order.
     pub(crate) fn check(&self, truth: &Replay) {
         let (start, end) = &self.range;
         let mut expected = (self.from..=self.through).flat_map(|revision| {
@@ -84,7 +87,7 @@ impl Seen {
         );
     }
 
-    /// Takes a batch: whole revisions, later than all before; or the promise that nothing up to a revision is missing.
+    /// Adds a batch: events of whole revisions, later than all before, or a progress notification.
     fn take(&mut self, batch: EventBatch) {
         let last = self.through;
         let progress = batch.events.is_empty();
@@ -95,7 +98,7 @@ impl Seen {
             let revision = event.rev.major.0;
             assert!(
                 revision > last && revision >= self.through,
-                "{} was told of revision {revision} after {}: split, repeated or out of order",
+                "{} received revision {revision} after {}: split, repeated or out of order",
                 self.who,
                 self.through
             );
@@ -121,27 +124,27 @@ fn converted(event: KeyEvent) -> (Event, Option<crate::history::KeyValue>) {
     (event, prev)
 }
 
-/// Watches everything, for ever, and writes the true history.
-pub(crate) async fn historian(client: Client, crew: Crew) {
+/// Watches everything for ever, and records the true history.
+pub(crate) async fn historian(client: Client, context: ClientContext) {
     loop {
-        // Where nobody runs, each try ends at once.
+        // If the member does not run, the attempt ends at once.
         client.pause(20).await;
-        let slot = crew.any(&client);
-        let start = crew.newest() + 1;
+        let slot = context.any(&client);
+        let start = context.newest() + 1;
         let spec = spec(KeyRange::all(), start, client.below(2) == 0);
         let mut news = follow(&client, slot, spec);
         while let Some(news) = next(&mut news).await {
             let News::Batch(batch) = news else {
-                panic!("the history at {start} is compacted, which nobody asked for");
+                panic!("the history at {start} is compacted, which no client asked for");
             };
-            write_down(&client, &crew, batch);
+            write_down(&client, &context, batch);
         }
     }
 }
 
-fn write_down(client: &Client, crew: &Crew, batch: EventBatch) {
-    let mut board = crew.board.borrow_mut();
-    let board = &mut *board;
+fn write_down(client: &Client, context: &ClientContext, batch: EventBatch) {
+    let mut shared = context.shared.borrow_mut();
+    let shared = &mut *shared;
     let mut events = batch.events.into_iter().peekable();
     while let Some(first) = events.next() {
         let revision = first.rev.major;
@@ -149,26 +152,26 @@ fn write_down(client: &Client, crew: &Crew, batch: EventBatch) {
         while let Some(event) = events.next_if(|event| event.rev.major == revision) {
             changes.push(converted(event).0);
         }
-        board.leases.saw(client.now(), &board.truth, &changes);
-        if let Err(violation) = board.truth.push(revision.0, changes) {
+        shared.leases.saw(client.now(), &shared.truth, &changes);
+        if let Err(violation) = shared.truth.push(revision.0, changes) {
             panic!("the watch of everything: {violation}");
         }
     }
 }
 
 /// Watches some keys, and resumes after each break at the revision after the last one it knows to be complete.
-pub(crate) async fn watch(client: Client, crew: Crew) {
+pub(crate) async fn watch(client: Client, context: ClientContext) {
     let some = client.below(2) == 0;
     let (start, end): (&'static str, &'static [u8]) =
         if some { ("k05", b"k15") } else { ("k", b"\0") };
     let range: (bytes::Bytes, bytes::Bytes) = (start.into(), end.into());
     let prev = client.below(2) == 0;
     let mut from = 2;
-    while !crew.ended() {
+    while !context.ended() {
         client.pause(20).await;
-        let slot = crew.any(&client);
+        let slot = context.any(&client);
         let mut seen = Seen {
-            who: format!("watcher {} on member {}", crew.number, slot + 1),
+            who: format!("watcher {} on member {}", context.number, slot + 1),
             range: range.clone(),
             from,
             through: from - 1,
@@ -177,7 +180,7 @@ pub(crate) async fn watch(client: Client, crew: Crew) {
         };
         let keys = KeyRange::from_wire(&range.0, &range.1);
         let mut news = follow(&client, slot, spec(keys, from, prev));
-        // Some breaks are of its own making.
+        // Some watches end by its own decision.
         let until = client.now() + 1_000 * client.below(10_000);
         while let Some(news) = next(&mut news).await {
             match news {
@@ -193,8 +196,59 @@ pub(crate) async fn watch(client: Client, crew: Crew) {
             }
         }
         from = from.max(seen.through + 1);
-        crew.board.borrow_mut().watchers.push(seen);
+        context.shared.borrow_mut().watchers.push(seen);
     }
+}
+
+/// Watches the keys from an old revision on until it has seen what was there when it began, or for [`OLD_MILLIS`].
+pub(crate) async fn watch_old(
+    client: &Client,
+    context: &ClientContext,
+    slot: Slot,
+    from: Revision,
+) {
+    let newest = context.newest();
+    let mut seen = Seen {
+        who: format!("watcher {} on member {}", context.number, slot + 1),
+        range: ("k".into(), "l".into()),
+        from,
+        through: from - 1,
+        events: Vec::new(),
+        prev: false,
+    };
+    let keys = KeyRange::from_wire(&seen.range.0, &seen.range.1);
+    let mut news = follow(client, slot, spec(keys, from, false));
+    let until = client.now() + 1_000 * OLD_MILLIS;
+    while seen.through < newest && client.now() < until {
+        let next = tokio::time::timeout(Duration::from_millis(OLD_MILLIS), news.recv());
+        match next.await {
+            Ok(Some(News::Batch(batch))) => seen.take(batch),
+            Ok(Some(News::Compacted(oldest))) => {
+                assert!(oldest > seen.through, "{}: compacted at {oldest}", seen.who);
+                break;
+            }
+            Ok(None) | Err(_) => break,
+        }
+    }
+    context.shared.borrow_mut().watchers.push(seen);
+}
+
+/// Opens a watch of everything on a member and leaves it unread for `millis`.
+pub(crate) async fn hold_unread(client: &Client, slot: Slot, from: Revision, millis: u64) {
+    let spec = spec(KeyRange::all(), from.max(1), true);
+    let mut ended = client.follow(
+        slot,
+        1,
+        move |requests, open: mpsc::Sender<()>| async move {
+            if let Ok(watch) = requests.watch(spec).await {
+                open.closed().await;
+                drop(watch);
+            }
+        },
+    );
+    let unread = Duration::from_millis(millis);
+    // It ends early if the member refuses the watch or stops.
+    drop(tokio::time::timeout(unread, ended.recv()).await);
 }
 
 fn spec(range: KeyRange, start: Revision, prev_kv: bool) -> WatchSpec {
@@ -211,7 +265,7 @@ async fn next(news: &mut mpsc::Receiver<News>) -> Option<News> {
     next.await.ok().flatten()
 }
 
-/// Follows a watch on a member, until one side has enough.
+/// Runs a watch on a member until either side ends it.
 fn follow(client: &Client, slot: Slot, spec: WatchSpec) -> mpsc::Receiver<News> {
     client.follow(slot, ROOM, move |requests, news| async move {
         tokio::select! {
@@ -228,9 +282,9 @@ async fn forward(requests: &Requests, spec: WatchSpec, news: &mpsc::Sender<News>
     };
     let mut quiet = 0;
     loop {
-        // A quiet watch asks how far it has come.
+        // A watch without events asks for progress.
         let batch = tokio::time::timeout(Duration::from_millis(700), watch.next()).await;
-        let told = match batch {
+        let next = match batch {
             Ok(Ok(batch)) => News::Batch(batch),
             Ok(Err(WatchError::Compacted { oldest })) => News::Compacted(oldest.0),
             Ok(Err(_)) => return,
@@ -242,7 +296,7 @@ async fn forward(requests: &Requests, spec: WatchSpec, news: &mpsc::Sender<News>
                 continue;
             }
         };
-        if news.send(told).await.is_err() {
+        if news.send(next).await.is_err() {
             return;
         }
     }

@@ -1,4 +1,4 @@
-//! The judge: every request against the true history.
+//! Checks every request against the true history.
 
 use super::explain::explain;
 use super::model::{Answer, KeyValue, Refusal, Request, Revision, Txn, TxnOp};
@@ -7,7 +7,7 @@ use super::replay::{LeaseEnd, Replay, branch};
 use super::violation::Violation;
 use std::collections::BTreeMap;
 
-/// What was checked, and what the history tells besides.
+/// Figures of a history that passed, and the lease ends found in it.
 #[derive(Debug, Default)]
 pub(crate) struct Checked {
     /// Acknowledged requests.
@@ -149,7 +149,7 @@ fn place<'a>(
     (placed, owners)
 }
 
-/// Says what is wrong with a request that fits neither as a write nor as a read.
+/// The violation of a request that fits neither as a write nor as a read.
 fn wrong(
     op: &Op,
     answer: &Answer,
@@ -206,7 +206,7 @@ fn real_time(placed: &[Placed<'_>], violations: &mut Vec<Violation>) {
     });
 }
 
-/// What one member shows never goes back.
+/// The revisions that one member shows never decrease.
 fn never_back(placed: &[Placed<'_>], violations: &mut Vec<Violation>) {
     let mut shown: BTreeMap<u64, Placed<'_>> = BTreeMap::new();
     sweep(placed, |returned, called| match called {
@@ -245,7 +245,7 @@ fn sweep<'a>(placed: &[Placed<'a>], mut visit: impl FnMut(Placed<'a>, Option<Pla
     }
 }
 
-/// For each revision, the time by which somebody had seen it or a later one.
+/// For each revision, the time by which some answer had shown it or a later one.
 fn first_seen(placed: &[Placed<'_>], newest: Revision) -> Vec<u64> {
     let mut seen = vec![u64::MAX; usize::try_from(newest).unwrap() + 1];
     for placed in placed {
@@ -316,7 +316,7 @@ fn oldest_used(request: &Request, answer: &Answer) -> Option<Revision> {
     }
 }
 
-/// Who is refused for a revision has to be right about it.
+/// A refusal because of a compacted or a future revision must be justified.
 fn refusals(ops: &[Op], placed: &[Placed<'_>], violations: &mut Vec<Violation>) {
     let compactions: Vec<(Revision, u64)> = ops
         .iter()

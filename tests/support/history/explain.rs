@@ -1,4 +1,4 @@
-//! Revisions that no acknowledged request has, and who may have caused them.
+//! Finds which requests with unknown outcomes may have caused the revisions that no acknowledged request has.
 //!
 //! A request with an unknown outcome causes one revision at most, and only if running it there gives exactly its events, and only
 //! if it was called before anybody saw that revision. Which request caused which revision is a matching: found with
@@ -9,7 +9,7 @@ use super::record::Op;
 use super::replay::{LeaseEnd, Replay};
 use std::collections::BTreeMap;
 
-/// Who caused what.
+/// Which causes were found.
 #[derive(Debug, Default)]
 pub(crate) struct Explained {
     /// Unknown requests that happened.

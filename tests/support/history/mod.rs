@@ -1,9 +1,9 @@
-//! What clients saw of a cluster, and the judge of it.
+//! Records what clients saw of a cluster, and checks it.
 //!
 //! A [`Recorder`] notes each request with the time it was called, the time it returned, and its [`Outcome`]. A [`Replay`] is the
 //! true history: every revision with its events, as a watch from the beginning (or another trusted way) gave them. [`check`]
-//! holds one against the other. Nothing here knows the crate, a runtime or a wire format: it is a model of its own, so that one
-//! mistake cannot be made twice, and simulation and real processes are judged by the same code.
+//! compares the two. This module uses neither the crate nor a runtime nor a wire format: it is an independent model, which does
+//! not repeat the crate's mistakes, and the simulator and the tests with real processes share it.
 //!
 //! # Why no search is needed
 //!
@@ -17,7 +17,7 @@
 //! 4. each revision that no acknowledged request has is explained by a request with an unknown outcome that was called
 //!    before anybody saw the revision, each such request explaining one revision at most; or by the end of one lease.
 //!    A failed request explains nothing, and neither does a retry: each attempt is a request of its own;
-//! 5. what one member shows never goes back, serializable reads included;
+//! 5. the revisions that one member shows never decrease, serializable reads included;
 //! 6. history that a compaction gave up is refused from then on, and no other.
 //!
 //! This is strict: it accepts a history exactly if the revisions in the answers are an order that makes it strictly

@@ -1,4 +1,4 @@
-//! Recording: who asked what when, and what came of it.
+//! Records requests: which client, when, and with what outcome.
 
 use super::model::{Answer, Refusal, Request, Revision};
 use std::fmt;
@@ -7,7 +7,7 @@ use std::fmt;
 #[derive(Clone, Debug)]
 pub(crate) struct Op {
     pub(crate) client: u64,
-    /// Who was asked: a member, or one life of it if what it shows may go back when it restarts.
+    /// The member that was asked, or one process of it if it may show an older state after a restart.
     pub(crate) member: u64,
     /// When it was called.
     pub(crate) called: u64,
@@ -17,7 +17,7 @@ pub(crate) struct Op {
     pub(crate) outcome: Outcome,
 }
 
-/// What came of a request.
+/// A request's outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Acknowledged, with the header's revision.
@@ -39,7 +39,7 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// Notes a request before it is sent.
+    /// Records a request before it is sent.
     pub(crate) fn call(&mut self, client: u64, member: u64, now: u64, request: Request) -> OpId {
         self.ops.push(Op {
             client,
@@ -52,7 +52,7 @@ impl Recorder {
         OpId(self.ops.len() - 1)
     }
 
-    /// Notes what came of it.
+    /// Records its outcome.
     pub(crate) fn returned(&mut self, id: OpId, now: u64, outcome: Outcome) {
         let op = &mut self.ops[id.0];
         assert!(op.called <= now, "a request returns after it was called");
@@ -61,12 +61,12 @@ impl Recorder {
         op.outcome = outcome;
     }
 
-    /// Notes which member, or which life of it, turned out to answer.
+    /// Records which member, or which process of it, answered.
     pub(crate) fn answered_by(&mut self, id: OpId, member: u64) {
         self.ops[id.0].member = member;
     }
 
-    /// Everything noted so far.
+    /// All requests so far.
     pub(crate) fn ops(&self) -> &[Op] {
         &self.ops
     }

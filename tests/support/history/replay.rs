@@ -9,13 +9,13 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-/// The revision of a store nobody has written to.
+/// The revision of an empty store.
 const FIRST: Revision = 1;
 
 /// Every revision with its events, from 2 on without a gap, and the state after each.
 #[derive(Debug, Default)]
 pub(crate) struct Replay {
-    /// A key's states, ascending by the revision from which they hold; nothing is "not there".
+    /// Each key's states, by the revision from which they hold; `None` where the key does not exist.
     keys: BTreeMap<Key, Vec<(Revision, Option<KeyValue>)>>,
     /// The events of revision 2, 3, …
     revisions: Vec<Vec<Event>>,
@@ -85,7 +85,7 @@ impl Replay {
         FIRST + Revision::try_from(self.revisions.len()).unwrap()
     }
 
-    /// What a revision changed; nothing for those that do not exist, and the first one.
+    /// A revision's events; empty for the first revision and those that do not exist.
     pub(crate) fn events(&self, revision: Revision) -> &[Event] {
         let at = usize::try_from(revision - FIRST - 1).ok();
         at.and_then(|at| self.revisions.get(at))
@@ -139,7 +139,7 @@ impl Replay {
     }
 }
 
-/// One request under way.
+/// A request while it is replayed.
 struct Run<'a> {
     replay: &'a Replay,
     before: Revision,

@@ -1,8 +1,8 @@
-//! What members say to each other, held against what Raft allows them to say. All of it is heard before the network loses any.
+//! Checks every message between members against Raft's rules, before the network can lose it.
 //!
-//! - A term's vote is given once, over all lives of a member, and so is a term itself: whoever has voted or acknowledged entries
-//!   in a term speaks in no older one, even after a crash. So both were durable before they were used.
-//! - Log matching: an entry is told apart by index and term; whoever sends it sends the same bytes behind the same predecessor.
+//! - A member votes once in a term, and after it has voted or acknowledged entries in a term it sends nothing in an older one,
+//!   even after a crash. So term and vote were durable before they were used.
+//! - Log matching: an entry is identified by index and term; every sender sends it with the same bytes and predecessor.
 //! - Leader completeness: once an entry was applied anywhere, no leader of a later term sends another one at its index.
 
 use crate::trace::digest;
@@ -12,27 +12,27 @@ use quorate::internals::{
 };
 use std::collections::BTreeMap;
 
-/// What was said so far, as far as it binds.
+/// What the messages so far commit their senders to.
 #[derive(Debug, Default)]
-pub(crate) struct Spoken {
+pub(crate) struct MessageRules {
     votes: BTreeMap<(MemberId, Term), MemberId>,
     bound: BTreeMap<MemberId, Term>,
     entries: BTreeMap<(LogIndex, Term), (Term, u64)>,
-    /// Applied entries: their term, and the newest term anybody had spoken in by then.
+    /// Applied entries: their term, and the newest term of any message by then.
     applied: BTreeMap<LogIndex, (Term, Term)>,
     newest: Term,
-    lies: Vec<String>,
+    violations: Vec<String>,
 }
 
-impl Spoken {
-    /// A member says something.
-    pub(crate) fn hear(&mut self, from: MemberId, to: MemberId, message: &Message) {
+impl MessageRules {
+    /// Checks a message that a member sends.
+    pub(crate) fn check(&mut self, from: MemberId, to: MemberId, message: &Message) {
         let term = message.term;
         self.newest = self.newest.max(term);
         let bound = self.bound.entry(from).or_default();
         if term < *bound {
             let (name, bound) = (message.body.name(), *bound);
-            self.lie(format!(
+            self.violation(format!(
                 "{} says {name} in term {term} after it acted in {bound}",
                 from.hex()
             ));
@@ -60,7 +60,7 @@ impl Spoken {
         self.bound.insert(from, term);
         let given = *self.votes.entry((from, term)).or_insert(candidate);
         if given != candidate {
-            self.lie(format!(
+            self.violation(format!(
                 "{} votes for {} in term {term}, after {}",
                 from.hex(),
                 candidate.hex(),
@@ -72,7 +72,7 @@ impl Spoken {
     fn entry(&mut self, from: MemberId, term: Term, id: LogPosition, known: (Term, u64)) {
         let first = *self.entries.entry((id.index, id.term)).or_insert(known);
         if first != known {
-            self.lie(format!(
+            self.violation(format!(
                 "{} sends another entry {id} than was sent before",
                 from.hex()
             ));
@@ -81,25 +81,25 @@ impl Spoken {
             && term > *spoken
             && id.term != *applied
         {
-            self.lie(format!(
+            self.violation(format!(
                 "{} leads term {term} with {id}, where term {applied}'s entry was applied",
                 from.hex()
             ));
         }
     }
 
-    /// Some member has applied this entry.
+    /// Records that some member has applied this entry.
     pub(crate) fn applied(&mut self, index: LogIndex, term: Term) {
         let newest = self.newest;
         self.applied.entry(index).or_insert((term, newest));
     }
 
-    fn lie(&mut self, what: String) {
-        self.lies.push(what);
+    fn violation(&mut self, what: String) {
+        self.violations.push(what);
     }
 
-    /// What should not have been said.
-    pub(crate) fn lies(&self) -> &[String] {
-        &self.lies
+    /// The messages that break a rule.
+    pub(crate) fn violations(&self) -> &[String] {
+        &self.violations
     }
 }
