@@ -7,18 +7,21 @@
 //! checkpoint that earlier leaders got into the log.
 
 use super::{
+    consensus::Consensus,
     expiry_pace::{self, ExpiryPace},
     fail_stop::Lifeline,
     latest,
-    raft_node::RaftStatus,
-    requests::{RequestError, Requests},
+    lease_messages::{AskLeases, CountdownAnswer, CountdownCall, PendingCall},
+    raft_status::RaftStatus,
+    replies::Answer,
+    request_error::RequestError,
 };
 use crate::{
     clock,
     kv::{
         command::{Command, ExpireLeases, LeaseMark, Outcome, RenewLeases},
         lease::{LeaseChange, LeaseRow},
-        lease_clock::{ClockSettings, LeaseClock, Renewal, TimeLeft},
+        lease_clock::{ClockSettings, LeaseClock, Renewal},
         machine::Restored,
     },
     mutation::{Mutation, mutated},
@@ -27,7 +30,7 @@ use crate::{
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
 use tokio::{
-    sync::{OwnedSemaphorePermit, oneshot, watch},
+    sync::{oneshot, watch},
     time::Instant,
 };
 
@@ -83,7 +86,7 @@ struct PendingRenewal {
 #[derive(Debug)]
 pub struct LeaseManagerPeers {
     /// Takes its proposals through the log.
-    pub requests: Requests,
+    pub consensus: Consensus,
     /// Who leads.
     pub raft_status: latest::Receiver<RaftStatus>,
 }
@@ -149,54 +152,6 @@ pub struct LeasesChanged {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct LeasesReplaced(pub LeaseState);
-
-/// What only the leader can do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CountdownCall {
-    /// Give the lease all of its time again.
-    Renew(LeaseId),
-    /// Read its count.
-    TimeLeft(LeaseId),
-}
-
-/// What came of a [`CountdownCall`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CountdownAnswer {
-    /// An applied entry gave the lease all of its time again.
-    Renewed {
-        /// That time, in seconds.
-        ttl_secs: i64,
-    },
-    /// What the lease has left, if this member still leads in its term.
-    Left(TimeLeft),
-    /// The lease has ended.
-    Ended,
-    /// There is none as far as this member has applied.
-    Unknown,
-    /// This member does not lead, or cannot tell yet.
-    TryAgain,
-}
-
-/// A call that waits for its answer. It holds its place among the calls that may wait at all.
-#[derive(Debug)]
-pub struct PendingCall {
-    /// What is asked.
-    pub call: CountdownCall,
-    /// Who asks.
-    pub reply: oneshot::Sender<CountdownAnswer>,
-    /// Given back with the answer.
-    pub place: OwnedSemaphorePermit,
-}
-
-/// Questions of a front end, as many as came in one turn.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct AskLeases {
-    /// Those for the countdown.
-    pub calls: Vec<PendingCall>,
-    /// Those who ask which leases exist. The answer holds what was visible when they asked.
-    pub lists: Vec<oneshot::Sender<Arc<[LeaseId]>>>,
-}
 
 impl Actor for LeaseManager {
     type Context = Context<Self>;
@@ -432,7 +387,7 @@ impl LeaseManager {
 
     /// How many leases an entry may speak of, so that it stays within the limit on requests.
     fn entry_leases(&self, max: usize) -> usize {
-        let fit = self.peers.requests.limits().request_bytes_max / LEASE_BYTES_MAX;
+        let fit = self.peers.consensus.request_bytes_max() / LEASE_BYTES_MAX;
         fit.clamp(ENTRY_LEASES_MIN, max)
     }
 
@@ -484,28 +439,13 @@ impl LeaseManager {
     }
 
     /// Hands a proposal over at once, so that proposals enter the log in the order of these calls.
-    fn submit(
-        &self,
-        command: &Command,
-    ) -> Result<oneshot::Receiver<Result<Outcome, RequestError>>, RequestError> {
-        self.peers.requests.submit(command)
+    fn submit(&self, command: &Command) -> Result<oneshot::Receiver<Answer>, RequestError> {
+        self.peers.consensus.submit(command)
     }
 }
 
 async fn outcome(
-    submitted: Result<oneshot::Receiver<Result<Outcome, RequestError>>, RequestError>,
+    submitted: Result<oneshot::Receiver<Answer>, RequestError>,
 ) -> Result<Outcome, RequestError> {
     submitted?.await.unwrap_or(Err(RequestError::Stopped))
-}
-
-impl PendingCall {
-    /// Whether nobody waits for the answer any more.
-    fn is_abandoned(&self) -> bool {
-        self.reply.is_closed()
-    }
-
-    fn answer(self, answer: CountdownAnswer) {
-        // A caller that has gone away in the meantime does not matter.
-        self.reply.send(answer).unwrap_or_default();
-    }
 }

@@ -17,28 +17,37 @@
 //! [`published::Published`] is what readers see, [`request_error::RequestError`] what they are told otherwise. [`latest`]
 //! carries what one of them publishes to all who look. [`fail_stop`] says how all of them end.
 
+#[cfg(test)]
+mod alone;
 pub mod applier;
+pub mod apply_messages;
 mod aside;
 pub mod committer;
 pub mod compactor;
+pub mod consensus;
 mod expiry_pace;
 pub mod fail_stop;
 pub mod index;
 pub mod latest;
+pub mod lease_desk;
 pub mod lease_manager;
+pub mod lease_messages;
 pub mod leases;
+pub mod mailbox;
 pub mod members;
 pub mod membership_change;
 pub mod peer_ask;
 pub mod peer_hub;
 pub mod published;
 pub mod raft_node;
+pub mod raft_status;
 pub mod range_chunks;
 mod replacement;
 pub mod replies;
 pub mod request_error;
 pub mod requests;
 pub mod restore;
+pub mod snapshot_messages;
 pub mod snapshots;
 pub mod state_check;
 pub mod store;

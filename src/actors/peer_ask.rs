@@ -2,7 +2,7 @@
 //! log everybody has. One request carries all proposals of a turn.
 
 use super::{
-    leases::LeaseCall,
+    lease_messages::LeaseCall,
     membership_change::{ChangeRefusal, MemberChange},
 };
 use crate::{

@@ -3,7 +3,7 @@
 //! Nothing is held between two parts, so a slow reader keeps no pages of the database from being used again; if a compaction
 //! passes its revision meanwhile, the stream ends with that error. etcd: the sizes follow `RangeStream` of 3.7.
 
-use super::requests::{RequestError, Requests};
+use super::{request_error::RequestError, requests::Requests};
 use crate::{
     kv::{
         KeyRange, check,
@@ -68,6 +68,13 @@ pub enum NotStreamable {
     /// The revisions of the results are filtered.
     #[error("a streamed range has no revision filters")]
     RevisionFilter,
+}
+
+impl Requests {
+    /// Reads keys in parts, so that neither side holds the whole answer.
+    pub fn range_stream(&self, query: RangeQuery) -> Result<RangeChunks, NotStreamable> {
+        RangeChunks::new(self.clone(), query)
+    }
 }
 
 impl RangeChunks {

@@ -4,7 +4,7 @@
 //! for all that come together: no channel, no task and no allocation for a call. An inbox holds at most one outcome for each
 //! [`Ticket`] given out, so whoever bounds its calls bounds it.
 
-use super::requests::RequestError;
+use super::request_error::RequestError;
 use crate::kv::command::Outcome;
 use std::{
     mem,

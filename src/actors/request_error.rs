@@ -2,6 +2,7 @@
 
 use super::membership_change::ChangeRefusal;
 use crate::kv::{KvError, range::ReadError};
+use tokio::sync::oneshot;
 
 /// Why a request got no answer from the store, or which refusal it got.
 #[derive(Debug, thiserror::Error)]
@@ -56,4 +57,9 @@ pub enum RequestError {
     /// This member cannot read its own records.
     #[error(transparent)]
     Unreadable(#[from] ReadError),
+}
+
+/// Answers a caller. One that has gone away in the meantime does not matter.
+pub(super) fn answer<T>(reply: oneshot::Sender<Result<T, RequestError>>, error: RequestError) {
+    drop(reply.send(Err(error)));
 }

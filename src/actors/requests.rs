@@ -6,21 +6,18 @@
 
 use super::{
     aside::aside,
-    compactor::{AwaitCompaction, Compactor},
+    compactor::AwaitCompaction,
+    consensus::{ChangeMembership, Consensus, MoveLeader},
     latest,
-    leases::{LeaseDesk, LeasePeers},
+    lease_desk::LeaseDesk,
     members::Members,
     membership_change::{ChangeRefusal, MemberChange},
-    raft_node::{
-        AskReadIndex, ChangeMembership, DiskHealth, MoveLeader, Proposal, Propose, RaftNode,
-        RaftStatus,
-    },
-    range_chunks::{NotStreamable, RangeChunks},
-    replies::{Answer, Reply},
+    raft_status::{DiskHealth, RaftStatus},
+    replies::Reply,
     watch_hub::WatchHub,
 };
 use crate::{
-    clock, codec,
+    clock,
     kv::{
         KvError, check,
         command::{
@@ -30,22 +27,13 @@ use crate::{
         hash::HistoryHash,
         range::ReadError,
     },
-    mutation::{Mutation, mutated},
     types::{ClusterId, LogIndex, MemberId, Revision, Term},
 };
 use actix::prelude::*;
-use actix_rt::ArbiterHandle;
-use bytes::{BufMut, Bytes};
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 pub use super::{published::Published, request_error::RequestError};
-
-/// Requests that may wait in one front end for the next turn; past it they are told to come again.
-const WAITING_MAX: usize = 16_384;
 
 /// Between two attempts to find the leader.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -120,39 +108,34 @@ pub struct Requests {
 struct Shared {
     identity: Identity,
     limits: RequestLimits,
-    queue: Mutex<Queue>,
-    wake: Notify,
+    consensus: Consensus,
     /// Turns of long reads.
     aside: Semaphore,
     views: latest::Receiver<Arc<Published>>,
     raft_status: latest::Receiver<RaftStatus>,
     disk: watch::Receiver<DiskHealth>,
-    raft: Addr<RaftNode>,
-    compactor: Addr<Compactor>,
+    changes: Recipient<ChangeMembership>,
+    moves: Recipient<MoveLeader>,
+    compactor: Recipient<AwaitCompaction>,
     watches: Addr<WatchHub>,
     leases: Arc<LeaseDesk>,
-}
-
-/// What this turn has collected.
-#[derive(Debug, Default)]
-struct Queue {
-    next_id: u64,
-    proposals: Vec<Proposal>,
-    reads: Vec<oneshot::Sender<Result<LogIndex, RequestError>>>,
-    closed: bool,
 }
 
 /// What a [`Requests`] needs of its node.
 #[derive(Clone, Debug)]
 pub struct RequestPeers {
     /// Orders proposals and reads.
-    pub raft: Addr<RaftNode>,
+    pub consensus: Consensus,
+    /// Changes the membership.
+    pub changes: Recipient<ChangeMembership>,
+    /// Hands on leadership.
+    pub moves: Recipient<MoveLeader>,
     /// Knows when compactions end.
-    pub compactor: Addr<Compactor>,
+    pub compactor: Recipient<AwaitCompaction>,
     /// Sends events to those who watch.
     pub watches: Addr<WatchHub>,
-    /// What leases need.
-    pub leases: LeasePeers,
+    /// Takes lease calls to the leader.
+    pub leases: Arc<LeaseDesk>,
     /// The newest view.
     pub views: latest::Receiver<Arc<Published>>,
     /// Leader, term and commit index.
@@ -162,36 +145,22 @@ pub struct RequestPeers {
 }
 
 impl Requests {
-    /// A way into a node, with a task on `arbiter` that sends what each of its turns has collected.
-    ///
-    /// Proposals are numbered from a random start: entries of an earlier life of this member, or of another front end, must
-    /// not answer today's callers.
-    pub fn start(
-        arbiter: &ArbiterHandle,
-        identity: Identity,
-        limits: RequestLimits,
-        peers: RequestPeers,
-    ) -> Self {
+    /// A front end of a node.
+    pub fn new(identity: Identity, limits: RequestLimits, peers: RequestPeers) -> Self {
         let shared = Arc::new(Shared {
             identity,
             limits,
-            queue: Mutex::new(Queue {
-                next_id: clock::entropy(),
-                ..Queue::default()
-            }),
-            wake: Notify::new(),
+            consensus: peers.consensus,
             aside: Semaphore::new(ASIDE_MAX),
             views: peers.views,
             raft_status: peers.raft_status,
             disk: peers.disk,
-            raft: peers.raft.clone(),
+            changes: peers.changes,
+            moves: peers.moves,
             compactor: peers.compactor,
             watches: peers.watches,
-            leases: LeaseDesk::new(peers.leases),
+            leases: peers.leases,
         });
-        let sending = arbiter.spawn(send_turns(shared.clone(), peers.raft))
-            && arbiter.spawn(shared.leases.clone().send_turns());
-        assert!(sending, "front ends start before their arbiter stops");
         Self { shared }
     }
 
@@ -240,11 +209,6 @@ impl Requests {
             Some(done) => Ok(done),
             None => self.aside(move || published.view.range(&query)).await,
         }
-    }
-
-    /// Reads keys in parts, so that neither side holds the whole answer.
-    pub fn range_stream(&self, query: RangeQuery) -> Result<RangeChunks, NotStreamable> {
-        RangeChunks::new(self.clone(), query)
     }
 
     /// Writes one key.
@@ -323,9 +287,7 @@ impl Requests {
         if command.takes_space() {
             self.check_quota().await?;
         }
-        self.submit(command)?
-            .await
-            .unwrap_or(Err(RequestError::Stopped))
+        self.shared.consensus.propose(command).await
     }
 
     /// Proposes a command whose outcome goes where `reply` says, without waiting for anything: so not while the database is at
@@ -339,7 +301,7 @@ impl Requests {
         if !matches!(command, Command::SetAlarm(_)) {
             self.require_same_state()?;
         }
-        self.submit_to(command, reply)
+        self.shared.consensus.submit_to(command, reply)
     }
 
     /// This member's state, as it knows it itself.
@@ -375,7 +337,7 @@ impl Requests {
         loop {
             let (reply, outcome) = oneshot::channel();
             let change = change.clone();
-            let sent = self.shared.raft.send(ChangeMembership { change, reply });
+            let sent = self.shared.changes.send(ChangeMembership { change, reply });
             sent.await.map_err(|_| RequestError::Stopped)?;
             let outcome = tokio::time::timeout_at(deadline, outcome).await;
             let outcome = outcome.map_err(|_| RequestError::TimedOut)?;
@@ -398,7 +360,7 @@ impl Requests {
     /// Hands leadership to another voter; only the leader can.
     pub async fn move_leader(&self, to: MemberId) -> Result<(), RequestError> {
         let (reply, outcome) = oneshot::channel();
-        let sent = self.shared.raft.send(MoveLeader { to, reply });
+        let sent = self.shared.moves.send(MoveLeader { to, reply });
         sent.await.map_err(|_| RequestError::Stopped)?;
         outcome.await.unwrap_or(Err(RequestError::Stopped))
     }
@@ -414,20 +376,12 @@ impl Requests {
         self.shared.raft_status.borrow().learner
     }
 
-    /// etcd: a member without a vote serves what it holds itself, and nothing that needs the others.
     fn require_vote(&self) -> Result<(), RequestError> {
-        if self.is_learner() {
-            return Err(RequestError::Learner);
-        }
-        Ok(())
+        self.shared.raft_status.borrow().require_vote()
     }
 
-    /// A member whose state differs from the others' serves nothing of it.
     pub(super) fn require_same_state(&self) -> Result<(), RequestError> {
-        if self.shared.raft_status.borrow().out {
-            return Err(KvError::Corrupt.into());
-        }
-        Ok(())
+        self.shared.raft_status.borrow().require_same_state()
     }
 
     /// Follows the newest view.
@@ -442,8 +396,7 @@ impl Requests {
 
     /// Refuses everything from now on; what was collected still goes out.
     pub fn close(&self) {
-        self.shared.lock().closed = true;
-        self.shared.wake.notify_one();
+        self.shared.consensus.close();
     }
 
     async fn read_txn(&self, txn: Txn) -> Result<TxnDone, RequestError> {
@@ -474,37 +427,18 @@ impl Requests {
         self.view_of_anyone(serializable).await
     }
 
-    pub(super) async fn view_of_anyone(
-        &self,
-        serializable: bool,
-    ) -> Result<Arc<Published>, RequestError> {
-        if serializable || mutated(Mutation::ReadWithoutIndex) {
+    async fn view_of_anyone(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
+        if serializable {
             return Ok(self.published());
         }
-        let index = self.read_index().await?;
-        let newest = self.published();
-        if newest.applied.index >= index {
-            return Ok(newest);
-        }
-        let mut views = self.views();
-        let reached = views.wait_for(|published| published.applied.index >= index);
-        // A member that was cut off meanwhile does not get there by itself.
-        let reached = tokio::time::timeout(self.shared.limits.timeout, reached).await;
-        reached
-            .map_err(|_| RequestError::TimedOut)?
-            .map_err(|_| RequestError::Stopped)
-    }
-
-    /// An index that, once applied, makes a read see every write acknowledged before now. Whoever leads has confirmed since that
-    /// it does.
-    pub(super) async fn read_index(&self) -> Result<LogIndex, RequestError> {
-        let (reply, index) = oneshot::channel();
-        self.enqueue(|queue| queue.reads.push(reply))?;
-        index.await.unwrap_or(Err(RequestError::Stopped))
+        self.shared
+            .consensus
+            .linearizable_view(&self.shared.views)
+            .await
     }
 
     /// What front ends share for leases.
-    pub(super) fn lease_desk(&self) -> &LeaseDesk {
+    pub(super) fn lease_desk(&self) -> &Arc<LeaseDesk> {
         &self.shared.leases
     }
 
@@ -525,60 +459,19 @@ impl Requests {
         Ok(reading.map_err(|_| RequestError::Stopped)???)
     }
 
-    /// Hands a proposal over: proposals of one caller enter the log in the order of these calls, if they enter it.
-    pub(super) fn submit(
-        &self,
-        command: &Command,
-    ) -> Result<oneshot::Receiver<Answer>, RequestError> {
-        let (reply, outcome) = oneshot::channel();
-        self.submit_to(command, || reply.into())?;
-        Ok(outcome)
+    /// Returns once this member's state differs from the others'.
+    pub async fn taken_out(&self) {
+        let mut status = self.raft_status();
+        // An error means that the node is gone, which its callers learn otherwise.
+        if status.wait_for(|status| status.out).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
-    fn submit_to(
-        &self,
-        command: &Command,
-        reply: impl FnOnce() -> Reply,
-    ) -> Result<(), RequestError> {
-        let mut data = Vec::with_capacity(encoded_size_hint(command));
-        data.put_bytes(0, super::applier::PROPOSAL_HEADER_BYTES);
-        codec::encode_into(command, &mut data);
-        let max = self.shared.limits.request_bytes_max;
-        if data.len() > max.saturating_add(ENVELOPE_SLACK_BYTES) {
-            return Err(RequestError::TooLarge {
-                bytes: data.len(),
-                max,
-            });
-        }
-        let member = self.shared.identity.member;
-        self.enqueue(|queue| {
-            let id = queue.next_id;
-            queue.next_id = id.wrapping_add(1);
-            data[..8].copy_from_slice(&member.0.to_le_bytes());
-            data[8..16].copy_from_slice(&id.to_le_bytes());
-            queue.proposals.push(Proposal {
-                id,
-                data: Bytes::from(data),
-                reply: reply(),
-            });
-        })
-    }
-
-    fn enqueue(&self, add: impl FnOnce(&mut Queue)) -> Result<(), RequestError> {
-        let mut queue = self.shared.lock();
-        if queue.closed {
-            return Err(RequestError::Stopped);
-        }
-        let waiting = queue.proposals.len() + queue.reads.len();
-        if waiting >= WAITING_MAX {
-            return Err(RequestError::TooManyRequests);
-        }
-        add(&mut queue);
-        drop(queue);
-        if waiting == 0 {
-            self.shared.wake.notify_one();
-        }
-        Ok(())
+    /// Whether a read would be answered now; also a member without a vote can say so.
+    pub async fn probe(&self, serializable: bool) -> Result<(), RequestError> {
+        self.require_same_state()?;
+        self.view_of_anyone(serializable).await.map(drop)
     }
 
     /// Whether the database has reached its quota, so that writes that take space must raise the alarm first.
@@ -592,62 +485,9 @@ impl Requests {
         if !self.is_at_quota() {
             return Ok(());
         }
-        self.raise_own_alarm(AlarmKind::NoSpace).await?;
+        let (consensus, member) = (&self.shared.consensus, self.shared.identity.member);
+        consensus.raise_alarm(member, AlarmKind::NoSpace).await?;
         Err(RequestError::Kv(KvError::NoSpace))
-    }
-}
-
-/// The log's own encoding of a request may be a little larger than etcd's, by which the API judges the size.
-const ENVELOPE_SLACK_BYTES: usize = 4_096;
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Sends what each turn of the event loop has collected. It waits until the Raft node has taken one turn before it sends the
-/// next, so a busy node is sent fewer and larger messages, and its mailbox always has room.
-async fn send_turns(shared: Arc<Shared>, raft: Addr<RaftNode>) {
-    loop {
-        shared.wake.notified().await;
-        let (proposals, reads, closed) = {
-            let mut queue = shared.lock();
-            let queue = &mut *queue;
-            let proposals = std::mem::take(&mut queue.proposals);
-            let reads = std::mem::take(&mut queue.reads);
-            (proposals, reads, queue.closed)
-        };
-        // A node that is gone drops the callers' replies, which tells them that it stopped.
-        if !proposals.is_empty() {
-            raft.send(Propose { proposals }).await.unwrap_or_default();
-        }
-        if !reads.is_empty() {
-            let ask = AskReadIndex { waiting: reads };
-            raft.send(ask).await.unwrap_or_default();
-        }
-        if closed {
-            return;
-        }
-    }
-}
-
-/// Answers a caller. One that has gone away in the meantime does not matter.
-pub(super) fn answer<T>(reply: oneshot::Sender<Result<T, RequestError>>, error: RequestError) {
-    drop(reply.send(Err(error)));
-}
-
-fn encoded_size_hint(command: &Command) -> usize {
-    const FIXED: usize = 64;
-    match command {
-        Command::Put(put) => put.key.len() + put.value.len() + FIXED,
-        Command::DeleteRange(delete) => delete.key.len() + delete.range_end.len() + FIXED,
-        Command::Txn(_) => 512,
-        Command::Compact(_)
-        | Command::GrantLease(_)
-        | Command::RevokeLease(_)
-        | Command::SetAlarm(_) => FIXED,
-        Command::ExpireLeases(_) | Command::CheckpointLeases(_) | Command::RenewLeases(_) => 4_096,
     }
 }
 

@@ -5,7 +5,8 @@
 
 use super::{
     leases::{LeaseGranted, LeaseTime},
-    requests::{RequestError, Requests},
+    request_error::RequestError,
+    requests::Requests,
 };
 use crate::{
     kv::command::{

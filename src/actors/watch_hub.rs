@@ -8,7 +8,8 @@ use super::{
     aside::aside,
     fail_stop::Lifeline,
     latest,
-    requests::{Published, RequestError},
+    published::Published,
+    request_error::RequestError,
     watch_clock::ProgressClock,
     watch_outbox::{Bell, Outbox, Ring},
 };

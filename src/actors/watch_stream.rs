@@ -4,7 +4,8 @@
 //! watch, for programs: it yields the changes of its range, decoded.
 
 use super::{
-    requests::{RequestError, Requests},
+    request_error::RequestError,
+    requests::Requests,
     watch_hub::{OpenStream, StreamOpened, StreamRequest, WatchHub, WatchRequest},
     watch_outbox::Outbox,
 };

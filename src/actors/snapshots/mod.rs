@@ -8,33 +8,24 @@
 mod receive;
 mod send;
 
-pub use receive::Received;
+pub use send::SnapshotPacing;
 
 use super::{
     fail_stop::Lifeline,
     latest,
     peer_hub::{OpenSnapshot, ReceiveSnapshot},
-    raft_node::{InstallSnapshot, TransferEnded},
-    requests::Published,
+    published::Published,
+    snapshot_messages::{InstallSnapshot, SendSnapshotTo, TransferEnded, TransferError},
 };
-use crate::{net::SnapshotError, storage::db::DbError, storage::db::DbSite, types::MemberId};
+use crate::{storage::db::DbSite, types::MemberId};
 use actix::prelude::*;
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 /// Messages that may wait.
 const MAILBOX_MAX: usize = 64;
 
 /// Snapshots that are sent at once. Further members wait for their turn: the Raft node asks again.
 const SENDING_MAX: usize = 2;
-
-/// Bytes in one chunk: what the arbiter that encrypts it does in one go.
-const CHUNK_BYTES: usize = 64 * 1024;
-
-/// How long the other side may take for one chunk.
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// How long a receiver may take to verify a whole snapshot and put it in place.
-const INSTALL_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Owns the transfers of snapshots.
 #[derive(Debug)]
@@ -45,13 +36,6 @@ pub struct Snapshots {
     receiving: Option<MemberId>,
     peers: SnapshotPeers,
     _life: Lifeline,
-}
-
-/// How fast snapshots are sent.
-#[derive(Clone, Copy, Debug)]
-pub struct SnapshotPacing {
-    /// Bytes a second, to each member.
-    pub bytes_per_sec: u64,
 }
 
 /// Whom it talks to.
@@ -67,13 +51,6 @@ pub struct SnapshotPeers {
     pub views: latest::Receiver<Arc<Published>>,
 }
 
-impl SnapshotPacing {
-    /// How long so many bytes take.
-    fn time_of(self, bytes: u64) -> Duration {
-        Duration::from_micros(bytes.saturating_mul(1_000_000) / self.bytes_per_sec.max(1))
-    }
-}
-
 impl Snapshots {
     /// Without transfers.
     pub fn new(site: DbSite, pacing: SnapshotPacing, peers: SnapshotPeers, life: Lifeline) -> Self {
@@ -86,34 +63,6 @@ impl Snapshots {
             _life: life,
         }
     }
-}
-
-/// Sends a snapshot of the newest commit to a member. Answered by [`TransferEnded`], always.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
-pub struct SendSnapshotTo {
-    /// The member.
-    pub to: MemberId,
-}
-
-/// Why a snapshot did not get through.
-#[derive(Debug, thiserror::Error)]
-pub enum TransferError {
-    /// The stream ended, or the receiver does not want it.
-    #[error(transparent)]
-    Stream(#[from] SnapshotError),
-    /// This member's database cannot be read.
-    #[error(transparent)]
-    Db(#[from] DbError),
-    /// The other side took or gave nothing for too long.
-    #[error("the other side was silent for {}s", .0.as_secs())]
-    Silent(Duration),
-    /// As many as may be sent at once are.
-    #[error("{0} snapshots are on their way already")]
-    Busy(usize),
-    /// There is nobody to send to, or the node is stopping.
-    #[error("this member has no connections")]
-    NoPeers,
 }
 
 impl Actor for Snapshots {
@@ -162,8 +111,8 @@ impl Handler<ReceiveSnapshot> for Snapshots {
             return;
         }
         self.receiving = Some(incoming.from);
-        let (site, peers) = (self.site.clone(), self.peers.clone());
-        let work = receive::receive(incoming, site, peers);
+        let (site, views) = (self.site.clone(), self.peers.views.clone());
+        let work = receive::receive(incoming, site, views, self.peers.install.clone());
         ctx.spawn(work.into_actor(self).map(|(), snapshots, _| {
             snapshots.receiving = None;
         }));

@@ -1,8 +1,7 @@
 //! Sending: one read transaction, a chunk at a time, no faster than the pace.
 
-use super::{CHUNK_BYTES, CHUNK_TIMEOUT, INSTALL_TIMEOUT, SnapshotPacing, TransferError};
 use crate::{
-    actors::{peer_hub::OpenSnapshot, restore},
+    actors::{peer_hub::OpenSnapshot, restore, snapshot_messages::TransferError},
     clock,
     failpoint::{FailPoint, hit},
     net::SnapshotSender,
@@ -11,7 +10,31 @@ use crate::{
 };
 use actix::prelude::*;
 use bytes::Bytes;
+use std::time::Duration;
 use tokio::time::{sleep_until, timeout};
+
+/// Bytes in one chunk: what the arbiter that encrypts it does in one go.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// How long the other side may take for one chunk.
+pub(super) const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a receiver may take to verify a whole snapshot and install it.
+const INSTALL_TIMEOUT: Duration = Duration::from_mins(10);
+
+/// How fast snapshots are sent.
+#[derive(Clone, Copy, Debug)]
+pub struct SnapshotPacing {
+    /// Bytes a second, to each member.
+    pub bytes_per_sec: u64,
+}
+
+impl SnapshotPacing {
+    /// How long so many bytes take.
+    fn time_of(self, bytes: u64) -> Duration {
+        Duration::from_micros(bytes.saturating_mul(1_000_000) / self.bytes_per_sec.max(1))
+    }
+}
 
 /// Sends what `reader` sees. Gives the log position that it brings the receiver to.
 pub(super) async fn send(
