@@ -1,9 +1,9 @@
 //! How fast leases end if thousands of them are due at once: how many one log entry ends, and how long the pause after it is.
 //!
 //! An entry with expiries delays the puts behind it while it is applied, so it should be small. But all leases should end soon
-//! after their time, so entries must be large if each takes long. A round is one entry and the pause after it; the time left until
-//! the backlog should be gone is divided into rounds, and each entry ends its round's share of the backlog. Leases that came due
-//! while there was no leader are late already: for them no time is left.
+//! after their time, so entries must be large if each takes long. A round is one entry and the pause after it; the time left
+//! until the backlog should be gone is divided into rounds, and each entry ends its round's share of the backlog. Leases that
+//! came due while there was no leader are late already: for them no time is left.
 
 use crate::{clock, kv::lease_clock::Backlog, types::Millis};
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! What an essential actor does when it cannot go on: the whole member stops, with a clear last log line.
 //!
-//! A member that goes on although one of its actors ended, or its disk failed, is worse than a stopped one: peers and clients would
-//! wait for it. So no actor is restarted; the process ends, and its next startup, the one tested path, recovers.
+//! A member that goes on although one of its actors ended, or its disk failed, is worse than a stopped one: peers and clients
+//! would wait for it. So no actor is restarted; the process ends, and its next startup, the one tested path, recovers.
 
 use std::{fmt, sync::Arc, thread};
 

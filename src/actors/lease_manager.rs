@@ -1,7 +1,7 @@
 //! Lease manager: knows which leases exist, counts their time down, and acts on the countdown while this member leads.
 //!
-//! Which leases exist is replicated state; the applier tells this actor of each change. It never deletes a key. An expiry becomes a
-//! proposal for many leases, so that every member deletes the same keys at one log index, and so does a renewal, so that every
+//! Which leases exist is replicated state; the applier tells this actor of each change. It never deletes a key. An expiry becomes
+//! a proposal for many leases, so that every member deletes the same keys at one log index, and so does a renewal, so that every
 //! member restarts the countdown. The rules are those of [`LeaseClock`]; `docs/leases.md` explains them. A leader acts once it
 //! has applied an entry of its own term: only then does it know every lease, renewal, expiry and checkpoint that earlier leaders
 //! got into the log.

@@ -1,5 +1,5 @@
-//! Requests between members besides consensus messages: to append proposals, to change the membership, to renew leases, to compare
-//! states, and to say how much of the log all members have. One request carries all proposals of a turn.
+//! Requests between members besides consensus messages: to append proposals, to change the membership, to renew leases, to
+//! compare states, and to say how much of the log all members have. One request carries all proposals of a turn.
 
 use super::{
     lease_messages::LeaseCall,

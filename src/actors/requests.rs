@@ -26,7 +26,7 @@ use crate::{
         hash::HistoryHash,
         range::ReadError,
     },
-    types::{ClusterId, LogIndex, MemberId, Revision, Term},
+    types::{ClusterId, Identity, LogIndex, MemberId, Revision, Term},
 };
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
@@ -39,15 +39,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Background reads of one front end at once.
 const BACKGROUND_READS_MAX: usize = 4;
-
-/// The cluster and the member that answer requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// This member.
-    pub member: MemberId,
-}
 
 /// Bounds on requests.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,7 @@
 //! Store: the node as an actor, for programs that embed one and build on it in messages.
 //!
-//! It is a front end like the client port: each message goes through [`Requests`], with the same checks, order and durability, and
-//! is answered once its outcome is known. It owns no state, so several can run, on any arbiter.
+//! It is a front end like the client port: each message goes through [`Requests`], with the same checks, order and durability,
+//! and is answered once its outcome is known. It owns no state, so several can run, on any arbiter.
 
 use super::{
     leases::{LeaseGranted, LeaseTime},

@@ -1,8 +1,8 @@
 //! Elections: the first candidate in the queue of a name leads, and its key's value is what it proclaims.
 //!
-//! As with a lock, a leader that was paused may still take itself for the leader after its lease has ended; [`Leadership::created`]
-//! is a fencing token against that. A leader's writes to this store should compare the creation revision of its key in the same
-//! transaction.
+//! As with a lock, a leader that was paused may still take itself for the leader after its lease has ended;
+//! [`Leadership::created`] is a fencing token against that. A leader's writes to this store should compare the creation revision
+//! of its key in the same transaction.
 
 use super::queue::{
     Candidate, QueueError, all_of, come_first, first_in_line, first_of, line, remove, set_value,

@@ -1,8 +1,8 @@
 //! The queue of candidates for a lock or a leadership.
 //!
-//! A candidate's key is `name/lease`, with the lease in hexadecimal, and is attached to that lease. The key with the lowest creation
-//! revision is first. A candidate watches the newest key before its own, and reads the queue again when that key is deleted: so one
-//! departure wakes one candidate, and writes to other keys wake none.
+//! A candidate's key is `name/lease`, with the lease in hexadecimal, and is attached to that lease. The key with the lowest
+//! creation revision is first. A candidate watches the newest key before its own, and reads the queue again when that key is
+//! deleted: so one departure wakes one candidate, and writes to other keys wake none.
 //!
 //! A candidate whose caller stops waiting leaves the queue: the wait runs as a task of its own, which notices that the caller is
 //! gone and deletes the candidate's key.

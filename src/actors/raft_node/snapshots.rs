@@ -15,8 +15,8 @@ use crate::{
         },
     },
     clock,
-    raft::{LogId, Membership},
-    types::{LogIndex, MemberId},
+    raft::Membership,
+    types::{LogIndex, LogPosition, MemberId},
 };
 use actix::prelude::*;
 use std::{
@@ -76,7 +76,7 @@ enum Transfer {
 /// A received snapshot on its way to being the state.
 #[derive(Debug)]
 struct Installing {
-    id: LogId,
+    id: LogPosition,
     membership: Membership,
     done: oneshot::Sender<Result<(), String>>,
 }
@@ -139,7 +139,7 @@ impl Handler<InstallSnapshot> for RaftNode {
         }
         let applied = received.db.applied();
         self.transfers.installing = Some(Installing {
-            id: LogId::new(applied.term, applied.index),
+            id: applied,
             membership: received.membership.clone(),
             done,
         });
@@ -198,7 +198,7 @@ impl RaftNode {
             return Err("another snapshot is being put in place".to_owned());
         }
         let applied = received.db.applied();
-        let id = LogId::new(applied.term, applied.index);
+        let id = applied;
         self.raft
             .snapshot_starts(id)
             .map_err(|refused| refused.to_string())
