@@ -11,8 +11,8 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::{io, sync::Arc};
 
-/// The file that a process locks while it uses the data directory, besides the directory itself. Programs that lock only this file
-/// are kept away too.
+/// The file that a process locks while it uses the data directory, besides the directory itself. Programs that lock only this
+/// file are kept away too.
 pub const LOCK_FILE: &str = "LOCK";
 
 /// The file that direct I/O is tried on; removed at once.

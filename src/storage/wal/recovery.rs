@@ -428,8 +428,8 @@ impl Replay {
         }
     }
 
-    /// Writes the last batch once more and syncs it, before anything depends on it. It can be read, but if the process died before
-    /// its sync, or because its sync failed, its bytes may be in the page cache only.
+    /// Writes the last batch once more and syncs it, before anything depends on it. It can be read, but if the process died
+    /// before its sync, or because its sync failed, its bytes may be in the page cache only.
     pub(super) fn rewrite_last_batch(&mut self) -> Result<(), WalError> {
         let segment = &self.segments[self.active];
         if let Some((offset, bytes)) = self.last_batch {
@@ -470,11 +470,13 @@ impl Replay {
     }
 
     /// All that was written behind the last batch. It must be overwritten: its sectors have the tag of this life, so they would
-    /// count as written if the next batch were torn there.
+    /// count as written if the next batch were torn there. One block more: the write may have ended inside a sector.
     fn tagged_tail(&mut self, at: usize, offset: u64) -> Result<Option<TornTail>, WalError> {
         let Some(end) = self.written_to.get(&at).copied() else {
             return Ok(None);
         };
+        let block = DIRECT_ALIGN as u64;
+        let end = (end + block).min(self.readers[at].len().next_multiple_of(block));
         let name = &self.segments[at].name;
         let found = self.readers[at].batch(offset, self.salt);
         let flaw = found.map_err(WalError::io("read", name))?.err();
