@@ -6,20 +6,22 @@
 //! committer in large batches behind its back.
 
 use super::{
+    apply_messages::{ApplierProgress, ApplyEntries, CommittedEntry, ReplaceState, StateReplaced},
     committer::{CommitRevisions, Committed, DatabaseReplaced, ForgetRecords, ReplaceDatabase},
     compactor::{CompactionAccepted, CompactionState, Decision, HistoryReplaced},
+    consensus::PROPOSAL_HEADER_BYTES,
     fail_stop::Lifeline,
     index::{IndexPublished, ReplaceTree, UpdateIndex},
     latest,
     lease_manager::{LeaseState, LeasesChanged, LeasesReplaced},
-    leases::ListLeaseKeys,
+    lease_messages::ListLeaseKeys,
     members::{Members, MembersError},
+    published::Published,
     replacement::Replacement,
     replies::Reply,
-    requests::{Published, RequestError},
+    request_error::RequestError,
     restore::{membership_meta, store_meta},
-    snapshots::Received,
-    state_check::HashDesk,
+    state_check::{HashDesk, TellStateHash},
     watch_hub::EventsApplied,
 };
 use crate::failpoint::{FailPoint, hit};
@@ -54,9 +56,6 @@ const MAILBOX_MAX: usize = 64;
 /// Bytes of records that may wait for the database. Past them the Raft node gets no more acknowledgements of applied batches,
 /// so its bound on entries that are not applied yet pushes clients back.
 const TAIL_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// Where the name of the entry's proposer and its number stand before the command.
-pub const PROPOSAL_HEADER_BYTES: usize = 16;
 
 /// When the applier hands its records to the committer.
 #[derive(Clone, Copy, Debug)]
@@ -109,13 +108,13 @@ pub struct Applier {
     watches_behind: bool,
     replacement: Replacement,
     /// What other members may compare.
-    pub(super) hashes: HashDesk,
-    peers: Peers,
+    hashes: HashDesk,
+    peers: ApplierPeers,
     life: Lifeline,
 }
 
 /// Whom the applier talks to.
-pub struct Peers {
+pub struct ApplierPeers {
     /// Takes key changes.
     pub index: Recipient<UpdateIndex>,
     /// Takes records.
@@ -160,50 +159,6 @@ struct Batch {
     compacted: Option<Revision>,
 }
 
-/// A committed entry, with the caller that waits for it if it entered the log through this member.
-#[derive(Debug)]
-pub struct CommittedEntry {
-    /// The entry.
-    pub entry: Entry,
-    /// Who waits for its outcome.
-    pub reply: Option<Reply>,
-}
-
-/// Applies committed entries, which follow those applied before. Answered by [`ApplierProgress`].
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct ApplyEntries {
-    /// The entries, in log order.
-    pub entries: Vec<CommittedEntry>,
-}
-
-/// How far this member's state has come.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
-pub struct ApplierProgress {
-    /// Entries up to here are applied and visible, and there is room for more.
-    pub applied: LogIndex,
-    /// The database holds the effects of entries up to here: a restart does not need them.
-    pub stored: LogIndex,
-}
-
-/// Puts a received snapshot in place of the state. No entries may follow before [`StateReplaced`] answers it; what was asked for
-/// before is done first.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct ReplaceState {
-    /// The snapshot, newer than all that was applied.
-    pub received: Box<Received>,
-}
-
-/// The state is that of the snapshot, on disk and for readers.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "()")]
-pub struct StateReplaced {
-    /// Its log position.
-    pub applied: LogPosition,
-}
-
 /// Hands everything to the committer and answers when the database holds it; for a clean stop.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -232,7 +187,12 @@ pub struct ApplierState {
 
 impl Applier {
     /// An applier that goes on where `state` stands.
-    pub fn new(state: ApplierState, pacing: CommitPacing, peers: Peers, life: Lifeline) -> Self {
+    pub fn new(
+        state: ApplierState,
+        pacing: CommitPacing,
+        peers: ApplierPeers,
+        life: Lifeline,
+    ) -> Self {
         let (machine, applied) = (state.machine, state.applied);
         let window = Window {
             newest: machine.revision(),
@@ -472,6 +432,14 @@ impl Handler<ListLeaseKeys> for Applier {
     fn handle(&mut self, list: ListLeaseKeys, _: &mut Self::Context) -> Self::Result {
         let lease = self.machine.leases().get(list.id)?;
         Some(lease.keys.iter().cloned().collect())
+    }
+}
+
+impl Handler<TellStateHash> for Applier {
+    type Result = ();
+
+    fn handle(&mut self, tell: TellStateHash, _: &mut Self::Context) {
+        self.hashes.tell(tell.index, tell.reply);
     }
 }
 

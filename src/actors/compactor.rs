@@ -9,17 +9,20 @@
 //! revisions with too little. So the compactor waits for [`Published::stored_applied`], and the database asserts it.
 
 use super::{
-    committer::{Committer, CompactRecords},
+    committer::CompactRecords,
+    consensus::Consensus,
     fail_stop::Lifeline,
-    index::{Index, PruneIndex, PruneProgress},
+    index::{PruneIndex, PruneProgress},
     latest,
-    raft_node::RaftStatus,
-    requests::{Published, RequestError, Requests},
+    published::Published,
+    raft_status::RaftStatus,
+    request_error::RequestError,
 };
 use crate::{
     clock,
     kv::{
         KvError,
+        command::{Command, Compact},
         index::Snapshot,
         retention::{AutoCompaction, Retention},
     },
@@ -69,11 +72,11 @@ pub struct Compactor {
 #[derive(Clone, Debug)]
 pub struct CompactorPeers {
     /// Forgets history.
-    pub index: Addr<Index>,
+    pub index: Recipient<PruneIndex>,
     /// Removes records.
-    pub committer: Addr<Committer>,
+    pub committer: Recipient<CompactRecords>,
     /// Takes auto-compactions through the log.
-    pub requests: Requests,
+    pub consensus: Consensus,
     /// The newest view.
     pub views: latest::Receiver<Arc<Published>>,
     /// Who leads: only the leader compacts on its own.
@@ -259,12 +262,14 @@ impl Compactor {
     /// Lets auto-compaction look at the newest revision.
     fn sample(&mut self, ctx: &mut Context<Self>) {
         let newest = self.peers.views.borrow().view.window.newest;
-        let leads = self.peers.raft_status.borrow().leads;
+        let status = *self.peers.raft_status.borrow();
+        let leads = status.leads && !status.out;
         let Some(at) = self.auto.sample(clock::since(self.began), newest, leads) else {
             return;
         };
-        let requests = self.peers.requests.clone();
-        let work = async move { requests.compact(at, false).await };
+        let consensus = self.peers.consensus.clone();
+        let compact = Command::Compact(Compact { revision: at });
+        let work = async move { consensus.propose(&compact).await };
         let then = work
             .into_actor(self)
             .map(move |outcome, compactor, _| match outcome {
@@ -319,7 +324,7 @@ async fn compact(
     }
 }
 
-async fn prune(index: &Addr<Index>, at: Revision) -> Option<Snapshot> {
+async fn prune(index: &Recipient<PruneIndex>, at: Revision) -> Option<Snapshot> {
     loop {
         let step = PruneIndex {
             at,

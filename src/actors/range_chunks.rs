@@ -3,7 +3,7 @@
 //! Nothing is held between two parts, so a slow reader keeps no pages of the database from being used again; if a compaction
 //! passes its revision meanwhile, the stream ends with that error. etcd: the sizes follow `RangeStream` of 3.7.
 
-use super::requests::{RequestError, Requests};
+use super::{request_error::RequestError, requests::Requests};
 use crate::{
     kv::{
         KeyRange, check,
@@ -68,6 +68,13 @@ pub enum NotStreamable {
     /// The revisions of the results are filtered.
     #[error("a streamed range has no revision filters")]
     RevisionFilter,
+}
+
+impl Requests {
+    /// Reads keys in parts, so that neither side holds the whole answer.
+    pub fn range_stream(&self, query: RangeQuery) -> Result<RangeChunks, NotStreamable> {
+        RangeChunks::new(self.clone(), query)
+    }
 }
 
 impl RangeChunks {
@@ -145,7 +152,7 @@ impl RangeChunks {
         let range = self.range.clone();
         let count = self
             .requests
-            .aside(move || Ok(Ok(published.view.count(&range, at))))
+            .read_in_background(move || Ok(Ok(published.view.count(&range, at))))
             .await?;
         let pinned = Pinned {
             read_at: at.unwrap_or(window.newest),
@@ -162,7 +169,7 @@ impl RangeChunks {
         let (range, keys_only) = (self.range.clone(), self.query.keys_only);
         let limit = self.keys_max.min(self.left);
         self.requests
-            .aside(move || {
+            .read_in_background(move || {
                 published
                     .view
                     .page(&range, pinned.read_at, limit, keys_only)

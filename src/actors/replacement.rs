@@ -1,6 +1,6 @@
 //! A snapshot on its way to being the applier's state: wanted, then with the committer, then in place.
 
-use super::{members::Members, snapshots::Received};
+use super::{members::Members, snapshot_messages::ReceivedSnapshot};
 use crate::{
     kv::{index::Index as Tree, machine::Restored},
     storage::db::Db,
@@ -28,8 +28,8 @@ pub(super) struct ReplacedState {
 
 impl Replacement {
     /// A snapshot that is to replace a state at `before`.
-    pub(super) fn wanted(received: Box<Received>, before: LogPosition) -> Self {
-        let Received {
+    pub(super) fn wanted(received: Box<ReceivedSnapshot>, before: LogPosition) -> Self {
+        let ReceivedSnapshot {
             db,
             restored,
             tree,

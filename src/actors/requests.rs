@@ -1,26 +1,22 @@
 //! Requests: what front ends and embedding programs ask of a node.
 //!
-//! A [`Requests`] checks a request, takes it through the log or to a read view, and waits for the answer. It lasts
-//! nothing and owns no state of the store. Within one turn of its event loop it collects all proposals, and all reads, into one
-//! message each to the Raft node: across threads a message per request would cost more than the request.
+//! A [`Requests`] checks a request, proposes it or reads from a view, and waits for the answer. It owns no state of the store and
+//! stores nothing.
 
 use super::{
-    aside::aside,
-    compactor::{AwaitCompaction, Compactor},
+    background::in_background,
+    compactor::AwaitCompaction,
+    consensus::{ChangeMembership, Consensus, MoveLeader},
     latest,
-    leases::{LeaseDesk, LeasePeers},
+    lease_desk::LeaseDesk,
     members::Members,
     membership_change::{ChangeRefusal, MemberChange},
-    raft_node::{
-        AskReadIndex, ChangeMembership, DiskHealth, MoveLeader, Proposal, Propose, RaftNode,
-        RaftStatus,
-    },
-    range_chunks::{NotStreamable, RangeChunks},
-    replies::{Answer, Reply},
+    raft_status::{DiskHealth, RaftStatus},
+    replies::Reply,
     watch_hub::WatchHub,
 };
 use crate::{
-    clock, codec,
+    clock,
     kv::{
         KvError, check,
         command::{
@@ -30,28 +26,19 @@ use crate::{
         hash::HistoryHash,
         range::ReadError,
     },
-    mutation::{Mutation, mutated},
     types::{ClusterId, Identity, LogIndex, MemberId, Revision, Term},
 };
 use actix::prelude::*;
-use actix_rt::ArbiterHandle;
-use bytes::{BufMut, Bytes};
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
-use tokio::sync::{Notify, Semaphore, oneshot, watch};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 pub use super::{published::Published, request_error::RequestError};
 
-/// Requests that may wait in one front end for the next turn; past it they are told to come again.
-const WAITING_MAX: usize = 16_384;
-
-/// Between two attempts to find the leader.
+/// The pause between two attempts to find the leader.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Long reads that one front end runs at once.
-const ASIDE_MAX: usize = 4;
+/// Background reads of one front end at once.
+const BACKGROUND_READS_MAX: usize = 4;
 
 /// Bounds on requests.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +47,7 @@ pub struct RequestLimits {
     pub request_bytes_max: usize,
     /// Operations of a transaction.
     pub txn_ops_max: usize,
-    /// Size of the database past which writes that take space are refused, in bytes; nothing is no quota.
+    /// Size of the database past which writes that take space are refused, in bytes; without one there is no quota.
     pub quota_bytes: Option<u64>,
     /// How long a request may take.
     pub timeout: Duration,
@@ -97,11 +84,11 @@ pub struct NodeStatus {
     pub learner: bool,
     /// Raised alarms.
     pub alarms: Vec<(MemberId, AlarmKind)>,
-    /// How the write-ahead log's disk does.
+    /// How fast the write-ahead log's disk is.
     pub disk: DiskHealth,
 }
 
-/// The way into a node. Cheap to clone, and usable from any thread.
+/// The interface of a node for front ends. Cheap to clone, and usable from any thread.
 #[derive(Clone, Debug)]
 pub struct Requests {
     shared: Arc<Shared>,
@@ -111,82 +98,62 @@ pub struct Requests {
 struct Shared {
     identity: Identity,
     limits: RequestLimits,
-    queue: Mutex<Queue>,
-    wake: Notify,
-    /// Turns of long reads.
-    aside: Semaphore,
+    consensus: Consensus,
+    background_reads: Semaphore,
     views: latest::Receiver<Arc<Published>>,
     raft_status: latest::Receiver<RaftStatus>,
     disk: watch::Receiver<DiskHealth>,
-    raft: Addr<RaftNode>,
-    compactor: Addr<Compactor>,
+    changes: Recipient<ChangeMembership>,
+    moves: Recipient<MoveLeader>,
+    compactor: Recipient<AwaitCompaction>,
     watches: Addr<WatchHub>,
     leases: Arc<LeaseDesk>,
-}
-
-/// What this turn has collected.
-#[derive(Debug, Default)]
-struct Queue {
-    next_id: u64,
-    proposals: Vec<Proposal>,
-    reads: Vec<oneshot::Sender<Result<LogIndex, RequestError>>>,
-    closed: bool,
 }
 
 /// What a [`Requests`] needs of its node.
 #[derive(Clone, Debug)]
 pub struct RequestPeers {
-    /// Orders proposals and reads.
-    pub raft: Addr<RaftNode>,
+    /// Takes commands into the log, and confirms reads.
+    pub consensus: Consensus,
+    /// Changes the membership.
+    pub changes: Recipient<ChangeMembership>,
+    /// Hands on leadership.
+    pub moves: Recipient<MoveLeader>,
     /// Knows when compactions end.
-    pub compactor: Addr<Compactor>,
-    /// Sends events to those who watch.
+    pub compactor: Recipient<AwaitCompaction>,
+    /// Sends events to watchers.
     pub watches: Addr<WatchHub>,
-    /// What leases need.
-    pub leases: LeasePeers,
+    /// Takes lease calls to the leader.
+    pub leases: Arc<LeaseDesk>,
     /// The newest view.
     pub views: latest::Receiver<Arc<Published>>,
     /// Leader, term and commit index.
     pub raft_status: latest::Receiver<RaftStatus>,
-    /// How the write-ahead log's disk does.
+    /// How fast the write-ahead log's disk is.
     pub disk: watch::Receiver<DiskHealth>,
 }
 
 impl Requests {
-    /// A way into a node, with a task on `arbiter` that sends what each of its turns has collected.
-    ///
-    /// Proposals are numbered from a random start: entries of an earlier life of this member, or of another front end, must
-    /// not answer today's callers.
-    pub fn start(
-        arbiter: &ArbiterHandle,
-        identity: Identity,
-        limits: RequestLimits,
-        peers: RequestPeers,
-    ) -> Self {
+    /// A front end of a node.
+    pub fn new(identity: Identity, limits: RequestLimits, peers: RequestPeers) -> Self {
         let shared = Arc::new(Shared {
             identity,
             limits,
-            queue: Mutex::new(Queue {
-                next_id: clock::entropy(),
-                ..Queue::default()
-            }),
-            wake: Notify::new(),
-            aside: Semaphore::new(ASIDE_MAX),
+            consensus: peers.consensus,
+            background_reads: Semaphore::new(BACKGROUND_READS_MAX),
             views: peers.views,
             raft_status: peers.raft_status,
             disk: peers.disk,
-            raft: peers.raft.clone(),
+            changes: peers.changes,
+            moves: peers.moves,
             compactor: peers.compactor,
             watches: peers.watches,
-            leases: LeaseDesk::new(peers.leases),
+            leases: peers.leases,
         });
-        let sending = arbiter.spawn(send_turns(shared.clone(), peers.raft))
-            && arbiter.spawn(shared.leases.clone().send_turns());
-        assert!(sending, "front ends start before their arbiter stops");
         Self { shared }
     }
 
-    /// Who answers.
+    /// The cluster and the member that answer.
     pub fn identity(&self) -> Identity {
         self.shared.identity
     }
@@ -229,13 +196,11 @@ impl Requests {
         let published = self.view_for(query.serializable).await?;
         match published.try_range(&query)? {
             Some(done) => Ok(done),
-            None => self.aside(move || published.view.range(&query)).await,
+            None => {
+                self.read_in_background(move || published.view.range(&query))
+                    .await
+            }
         }
-    }
-
-    /// Reads keys in parts, so that neither side holds the whole answer.
-    pub fn range_stream(&self, query: RangeQuery) -> Result<RangeChunks, NotStreamable> {
-        RangeChunks::new(self.clone(), query)
     }
 
     /// Writes one key.
@@ -268,8 +233,8 @@ impl Requests {
         }
     }
 
-    /// Gives up the history before `revision`. With `physical` it returns once this member has removed it. Returns the
-    /// store's revision.
+    /// Compacts the history before `revision`. With `physical` it returns once this member has removed the records. Returns
+    /// the store's revision.
     pub async fn compact(
         &self,
         revision: Revision,
@@ -297,7 +262,7 @@ impl Requests {
         self.published().alarms.iter().copied().collect()
     }
 
-    /// Raises an alarm or takes it back; tells whether it existed.
+    /// Raises or clears an alarm; returns whether it was raised before.
     pub async fn set_alarm(&self, alarm: SetAlarm) -> Result<bool, RequestError> {
         match self.propose(&Command::SetAlarm(alarm)).await? {
             Outcome::Alarm { found, .. } => Ok(found),
@@ -305,7 +270,7 @@ impl Requests {
         }
     }
 
-    /// Proposes a command and waits for its outcome. The checks on the request alone are the caller's.
+    /// Proposes a command and waits for its outcome. The caller has checked the request itself.
     pub async fn propose(&self, command: &Command) -> Result<Outcome, RequestError> {
         self.require_vote()?;
         if !matches!(command, Command::SetAlarm(_)) {
@@ -314,9 +279,7 @@ impl Requests {
         if command.takes_space() {
             self.check_quota().await?;
         }
-        self.submit(command)?
-            .await
-            .unwrap_or(Err(RequestError::Stopped))
+        self.shared.consensus.propose(command).await
     }
 
     /// Proposes a command whose outcome goes where `reply` says, without waiting for anything: so not while the database is at
@@ -330,10 +293,10 @@ impl Requests {
         if !matches!(command, Command::SetAlarm(_)) {
             self.require_same_state()?;
         }
-        self.submit_to(command, reply)
+        self.shared.consensus.submit_to(command, reply)
     }
 
-    /// This member's state, as it knows it itself.
+    /// This member's state, as far as it knows.
     pub fn status(&self) -> NodeStatus {
         let published = self.published();
         let raft = *self.shared.raft_status.borrow();
@@ -366,7 +329,7 @@ impl Requests {
         loop {
             let (reply, outcome) = oneshot::channel();
             let change = change.clone();
-            let sent = self.shared.raft.send(ChangeMembership { change, reply });
+            let sent = self.shared.changes.send(ChangeMembership { change, reply });
             sent.await.map_err(|_| RequestError::Stopped)?;
             let outcome = tokio::time::timeout_at(deadline, outcome).await;
             let outcome = outcome.map_err(|_| RequestError::TimedOut)?;
@@ -389,15 +352,16 @@ impl Requests {
     /// Hands leadership to another voter; only the leader can.
     pub async fn move_leader(&self, to: MemberId) -> Result<(), RequestError> {
         let (reply, outcome) = oneshot::channel();
-        let sent = self.shared.raft.send(MoveLeader { to, reply });
+        let sent = self.shared.moves.send(MoveLeader { to, reply });
         sent.await.map_err(|_| RequestError::Stopped)?;
         outcome.await.unwrap_or(Err(RequestError::Stopped))
     }
 
-    /// etcd's hash of the history through a revision, of what this member holds.
+    /// etcd's hash of this member's history through a revision.
     pub async fn hash_kv(&self, through: Revision) -> Result<HistoryHash, RequestError> {
         let published = self.published();
-        self.aside(move || published.hash_history(through)).await
+        self.read_in_background(move || published.hash_history(through))
+            .await
     }
 
     /// Whether this member has no vote.
@@ -405,20 +369,12 @@ impl Requests {
         self.shared.raft_status.borrow().learner
     }
 
-    /// etcd: a member without a vote serves what it holds itself, and nothing that needs the others.
     fn require_vote(&self) -> Result<(), RequestError> {
-        if self.is_learner() {
-            return Err(RequestError::Learner);
-        }
-        Ok(())
+        self.shared.raft_status.borrow().require_vote()
     }
 
-    /// A member whose state differs from the others' serves nothing of it.
     pub(super) fn require_same_state(&self) -> Result<(), RequestError> {
-        if self.shared.raft_status.borrow().out {
-            return Err(KvError::Corrupt.into());
-        }
-        Ok(())
+        self.shared.raft_status.borrow().require_same_state()
     }
 
     /// Follows the newest view.
@@ -431,17 +387,19 @@ impl Requests {
         self.shared.views.borrow().clone()
     }
 
-    /// Refuses everything from now on; what was collected still goes out.
+    /// Refuses all requests from now on. What was collected is still sent.
     pub fn close(&self) {
-        self.shared.lock().closed = true;
-        self.shared.wake.notify_one();
+        self.shared.consensus.close();
     }
 
     async fn read_txn(&self, txn: Txn) -> Result<TxnDone, RequestError> {
         let published = self.view_for(txn.is_serializable()).await?;
         match published.try_read_txn(&txn)? {
             Some(done) => Ok(done),
-            None => self.aside(move || published.view.read_txn(&txn)).await,
+            None => {
+                self.read_in_background(move || published.view.read_txn(&txn))
+                    .await
+            }
         }
     }
 
@@ -457,7 +415,7 @@ impl Requests {
         self.view_of_any_state(serializable).await
     }
 
-    /// As [`Requests::view_for`], also where this member's state differs from the others'.
+    /// As [`Requests::view_for`], but also if this member's state differs from the others'.
     async fn view_of_any_state(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
         if !serializable {
             self.require_vote()?;
@@ -465,37 +423,18 @@ impl Requests {
         self.view_of_anyone(serializable).await
     }
 
-    pub(super) async fn view_of_anyone(
-        &self,
-        serializable: bool,
-    ) -> Result<Arc<Published>, RequestError> {
-        if serializable || mutated(Mutation::ReadWithoutIndex) {
+    async fn view_of_anyone(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
+        if serializable {
             return Ok(self.published());
         }
-        let index = self.read_index().await?;
-        let newest = self.published();
-        if newest.applied.index >= index {
-            return Ok(newest);
-        }
-        let mut views = self.views();
-        let reached = views.wait_for(|published| published.applied.index >= index);
-        // A member that was cut off meanwhile does not get there by itself.
-        let reached = tokio::time::timeout(self.shared.limits.timeout, reached).await;
-        reached
-            .map_err(|_| RequestError::TimedOut)?
-            .map_err(|_| RequestError::Stopped)
-    }
-
-    /// An index that, once applied, makes a read see every write acknowledged before now. Whoever leads has confirmed since that
-    /// it does.
-    pub(super) async fn read_index(&self) -> Result<LogIndex, RequestError> {
-        let (reply, index) = oneshot::channel();
-        self.enqueue(|queue| queue.reads.push(reply))?;
-        index.await.unwrap_or(Err(RequestError::Stopped))
+        self.shared
+            .consensus
+            .linearizable_view(&self.shared.views)
+            .await
     }
 
     /// What front ends share for leases.
-    pub(super) fn lease_desk(&self) -> &LeaseDesk {
+    pub(super) fn lease_desk(&self) -> &Arc<LeaseDesk> {
         &self.shared.leases
     }
 
@@ -504,72 +443,31 @@ impl Requests {
         self.shared.raft_status.clone()
     }
 
-    /// Runs a long read on a thread of its own; only so many at once, the others wait for their turn.
-    pub async fn aside<T: Send + 'static>(
+    /// Runs a long read as a blocking task. Only a few run at once; the others wait for their turn.
+    pub async fn read_in_background<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> Result<Result<T, KvError>, ReadError> + Send + 'static,
     ) -> Result<T, RequestError> {
-        let turn = self.shared.aside.acquire().await;
+        let turn = self.shared.background_reads.acquire().await;
         let turn = turn.map_err(|_| RequestError::Stopped)?;
-        let reading = aside(read).await;
+        let reading = in_background(read).await;
         drop(turn);
         Ok(reading.map_err(|_| RequestError::Stopped)???)
     }
 
-    /// Hands a proposal over: proposals of one caller enter the log in the order of these calls, if they enter it.
-    pub(super) fn submit(
-        &self,
-        command: &Command,
-    ) -> Result<oneshot::Receiver<Answer>, RequestError> {
-        let (reply, outcome) = oneshot::channel();
-        self.submit_to(command, || reply.into())?;
-        Ok(outcome)
+    /// Returns once this member's state differs from the others'.
+    pub async fn taken_out(&self) {
+        let mut status = self.raft_status();
+        // An error means that the node is gone, which its callers learn otherwise.
+        if status.wait_for(|status| status.out).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
-    fn submit_to(
-        &self,
-        command: &Command,
-        reply: impl FnOnce() -> Reply,
-    ) -> Result<(), RequestError> {
-        let mut data = Vec::with_capacity(encoded_size_hint(command));
-        data.put_bytes(0, super::applier::PROPOSAL_HEADER_BYTES);
-        codec::encode_into(command, &mut data);
-        let max = self.shared.limits.request_bytes_max;
-        if data.len() > max.saturating_add(ENVELOPE_SLACK_BYTES) {
-            return Err(RequestError::TooLarge {
-                bytes: data.len(),
-                max,
-            });
-        }
-        let member = self.shared.identity.member;
-        self.enqueue(|queue| {
-            let id = queue.next_id;
-            queue.next_id = id.wrapping_add(1);
-            data[..8].copy_from_slice(&member.0.to_le_bytes());
-            data[8..16].copy_from_slice(&id.to_le_bytes());
-            queue.proposals.push(Proposal {
-                id,
-                data: Bytes::from(data),
-                reply: reply(),
-            });
-        })
-    }
-
-    fn enqueue(&self, add: impl FnOnce(&mut Queue)) -> Result<(), RequestError> {
-        let mut queue = self.shared.lock();
-        if queue.closed {
-            return Err(RequestError::Stopped);
-        }
-        let waiting = queue.proposals.len() + queue.reads.len();
-        if waiting >= WAITING_MAX {
-            return Err(RequestError::TooManyRequests);
-        }
-        add(&mut queue);
-        drop(queue);
-        if waiting == 0 {
-            self.shared.wake.notify_one();
-        }
-        Ok(())
+    /// Whether a read would be answered now. A member without a vote answers this too.
+    pub async fn probe(&self, serializable: bool) -> Result<(), RequestError> {
+        self.require_same_state()?;
+        self.view_of_anyone(serializable).await.map(drop)
     }
 
     /// Whether the database has reached its quota, so that writes that take space must raise the alarm first.
@@ -578,67 +476,14 @@ impl Requests {
         quota.is_some_and(|quota| self.shared.views.borrow().file_bytes >= quota)
     }
 
-    /// A member at its quota raises an alarm that stops such writes everywhere until an operator takes it back.
+    /// A member at its quota raises an alarm, which stops such writes on all members until an operator clears it.
     async fn check_quota(&self) -> Result<(), RequestError> {
         if !self.is_at_quota() {
             return Ok(());
         }
-        self.raise_own_alarm(AlarmKind::NoSpace).await?;
+        let (consensus, member) = (&self.shared.consensus, self.shared.identity.member);
+        consensus.raise_alarm(member, AlarmKind::NoSpace).await?;
         Err(RequestError::Kv(KvError::NoSpace))
-    }
-}
-
-/// The log's own encoding of a request may be a little larger than etcd's, by which the API judges the size.
-const ENVELOPE_SLACK_BYTES: usize = 4_096;
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Queue> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Sends what each turn of the event loop has collected. It waits until the Raft node has taken one turn before it sends the
-/// next, so a busy node is sent fewer and larger messages, and its mailbox always has room.
-async fn send_turns(shared: Arc<Shared>, raft: Addr<RaftNode>) {
-    loop {
-        shared.wake.notified().await;
-        let (proposals, reads, closed) = {
-            let mut queue = shared.lock();
-            let queue = &mut *queue;
-            let proposals = std::mem::take(&mut queue.proposals);
-            let reads = std::mem::take(&mut queue.reads);
-            (proposals, reads, queue.closed)
-        };
-        // A node that is gone drops the callers' replies, which tells them that it stopped.
-        if !proposals.is_empty() {
-            raft.send(Propose { proposals }).await.unwrap_or_default();
-        }
-        if !reads.is_empty() {
-            let ask = AskReadIndex { waiting: reads };
-            raft.send(ask).await.unwrap_or_default();
-        }
-        if closed {
-            return;
-        }
-    }
-}
-
-/// Answers a caller. One that has gone away in the meantime does not matter.
-pub(super) fn answer<T>(reply: oneshot::Sender<Result<T, RequestError>>, error: RequestError) {
-    drop(reply.send(Err(error)));
-}
-
-fn encoded_size_hint(command: &Command) -> usize {
-    const FIXED: usize = 64;
-    match command {
-        Command::Put(put) => put.key.len() + put.value.len() + FIXED,
-        Command::DeleteRange(delete) => delete.key.len() + delete.range_end.len() + FIXED,
-        Command::Txn(_) => 512,
-        Command::Compact(_)
-        | Command::GrantLease(_)
-        | Command::RevokeLease(_)
-        | Command::SetAlarm(_) => FIXED,
-        Command::ExpireLeases(_) | Command::CheckpointLeases(_) | Command::RenewLeases(_) => 4_096,
     }
 }
 

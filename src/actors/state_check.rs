@@ -1,15 +1,8 @@
-//! The applier's part in comparing states: it remembers the hashes after the last entries, and tells them. And what a way in
-//! does about a state that differs.
+//! The applier's part in comparing members' states: it remembers the hashes after the last entries, and answers questions for
+//! them.
 
-use super::{
-    applier::Applier,
-    requests::{RequestError, Requests},
-};
 use crate::{
-    kv::{
-        command::{AlarmKind, Command, SetAlarm},
-        state_hash::{RecentHashes, StateHash},
-    },
+    kv::state_hash::{RecentHashes, StateHash},
     types::LogIndex,
 };
 use actix::prelude::*;
@@ -73,7 +66,7 @@ impl HashDesk {
         }
     }
 
-    fn tell(&mut self, index: LogIndex, reply: oneshot::Sender<StateHash>) {
+    pub(super) fn tell(&mut self, index: LogIndex, reply: oneshot::Sender<StateHash>) {
         let Some(recent) = &self.recent else { return };
         if recent.newest() < index {
             if self.waiting.len() == WAITING_MAX {
@@ -84,47 +77,6 @@ impl HashDesk {
             // An asker that has gone away in the meantime does not matter.
             reply.send(hash).unwrap_or_default();
         }
-    }
-}
-
-impl Handler<TellStateHash> for Applier {
-    type Result = ();
-
-    fn handle(&mut self, tell: TellStateHash, _: &mut Self::Context) {
-        self.hashes.tell(tell.index, tell.reply);
-    }
-}
-
-impl Requests {
-    /// Returns once this member's state differs from the others'.
-    pub async fn taken_out(&self) {
-        // An error means that the node is gone, which its callers learn otherwise.
-        if self
-            .raft_status()
-            .wait_for(|status| status.out)
-            .await
-            .is_err()
-        {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    /// Raises an alarm of this member's own; also one without a vote can.
-    pub(super) async fn raise_own_alarm(&self, kind: AlarmKind) -> Result<(), RequestError> {
-        let alarm = SetAlarm {
-            member: self.identity().member,
-            kind,
-            raised: true,
-        };
-        let raised = self.submit(&Command::SetAlarm(alarm))?;
-        raised.await.unwrap_or(Err(RequestError::Stopped))?;
-        Ok(())
-    }
-
-    /// Whether a read would be answered now; also a member without a vote can say so.
-    pub async fn probe(&self, serializable: bool) -> Result<(), RequestError> {
-        self.require_same_state()?;
-        self.view_of_anyone(serializable).await.map(drop)
     }
 }
 

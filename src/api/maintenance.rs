@@ -216,7 +216,7 @@ pub fn alarm_name(kind: AlarmKind) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actors::raft_node::DiskHealth;
+    use crate::actors::raft_status::DiskHealth;
     use crate::types::{ClusterId, LogIndex, Revision, Term};
 
     fn node() -> NodeStatus {

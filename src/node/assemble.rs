@@ -1,7 +1,7 @@
-//! Starts the actors of a recovered member, and stops them.
+//! Starts the actors of a member, and stops them.
 //!
-//! Actors know each other from their constructors on. Where two know each other, the first one started gets its peers through a
-//! channel that is filled once all addresses exist; the first thing it does is to take them.
+//! All mailboxes exist before the first actor starts, so each actor is made with the addresses of those it sends to. Actors start
+//! from the disk up, the Raft node last: it is the first to send.
 
 use super::{
     network::PeerWay,
@@ -11,19 +11,21 @@ use super::{
 use crate::{
     actors::{
         applier::{
-            Applier, ApplierState, CommitPacing, DrainTail, Peers, ReplacePeers, begun_compaction,
+            Applier, ApplierPeers, ApplierState, CommitPacing, DrainTail, ReplacePeers,
+            begun_compaction,
         },
         committer::{Committer, stop_on_damage},
         compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers, Decision},
+        consensus::{Consensus, ConsensusLimits, ConsensusPeers},
         fail_stop::{FailStop, Lifeline},
         index::Index,
         latest,
+        lease_desk::{LeaseDesk, LeaseKeysPeer, LeasePeers},
         lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
-        leases::{ForwardLeaseCalls, LeaseKeysPeer, LeasePeers},
+        mailbox::Mailbox,
         peer_hub::{ClosePeers, HubPeers, PeerHub, PeerPorts},
-        raft_node::{
-            DiskHealth, LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, RaftStatus, SelfInfo,
-        },
+        raft_node::{LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, SelfInfo},
+        raft_status::{DiskHealth, RaftStatus},
         requests::{Published, RequestLimits, RequestPeers, Requests},
         snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
         wal_writer::{SealLog, WalWriter},
@@ -44,10 +46,7 @@ use crate::{
     types::{Identity, LogIndex, Millis, Term},
 };
 use actix::prelude::*;
-use std::{
-    sync::{Arc, mpsc},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
 
 /// Bytes of records after which a commit does not wait for its interval.
@@ -62,7 +61,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// The running actors of a node.
 #[derive(Debug)]
 pub(super) struct Running {
-    /// A way in for each API arbiter, in the placement's order.
+    /// A front end for each API arbiter, in the placement's order.
     pub requests: Vec<Requests>,
     applier: Addr<Applier>,
     wal: Addr<WalWriter>,
@@ -72,10 +71,6 @@ pub(super) struct Running {
 }
 
 /// Starts every actor. Must be called on the core arbiter.
-#[expect(
-    clippy::too_many_lines,
-    reason = "one actor after the other, and then whom each is given: the order is the point"
-)]
 pub(super) fn assemble(
     config: &Config,
     mut recovery: Recovery,
@@ -85,106 +80,62 @@ pub(super) fn assemble(
 ) -> Running {
     recovery.reader = recovery.reader.telling(stop_on_damage(fail_stop));
     let identity = recovery.owner.identity;
+    let state = State::of(&recovery);
+    let (channels, outlets) = channels(&state, &recovery.db);
+    let mailboxes = Mailboxes::default();
     let starting = Starting {
         config,
         placement,
         fail_stop,
+        identity,
+        to: mailboxes.addresses(),
+        channels,
     };
-    let state = State::of(&recovery);
-    let channels = Channels::new(&state, &recovery.db);
 
-    // The Raft node first: all others report to it.
-    let (raft_peers, raft_node) = starting.raft_node(recovery.raft, identity);
-    let disk = recovery.site.disk.clone();
-    let (snapshot_peers, snapshots) = starting.snapshots(recovery.site.clone());
-    let hub = starting.peers(way, identity, &raft_node, &snapshots);
     let log = recovery.wal.reader();
-    let wal = starting.wal_writer(recovery.wal, &disk, &raft_node);
-    let (applier_peers, apply_loop) = starting.applier(state.applier);
-    let index = starting.index(recovery.tree, &apply_loop);
-    let committer = starting.committer(recovery.db, recovery.site, &apply_loop);
-    let (lease_peers, lease_manager, leases) = starting.lease_manager(state.leases);
-    let leader = hub.is_some().then(|| raft_node.clone().recipient());
-    let (compactor_peers, compactor) = starting.compactor(state.compaction);
-    let watches = starting.watch_hub(&channels);
-    let way_in = RequestPeers {
-        raft: raft_node.clone(),
-        compactor: compactor.clone(),
-        leases: starting.lease_peers(&lease_manager, leases, &apply_loop, leader),
-        watches: watches.clone(),
-        views: channels.views.clone(),
-        raft_status: channels.raft_status.clone(),
-        disk: channels.disk.clone(),
+    starting.wal_writer(mailboxes.wal, recovery.wal, recovery.site.disk.clone());
+    starting.index(mailboxes.index, recovery.tree);
+    starting.committer(mailboxes.committer, recovery.db, recovery.site.clone());
+    starting.applier(mailboxes.applier, state.applier, outlets.views);
+    starting.watch_hub(mailboxes.watches);
+    let hub = starting.peers(way);
+    starting.snapshots(mailboxes.snapshots, recovery.site, hub.as_ref());
+    let front_ends = starting.front_ends(hub.is_some());
+    let first = &front_ends[0];
+    starting.lease_manager(
+        mailboxes.leases,
+        state.leases,
+        outlets.leases,
+        &first.consensus,
+    );
+    starting.compactor(mailboxes.compactor, state.compaction, &first.consensus);
+    let peers = RaftPeers {
+        wal: starting.to.wal.clone().recipient(),
+        release: starting.to.wal.clone().recipient(),
+        log,
+        applier: starting.to.applier.clone().recipient(),
+        replace: starting.to.applier.clone().recipient(),
+        snapshots: starting.to.snapshots.clone().recipient(),
+        status: outlets.raft_status,
+        disk: outlets.disk,
+        links: hub.as_ref().map_or(PeerLinks::Alone, links_of),
+        seed: recovery.seed,
+        consensus: first.consensus.clone(),
+        views: starting.channels.views.clone(),
+        leases: first.leases.clone(),
+        answered: starting.to.raft.clone().recipient(),
+        hashes: starting.to.applier.clone().recipient(),
+        told: starting.to.raft.clone().recipient(),
     };
-    let requests = starting.requests(identity, &way_in);
+    starting.raft_node(mailboxes.raft, recovery.raft, peers);
 
-    // Everybody exists: whoever waits for its peers gets them.
-    given(&lease_peers, channels.lease_manager_peers(&requests[0]));
-    given(
-        &snapshot_peers,
-        SnapshotPeers {
-            open: hub.as_ref().map(|hub| hub.snapshots.clone()),
-            ended: raft_node.clone().recipient(),
-            install: raft_node.clone().recipient(),
-            views: channels.views.clone(),
-        },
-    );
-    given(
-        &raft_peers,
-        RaftPeers {
-            wal: wal.clone().recipient(),
-            release: wal.clone().recipient(),
-            log,
-            applier: apply_loop.clone().recipient(),
-            replace: apply_loop.clone().recipient(),
-            snapshots: snapshots.recipient(),
-            status: channels.raft_status_in,
-            disk: channels.disk_in,
-            links: hub.as_ref().map_or(PeerLinks::Alone, links_of),
-            seed: recovery.seed,
-            requests: requests[0].clone(),
-            answered: raft_node.clone().recipient(),
-            hashes: apply_loop.clone().recipient(),
-            told: raft_node.clone().recipient(),
-        },
-    );
-    given(
-        &applier_peers,
-        Peers {
-            index: index.clone().recipient(),
-            committer: committer.clone().recipient(),
-            forget: committer.clone().recipient(),
-            raft: raft_node.clone().recipient(),
-            compactor: compactor.clone().recipient(),
-            leases: lease_manager.clone().recipient(),
-            watches: watches.clone().recipient(),
-            views: channels.views_in,
-            replace: ReplacePeers {
-                committer: committer.clone().recipient(),
-                index: index.clone().recipient(),
-                leases: lease_manager.recipient(),
-                compactor: compactor.recipient(),
-                raft: raft_node.recipient(),
-            },
-        },
-    );
-    given(
-        &compactor_peers,
-        CompactorPeers {
-            index,
-            committer,
-            requests: requests[0].clone(),
-            views: channels.views.clone(),
-            raft_status: channels.raft_status,
-        },
-    );
     Running {
-        requests,
-        applier: apply_loop,
-        wal,
+        requests: front_ends.into_iter().map(|end| end.requests).collect(),
+        applier: starting.to.applier,
+        wal: starting.to.wal,
         hub,
-        watches,
-        views: channels.views,
+        watches: starting.to.watches,
+        views: starting.channels.views,
     }
 }
 
@@ -194,6 +145,56 @@ fn links_of(hub: &PeerPorts) -> PeerLinks {
         forward: hub.forward.clone(),
         book: hub.book.clone(),
     }
+}
+
+/// The mailboxes of all actors but the peer hub, which a simulated network may stand in for.
+#[derive(Default)]
+struct Mailboxes {
+    wal: Mailbox<WalWriter>,
+    index: Mailbox<Index>,
+    committer: Mailbox<Committer>,
+    applier: Mailbox<Applier>,
+    watches: Mailbox<WatchHub>,
+    snapshots: Mailbox<Snapshots>,
+    leases: Mailbox<LeaseManager>,
+    compactor: Mailbox<Compactor>,
+    raft: Mailbox<RaftNode>,
+}
+
+impl Mailboxes {
+    fn addresses(&self) -> Addresses {
+        Addresses {
+            wal: self.wal.address(),
+            index: self.index.address(),
+            committer: self.committer.address(),
+            applier: self.applier.address(),
+            watches: self.watches.address(),
+            snapshots: self.snapshots.address(),
+            leases: self.leases.address(),
+            compactor: self.compactor.address(),
+            raft: self.raft.address(),
+        }
+    }
+}
+
+/// The address of each of them.
+struct Addresses {
+    wal: Addr<WalWriter>,
+    index: Addr<Index>,
+    committer: Addr<Committer>,
+    applier: Addr<Applier>,
+    watches: Addr<WatchHub>,
+    snapshots: Addr<Snapshots>,
+    leases: Addr<LeaseManager>,
+    compactor: Addr<Compactor>,
+    raft: Addr<RaftNode>,
+}
+
+/// One API arbiter's front end, and the parts of it that actors use too.
+struct FrontEnd {
+    consensus: Consensus,
+    leases: Arc<LeaseDesk>,
+    requests: Requests,
 }
 
 /// What the actors begin with.
@@ -232,64 +233,70 @@ impl State {
     }
 }
 
-/// What is published to everyone.
+/// What every part of the member may read.
 struct Channels {
-    views_in: latest::Sender<Arc<Published>>,
     views: latest::Receiver<Arc<Published>>,
-    raft_status_in: latest::Sender<RaftStatus>,
     raft_status: latest::Receiver<RaftStatus>,
-    disk_in: watch::Sender<DiskHealth>,
     disk: watch::Receiver<DiskHealth>,
+    /// How many leases there are.
+    leases: watch::Receiver<usize>,
 }
 
-impl Channels {
-    fn new(state: &State, db: &Db) -> Self {
-        let applier = &state.applier;
-        let machine = &applier.machine;
-        let published = Published {
-            view: View {
-                window: Window {
-                    newest: machine.revision(),
-                    compacted: machine.compacted().max(applier.begun_compaction),
-                },
-                keys: applier.snapshot.clone(),
-                tail: Tail::default(),
-                stored: Arc::new(applier.stored.clone()),
-            },
-            applied: db.applied(),
-            alarms: Arc::new(machine.alarms().clone()),
-            members: applier.members.clone(),
-            stored: applier.stored.clone(),
-            stored_through: machine.revision(),
-            stored_applied: db.applied().index,
-            file_bytes: db.size(),
-            used_bytes: db.size_in_use(),
-        };
-        let (views_in, views) = latest::channel(Arc::new(published));
-        let (raft_status_in, raft_status) = latest::channel(RaftStatus {
-            leader: None,
-            leads: false,
-            term: Term(0),
-            commit: LogIndex(0),
-            learner: false,
-            out: false,
-        });
-        let (disk_in, disk) = watch::channel(DiskHealth::default());
-        Self {
-            views_in,
-            views,
-            raft_status_in,
-            raft_status,
-            disk_in,
-            disk,
-        }
-    }
+/// The writing end of each channel; one actor owns each.
+struct Outlets {
+    views: latest::Sender<Arc<Published>>,
+    raft_status: latest::Sender<RaftStatus>,
+    disk: watch::Sender<DiskHealth>,
+    leases: watch::Sender<usize>,
+}
 
-    fn lease_manager_peers(&self, requests: &Requests) -> LeaseManagerPeers {
-        LeaseManagerPeers {
-            requests: requests.clone(),
-            raft_status: self.raft_status.clone(),
-        }
+fn channels(state: &State, db: &Db) -> (Channels, Outlets) {
+    let (views_in, views) = latest::channel(Arc::new(first_view(&state.applier, db)));
+    let (raft_status_in, raft_status) = latest::channel(RaftStatus {
+        leader: None,
+        leads: false,
+        term: Term(0),
+        commit: LogIndex(0),
+        learner: false,
+        out: false,
+    });
+    let (disk_in, disk) = watch::channel(DiskHealth::default());
+    let (leases_in, leases) = watch::channel(state.leases.leases.len());
+    let outlets = Outlets {
+        views: views_in,
+        raft_status: raft_status_in,
+        disk: disk_in,
+        leases: leases_in,
+    };
+    let channels = Channels {
+        views,
+        raft_status,
+        disk,
+        leases,
+    };
+    (channels, outlets)
+}
+
+fn first_view(applier: &ApplierState, db: &Db) -> Published {
+    let machine = &applier.machine;
+    Published {
+        view: View {
+            window: Window {
+                newest: machine.revision(),
+                compacted: machine.compacted().max(applier.begun_compaction),
+            },
+            keys: applier.snapshot.clone(),
+            tail: Tail::default(),
+            stored: Arc::new(applier.stored.clone()),
+        },
+        applied: db.applied(),
+        alarms: Arc::new(machine.alarms().clone()),
+        members: applier.members.clone(),
+        stored: applier.stored.clone(),
+        stored_through: machine.revision(),
+        stored_applied: db.applied().index,
+        file_bytes: db.size(),
+        used_bytes: db.size_in_use(),
     }
 }
 
@@ -298,6 +305,9 @@ struct Starting<'a> {
     config: &'a Config,
     placement: &'a Placement,
     fail_stop: &'a FailStop,
+    identity: Identity,
+    to: Addresses,
+    channels: Channels,
 }
 
 impl Starting<'_> {
@@ -305,11 +315,232 @@ impl Starting<'_> {
         Lifeline::new(actor, self.fail_stop.clone())
     }
 
-    fn raft_node(
+    fn request_timeout(&self) -> Duration {
+        REQUEST_TIMEOUT_BASE + self.config.raft.election * 2
+    }
+
+    fn wal_writer(&self, mailbox: Mailbox<WalWriter>, wal: Wal, disk: Arc<dyn Disk>) {
+        let (raft, life) = (
+            self.to.raft.clone().recipient(),
+            self.life("the WAL writer"),
+        );
+        mailbox.start(&self.placement.wal, move || {
+            WalWriter::new(wal, disk, raft, life)
+        });
+    }
+
+    fn index(&self, mailbox: Mailbox<Index>, tree: Tree) {
+        let (applier, life) = (self.to.applier.clone().recipient(), self.life("the index"));
+        mailbox.start(&self.placement.apply, move || {
+            Index::new(tree, applier, life)
+        });
+    }
+
+    fn committer(&self, mailbox: Mailbox<Committer>, db: Db, site: DbSite) {
+        let applier = &self.to.applier;
+        let (reports, replaced) = (applier.clone().recipient(), applier.clone().recipient());
+        let life = self.life("the committer");
+        mailbox.start(&self.placement.committer, move || {
+            Committer::new(db, site, reports, replaced, life)
+        });
+    }
+
+    fn applier(
         &self,
-        raft: raft::Node,
-        identity: Identity,
-    ) -> (mpsc::Sender<RaftPeers>, Addr<RaftNode>) {
+        mailbox: Mailbox<Applier>,
+        state: ApplierState,
+        views: latest::Sender<Arc<Published>>,
+    ) {
+        let pacing = CommitPacing {
+            interval: self.config.storage.commit_interval,
+            records_max: self.config.storage.commit_records_max,
+            bytes_max: COMMIT_BYTES_MAX,
+        };
+        let peers = ApplierPeers {
+            index: self.to.index.clone().recipient(),
+            committer: self.to.committer.clone().recipient(),
+            forget: self.to.committer.clone().recipient(),
+            raft: self.to.raft.clone().recipient(),
+            compactor: self.to.compactor.clone().recipient(),
+            leases: self.to.leases.clone().recipient(),
+            watches: self.to.watches.clone().recipient(),
+            views,
+            replace: ReplacePeers {
+                committer: self.to.committer.clone().recipient(),
+                index: self.to.index.clone().recipient(),
+                leases: self.to.leases.clone().recipient(),
+                compactor: self.to.compactor.clone().recipient(),
+                raft: self.to.raft.clone().recipient(),
+            },
+        };
+        let life = self.life("the applier");
+        mailbox.start(&self.placement.apply, move || {
+            Applier::new(state, pacing, peers, life)
+        });
+    }
+
+    fn watch_hub(&self, mailbox: Mailbox<WatchHub>) {
+        let (views, life) = (self.channels.views.clone(), self.life("the watch hub"));
+        let progress_interval = self.config.watch.progress_interval;
+        mailbox.start(&self.placement.services, move || {
+            WatchHub::new(views, progress_interval, life)
+        });
+    }
+
+    /// The way to the other members; nothing in a member that is alone.
+    fn peers(&self, way: PeerWay<'_>) -> Option<PeerPorts> {
+        let raft = &self.to.raft;
+        let peers = HubPeers {
+            messages: raft.clone().recipient(),
+            connected: raft.clone().recipient(),
+            disconnected: raft.clone().recipient(),
+            dropped: raft.clone().recipient(),
+            refused: raft.clone().recipient(),
+            requests: raft.clone().recipient(),
+            guests: raft.clone().recipient(),
+            snapshots: self.to.snapshots.clone().recipient(),
+        };
+        match way {
+            PeerWay::Alone => None,
+            PeerWay::Quic(listener) => Some(self.peer_hub(*listener, peers)),
+            PeerWay::Given(network) => Some(network.attach(self.identity, peers)),
+        }
+    }
+
+    fn peer_hub(&self, listener: Listener, peers: HubPeers) -> PeerPorts {
+        let (mailbox, life) = (Mailbox::<PeerHub>::default(), self.life("the peer hub"));
+        let ports = PeerPorts::of(&mailbox.address());
+        mailbox.start(&self.placement.net, move || {
+            let hub = PeerHub::new(listener, peers, life);
+            hub.expect("the socket is bound: nothing else can fail here")
+        });
+        ports
+    }
+
+    fn snapshots(&self, mailbox: Mailbox<Snapshots>, site: DbSite, hub: Option<&PeerPorts>) {
+        let pacing = SnapshotPacing {
+            bytes_per_sec: self.config.storage.snapshot_bytes_per_sec,
+        };
+        let peers = SnapshotPeers {
+            open: hub.map(|hub| hub.snapshots.clone()),
+            ended: self.to.raft.clone().recipient(),
+            install: self.to.raft.clone().recipient(),
+            views: self.channels.views.clone(),
+        };
+        let life = self.life("snapshots");
+        mailbox.start(&self.placement.snapshots, move || {
+            Snapshots::new(site, pacing, peers, life)
+        });
+    }
+
+    /// A front end for each API arbiter.
+    fn front_ends(&self, has_peers: bool) -> Vec<FrontEnd> {
+        let keys = LeaseKeysPeer::new(self.to.applier.clone().recipient());
+        let arbiters = self.placement.api.iter();
+        arbiters
+            .map(|arbiter| self.front_end(arbiter, has_peers, keys.clone()))
+            .collect()
+    }
+
+    fn front_end(&self, arbiter: &ArbiterHandle, has_peers: bool, keys: LeaseKeysPeer) -> FrontEnd {
+        let (raft, channels) = (&self.to.raft, &self.channels);
+        let limits = RequestLimits {
+            request_bytes_max: self.config.limits.request_bytes_max,
+            txn_ops_max: self.config.limits.txn_ops_max,
+            quota_bytes: self.config.limits.quota_bytes,
+            timeout: self.request_timeout(),
+            leader_patience: self.config.raft.election * 3,
+        };
+        let consensus = Consensus::start(
+            arbiter,
+            self.identity.member,
+            ConsensusLimits {
+                request_bytes_max: limits.request_bytes_max,
+                timeout: limits.timeout,
+            },
+            ConsensusPeers {
+                propose: raft.clone().recipient(),
+                reads: raft.clone().recipient(),
+            },
+        );
+        let election = in_millis(self.config.raft.election);
+        let lease_peers = LeasePeers {
+            manager: self.to.leases.clone().recipient(),
+            leases: channels.leases.clone(),
+            leases_max: self.config.limits.leases_max,
+            keys,
+            leader: has_peers.then(|| raft.clone().recipient()),
+            // etcd: one and a half election timeouts, in whole seconds.
+            ttl_secs_min: (election.0 * 3).div_ceil(2_000).cast_signed(),
+            timeout: limits.timeout,
+            consensus: consensus.clone(),
+            views: channels.views.clone(),
+            raft_status: channels.raft_status.clone(),
+        };
+        let leases = LeaseDesk::start(arbiter, lease_peers);
+        let peers = RequestPeers {
+            consensus: consensus.clone(),
+            changes: raft.clone().recipient(),
+            moves: raft.clone().recipient(),
+            compactor: self.to.compactor.clone().recipient(),
+            watches: self.to.watches.clone(),
+            leases: leases.clone(),
+            views: channels.views.clone(),
+            raft_status: channels.raft_status.clone(),
+            disk: channels.disk.clone(),
+        };
+        FrontEnd {
+            consensus,
+            leases,
+            requests: Requests::new(self.identity, limits, peers),
+        }
+    }
+
+    fn lease_manager(
+        &self,
+        mailbox: Mailbox<LeaseManager>,
+        state: LeaseState,
+        count: watch::Sender<usize>,
+        consensus: &Consensus,
+    ) {
+        let settings = ClockSettings {
+            grace: in_millis(self.config.raft.election / 2),
+            checkpoint_every: in_millis(self.config.lease.checkpoint_interval),
+        };
+        let peers = LeaseManagerPeers {
+            consensus: consensus.clone(),
+            raft_status: self.channels.raft_status.clone(),
+        };
+        let life = self.life("the lease manager");
+        mailbox.start(&self.placement.services, move || {
+            LeaseManager::new(state, settings, count, peers, life)
+        });
+    }
+
+    fn compactor(
+        &self,
+        mailbox: Mailbox<Compactor>,
+        state: CompactionState,
+        consensus: &Consensus,
+    ) {
+        let pacing = CompactionPacing {
+            records_max: self.config.compaction.batch,
+            pause: self.config.compaction.pause,
+        };
+        let peers = CompactorPeers {
+            index: self.to.index.clone().recipient(),
+            committer: self.to.committer.clone().recipient(),
+            consensus: consensus.clone(),
+            views: self.channels.views.clone(),
+            raft_status: self.channels.raft_status.clone(),
+        };
+        let (retention, life) = (retention(self.config), self.life("the compactor"));
+        mailbox.start(&self.placement.services, move || {
+            Compactor::new(state, retention, pacing, peers, life)
+        });
+    }
+
+    fn raft_node(&self, mailbox: Mailbox<RaftNode>, raft: raft::Node, peers: RaftPeers) {
         let pacing = RaftPacing {
             tick: self.config.raft.heartbeat,
             election: self.config.raft.election,
@@ -322,179 +553,14 @@ impl Starting<'_> {
             },
         };
         let member = SelfInfo {
-            id: identity.member,
+            id: self.identity.member,
             name: self.config.name.clone(),
             client_urls: client_urls(self.config),
         };
         let life = self.life("the Raft node");
-        let (give, peers) = mpsc::channel();
-        let address = RaftNode::start_in_arbiter(&self.placement.core, move |_| {
-            RaftNode::new(raft, member, pacing, taken(&peers), life)
+        mailbox.start(&self.placement.core, move || {
+            RaftNode::new(raft, member, pacing, peers, life)
         });
-        (give, address)
-    }
-
-    fn request_timeout(&self) -> Duration {
-        REQUEST_TIMEOUT_BASE + self.config.raft.election * 2
-    }
-
-    fn snapshots(&self, site: DbSite) -> (mpsc::Sender<SnapshotPeers>, Addr<Snapshots>) {
-        let pacing = SnapshotPacing {
-            bytes_per_sec: self.config.storage.snapshot_bytes_per_sec,
-        };
-        let life = self.life("snapshots");
-        let (give, peers) = mpsc::channel();
-        let address = Snapshots::start_in_arbiter(&self.placement.snapshots, move |_| {
-            Snapshots::new(site, pacing, taken(&peers), life)
-        });
-        (give, address)
-    }
-
-    fn peers(
-        &self,
-        way: PeerWay<'_>,
-        identity: Identity,
-        raft: &Addr<RaftNode>,
-        snapshots: &Addr<Snapshots>,
-    ) -> Option<PeerPorts> {
-        let peers = HubPeers {
-            messages: raft.clone().recipient(),
-            connected: raft.clone().recipient(),
-            disconnected: raft.clone().recipient(),
-            dropped: raft.clone().recipient(),
-            refused: raft.clone().recipient(),
-            requests: raft.clone().recipient(),
-            snapshots: snapshots.clone().recipient(),
-            guests: raft.clone().recipient(),
-        };
-        match way {
-            PeerWay::Alone => None,
-            PeerWay::Quic(listener) => Some(PeerPorts::of(&self.peer_hub(*listener, peers))),
-            PeerWay::Given(network) => Some(network.attach(identity, peers)),
-        }
-    }
-
-    fn peer_hub(&self, listener: Listener, peers: HubPeers) -> Addr<PeerHub> {
-        let life = self.life("the peer hub");
-        PeerHub::start_in_arbiter(&self.placement.net, move |_| {
-            let hub = PeerHub::new(listener, peers, life);
-            hub.expect("the socket is bound: nothing else can fail here")
-        })
-    }
-
-    fn wal_writer(&self, wal: Wal, disk: &Arc<dyn Disk>, raft: &Addr<RaftNode>) -> Addr<WalWriter> {
-        let (raft, life) = (raft.clone().recipient(), self.life("the WAL writer"));
-        let disk = disk.clone();
-        WalWriter::start_in_arbiter(&self.placement.wal, move |_| {
-            WalWriter::new(wal, disk, raft, life)
-        })
-    }
-
-    fn applier(&self, state: ApplierState) -> (mpsc::Sender<Peers>, Addr<Applier>) {
-        let pacing = CommitPacing {
-            interval: self.config.storage.commit_interval,
-            records_max: self.config.storage.commit_records_max,
-            bytes_max: COMMIT_BYTES_MAX,
-        };
-        let life = self.life("the applier");
-        let (give, peers) = mpsc::channel();
-        let address = Applier::start_in_arbiter(&self.placement.apply, move |_| {
-            Applier::new(state, pacing, taken(&peers), life)
-        });
-        (give, address)
-    }
-
-    fn index(&self, tree: Tree, applier: &Addr<Applier>) -> Addr<Index> {
-        let (applier, life) = (applier.clone().recipient(), self.life("the index"));
-        Index::start_in_arbiter(&self.placement.apply, move |_| {
-            Index::new(tree, applier, life)
-        })
-    }
-
-    fn committer(&self, db: Db, site: DbSite, applier: &Addr<Applier>) -> Addr<Committer> {
-        let (reports, replaced) = (applier.clone().recipient(), applier.clone().recipient());
-        let life = self.life("the committer");
-        Committer::start_in_arbiter(&self.placement.committer, move |_| {
-            Committer::new(db, site, reports, replaced, life)
-        })
-    }
-
-    fn lease_manager(
-        &self,
-        state: LeaseState,
-    ) -> (
-        mpsc::Sender<LeaseManagerPeers>,
-        Addr<LeaseManager>,
-        watch::Receiver<usize>,
-    ) {
-        let settings = ClockSettings {
-            grace: in_millis(self.config.raft.election / 2),
-            checkpoint_every: in_millis(self.config.lease.checkpoint_interval),
-        };
-        let life = self.life("the lease manager");
-        let (give, peers) = mpsc::channel();
-        let (count, leases) = watch::channel(state.leases.len());
-        let address = LeaseManager::start_in_arbiter(&self.placement.services, move |_| {
-            LeaseManager::new(state, settings, count, taken(&peers), life)
-        });
-        (give, address, leases)
-    }
-
-    /// What front ends need for leases.
-    fn lease_peers(
-        &self,
-        manager: &Addr<LeaseManager>,
-        leases: watch::Receiver<usize>,
-        applier: &Addr<Applier>,
-        leader: Option<Recipient<ForwardLeaseCalls>>,
-    ) -> LeasePeers {
-        let election = in_millis(self.config.raft.election);
-        LeasePeers {
-            manager: manager.clone(),
-            leases,
-            leases_max: self.config.limits.leases_max,
-            keys: LeaseKeysPeer::new(applier.clone().recipient()),
-            leader,
-            // etcd: one and a half election timeouts, in whole seconds.
-            ttl_secs_min: (election.0 * 3).div_ceil(2_000).cast_signed(),
-            timeout: self.request_timeout(),
-        }
-    }
-
-    fn compactor(&self, state: CompactionState) -> (mpsc::Sender<CompactorPeers>, Addr<Compactor>) {
-        let pacing = CompactionPacing {
-            records_max: self.config.compaction.batch,
-            pause: self.config.compaction.pause,
-        };
-        let (retention, life) = (retention(self.config), self.life("the compactor"));
-        let (give, peers) = mpsc::channel();
-        let address = Compactor::start_in_arbiter(&self.placement.services, move |_| {
-            Compactor::new(state, retention, pacing, taken(&peers), life)
-        });
-        (give, address)
-    }
-
-    fn watch_hub(&self, channels: &Channels) -> Addr<WatchHub> {
-        let (views, life) = (channels.views.clone(), self.life("the watch hub"));
-        let progress_interval = self.config.watch.progress_interval;
-        WatchHub::start_in_arbiter(&self.placement.services, move |_| {
-            WatchHub::new(views, progress_interval, life)
-        })
-    }
-
-    /// A way in for each API arbiter.
-    fn requests(&self, identity: Identity, peers: &RequestPeers) -> Vec<Requests> {
-        let limits = RequestLimits {
-            request_bytes_max: self.config.limits.request_bytes_max,
-            txn_ops_max: self.config.limits.txn_ops_max,
-            quota_bytes: self.config.limits.quota_bytes,
-            timeout: self.request_timeout(),
-            leader_patience: self.config.raft.election * 3,
-        };
-        let arbiters = self.placement.api.iter();
-        arbiters
-            .map(|arbiter| Requests::start(arbiter, identity, limits, peers.clone()))
-            .collect()
     }
 }
 
@@ -528,23 +594,6 @@ impl Running {
         // An error means that the writer has stopped the member.
         self.wal.send(SealLog).await.unwrap_or_default();
     }
-}
-
-/// Peers that are given once all actors exist.
-fn taken<T>(peers: &mpsc::Receiver<T>) -> T {
-    let peers = peers.recv();
-    assert!(
-        peers.is_ok(),
-        "the node gives every actor its peers before it goes on"
-    );
-    peers.unwrap_or_else(|_| unreachable!())
-}
-
-fn given<T>(to: &mpsc::Sender<T>, peers: T) {
-    assert!(
-        to.send(peers).is_ok(),
-        "an actor waits for its peers until it has them"
-    );
 }
 
 fn retention(config: &Config) -> Retention {

@@ -6,10 +6,11 @@
 use super::RaftNode;
 use crate::{
     actors::{
+        consensus::{ChangeMembership, ChangeReply, MoveLeader},
         members::{ClusterMember, Members},
         membership_change::{ChangeRefusal, MemberChange, Standing},
         peer_ask::{ChangeAnswer, PeerAsk},
-        requests::{RequestError, answer},
+        request_error::{RequestError, answer},
     },
     clock, codec,
     net::Responder,
@@ -22,29 +23,6 @@ use tokio::{sync::oneshot, time::Instant};
 
 /// Changes that may wait for their turn.
 const CHANGES_MAX: usize = 64;
-
-/// Who waits for a change: gets the membership after it.
-pub type ChangeReply = oneshot::Sender<Result<Bytes, ChangeRefusal>>;
-
-/// Changes the membership. The reply comes when the change is committed.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct ChangeMembership {
-    /// The change.
-    pub change: MemberChange,
-    /// Who asks.
-    pub reply: ChangeReply,
-}
-
-/// Hands leadership to a voter; only the leader can. The reply comes when the other leads.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct MoveLeader {
-    /// The next leader.
-    pub to: MemberId,
-    /// Who asks.
-    pub reply: oneshot::Sender<Result<(), RequestError>>,
-}
 
 #[derive(Debug)]
 enum Asker {

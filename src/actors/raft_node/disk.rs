@@ -7,39 +7,12 @@
 //! Such a member cannot be elected again meanwhile: nobody's vote counts before it is durable, its own included.
 
 use super::RaftNode;
-use crate::{clock, types::MemberId};
+use crate::{actors::raft_status::DiskHealth, clock, types::MemberId};
 use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
-/// A new latency counts an eighth in the mean.
-const MEAN_WEIGHT: u64 = 8;
-
 /// Slow syncs are told of once in so long.
 const SLOW_TOLD_EVERY: Duration = Duration::from_secs(10);
-
-/// How the write-ahead log's disk does.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DiskHealth {
-    /// How long the last write with its sync took, in microseconds; zero if there was none yet.
-    pub sync_micros: u64,
-    /// The mean over the last ones, each counting an eighth less than the next.
-    pub sync_micros_mean: u64,
-    /// The longest since the start.
-    pub sync_micros_max: u64,
-    /// A write is under way for longer than it may: so long, in milliseconds, rounded down to the tick.
-    pub stalled_ms: Option<u64>,
-}
-
-impl DiskHealth {
-    fn took(&mut self, micros: u64) {
-        self.sync_micros = micros;
-        self.sync_micros_mean = match self.sync_micros_mean {
-            0 => micros,
-            mean => (mean * (MEAN_WEIGHT - 1) + micros) / MEAN_WEIGHT,
-        };
-        self.sync_micros_max = self.sync_micros_max.max(micros);
-    }
-}
 
 /// The writes that the WAL writer was given and has not reported, with the time each was given.
 #[derive(Debug)]

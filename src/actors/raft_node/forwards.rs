@@ -4,13 +4,14 @@
 //! at a member reads it there. What the leader says it did not append is offered again, to whoever leads then. What may have
 //! been appended is never offered twice: after a change of leader such a caller is told that its time is up.
 
-use super::{Proposal, RaftNode, proposal_of};
+use super::RaftNode;
 use crate::{
     actors::{
-        leases::{ForwardLeaseCalls, LeaseAnswer},
+        consensus::{Proposal, proposal_of},
+        lease_messages::{ForwardLeaseCalls, LeaseAnswer},
         peer_ask::{PeerAsk, Taken},
         peer_hub::ServeRequests,
-        requests::RequestError,
+        request_error::RequestError,
     },
     codec::{self, Blob},
     net::{ForwardError, PeerRequest},
@@ -132,9 +133,9 @@ impl RaftNode {
             }
             Ok(PeerAsk::Change(change)) => self.change_for_peer(change, responder),
             Ok(PeerAsk::Leases(calls)) => {
-                let requests = self.peers.requests.clone();
+                let leases = self.peers.leases.clone();
                 actix_rt::spawn(async move {
-                    let answers = requests.serve_lease_calls(calls).await;
+                    let answers = leases.serve(calls).await;
                     responder.answer(codec::encode(&answers).into());
                 });
             }

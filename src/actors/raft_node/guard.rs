@@ -16,10 +16,10 @@
 
 use super::RaftNode;
 use crate::{
-    actors::{peer_ask::PeerAsk, requests::RequestError, state_check::TellStateHash},
+    actors::{peer_ask::PeerAsk, state_check::TellStateHash},
     clock, codec,
     kv::{
-        command::{AlarmKind, SetAlarm},
+        command::AlarmKind,
         state_hash::{Judgement, StateHash, judge},
     },
     net::Responder,
@@ -151,7 +151,7 @@ impl RaftNode {
 
     /// The alarm in the replicated state is what lasts, over restarts too.
     fn heed_own_alarm(&mut self) {
-        let published = self.peers.requests.published();
+        let published = self.peers.views.borrow().clone();
         let alarmed = published
             .alarms
             .contains(&(self.member.id, AlarmKind::Differs));
@@ -318,12 +318,7 @@ impl RaftNode {
     }
 
     fn raise_own_alarm(&self) {
-        let requests = self.peers.requests.clone();
-        actix_rt::spawn(async move {
-            if let Err(error) = requests.raise_own_alarm(AlarmKind::Differs).await {
-                tracing::warn!("the alarm CORRUPT is not raised yet: {error}");
-            }
-        });
+        self.raise_alarm(self.member.id, AlarmKind::Differs);
     }
 
     fn undecided(&mut self, index: LogIndex, camps: &BTreeMap<StateHash, Vec<MemberId>>) {
@@ -342,24 +337,18 @@ impl RaftNode {
         if now.duration_since(since) < UNDECIDED_MAX {
             return;
         }
-        let alarms = self.peers.requests.published().alarms.clone();
+        let alarms = self.peers.views.borrow().alarms.clone();
         for member in camps.values().flatten().copied() {
             if !alarms.contains(&(member, AlarmKind::Corrupt)) {
-                self.raise(member);
+                self.raise_alarm(member, AlarmKind::Corrupt);
             }
         }
     }
 
-    fn raise(&self, member: MemberId) {
-        let requests = self.peers.requests.clone();
-        let alarm = SetAlarm {
-            member,
-            kind: AlarmKind::Corrupt,
-            raised: true,
-        };
+    fn raise_alarm(&self, member: MemberId, kind: AlarmKind) {
+        let consensus = self.peers.consensus.clone();
         actix_rt::spawn(async move {
-            let raised: Result<bool, RequestError> = requests.set_alarm(alarm).await;
-            if let Err(error) = raised {
+            if let Err(error) = consensus.raise_alarm(member, kind).await {
                 tracing::warn!("the alarm CORRUPT is not raised yet: {error}");
             }
         });

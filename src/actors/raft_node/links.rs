@@ -9,7 +9,7 @@ use crate::{
             ForwardRequests, MessagesDropped, PeerConnected, PeerDisconnected, PeerMessages,
             RefusedByPeer, SendMessages, ServeGuest, UpdatePeers,
         },
-        requests::RequestError,
+        request_error::RequestError,
     },
     clock, codec,
     net::{ForwardError, ForwardReply, Refusal},

@@ -17,22 +17,24 @@ mod links;
 mod lookout;
 mod snapshots;
 
-pub use changes::{ChangeMembership, ChangeReply, MoveLeader};
-pub use disk::DiskHealth;
 pub use forwards::ForwardAnswered;
 pub use guard::HashTold;
 pub use links::PeerLinks;
-pub use snapshots::{InstallSnapshot, LogBound, TransferEnded};
+pub use snapshots::LogBound;
 
 use super::{
-    applier::{ApplierProgress, ApplyEntries, CommittedEntry, PROPOSAL_HEADER_BYTES, ReplaceState},
+    apply_messages::{ApplierProgress, ApplyEntries, CommittedEntry, ReplaceState},
+    consensus::{AskReadIndex, Consensus, Proposal, Propose, ReadReply, proposal_of},
     fail_stop::Lifeline,
     latest,
+    lease_desk::LeaseDesk,
     members::Members,
     membership_change::ChangeRefusal,
+    published::Published,
+    raft_status::{DiskHealth, RaftStatus},
     replies::Reply,
-    requests::{RequestError, Requests, answer},
-    snapshots::SendSnapshotTo,
+    request_error::{RequestError, answer},
+    snapshot_messages::SendSnapshotTo,
     state_check::TellStateHash,
     wal_writer::{Persist, Persisted, ReleaseEntries},
 };
@@ -46,6 +48,7 @@ use actix::prelude::*;
 use bytes::Bytes;
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 use tokio::{
@@ -160,8 +163,12 @@ pub struct RaftPeers {
     pub links: PeerLinks,
     /// The members that were there when this one joined: whom it listens to until the log tells.
     pub seed: Members,
-    /// The way in, for what other members ask.
-    pub requests: Requests,
+    /// Takes this member's own alarms through the log.
+    pub consensus: Consensus,
+    /// The newest view, which has the alarms.
+    pub views: latest::Receiver<Arc<Published>>,
+    /// Serves what other members ask of leases.
+    pub leases: Arc<LeaseDesk>,
     /// This node itself, for what comes back from the leader.
     pub answered: Recipient<ForwardAnswered>,
     /// Knows the hashes of this member's state.
@@ -190,54 +197,6 @@ struct Leadership {
     /// Whether there was another leadership before, which this member knew.
     changed: bool,
 }
-
-/// What everyone may know of consensus.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RaftStatus {
-    /// The leader, if one is known.
-    pub leader: Option<MemberId>,
-    /// Whether this member leads.
-    pub leads: bool,
-    /// The current term.
-    pub term: Term,
-    /// A committed entry; at most a tick behind the newest.
-    pub commit: LogIndex,
-    /// Whether this member has no vote.
-    pub learner: bool,
-    /// Whether this member's state differs from the others', so that it serves nothing.
-    pub out: bool,
-}
-
-/// A command on its way into the log.
-#[derive(Debug)]
-pub struct Proposal {
-    /// Its number, which this member gives once.
-    pub id: u64,
-    /// Proposer and number, then the encoded command.
-    pub data: Bytes,
-    /// Who waits for the outcome.
-    pub reply: Reply,
-}
-
-/// Proposes commands, in this order.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct Propose {
-    /// The commands.
-    pub proposals: Vec<Proposal>,
-}
-
-/// Asks for an index that, once applied, makes a read see every write acknowledged before now. All who ask together share
-/// one answer.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct AskReadIndex {
-    /// Who asks.
-    pub waiting: Vec<ReadReply>,
-}
-
-/// Who waits for a read index.
-pub type ReadReply = oneshot::Sender<Result<LogIndex, RequestError>>;
 
 #[derive(Debug)]
 struct WaitingReads {
@@ -657,12 +616,4 @@ fn status_of(raft: &Node, member: MemberId, out: bool) -> RaftStatus {
         learner: raft.membership().is_learner(member),
         out,
     }
-}
-
-/// Who proposed a command, and its number there.
-fn proposal_of(data: &Bytes) -> Option<(MemberId, u64)> {
-    let header = data.get(..PROPOSAL_HEADER_BYTES)?;
-    let (member, id) = header.split_at(PROPOSAL_HEADER_BYTES / 2);
-    let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_le_bytes);
-    Some((MemberId(number(member)?), number(id)?))
 }

@@ -7,10 +7,12 @@
 use super::RaftNode;
 use crate::{
     actors::{
-        applier::{ReplaceState, StateReplaced},
+        apply_messages::{ReplaceState, StateReplaced},
         peer_ask::PeerAsk,
-        requests::RequestError,
-        snapshots::{Received, SendSnapshotTo, TransferError},
+        request_error::RequestError,
+        snapshot_messages::{
+            InstallSnapshot, ReceivedSnapshot, SendSnapshotTo, TransferEnded, TransferError,
+        },
     },
     clock,
     raft::Membership,
@@ -40,26 +42,6 @@ pub struct LogBound {
     pub entries: u64,
     /// Bytes at most.
     pub bytes: u64,
-}
-
-/// What became of a snapshot that was to be sent.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct TransferEnded {
-    /// To whom.
-    pub to: MemberId,
-    /// The log position it brought the member to.
-    pub outcome: Result<LogIndex, TransferError>,
-}
-
-/// Puts a received snapshot in place of this member's state. The reply comes when it is there, or says why it is not.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct InstallSnapshot {
-    /// The snapshot.
-    pub received: Box<Received>,
-    /// Who waits.
-    pub done: oneshot::Sender<Result<(), String>>,
 }
 
 /// The snapshots under way.
@@ -208,7 +190,7 @@ impl Handler<StateReplaced> for RaftNode {
 }
 
 impl RaftNode {
-    fn begin_install(&mut self, received: &Received) -> Result<(), String> {
+    fn begin_install(&mut self, received: &ReceivedSnapshot) -> Result<(), String> {
         if self.raft.is_leader() {
             return Err("this member leads: it has every committed entry".to_owned());
         }

@@ -1,38 +1,25 @@
-//! Receiving: into a file beside the database, verified before anything else is touched.
+//! Receiving: into a file beside the database, which is verified before anything else is changed.
 
-use super::{CHUNK_TIMEOUT, SnapshotPeers};
+use super::send::CHUNK_TIMEOUT;
 use crate::{
     actors::{
+        latest,
         members::{Members, MembersError},
-        raft_node::InstallSnapshot,
+        published::Published,
         restore::{self, RestoreError},
+        snapshot_messages::{InstallSnapshot, ReceivedSnapshot},
     },
     failpoint::{FailPoint, hit},
-    kv::{index::Index as Tree, machine::Restored},
     net::{IncomingSnapshot, SnapshotError},
     raft::Membership,
     storage::db::{Db, DbError, DbReader, DbSite, Import, SnapshotFault, SnapshotHeader},
     types::LogIndex,
 };
-use std::time::Duration;
+use actix::prelude::*;
+use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::timeout};
 
-/// A received snapshot: a database that is open and verified under another name than it will have, and the state in it.
-#[derive(Debug)]
-pub struct Received {
-    /// The database.
-    pub db: Db,
-    /// The state besides keys and records.
-    pub restored: Restored,
-    /// The index of its records.
-    pub tree: Tree,
-    /// The membership at its log position.
-    pub membership: Membership,
-    /// The same, as front ends want it.
-    pub members: Members,
-}
-
-/// Why a snapshot is not taken.
+/// Why a received snapshot is not installed.
 #[derive(Debug, thiserror::Error)]
 enum ReceiveError {
     #[error(transparent)]
@@ -61,16 +48,21 @@ impl From<DbError> for ReceiveError {
     }
 }
 
-/// Receives one snapshot, has it put in place, and answers its sender. What is not put in place is removed.
-pub(super) async fn receive(mut incoming: IncomingSnapshot, site: DbSite, peers: SnapshotPeers) {
-    let outcome = take(&mut incoming, &site, &peers).await;
+/// Receives one snapshot, has it installed, and answers its sender. A snapshot that is not installed is removed.
+pub(super) async fn receive(
+    mut incoming: IncomingSnapshot,
+    site: DbSite,
+    views: latest::Receiver<Arc<Published>>,
+    install: Recipient<InstallSnapshot>,
+) {
+    let outcome = take(&mut incoming, &site, &views, &install).await;
     if let Err(error) = &outcome {
         tracing::warn!(
             from = incoming.from.hex(),
             "a snapshot was not taken: {error}"
         );
         if let Err(error) = site.discard_incoming() {
-            tracing::warn!("what came of it stays on the disk until the next start: {error}");
+            tracing::warn!("the received file stays on the disk until the next start: {error}");
         }
     }
     incoming.answer(outcome.map_err(|error| error.to_string()));
@@ -79,11 +71,12 @@ pub(super) async fn receive(mut incoming: IncomingSnapshot, site: DbSite, peers:
 async fn take(
     incoming: &mut IncomingSnapshot,
     site: &DbSite,
-    peers: &SnapshotPeers,
+    views: &latest::Receiver<Arc<Published>>,
+    install: &Recipient<InstallSnapshot>,
 ) -> Result<(), ReceiveError> {
     let header = SnapshotHeader::decode(&incoming.header, site.identity.cluster)?;
     let (applied, own) = {
-        let published = peers.views.borrow();
+        let published = views.borrow();
         (published.applied, own_blobs(&published.stored)?)
     };
     if header.applied.index <= applied.index {
@@ -111,23 +104,23 @@ async fn take(
     let received = verify(import.finish(&own)?)?;
     hit(FailPoint::AfterSnapshotReceive);
     let (done, installed) = oneshot::channel();
-    let install = InstallSnapshot {
+    let handed = install.send(InstallSnapshot {
         received: Box::new(received),
         done,
-    };
-    let handed = peers.install.send(install).await;
+    });
+    let handed = handed.await;
     handed.map_err(|_| ReceiveError::Stopping)?;
     let outcome = installed.await.map_err(|_| ReceiveError::Stopping)?;
     outcome.map_err(ReceiveError::NotInstalled)
 }
 
-/// Rebuilds the state in a received database: what cannot be rebuilt is no snapshot.
-fn verify(db: Db) -> Result<Received, ReceiveError> {
+/// Loads the state from a received database: a database from which that fails is no snapshot.
+fn verify(db: Db) -> Result<ReceivedSnapshot, ReceiveError> {
     let (restored, tree) = restore::restore(&db)?;
     let encoded = restore::membership(&db)?.ok_or(ReceiveError::NoMembership)?;
     let membership = Membership::decode(&encoded).map_err(MembersError::from)?;
     let members = Members::of(&membership).map_err(MembersError::from)?;
-    Ok(Received {
+    Ok(ReceivedSnapshot {
         db,
         restored,
         tree,
@@ -136,7 +129,7 @@ fn verify(db: Db) -> Result<Received, ReceiveError> {
     })
 }
 
-/// The blobs of this member's own database that no snapshot replaces.
+/// The blobs of this member's own database that a snapshot does not replace.
 fn own_blobs(reader: &DbReader) -> Result<Vec<(&'static str, Vec<u8>)>, DbError> {
     let mut own = Vec::new();
     for name in restore::LOCAL_BLOBS {

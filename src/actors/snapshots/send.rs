@@ -1,8 +1,7 @@
-//! Sending: one read transaction, a chunk at a time, no faster than the pace.
+//! Sending: one read transaction, sent a chunk at a time, with a bounded rate.
 
-use super::{CHUNK_BYTES, CHUNK_TIMEOUT, INSTALL_TIMEOUT, SnapshotPacing, TransferError};
 use crate::{
-    actors::{peer_hub::OpenSnapshot, restore},
+    actors::{peer_hub::OpenSnapshot, restore, snapshot_messages::TransferError},
     clock,
     failpoint::{FailPoint, hit},
     net::SnapshotSender,
@@ -11,9 +10,33 @@ use crate::{
 };
 use actix::prelude::*;
 use bytes::Bytes;
+use std::time::Duration;
 use tokio::time::{sleep_until, timeout};
 
-/// Sends what `reader` sees. Gives the log position that it brings the receiver to.
+/// Bytes in one chunk: what the arbiter that encrypts it does in one go.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// How long the other side may take for one chunk.
+pub(super) const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a receiver may take to verify a whole snapshot and install it.
+const INSTALL_TIMEOUT: Duration = Duration::from_mins(10);
+
+/// How fast snapshots are sent.
+#[derive(Clone, Copy, Debug)]
+pub struct SnapshotPacing {
+    /// Bytes a second, to each member.
+    pub bytes_per_sec: u64,
+}
+
+impl SnapshotPacing {
+    /// How long so many bytes take.
+    fn time_of(self, bytes: u64) -> Duration {
+        Duration::from_micros(bytes.saturating_mul(1_000_000) / self.bytes_per_sec.max(1))
+    }
+}
+
+/// Sends the database that `reader` reads. Returns the log position that the receiver has afterwards.
 pub(super) async fn send(
     to: MemberId,
     reader: DbReader,
@@ -42,12 +65,12 @@ pub(super) async fn send(
         let bytes = chunk.len() as u64;
         sent += bytes;
         send_chunk(&mut sender, chunk).await?;
-        // What is read and sent faster than the pace waits for it.
+        // Keeps to the rate.
         let now = clock::now();
         due = due.max(now) + pacing.time_of(bytes);
         sleep_until(due).await;
     }
-    // Its pages may be used again from here on.
+    // Ends the read transaction, so that the database can reuse its pages.
     drop(export);
     hit(FailPoint::AfterSnapshotSend);
     let installed = timeout(INSTALL_TIMEOUT, sender.finish()).await;

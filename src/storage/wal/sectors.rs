@@ -8,9 +8,9 @@
 //! sector 0: [header 96][payload 415][tag]   sector 1: [payload 511][tag]   ...   sector 7: [payload or zeros 511][tag]
 //! ```
 //!
-//! A tag belongs to one life of a segment's file. The tags and zero differ from each other in at least four bits. So one
-//! flipped bit neither makes an old last byte a new one nor the reverse, and [`Layout::is_written`] accepts a tag with one
-//! flipped bit. After [`LIVES`] lives a file is not reused any more: then no sector still has the tag of an earlier life.
+//! A tag belongs to one life of a segment's file. The tags and zero differ from each other in at least four bits. So one flipped
+//! bit neither makes an old last byte a new one nor the reverse, and [`Layout::is_written`] accepts a tag with one flipped bit.
+//! After [`LIVES`] lives a file is not reused any more: then no sector still has the tag of an earlier life.
 //!
 //! Segments of format 1 have no tags: their batches lie on the disk in one piece.
 

@@ -1,0 +1,633 @@
+//! Tests: each actor starts alone, with recipients that the test gives it, and does its part.
+
+use super::{
+    applier::{Applier, ApplierPeers, ApplierState, CommitPacing, ReplacePeers},
+    apply_messages::{ApplierProgress, ApplyEntries, CommittedEntry},
+    committer::{CommitRevisions, Committed, Committer, CompactProgress, CompactRecords},
+    compactor::{
+        AwaitCompaction, CompactionAccepted, CompactionPacing, CompactionState, Compactor,
+        CompactorPeers, Decision,
+    },
+    consensus::{Consensus, ConsensusLimits, ConsensusPeers, Propose},
+    fail_stop::{FailStop, Lifeline},
+    index::{Index, IndexPublished, PruneIndex, PruneProgress, UpdateIndex},
+    latest,
+    lease_desk::{LeaseDesk, LeaseKeysPeer, LeasePeers},
+    lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
+    lease_messages::{AskLeases, CountdownAnswer, CountdownCall, PendingCall},
+    members::Members,
+    published::Published,
+    raft_node::{LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, SelfInfo},
+    raft_status::{DiskHealth, RaftStatus},
+    replies::Reply,
+    request_error::RequestError,
+    requests::{RequestLimits, RequestPeers, Requests},
+    restore,
+    snapshot_messages::{SendSnapshotTo, TransferEnded, TransferError},
+    snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
+    store::{ReadRange, Store},
+    wal_writer::{Persist, Persisted, WalWriter},
+    watch_hub::{EventsApplied, OpenStream, StreamRequest, WatchHub, WatchRequest},
+};
+use crate::{
+    codec,
+    kv::{
+        KeyRange,
+        command::{Command, Put, RangeQuery},
+        index::Index as Tree,
+        keys::KeyChange,
+        lease::LeaseRow,
+        lease_clock::ClockSettings,
+        machine::Machine,
+        range::Window,
+        retention::Retention,
+        tail::Tail,
+        view::View,
+        watch::{Body, WatchSpec},
+    },
+    raft::{self, InitialState, Membership},
+    storage::{
+        db::{CommitBatch, Db, DbOptions, DbSite},
+        disk::Disk,
+        sim_disk::SimDisk,
+        wal::{Wal, WalOptions},
+    },
+    types::{
+        ClusterId, Entry, EntryKind, HardState, Identity, LeaseId, LogIndex, LogPosition, MemberId,
+        Millis, Record, RecordKind, Rev, Revision, Term,
+    },
+};
+use actix::prelude::*;
+use bytes::Bytes;
+use std::{sync::Arc, time::Duration};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+
+const MEMBER: MemberId = MemberId(3);
+const IDENTITY: Identity = Identity {
+    cluster: ClusterId(7),
+    member: MEMBER,
+};
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Stands for an actor that takes one kind of message.
+struct Fake<M: Message> {
+    answer: Box<dyn FnMut(M) -> M::Result>,
+}
+
+impl<M: Message + 'static> Actor for Fake<M> {
+    type Context = Context<Self>;
+}
+
+impl<M: Message<Result: 'static> + 'static> Handler<M> for Fake<M> {
+    type Result = MessageResult<M>;
+
+    fn handle(&mut self, message: M, _: &mut Self::Context) -> Self::Result {
+        MessageResult((self.answer)(message))
+    }
+}
+
+/// A recipient that answers with `answer`.
+fn fake<M>(answer: impl FnMut(M) -> M::Result + 'static) -> Recipient<M>
+where
+    M: Message<Result: Send> + Send + 'static,
+{
+    let answer = Box::new(answer);
+    Fake { answer }.start().recipient()
+}
+
+/// A recipient, and what it receives.
+fn caught<M>() -> (Recipient<M>, mpsc::UnboundedReceiver<M>)
+where
+    M: Message<Result = ()> + Send + 'static,
+{
+    let (into, messages) = mpsc::unbounded_channel();
+    // A test that has ended receives no more.
+    let to = fake(move |message| drop(into.send(message)));
+    (to, messages)
+}
+
+/// A recipient of what the test does not look at.
+fn ignored<M: Message<Result = ()> + Send + 'static>() -> Recipient<M> {
+    fake(drop)
+}
+
+/// Runs a test on one thread, whose clock stands still unless everybody waits for it.
+fn alone(test: impl AsyncFnOnce()) {
+    let system = System::with_tokio_rt(|| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap()
+    });
+    system.block_on(async {
+        let outcome = tokio::time::timeout(Duration::from_mins(1), test()).await;
+        outcome.expect("the actor does its part");
+    });
+}
+
+fn life() -> Lifeline {
+    let stopped = FailStop::new(|reason| panic!("the member stops: {reason}"));
+    Lifeline::new("the actor under test", stopped)
+}
+
+fn disk() -> Arc<dyn Disk> {
+    Arc::new(SimDisk::new(1))
+}
+
+fn site() -> DbSite {
+    DbSite {
+        disk: disk(),
+        name: "db",
+        options: DbOptions::default(),
+        identity: IDENTITY,
+    }
+}
+
+fn open(site: &DbSite) -> Db {
+    Db::open(&*site.disk, site.name, site.options, site.identity).unwrap()
+}
+
+fn open_wal(disk: &Arc<dyn Disk>) -> Wal {
+    let options = WalOptions::new(IDENTITY, 1);
+    Wal::open(disk.clone(), "wal", options, LogIndex(0))
+        .unwrap()
+        .0
+}
+
+/// A change of key `k`, as the index and the records of a batch have it.
+fn change(rev: Rev) -> KeyChange {
+    KeyChange {
+        key: Bytes::from("k"),
+        rev,
+        kind: RecordKind::Put,
+        lease: LeaseId(0),
+    }
+}
+
+/// The view of an empty database whose store is at `newest`.
+fn views_at(
+    db: &Db,
+    newest: Revision,
+) -> (
+    latest::Sender<Arc<Published>>,
+    latest::Receiver<Arc<Published>>,
+) {
+    latest::channel(Arc::new(published(db, newest)))
+}
+
+fn published(db: &Db, newest: Revision) -> Published {
+    let stored = db.reader().unwrap();
+    Published {
+        view: View {
+            window: Window {
+                newest,
+                compacted: Revision::NEVER_COMPACTED,
+            },
+            keys: Tree::new().snapshot(),
+            tail: Tail::default(),
+            stored: Arc::new(stored.clone()),
+        },
+        applied: db.applied(),
+        alarms: Arc::default(),
+        members: Arc::new(Members::default()),
+        stored,
+        stored_through: newest,
+        stored_applied: db.applied().index,
+        file_bytes: db.size(),
+        used_bytes: db.size_in_use(),
+    }
+}
+
+fn status(leads: bool) -> latest::Receiver<RaftStatus> {
+    let status = RaftStatus {
+        leader: Some(MEMBER),
+        leads,
+        term: Term(1),
+        commit: LogIndex(0),
+        learner: false,
+        out: false,
+    };
+    latest::channel(status).1
+}
+
+/// A handle to consensus, and what comes to the Raft node through it.
+fn consensus() -> (Consensus, mpsc::UnboundedReceiver<Propose>) {
+    let (propose, proposed) = caught();
+    let limits = ConsensusLimits {
+        request_bytes_max: 1 << 20,
+        timeout: TIMEOUT,
+    };
+    let peers = ConsensusPeers {
+        propose,
+        reads: ignored(),
+    };
+    let handle = Consensus::start(&Arbiter::current(), MEMBER, limits, peers);
+    (handle, proposed)
+}
+
+fn lease_peers(consensus: Consensus, views: latest::Receiver<Arc<Published>>) -> LeasePeers {
+    LeasePeers {
+        manager: ignored(),
+        leases: watch::channel(0).1,
+        leases_max: 10,
+        keys: LeaseKeysPeer::new(fake(|_| None)),
+        leader: None,
+        ttl_secs_min: 2,
+        timeout: TIMEOUT,
+        consensus,
+        views,
+        raft_status: status(true),
+    }
+}
+
+#[test]
+fn the_wal_writer_reports_what_is_durable() {
+    alone(async || {
+        let disk = disk();
+        let (raft, mut reports) = caught::<Persisted>();
+        let writer = WalWriter::new(open_wal(&disk), disk.clone(), raft, life()).start();
+        let persist = raft::Persist {
+            seq: 5,
+            reset: None,
+            entries: Vec::new(),
+            hard_state: HardState::default(),
+        };
+        writer.send(Persist(vec![persist])).await.unwrap();
+        assert_eq!(reports.recv().await.unwrap().seq, 5);
+    });
+}
+
+#[test]
+fn the_index_publishes_a_snapshot_for_each_batch() {
+    alone(async || {
+        let (applier, mut snapshots) = caught::<IndexPublished>();
+        let index = Index::new(Tree::new(), applier, life()).start();
+        let update = UpdateIndex {
+            changes: vec![change(Rev::new(Revision(2), 0))],
+            through: Revision(2),
+        };
+        index.send(update).await.unwrap();
+        let published = snapshots.recv().await.unwrap();
+        assert_eq!(published.through, Revision(2));
+        let all = KeyRange::from_wire(&Bytes::from("k"), &Bytes::new());
+        assert_eq!(published.snapshot.count(&all), 1);
+    });
+}
+
+#[test]
+fn the_committer_reports_what_the_database_holds() {
+    alone(async || {
+        let site = site();
+        let (applier, mut reports) = caught::<Committed>();
+        let committer = Committer::new(open(&site), site, applier, ignored(), life()).start();
+        let applied = LogPosition::new(Term(1), LogIndex(4));
+        let commit = CommitRevisions {
+            batch: CommitBatch {
+                applied,
+                ..CommitBatch::default()
+            },
+            through: Revision(1),
+        };
+        committer.send(commit).await.unwrap();
+        let committed = reports.recv().await.unwrap();
+        assert_eq!(committed.applied, applied);
+        assert_eq!(committed.through, Some(Revision(1)));
+    });
+}
+
+#[test]
+fn the_applier_answers_once_the_index_has_published() {
+    alone(async || {
+        let db = open(&site());
+        let (restored, mut tree) = restore::restore(&db).unwrap();
+        let (to_index, mut updates) = caught::<UpdateIndex>();
+        let (raft, mut progress) = caught::<ApplierProgress>();
+        let peers = ApplierPeers {
+            index: to_index,
+            committer: ignored(),
+            forget: ignored(),
+            raft,
+            compactor: ignored(),
+            leases: ignored(),
+            watches: ignored(),
+            views: views_at(&db, Revision::FIRST).0,
+            replace: ReplacePeers {
+                committer: ignored(),
+                index: ignored(),
+                leases: ignored(),
+                compactor: ignored(),
+                raft: ignored(),
+            },
+        };
+        let state = ApplierState {
+            machine: Machine::new(restored, tree.snapshot()),
+            snapshot: tree.snapshot(),
+            applied: db.applied(),
+            begun_compaction: Revision::NEVER_COMPACTED,
+            members: Arc::new(Members::default()),
+            stored: db.reader().unwrap(),
+            file_bytes: db.size(),
+            used_bytes: db.size_in_use(),
+        };
+        let pacing = CommitPacing {
+            interval: Duration::from_mins(1),
+            records_max: 100,
+            bytes_max: 1 << 20,
+        };
+        let applier = Applier::new(state, pacing, peers, life()).start();
+        let put = Command::Put(Put {
+            key: "k".into(),
+            value: "v".into(),
+            ..Put::default()
+        });
+        let data = [vec![0; 16], codec::encode(&put)].concat();
+        let (reply, mut outcome) = oneshot::channel();
+        let entries = vec![CommittedEntry {
+            entry: Entry {
+                term: Term(1),
+                index: LogIndex(1),
+                kind: EntryKind::Command,
+                data: data.into(),
+            },
+            reply: Some(Reply::Alone(reply)),
+        }];
+        applier.send(ApplyEntries { entries }).await.unwrap();
+        let update = updates.recv().await.unwrap();
+        assert_eq!(update.changes.len(), 1);
+        for change in &update.changes {
+            tree.put(&change.key, change.rev, change.lease);
+        }
+        assert!(outcome.try_recv().is_err(), "readers do not see it yet");
+        let published = IndexPublished {
+            snapshot: tree.snapshot(),
+            through: update.through,
+        };
+        applier.send(published).await.unwrap();
+        assert!(outcome.await.unwrap().is_ok());
+        assert_eq!(progress.recv().await.unwrap().applied, LogIndex(1));
+    });
+}
+
+#[test]
+fn the_compactor_prunes_the_index_and_then_removes_records() {
+    alone(async || {
+        let db = open(&site());
+        let (pruned, mut prunes) = mpsc::unbounded_channel();
+        let (removed, mut removals) = mpsc::unbounded_channel();
+        let peers = CompactorPeers {
+            index: fake(move |prune: PruneIndex| {
+                pruned.send(prune.at).unwrap();
+                PruneProgress::Done(Tree::new().snapshot())
+            }),
+            committer: fake(move |compact: CompactRecords| {
+                removed.send(compact.through).unwrap();
+                CompactProgress {
+                    next: None,
+                    removed: 1,
+                }
+            }),
+            consensus: consensus().0,
+            views: views_at(&db, Revision(9)).1,
+            raft_status: status(true),
+        };
+        let state = CompactionState {
+            wanted: Decision {
+                revision: Revision::NEVER_COMPACTED,
+                index: LogIndex(0),
+            },
+            stored: None,
+        };
+        let pacing = CompactionPacing {
+            records_max: 10,
+            pause: Duration::from_millis(1),
+        };
+        let compactor = Compactor::new(state, Retention::Off, pacing, peers, life()).start();
+        let revision = Revision(5);
+        let index = db.applied().index;
+        let accepted = CompactionAccepted(Decision { revision, index });
+        compactor.send(accepted).await.unwrap();
+        compactor.send(AwaitCompaction { revision }).await.unwrap();
+        assert_eq!(prunes.recv().await, Some(revision));
+        assert_eq!(removals.recv().await, Some(revision));
+    });
+}
+
+#[test]
+fn the_lease_manager_proposes_renewals_while_it_leads() {
+    alone(async || {
+        let (consensus, mut proposed) = consensus();
+        let peers = LeaseManagerPeers {
+            consensus,
+            raft_status: status(true),
+        };
+        let state = LeaseState {
+            leases: vec![(LeaseId(1), LeaseRow::new(60, LogIndex(1)))],
+            applied_term: Term(1),
+        };
+        let settings = ClockSettings {
+            grace: Millis(500),
+            checkpoint_every: Millis(300_000),
+        };
+        let (count, _leases) = watch::channel(1);
+        let manager = LeaseManager::new(state, settings, count, peers, life()).start();
+        let (reply, answer) = oneshot::channel();
+        let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        let call = PendingCall {
+            call: CountdownCall::Renew(LeaseId(1)),
+            reply,
+            place,
+        };
+        let ask = AskLeases {
+            calls: vec![call],
+            lists: Vec::new(),
+        };
+        manager.send(ask).await.unwrap();
+        let Propose { mut proposals } = proposed.recv().await.unwrap();
+        let renewal = proposals.pop().unwrap();
+        let command: Command = codec::decode_shared("command", &renewal.data.slice(16..)).unwrap();
+        assert!(matches!(command, Command::RenewLeases(_)), "{command:?}");
+        // The node stops: the caller is told to ask again.
+        drop(renewal);
+        assert_eq!(answer.await, Ok(CountdownAnswer::TryAgain));
+    });
+}
+
+#[test]
+fn the_watch_hub_sends_events_to_a_stream() {
+    alone(async || {
+        let db = open(&site());
+        let (views_in, views) = views_at(&db, Revision::FIRST);
+        let hub = WatchHub::new(views, Duration::from_mins(10), life()).start();
+        let outbox = hub.send(OpenStream).await.unwrap().unwrap().outbox;
+        let range = KeyRange::from_wire(&Bytes::from("k"), &Bytes::new());
+        let create = StreamRequest {
+            stream: outbox.stream(),
+            request: WatchRequest::Create(WatchSpec::of(range)),
+        };
+        hub.send(create).await.unwrap();
+        assert!(matches!(outbox.take().await.unwrap().body, Body::Created));
+        let record = Record {
+            rev: Rev::new(Revision(2), 0),
+            kind: RecordKind::Put,
+            kv: record_of("k"),
+        };
+        let published = Arc::new(published(&db, Revision(2)));
+        views_in.send_replace(published.clone());
+        let records = Arc::from([record]);
+        hub.send(EventsApplied { records, published })
+            .await
+            .unwrap();
+        let told = outbox.take().await.unwrap();
+        assert!(matches!(told.body, Body::Events { .. }), "{told:?}");
+    });
+}
+
+/// An encoded `KeyValue` that holds a key alone.
+fn record_of(key: &str) -> Bytes {
+    let len = u8::try_from(key.len()).unwrap();
+    Bytes::from([&[0x0a, len], key.as_bytes()].concat())
+}
+
+#[test]
+fn snapshots_tells_the_raft_node_how_a_transfer_ended() {
+    alone(async || {
+        let site = site();
+        let db = open(&site);
+        let (ended, mut transfers) = caught::<TransferEnded>();
+        let peers = SnapshotPeers {
+            open: None,
+            ended,
+            install: ignored(),
+            views: views_at(&db, Revision::FIRST).1,
+        };
+        let pacing = SnapshotPacing {
+            bytes_per_sec: 1 << 20,
+        };
+        let snapshots = Snapshots::new(site, pacing, peers, life()).start();
+        let to = MemberId(9);
+        snapshots.send(SendSnapshotTo { to }).await.unwrap();
+        let transfer = transfers.recv().await.unwrap();
+        assert_eq!(transfer.to, to);
+        assert!(matches!(transfer.outcome, Err(TransferError::NoPeers)));
+    });
+}
+
+#[test]
+fn the_raft_node_applies_what_the_log_holds() {
+    alone(async || {
+        let (disk, db) = (disk(), open(&site()));
+        let (to_wal, mut writes) = caught::<Persist>();
+        let (applier, mut applies) = caught::<ApplyEntries>();
+        let (handle, mut proposed) = consensus();
+        let views = views_at(&db, Revision::FIRST).1;
+        let membership = Membership::of_voters([(MEMBER, Bytes::new())]).unwrap();
+        let state = InitialState {
+            membership,
+            ..InitialState::default()
+        };
+        let core = raft::Node::new(raft::Config::new(MEMBER, 1), state).unwrap();
+        let pacing = RaftPacing {
+            tick: Duration::from_millis(100),
+            election: Duration::from_secs(1),
+            request_timeout: TIMEOUT,
+            disk_stall: Duration::from_mins(1),
+            apply_gap_max: 100,
+            log_bound: LogBound {
+                entries: 100,
+                bytes: 1 << 20,
+            },
+        };
+        let member = SelfInfo {
+            id: MEMBER,
+            name: "alone".to_owned(),
+            client_urls: Vec::new(),
+        };
+        let (raft_status, mut statuses) = latest::channel(*status(false).borrow());
+        let peers = RaftPeers {
+            wal: to_wal,
+            release: ignored(),
+            log: open_wal(&disk).reader(),
+            applier,
+            replace: ignored(),
+            snapshots: ignored(),
+            status: raft_status,
+            disk: watch::channel(DiskHealth::default()).0,
+            links: PeerLinks::Alone,
+            seed: Members::default(),
+            leases: LeaseDesk::start(
+                &Arbiter::current(),
+                lease_peers(handle.clone(), views.clone()),
+            ),
+            consensus: handle.clone(),
+            views,
+            answered: ignored(),
+            hashes: ignored(),
+            told: ignored(),
+        };
+        let node = RaftNode::new(core, member, pacing, peers, life()).start();
+        // The disk is as fast as can be.
+        let disk_reports = node.clone();
+        actix::spawn(async move {
+            while let Some(Persist(writes)) = writes.recv().await {
+                let seq = writes.last().unwrap().seq;
+                let report = Persisted {
+                    seq,
+                    sync_micros: 1,
+                };
+                disk_reports.send(report).await.unwrap();
+            }
+        });
+        let leads = statuses.wait_for(|status| status.leads).await;
+        assert!(leads.is_ok(), "it is the only voter");
+        let outcome = handle.submit(&Command::Put(Put::default())).unwrap();
+        node.send(proposed.recv().await.unwrap()).await.unwrap();
+        let reply = loop {
+            let ApplyEntries { entries } = applies.recv().await.unwrap();
+            if let Some(reply) = entries.into_iter().find_map(|entry| entry.reply) {
+                break reply;
+            }
+        };
+        reply.send(Err(RequestError::Stopped));
+        assert!(outcome.await.unwrap().is_err(), "the caller's own reply");
+    });
+}
+
+#[test]
+fn the_store_answers_reads_from_the_newest_view() {
+    alone(async || {
+        let db = open(&site());
+        let (handle, _proposed) = consensus();
+        let views = views_at(&db, Revision(4)).1;
+        let hub = WatchHub::new(views.clone(), Duration::from_mins(10), life());
+        let peers = RequestPeers {
+            leases: LeaseDesk::start(
+                &Arbiter::current(),
+                lease_peers(handle.clone(), views.clone()),
+            ),
+            consensus: handle,
+            changes: ignored(),
+            moves: ignored(),
+            compactor: ignored(),
+            watches: hub.start(),
+            views,
+            raft_status: status(true),
+            disk: watch::channel(DiskHealth::default()).1,
+        };
+        let limits = RequestLimits {
+            request_bytes_max: 1 << 20,
+            txn_ops_max: 10,
+            quota_bytes: None,
+            timeout: TIMEOUT,
+            leader_patience: TIMEOUT,
+        };
+        let store = Store::new(Requests::new(IDENTITY, limits, peers)).start();
+        let query = RangeQuery {
+            key: "k".into(),
+            serializable: true,
+            ..RangeQuery::default()
+        };
+        let read = store.send(ReadRange(query)).await.unwrap().unwrap();
+        assert_eq!((read.revision, read.count), (Revision(4), 0));
+    });
+}
