@@ -529,7 +529,7 @@ fn the_raft_node_applies_what_the_log_holds() {
             membership,
             ..InitialState::default()
         };
-        let core = raft::Node::new(raft::Config::new(MEMBER, 1), state).unwrap();
+        let core = raft::RaftCore::new(raft::Config::new(MEMBER, 1), state).unwrap();
         let pacing = RaftPacing {
             tick: Duration::from_millis(100),
             election: Duration::from_secs(1),

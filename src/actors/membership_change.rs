@@ -9,7 +9,7 @@
 use super::members::{MemberInfo, Members, id_of, url_address};
 use crate::{
     clock,
-    raft::{Change, Membership},
+    raft::{Membership, MembershipChange},
     types::MemberId,
 };
 use bincode::{Decode, Encode};
@@ -116,7 +116,7 @@ pub struct Standing<'a> {
 
 impl MemberChange {
     /// The change for consensus.
-    pub fn judge(&self, standing: &Standing<'_>) -> Result<Change, ChangeRefusal> {
+    pub fn judge(&self, standing: &Standing<'_>) -> Result<MembershipChange, ChangeRefusal> {
         let members = Members::of(standing.membership).map_err(|_| ChangeRefusal::Unreadable)?;
         let find = |id: MemberId| members.get(id).ok_or(ChangeRefusal::NotFound);
         match self {
@@ -130,20 +130,20 @@ impl MemberChange {
                     ..MemberInfo::default()
                 };
                 let (id, context) = (new_id(&members, peer_urls), info.encode());
-                Ok(Change::AddLearner { id, context })
+                Ok(MembershipChange::AddLearner { id, context })
             }
             Self::Promote { id } => {
                 if find(*id)?.is_meant_to_vote() {
                     return Err(ChangeRefusal::NotLearner);
                 }
                 may_promote(&members, *id)?;
-                Ok(Change::Promote { id: *id })
+                Ok(MembershipChange::Promote { id: *id })
             }
             Self::Remove { id } => {
                 if !find(*id)?.learner {
                     standing.may_remove(&members, *id)?;
                 }
-                Ok(Change::Remove { id: *id })
+                Ok(MembershipChange::Remove { id: *id })
             }
             Self::Move { id, peer_urls } => {
                 let info = find(*id)?.info.clone();
@@ -151,7 +151,7 @@ impl MemberChange {
                 check_unused(&members, Some(*id), peer_urls)?;
                 let peer_urls = peer_urls.clone();
                 let context = MemberInfo { peer_urls, ..info }.encode();
-                Ok(Change::Update { id: *id, context })
+                Ok(MembershipChange::Update { id: *id, context })
             }
             Self::Publish {
                 id,
@@ -164,7 +164,7 @@ impl MemberChange {
                     ..find(*id)?.info.clone()
                 };
                 let context = context.encode();
-                Ok(Change::Update { id: *id, context })
+                Ok(MembershipChange::Update { id: *id, context })
             }
         }
     }
@@ -306,7 +306,7 @@ mod tests {
         membership: &Membership,
         connected: &[u64],
         change: &MemberChange,
-    ) -> Result<Change, ChangeRefusal> {
+    ) -> Result<MembershipChange, ChangeRefusal> {
         let connected = connected.iter().map(|&id| MemberId(id)).collect();
         change.judge(&Standing {
             membership,

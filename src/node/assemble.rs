@@ -543,7 +543,7 @@ impl Starting<'_> {
         });
     }
 
-    fn raft_node(&self, mailbox: Mailbox<RaftNode>, raft: raft::Node, peers: RaftPeers) {
+    fn raft_node(&self, mailbox: Mailbox<RaftNode>, raft: raft::RaftCore, peers: RaftPeers) {
         let pacing = RaftPacing {
             tick: self.config.raft.heartbeat,
             election: self.config.raft.election,

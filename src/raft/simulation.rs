@@ -3,7 +3,7 @@
 //!
 //! `SEED=7 cargo test raft::simulation` replays one; `SEEDS=5000` runs more.
 
-use super::common::Random;
+use super::random::Random;
 use super::testing::{Disk, Host, Judge, index, voters};
 use super::*;
 use crate::types::{LogIndex, MemberId};
@@ -255,17 +255,17 @@ impl World {
         let voters = host.node.membership().voters().count();
         let context = Bytes::new();
         let change = match kind {
-            0 => Change::AddLearner {
+            0 => MembershipChange::AddLearner {
                 id: target,
                 context,
             },
-            1 => Change::AddVoter {
+            1 => MembershipChange::AddVoter {
                 id: target,
                 context,
             },
-            2 | 3 => Change::Promote { id: target },
-            4 if voters > 2 => Change::Remove { id: target },
-            _ => Change::Update {
+            2 | 3 => MembershipChange::Promote { id: target },
+            4 if voters > 2 => MembershipChange::Remove { id: target },
+            _ => MembershipChange::Update {
                 id: target,
                 context,
             },

@@ -1,4 +1,4 @@
-//! Hosts for the tests: a [`Node`] with a disk that keeps what was reported durable, a state machine that
+//! Hosts for the tests: a [`RaftCore`] with a disk that keeps what was reported durable, a state machine that
 //! remembers what it applied, and a judge that sees all of them.
 
 use super::*;
@@ -139,7 +139,7 @@ impl Disk {
 /// A member with its disk.
 #[derive(Debug)]
 pub(super) struct Host {
-    pub(super) node: Node,
+    pub(super) node: RaftCore,
     pub(super) disk: Disk,
     /// Writes that are not durable yet.
     pub(super) writes: VecDeque<Persist>,
@@ -154,7 +154,8 @@ pub(super) struct Host {
 
 impl Host {
     pub(super) fn start(config: Config, mut disk: Disk, tail: usize) -> Self {
-        let node = Node::new(config, disk.recover(tail)).expect("the disk keeps what was written");
+        let node =
+            RaftCore::new(config, disk.recover(tail)).expect("the disk keeps what was written");
         Self {
             node,
             writes: VecDeque::new(),

@@ -14,7 +14,7 @@ use crate::{
     },
     clock, codec,
     net::Responder,
-    raft::{Change, ChangeError, LogId, MembershipError, ProposeError, TransferError},
+    raft::{ChangeError, LogId, MembershipChange, MembershipError, ProposeError, TransferError},
     types::{Entry, EntryKind, MemberId},
 };
 use actix::prelude::*;
@@ -175,7 +175,7 @@ impl RaftNode {
             member.learner && member.info.awaits_vote && member.info.is_started()
         };
         if let Some(member) = members.iter().find(ready) {
-            let change = Change::Promote { id: member.id };
+            let change = MembershipChange::Promote { id: member.id };
             // One that lags, or comes while another change is under way, is tried again at the next tick.
             if self.raft.propose_membership(&change).is_ok() {
                 tracing::info!(

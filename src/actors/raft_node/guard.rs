@@ -162,7 +162,7 @@ impl RaftNode {
             (Standing::Found, false) => Standing::Found,
         };
         self.guard.standing = now;
-        self.raft.bar(self.guard.is_out());
+        self.raft.forbid_leading(self.guard.is_out());
         match (before, now) {
             (Standing::In, Standing::Out) => tracing::error!(
                 "the alarm CORRUPT stands for this member: its state differs from the others', and it serves nothing. Replace it"
@@ -312,7 +312,7 @@ impl RaftNode {
              majority's {right}. It serves nothing and does not lead until it is replaced: remove it, delete its data directory, \
              and add it anew"
         );
-        self.raft.bar(true);
+        self.raft.forbid_leading(true);
         self.publish_status();
         self.raise_own_alarm();
     }

@@ -41,7 +41,7 @@ use super::{
 use crate::{
     clock,
     mutation::{Mutation, mutated},
-    raft::{self, Node, ProposeError, ReadLog, ReadState, Ready, Released, Status},
+    raft::{self, ProposeError, RaftCore, ReadLog, ReadState, Ready, Released, Status},
     storage::wal::{WalError, WalReader},
     types::{Entry, LogIndex, MemberId, Term},
 };
@@ -93,7 +93,7 @@ pub struct RaftPacing {
 /// Owns consensus.
 #[derive(Debug)]
 pub struct RaftNode {
-    raft: Node,
+    raft: RaftCore,
     member: SelfInfo,
     pacing: RaftPacing,
     /// Callers whose proposals are in the log, by proposal id.
@@ -208,7 +208,7 @@ struct WaitingReads {
 impl RaftNode {
     /// A node that goes on with `raft`.
     pub fn new(
-        raft: Node,
+        raft: RaftCore,
         member: SelfInfo,
         pacing: RaftPacing,
         peers: RaftPeers,
@@ -614,7 +614,7 @@ impl RaftNode {
     }
 }
 
-fn status_of(raft: &Node, member: MemberId, out: bool) -> RaftStatus {
+fn status_of(raft: &RaftCore, member: MemberId, out: bool) -> RaftStatus {
     RaftStatus {
         leader: raft.leader(),
         leads: raft.is_leader(),
