@@ -557,7 +557,7 @@ fn the_raft_node_applies_what_the_log_holds() {
             status: raft_status,
             disk: watch::channel(DiskHealth::default()).0,
             links: PeerLinks::Alone,
-            seed: Members::default(),
+            known_members: Members::default(),
             leases: LeaseDesk::start(
                 &Arbiter::current(),
                 lease_peers(handle.clone(), views.clone()),
@@ -566,7 +566,8 @@ fn the_raft_node_applies_what_the_log_holds() {
             views,
             answered: ignored(),
             hashes: ignored(),
-            told: ignored(),
+            hash_received: ignored(),
+            log_read: ignored(),
         };
         let node = RaftNode::new(core, member, pacing, peers, life()).start();
         // The disk is as fast as can be.

@@ -122,13 +122,14 @@ pub(super) fn assemble(
         status: outlets.raft_status,
         disk: outlets.disk,
         links: hub.as_ref().map_or(PeerLinks::Alone, links_of),
-        seed: recovery.seed,
+        known_members: recovery.seed,
         consensus: first.consensus.clone(),
         views: starting.channels.views.clone(),
         leases: first.leases.clone(),
         answered: starting.to.raft.clone().recipient(),
         hashes: starting.to.applier.clone().recipient(),
-        told: starting.to.raft.clone().recipient(),
+        hash_received: starting.to.raft.clone().recipient(),
+        log_read: starting.to.raft.clone().recipient(),
     };
     starting.raft_node(mailboxes.raft, recovery.raft, peers);
 
@@ -146,7 +147,7 @@ fn links_of(hub: &PeerPorts) -> PeerLinks {
     PeerLinks::Hub {
         send: hub.send.clone(),
         forward: hub.forward.clone(),
-        book: hub.book.clone(),
+        addresses: hub.book.clone(),
     }
 }
 

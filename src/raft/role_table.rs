@@ -15,9 +15,9 @@ const HEAD: &str = "\
 # Raft roles and messages
 
 What member 1 of the voters 1, 2 and 3 does in term 5 when a message from member 2 arrives. Its log ends at `1@t1`, which is
-committed; as a leader it has appended `2@t5`. A follower's leader is member 2. The messages of a cell are those that are sent
-once all writes are durable; entries without a cell text change nothing but, at a leader or follower, the time of the last
-contact. `role_table.rs` prints this file and fails when it differs.
+committed; as a leader it has appended `2@t5`. A follower's leader is member 2. A cell has the messages that are sent once
+all writes are durable. An empty cell changes nothing but the time of the last contact. `role_table.rs` prints this file and
+fails when it differs.
 ";
 
 /// The term of the member under test.

@@ -29,6 +29,8 @@ mod lease;
 mod lease_load;
 mod life;
 mod lock;
+#[cfg(feature = "failpoints")]
+mod log_reads;
 mod membership;
 mod network;
 mod partition;
