@@ -536,6 +536,7 @@ fn the_raft_node_applies_what_the_log_holds() {
             request_timeout: TIMEOUT,
             disk_stall: Duration::from_mins(1),
             apply_gap_max: 100,
+            strict_reconfig: true,
             log_bound: LogBound {
                 entries: 100,
                 bytes: 1 << 20,

@@ -551,6 +551,7 @@ impl Starting<'_> {
             disk_stall: self.config.raft.disk_stall,
             request_timeout: self.request_timeout(),
             apply_gap_max: self.config.limits.apply_gap_max,
+            strict_reconfig: self.config.cluster.strict_reconfig_check,
             log_bound: LogBound {
                 entries: self.config.storage.log_keep_entries,
                 bytes: self.config.storage.log_keep_bytes,

@@ -271,6 +271,10 @@ pub struct PeerStatus {
     pub active: bool,
     /// It needs, or is being sent, a snapshot.
     pub in_snapshot: bool,
+    /// It has entries of the leader's term, and gets new ones as they are appended.
+    pub current: bool,
+    /// The tick at which its last reply arrived, as counted by [`RaftCore::now`](super::RaftCore::now); zero before the first.
+    pub replied_at: u64,
 }
 
 /// Why a proposal was not accepted. Nothing was appended.

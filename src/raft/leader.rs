@@ -132,8 +132,7 @@ impl Leader {
     fn has_caught_up(&self, state: &CoreState, id: MemberId) -> bool {
         self.peers.get(&id).is_some_and(|peer| {
             peer.active
-                && peer.is_replicating()
-                && peer.reading.is_none()
+                && peer.is_current()
                 && peer.matched >= self.first_own
                 && peer.may_send(state.config.inflight_bytes_max)
         })
@@ -306,7 +305,7 @@ impl Leader {
         let Some(peer) = self.peers.get_mut(&from) else {
             return Ok(false);
         };
-        peer.active = true;
+        peer.replied(state.now);
         let new = peer.acknowledged(matched, state.log.start().index);
         Ok(new && self.advance_commit(state))
     }
@@ -321,7 +320,7 @@ impl Leader {
         let Some(peer) = self.peers.get_mut(&from) else {
             return;
         };
-        peer.active = true;
+        peer.replied(state.now);
         let possible = match hint.term.0 {
             0 => LogId::new(hint.term, hint.index),
             _ => state.log.last_possible_match(hint),
@@ -334,7 +333,7 @@ impl Leader {
         let Some(peer) = self.peers.get_mut(&from) else {
             return;
         };
-        peer.active = true;
+        peer.replied(state.now);
         if peer.heartbeat_answered(round.min(last_round)) {
             send_append(state, from, peer, Vec::new());
         }
@@ -498,6 +497,8 @@ impl Leader {
             matched: peer.matched,
             active: peer.active,
             in_snapshot: matches!(peer.replication, ReplicationState::Snapshot),
+            current: peer.is_current() && peer.matched >= self.first_own,
+            replied_at: peer.replied_at,
         })
     }
 

@@ -130,8 +130,8 @@
 //!
 //! # Map
 //!
-//! `raft_core` is the public face, `step` takes peers' messages, `reports` what disk and state machine report; `interface` has the
-//! values that go in and out. `follower`, `candidate` and `leader` have what only that role has and does; `election` and
+//! `raft_core` is the public face, `step` takes peers' messages, `reports` what disk and state machine report; `interface` has
+//! the values that go in and out. `follower`, `candidate` and `leader` have what only that role has and does; `election` and
 //! `transitions` change roles. `state` is what every role has: `log`, `membership`, `read_index`, `applying` and `durability`
 //! (what must be durable before a message is sent) with one task each. `progress` and `quorum` help the leader, `startup`
 //! builds the log from the disk.

@@ -7,7 +7,7 @@
 //!     └───────────────── snapshot sent or failed ───────────────────────────────────────────┘
 //! ```
 //!
-//! The test at the end prints the whole table.
+//! A test below has the whole table.
 
 use super::message::LogId;
 use crate::types::LogIndex;
@@ -62,6 +62,8 @@ pub(super) struct Progress {
     pub(super) replication: ReplicationState,
     /// A reply from it arrived since the last quorum check.
     pub(super) active: bool,
+    /// The tick at which its last reply arrived; zero before the first.
+    pub(super) replied_at: u64,
     /// The newest read round that it has confirmed.
     pub(super) round: u64,
     /// The newest commit index sent to it; never beyond what it had acknowledged.
@@ -82,12 +84,24 @@ impl Progress {
             next: last.next(),
             replication: ReplicationState::Probe { waiting: false },
             active: false,
+            replied_at: 0,
             round: 0,
             commit_sent: LogIndex(0),
             reading: None,
             acked_since_heartbeat: false,
             removal_ticks: None,
         }
+    }
+
+    /// A reply from it arrived at tick `now`.
+    pub(super) fn replied(&mut self, now: u64) {
+        self.active = true;
+        self.replied_at = now;
+    }
+
+    /// Whether it gets new entries as they are appended: it has replied, and needs neither entries from the WAL nor a snapshot.
+    pub(super) fn is_current(&self) -> bool {
+        self.is_replicating() && self.reading.is_none()
     }
 
     /// Whether an append may be sent now.
@@ -136,7 +150,8 @@ impl Progress {
                 self.next = self.next.max(self.matched.next());
             }
             ReplicationState::Snapshot if self.matched >= log_start => self.replicate(),
-            ReplicationState::Snapshot => {}
+            // A late reply to an append that was sent before the snapshot.
+            ReplicationState::Snapshot => self.next = self.next.max(self.matched.next()),
         }
         new
     }
@@ -258,5 +273,89 @@ mod tests {
         );
         progress.acknowledged(LogIndex(11), LogIndex(0));
         assert!(!progress.heartbeat_answered(3));
+    }
+
+    const TABLE: &str = "\
+state                | acknowledged         | … but released       | rejected             | unreachable          | heartbeat reply
+probe                | replicate            | replicate            | probe                | probe                | probe
+probe, waiting       | replicate            | replicate            | probe                | probe, waiting       | probe
+replicate            | replicate            | replicate            | replicate            | probe                | replicate
+replicate, in flight | replicate            | replicate            | probe                | probe                | in flight, asks
+snapshot             | replicate            | snapshot             | snapshot             | snapshot             | snapshot
+";
+
+    fn shown(progress: &Progress) -> &'static str {
+        match &progress.replication {
+            ReplicationState::Probe { waiting: false } => "probe",
+            ReplicationState::Probe { waiting: true } => "probe, waiting",
+            ReplicationState::Replicate(inflight) if inflight.sent.is_empty() => "replicate",
+            ReplicationState::Replicate(_) => "replicate, in flight",
+            ReplicationState::Snapshot => "snapshot",
+        }
+    }
+
+    /// A follower in each state, as seen by a leader whose log ends at entry 12.
+    fn states() -> Vec<Progress> {
+        let start = |steps: &[fn(&mut Progress)]| {
+            let mut progress = Progress::new(LogIndex(10));
+            steps.iter().for_each(|step| step(&mut progress));
+            progress.acked_since_heartbeat = false;
+            progress
+        };
+        let probe: fn(&mut Progress) = |progress| progress.sent(LogIndex(10), 0);
+        let acknowledge: fn(&mut Progress) = |progress| {
+            progress.acknowledged(LogIndex(10), LogIndex(0));
+        };
+        let send: fn(&mut Progress) = |progress| progress.sent(LogIndex(12), 10);
+        let snapshot: fn(&mut Progress) =
+            |progress| progress.replication = ReplicationState::Snapshot;
+        vec![
+            start(&[]),
+            start(&[probe]),
+            start(&[acknowledge]),
+            start(&[acknowledge, send]),
+            start(&[snapshot]),
+        ]
+    }
+
+    #[test]
+    fn every_event_in_every_state() {
+        let events: [fn(&mut Progress) -> bool; 5] = [
+            |progress| {
+                progress.acknowledged(LogIndex(12), LogIndex(0));
+                false
+            },
+            |progress| {
+                progress.acknowledged(LogIndex(12), LogIndex(20));
+                false
+            },
+            |progress| {
+                let rejected = LogIndex(progress.next.0 - 1);
+                progress.rejected(rejected, LogId::new(Term(1), LogIndex(3)));
+                false
+            },
+            |progress| {
+                progress.unreachable();
+                false
+            },
+            |progress| progress.heartbeat_answered(1),
+        ];
+        let mut table = TABLE.lines().next().unwrap().to_owned() + "\n";
+        for (row, state) in states().iter().enumerate() {
+            table += &format!("{:<20}", shown(state));
+            for event in events {
+                let mut progress = states().remove(row);
+                let asks = event(&mut progress);
+                progress.check(LogIndex(12));
+                let after = if asks {
+                    "in flight, asks"
+                } else {
+                    shown(&progress)
+                };
+                table += &format!(" | {after:<20}");
+            }
+            table = table.trim_end().to_owned() + "\n";
+        }
+        assert_eq!(table, TABLE);
     }
 }

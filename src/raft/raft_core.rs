@@ -219,6 +219,11 @@ impl RaftCore {
         matches!(self.role, Role::Leader(_))
     }
 
+    /// Ticks since the start.
+    pub fn now(&self) -> u64 {
+        self.state.now
+    }
+
     /// The membership in force: the newest in the log, committed or not.
     pub fn membership(&self) -> &Membership {
         self.state.membership()

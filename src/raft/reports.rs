@@ -137,3 +137,150 @@ impl RaftCore {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{index, voters};
+    use super::super::{Config, InitialState, Message, MessageBody, ReadLog};
+    use super::*;
+    use crate::types::{EntryKind, HardState, Term};
+    use bytes::Bytes;
+
+    fn entry(at: u64, term: u64) -> Entry {
+        Entry {
+            term: Term(term),
+            index: index(at),
+            kind: EntryKind::Command,
+            data: Bytes::new(),
+        }
+    }
+
+    /// Member 1 of three in term 3: its log has entries 5 to 9, all committed and none in memory; `applied` are applied.
+    fn started(applied: u64) -> RaftCore {
+        let mut config = Config::new(MemberId(1), 1);
+        config.cached_bytes_max = 0;
+        let initial = InitialState {
+            hard_state: HardState {
+                term: Term(3),
+                vote: None,
+                commit: index(9),
+            },
+            applied: index(applied),
+            membership: voters(1..=3),
+            start: LogId::new(Term(3), index(4)),
+            entries: (5..=9).map(|at| entry(at, 3)).collect(),
+            ..InitialState::default()
+        };
+        RaftCore::new(config, initial).unwrap()
+    }
+
+    /// The reads that are requested, and the indexes to apply, until there is no more output.
+    fn drain(core: &mut RaftCore) -> (Vec<ReadLog>, Vec<u64>) {
+        let (mut reads, mut committed) = (Vec::new(), Vec::new());
+        while let Some(ready) = core.ready() {
+            reads.extend(ready.log_reads);
+            committed.extend(ready.committed.iter().map(|entry| entry.index.0));
+            if let Some(persist) = ready.persist {
+                core.persisted(persist.seq);
+            }
+        }
+        core.check();
+        (reads, committed)
+    }
+
+    fn receive(core: &mut RaftCore, from: u64, term: u64, body: MessageBody) {
+        let term = Term(term);
+        core.step(MemberId(from), Message { term, body }).unwrap();
+    }
+
+    /// Member 1 leads term 4 and reads entries from 7 on for member 3.
+    fn leader_that_reads() -> (RaftCore, ReadLog) {
+        let mut core = started(9);
+        core.campaign();
+        let (asked, granted) = (Term(4), true);
+        receive(
+            &mut core,
+            2,
+            3,
+            MessageBody::PreVoteReply { asked, granted },
+        );
+        drain(&mut core);
+        receive(&mut core, 2, 4, MessageBody::Vote { granted });
+        drain(&mut core);
+        let (rejected, hint) = (index(9), LogId::new(Term(3), index(6)));
+        let reply = MessageBody::AppendRejected { rejected, hint };
+        receive(&mut core, 3, 4, reply);
+        let read = drain(&mut core).0[0];
+        assert_eq!((read.reader, read.from.0), (Reader::Peer(MemberId(3)), 7));
+        (core, read)
+    }
+
+    #[test]
+    fn consensus_goes_on_while_a_read_is_out_and_uses_the_answer() {
+        let (mut core, read) = leader_that_reads();
+        for _ in 0..3 {
+            core.tick();
+            let ready = core.ready().unwrap();
+            let heartbeats = ready.messages.iter();
+            let is_heartbeat = |body: &MessageBody| matches!(body, MessageBody::Heartbeat { .. });
+            let heartbeats = heartbeats.filter(|sent| is_heartbeat(&sent.message.body));
+            assert_eq!(heartbeats.count(), 2, "one to each other member");
+            receive(&mut core, 2, 4, MessageBody::HeartbeatReply { round: 0 });
+        }
+        assert!(core.awaits_log_read(read.reader, read.from));
+        core.log_read(read.reader, read.from, Ok(vec![entry(7, 3)]))
+            .unwrap();
+        let sent = core.ready().unwrap().messages;
+        assert!(
+            matches!(&sent[0].message.body, MessageBody::Append { entries, .. } if entries[0].index.0 == 7)
+        );
+    }
+
+    #[test]
+    fn an_answer_after_a_change_of_term_is_dropped() {
+        let (mut core, read) = leader_that_reads();
+        let (commit, round) = (index(9), 0);
+        receive(&mut core, 2, 5, MessageBody::Heartbeat { commit, round });
+        drain(&mut core);
+        assert!(!core.awaits_log_read(read.reader, read.from));
+        for late in [Ok(vec![entry(7, 3)]), Ok(Vec::new()), Err(Released)] {
+            core.log_read(read.reader, read.from, late).unwrap();
+            assert_eq!(drain(&mut core), (vec![], vec![]));
+        }
+    }
+
+    #[test]
+    fn an_answer_after_a_snapshot_is_dropped() {
+        let mut core = started(6);
+        let read = drain(&mut core).0[0];
+        assert_eq!((read.reader, read.from.0), (Reader::Apply, 7));
+        let id = LogId::new(Term(3), index(12));
+        core.snapshot_starts(id).unwrap();
+        core.snapshot_installed(id, voters(1..=3));
+        assert!(!core.awaits_log_read(read.reader, read.from));
+        let entries = (7..=9).map(|at| entry(at, 3)).collect();
+        for late in [Ok(entries), Err(Released)] {
+            core.log_read(read.reader, read.from, late).unwrap();
+            assert_eq!(drain(&mut core), (vec![], vec![]));
+        }
+    }
+
+    #[test]
+    fn a_truncation_does_not_touch_what_is_read() {
+        let mut core = started(6);
+        let read = drain(&mut core).0[0];
+        let append = |entries| MessageBody::Append {
+            prev: LogId::new(Term(3), index(9)),
+            commit: index(9),
+            entries,
+        };
+        receive(&mut core, 2, 4, append(vec![entry(10, 4), entry(11, 4)]));
+        drain(&mut core);
+        receive(&mut core, 3, 5, append(vec![entry(10, 5)]));
+        drain(&mut core);
+        assert_eq!(core.last(), LogId::new(Term(5), index(10)));
+        let entries = (7..=9).map(|at| entry(at, 3)).collect();
+        core.log_read(read.reader, read.from, Ok(entries)).unwrap();
+        assert_eq!(drain(&mut core).1, [7, 8, 9]);
+    }
+}

@@ -13,6 +13,7 @@ async fn consensus_goes_on_while_a_read_of_the_log_stalls() {
     let mut cluster = Cluster::start(3).await;
     let ports = cluster.ports();
     cluster.members[2].kill().await;
+    leader(&ports[..2]).await;
     fill(&ports[..2], "away/", 300).await;
     for member in &mut cluster.members[..2] {
         member.stop().await;

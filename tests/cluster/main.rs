@@ -35,6 +35,7 @@ mod membership;
 mod network;
 mod partition;
 mod procfile;
+mod reconfig;
 mod record;
 mod refill;
 mod refusals;

@@ -11,7 +11,7 @@ use crate::{
     actors::{
         consensus::{ChangeMembership, ChangeReply, MoveLeader},
         members::{ClusterMember, Members},
-        membership_change::{ChangeRefusal, MemberChange, Standing},
+        membership_change::{ChangeRefusal, ClusterState, MemberChange},
         peer_ask::{ChangeAnswer, PeerAsk},
         request_error::{RequestError, answer},
     },
@@ -24,7 +24,16 @@ use crate::{
 };
 use actix::prelude::*;
 use bytes::Bytes;
+use std::collections::BTreeSet;
 use tokio::sync::oneshot;
+
+/// What a leader does about a change that was asked for.
+enum Judgement {
+    Change(MembershipChange),
+    /// It would pass if the members that have not replied yet were known to run.
+    Wait,
+    Refuse(ChangeRefusal),
+}
 
 impl Handler<ChangeMembership> for RaftNode {
     type Result = ();
@@ -73,6 +82,7 @@ impl RaftNode {
                 change,
                 asker,
                 appended: None,
+                judged_at: None,
             });
             self.drive_changes();
         }
@@ -91,26 +101,62 @@ impl RaftNode {
     }
 
     fn make_changes(&mut self) {
-        let connected = self.connections.stable(clock::now());
+        let now = self.raft.now();
         for mut pending in self.changes.take_unappended() {
-            let judged = pending.change.judge(&Standing {
+            let asked_at = *pending.judged_at.get_or_insert(now);
+            match self.judge(&pending.change, asked_at) {
+                Judgement::Change(change) => self.make_change(pending, &change),
+                Judgement::Wait => self.changes.push(pending),
+                Judgement::Refuse(refusal) => pending.asker.answer(Err(refusal)),
+            }
+        }
+    }
+
+    /// Judges a change that was first looked at in tick `asked_at`. Members that replied before may have stopped since then, so
+    /// they are asked again: by the next heartbeats. For that a change waits for an election timeout at most.
+    fn judge(&self, change: &MemberChange, asked_at: u64) -> Judgement {
+        let outcome = |replied_after| {
+            change.judge(&ClusterState {
                 membership: self.raft.membership(),
                 leader: self.member.id,
-                connected: &connected,
-            });
-            let made = judged.map(|change| self.raft.propose_membership(&change));
-            match made {
-                Ok(Ok(id)) => {
-                    pending.appended = Some(id);
-                    self.changes.push(pending);
-                    self.update_addresses();
-                }
-                Ok(Err(error)) => match refusal(error) {
-                    Some(refusal) => pending.asker.answer(Err(refusal)),
-                    None => self.changes.push(pending),
-                },
-                Err(refusal) => pending.asker.answer(Err(refusal)),
+                healthy: &self.healthy_members(replied_after),
+                strict: self.pacing.strict_reconfig,
+            })
+        };
+        let election_ticks = self.pacing.election.as_millis() / self.pacing.tick.as_millis().max(1);
+        match (outcome(Some(asked_at)), outcome(None)) {
+            (Ok(change), _) => Judgement::Change(change),
+            (Err(ChangeRefusal::Unhealthy), Ok(_))
+                if u128::from(self.raft.now() - asked_at) <= election_ticks =>
+            {
+                Judgement::Wait
             }
+            (Err(refusal), _) => Judgement::Refuse(refusal),
+        }
+    }
+
+    /// Members with a stable connection whose logs keep up, and which have replied after that tick.
+    fn healthy_members(&self, replied_after: Option<u64>) -> BTreeSet<MemberId> {
+        let stable = self.connections.stable(clock::now());
+        let peers = self.raft.peers().into_iter();
+        peers
+            .filter(|peer| stable.contains(&peer.id) && peer.current)
+            .filter(|peer| replied_after.is_none_or(|tick| peer.replied_at > tick))
+            .map(|peer| peer.id)
+            .collect()
+    }
+
+    fn make_change(&mut self, mut pending: PendingChange, change: &MembershipChange) {
+        match self.raft.propose_membership(change) {
+            Ok(id) => {
+                pending.appended = Some(id);
+                self.changes.push(pending);
+                self.update_addresses();
+            }
+            Err(error) => match refusal(error) {
+                Some(refusal) => pending.asker.answer(Err(refusal)),
+                None => self.changes.push(pending),
+            },
         }
     }
 

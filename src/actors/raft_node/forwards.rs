@@ -1,7 +1,7 @@
 //! Requests between members: proposals that a follower forwards to the leader, and what a member serves for others.
 //!
-//! A follower keeps its callers; only bytes travel. It answers a caller when it applies the entry itself, so that a client reads its
-//! own writes at the member that it wrote to. Proposals that the leader did not append are proposed again, to the next leader.
+//! A follower keeps its callers; only bytes travel. It answers a caller when it applies the entry itself, so that a client reads
+//! its own writes at the member that it wrote to. Proposals that the leader did not append are proposed again, to the next leader.
 //! A proposal that may have been appended is never sent twice: after a change of leader its caller gets a time-out.
 
 use super::{node::RaftNode, own_messages::ForwardAnswered, pending_proposals::ForwardedProposal};

@@ -11,8 +11,8 @@
 //! The others go on. When the alarm is disarmed (by an operator, or since the member was refilled) it serves again, until it
 //! is found to differ again.
 //!
-//! If no state has a majority (one against one, or half and half), it is unknown which is right. If that lasts for ten seconds, so
-//! that members that were away had time to decide it, the alarm is raised for all that were asked, and as in etcd
+//! If no state has a majority (one against one, or half and half), it is unknown which is right. If that lasts for ten seconds,
+//! so that members that were away had time to decide it, the alarm is raised for all that were asked, and as in etcd
 //! no writes are accepted until an operator has decided: removed the members that are wrong, and disarmed the alarms.
 
 use super::{
@@ -73,7 +73,8 @@ impl RaftNode {
         self.raft.forbid_leading(self.guard.is_out());
         match standing {
             (Standing::In, Standing::Out) => tracing::error!(
-                "the alarm CORRUPT is raised for this member: its state differs from the others', and it serves nothing. Replace it"
+                "the alarm CORRUPT is raised for this member: its state differs from the others', and it serves nothing. \
+                 Replace it"
             ),
             (Standing::Out, Standing::In) => {
                 tracing::info!("the alarm CORRUPT for this member was disarmed: it serves again");

@@ -1,4 +1,4 @@
-//! The other members: their messages and connections, requests to them, their addresses, and how much of the log all of them have.
+//! The other members: messages, connections and requests, their addresses, and how much of the log all of them have.
 
 use super::node::{PeerLinks, RaftNode};
 use crate::{

@@ -1,7 +1,7 @@
 //! Raft node: owns consensus, the proposals that wait for their outcome, and the reads that wait for an index.
 //!
-//! It feeds messages, ticks and reports into the pure core (`crate::raft`) and carries out what the core asks for: entries go to the
-//! WAL writer, committed ones to the applier, answers to the front ends. It decodes no command and waits for no disk.
+//! It feeds messages, ticks and reports into the pure core (`crate::raft`) and carries out what the core asks for: entries go to
+//! the WAL writer, committed ones to the applier, answers to the front ends. It decodes no command and waits for no disk.
 //!
 //! A proposal that finds no leader is parked until there is one. A proposal in the log waits for its entry to be
 //! applied. If its time is up first, its caller gets a time-out; the write may still happen.
@@ -11,9 +11,9 @@
 //! `node` is the actor, with the loop that carries out what the core asks for. The rules are in values of their own, each with
 //! its tests: `pending_proposals`, `pending_reads` and `pending_changes` (who waits for what), `leadership` (why a request timed
 //! out), `connections` and `addresses` (the other members), `log_writes`, `log_reads` and `retention` (the log), `deliveries` (to
-//! the applier), `snapshot_transfers` and `guard_state`. Beside them are the message handlers, which ask these values and the core:
-//! `clients`, `forwards`, `changes`, `links`, `log`, `snapshots` and `guard`. `connection_table.md` is the table of a connection's
-//! states, printed by a test.
+//! the applier), `snapshot_transfers` and `guard_state`. Beside them are the message handlers, which use these values and the
+//! core: `clients`, `forwards`, `changes`, `links`, `log`, `snapshots` and `guard`. `connection_table.md` is the table of a
+//! connection's states, printed by a test.
 
 mod addresses;
 mod changes;

@@ -54,6 +54,8 @@ pub struct RaftPacing {
     pub disk_stall: Duration,
     /// Committed entries that may wait to be applied before proposals are refused.
     pub apply_gap_max: u64,
+    /// Refuse membership changes after which the voters may have no quorum.
+    pub strict_reconfig: bool,
     /// How much of the log stays for members that do not have it.
     pub log_bound: LogBound,
 }

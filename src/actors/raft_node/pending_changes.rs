@@ -49,6 +49,8 @@ pub(super) struct PendingChange {
     pub(super) asker: ChangeAsker,
     /// Its entry, once this member has appended it as the leader.
     pub(super) appended: Option<LogId>,
+    /// The tick in which this member, as the leader, judged it first.
+    pub(super) judged_at: Option<u64>,
 }
 
 /// A transfer of leadership under way.
@@ -252,6 +254,7 @@ mod tests {
             change: MemberChange::Remove { id: MemberId(3) },
             asker: ChangeAsker::Client(reply),
             appended,
+            judged_at: None,
         };
         (pending, outcome)
     }

@@ -191,6 +191,8 @@ mod tests {
             matched: LogIndex(matched),
             active: true,
             in_snapshot: false,
+            current: true,
+            replied_at: 1,
         }
     }
 
