@@ -20,7 +20,8 @@ use super::{
     raft_node::{LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, SelfInfo},
     raft_status::{DiskHealth, RaftStatus},
     replies::Reply,
-    requests::{Identity, RequestLimits, RequestPeers, Requests},
+    request_error::RequestError,
+    requests::{RequestLimits, RequestPeers, Requests},
     restore,
     snapshot_messages::{SendSnapshotTo, TransferEnded, TransferError},
     snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
@@ -46,14 +47,14 @@ use crate::{
     },
     raft::{self, InitialState, Membership},
     storage::{
-        db::{self, Applied, CommitBatch, Db, DbOptions, DbSite},
+        db::{CommitBatch, Db, DbOptions, DbSite},
         disk::Disk,
         sim_disk::SimDisk,
-        wal::{self, Wal, WalOptions},
+        wal::{Wal, WalOptions},
     },
     types::{
-        ClusterId, Entry, EntryKind, LeaseId, LogIndex, MemberId, Millis, Record, RecordKind, Rev,
-        Revision, Term,
+        ClusterId, Entry, EntryKind, HardState, Identity, LeaseId, LogIndex, LogPosition, MemberId,
+        Millis, Record, RecordKind, Rev, Revision, Term,
     },
 };
 use actix::prelude::*;
@@ -61,8 +62,11 @@ use bytes::Bytes;
 use std::{sync::Arc, time::Duration};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
-const CLUSTER: ClusterId = ClusterId(7);
 const MEMBER: MemberId = MemberId(3);
+const IDENTITY: Identity = Identity {
+    cluster: ClusterId(7),
+    member: MEMBER,
+};
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Stands for an actor that takes one kind of message.
@@ -136,10 +140,7 @@ fn site() -> DbSite {
         disk: disk(),
         name: "db",
         options: DbOptions::default(),
-        identity: db::Identity {
-            cluster: CLUSTER,
-            node: MEMBER,
-        },
+        identity: IDENTITY,
     }
 }
 
@@ -148,11 +149,7 @@ fn open(site: &DbSite) -> Db {
 }
 
 fn open_wal(disk: &Arc<dyn Disk>) -> Wal {
-    let identity = wal::Identity {
-        cluster: CLUSTER,
-        node: MEMBER,
-    };
-    let options = WalOptions::new(identity, 1);
+    let options = WalOptions::new(IDENTITY, 1);
     Wal::open(disk.clone(), "wal", options, LogIndex(0))
         .unwrap()
         .0
@@ -254,7 +251,7 @@ fn the_wal_writer_reports_what_is_durable() {
             seq: 5,
             reset: None,
             entries: Vec::new(),
-            hard_state: Default::default(),
+            hard_state: HardState::default(),
         };
         writer.send(Persist(vec![persist])).await.unwrap();
         assert_eq!(reports.recv().await.unwrap().seq, 5);
@@ -284,10 +281,7 @@ fn the_committer_reports_what_the_database_holds() {
         let site = site();
         let (applier, mut reports) = caught::<Committed>();
         let committer = Committer::new(open(&site), site, applier, ignored(), life()).start();
-        let applied = Applied {
-            index: LogIndex(4),
-            term: Term(1),
-        };
+        let applied = LogPosition::new(Term(1), LogIndex(4));
         let commit = CommitRevisions {
             batch: CommitBatch {
                 applied,
@@ -306,7 +300,7 @@ fn the_committer_reports_what_the_database_holds() {
 fn the_applier_answers_once_the_index_has_published() {
     alone(async || {
         let db = open(&site());
-        let (restored, tree) = restore::restore(&db).unwrap();
+        let (restored, mut tree) = restore::restore(&db).unwrap();
         let (to_index, mut updates) = caught::<UpdateIndex>();
         let (raft, mut progress) = caught::<ApplierProgress>();
         let peers = ApplierPeers {
@@ -361,6 +355,9 @@ fn the_applier_answers_once_the_index_has_published() {
         applier.send(ApplyEntries { entries }).await.unwrap();
         let update = updates.recv().await.unwrap();
         assert_eq!(update.changes.len(), 1);
+        for change in &update.changes {
+            tree.put(&change.key, change.rev, change.lease);
+        }
         assert!(outcome.try_recv().is_err(), "readers do not see it yet");
         let published = IndexPublished {
             snapshot: tree.snapshot(),
@@ -448,7 +445,7 @@ fn the_lease_manager_proposes_renewals_while_it_leads() {
         manager.send(ask).await.unwrap();
         let Propose { mut proposals } = proposed.recv().await.unwrap();
         let renewal = proposals.pop().unwrap();
-        let command = codec::decode_shared("command", &renewal.data.slice(16..)).unwrap();
+        let command: Command = codec::decode_shared("command", &renewal.data.slice(16..)).unwrap();
         assert!(matches!(command, Command::RenewLeases(_)), "{command:?}");
         // The node stops: the caller is told to ask again.
         drop(renewal);
@@ -593,7 +590,7 @@ fn the_raft_node_applies_what_the_log_holds() {
                 break reply;
             }
         };
-        reply.send(Err(super::request_error::RequestError::Stopped));
+        reply.send(Err(RequestError::Stopped));
         assert!(outcome.await.unwrap().is_err(), "the caller's own reply");
     });
 }
@@ -619,10 +616,6 @@ fn the_store_answers_reads_from_the_newest_view() {
             raft_status: status(true),
             disk: watch::channel(DiskHealth::default()).1,
         };
-        let identity = Identity {
-            cluster: CLUSTER,
-            member: MEMBER,
-        };
         let limits = RequestLimits {
             request_bytes_max: 1 << 20,
             txn_ops_max: 10,
@@ -630,7 +623,7 @@ fn the_store_answers_reads_from_the_newest_view() {
             timeout: TIMEOUT,
             leader_patience: TIMEOUT,
         };
-        let store = Store::new(Requests::new(identity, limits, peers)).start();
+        let store = Store::new(Requests::new(IDENTITY, limits, peers)).start();
         let query = RangeQuery {
             key: "k".into(),
             serializable: true,

@@ -29,7 +29,7 @@ use crate::mutation::{Mutation, mutated};
 use crate::{
     codec::{self, CodecError},
     kv::{
-        command::{AlarmKind, Command, EncodedKv, LogPosition, Verdict},
+        command::{AlarmKind, Command, EncodedKv, Verdict},
         index::Snapshot,
         lease::LeaseChange,
         machine::Machine,
@@ -37,8 +37,8 @@ use crate::{
         tail::{self, Tail},
         view::View,
     },
-    storage::db::{Applied, CommitBatch, DbReader},
-    types::{Entry, EntryKind, LogIndex, MemberId, RecordKind, Rev, Revision},
+    storage::db::{CommitBatch, DbReader},
+    types::{Entry, EntryKind, LogIndex, LogPosition, MemberId, Rev, Revision},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -71,7 +71,7 @@ pub struct CommitPacing {
 /// Owns the replicated state. Invariant: `stored.applied <= applied`.
 pub struct Applier {
     machine: Machine,
-    applied: Applied,
+    applied: LogPosition,
     snapshot: Snapshot,
     tail: Tail,
     tail_bytes: usize,
@@ -79,7 +79,7 @@ pub struct Applier {
     file_bytes: u64,
     used_bytes: u64,
     /// What readers see; behind `applied` by the batches not published yet.
-    visible: Applied,
+    visible: LogPosition,
     visible_window: Window,
     alarms: Arc<BTreeSet<(MemberId, AlarmKind)>>,
     members: Arc<Members>,
@@ -151,7 +151,7 @@ pub struct ReplacePeers {
 
 /// One applied batch on its way to being visible.
 struct Batch {
-    applied: Applied,
+    applied: LogPosition,
     window: Window,
     records: tail::Batch,
     answers: Vec<(Reply, Verdict)>,
@@ -172,7 +172,7 @@ pub struct ApplierState {
     /// The index at that state.
     pub snapshot: Snapshot,
     /// The log position of that state.
-    pub applied: Applied,
+    pub applied: LogPosition,
     /// The newest compaction that the database has begun.
     pub begun_compaction: Revision,
     /// The members at that position.
@@ -473,14 +473,8 @@ impl Applier {
             self.applied.index.next(),
             "entries are applied in log order, each once"
         );
-        self.applied = Applied {
-            index: entry.index,
-            term: entry.term,
-        };
-        let at = LogPosition {
-            index: entry.index,
-            term: entry.term,
-        };
+        self.applied = entry.position();
+        let at = entry.position();
         let verdict = command
             .map(|command| self.apply_command(&command, at))
             .transpose()?;
@@ -554,12 +548,7 @@ impl Applier {
 
     /// Tells the watch hub of a batch. It is not waited for: what does not fit its mailbox it will read from history, once it
     /// is told that there is something new.
-    fn tell_watches(&mut self, mut records: tail::Batch, published: Arc<Published>) {
-        if mutated(Mutation::DropWatchEvent) {
-            let lost = |rev: Rev| rev.major.0 % 5 == 0 && rev.sub == 1;
-            let told = records.iter().filter(|record| !lost(record.rev));
-            records = told.cloned().collect();
-        }
+    fn tell_watches(&mut self, records: tail::Batch, published: Arc<Published>) {
         let told = self
             .peers
             .watches
@@ -584,14 +573,7 @@ impl Applier {
         self.uncommitted_bytes += bytes;
         self.tail_bytes += bytes;
         self.uncommitted_records += records.len();
-        let mut records = records.clone();
-        if mutated(Mutation::LoseTombstone) {
-            let kept = records
-                .iter()
-                .filter(|record| record.kind != RecordKind::Tombstone);
-            records = kept.cloned().collect();
-        }
-        self.uncommitted.records.push(records);
+        self.uncommitted.records.push(records.clone());
         let rows = &mut self.uncommitted.leases;
         for change in leases {
             match change {
@@ -622,9 +604,6 @@ impl Applier {
         }
         let mut batch = std::mem::take(&mut self.uncommitted);
         let through = self.machine.revision();
-        if mutated(Mutation::DatabaseWithoutLastRecord) && through.0 % 3 == 0 {
-            batch.records.pop();
-        }
         batch.meta.extend(store_meta(&self.machine));
         self.handed_over = batch.applied.index;
         self.uncommitted_records = 0;

@@ -1,10 +1,7 @@
 //! What the Raft node and the applier tell each other: committed entries go one way, progress comes back.
 
 use super::{replies::Reply, snapshot_messages::ReceivedSnapshot};
-use crate::{
-    storage::db::Applied,
-    types::{Entry, LogIndex},
-};
+use crate::types::{Entry, LogIndex, LogPosition};
 use actix::prelude::*;
 
 /// A committed entry, with the caller that waits for it if it entered the log through this member.
@@ -48,5 +45,5 @@ pub struct ReplaceState {
 #[rtype(result = "()")]
 pub struct StateReplaced {
     /// Its log position.
-    pub applied: Applied,
+    pub applied: LogPosition,
 }

@@ -1,50 +1,50 @@
-//! How fast leases end where thousands of them are due at once: so many in one log entry, and a pause after it.
+//! How fast leases end if thousands of them are due at once: how many one log entry ends, and how long the pause after it is.
 //!
-//! An entry with expiries holds up the puts behind it for as long as it takes to apply, so it should be small; and all leases
-//! should be gone soon after their time, so entries must be large where each takes long. Each entry therefore takes the share
-//! of the backlog that its turn (the entry and the pause after it) takes of the time left. What came due while nobody led is
-//! late already, and has no time left.
+//! An entry with expiries delays the puts behind it while it is applied, so it should be small. But all leases should end soon
+//! after their time, so entries must be large if each takes long. A round is one entry and the pause after it; the time left
+//! until the backlog should be gone is divided into rounds, and each entry ends its round's share of the backlog. Leases that
+//! came due while there was no leader are late already: for them no time is left.
 
 use crate::{clock, kv::lease_clock::Backlog, types::Millis};
 use std::time::Duration;
 
-/// A backlog is to be worked off in this time after its first lease was due.
+/// A backlog should be gone so long after its first lease was due.
 const SPREAD: Millis = Millis(1_000);
 
-/// Leases in an entry that is paced: an entry has its price, however few it ends.
+/// The least leases in an entry: each entry has a fixed cost.
 const LEASES_MIN: usize = 16;
 
-/// Leases in an entry.
+/// The most leases in an entry.
 const LEASES_MAX: usize = 1_024;
 
-/// Leases in an entry of a backlog that is late.
+/// The most leases in an entry, unless entries are slow.
 const LATE_LEASES: usize = 128;
 
-/// Keys that one entry should delete at most. One lease is never split.
+/// Keys that one entry should delete at most. All keys of one lease go in one entry.
 const KEYS_AIM: usize = 1_000;
 
-/// After an entry there is none for as long as it took, this long at most: the others have half of the log.
+/// The pause after an entry is as long as the entry took, and this at most: so other writes get half of the log.
 const PAUSE_MAX: Duration = Duration::from_millis(5);
 
-/// What is known of the entries before.
+/// How long the last entries took, and how many keys they deleted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ExpiryPace {
-    /// How long the turn of the last one was, in microseconds.
-    turn_micros: u64,
-    /// Leases that the next one ends at most, so that it does not delete too many keys.
+    /// How long the last round was, in microseconds.
+    round_micros: u64,
+    /// The most leases for the next entry, so that it does not delete too many keys.
     leases_max: usize,
 }
 
 impl Default for ExpiryPace {
     fn default() -> Self {
         Self {
-            turn_micros: 2_000,
+            round_micros: 2_000,
             leases_max: LATE_LEASES,
         }
     }
 }
 
-/// The pause after an entry that took so long.
+/// The pause after an entry.
 pub(super) fn pause(took: Duration) -> Duration {
     took.min(PAUSE_MAX)
 }
@@ -54,11 +54,11 @@ impl ExpiryPace {
     pub(super) fn leases(self, backlog: Backlog) -> usize {
         let waited = backlog.waited.map_or(SPREAD, |waited| waited.min(SPREAD));
         let left_micros = (SPREAD.0 - waited.0) * 1_000;
-        let turns = (left_micros / self.turn_micros.max(1)).max(1);
-        let turns = usize::try_from(turns).unwrap_or(usize::MAX);
-        // Where there is no time left as much as makes good time: more in an entry only where entries are slow.
-        let share = backlog.leases.div_ceil(turns);
-        let most = if self.turn_micros > 20_000 {
+        let rounds = (left_micros / self.round_micros.max(1)).max(1);
+        let rounds = usize::try_from(rounds).unwrap_or(usize::MAX);
+        let share = backlog.leases.div_ceil(rounds);
+        // Small entries end leases as fast as large ones, unless each entry is slow.
+        let most = if self.round_micros > 20_000 {
             LEASES_MAX
         } else {
             LATE_LEASES
@@ -66,12 +66,12 @@ impl ExpiryPace {
         share.clamp(LEASES_MIN, most).min(self.leases_max)
     }
 
-    /// The turn of the last entry took so long.
-    pub(super) fn took(&mut self, turn: Duration) {
-        self.turn_micros = clock::micros(turn);
+    /// Notes how long the last round was.
+    pub(super) fn took(&mut self, round: Duration) {
+        self.round_micros = clock::micros(round);
     }
 
-    /// The last entry ended so many leases and deleted so many keys.
+    /// Notes how many keys the last entry deleted, and how many leases it ended.
     pub(super) fn deleted(&mut self, keys: usize, leases: usize) {
         self.leases_max = if keys > KEYS_AIM {
             (leases / 2).max(1)

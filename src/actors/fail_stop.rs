@@ -1,14 +1,14 @@
 //! What an essential actor does when it cannot go on: the whole member stops, with a clear last log line.
 //!
-//! A member that goes on with one of its actors dead, or after a disk lied to it, is worse than a dead one: its peers and
-//! clients would wait for it. So nothing here restarts anything; the process recovers through the one tested path, its start.
+//! A member that goes on although one of its actors ended, or its disk failed, is worse than a stopped one: peers and clients
+//! would wait for it. So no actor is restarted; the process ends, and its next startup, the one tested path, recovers.
 
 use std::{fmt, sync::Arc, thread};
 
-/// How the process of a member that was removed from its cluster ends: starting it again is of no use.
+/// Exit code of a member that was removed from its cluster: starting it again is of no use.
 pub const EXIT_REMOVED: i32 = 3;
 
-/// How the process of a member that cannot go on ends: a start recovers what can be.
+/// Exit code of a member that cannot go on: starting it again may help.
 const EXIT_FAILED: i32 = 1;
 
 /// Why a member ends.
@@ -90,7 +90,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Held by an essential actor: if a panic takes the actor down, the member stops with it.
+/// Held by an essential actor: if the actor panics, the member stops.
 ///
 /// Release builds abort on a panic; this is for programs that embed a node and unwind.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl Lifeline {
         Self { actor, fail_stop }
     }
 
-    /// The way out on an error.
+    /// Stops the member.
     pub fn fail_stop(&self) -> &FailStop {
         &self.fail_stop
     }
@@ -123,7 +123,7 @@ impl Lifeline {
                     self.fail_stop
                         .now(&format!("{}: a peer's mailbox is full", self.actor));
                 }
-                // The system is stopping: the receiver went first.
+                // The system is stopping, and the receiver has ended already.
                 actix::prelude::SendError::Closed(_) => {}
             }
         }

@@ -1,7 +1,7 @@
-//! The latest value of something, for many readers, and those who wait for one in the order in which they began to.
+//! A channel that holds the latest value of something, for many readers.
 //!
-//! It is tokio's watch channel but for that order: tokio spreads waiters over queues by a random number that no seed reaches,
-//! so two runs of a simulation would wake them differently. Values between two looks are not seen, as there.
+//! It is tokio's watch channel with one difference: waiting readers are woken in the order in which they began to wait. tokio
+//! spreads them over queues by a random number that no seed controls, so two runs of a simulation would wake them differently.
 
 use std::{pin::pin, sync::Arc};
 use tokio::sync::{
@@ -9,27 +9,27 @@ use tokio::sync::{
     watch::{self, Ref},
 };
 
-/// Nothing follows: whoever sent is gone.
+/// The sender is gone: no value follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the sender is gone")]
 pub struct Closed;
 
-/// Says what is the latest.
+/// Replaces the value.
 #[derive(Debug)]
 pub struct Sender<T> {
-    // Dropped in this order: whoever is woken last finds the channel closed.
+    // Dropped in this order, so that the readers woken by the drop find the channel closed.
     value: watch::Sender<T>,
     waiting: Waiting,
 }
 
-/// Sees the latest value, and can wait for a later one.
+/// Reads the latest value, and can wait for a later one.
 #[derive(Debug)]
 pub struct Receiver<T> {
     value: watch::Receiver<T>,
     waiting: Arc<Notify>,
 }
 
-/// Those who wait; they are woken in their order, a last time when the sender goes.
+/// The waiting readers. Dropping it wakes them a last time.
 #[derive(Debug)]
 struct Waiting(Arc<Notify>);
 
@@ -39,7 +39,7 @@ impl Drop for Waiting {
     }
 }
 
-/// A channel that shows `first` until something else is sent.
+/// A channel whose first value is `first`.
 pub fn channel<T>(first: T) -> (Sender<T>, Receiver<T>) {
     let (sender, receiver) = watch::channel(first);
     let waiting = Arc::new(Notify::new());
@@ -55,12 +55,12 @@ pub fn channel<T>(first: T) -> (Sender<T>, Receiver<T>) {
 }
 
 impl<T> Sender<T> {
-    /// The latest value. Held only for a moment: it keeps others from sending.
+    /// The latest value. The guard blocks senders, so it must not be held for long.
     pub fn borrow(&self) -> Ref<'_, T> {
         self.value.borrow()
     }
 
-    /// Replaces the value, and gives the one before.
+    /// Replaces the value; returns the previous one.
     pub fn send_replace(&self, value: T) -> T {
         let before = self.value.send_replace(value);
         self.waiting.0.notify_waiters();
@@ -78,21 +78,21 @@ impl<T> Clone for Receiver<T> {
 }
 
 impl<T> Receiver<T> {
-    /// The latest value. Held only for a moment: it keeps the sender from sending.
+    /// The latest value. The guard blocks the sender, so it must not be held for long.
     pub fn borrow(&self) -> Ref<'_, T> {
         self.value.borrow()
     }
 
-    /// The latest value, which is seen by that: [`Receiver::changed`] waits for a later one.
+    /// The latest value, marked as seen: [`Receiver::changed`] then waits for a later one.
     pub fn borrow_and_update(&mut self) -> Ref<'_, T> {
         self.value.borrow_and_update()
     }
 
-    /// Waits for a value that this receiver has not seen, and counts it as seen.
+    /// Waits for a value that this receiver has not seen, and marks it as seen.
     pub async fn changed(&mut self) -> Result<(), Closed> {
         loop {
             let mut woken = pin!(self.waiting.notified());
-            // From here on nothing is missed.
+            // From here on no wake-up is missed.
             woken.as_mut().enable();
             if self.value.has_changed().map_err(|_| Closed)? {
                 self.value.mark_unchanged();
@@ -104,7 +104,8 @@ impl<T> Receiver<T> {
 }
 
 impl<T: Clone> Receiver<T> {
-    /// Waits until the latest value is as `wanted`, and gives it. One that is, is given also once the sender is gone.
+    /// Waits until the latest value satisfies `wanted`, and returns it. A value that does so is returned even after the sender
+    /// is gone.
     pub async fn wait_for(&mut self, mut wanted: impl FnMut(&T) -> bool) -> Result<T, Closed> {
         loop {
             let mut woken = pin!(self.waiting.notified());

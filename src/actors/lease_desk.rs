@@ -32,27 +32,27 @@ use tokio::{
     time::{sleep_until, timeout, timeout_at},
 };
 
-/// Renewals and questions that may wait in one front end; past it callers are told to come again.
+/// Calls that may wait in one front end; further ones are refused.
 const CALLS_MAX: usize = 16_384;
 
-/// How long a call waits before it looks again for a leader that can answer, or for the end of a lease whose time is up.
+/// How long a call waits before it is sent again, to a leader that can answer or until an expired lease has ended.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Calls in one message to the leader: those that wait hold up no more than these.
+/// Calls in one message to the leader. A call that takes long delays the others of its message only.
 const FORWARDED_CALLS_MAX: usize = 512;
 
 /// What a front end needs for leases.
 #[derive(Clone, Debug)]
 pub struct LeasePeers {
-    /// The countdown.
+    /// Counts leases down.
     pub manager: Recipient<AskLeases>,
     /// How many leases there are, as far as this member has applied.
     pub leases: watch::Receiver<usize>,
-    /// From so many leases on no more are granted through this member.
+    /// The most leases there may be for this member to grant another.
     pub leases_max: usize,
-    /// Knows the keys of leases.
+    /// Lists the keys of a lease.
     pub keys: LeaseKeysPeer,
-    /// Carries calls to the leader; nothing on a member that has no peers.
+    /// Carries calls to the leader; `None` on a member without peers.
     pub leader: Option<Recipient<ForwardLeaseCalls>>,
     /// The shortest time to live that is granted, in seconds.
     pub ttl_secs_min: i64,
@@ -66,7 +66,7 @@ pub struct LeasePeers {
     pub raft_status: latest::Receiver<RaftStatus>,
 }
 
-/// The applier, asked by a bounded number of front-end calls at a time: its mailbox is for the log.
+/// Asks the applier for the keys of leases: a few calls at a time, since its mailbox is meant for the log.
 #[derive(Clone, Debug)]
 pub struct LeaseKeysPeer {
     applier: Recipient<ListLeaseKeys>,
@@ -100,10 +100,10 @@ pub struct LeaseDesk {
     wake: Notify,
 }
 
-/// What a call does where as many wait as may.
+/// What a call does if as many calls wait as are allowed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum WhenFull {
-    /// It is told to come again.
+    /// It is refused.
     Refuse,
     /// It waits for a place.
     Wait,
@@ -159,7 +159,7 @@ impl LeaseDesk {
                     let batch = calls
                         .drain(..calls.len().min(FORWARDED_CALLS_MAX))
                         .collect();
-                    // Apart: a slow leader must not hold up the calls for a new one.
+                    // In a task of its own: a slow leader must not delay the calls for a new one.
                     drop(tokio::spawn(forward(
                         self.peers.leader.clone(),
                         leader,
@@ -178,7 +178,7 @@ impl LeaseDesk {
                 .await
                 .is_err()
             {
-                // Whoever asks from now on finds its place gone; whoever has asked, its channel.
+                // New calls find the semaphore closed; waiting ones find their channel closed.
                 self.places.close();
                 *self.lock() = Turn::default();
                 return;
@@ -216,7 +216,7 @@ impl LeaseDesk {
         reply.await.map_err(|_| RequestError::Stopped)
     }
 
-    /// Asks the lease manager beside it. What it does not answer in time is to be asked again.
+    /// Asks the lease manager of this member. Without an answer in time the caller has to ask again.
     async fn ask_for(
         &self,
         call: CountdownCall,
@@ -285,7 +285,7 @@ impl LeaseDesk {
         answers
     }
 
-    /// Takes a call to whoever leads, until it is answered or its time is up.
+    /// Sends a call to the leader, again and again until it is answered or its time is up.
     pub(super) async fn call(
         &self,
         call: LeaseCall,
@@ -302,7 +302,7 @@ impl LeaseDesk {
                     served.map_err(|_| RequestError::TimedOut)??
                 }
                 Some(leader) => {
-                    // A leader that is cut off may never answer; whoever leads next does.
+                    // A leader that lost its connections may never answer; the next leader does.
                     let mut changes = statuses.clone();
                     let deposed = changes.wait_for(|now| now.leader != Some(leader));
                     tokio::select! {
@@ -343,7 +343,7 @@ impl LeaseDesk {
         };
         let mut answer = self.ask_for(countdown, when_full).await?;
         if answer == CountdownAnswer::Unknown {
-            // It may have been granted a moment ago through another member, and not be applied here yet.
+            // The lease may have been granted a moment ago through another member, in an entry that is not applied here yet.
             self.peers.raft_status.borrow().require_same_state()?;
             self.peers
                 .consensus
@@ -359,7 +359,7 @@ impl LeaseDesk {
         })
     }
 
-    /// Whether this member leads in `term`, by the word of a quorum given after this was asked.
+    /// Whether this member leads in `term`, confirmed by a quorum after this call.
     async fn still_leads(&self, term: Term) -> Result<bool, RequestError> {
         self.peers.consensus.read_index().await?;
         let status = *self.peers.raft_status.borrow();

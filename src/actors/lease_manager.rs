@@ -1,10 +1,10 @@
-//! Lease manager: knows which leases exist, counts them, and acts on the count while this member leads.
+//! Lease manager: knows which leases exist, counts their time down, and acts on the countdown while this member leads.
 //!
-//! What exists is replicated state: it learns of it from the applier, after the fact. It never deletes a key. An expiry becomes a
-//! proposal, many leases in one, so that every member drops the same keys at one place of the log; and so does a renewal, so
-//! that every member counts it. The rules are those of [`LeaseClock`]; `docs/leases.md` explains them. A member acts from the
-//! moment it has applied an entry of the term in which it leads: only then it knows every lease, and every renewal, expiry and
-//! checkpoint that earlier leaders got into the log.
+//! Which leases exist is replicated state; the applier tells this actor of each change. It never deletes a key. An expiry becomes
+//! a proposal for many leases, so that every member deletes the same keys at one log index, and so does a renewal, so that every
+//! member restarts the countdown. The rules are those of [`LeaseClock`]; `docs/leases.md` explains them. A leader acts once it
+//! has applied an entry of its own term: only then does it know every lease, renewal, expiry and checkpoint that earlier leaders
+//! got into the log.
 
 use super::{
     consensus::Consensus,
@@ -34,39 +34,39 @@ use tokio::{
     time::Instant,
 };
 
-/// Messages that may wait: at most one a batch of the applier, which waits for nobody here, and one a front end.
+/// Messages that may wait: one for each batch of the applier, which does not wait for this actor, and one for each front end.
 const MAILBOX_MAX: usize = 16_384;
 
-/// How often the count is looked through for leases whose time is up.
+/// How often the manager looks for leases whose time is up.
 const SCAN_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Leases in one entry with renewals, and in one with checkpoints, if requests may be large enough.
 const RENEW_LEASES_MAX: usize = 4_096;
 const CHECKPOINT_LEASES_MAX: usize = 1_000;
 
-/// As many leases as fit any entry, however small the limit on requests.
+/// So many leases go into an entry, however small the limit on requests.
 const ENTRY_LEASES_MIN: usize = 128;
 
 /// Bytes that a lease takes in an entry at most: its id, its grant, and a time.
 const LEASE_BYTES_MAX: usize = 27;
 
-/// Owns the count.
+/// Owns the countdown of all leases.
 #[derive(Debug)]
 pub struct LeaseManager {
     clock: LeaseClock,
     began: Instant,
     /// The term of the newest applied entry.
     applied_term: Term,
-    /// Renewals that the next entry takes. They hold places of the front ends, which bounds them.
+    /// Renewals for the next entry. Each holds a place of a front end, which bounds them.
     renewals: Vec<PendingRenewal>,
     /// Calls that came after this member was elected and before it has applied an entry of its term.
     parked: Vec<PendingCall>,
-    /// The term in which an entry with renewals is on its way.
+    /// The term of the entry with renewals that is in flight.
     renewing: Option<Term>,
-    /// The term in which one with expiries is, or the pause after it is not over.
+    /// The term of the entry with expiries that is in flight, or whose pause is not over.
     expiring: Option<Term>,
     pace: ExpiryPace,
-    /// The term in which one with checkpoints is.
+    /// The term of the entry with checkpoints that is in flight.
     checkpointing: Option<Term>,
     /// Tells front ends how many leases there are.
     count: watch::Sender<usize>,
@@ -82,10 +82,10 @@ struct PendingRenewal {
     call: PendingCall,
 }
 
-/// Whom the lease manager talks to.
+/// The actors that the lease manager sends to, and what it reads.
 #[derive(Debug)]
 pub struct LeaseManagerPeers {
-    /// Takes its proposals through the log.
+    /// Takes its proposals into the log.
     pub consensus: Consensus,
     /// Who leads.
     pub raft_status: latest::Receiver<RaftStatus>,
@@ -232,7 +232,7 @@ impl LeaseManager {
         self.propose_expiries(ctx);
     }
 
-    /// Acts if, and only if, this member leads and has applied an entry of its term.
+    /// Starts to act once this member leads and has applied an entry of its term, and stops when it does not lead any more.
     fn follow_leadership(&mut self) {
         let status = *self.peers.raft_status.borrow();
         let acts = status.leads && status.term == self.applied_term;
@@ -253,7 +253,7 @@ impl LeaseManager {
         }
     }
 
-    /// Renewals of a term that is over. Those in an entry on its way are answered when its outcome is known.
+    /// Refuses the waiting renewals, whose term is over. Those in an entry that is in flight are answered with its outcome.
     fn refuse_waiting(&mut self) {
         for renewal in self.renewals.drain(..) {
             renewal.call.answer(CountdownAnswer::TryAgain);
@@ -284,7 +284,7 @@ impl LeaseManager {
         }
     }
 
-    /// Takes all renewals that wait through the log, unless some are on their way: those that come meanwhile go together.
+    /// Proposes all waiting renewals in one entry, unless an entry of renewals is in flight.
     fn propose_renewals(&mut self, ctx: &mut Context<Self>) {
         let Some(term) = self.clock.term() else {
             return;
@@ -316,7 +316,7 @@ impl LeaseManager {
             }
             let refused = matches!(done, Err(RequestError::TooManyRequests));
             if refused && manager.clock.term() == Some(term) {
-                // It is in no log. They go first in the next entry, and their leases do not end meanwhile.
+                // No log has the entry. They go first in the next one, and their leases do not end in the meantime.
                 manager.renewals.splice(0..0, batch);
                 return;
             }
@@ -325,7 +325,7 @@ impl LeaseManager {
         }));
     }
 
-    /// Tells those who asked for the renewals of an entry what came of it.
+    /// Answers the callers whose renewals were in an entry.
     fn renewed(
         &mut self,
         term: Term,
@@ -362,7 +362,7 @@ impl LeaseManager {
         }
     }
 
-    /// Goes on with the sweep for checkpoints. One that gets lost is made up for by a later one.
+    /// Goes on with the sweep for checkpoints. If a checkpoint is lost, a later sweep proposes it again.
     fn propose_checkpoints(&mut self, ctx: &mut Context<Self>) {
         if self.checkpointing.is_some() && self.checkpointing == self.clock.term() {
             return;
@@ -385,13 +385,13 @@ impl LeaseManager {
         }));
     }
 
-    /// How many leases an entry may speak of, so that it stays within the limit on requests.
+    /// How many leases fit into an entry within the limit on requests.
     fn entry_leases(&self, max: usize) -> usize {
         let fit = self.peers.consensus.request_bytes_max() / LEASE_BYTES_MAX;
         fit.clamp(ENTRY_LEASES_MIN, max)
     }
 
-    /// Ends what is due, a bounded number of leases at a time; the outcome of one proposal sets off the next.
+    /// Proposes the end of leases that are due, a bounded number at a time. The outcome of one proposal starts the next.
     fn propose_expiries(&mut self, ctx: &mut Context<Self>) {
         if self.expiring.is_some() && self.expiring == self.clock.term() {
             return;
@@ -417,7 +417,7 @@ impl LeaseManager {
                 if manager.expiring == term {
                     manager.expiring = None;
                 }
-                // What failed waits for the next scan.
+                // After a failure the next scan tries again.
                 if done.is_ok() {
                     manager.propose_expiries(ctx);
                 }

@@ -47,8 +47,8 @@ pub struct LeaseGranted {
 }
 
 impl Requests {
-    /// Creates a lease. Without an id one is chosen; a time to live below the minimum is raised to it. Where there are nearly as
-    /// many as may be, those that are granted at the same moment may get a few over.
+    /// Creates a lease. Without an id the store chooses one; a time to live below the minimum is raised to it. Leases that are
+    /// granted at the same moment may exceed the limit on their number by a few.
     pub async fn grant_lease(
         &self,
         id: Option<LeaseId>,
@@ -75,7 +75,7 @@ impl Requests {
                 ttl_secs,
             };
             match self.propose(&Command::GrantLease(grant)).await {
-                // Somebody has the id that was drawn; draw another.
+                // A lease with the random id exists: try another id.
                 Err(RequestError::Kv(KvError::LeaseExists(_))) if id.is_none() => {}
                 Ok(Outcome::Lease { revision, .. }) => {
                     return Ok(LeaseGranted {
@@ -90,7 +90,7 @@ impl Requests {
         }
     }
 
-    /// Ends a lease and deletes its keys in one revision. Gives the store's revision.
+    /// Ends a lease and deletes its keys in one revision. Returns the store's revision.
     pub async fn revoke_lease(&self, id: LeaseId) -> Result<Revision, RequestError> {
         let revoke = Command::RevokeLease(RevokeLease { id });
         match self.propose(&revoke).await? {
@@ -99,14 +99,13 @@ impl Requests {
         }
     }
 
-    /// Gives a lease all of its time again, and that time in seconds; nothing if the lease is gone. A lease whose time is up is
-    /// gone; the answer then comes soon after its keys are.
+    /// Renews a lease. Returns its time to live in seconds, or `None` if the lease is gone. If its time is up, the answer comes
+    /// once its keys are deleted.
     pub async fn keep_alive(&self, id: LeaseId) -> Result<Option<i64>, RequestError> {
         self.renew(id, WhenFull::Refuse).await
     }
 
-    /// As [`Requests::keep_alive`], and where too many calls wait this one waits for a place among them. Whoever uses it bounds
-    /// how many do.
+    /// As [`Requests::keep_alive`], but if too many calls wait, this one waits too instead of failing. Callers bound how many do.
     pub async fn keep_alive_in_turn(&self, id: LeaseId) -> Result<Option<i64>, RequestError> {
         self.renew(id, WhenFull::Wait).await
     }
@@ -125,8 +124,8 @@ impl Requests {
         }
     }
 
-    /// A lease's time, and its keys if asked for; nothing if there is no such lease. The leader knows the time, every member the
-    /// keys; they are those of every write acknowledged before this was asked.
+    /// A lease's time, and its keys if asked for; `None` if there is no such lease. The leader knows the time, every member the
+    /// keys, which include those of every write acknowledged before this call.
     pub async fn time_to_live(
         &self,
         id: LeaseId,

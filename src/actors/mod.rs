@@ -1,4 +1,4 @@
-//! The isolated parts of a node. Each actor owns its state alone and speaks to the others in typed messages.
+//! The concurrent parts of a node. Each actor owns its state alone; actors exchange typed messages.
 //!
 //! | actor | owns |
 //! |---|---|
@@ -11,17 +11,19 @@
 //! | [`watch_hub::WatchHub`] | watchers, and the queues of their streams |
 //! | [`lease_manager::LeaseManager`] | the countdown of leases |
 //! | [`peer_hub::PeerHub`] | the connections to the other members |
-//! | [`snapshots::Snapshots`] | snapshots on their way to and from other members |
+//! | [`snapshots::Snapshots`] | snapshots that are being sent or received |
 //!
-//! [`requests::Requests`] is the way in, with [`leases`] as one of its parts; [`store::Store`] is the same way in messages.
-//! [`published::Published`] is what readers see, [`request_error::RequestError`] what they are told otherwise. [`latest`]
-//! carries what one of them publishes to all who look. [`fail_stop`] says how all of them end.
+//! [`requests::Requests`] is the interface for front ends, and [`store::Store`] offers the same in messages. [`consensus`],
+//! [`apply_messages`], [`snapshot_messages`], [`lease_messages`], [`state_check`] and [`raft_status`] hold what several actors
+//! send or read; they import no actor. [`published::Published`] is the view that reads use, and [`request_error::RequestError`]
+//! the reasons for which a request fails. [`latest`] publishes the newest value of something to many readers, [`mailbox`] gives
+//! an actor its address before it starts, and [`fail_stop`] ends a member that cannot go on.
 
 #[cfg(test)]
 mod alone;
 pub mod applier;
 pub mod apply_messages;
-mod aside;
+mod background;
 pub mod committer;
 pub mod compactor;
 pub mod consensus;

@@ -1,5 +1,5 @@
-//! What members ask of each other besides consensus: to take proposals, to change the membership, and to learn how much of the
-//! log everybody has. One request carries all proposals of a turn.
+//! Requests between members besides consensus messages: to append proposals, to change the membership, to renew leases, to
+//! compare states, and to say how much of the log all members have. One request carries all proposals of a turn.
 
 use super::{
     lease_messages::LeaseCall,
@@ -22,22 +22,22 @@ pub enum PeerAsk {
     Propose(Vec<Blob>),
     /// From a follower: change the membership. Answered by [`ChangeAnswer`] when the change is committed.
     Change(MemberChange),
-    /// From a follower: what only the leader's countdown of leases knows. Answered by a list of `LeaseAnswer`, one for each.
+    /// From a follower: renewals of leases, and questions for the time left. Answered by a list of `LeaseAnswer`, one for each.
     Leases(Vec<LeaseCall>),
     /// From the leader: every member has the log durably up to here. Answered by nothing.
     EverybodyHas(LogIndex),
     /// From the leader: the hash of the state after this entry. Answered by a [`StateHash`] once the entry is applied; a member
     /// that does not know the hash, or the question, gives no answer.
     StateHash(LogIndex),
-    /// From the leader: after this entry a majority has this hash, and the receiver told another one. Answered by nothing.
+    /// From the leader: after this entry a majority has this hash, and the receiver's is different. Answered by nothing.
     Differs(LogIndex, StateHash),
-    /// To the leader: send a snapshot, since there is no state here. Answered by nothing.
+    /// To the leader: send a snapshot, since the sender has no state. Answered by nothing.
     WantSnapshot,
-    /// From a member that hears no leader, to any other: who the members are. Answered by [`KnownMembers`].
+    /// From a member without a leader, to any other: who are the members? Answered by [`KnownMembers`].
     WhoIsMember,
 }
 
-/// What became of a proposal.
+/// Whether a forwarded proposal was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Taken {
     /// It is in the leader's log. It may still be lost with that leader.
@@ -48,10 +48,10 @@ pub enum Taken {
     TooMany,
 }
 
-/// What became of a change: the membership after it, encoded, or why there is none.
+/// The outcome of a change: the membership after it, encoded, or why it is refused.
 pub type ChangeAnswer = Result<Vec<u8>, ChangeRefusal>;
 
-/// What a member tells a process that asks, by its address, who it is.
+/// The answer to a process that knows its own address and asks for its member id.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct GuestInfo {
     /// The member with that address.
@@ -65,7 +65,7 @@ pub struct GuestInfo {
 /// Who the members are, as another member knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct KnownMembers {
-    /// Whose log goes on as far as this knows it better.
+    /// The commit index of the member that answers; the higher one knows the newer membership.
     pub commit: LogIndex,
     /// The membership, encoded.
     pub membership: Vec<u8>,

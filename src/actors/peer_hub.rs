@@ -1,10 +1,10 @@
 //! Peer hub: owns the connections to the other members.
 //!
-//! It carries what the Raft node says, passes on what peers say, and knows who can be reached. It looks into no message, decides
-//! nothing and keeps nothing that must last. Everything it is told, and tells, is a message of this file: another actor that
-//! takes the same messages, such as a simulated network, can stand in its place.
+//! It sends the messages of the Raft node, delivers the messages of peers, and knows which peers are connected. It reads no
+//! message, makes no decision and stores nothing. All messages to and from it are in this file: another actor that takes the same
+//! messages, such as a simulated network, can replace it.
 //!
-//! Whoever serves a peer's request or snapshot answers through the value that came along, from any thread.
+//! A peer's request or snapshot comes with a value through which any thread can answer it.
 
 use super::fail_stop::Lifeline;
 use crate::{
@@ -19,7 +19,7 @@ use actix::prelude::*;
 use bytes::Bytes;
 use std::rc::Rc;
 
-/// Messages that may wait: turns of the Raft node and of front ends, which bound what one holds.
+/// Messages that may wait: each is one turn of the Raft node or of a front end, which bound its size.
 const MAILBOX_MAX: usize = 4_096;
 
 /// Owns the connections to peers.
@@ -30,18 +30,18 @@ pub struct PeerHub {
     _life: Lifeline,
 }
 
-/// Whom the peer hub talks to.
+/// The actors that the peer hub sends to.
 #[derive(Clone, Debug)]
 pub struct HubPeers {
-    /// Takes what members say to consensus.
+    /// Takes consensus messages from members.
     pub messages: Recipient<PeerMessages>,
-    /// Learns who can be reached.
+    /// Is told which member has a connection now.
     pub connected: Recipient<PeerConnected>,
-    /// Learns who cannot be reached any more.
+    /// Is told which member has no connection any more.
     pub disconnected: Recipient<PeerDisconnected>,
-    /// Learns whose messages were dropped.
+    /// Is told which member's messages were dropped.
     pub dropped: Recipient<MessagesDropped>,
-    /// Learns who refuses this member.
+    /// Is told which member refuses this one.
     pub refused: Recipient<RefusedByPeer>,
     /// Serves forwarded requests.
     pub requests: Recipient<ServeRequests>,
@@ -51,7 +51,7 @@ pub struct HubPeers {
     pub snapshots: Recipient<ReceiveSnapshot>,
 }
 
-/// The ways to an actor that carries what a member says: the peer hub, or one that stands in its place.
+/// The recipients of the actor that sends a member's messages: the peer hub, or one that replaces it.
 #[derive(Clone, Debug)]
 pub struct PeerPorts {
     /// Carries consensus.
@@ -67,7 +67,7 @@ pub struct PeerPorts {
 }
 
 impl PeerPorts {
-    /// The ways to `actor`.
+    /// The recipients of `actor`.
     pub fn of<A>(actor: &Addr<A>) -> Self
     where
         A: Actor<Context = Context<A>>
@@ -88,7 +88,7 @@ impl PeerPorts {
 }
 
 impl PeerHub {
-    /// Begins to receive peers, on the arbiter of the caller. Nobody is known before the first [`UpdatePeers`].
+    /// Begins to accept connections, on the arbiter of the caller. No member is known before the first [`UpdatePeers`].
     pub fn new(listener: Listener, peers: HubPeers, life: Lifeline) -> Result<Self, NetError> {
         let inbox = Rc::new(ActorInbox { peers });
         Ok(Self {
@@ -98,7 +98,7 @@ impl PeerHub {
     }
 }
 
-/// Sends messages of consensus to their receivers. What cannot be sent is dropped: consensus says it again.
+/// Sends consensus messages to their receivers. Messages that cannot be sent are dropped: consensus repeats them.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct SendMessages {
@@ -125,17 +125,17 @@ pub struct ForwardRequests {
     pub requests: Vec<(Bytes, ForwardReply)>,
 }
 
-/// Begins to send a snapshot. The reply is where its chunks go.
+/// Begins to send a snapshot. The reply takes its chunks.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<SnapshotSender, SnapshotError>")]
 pub struct OpenSnapshot {
     /// The receiver.
     pub to: MemberId,
-    /// What the receiver must know first.
+    /// What the receiver must know before the first chunk.
     pub header: Bytes,
 }
 
-/// Asks what metrics tell of each peer.
+/// Asks for the metrics of each peer.
 #[derive(Debug, Message)]
 #[rtype(result = "Vec<PeerStats>")]
 pub struct ReadPeerStats;
@@ -145,13 +145,13 @@ pub struct ReadPeerStats;
 #[rtype(result = "()")]
 pub struct ClosePeers;
 
-/// What a member said to consensus, in the order of one stream. The peer's stream pauses until this is handled.
+/// Consensus messages of a member, in the order of one stream. The stream pauses until they are handled (backpressure).
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct PeerMessages {
-    /// Who says it; authenticated.
+    /// The sender; authenticated.
     pub from: MemberId,
-    /// What is said.
+    /// The messages.
     pub messages: Vec<raft::Message>,
 }
 
@@ -171,7 +171,7 @@ pub struct PeerDisconnected {
     pub id: MemberId,
 }
 
-/// Messages to a connected member were dropped, for too much waits to be written. Consensus treats it as unreachable.
+/// Messages to a connected member were dropped, since its write queue is full. Consensus treats the member as unreachable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct MessagesDropped {
@@ -179,7 +179,7 @@ pub struct MessagesDropped {
     pub id: MemberId,
 }
 
-/// A member that was dialled refuses this one. Repeats with every attempt. A member that others no longer know was removed.
+/// A member refuses connections of this one. Comes with every attempt. A member that the others do not know was removed.
 #[derive(Clone, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct RefusedByPeer {
@@ -191,7 +191,7 @@ pub struct RefusedByPeer {
     pub text: String,
 }
 
-/// Requests that a member forwarded. Taken means queued; each is answered through its responder.
+/// Requests that a member forwarded. Handling the message queues them; each is answered through its responder.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ServeRequests {
@@ -199,8 +199,8 @@ pub struct ServeRequests {
     pub requests: Vec<PeerRequest>,
 }
 
-/// A question of a process that is no member yet, such as one that joins. Taken means queued. It may be told who is in the
-/// cluster; nothing it says may change anything.
+/// A question of a process that is not a member yet, such as one that joins. It may be told the membership; it must not be able
+/// to change anything.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ServeGuest {
@@ -208,7 +208,7 @@ pub struct ServeGuest {
     pub question: GuestQuestion,
 }
 
-/// A snapshot that a member sends. Taken means begun; it is read and answered from wherever the receiver likes.
+/// A snapshot that a member sends. Handling the message only begins to receive it; the receiver reads it on any thread.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ReceiveSnapshot {
@@ -279,13 +279,13 @@ impl Handler<ClosePeers> for PeerHub {
     }
 }
 
-/// Passes on what arrives as messages.
+/// Delivers what arrives as messages.
 #[derive(Debug)]
 struct ActorInbox {
     peers: HubPeers,
 }
 
-/// Waits until a delivery is handled. An actor that is gone is stopping, and the member with it.
+/// Waits until a delivery is handled. If the actor is gone, the member is stopping.
 fn delivered<M>(to: &Recipient<M>, message: M) -> Delivery
 where
     M: Message<Result = ()> + Send + 'static,
@@ -294,14 +294,14 @@ where
     Box::pin(async move { sent.await.unwrap_or_default() })
 }
 
-/// Tells a fact. A receiver whose mailbox is full for the moment learns it from what follows: consensus asks silent members
-/// anyway, and refusals repeat.
+/// Sends a fact without waiting. If the receiver's mailbox is full the fact is lost, which does no harm: consensus finds out
+/// which members do not answer, and refusals repeat.
 fn tell<M>(to: &Recipient<M>, fact: M)
 where
     M: Message<Result = ()> + Send + 'static,
 {
     if let Err(SendError::Full(_)) = to.try_send(fact) {
-        tracing::warn!("a fact about a peer was not taken in: the mailbox is full");
+        tracing::warn!("a fact about a peer was dropped: the mailbox is full");
     }
 }
 
@@ -351,9 +351,9 @@ mod tests {
     use super::*;
     use crate::{
         actors::fail_stop::FailStop,
-        net::{HubSettings, Pacing, PeerSecurity, SelfIdentity},
+        net::{HubSettings, Pacing, PeerSecurity},
         raft::{Message as Said, MessageBody},
-        types::{ClusterId, LogIndex, Term},
+        types::{ClusterId, Identity, LogIndex, Term},
     };
     use tokio::sync::{mpsc, oneshot};
 
@@ -442,11 +442,11 @@ mod tests {
         };
         let name = format!("n{id}");
         let settings = HubSettings {
-            identity: SelfIdentity {
+            identity: Identity {
                 cluster: ClusterId(1),
                 member: MemberId(id),
-                name: name.clone(),
             },
+            name: name.clone(),
             security: PeerSecurity::Insecure,
             pacing: Pacing::default(),
             queue_bytes_max: 1_000_000,

@@ -12,8 +12,8 @@ use crate::{
         range::ReadError,
         view::View,
     },
-    storage::db::{Applied, DbReader},
-    types::{LogIndex, MemberId, Rev, Revision},
+    storage::db::DbReader,
+    types::{LogIndex, LogPosition, MemberId, Rev, Revision},
 };
 use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
@@ -26,7 +26,7 @@ pub struct Published {
     /// The store.
     pub view: View,
     /// The log position it stands for.
-    pub applied: Applied,
+    pub applied: LogPosition,
     /// Raised alarms.
     pub alarms: Arc<BTreeSet<(MemberId, AlarmKind)>>,
     /// The members of the cluster.

@@ -152,7 +152,7 @@ impl RangeChunks {
         let range = self.range.clone();
         let count = self
             .requests
-            .aside(move || Ok(Ok(published.view.count(&range, at))))
+            .read_in_background(move || Ok(Ok(published.view.count(&range, at))))
             .await?;
         let pinned = Pinned {
             read_at: at.unwrap_or(window.newest),
@@ -169,7 +169,7 @@ impl RangeChunks {
         let (range, keys_only) = (self.range.clone(), self.query.keys_only);
         let limit = self.keys_max.min(self.left);
         self.requests
-            .aside(move || {
+            .read_in_background(move || {
                 published
                     .view
                     .page(&range, pinned.read_at, limit, keys_only)

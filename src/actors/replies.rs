@@ -1,8 +1,8 @@
-//! Where the outcome of a proposal comes back: to one waiting caller, or to an inbox that many calls share.
+//! Where the outcome of a proposal goes: to one waiting caller, or to an inbox that many calls share.
 //!
-//! A front end with many calls under way gives each a number. Their outcomes gather in its [`Inbox`], which wakes it once
-//! for all that come together: no channel, no task and no allocation for a call. An inbox holds at most one outcome for each
-//! [`Ticket`] given out, so whoever bounds its calls bounds it.
+//! A front end with many calls in flight gives each a number. Their outcomes go to its [`Inbox`], which wakes the front end once
+//! for all that arrive together: no channel, no task and no allocation for a call. An inbox holds at most one outcome for each
+//! [`Ticket`], so a front end that bounds its calls bounds its inbox.
 
 use super::request_error::RequestError;
 use crate::kv::command::Outcome;
@@ -13,15 +13,15 @@ use std::{
 };
 use tokio::sync::oneshot;
 
-/// What a proposal came to.
+/// The outcome of a proposal.
 pub type Answer = Result<Outcome, RequestError>;
 
-/// Takes the answer of one proposal. Dropping it unanswered tells the caller that the node has stopped.
+/// Takes the outcome of one proposal. Dropping it tells the caller that the node has stopped.
 #[derive(Debug)]
 pub enum Reply {
-    /// To one caller.
+    /// One caller waits for it.
     Alone(oneshot::Sender<Answer>),
-    /// To one call of a front end.
+    /// It goes to the inbox of a front end.
     Shared(Ticket),
 }
 
@@ -45,7 +45,7 @@ impl From<oneshot::Sender<Answer>> for Reply {
 #[derive(Debug)]
 pub struct Ticket {
     number: u64,
-    /// Nothing once answered.
+    /// `None` once answered.
     inbox: Option<Arc<Inbox>>,
 }
 
@@ -65,16 +65,16 @@ impl Drop for Ticket {
     }
 }
 
-/// Where the answers of one front end gather.
+/// The answers for one front end that it has not taken yet.
 #[derive(Debug, Default)]
 pub struct Inbox {
-    state: Mutex<State>,
+    state: Mutex<InboxState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct InboxState {
     answers: Vec<(u64, Answer)>,
-    /// Who takes them; nothing while answers lie here of which it was told.
+    /// Wakes the task that takes them.
     waker: Option<Waker>,
     closed: bool,
 }
@@ -88,7 +88,7 @@ impl Inbox {
         }
     }
 
-    /// Swaps what has come for `taken`, which must be empty; the task of `context` is woken when more comes.
+    /// Moves the answers to `taken`, which must be empty; the task of `context` is woken when the next one comes.
     pub fn take(&self, context: &Context<'_>, taken: &mut Vec<(u64, Answer)>) {
         assert!(taken.is_empty(), "answers taken before were not handled");
         let mut state = self.lock();
@@ -99,7 +99,7 @@ impl Inbox {
         }
     }
 
-    /// Nobody will take answers any more: those that come are dropped.
+    /// From now on answers are dropped: nobody takes them.
     pub fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -120,7 +120,7 @@ impl Inbox {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, InboxState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

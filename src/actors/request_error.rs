@@ -1,13 +1,13 @@
-//! What a node answers to a request that it does not carry out.
+//! Why a node does not carry out a request.
 
 use super::membership_change::ChangeRefusal;
 use crate::kv::{KvError, range::ReadError};
 use tokio::sync::oneshot;
 
-/// Why a request got no answer from the store, or which refusal it got.
+/// Why a request fails.
 #[derive(Debug, thiserror::Error)]
 pub enum RequestError {
-    /// The data model refuses it; every member would.
+    /// The data model refuses it, on every member.
     #[error(transparent)]
     Kv(#[from] KvError),
     /// It is over the limit on the size of a replicated request.
@@ -18,10 +18,10 @@ pub enum RequestError {
         /// The limit.
         max: usize,
     },
-    /// Too much is under way; try again later.
+    /// Too many requests are in flight; try again later.
     #[error("too many requests")]
     TooManyRequests,
-    /// It was not finished in time; it may still happen.
+    /// There was no outcome in time; the request may still be carried out.
     #[error("request timed out")]
     TimedOut,
     /// As [`RequestError::TimedOut`], and the leader changed shortly after the request came.
@@ -30,28 +30,28 @@ pub enum RequestError {
     /// As [`RequestError::TimedOut`], and the leader, or a quorum, is out of reach.
     #[error("request timed out, possibly due to connection lost")]
     TimedOutConnectionLost,
-    /// There was no leader to take it for the whole of its time; it did not happen.
+    /// There was no leader during all of its time; it was not carried out.
     #[error("deadline exceeded while there was no leader")]
     DeadlineNoLeader,
-    /// There is no leader now, and the caller asked to be told.
+    /// There is no leader now, and the caller asked to be told so.
     #[error("no leader")]
     NoLeader,
-    /// Only the leader does this.
+    /// Only the leader can do this.
     #[error("not leader")]
     NotLeader,
     /// Leadership goes to voters only.
     #[error("bad leader transferee")]
     BadTransferee,
-    /// The membership stays as it is.
+    /// The change of the membership is refused.
     #[error(transparent)]
     Change(#[from] ChangeRefusal),
-    /// This member has no vote, and serves little.
+    /// This member has no vote; it serves only serializable reads and its status.
     #[error("rpc not supported for learner")]
     Learner,
-    /// The leader changed while the request was under way.
+    /// The leader changed while the request was in flight.
     #[error("leader changed")]
     LeaderChanged,
-    /// The node is stopping; the request did not happen, unless it was proposed before.
+    /// The node is stopping; the request was not carried out, unless it was proposed before.
     #[error("server stopped")]
     Stopped,
     /// This member cannot read its own records.

@@ -1,11 +1,10 @@
 //! Requests: what front ends and embedding programs ask of a node.
 //!
-//! A [`Requests`] checks a request, takes it through the log or to a read view, and waits for the answer. It lasts
-//! nothing and owns no state of the store. Within one turn of its event loop it collects all proposals, and all reads, into one
-//! message each to the Raft node: across threads a message per request would cost more than the request.
+//! A [`Requests`] checks a request, proposes it or reads from a view, and waits for the answer. It owns no state of the store and
+//! stores nothing.
 
 use super::{
-    aside::aside,
+    background::in_background,
     compactor::AwaitCompaction,
     consensus::{ChangeMembership, Consensus, MoveLeader},
     latest,
@@ -27,7 +26,7 @@ use crate::{
         hash::HistoryHash,
         range::ReadError,
     },
-    types::{ClusterId, LogIndex, MemberId, Revision, Term},
+    types::{ClusterId, Identity, LogIndex, MemberId, Revision, Term},
 };
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
@@ -35,20 +34,11 @@ use tokio::sync::{Semaphore, oneshot, watch};
 
 pub use super::{published::Published, request_error::RequestError};
 
-/// Between two attempts to find the leader.
+/// The pause between two attempts to find the leader.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Long reads that one front end runs at once.
-const ASIDE_MAX: usize = 4;
-
-/// Who answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// This member.
-    pub member: MemberId,
-}
+/// Background reads of one front end at once.
+const BACKGROUND_READS_MAX: usize = 4;
 
 /// Bounds on requests.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +47,7 @@ pub struct RequestLimits {
     pub request_bytes_max: usize,
     /// Operations of a transaction.
     pub txn_ops_max: usize,
-    /// Size of the database past which writes that take space are refused, in bytes; nothing is no quota.
+    /// Size of the database past which writes that take space are refused, in bytes; without one there is no quota.
     pub quota_bytes: Option<u64>,
     /// How long a request may take.
     pub timeout: Duration,
@@ -94,11 +84,11 @@ pub struct NodeStatus {
     pub learner: bool,
     /// Raised alarms.
     pub alarms: Vec<(MemberId, AlarmKind)>,
-    /// How the write-ahead log's disk does.
+    /// How fast the write-ahead log's disk is.
     pub disk: DiskHealth,
 }
 
-/// The way into a node. Cheap to clone, and usable from any thread.
+/// The interface of a node for front ends. Cheap to clone, and usable from any thread.
 #[derive(Clone, Debug)]
 pub struct Requests {
     shared: Arc<Shared>,
@@ -109,8 +99,7 @@ struct Shared {
     identity: Identity,
     limits: RequestLimits,
     consensus: Consensus,
-    /// Turns of long reads.
-    aside: Semaphore,
+    background_reads: Semaphore,
     views: latest::Receiver<Arc<Published>>,
     raft_status: latest::Receiver<RaftStatus>,
     disk: watch::Receiver<DiskHealth>,
@@ -124,7 +113,7 @@ struct Shared {
 /// What a [`Requests`] needs of its node.
 #[derive(Clone, Debug)]
 pub struct RequestPeers {
-    /// Orders proposals and reads.
+    /// Takes commands into the log, and confirms reads.
     pub consensus: Consensus,
     /// Changes the membership.
     pub changes: Recipient<ChangeMembership>,
@@ -132,7 +121,7 @@ pub struct RequestPeers {
     pub moves: Recipient<MoveLeader>,
     /// Knows when compactions end.
     pub compactor: Recipient<AwaitCompaction>,
-    /// Sends events to those who watch.
+    /// Sends events to watchers.
     pub watches: Addr<WatchHub>,
     /// Takes lease calls to the leader.
     pub leases: Arc<LeaseDesk>,
@@ -140,7 +129,7 @@ pub struct RequestPeers {
     pub views: latest::Receiver<Arc<Published>>,
     /// Leader, term and commit index.
     pub raft_status: latest::Receiver<RaftStatus>,
-    /// How the write-ahead log's disk does.
+    /// How fast the write-ahead log's disk is.
     pub disk: watch::Receiver<DiskHealth>,
 }
 
@@ -151,7 +140,7 @@ impl Requests {
             identity,
             limits,
             consensus: peers.consensus,
-            aside: Semaphore::new(ASIDE_MAX),
+            background_reads: Semaphore::new(BACKGROUND_READS_MAX),
             views: peers.views,
             raft_status: peers.raft_status,
             disk: peers.disk,
@@ -164,7 +153,7 @@ impl Requests {
         Self { shared }
     }
 
-    /// Who answers.
+    /// The cluster and the member that answer.
     pub fn identity(&self) -> Identity {
         self.shared.identity
     }
@@ -207,7 +196,10 @@ impl Requests {
         let published = self.view_for(query.serializable).await?;
         match published.try_range(&query)? {
             Some(done) => Ok(done),
-            None => self.aside(move || published.view.range(&query)).await,
+            None => {
+                self.read_in_background(move || published.view.range(&query))
+                    .await
+            }
         }
     }
 
@@ -241,8 +233,8 @@ impl Requests {
         }
     }
 
-    /// Gives up the history before `revision`. With `physical` it returns once this member has removed it. Returns the
-    /// store's revision.
+    /// Compacts the history before `revision`. With `physical` it returns once this member has removed the records. Returns
+    /// the store's revision.
     pub async fn compact(
         &self,
         revision: Revision,
@@ -270,7 +262,7 @@ impl Requests {
         self.published().alarms.iter().copied().collect()
     }
 
-    /// Raises an alarm or takes it back; tells whether it existed.
+    /// Raises or clears an alarm; returns whether it was raised before.
     pub async fn set_alarm(&self, alarm: SetAlarm) -> Result<bool, RequestError> {
         match self.propose(&Command::SetAlarm(alarm)).await? {
             Outcome::Alarm { found, .. } => Ok(found),
@@ -278,7 +270,7 @@ impl Requests {
         }
     }
 
-    /// Proposes a command and waits for its outcome. The checks on the request alone are the caller's.
+    /// Proposes a command and waits for its outcome. The caller has checked the request itself.
     pub async fn propose(&self, command: &Command) -> Result<Outcome, RequestError> {
         self.require_vote()?;
         if !matches!(command, Command::SetAlarm(_)) {
@@ -304,7 +296,7 @@ impl Requests {
         self.shared.consensus.submit_to(command, reply)
     }
 
-    /// This member's state, as it knows it itself.
+    /// This member's state, as far as it knows.
     pub fn status(&self) -> NodeStatus {
         let published = self.published();
         let raft = *self.shared.raft_status.borrow();
@@ -365,10 +357,11 @@ impl Requests {
         outcome.await.unwrap_or(Err(RequestError::Stopped))
     }
 
-    /// etcd's hash of the history through a revision, of what this member holds.
+    /// etcd's hash of this member's history through a revision.
     pub async fn hash_kv(&self, through: Revision) -> Result<HistoryHash, RequestError> {
         let published = self.published();
-        self.aside(move || published.hash_history(through)).await
+        self.read_in_background(move || published.hash_history(through))
+            .await
     }
 
     /// Whether this member has no vote.
@@ -394,7 +387,7 @@ impl Requests {
         self.shared.views.borrow().clone()
     }
 
-    /// Refuses everything from now on; what was collected still goes out.
+    /// Refuses all requests from now on. What was collected is still sent.
     pub fn close(&self) {
         self.shared.consensus.close();
     }
@@ -403,7 +396,10 @@ impl Requests {
         let published = self.view_for(txn.is_serializable()).await?;
         match published.try_read_txn(&txn)? {
             Some(done) => Ok(done),
-            None => self.aside(move || published.view.read_txn(&txn)).await,
+            None => {
+                self.read_in_background(move || published.view.read_txn(&txn))
+                    .await
+            }
         }
     }
 
@@ -419,7 +415,7 @@ impl Requests {
         self.view_of_any_state(serializable).await
     }
 
-    /// As [`Requests::view_for`], also where this member's state differs from the others'.
+    /// As [`Requests::view_for`], but also if this member's state differs from the others'.
     async fn view_of_any_state(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
         if !serializable {
             self.require_vote()?;
@@ -447,14 +443,14 @@ impl Requests {
         self.shared.raft_status.clone()
     }
 
-    /// Runs a long read on a thread of its own; only so many at once, the others wait for their turn.
-    pub async fn aside<T: Send + 'static>(
+    /// Runs a long read as a blocking task. Only a few run at once; the others wait for their turn.
+    pub async fn read_in_background<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> Result<Result<T, KvError>, ReadError> + Send + 'static,
     ) -> Result<T, RequestError> {
-        let turn = self.shared.aside.acquire().await;
+        let turn = self.shared.background_reads.acquire().await;
         let turn = turn.map_err(|_| RequestError::Stopped)?;
-        let reading = aside(read).await;
+        let reading = in_background(read).await;
         drop(turn);
         Ok(reading.map_err(|_| RequestError::Stopped)???)
     }
@@ -468,7 +464,7 @@ impl Requests {
         }
     }
 
-    /// Whether a read would be answered now; also a member without a vote can say so.
+    /// Whether a read would be answered now. A member without a vote answers this too.
     pub async fn probe(&self, serializable: bool) -> Result<(), RequestError> {
         self.require_same_state()?;
         self.view_of_anyone(serializable).await.map(drop)
@@ -480,7 +476,7 @@ impl Requests {
         quota.is_some_and(|quota| self.shared.views.borrow().file_bytes >= quota)
     }
 
-    /// A member at its quota raises an alarm that stops such writes everywhere until an operator takes it back.
+    /// A member at its quota raises an alarm, which stops such writes on all members until an operator clears it.
     async fn check_quota(&self) -> Result<(), RequestError> {
         if !self.is_at_quota() {
             return Ok(());

@@ -1,4 +1,4 @@
-//! What the applier's state looks like in the database, besides the records: written with every commit, read at start.
+//! How the applier's state is stored in the database, besides the records: written with every commit, loaded at startup.
 
 use super::members::MembersError;
 use crate::{
@@ -24,10 +24,10 @@ const MEMBERSHIP: &str = "cluster.membership";
 const SEED: &str = "cluster.seed";
 const AWAITS_SNAPSHOT: &str = "cluster.awaits_snapshot";
 
-/// Blobs that are this member's own: no snapshot takes them along, or replaces them.
+/// Blobs that are this member's own: snapshots neither contain nor replace them.
 pub const LOCAL_BLOBS: &[&str] = &[SEED];
 
-/// Why the state cannot be read back. Nothing of it is worth a retry: the database is not what was written.
+/// Why the state cannot be loaded. A retry does not help: the database is not what was written.
 #[derive(Debug, thiserror::Error)]
 pub enum RestoreError {
     /// The database cannot be read.
@@ -68,22 +68,22 @@ pub fn membership_meta(encoded: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> 
     vec![(MEMBERSHIP, Some(encoded.to_vec()))]
 }
 
-/// The membership at the applied index; nothing if no cluster was ever formed or joined here.
+/// The membership at the applied index; `None` if this member never formed or joined a cluster.
 pub fn membership(db: &Db) -> Result<Option<Bytes>, RestoreError> {
     Ok(db.reader()?.meta(MEMBERSHIP)?.map(Bytes::from))
 }
 
-/// The membership that a member found when it joined, as a blob.
+/// The membership that a joining member was told, as a blob.
 pub fn seed_meta(encoded: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
     vec![(SEED, Some(encoded.to_vec()))]
 }
 
-/// The membership that this member found when it joined; nothing if it formed its cluster.
+/// The membership that this member was told when it joined; `None` if it formed its cluster.
 pub fn seed(db: &Db) -> Result<Option<Bytes>, RestoreError> {
     Ok(db.reader()?.meta(SEED)?.map(Bytes::from))
 }
 
-/// Marks a database that a snapshot has to replace, of a member that knows these others.
+/// Marks a database that a snapshot has to replace, of a member that knows this membership.
 pub fn refill_meta(membership: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
     let mut meta = seed_meta(membership);
     meta.push((AWAITS_SNAPSHOT, Some(Vec::new())));
@@ -95,12 +95,12 @@ pub fn awaits_snapshot(db: &Db) -> Result<bool, RestoreError> {
     Ok(db.reader()?.meta(AWAITS_SNAPSHOT)?.is_some())
 }
 
-/// The membership of a member that goes on alone, as blobs: whom it once joined does not matter any more.
+/// The membership after quorum recovery, as blobs. The membership that the member was told when it joined is deleted.
 pub fn alone_meta(encoded: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
     vec![(MEMBERSHIP, Some(encoded.to_vec())), (SEED, None)]
 }
 
-/// Reads the state back, and rebuilds the index in one pass over the records.
+/// Loads the state, and builds the index in one pass over the records.
 pub fn restore(db: &Db) -> Result<(Restored, Tree), RestoreError> {
     let mut restored = Restored::default();
     let reader = db.reader()?;

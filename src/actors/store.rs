@@ -1,7 +1,7 @@
 //! Store: the node as an actor, for programs that embed one and build on it in messages.
 //!
-//! It is a front end like the client port: each message takes the same way through [`Requests`], with the same checks, order and
-//! durability, and is answered once its outcome is known. It owns nothing, so several may run, on any arbiter.
+//! It is a front end like the client port: each message goes through [`Requests`], with the same checks, order and durability,
+//! and is answered once its outcome is known. It owns no state, so several can run, on any arbiter.
 
 use super::{
     leases::{LeaseGranted, LeaseTime},
@@ -32,7 +32,7 @@ impl Store {
         Self { requests }
     }
 
-    /// The node's way in, for messages that are defined elsewhere.
+    /// The requests that it makes, for handlers of messages that are defined elsewhere.
     pub(crate) fn requests(&self) -> Requests {
         self.requests.clone()
     }
@@ -58,7 +58,7 @@ pub struct RunTxn(pub Txn);
 #[rtype(result = "Result<RangeDone, RequestError>")]
 pub struct ReadRange(pub RangeQuery);
 
-/// Gives up the history before a revision. Answered with the store's revision.
+/// Compacts the history before a revision. Answered with the store's revision.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<Revision, RequestError>")]
 pub struct CompactHistory {
@@ -72,7 +72,7 @@ pub struct CompactHistory {
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<LeaseGranted, RequestError>")]
 pub struct GrantLease {
-    /// Its id; one is chosen if there is none.
+    /// Its id; without one the store chooses it.
     pub id: Option<LeaseId>,
     /// Its time to live, in seconds.
     pub ttl_secs: i64,
@@ -86,8 +86,8 @@ pub struct RevokeLease {
     pub id: LeaseId,
 }
 
-/// Gives a lease all of its time again. Answered with that time in seconds, counted from when this was sent; with nothing
-/// if the lease is gone.
+/// Renews a lease. Answered with its time to live in seconds, which counts from when this was sent; with `None` if the lease is
+/// gone.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<Option<i64>, RequestError>")]
 pub struct KeepLeaseAlive {
@@ -95,7 +95,7 @@ pub struct KeepLeaseAlive {
     pub id: LeaseId,
 }
 
-/// How much time a lease has left, and which keys it holds; nothing if there is no such lease.
+/// How much time a lease has left, and which keys are attached to it; `None` if there is no such lease.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<Option<LeaseTime>, RequestError>")]
 pub struct ReadLeaseTime {

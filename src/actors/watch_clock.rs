@@ -1,5 +1,5 @@
-//! When which stream is to be told of progress: one timer for all of them, since an actor looks at each of its timers whenever it
-//! wakes up.
+//! When each stream is due for a progress notification. There is one timer for all of them, since an actor polls each of its
+//! timers whenever it wakes up.
 
 use crate::kv::watch::StreamId;
 use std::{
@@ -36,13 +36,13 @@ impl ProgressClock {
         self.due.first().map(|(at, _)| *at)
     }
 
-    /// Those that are due; each is due again after its interval.
+    /// Streams that are due; each is due again after its interval.
     pub(super) fn take_due(&mut self, now: Instant) -> Vec<StreamId> {
         let mut streams = Vec::new();
         while let Some((at, stream)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
             self.due.remove(&(at, stream));
             if let Some((at, interval)) = self.intervals.get_mut(&stream) {
-                // From now: what was missed while the machine slept is not made up for.
+                // From now on: notifications missed while the machine slept are skipped.
                 *at = now + *interval;
                 self.due.insert((*at, stream));
             }

@@ -1,11 +1,11 @@
-//! Tests: batches that the watch hub was never told of. The hub under test stands beside a whole node, whose views it reads, and
-//! hears of batches from the test alone.
+//! Tests: batches that the watch hub was never told of. The hub under test reads the views of a whole node beside it, and is told
+//! of batches by the test alone.
 
 use super::{
     fail_stop::{FailStop, Lifeline},
     requests::Requests,
     watch_hub::{EventsApplied, OpenStream, StreamRequest, WatchHub, WatchRequest},
-    watch_outbox::Outbox,
+    watch_outbox::WatchOutbox,
 };
 use crate::{
     Config, LocalNode,
@@ -93,7 +93,7 @@ impl World {
             .unwrap();
     }
 
-    async fn watch(&self, spec: WatchSpec) -> Arc<Outbox> {
+    async fn watch(&self, spec: WatchSpec) -> Arc<WatchOutbox> {
         let opened = self.hub.send(OpenStream).await.unwrap().unwrap();
         let (stream, request) = (opened.outbox.stream(), WatchRequest::Create(spec));
         self.hub
@@ -107,7 +107,7 @@ impl World {
 }
 
 /// The revisions of the next events, until one at `through`.
-async fn revisions(outbox: &Outbox, through: Revision) -> Vec<Revision> {
+async fn revisions(outbox: &WatchOutbox, through: Revision) -> Vec<Revision> {
     let mut seen = Vec::new();
     while seen.last() != Some(&through) {
         match outbox.take().await.unwrap().body {

@@ -1,17 +1,17 @@
-//! Watch hub: owns all watchers of this member, and sends each stream what its watchers are to see.
+//! Watch hub: owns all watchers of this member, and sends their events to their streams.
 //!
-//! It learns of changes from the applier, which never waits for it. For a watcher that is behind it never reads the disk on its
-//! own arbiter: such reads are made on blocking threads, in bounded pieces. The rules are those of
+//! The applier tells it of changes and never waits for it. A watcher that is behind reads stored history; such reads are
+//! bounded blocking tasks, so the hub's own thread never reads the disk. The rules are those of
 //! [`kv::watch`](crate::kv::watch); `docs/watch.md` tells how the parts work together.
 
 use super::{
-    aside::aside,
+    background::in_background,
     fail_stop::Lifeline,
     latest,
     published::Published,
     request_error::RequestError,
     watch_clock::ProgressClock,
-    watch_outbox::{Bell, Outbox, Ring},
+    watch_outbox::{FrontEndEvent, FrontEndEvents, WatchOutbox},
 };
 use crate::{
     clock,
@@ -22,7 +22,8 @@ use crate::{
             Bounds, CatchUp, Outlet, ReadTask, Response, StreamId, WatchId, WatchSpec, Watches,
         },
     },
-    types::Revision,
+    mutation::{Mutation, mutated},
+    types::{Rev, Revision},
 };
 use actix::prelude::*;
 use std::{
@@ -32,7 +33,7 @@ use std::{
 };
 use tokio::{sync::oneshot, time::Instant};
 
-/// Messages that may wait. Front ends wait for a place; the applier does not, see [`EventsApplied`].
+/// Messages that may wait. Front ends wait until there is room; the applier does not, see [`EventsApplied`].
 const MAILBOX_MAX: usize = 16_384;
 /// Bytes of recent events.
 const RECENT_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -40,9 +41,9 @@ const RECENT_BYTES_MAX: usize = 16 * 1024 * 1024;
 const WATCHERS_MAX: usize = 1 << 20;
 /// Streams of this member.
 const STREAMS_MAX: usize = 1 << 16;
-/// Passes over stored history under way at once.
+/// Reads of stored history at once.
 const HISTORY_READS_MAX: usize = 2;
-/// Passes over recent events between two messages.
+/// Reads of recent events between two messages.
 const RECENT_READS_PER_TURN: usize = 4;
 
 /// Owns the watchers.
@@ -52,12 +53,12 @@ pub struct WatchHub {
     clock: ProgressClock,
     /// The timer for the stream that is due next, and when that is.
     timer: Option<(Instant, SpawnHandle)>,
-    /// Requests that wait for the batch of a view which is visible already, oldest first.
+    /// Requests that came while a view newer than the hub's last batch was visible; they wait for that batch. Oldest first.
     parked: VecDeque<(Revision, StreamRequest, oneshot::Sender<()>)>,
     next_stream: u64,
     history_reads: usize,
     ended: bool,
-    bell: Arc<Bell>,
+    events: Arc<FrontEndEvents>,
     views: latest::Receiver<Arc<Published>>,
     progress_interval: Duration,
     life: Lifeline,
@@ -65,7 +66,7 @@ pub struct WatchHub {
 
 /// The streams' queues.
 #[derive(Default)]
-struct Outboxes(BTreeMap<StreamId, Arc<Outbox>>);
+struct Outboxes(BTreeMap<StreamId, Arc<WatchOutbox>>);
 
 impl Outlet for Outboxes {
     fn has_room(&mut self, stream: StreamId) -> bool {
@@ -100,7 +101,7 @@ impl WatchHub {
             next_stream: 0,
             history_reads: 0,
             ended: false,
-            bell: Arc::default(),
+            events: Arc::default(),
             views,
             progress_interval,
             life,
@@ -108,8 +109,8 @@ impl WatchHub {
     }
 }
 
-/// A batch was applied and is visible. The applier may leave one out, if it sends a later one: the hub notices, and reads what
-/// it missed from history.
+/// A batch was applied and is visible. The applier may skip a batch, if it sends a later one: the hub sees the gap by the
+/// revisions, and reads the missed events from history.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct EventsApplied {
@@ -119,7 +120,7 @@ pub struct EventsApplied {
     pub published: Arc<Published>,
 }
 
-/// Opens a stream of watches. It ends when its client's end of the outbox is dropped.
+/// Opens a stream of watches. It ends when the client drops its end of the outbox.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<StreamOpened, RequestError>")]
 pub(super) struct OpenStream;
@@ -127,7 +128,7 @@ pub(super) struct OpenStream;
 /// The client's end of a stream.
 #[derive(Debug)]
 pub(super) struct StreamOpened {
-    pub(super) outbox: Arc<Outbox>,
+    pub(super) outbox: Arc<WatchOutbox>,
 }
 
 /// A request of a stream. Answered once it is carried out; its outcome goes to the stream.
@@ -145,7 +146,7 @@ pub enum WatchRequest {
     Create(WatchSpec),
     /// The end of a watch.
     Cancel(WatchId),
-    /// How far all watches of the stream have come.
+    /// Up to which revision all watches of the stream have seen events.
     Progress,
 }
 
@@ -186,7 +187,12 @@ impl Actor for WatchHub {
 impl Handler<EventsApplied> for WatchHub {
     type Result = ();
 
-    fn handle(&mut self, applied: EventsApplied, ctx: &mut Self::Context) {
+    fn handle(&mut self, mut applied: EventsApplied, ctx: &mut Self::Context) {
+        if mutated(Mutation::DropWatchEvent) {
+            let lost = |rev: Rev| rev.major.0 % 5 == 0 && rev.sub == 1;
+            let kept = applied.records.iter();
+            applied.records = kept.filter(|record| !lost(record.rev)).cloned().collect();
+        }
         let view = &applied.published.view;
         let newest = view.window.newest;
         self.watches
@@ -208,7 +214,7 @@ impl Handler<OpenStream> for WatchHub {
         }
         let stream = StreamId(self.next_stream);
         self.next_stream += 1;
-        let outbox = Arc::new(Outbox::new(stream, self.bell.clone()));
+        let outbox = Arc::new(WatchOutbox::new(stream, self.events.clone()));
         self.outboxes.0.insert(stream, outbox.clone());
         self.watches.open(stream);
         let interval = jittered(self.progress_interval);
@@ -261,7 +267,7 @@ impl Handler<CountWatches> for WatchHub {
             watchers: self.watches.len(),
             synced: self.watches.synced(),
             recent_bytes: self.watches.recent_bytes(),
-            queued_bytes: self.bell.queued_bytes(),
+            queued_bytes: self.events.queued_bytes(),
         }
     }
 }
@@ -289,22 +295,22 @@ impl WatchHub {
         self.timer = Some((next, timer));
     }
 
-    /// Waits for news from front ends, again and again.
+    /// Waits for what front ends report, again and again.
     fn listen(&mut self, ctx: &mut Context<Self>) {
-        let bell = self.bell.clone();
-        let rung = async move { bell.rung().await };
-        let then = rung.into_actor(self).map(|(), hub, ctx| {
-            hub.take_news(ctx);
+        let events = self.events.clone();
+        let woken = async move { events.wait().await };
+        let then = woken.into_actor(self).map(|(), hub, ctx| {
+            hub.take_events(ctx);
             hub.listen(ctx);
         });
         ctx.spawn(then);
     }
 
-    fn take_news(&mut self, ctx: &mut Context<Self>) {
-        for ring in self.bell.take() {
-            match ring {
-                Ring::Drained(stream) => self.watches.drained(stream, &mut self.outboxes),
-                Ring::Left(stream) => {
+    fn take_events(&mut self, ctx: &mut Context<Self>) {
+        for event in self.events.take() {
+            match event {
+                FrontEndEvent::HasRoom(stream) => self.watches.drained(stream, &mut self.outboxes),
+                FrontEndEvent::Closed(stream) => {
                     self.watches.close(stream);
                     self.outboxes.0.remove(&stream);
                     self.clock.remove(stream);
@@ -325,7 +331,7 @@ impl WatchHub {
                 return;
             };
             self.perform(request);
-            // Whoever asked may be gone.
+            // The caller may be gone.
             done.send(()).unwrap_or_default();
         }
     }
@@ -342,7 +348,7 @@ impl WatchHub {
         }
     }
 
-    /// Lets watchers that are behind go on: from recent events here, from stored history on threads of their own.
+    /// Serves watchers that are behind: from recent events here, from stored history in blocking tasks.
     fn read_on(&mut self, ctx: &mut Context<Self>) {
         if !self.watches.anyone_queued() {
             return;
@@ -350,7 +356,7 @@ impl WatchHub {
         let published = self.views.borrow().clone();
         for turn in 0.. {
             if turn == RECENT_READS_PER_TURN {
-                self.bell.nudge();
+                self.events.wake();
                 break;
             }
             let view = &published.view;
@@ -368,7 +374,7 @@ impl WatchHub {
     }
 
     fn read_history(&mut self, task: ReadTask, published: Arc<Published>, ctx: &mut Context<Self>) {
-        let reading = aside(move || {
+        let reading = in_background(move || {
             let found = task.run(&published.view);
             (task, found)
         });
@@ -392,14 +398,14 @@ impl WatchHub {
         ctx: &mut Context<Self>,
     ) {
         self.history_reads -= 1;
-        if let Some(found) = self.survives(found) {
+        if let Some(found) = self.or_stop(found) {
             self.watches.complete(task, found, &mut self.outboxes);
             self.read_on(ctx);
         }
     }
 
-    /// A member that cannot read its own records must not go on.
-    fn survives<T>(&self, read: Result<T, ReadError>) -> Option<T> {
+    /// Stops the member if it cannot read its own records.
+    fn or_stop<T>(&self, read: Result<T, ReadError>) -> Option<T> {
         read.inspect_err(|error| {
             self.life
                 .fail_stop()
@@ -415,7 +421,7 @@ impl Drop for WatchHub {
     }
 }
 
-/// Up to a tenth longer, so that streams opened together do not speak together. etcd: the same.
+/// Up to a tenth longer, so that streams opened together do not send progress together. etcd: the same.
 fn jittered(interval: Duration) -> Duration {
     let tenth = u64::try_from(interval.as_millis() / 10)
         .unwrap_or(u64::MAX)

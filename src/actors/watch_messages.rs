@@ -1,7 +1,8 @@
 //! Watches as messages to the [`Store`]: for actors that react to changes, and for programs that pull them.
 //!
 //! Both give a watch's guarantees: every change of the range from the spec's start on, in order, once, whole revisions in one
-//! batch. Both hold back: a watch that is not read waits in history, not in memory.
+//! batch. Both apply backpressure: a watch that is not read
+//! takes no memory, it reads history later.
 
 use super::{
     store::Store,
@@ -28,17 +29,17 @@ pub struct Subscribe {
     pub to: Recipient<WatchNews>,
 }
 
-/// What a subscriber is told. [`WatchNews::Ended`] is the last; after a drop of the subscription it does not come.
+/// What a subscriber is sent. [`WatchNews::Ended`] is the last; it does not come after the subscription was dropped.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub enum WatchNews {
-    /// Changes of whole revisions; or, without events, how far the watch has come.
+    /// Changes of whole revisions; or, without events, the revision up to which the watch has seen everything.
     Batch(EventBatch),
     /// Nothing more comes, for this reason.
     Ended(WatchError),
 }
 
-/// A subscriber's hold on its watch: dropping it ends the watch. News under way are still delivered.
+/// A subscription: dropping it ends the watch. A batch that is being sent still arrives.
 #[derive(Debug)]
 pub struct Subscription {
     /// The member's revision when the watch was created. Without a start of its own it sees what comes after.
@@ -73,7 +74,7 @@ impl Handler<Subscribe> for Store {
     }
 }
 
-/// Tells a subscriber one thing after the other, until it is gone or its subscription is dropped.
+/// Sends a subscriber one message after the other, until it is gone or its subscription is dropped.
 async fn tell(mut watch: Watch, to: Recipient<WatchNews>, mut dropped: oneshot::Receiver<()>) {
     loop {
         let news = tokio::select! {
@@ -82,7 +83,7 @@ async fn tell(mut watch: Watch, to: Recipient<WatchNews>, mut dropped: oneshot::
             batch = watch.next() => batch.map_or_else(WatchNews::Ended, WatchNews::Batch),
         };
         let last = matches!(news, WatchNews::Ended(_));
-        // Sending waits until the subscriber has handled it: that is what holds the watch back.
+        // This waits until the subscriber has handled it: a slow subscriber slows its watch down.
         let handled = to.send(news).await;
         if last || handled.is_err() {
             return;

@@ -1,8 +1,8 @@
-//! Outboxes: the queue of responses between the watch hub and one stream's front end, and the bell by which front ends tell
-//! the hub that there is room again.
+//! Outboxes: the queue of responses between the watch hub and one stream's front end, and the events by which front ends tell
+//! the hub that a queue has room again.
 //!
-//! The hub puts responses in and never waits; it leaves a stream alone that has no room. The front end takes them out on any
-//! thread. The bytes of all queues together are counted too: past their bound only empty queues have room.
+//! The hub never waits: it puts responses in, and sends no events to a stream without room. The front end takes responses out on
+//! any thread. The bytes of all queues are bounded together as well: past that bound only empty queues have room.
 
 use crate::kv::watch::{Response, StreamId};
 use std::{
@@ -19,57 +19,57 @@ pub(super) const STREAM_BYTES_MAX: usize = 1024 * 1024;
 /// Bytes queued for all streams of a member before only empty queues have room.
 pub(super) const ALL_BYTES_MAX: usize = 256 * 1024 * 1024;
 
-/// The responses of one stream on their way to its client.
+/// The responses of one watch stream that its front end has not taken yet.
 #[derive(Debug)]
-pub(super) struct Outbox {
+pub(super) struct WatchOutbox {
     stream: StreamId,
-    state: Mutex<State>,
+    state: Mutex<OutboxState>,
     /// There is something to take.
     filled: Notify,
     /// There is room for requests again.
     emptied: Notify,
-    bell: Arc<Bell>,
+    events: Arc<FrontEndEvents>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct OutboxState {
     queue: VecDeque<Response>,
     bytes: usize,
-    /// The hub found no room and waits for the bell.
-    hungry: bool,
+    /// The hub found no room, and is to be told when there is some.
+    starved: bool,
     /// The client is gone.
-    left: bool,
+    closed: bool,
     /// The node is stopping.
     ended: bool,
 }
 
-/// What front ends tell the hub, and what all outboxes share.
+/// What front ends report to the hub; all outboxes share it, with the count of their bytes.
 #[derive(Debug, Default)]
-pub(super) struct Bell {
+pub(super) struct FrontEndEvents {
     /// At most two for each stream: that it has room, and that it is gone.
-    rings: Mutex<Vec<Ring>>,
-    rung: Notify,
+    queue: Mutex<Vec<FrontEndEvent>>,
+    woken: Notify,
     queued_bytes: AtomicUsize,
 }
 
-/// News from a stream's front end.
+/// What the front end of a stream reports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ring {
-    /// It has room again.
-    Drained(StreamId),
-    /// It is gone.
-    Left(StreamId),
+pub(super) enum FrontEndEvent {
+    /// The queue has room again.
+    HasRoom(StreamId),
+    /// The client is gone.
+    Closed(StreamId),
 }
 
-impl Bell {
-    /// Waits for news, or for [`Bell::nudge`].
-    pub(super) async fn rung(&self) {
-        self.rung.notified().await;
+impl FrontEndEvents {
+    /// Waits for an event, or for [`FrontEndEvents::wake`].
+    pub(super) async fn wait(&self) {
+        self.woken.notified().await;
     }
 
-    /// Lets the next [`Bell::rung`] return without news.
-    pub(super) fn nudge(&self) {
-        self.rung.notify_one();
+    /// Lets the next [`FrontEndEvents::wait`] return without an event.
+    pub(super) fn wake(&self) {
+        self.woken.notify_one();
     }
 
     /// Bytes queued for all streams.
@@ -77,24 +77,24 @@ impl Bell {
         self.queued_bytes.load(Ordering::Relaxed)
     }
 
-    pub(super) fn take(&self) -> Vec<Ring> {
-        std::mem::take(&mut *unpoisoned(&self.rings))
+    pub(super) fn take(&self) -> Vec<FrontEndEvent> {
+        std::mem::take(&mut *unpoisoned(&self.queue))
     }
 
-    fn ring(&self, ring: Ring) {
-        unpoisoned(&self.rings).push(ring);
-        self.rung.notify_one();
+    fn push(&self, event: FrontEndEvent) {
+        unpoisoned(&self.queue).push(event);
+        self.woken.notify_one();
     }
 }
 
-impl Outbox {
-    pub(super) fn new(stream: StreamId, bell: Arc<Bell>) -> Self {
+impl WatchOutbox {
+    pub(super) fn new(stream: StreamId, events: Arc<FrontEndEvents>) -> Self {
         Self {
             stream,
             state: Mutex::default(),
             filled: Notify::new(),
             emptied: Notify::new(),
-            bell,
+            events,
         }
     }
 
@@ -102,25 +102,26 @@ impl Outbox {
         self.stream
     }
 
-    /// Whether events may be put in. If not, the bell rings once they may. One whose client is gone takes everything.
+    /// Whether there is room for events. If not, the hub is told once there is. A queue whose client is gone always has room: it
+    /// drops what is put in.
     pub(super) fn has_room(&self) -> bool {
         let mut state = unpoisoned(&self.state);
-        let crowded = self.bell.queued_bytes.load(Ordering::Relaxed) >= ALL_BYTES_MAX;
+        let crowded = self.events.queued_bytes.load(Ordering::Relaxed) >= ALL_BYTES_MAX;
         let full = state.bytes >= STREAM_BYTES_MAX || crowded && !state.queue.is_empty();
-        let room = state.left || !full;
-        state.hungry |= !room;
+        let room = state.closed || !full;
+        state.starved |= !room;
         room
     }
 
     /// Puts a response in.
     pub(super) fn put(&self, response: Response) {
         let mut state = unpoisoned(&self.state);
-        if state.left || state.ended {
+        if state.closed || state.ended {
             return;
         }
         let bytes = response.bytes();
         state.bytes += bytes;
-        self.bell.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.events.queued_bytes.fetch_add(bytes, Ordering::Relaxed);
         state.queue.push_back(response);
         let first = state.queue.len() == 1;
         drop(state);
@@ -151,7 +152,7 @@ impl Outbox {
         taken.pop().ok_or(Empty::ForNow)
     }
 
-    /// As [`Outbox::take_some`], if there is something.
+    /// As [`WatchOutbox::take_some`], if there is something.
     fn try_take_some(&self, bytes_max: usize, taken: &mut Vec<Response>) -> Result<(), Empty> {
         let mut state = unpoisoned(&self.state);
         if state.queue.is_empty() {
@@ -169,12 +170,12 @@ impl Outbox {
             taken.push(response);
         }
         state.bytes -= bytes;
-        self.bell.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.events.queued_bytes.fetch_sub(bytes, Ordering::Relaxed);
         let drained = state.bytes <= STREAM_BYTES_MAX / 2;
-        let hungry = drained && std::mem::take(&mut state.hungry);
+        let starved = drained && std::mem::take(&mut state.starved);
         drop(state);
-        if hungry {
-            self.bell.ring(Ring::Drained(self.stream));
+        if starved {
+            self.events.push(FrontEndEvent::HasRoom(self.stream));
         }
         if drained {
             self.emptied.notify_waiters();
@@ -188,7 +189,10 @@ impl Outbox {
             let emptied = self.emptied.notified();
             let (goes_on, room) = {
                 let state = unpoisoned(&self.state);
-                (!state.ended && !state.left, state.bytes < STREAM_BYTES_MAX)
+                (
+                    !state.ended && !state.closed,
+                    state.bytes < STREAM_BYTES_MAX,
+                )
             };
             if !goes_on || room {
                 return goes_on;
@@ -198,10 +202,10 @@ impl Outbox {
     }
 
     /// The client is gone: what is queued is dropped, and the hub is told.
-    pub(super) fn leave(&self) {
+    pub(super) fn close(&self) {
         let mut state = unpoisoned(&self.state);
-        let first = !std::mem::replace(&mut state.left, true);
-        self.bell
+        let first = !std::mem::replace(&mut state.closed, true);
+        self.events
             .queued_bytes
             .fetch_sub(state.bytes, Ordering::Relaxed);
         state.bytes = 0;
@@ -209,7 +213,7 @@ impl Outbox {
         drop(state);
         drop(dropped);
         if first {
-            self.bell.ring(Ring::Left(self.stream));
+            self.events.push(FrontEndEvent::Closed(self.stream));
             self.emptied.notify_waiters();
         }
     }
@@ -262,8 +266,8 @@ mod tests {
 
     #[test]
     fn a_full_outbox_rings_once_half_of_it_is_taken() {
-        let bell = Arc::new(Bell::default());
-        let outbox = Outbox::new(StreamId(1), bell.clone());
+        let events = Arc::new(FrontEndEvents::default());
+        let outbox = WatchOutbox::new(StreamId(1), events.clone());
         let quarter = STREAM_BYTES_MAX / 4;
         for _ in 0..4 {
             assert!(outbox.has_room());
@@ -272,50 +276,51 @@ mod tests {
         assert!(!outbox.has_room(), "four quarters and their overhead");
         assert!(outbox.try_take().is_ok());
         assert!(outbox.try_take().is_ok());
-        assert_eq!(bell.take(), [], "a little over half is left");
+        assert_eq!(events.take(), [], "a little over half is left");
         assert!(outbox.try_take().is_ok());
-        assert_eq!(bell.take(), [Ring::Drained(StreamId(1))]);
+        assert_eq!(events.take(), [FrontEndEvent::HasRoom(StreamId(1))]);
         assert!(outbox.try_take().is_ok());
-        assert_eq!(bell.take(), [], "it rings once");
+        assert_eq!(events.take(), [], "it rings once");
         assert_eq!(outbox.try_take(), Err(Empty::ForNow));
-        assert_eq!(bell.queued_bytes.load(Ordering::Relaxed), 0);
+        assert_eq!(events.queued_bytes.load(Ordering::Relaxed), 0);
     }
 
     #[test]
     fn when_all_queues_together_are_full_only_empty_ones_have_room() {
-        let bell = Arc::new(Bell::default());
+        let events = Arc::new(FrontEndEvents::default());
         let (quiet, busy) = (
-            Outbox::new(StreamId(1), bell.clone()),
-            Outbox::new(StreamId(2), bell.clone()),
+            WatchOutbox::new(StreamId(1), events.clone()),
+            WatchOutbox::new(StreamId(2), events.clone()),
         );
         busy.put(events(1));
-        bell.queued_bytes
+        events
+            .queued_bytes
             .fetch_add(ALL_BYTES_MAX, Ordering::Relaxed);
         assert!(quiet.has_room());
         assert!(!busy.has_room());
         assert!(busy.try_take().is_ok());
-        assert_eq!(bell.take(), [Ring::Drained(StreamId(2))]);
+        assert_eq!(events.take(), [FrontEndEvent::HasRoom(StreamId(2))]);
     }
 
     #[test]
     fn one_that_was_left_keeps_nothing() {
-        let bell = Arc::new(Bell::default());
-        let outbox = Outbox::new(StreamId(3), bell.clone());
+        let events = Arc::new(FrontEndEvents::default());
+        let outbox = WatchOutbox::new(StreamId(3), events.clone());
         outbox.put(events(STREAM_BYTES_MAX));
         assert!(!outbox.has_room());
-        outbox.leave();
-        outbox.leave();
-        assert_eq!(bell.take(), [Ring::Left(StreamId(3))]);
+        outbox.close();
+        outbox.close();
+        assert_eq!(events.take(), [FrontEndEvent::Closed(StreamId(3))]);
         assert!(outbox.has_room(), "whoever writes to it need not wait");
         outbox.put(events(1));
         assert_eq!(outbox.try_take(), Err(Empty::ForNow));
-        assert_eq!(bell.queued_bytes.load(Ordering::Relaxed), 0);
+        assert_eq!(events.queued_bytes.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]
     async fn some_are_taken_at_once_up_to_a_size() {
-        let bell = Arc::new(Bell::default());
-        let outbox = Outbox::new(StreamId(5), bell.clone());
+        let events = Arc::new(FrontEndEvents::default());
+        let outbox = WatchOutbox::new(StreamId(5), events.clone());
         for _ in 0..5 {
             outbox.put(events(1_000));
         }
@@ -323,7 +328,7 @@ mod tests {
         let mut taken = Vec::new();
         outbox.take_some(2 * each + 1, &mut taken).await;
         assert_eq!(taken.len(), 3, "the one that crosses the line is the last");
-        assert_eq!(bell.queued_bytes.load(Ordering::Relaxed), 2 * each);
+        assert_eq!(events.queued_bytes.load(Ordering::Relaxed), 2 * each);
         outbox.take_some(usize::MAX, &mut taken).await;
         assert_eq!(taken.len(), 5, "added to what is there");
         outbox.end();
@@ -333,7 +338,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_queued_at_the_end_is_still_taken() {
-        let outbox = Outbox::new(StreamId(4), Arc::new(Bell::default()));
+        let outbox = WatchOutbox::new(StreamId(4), Arc::new(FrontEndEvents::default()));
         outbox.put(events(1));
         outbox.end();
         assert!(outbox.take().await.is_some());

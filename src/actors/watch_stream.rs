@@ -1,4 +1,4 @@
-//! Watching: what front ends and embedding programs hold of the watch hub.
+//! Watching: the interface of the watch hub for front ends and embedding programs.
 //!
 //! A [`WatchStream`] is one stream with any number of watches, in the terms of the client API. A [`Watch`] is a stream with one
 //! watch, for programs: it yields the changes of its range, decoded.
@@ -7,7 +7,7 @@ use super::{
     request_error::RequestError,
     requests::Requests,
     watch_hub::{OpenStream, StreamOpened, StreamRequest, WatchHub, WatchRequest},
-    watch_outbox::Outbox,
+    watch_outbox::WatchOutbox,
 };
 use crate::{
     kv::{
@@ -23,23 +23,23 @@ use std::sync::Arc;
 /// A stream of watches.
 #[derive(Debug)]
 pub struct WatchStream {
-    /// Where it asks.
+    /// Sends requests.
     pub requests: WatchRequests,
-    /// Where it is answered. Dropping it ends the stream and its watches.
+    /// Receives responses. Dropping it ends the stream and its watches.
     pub responses: WatchResponses,
 }
 
-/// The asking half of a stream. Dropping it ends nothing.
+/// The half of a stream that sends requests. Dropping it ends nothing.
 #[derive(Clone, Debug)]
 pub struct WatchRequests {
     hub: Addr<WatchHub>,
-    outbox: Arc<Outbox>,
+    outbox: Arc<WatchOutbox>,
 }
 
-/// The answering half of a stream.
+/// The half of a stream that receives responses.
 #[derive(Debug)]
 pub struct WatchResponses {
-    outbox: Arc<Outbox>,
+    outbox: Arc<WatchOutbox>,
 }
 
 impl Requests {
@@ -88,8 +88,8 @@ fn stopped(_: MailboxError) -> RequestError {
 }
 
 impl WatchRequests {
-    /// Asks for something; what comes of it is among the responses. Waits while the stream is full: somebody must take its
-    /// responses meanwhile.
+    /// Sends a request; its outcome is among the responses. Waits while the stream's queue is full, so another task must take
+    /// responses in the meantime.
     pub async fn ask(&self, request: WatchRequest) -> Result<(), RequestError> {
         if !self.outbox.room_for_requests().await {
             return Err(RequestError::Stopped);
@@ -131,14 +131,14 @@ impl WatchResponses {
 
 impl Drop for WatchResponses {
     fn drop(&mut self) {
-        self.outbox.leave();
+        self.outbox.close();
     }
 }
 
-/// Why a watch is not, or no longer, there.
+/// Why a watch does not exist, or has ended.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
-    /// It cannot be created like this.
+    /// The hub refuses to create it.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// What it should see next is compacted. A new watch from `oldest` on works, after a fresh read of the range.
@@ -147,10 +147,10 @@ pub enum WatchError {
         /// The compacted revision.
         oldest: Revision,
     },
-    /// The node is stopping, or takes no more streams. Another member, or a later try, goes on where this one stopped.
+    /// The node is stopping, or takes no more streams. A watch on another member, or a later one, can resume.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// An event is not what was stored.
+    /// An event does not decode.
     #[error(transparent)]
     Record(#[from] RecordError),
 }
@@ -225,7 +225,8 @@ impl Watch {
         }
     }
 
-    /// Asks to be told how far it has come: by a batch without events, unless it is behind.
+    /// Asks up to which revision the watch has seen everything: answered by a batch without events, unless the watch is
+    /// behind.
     pub async fn request_progress(&self) -> Result<(), WatchError> {
         Ok(self.stream.requests.ask(WatchRequest::Progress).await?)
     }

@@ -203,7 +203,7 @@ impl Api {
             revision,
             ..unnamed
         };
-        let reading = self.requests.aside(move || {
+        let reading = self.requests.read_in_background(move || {
             let view = &published.view;
             Ok(match &read {
                 Read::Range(query) => view

@@ -26,7 +26,7 @@ use crate::{
         peer_hub::{ClosePeers, HubPeers, PeerHub, PeerPorts},
         raft_node::{LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, SelfInfo},
         raft_status::{DiskHealth, RaftStatus},
-        requests::{Identity, Published, RequestLimits, RequestPeers, Requests},
+        requests::{Published, RequestLimits, RequestPeers, Requests},
         snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
         wal_writer::{SealLog, WalWriter},
         watch_hub::{EndStreams, WatchHub},
@@ -43,7 +43,7 @@ use crate::{
         disk::Disk,
         wal::Wal,
     },
-    types::{LogIndex, Millis, Term},
+    types::{Identity, LogIndex, Millis, Term},
 };
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
@@ -79,10 +79,7 @@ pub(super) fn assemble(
     fail_stop: &FailStop,
 ) -> Running {
     recovery.reader = recovery.reader.telling(stop_on_damage(fail_stop));
-    let identity = Identity {
-        cluster: recovery.member.cluster,
-        member: recovery.member.node,
-    };
+    let identity = recovery.owner.identity;
     let state = State::of(&recovery);
     let (channels, outlets) = channels(&state, &recovery.db);
     let mailboxes = Mailboxes::default();

@@ -172,16 +172,15 @@ impl Applying {
 
 #[cfg(test)]
 mod tests {
-    use super::super::message::LogId;
     use super::super::testing::index;
     use super::*;
-    use crate::types::{EntryKind, Term};
+    use crate::types::{EntryKind, LogPosition, Term};
     use bytes::Bytes;
 
     /// A log of `count` entries of 100 bytes, all durable and committed, and none in memory if `evicted`.
     fn log(count: u64, evicted: bool) -> Log {
         let cached_bytes_max = if evicted { 0 } else { 1 << 20 };
-        let mut log = Log::new(LogId::default(), cached_bytes_max);
+        let mut log = Log::new(LogPosition::default(), cached_bytes_max);
         for at in 1..=count {
             log.push(entry(at));
         }

@@ -3,8 +3,8 @@
 //! A vote, or any reply in a new term, is a promise: it may be sent only when the term and vote behind it would survive a
 //! crash. Acknowledgements of entries are held back elsewhere: a follower sends them only for what the log calls stable.
 
-use super::message::{Envelope, LogId, Message};
-use crate::types::{LogIndex, MemberId, Term};
+use super::message::{Envelope, Message};
+use crate::types::{LogIndex, LogPosition, MemberId, Term};
 use std::collections::VecDeque;
 
 /// Messages that may wait for the hard state to become durable. More are dropped, as the network might drop them.
@@ -23,7 +23,7 @@ pub(super) struct Durability {
     /// are overwritten later: an entry that comes back in a later write is durable only with that one.
     in_flight: VecDeque<(u64, LogIndex)>,
     /// The next write resets the log to this snapshot position.
-    reset: Option<LogId>,
+    reset: Option<LogPosition>,
     /// Messages held back, each with the write it waits for.
     held: Vec<(u64, Envelope)>,
 }
@@ -46,7 +46,7 @@ impl Durability {
 
     /// Numbers the next write, which makes the log durable up to `last`. Returns the write's number and the position
     /// to which it resets the log first, if it does.
-    pub(super) fn begin_write(&mut self, last: LogIndex) -> (u64, Option<LogId>) {
+    pub(super) fn begin_write(&mut self, last: LogIndex) -> (u64, Option<LogPosition>) {
         self.last_seq += 1;
         self.in_flight.push_back((self.last_seq, last));
         (self.last_seq, self.reset.take())
@@ -75,7 +75,7 @@ impl Durability {
     }
 
     /// A snapshot at `id` replaced the whole log; the next write tells the WAL.
-    pub(super) fn log_replaced(&mut self, id: LogId) {
+    pub(super) fn log_replaced(&mut self, id: LogPosition) {
         self.reset = Some(id);
         for (_, durable) in &mut self.in_flight {
             *durable = id.index;

@@ -2,10 +2,10 @@
 //!
 //! A candidate's own vote counts like any other: once it is durable.
 
-use super::message::{LogId, MessageBody};
+use super::message::MessageBody;
 use super::quorum::VoteOutcome;
 use super::raft_core::{RaftCore, Role};
-use crate::types::{MemberId, Term};
+use crate::types::{LogPosition, MemberId, Term};
 
 impl RaftCore {
     /// Campaigns if this member may lead. A pre-vote comes first, unless `transfer`: then the leader asked for the campaign.
@@ -103,7 +103,7 @@ impl RaftCore {
     }
 
     /// A member in `term` asks whether it would get this member's vote in the term after it.
-    pub(super) fn on_pre_vote(&mut self, from: MemberId, term: Term, last: LogId) {
+    pub(super) fn on_pre_vote(&mut self, from: MemberId, term: Term, last: LogPosition) {
         let asked = Term(term.0.saturating_add(1));
         let granted =
             asked > self.state.term && last >= self.state.log.last() && !self.has_recent_leader();
@@ -112,7 +112,7 @@ impl RaftCore {
     }
 
     /// A candidate of the current term asks for this member's vote.
-    pub(super) fn on_request_vote(&mut self, from: MemberId, last: LogId) {
+    pub(super) fn on_request_vote(&mut self, from: MemberId, last: LogPosition) {
         let free = match self.state.vote {
             Some(given) => given == from,
             None => self.leader().is_none(),
@@ -195,7 +195,7 @@ mod tests {
         let request = Message {
             term: Term(4),
             body: MessageBody::RequestVote {
-                last: LogId::default(),
+                last: LogPosition::default(),
                 transfer: false,
             },
         };

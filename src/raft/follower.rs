@@ -1,10 +1,10 @@
 //! A follower: appends the leader's entries, acknowledges those that are durable, and asks the leader for read indexes.
 
 use super::interface::StepError;
-use super::message::{LogId, MessageBody};
+use super::message::MessageBody;
 use super::read_index::ReadIndexQuery;
 use super::state::CoreState;
-use crate::types::{Entry, LogIndex, MemberId};
+use crate::types::{Entry, LogIndex, LogPosition, MemberId};
 
 /// What only a follower has. All of it concerns one term.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ impl Follower {
         &mut self,
         state: &mut CoreState,
         from: MemberId,
-        prev: LogId,
+        prev: LogPosition,
         commit: LogIndex,
         mut entries: Vec<Entry>,
     ) {
@@ -102,7 +102,7 @@ impl Follower {
                 .log
                 .term(committed)
                 .expect("the commit index lies in the log");
-            base = LogId::new(term, committed);
+            base = LogPosition::new(term, committed);
         }
         if !state.log.contains(base) {
             let hint = state.log.last_possible_match(prev);
@@ -207,7 +207,7 @@ mod tests {
     use bytes::Bytes;
 
     /// What the leader of `term` sends after `prev`.
-    fn append(node: &mut RaftCore, term: u64, prev: LogId, commit: u64, count: u64) {
+    fn append(node: &mut RaftCore, term: u64, prev: LogPosition, commit: u64, count: u64) {
         let (term, kind, data) = (Term(term), EntryKind::Command, Bytes::new());
         let entry = |at| Entry {
             term,
@@ -232,9 +232,9 @@ mod tests {
             ..InitialState::default()
         };
         let mut node = RaftCore::new(Config::new(MemberId(1), 1), state).unwrap();
-        append(&mut node, 1, LogId::default(), 1, 3);
+        append(&mut node, 1, LogPosition::default(), 1, 3);
         assert_eq!((node.last().index, node.commit()), (index(3), index(1)));
-        let base = LogId::new(Term(1), index(1));
+        let base = LogPosition::new(Term(1), index(1));
         append(&mut node, 2, base, 3, 0);
         assert_eq!(
             node.commit(),
@@ -244,7 +244,7 @@ mod tests {
         append(&mut node, 2, base, 3, 2);
         assert_eq!(
             (node.last(), node.commit()),
-            (LogId::new(Term(2), index(3)), index(3))
+            (LogPosition::new(Term(2), index(3)), index(3))
         );
         node.check();
     }

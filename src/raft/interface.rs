@@ -2,8 +2,8 @@
 //! [`Ready`], and the errors.
 
 use super::membership::{Membership, MembershipError};
-use super::message::{Envelope, LogId};
-use crate::types::{Entry, HardState, LogIndex, MemberId, Term};
+use super::message::Envelope;
+use crate::types::{Entry, HardState, LogIndex, LogPosition, MemberId, Term};
 
 /// Settings of a [`RaftCore`](super::RaftCore). The caller defines the length of a tick; all members must use the same.
 #[derive(Clone, Debug)]
@@ -68,9 +68,9 @@ pub struct InitialState {
     /// The WAL has every entry after this one. If the WAL ends before `applied`, or has another term at
     /// `applied` than the state machine, a snapshot was installed and the crash came before the WAL
     /// was reset: then the WAL's entries are ignored, and this is `applied` with its term.
-    pub start: LogId,
+    pub start: LogPosition,
     /// The first entry of each term among those after `start` that are not in `entries`. Empty if all are.
-    pub evicted_terms: Vec<LogId>,
+    pub evicted_terms: Vec<LogPosition>,
     /// The WAL's entries up to its end: consecutive, starting at `applied + 1` or before, and always including the last one.
     /// The more there are, the fewer WAL reads a lagging follower causes.
     pub entries: Vec<Entry>,
@@ -98,9 +98,9 @@ pub enum InitialStateError {
     #[error("log entry {found} cannot follow {after}")]
     Disorder {
         /// The offending entry.
-        found: LogId,
+        found: LogPosition,
         /// The one before it.
-        after: LogId,
+        after: LogPosition,
     },
     /// The log ends before what was applied or committed: durable entries are lost.
     #[error("the log ends at {last} before applied {applied} or committed {commit}")]
@@ -170,7 +170,7 @@ pub struct Persist {
     /// Consecutive numbers; a report for one covers all before it.
     pub seq: u64,
     /// Drop the whole log first: a snapshot at this entry, already durable, replaced it.
-    pub reset: Option<LogId>,
+    pub reset: Option<LogPosition>,
     /// Consecutive entries. If the WAL has an entry at the first index, these replace it and all after it.
     pub entries: Vec<Entry>,
     /// Always complete, even if it did not change.
@@ -385,7 +385,7 @@ pub enum StepError {
 #[error("the snapshot at {snapshot} is no newer than what is committed here, {commit}")]
 pub struct SnapshotRefused {
     /// The snapshot.
-    pub snapshot: LogId,
+    pub snapshot: LogPosition,
     /// This member's commit index.
     pub commit: LogIndex,
 }

@@ -5,13 +5,13 @@ use super::interface::{
 };
 use super::log::{ENTRY_OVERHEAD_BYTES, Slice, entry_bytes};
 use super::membership::{Membership, MembershipChange};
-use super::message::{LogId, MessageBody};
+use super::message::MessageBody;
 use super::progress::{Progress, ReplicationState};
 use super::quorum::{agreed, majority};
 use super::read_index::Rounds;
 use super::state::CoreState;
 use crate::mutation::{Mutation, mutated};
-use crate::types::{Entry, EntryKind, LogIndex, MemberId};
+use crate::types::{Entry, EntryKind, LogIndex, LogPosition, MemberId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -61,7 +61,7 @@ impl Leader {
         leader
     }
 
-    fn append(&mut self, state: &mut CoreState, kind: EntryKind, data: Bytes) -> LogId {
+    fn append(&mut self, state: &mut CoreState, kind: EntryKind, data: Bytes) -> LogPosition {
         self.uncommitted_bytes += data.len() + ENTRY_OVERHEAD_BYTES;
         state.append_own(kind, data)
     }
@@ -101,7 +101,7 @@ impl Leader {
         &mut self,
         state: &mut CoreState,
         data: Bytes,
-    ) -> Result<LogId, ProposeError> {
+    ) -> Result<LogPosition, ProposeError> {
         self.check_admission(state, data.len() + ENTRY_OVERHEAD_BYTES)?;
         Ok(self.append(state, EntryKind::Command, data))
     }
@@ -110,7 +110,7 @@ impl Leader {
         &mut self,
         state: &mut CoreState,
         change: &MembershipChange,
-    ) -> Result<LogId, ChangeError> {
+    ) -> Result<LogPosition, ChangeError> {
         let after = state.membership().with(change)?;
         if state.history.is_changing() || !self.has_committed(state) {
             return Err(ChangeError::Unsettled);
@@ -315,14 +315,14 @@ impl Leader {
         state: &mut CoreState,
         from: MemberId,
         rejected: LogIndex,
-        hint: LogId,
+        hint: LogPosition,
     ) {
         let Some(peer) = self.peers.get_mut(&from) else {
             return;
         };
         peer.replied(state.now);
         let possible = match hint.term.0 {
-            0 => LogId::new(hint.term, hint.index),
+            0 => LogPosition::new(hint.term, hint.index),
             _ => state.log.last_possible_match(hint),
         };
         peer.rejected(rejected, possible);
@@ -573,7 +573,7 @@ fn send_append(state: &mut CoreState, id: MemberId, peer: &mut Progress, entries
         request_snapshot(state, id, peer);
         return;
     };
-    let prev = LogId::new(term, before);
+    let prev = LogPosition::new(term, before);
     let commit = state.log.commit();
     let last = entries.last().map_or(before, |entry| entry.index);
     let bytes = entries.iter().map(entry_bytes).sum();

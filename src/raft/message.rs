@@ -3,31 +3,7 @@
 //! Messages may be lost, repeated, delayed and reordered; none depends on an earlier one. The transport
 //! authenticates the sender. Follows section 3 of the Raft paper, with etcd's pre-vote and conflict hints.
 
-use crate::types::{Entry, LogIndex, MemberId, Term};
-use std::fmt;
-
-/// An entry's index and the term in which it was appended. Two logs that both contain a `LogId` are equal
-/// up to it. The order (term first) is the paper's "at least as up to date".
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LogId {
-    /// The term of the leader that appended the entry.
-    pub term: Term,
-    /// The entry's index.
-    pub index: LogIndex,
-}
-
-impl LogId {
-    /// The id of the entry at `index` that was appended in `term`.
-    pub fn new(term: Term, index: LogIndex) -> Self {
-        Self { term, index }
-    }
-}
-
-impl fmt::Display for LogId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@t{}", self.index, self.term)
-    }
-}
+use crate::types::{Entry, LogIndex, LogPosition, MemberId, Term};
 
 /// A message and its receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +31,7 @@ pub enum MessageBody {
     /// vote for it in the next term. It changes nothing at the receiver, so a member that rejoins cannot depose a leader.
     PreVote {
         /// The end of the sender's log.
-        last: LogId,
+        last: LogPosition,
     },
     /// Answer to [`MessageBody::PreVote`]. Granted proves only that the sender has no recent leader and its log is
     /// no more up to date; it promises nothing and may be granted to many.
@@ -68,7 +44,7 @@ pub enum MessageBody {
     /// From a candidate whose own term and vote are durable. Granting promises the vote of this term.
     RequestVote {
         /// The end of the candidate's log.
-        last: LogId,
+        last: LogPosition,
         /// The leader asked for this campaign ([`MessageBody::TimeoutNow`]), so a recent leader is no reason to refuse.
         transfer: bool,
     },
@@ -82,7 +58,7 @@ pub enum MessageBody {
     /// the term. The leader may not have the entries on its own disk yet.
     Append {
         /// The entry before the first of `entries` in the leader's log.
-        prev: LogId,
+        prev: LogPosition,
         /// How far the leader's log is committed; may lie beyond `entries`.
         commit: LogIndex,
         /// Entries with consecutive indexes from `prev.index + 1`.
@@ -99,7 +75,7 @@ pub enum MessageBody {
         /// The index of the `prev` that did not match.
         rejected: LogIndex,
         /// The follower's last entry that may match the leader's; none after it does. Term zero means unknown.
-        hint: LogId,
+        hint: LogPosition,
     },
     /// From the leader, without a reply: entries that the receiver has acknowledged are committed. If it is lost, the
     /// next append or heartbeat has the same information.

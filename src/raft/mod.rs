@@ -153,7 +153,6 @@ mod message;
 mod progress;
 mod quorum;
 mod raft_core;
-mod random;
 mod read_index;
 mod reports;
 #[cfg(test)]
@@ -176,5 +175,5 @@ pub use interface::{
 };
 pub use log::entry_bytes;
 pub use membership::{Membership, MembershipChange, MembershipError};
-pub use message::{Envelope, LogId, Message, MessageBody};
+pub use message::{Envelope, Message, MessageBody};
 pub use raft_core::RaftCore;

@@ -9,8 +9,7 @@
 //!
 //! A test below has the whole table.
 
-use super::message::LogId;
-use crate::types::LogIndex;
+use crate::types::{LogIndex, LogPosition};
 use std::collections::VecDeque;
 
 /// How entries are sent to a follower.
@@ -163,7 +162,7 @@ impl Progress {
     }
 
     /// It does not have the entry at `rejected`; `possible` is the last entry that both logs can have in common.
-    pub(super) fn rejected(&mut self, rejected: LogIndex, possible: LogId) {
+    pub(super) fn rejected(&mut self, rejected: LogIndex, possible: LogPosition) {
         let late = match &self.replication {
             ReplicationState::Probe { .. } => rejected.next() != self.next,
             ReplicationState::Replicate(_) => rejected <= self.matched,
@@ -250,9 +249,9 @@ mod tests {
     fn late_rejections_change_nothing() {
         let mut progress = Progress::new(LogIndex(10));
         progress.acknowledged(LogIndex(8), LogIndex(0));
-        progress.rejected(LogIndex(7), LogId::new(Term(1), LogIndex(3)));
+        progress.rejected(LogIndex(7), LogPosition::new(Term(1), LogIndex(3)));
         assert!(progress.is_replicating());
-        progress.rejected(LogIndex(12), LogId::new(Term(1), LogIndex(3)));
+        progress.rejected(LogIndex(12), LogPosition::new(Term(1), LogIndex(3)));
         assert!(progress.is_probing());
         assert_eq!(
             progress.next,
@@ -331,7 +330,7 @@ snapshot             | replicate            | snapshot             | snapshot   
             },
             |progress| {
                 let rejected = LogIndex(progress.next.0 - 1);
-                progress.rejected(rejected, LogId::new(Term(1), LogIndex(3)));
+                progress.rejected(rejected, LogPosition::new(Term(1), LogIndex(3)));
                 false
             },
             |progress| {

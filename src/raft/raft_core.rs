@@ -13,10 +13,9 @@ use super::interface::{
 };
 use super::leader::Leader;
 use super::membership::{Membership, MembershipChange};
-use super::message::LogId;
 use super::startup::{check_config, load_log};
 use super::state::CoreState;
-use crate::types::{LogIndex, MemberId, Term};
+use crate::types::{LogIndex, LogPosition, MemberId, Term};
 use bytes::Bytes;
 
 /// A member's role, with what only that role has.
@@ -89,7 +88,7 @@ impl RaftCore {
 
     /// Appends a command. It is committed when [`Ready::committed`] contains an entry with the returned id; if another
     /// entry comes with its index, the command will never be committed.
-    pub fn propose(&mut self, data: Bytes) -> Result<LogId, ProposeError> {
+    pub fn propose(&mut self, data: Bytes) -> Result<LogPosition, ProposeError> {
         match &mut self.role {
             Role::Leader(leader) => leader.propose(&mut self.state, data),
             Role::Follower(_) | Role::Candidate(_) => Err(self.not_leader()),
@@ -98,7 +97,10 @@ impl RaftCore {
 
     /// Appends a membership change, in force at once (see [`membership`](super::membership)). The committed
     /// entry's data is the encoded [`Membership`] after the change.
-    pub fn propose_membership(&mut self, change: &MembershipChange) -> Result<LogId, ChangeError> {
+    pub fn propose_membership(
+        &mut self,
+        change: &MembershipChange,
+    ) -> Result<LogPosition, ChangeError> {
         match &mut self.role {
             Role::Leader(leader) => leader.propose_membership(&mut self.state, change),
             Role::Follower(_) | Role::Candidate(_) => Err(self.not_leader().into()),
@@ -235,7 +237,7 @@ impl RaftCore {
     }
 
     /// The last entry of the log.
-    pub fn last(&self) -> LogId {
+    pub fn last(&self) -> LogPosition {
         self.state.log.last()
     }
 

@@ -2,9 +2,8 @@
 
 use super::interface::{LogReadError, Reader, Released, SnapshotRefused};
 use super::membership::Membership;
-use super::message::LogId;
 use super::raft_core::{RaftCore, Role};
-use crate::types::{Entry, LogIndex, MemberId};
+use crate::types::{Entry, LogIndex, LogPosition, MemberId};
 
 impl RaftCore {
     // --- the WAL ---
@@ -79,7 +78,7 @@ impl RaftCore {
 
     /// A verified snapshot at `id` is about to replace the state machine. No entries are given out to be applied until
     /// [`snapshot_installed`](Self::snapshot_installed) or [`snapshot_abandoned`](Self::snapshot_abandoned).
-    pub fn snapshot_starts(&mut self, id: LogId) -> Result<(), SnapshotRefused> {
+    pub fn snapshot_starts(&mut self, id: LogPosition) -> Result<(), SnapshotRefused> {
         let commit = self.state.log.commit();
         if !self.state.applying.is_newer(id.index, commit) {
             return Err(SnapshotRefused {
@@ -105,7 +104,7 @@ impl RaftCore {
 
     /// The snapshot at `id` has replaced the state machine, durably; it contained `membership`. The caller has announced it
     /// with [`snapshot_starts`](Self::snapshot_starts).
-    pub fn snapshot_installed(&mut self, id: LogId, membership: Membership) {
+    pub fn snapshot_installed(&mut self, id: LogPosition, membership: Membership) {
         assert!(
             self.state.applying.is_installing(),
             "a snapshot starts before it is installed"
@@ -167,7 +166,7 @@ mod tests {
             },
             applied: index(applied),
             membership: voters(1..=3),
-            start: LogId::new(Term(3), index(4)),
+            start: LogPosition::new(Term(3), index(4)),
             entries: (5..=9).map(|at| entry(at, 3)).collect(),
             ..InitialState::default()
         };
@@ -207,7 +206,7 @@ mod tests {
         drain(&mut core);
         receive(&mut core, 2, 4, MessageBody::Vote { granted });
         drain(&mut core);
-        let (rejected, hint) = (index(9), LogId::new(Term(3), index(6)));
+        let (rejected, hint) = (index(9), LogPosition::new(Term(3), index(6)));
         let reply = MessageBody::AppendRejected { rejected, hint };
         receive(&mut core, 3, 4, reply);
         let read = drain(&mut core).0[0];
@@ -254,7 +253,7 @@ mod tests {
         let mut core = started(6);
         let read = drain(&mut core).0[0];
         assert_eq!((read.reader, read.from.0), (Reader::Apply, 7));
-        let id = LogId::new(Term(3), index(12));
+        let id = LogPosition::new(Term(3), index(12));
         core.snapshot_starts(id).unwrap();
         core.snapshot_installed(id, voters(1..=3));
         assert!(!core.awaits_log_read(read.reader, read.from));
@@ -270,7 +269,7 @@ mod tests {
         let mut core = started(6);
         let read = drain(&mut core).0[0];
         let append = |entries| MessageBody::Append {
-            prev: LogId::new(Term(3), index(9)),
+            prev: LogPosition::new(Term(3), index(9)),
             commit: index(9),
             entries,
         };
@@ -278,7 +277,7 @@ mod tests {
         drain(&mut core);
         receive(&mut core, 3, 5, append(vec![entry(10, 5)]));
         drain(&mut core);
-        assert_eq!(core.last(), LogId::new(Term(5), index(10)));
+        assert_eq!(core.last(), LogPosition::new(Term(5), index(10)));
         let entries = (7..=9).map(|at| entry(at, 3)).collect();
         core.log_read(read.reader, read.from, Ok(entries)).unwrap();
         assert_eq!(drain(&mut core).1, [7, 8, 9]);

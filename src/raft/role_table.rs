@@ -4,7 +4,7 @@
 
 use super::testing::{index, voters};
 use super::*;
-use crate::types::{Entry, EntryKind, HardState, MemberId, Term};
+use crate::types::{Entry, EntryKind, HardState, LogPosition, MemberId, Term};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -113,7 +113,7 @@ fn member(start: Start) -> RaftCore {
 
 /// Every kind of message, with the contents that matter.
 fn rows() -> Vec<(&'static str, MessageBody)> {
-    let id = |term, at| LogId::new(Term(term), index(at));
+    let id = |term, at| LogPosition::new(Term(term), index(at));
     let (newer, older) = (id(5, 2), id(0, 0));
     let append = |prev, at: u64| MessageBody::Append {
         prev,

@@ -5,10 +5,11 @@ use super::durability::Durability;
 use super::interface::{Config, Persist, ReadLog, ReadState, SendSnapshot};
 use super::log::Log;
 use super::membership::{History, Membership};
-use super::message::{Envelope, LogId, Message, MessageBody};
-use super::random::Random;
+use super::message::{Envelope, Message, MessageBody};
 use super::read_index::ReadQueue;
-use crate::types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
+use crate::types::{
+    Entry, EntryKind, HardState, LogIndex, LogPosition, MemberId, SplitMix64, Term,
+};
 use bytes::Bytes;
 
 /// What the next `Ready` returns, besides what it takes from the log.
@@ -35,7 +36,7 @@ pub(super) struct CoreState {
     pub(super) leading_forbidden: bool,
     /// Ticks since the start.
     pub(super) now: u64,
-    random: Random,
+    random: SplitMix64,
     durability: Durability,
 }
 
@@ -47,9 +48,9 @@ impl CoreState {
         history: History,
         applying: Applying,
     ) -> Self {
-        let mut random = Random::new(config.seed);
+        let mut random = SplitMix64::new(config.seed);
         Self {
-            reads: ReadQueue::new(config.reads_max, random.next()),
+            reads: ReadQueue::new(config.reads_max, random.next_u64()),
             config,
             term: hard_state.term,
             vote: hard_state.vote,
@@ -75,7 +76,7 @@ impl CoreState {
 
     /// Draws an election timeout, in ticks.
     pub(super) fn draw_timeout(&mut self) -> u32 {
-        let extra = self.random.next() % u64::from(self.config.election_ticks);
+        let extra = self.random.next_u64() % u64::from(self.config.election_ticks);
         self.config.election_ticks + u32::try_from(extra).expect("below election_ticks")
     }
 
@@ -136,8 +137,8 @@ impl CoreState {
     // --- the log ---
 
     /// Appends an entry of this term. The caller leads it.
-    pub(super) fn append_own(&mut self, kind: EntryKind, data: Bytes) -> LogId {
-        let id = LogId::new(self.term, self.log.last().index.next());
+    pub(super) fn append_own(&mut self, kind: EntryKind, data: Bytes) -> LogPosition {
+        let id = LogPosition::new(self.term, self.log.last().index.next());
         self.log.push(Entry {
             term: id.term,
             index: id.index,
@@ -211,7 +212,7 @@ impl CoreState {
     }
 
     /// A snapshot at `id` has replaced the state machine, durably.
-    pub(super) fn snapshot_installed(&mut self, id: LogId, membership: Membership) {
+    pub(super) fn snapshot_installed(&mut self, id: LogPosition, membership: Membership) {
         if self.log.contains(id) {
             // The entries after it stay. Those before may not be durable yet, but nobody needs them.
             self.commit_to(id.index);

@@ -2,7 +2,7 @@
 
 use super::interface::StepError;
 use super::membership::Membership;
-use super::message::{LogId, Message, MessageBody};
+use super::message::{Message, MessageBody};
 use super::raft_core::{RaftCore, Role};
 use crate::types::{EntryKind, MemberId, Term};
 
@@ -175,7 +175,7 @@ fn check_entries(term: Term, body: &MessageBody) -> Result<(), StepError> {
         if !(follows && in_order && sound) {
             return Err(StepError::Entry { index: entry.index });
         }
-        before = LogId::new(entry.term, entry.index);
+        before = entry.position();
     }
     Ok(())
 }
@@ -185,7 +185,7 @@ mod tests {
     use super::super::testing::{index, voters};
     use super::super::{Config, InitialState};
     use super::*;
-    use crate::types::Entry;
+    use crate::types::{Entry, LogPosition};
     use bytes::Bytes;
 
     fn entry(term: u64, at: u64, kind: EntryKind) -> Entry {
@@ -207,7 +207,7 @@ mod tests {
     }
 
     fn append(term: u64, entries: Vec<Entry>) -> Message {
-        let prev = LogId::default();
+        let prev = LogPosition::default();
         let commit = index(0);
         let body = MessageBody::Append {
             prev,
@@ -238,7 +238,7 @@ mod tests {
                 matches!(refused, Err(StepError::Entry { .. })),
                 "{entries:?}"
             );
-            assert_eq!(node.last(), LogId::default());
+            assert_eq!(node.last(), LogPosition::default());
         }
     }
 

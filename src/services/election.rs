@@ -1,7 +1,8 @@
-//! Elections: whoever stands first in line for a name leads, and says so in its key's value.
+//! Elections: the first candidate in the queue of a name leads, and its key's value is what it proclaims.
 //!
-//! As with a lock, a leader that was paused may believe in itself for longer than its lease lived; [`Leadership::created`]
-//! fences it off. Whatever it writes to this store should compare the creation revision of its key in the same transaction.
+//! As with a lock, a leader that was paused may still take itself for the leader after its lease has ended;
+//! [`Leadership::created`] is a fencing token against that. A leader's writes to this store should compare the creation revision
+//! of its key in the same transaction.
 
 use super::queue::{
     Candidate, QueueError, all_of, come_first, first_in_line, first_of, line, remove, set_value,
@@ -26,7 +27,7 @@ pub enum ElectionError {
     /// Nobody leads.
     #[error("election: no leader")]
     NoLeader,
-    /// The leadership that the call speaks of has ended, or its lease ended while it was waited for.
+    /// The leadership of the call has ended, or its lease ended while the call waited for it.
     #[error("election: not leader")]
     NotLeader,
 }
@@ -47,7 +48,7 @@ pub struct Leadership {
     pub name: Bytes,
     /// The key that says so.
     pub key: Bytes,
-    /// The revision that created the key: greater than that of every earlier leader, so it fences them off.
+    /// The revision that created the key: a fencing token, greater than that of every earlier leader.
     pub created: Revision,
     /// The lease it ends with.
     pub lease: LeaseId,
@@ -63,10 +64,10 @@ pub struct LeaderSeen {
 }
 
 /// Waits until `lease` leads `name` with `value`; without a lease (zero), one of
-/// [`OWN_LEASE_SECS`](super::queue::OWN_LEASE_SECS) seconds is granted. A candidate that is in line already keeps its place;
-/// its value becomes this one. Gives the revision at which it got in line, too.
+/// [`OWN_LEASE_SECS`](super::queue::OWN_LEASE_SECS) seconds is granted. A candidate that is in the queue already keeps its
+/// place and gets this value. Also returns the revision at which it entered the queue.
 ///
-/// There is no limit to the wait. Dropping the future gives up the place in line.
+/// There is no limit to the wait. Dropping the future gives up the place in the queue.
 // etcd: a candidate whose lease has ended is told that it leads; here it is not.
 pub async fn campaign(
     requests: &Requests,
@@ -90,7 +91,7 @@ pub async fn campaign(
     Ok((leadership, place.entered))
 }
 
-/// Changes the leader's value. Gives the revision of the change.
+/// Changes the leader's value. Returns the revision of the change.
 pub async fn proclaim(
     requests: &Requests,
     leadership: &Leadership,
@@ -106,7 +107,7 @@ pub async fn proclaim(
     changed.ok_or(ElectionError::NotLeader)
 }
 
-/// Ends a leadership, or gives up a place in line. One that has ended already is no error. Gives the store's revision.
+/// Ends a leadership, or gives up a place in the queue. It is no error if that has ended already. Returns the store's revision.
 pub async fn resign(
     requests: &Requests,
     leadership: &Leadership,
@@ -137,18 +138,18 @@ pub async fn observe(requests: &Requests, name: Bytes) -> Result<Observer, Elect
     Ok(observer)
 }
 
-/// Sees every leader, and every value of it, in order; what was compacted before it got there it cannot see.
+/// Follows every leader, and every value of each, in order. It skips what was compacted before it could read it.
 #[derive(Debug)]
 pub struct Observer {
     requests: Requests,
     name: Bytes,
-    /// All who stand in line, by the revision that created their key.
+    /// All candidates in the queue, by the revision that created their key.
     candidates: BTreeMap<Revision, KeyValue>,
-    /// The line is that of this revision.
+    /// The revision of `candidates`.
     through: Revision,
-    /// The newest leader that was given out: the revisions of its key's creation and of its value.
+    /// The leader that was returned last: the revisions of its key's creation and of its value.
     seen: Option<(Revision, Revision)>,
-    /// Everything after `changes`.
+    /// Watches for the changes after `changes`.
     watch: Option<Watch>,
     /// Changes that are not in `candidates` yet.
     changes: VecDeque<KeyEvent>,
@@ -171,7 +172,7 @@ impl Observer {
         }
     }
 
-    /// Takes the changes of one revision into the line; tells whether there were any.
+    /// Applies the changes of one revision to `candidates`; returns whether there were any.
     fn take_revision(&mut self) -> bool {
         let Some(first) = self.changes.front() else {
             return false;
@@ -215,7 +216,7 @@ impl Observer {
         }
     }
 
-    /// What was compacted before it was seen is gone; the line as it is now is not.
+    /// After a compaction the missed changes are lost, but the present queue can be read.
     async fn go_on_after(&mut self, error: WatchError) -> Result<(), ElectionError> {
         self.watch = None;
         match error {

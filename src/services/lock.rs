@@ -1,8 +1,7 @@
-//! Locks: whoever stands first in line for a name holds it, for as long as its lease lives.
+//! Locks: the first candidate in the queue of a name holds the lock until its lease ends.
 //!
-//! A lock keeps well-behaved holders apart most of the time. It cannot stop one that was paused until its lease had ended and
-//! still believes in it. What the lock protects must refuse such a holder: hand it [`Locked::created`] with every request, and
-//! let it refuse any number below the highest it has seen.
+//! A lock cannot stop a holder that was paused until its lease had ended and does not know it. What the lock protects must refuse
+//! such a holder: send [`Locked::created`] with every request as a fencing token, and refuse any number below the highest seen.
 
 use super::queue::{Candidate, Place, QueueError, come_first};
 use crate::{
@@ -18,7 +17,7 @@ pub enum LockError {
     /// A request failed.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// The lease ended while the lock was waited for.
+    /// The lease ended while the call waited for the lock.
     #[error("mutex: session is expired")]
     SessionExpired,
 }
@@ -35,9 +34,9 @@ impl From<QueueError> for LockError {
 /// A lock that is held until its key is deleted or its lease ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Locked {
-    /// The key that holds it. Deleting it gives the lock back.
+    /// The key that holds it. Deleting it releases the lock.
     pub key: Bytes,
-    /// The revision that created the key: greater than that of every earlier holder, so it fences them off.
+    /// The revision that created the key: a fencing token, greater than that of every earlier holder.
     pub created: Revision,
     /// The lease that the lock ends with.
     pub lease: LeaseId,
@@ -48,7 +47,7 @@ pub struct Locked {
 /// Waits for the lock `name` on behalf of a lease; without one (zero), a lease of
 /// [`OWN_LEASE_SECS`](super::queue::OWN_LEASE_SECS) seconds is granted. A lease that holds the lock gets it at once.
 ///
-/// There is no limit to the wait. Dropping the future gives up the place in line.
+/// There is no limit to the wait. Dropping the future gives up the place in the queue.
 pub async fn lock(requests: &Requests, name: Bytes, lease: LeaseId) -> Result<Locked, LockError> {
     let candidate = Candidate {
         name,
@@ -79,7 +78,7 @@ async fn held_at(requests: &Requests, place: &Place) -> Result<Revision, LockErr
     Ok(requests.range(own).await?.revision)
 }
 
-/// Gives a lock back: deletes its key. One that is gone already is no error. Gives the store's revision.
+/// Releases a lock: deletes its key. It is no error if the key is gone already. Returns the store's revision.
 pub async fn unlock(requests: &Requests, key: Bytes) -> Result<Revision, LockError> {
     let delete = DeleteRange {
         key: key.into(),

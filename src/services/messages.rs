@@ -1,7 +1,7 @@
 //! Locks and elections as messages to a [`Store`], for programs that embed a node.
 //!
-//! A message that waits is answered when its wait is over. Dropping its answer does not give up the place in line: the actor
-//! waits on. Who wants that asks [`lock`](super::lock::lock()) and [`campaign`](super::election::campaign()) themselves.
+//! A message that waits is answered when its wait is over. Dropping the answer does not give up the place in the queue: the actor
+//! goes on waiting. To give it up, call [`lock`](super::lock::lock()) or [`campaign`](super::election::campaign()) and drop that.
 
 use super::{
     election::{self, ElectionError, LeaderSeen, Leadership, Observer},
@@ -20,11 +20,11 @@ use bytes::Bytes;
 pub struct TakeLock {
     /// Its name.
     pub name: Bytes,
-    /// For whom; zero has a lease granted.
+    /// The candidate's lease; for zero one is granted.
     pub lease: LeaseId,
 }
 
-/// Gives a lock back; see [`lock::unlock`].
+/// Releases a lock; see [`lock::unlock`].
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<Revision, LockError>")]
 pub struct ReleaseLock {
@@ -36,21 +36,21 @@ pub struct ReleaseLock {
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<Leadership, ElectionError>")]
 pub struct Campaign {
-    /// What to lead.
+    /// The name of the election.
     pub name: Bytes,
-    /// For whom; zero has a lease granted.
+    /// The candidate's lease; for zero one is granted.
     pub lease: LeaseId,
-    /// What the leader says.
+    /// The leader's value.
     pub value: Bytes,
 }
 
-/// Changes what the leader says; see [`election::proclaim`].
+/// Changes the leader's value; see [`election::proclaim`].
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<Revision, ElectionError>")]
 pub struct Proclaim {
-    /// By which right.
+    /// The leadership of the caller.
     pub leadership: Leadership,
-    /// What it says.
+    /// The new value.
     pub value: Bytes,
 }
 
@@ -58,7 +58,7 @@ pub struct Proclaim {
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<Revision, ElectionError>")]
 pub struct Resign {
-    /// Which.
+    /// The leadership to end.
     pub leadership: Leadership,
 }
 
@@ -66,7 +66,7 @@ pub struct Resign {
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<LeaderSeen, ElectionError>")]
 pub struct ReadLeader {
-    /// What.
+    /// The name of the election.
     pub name: Bytes,
 }
 
@@ -74,7 +74,7 @@ pub struct ReadLeader {
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<Observer, ElectionError>")]
 pub struct ObserveLeaders {
-    /// Of what.
+    /// The name of the election.
     pub name: Bytes,
 }
 

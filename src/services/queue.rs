@@ -1,11 +1,11 @@
-//! The line in which candidates for a lock or a leadership stand.
+//! The queue of candidates for a lock or a leadership.
 //!
-//! A candidate's key is `name/lease`, the lease in hexadecimal, and attached to it. First in line is the key with the lowest
-//! creation revision. A candidate watches the newest key before its own, and looks at the line again when that one goes: so one
-//! departure wakes one candidate, and writes elsewhere wake none.
+//! A candidate's key is `name/lease`, with the lease in hexadecimal, and is attached to that lease. The key with the lowest
+//! creation revision is first. A candidate watches the newest key before its own, and reads the queue again when that key is
+//! deleted: so one departure wakes one candidate, and writes to other keys wake none.
 //!
-//! Whoever stops waiting leaves the line: the wait runs on its own, learns that its caller has gone, and then removes the key it
-//! stood in line with.
+//! A candidate whose caller stops waiting leaves the queue: the wait runs as a task of its own, which notices that the caller is
+//! gone and deletes the candidate's key.
 
 use crate::{
     actors::{
@@ -28,17 +28,16 @@ use crate::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-/// The time to live of a lease that is granted for a candidate who brings none, in seconds. Nobody keeps it alive for the
-/// candidate.
+/// The time to live, in seconds, of a lease that is granted for a candidate without one. Nobody renews it.
 pub const OWN_LEASE_SECS: i64 = 60;
 
-/// Why a candidate has not come first.
+/// Why a candidate does not become first.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
     /// A request failed.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// The candidate's key went while it waited: its lease has ended, or somebody has removed it.
+    /// The candidate's key was deleted while it waited: its lease has ended, or a client deleted the key.
     #[error("the place in line is gone")]
     PlaceGone,
     /// Nobody waits for the answer any more.
@@ -52,10 +51,10 @@ impl From<ReadError> for QueueError {
     }
 }
 
-/// Who wants to come first.
+/// A candidate that wants to be first.
 #[derive(Clone, Debug)]
 pub(super) struct Candidate {
-    /// What for.
+    /// The name of the lock or election.
     pub name: Bytes,
     /// The lease its key is attached to. Zero: one is granted.
     pub lease: LeaseId,
@@ -65,11 +64,11 @@ pub(super) struct Candidate {
     pub replaces: bool,
 }
 
-/// A place in line.
+/// A place in the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub key: Bytes,
-    /// The revision that created the key: the order of the line.
+    /// The revision that created the key, which orders the queue.
     pub created: Revision,
     pub lease: LeaseId,
     /// The store's revision when the key was found or put.
@@ -106,7 +105,7 @@ pub(super) fn created_at(key: &Bytes, revision: Revision) -> Compare {
     }
 }
 
-/// The question for the first in line.
+/// The query for the first in the queue.
 pub(super) fn first_in_line(name: &[u8]) -> RangeQuery {
     let (key, range_end) = line(name);
     RangeQuery {
@@ -136,8 +135,8 @@ fn decode(kv: &Bytes) -> Result<KeyValue, QueueError> {
     })
 }
 
-/// Gets in line and waits until it is this candidate's turn. A candidate that is in line already keeps its place. Dropping
-/// the future, while it waits, leaves the line.
+/// Enters the queue and waits until the candidate is first. A candidate that is in the queue already keeps its place. Dropping
+/// the future while it waits leaves the queue.
 pub(super) async fn come_first(
     requests: &Requests,
     candidate: Candidate,
@@ -226,7 +225,7 @@ async fn change(requests: &Requests, place: &Place, value: Bytes) -> Result<(), 
     changed.map(drop).ok_or(QueueError::PlaceGone)
 }
 
-/// Gives a key another value, unless it is another key by now. Gives the revision of the change.
+/// Changes a key's value, unless the key was deleted and created again. Returns the revision of the change.
 pub(super) async fn set_value(
     requests: &Requests,
     key: &Bytes,
@@ -249,7 +248,7 @@ pub(super) async fn set_value(
     Ok(done.succeeded.then_some(done.revision))
 }
 
-/// Waits until nobody stands before `place`; tells whether anybody did.
+/// Waits until no candidate is before `place`; returns whether there was one.
 async fn turn_comes(requests: &Requests, name: &[u8], place: &Place) -> Result<bool, QueueError> {
     let mut waited = false;
     loop {
@@ -261,7 +260,7 @@ async fn turn_comes(requests: &Requests, name: &[u8], place: &Place) -> Result<b
         wait_deleted(requests, &before, place, look.at).await?;
     }
     if waited {
-        // Others may have gone on while this member's view was old; this one is as new as it gets.
+        // The reads so far were serializable: this linearizable one sees whether the place still exists.
         let own = RangeQuery {
             key: place.key.clone().into(),
             ..RangeQuery::default()
@@ -274,16 +273,16 @@ async fn turn_comes(requests: &Requests, name: &[u8], place: &Place) -> Result<b
     Ok(waited)
 }
 
-/// A look at the line.
+/// What a read of the queue found.
 struct Look {
     /// The key before the candidate's own, if there is one.
     before: Option<Bytes>,
-    /// The revision of the line that was seen.
+    /// The revision of that read.
     at: Revision,
 }
 
-/// Looks for the newest key that was created before the candidate's. This member's own view answers: it holds the candidate's
-/// key, hence everything older, and a key that is gone stays gone, since one that comes back is newer.
+/// Finds the newest key that was created before the candidate's. A serializable read suffices: the view has the candidate's key,
+/// hence everything older; and a deleted key that is created again is newer.
 async fn look(requests: &Requests, name: &[u8], place: &Place) -> Result<Look, QueueError> {
     #[cfg(test)]
     tests::LOOKS.with(|looks| looks.set(looks.get() + 1));
@@ -315,7 +314,7 @@ const OWN: WatchId = WatchId(1);
 /// The watch of the key before it.
 const BEFORE: WatchId = WatchId(2);
 
-/// Waits until `before`, which was there at revision `at`, may be gone; an error if the candidate's own key goes first.
+/// Waits until `before`, which existed at revision `at`, may be deleted; an error if the candidate's own key is deleted first.
 async fn wait_deleted(
     requests: &Requests,
     before: &Bytes,
@@ -342,7 +341,8 @@ async fn wait_deleted(
     }
 }
 
-/// Which of the watched keys went; also the one before, if nobody can tell any more: who looks again finds out.
+/// Which of the watched keys was deleted. If compaction hides that, it returns the key before: the next read of the queue finds
+/// out.
 async fn first_gone(responses: &mut WatchResponses) -> Result<WatchId, RequestError> {
     loop {
         let response = responses.next().await?;
@@ -356,7 +356,7 @@ async fn first_gone(responses: &mut WatchResponses) -> Result<WatchId, RequestEr
     }
 }
 
-/// Removes the candidate's key. That it fails does not matter: the key ends with its lease.
+/// Deletes the candidate's key. A failure does not matter: the key is deleted with its lease.
 async fn leave(requests: &Requests, place: &Place) {
     if place.own_lease {
         drop(requests.revoke_lease(place.lease).await);
@@ -365,7 +365,7 @@ async fn leave(requests: &Requests, place: &Place) {
     }
 }
 
-/// Deletes a key unless it is another by now. Gives the store's revision.
+/// Deletes a key, unless it was deleted and created again. Returns the store's revision.
 pub(super) async fn remove(
     requests: &Requests,
     key: &Bytes,

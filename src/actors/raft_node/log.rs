@@ -10,12 +10,11 @@ use super::{node::RaftNode, own_messages::LogReadEnded};
 use crate::{
     actors::{
         apply_messages::{ApplierProgress, ApplyEntries},
-        aside::aside,
+        background::in_background,
         wal_writer::{Persist, Persisted, ReleaseEntries},
     },
     clock,
     failpoint::{FailPoint, hit},
-    mutation::{Mutation, mutated},
     raft::{ReadLog, Released},
     storage::wal::{WalError, WalReader},
     types::{Entry, MemberId},
@@ -33,9 +32,7 @@ impl Handler<Persisted> for RaftNode {
             let took_ms = clock::micros(took) / 1_000;
             tracing::warn!(took_ms, "a write to the write-ahead log was slow");
         }
-        if !mutated(Mutation::AcknowledgeBeforeSync) {
-            self.raft.persisted(persisted.seq);
-        }
+        self.raft.persisted(persisted.seq);
         self.carry_out();
     }
 }
@@ -80,12 +77,8 @@ impl Handler<LogReadEnded> for RaftNode {
 
 impl RaftNode {
     pub(super) fn send_persists(&mut self) {
-        let Some((seq, persists)) = self.log_writes.next(clock::now()) else {
-            return;
-        };
-        self.life.deliver(&self.peers.wal, Persist(persists));
-        if mutated(Mutation::AcknowledgeBeforeSync) {
-            self.raft.persisted(seq);
+        if let Some(persists) = self.log_writes.next(clock::now()) {
+            self.life.deliver(&self.peers.wal, Persist(persists));
         }
     }
 
@@ -105,7 +98,7 @@ impl RaftNode {
         let needed = |read: &ReadLog| raft.awaits_log_read(read.reader, read.from);
         while let Some(read) = self.log_reads.next(needed, clock::now()) {
             let log = self.peers.log.clone();
-            let reading = aside(move || read_entries(&log, &read));
+            let reading = in_background(move || read_entries(&log, &read));
             let own = self.peers.log_read.clone();
             let fail_stop = self.life.fail_stop().clone();
             actix_rt::spawn(async move {

@@ -41,14 +41,14 @@ impl LogWrites {
         self.waiting.extend(persist);
     }
 
-    /// The next message to the WAL writer, if one may be sent now, and the last sequence number in it.
-    pub(super) fn next(&mut self, now: Instant) -> Option<(u64, Vec<raft::Persist>)> {
+    /// The next message to the WAL writer, if one may be sent now.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Vec<raft::Persist>> {
         let seq = self.waiting.last()?.seq;
         if self.in_flight.len() >= IN_FLIGHT_MAX {
             return None;
         }
         self.in_flight.push_back((seq, now));
-        Some((seq, std::mem::take(&mut self.waiting)))
+        Some(std::mem::take(&mut self.waiting))
     }
 
     /// All writes up to `seq` are durable. Returns the duration of a slow sync, unless one was returned a moment ago.
@@ -126,8 +126,9 @@ mod tests {
         writes.push(Some(persist(6)));
         assert!(writes.next(now).is_none(), "four are in flight");
         writes.end(2, 1, now);
-        let (seq, together) = writes.next(now).unwrap();
-        assert_eq!((seq, together.len()), (6, 2));
+        let together = writes.next(now).unwrap();
+        let seqs: Vec<u64> = together.iter().map(|write| write.seq).collect();
+        assert_eq!(seqs, [5, 6]);
     }
 
     #[test]

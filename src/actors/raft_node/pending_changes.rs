@@ -9,8 +9,8 @@ use crate::{
     },
     codec,
     net::Responder,
-    raft::{LogId, Membership},
-    types::{Entry, MemberId},
+    raft::Membership,
+    types::{Entry, LogPosition, MemberId},
 };
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -48,7 +48,7 @@ pub(super) struct PendingChange {
     pub(super) change: MemberChange,
     pub(super) asker: ChangeAsker,
     /// Its entry, once this member has appended it as the leader.
-    pub(super) appended: Option<LogId>,
+    pub(super) appended: Option<LogPosition>,
     /// The tick in which this member, as the leader, judged it first.
     pub(super) judged_at: Option<u64>,
 }
@@ -247,7 +247,7 @@ mod tests {
 
     type Outcome = oneshot::Receiver<Result<Bytes, ChangeRefusal>>;
 
-    fn pending(deadline: Instant, appended: Option<LogId>) -> (PendingChange, Outcome) {
+    fn pending(deadline: Instant, appended: Option<LogPosition>) -> (PendingChange, Outcome) {
         let (reply, outcome) = oneshot::channel();
         let pending = PendingChange {
             deadline,
@@ -272,7 +272,7 @@ mod tests {
     fn a_change_is_answered_when_its_own_entry_is_committed() {
         let now = clock::now();
         let mut changes = PendingChanges::default();
-        let id = |index| Some(LogId::new(Term(2), LogIndex(index)));
+        let id = |index| Some(LogPosition::new(Term(2), LogIndex(index)));
         let (first, mut done) = pending(now, id(5));
         let (second, mut overwritten) = pending(now, id(6));
         let (third, mut waits) = pending(now, None);

@@ -1,8 +1,8 @@
 //! Snapshots under way: those sent to other members, and one that this member installs.
 
 use crate::{
-    raft::{LogId, Membership, PeerStatus},
-    types::{LogIndex, MemberId},
+    raft::{Membership, PeerStatus},
+    types::{LogIndex, LogPosition, MemberId},
 };
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,7 +35,7 @@ enum Transfer {
 /// A received snapshot that is about to replace this member's state.
 #[derive(Debug)]
 pub(super) struct Installing {
-    pub(super) id: LogId,
+    pub(super) id: LogPosition,
     pub(super) membership: Membership,
     pub(super) done: oneshot::Sender<Result<(), String>>,
 }

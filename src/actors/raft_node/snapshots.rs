@@ -14,7 +14,6 @@ use crate::{
         },
     },
     clock,
-    raft::LogId,
     types::MemberId,
 };
 use actix::prelude::*;
@@ -54,7 +53,7 @@ impl Handler<InstallSnapshot> for RaftNode {
             return;
         }
         self.transfers.install(Installing {
-            id: position_of(&received),
+            id: received.db.applied(),
             membership: received.membership.clone(),
             done,
         });
@@ -103,7 +102,7 @@ impl RaftNode {
             return Err("another snapshot is being installed".to_owned());
         }
         self.raft
-            .snapshot_starts(position_of(received))
+            .snapshot_starts(received.db.applied())
             .map_err(|refused| refused.to_string())
     }
 
@@ -152,9 +151,4 @@ impl RaftNode {
             );
         }
     }
-}
-
-fn position_of(received: &ReceivedSnapshot) -> LogId {
-    let applied = received.db.applied();
-    LogId::new(applied.term, applied.index)
 }

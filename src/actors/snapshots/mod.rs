@@ -1,9 +1,9 @@
-//! Snapshots: sends this member's database to members that the log cannot help any more, and takes in what others send.
+//! Snapshots: sends this member's database to members that need entries which the log has released, and receives databases.
 //!
-//! It owns the transfers under way and the file beside the database that a snapshot is received into; it blocks on that file, and
-//! on reading the database, so it has an arbiter to itself. It decides neither who needs a snapshot (the Raft node does) nor when
-//! one takes the place of the state: once a received file is verified, and the state in it rebuilt, it hands both to the Raft
-//! node and waits for the outcome. `docs/snapshots.md` goes through every step and what a crash after it leaves.
+//! It owns the transfers in flight and the file beside the database that a snapshot is received into. It blocks on that file and
+//! on reading the database, so it has an arbiter to itself. It decides neither which member needs a snapshot (the Raft node does)
+//! nor when one is installed: it verifies a received file, loads the state from it, hands both to the Raft node and waits for the
+//! outcome. `docs/snapshots.md` describes every step and what a crash after it leaves.
 
 mod receive;
 mod send;
@@ -24,7 +24,7 @@ use std::sync::Arc;
 /// Messages that may wait.
 const MAILBOX_MAX: usize = 64;
 
-/// Snapshots that are sent at once. Further members wait for their turn: the Raft node asks again.
+/// Snapshots that are sent at once. For further members the Raft node asks again later.
 const SENDING_MAX: usize = 2;
 
 /// Owns the transfers of snapshots.
@@ -38,14 +38,14 @@ pub struct Snapshots {
     _life: Lifeline,
 }
 
-/// Whom it talks to.
+/// The actors that it sends to, and what it reads.
 #[derive(Clone, Debug)]
 pub struct SnapshotPeers {
-    /// Opens a stream to a member; nothing in a member that is alone.
+    /// Opens a stream to a member; `None` in a member without peers.
     pub open: Option<Recipient<OpenSnapshot>>,
-    /// Learns what became of a snapshot that was sent.
+    /// Is told how a transfer ended.
     pub ended: Recipient<TransferEnded>,
-    /// Puts a received one in place.
+    /// Installs a received snapshot.
     pub install: Recipient<InstallSnapshot>,
     /// The newest view, and with it a reader of the newest commit.
     pub views: latest::Receiver<Arc<Published>>,

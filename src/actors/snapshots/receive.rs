@@ -1,4 +1,4 @@
-//! Receiving: into a file beside the database, verified before anything else is touched.
+//! Receiving: into a file beside the database, which is verified before anything else is changed.
 
 use super::send::CHUNK_TIMEOUT;
 use crate::{
@@ -19,7 +19,7 @@ use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::timeout};
 
-/// Why a snapshot is not taken.
+/// Why a received snapshot is not installed.
 #[derive(Debug, thiserror::Error)]
 enum ReceiveError {
     #[error(transparent)]
@@ -48,7 +48,7 @@ impl From<DbError> for ReceiveError {
     }
 }
 
-/// Receives one snapshot, has it put in place, and answers its sender. What is not put in place is removed.
+/// Receives one snapshot, has it installed, and answers its sender. A snapshot that is not installed is removed.
 pub(super) async fn receive(
     mut incoming: IncomingSnapshot,
     site: DbSite,
@@ -62,7 +62,7 @@ pub(super) async fn receive(
             "a snapshot was not taken: {error}"
         );
         if let Err(error) = site.discard_incoming() {
-            tracing::warn!("what came of it stays on the disk until the next start: {error}");
+            tracing::warn!("the received file stays on the disk until the next start: {error}");
         }
     }
     incoming.answer(outcome.map_err(|error| error.to_string()));
@@ -114,7 +114,7 @@ async fn take(
     outcome.map_err(ReceiveError::NotInstalled)
 }
 
-/// Rebuilds the state in a received database: what cannot be rebuilt is no snapshot.
+/// Loads the state from a received database: a database from which that fails is no snapshot.
 fn verify(db: Db) -> Result<ReceivedSnapshot, ReceiveError> {
     let (restored, tree) = restore::restore(&db)?;
     let encoded = restore::membership(&db)?.ok_or(ReceiveError::NoMembership)?;
@@ -129,7 +129,7 @@ fn verify(db: Db) -> Result<ReceivedSnapshot, ReceiveError> {
     })
 }
 
-/// The blobs of this member's own database that no snapshot replaces.
+/// The blobs of this member's own database that a snapshot does not replace.
 fn own_blobs(reader: &DbReader) -> Result<Vec<(&'static str, Vec<u8>)>, DbError> {
     let mut own = Vec::new();
     for name in restore::LOCAL_BLOBS {

@@ -1,4 +1,4 @@
-//! Sending: one read transaction, a chunk at a time, no faster than the pace.
+//! Sending: one read transaction, sent a chunk at a time, with a bounded rate.
 
 use crate::{
     actors::{peer_hub::OpenSnapshot, restore, snapshot_messages::TransferError},
@@ -36,7 +36,7 @@ impl SnapshotPacing {
     }
 }
 
-/// Sends what `reader` sees. Gives the log position that it brings the receiver to.
+/// Sends the database that `reader` reads. Returns the log position that the receiver has afterwards.
 pub(super) async fn send(
     to: MemberId,
     reader: DbReader,
@@ -65,12 +65,12 @@ pub(super) async fn send(
         let bytes = chunk.len() as u64;
         sent += bytes;
         send_chunk(&mut sender, chunk).await?;
-        // What is read and sent faster than the pace waits for it.
+        // Keeps to the rate.
         let now = clock::now();
         due = due.max(now) + pacing.time_of(bytes);
         sleep_until(due).await;
     }
-    // Its pages may be used again from here on.
+    // Ends the read transaction, so that the database can reuse its pages.
     drop(export);
     hit(FailPoint::AfterSnapshotSend);
     let installed = timeout(INSTALL_TIMEOUT, sender.finish()).await;

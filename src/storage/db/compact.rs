@@ -1,14 +1,14 @@
 //! Compaction, in steps small enough to come between commits.
 //!
-//! Which records go is the caller's rule (the index knows which are superseded). Each step is a transaction of its own
-//! that also stores how far it got, so an interrupted compaction goes on after a restart. A step visits each record once:
-//! repeating one after a crash does no harm, since a record that must stay stays.
+//! The caller decides which records are removed (the index knows which are superseded). Each step is a transaction of its own
+//! that also stores the progress, so an interrupted compaction continues after a restart. A step that is repeated after a crash
+//! removes nothing that it would have kept before.
 
 use super::error::{DbError, from_redb};
 use super::format::{
-    CompactionProgress, KEY_BYTES, REVISIONS, RecordRef, Usage, lower_key, meta, open_record,
-    parse_revision_key,
+    CompactionProgress, KEY_BYTES, REVISIONS, Usage, lower_key, meta, parse_revision_key,
 };
+use super::record::{RecordRef, open_record};
 use super::{Damage, Db};
 use crate::codec;
 use crate::types::{LogIndex, Rev, Revision};
@@ -30,9 +30,9 @@ pub struct CompactSpan {
 /// What one step of a compaction did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompactStep {
-    /// Where the next step starts; none when the compaction is complete.
+    /// Where the next step starts; `None` when the compaction is complete.
     pub next: Option<Rev>,
-    /// How many records the step looked at.
+    /// How many records the step visited.
     pub visited: usize,
     /// How many of them it removed.
     pub removed: u64,
@@ -48,7 +48,7 @@ type Revisions<'a> = Table<'a, &'static [u8; KEY_BYTES], &'static [u8]>;
 impl Db {
     /// Visits a bounded number of records of a span; removes, durably, those that `keep` refuses.
     ///
-    /// A compaction starts at `Rev::default()` and goes on at [`CompactStep::next`], or after a restart at
+    /// A compaction starts at `Rev::default()` and continues at [`CompactStep::next`], or after a restart at
     /// [`Db::compaction`]. An error poisons, as in [`Db::commit`].
     pub fn compact_step(
         &mut self,
@@ -122,7 +122,7 @@ impl Db {
         Ok((visited, None))
     }
 
-    /// Removes what `keep` refuses of the records in `from..to`, and tells how much that was.
+    /// Removes the records in `from..to` that `keep` refuses, and returns how many and how large they were.
     fn remove(
         &self,
         table: &mut Revisions<'_>,
@@ -176,8 +176,9 @@ impl Db {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{MemDisk, Random, batch, dump, expected, open, span};
+    use super::super::testing::{MemDisk, batch, dump, expected, open, span};
     use super::*;
+    use crate::types::SplitMix64;
 
     /// Keeps what has an odd position.
     fn odd(record: RecordRef<'_>) -> bool {
@@ -235,7 +236,7 @@ mod tests {
     #[test]
     fn an_interrupted_compaction_goes_on_where_it_was() {
         for seed in 0..20 {
-            let mut random = Random(seed);
+            let mut random = SplitMix64::new(seed);
             let mut disk = MemDisk::new();
             let mut db = open(&disk).unwrap();
             for index in 1..=30 {
