@@ -25,7 +25,7 @@ use quorate::internals::{
         ForwardError, ForwardReply, GuestQuestion, IncomingSnapshot, PeerAddress, PeerRequest,
         Refusal, Responder,
     },
-    raft::{Body, Message},
+    raft::{Message, MessageBody},
     types::{ClusterId, MemberId},
 };
 use std::{
@@ -152,7 +152,7 @@ impl Event {
 /// A digest that differs between different messages.
 fn fingerprint(message: &Message) -> u64 {
     let body = &message.body;
-    let Body::Append { entries, .. } = body else {
+    let MessageBody::Append { entries, .. } = body else {
         return digest(format!("{message:?}").as_bytes());
     };
     let ends = [entries.first(), entries.last()];
@@ -165,7 +165,7 @@ fn fingerprint(message: &Message) -> u64 {
 
 /// A message in one line of the trace.
 fn summary(message: &Message) -> String {
-    let Body::Append {
+    let MessageBody::Append {
         prev,
         commit,
         entries,

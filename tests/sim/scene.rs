@@ -236,12 +236,26 @@ impl Scene {
         }
     }
 
-    /// Adds a voter on a new machine and starts it there.
+    /// Adds a learner on a new machine, starts it there, and promotes it: that works while a minority is away.
     pub(crate) fn add_member(&mut self, through: &[Slot]) -> Slot {
         let slot = self.cluster.add_machine();
-        self.add(through, slot, false);
+        let url = format!("http://{}", member(slot).peer);
+        self.add(through, slot, true);
         self.cluster.nodes[slot].vacant = false;
         self.cluster.start(slot);
+        self.retry_until_ok(through, move |requests| {
+            let url = url.clone();
+            async move {
+                let members = requests.members(true).await?;
+                let added = members.iter().find(|one| one.info.peer_urls.contains(&url));
+                let added = added.ok_or(RequestError::TimedOut)?;
+                if added.learner {
+                    let promote = MemberChange::Promote { id: added.id };
+                    requests.change_membership(promote).await?;
+                }
+                Ok(())
+            }
+        });
         slot
     }
 
