@@ -49,7 +49,7 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "kv",
-        &["types", "codec", "mutation", "fuzzing::generate"],
+        &["types", "codec", "mutation"],
         "a data model without I/O gives the same bytes on every member",
     ),
     (

@@ -10,7 +10,7 @@ use quorate::{
         command::{Command, EncodedKv, Put},
         index::{Index, Snapshot},
         machine::{Machine, Restored},
-        range::{ReadError, Records},
+        records::{ReadError, Records},
     },
     types::{LeaseId, LogIndex, LogPosition, RecordKind, Rev, Revision, Term},
 };

@@ -9,7 +9,7 @@ use crate::{
         KeyRange, KvError,
         command::{AlarmKind, RangeDone, RangeQuery, SortOrder, SortTarget, Txn, TxnDone, TxnOp},
         hash::{HistoryHash, HistoryHasher},
-        range::ReadError,
+        records::ReadError,
         view::View,
     },
     storage::db::DbReader,

@@ -1,7 +1,7 @@
 //! Why a node does not carry out a request.
 
 use super::membership_change::ChangeRefusal;
-use crate::kv::{KvError, range::ReadError};
+use crate::kv::{KvError, records::ReadError};
 use tokio::sync::oneshot;
 
 /// Why a request fails.

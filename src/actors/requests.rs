@@ -24,7 +24,7 @@ use crate::{
             RangeDone, RangeQuery, SetAlarm, Txn, TxnDone,
         },
         hash::HistoryHash,
-        range::ReadError,
+        records::ReadError,
     },
     types::{ClusterId, Identity, LogIndex, MemberId, Revision, Term},
 };

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     clock,
     kv::{
-        range::ReadError,
+        records::ReadError,
         tail::Batch,
         watch::{
             Bounds, CatchUp, Outlet, ReadTask, Response, StreamId, WatchId, WatchSpec, Watches,

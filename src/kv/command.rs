@@ -4,7 +4,10 @@
 //! stored `KeyValue`s are shared byte buffers: nothing here copies them. etcd's request messages are the model, and the
 //! field meanings are theirs (`key`/`range_end` as in [`super::KeyRange::from_wire`]).
 
-use super::{KvError, lease::LeaseChange};
+use super::{
+    KvError,
+    lease::{LeaseChange, LeaseMark},
+};
 use crate::{
     codec::Blob,
     types::{LeaseId, LogIndex, MemberId, Revision, Term},
@@ -274,15 +277,6 @@ pub struct RevokeLease {
     pub id: LeaseId,
 }
 
-/// One lease among all that ever bore its id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
-pub struct LeaseMark {
-    /// Its id.
-    pub id: LeaseId,
-    /// The log entry that granted it.
-    pub granted: LogIndex,
-}
-
 /// Ends the leases whose time is up by the proposer's countdown: each lease's keys in one revision, in this order. Without
 /// effect unless the entry is of the term it names, and on leases that are gone.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -387,8 +381,8 @@ pub type EncodedKv = Bytes;
 pub struct RangeDone {
     /// The store's revision when the query ran (not the revision read at).
     pub revision: Revision,
-    /// The results, in order, as stored (or without the value, if asked). [`APART_MIN`](super::range::APART_MIN) and more share
-    /// no memory with anything else.
+    /// The results, in order, as stored (or without the value, if asked). If there are
+    /// [`COPIED_MIN`](super::range::COPIED_MIN) or more, they are copies, which keep nothing else in memory.
     pub kvs: Vec<EncodedKv>,
     /// Whether the limit cut results off.
     pub more: bool,

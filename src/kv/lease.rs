@@ -6,7 +6,7 @@
 //! command names the term of its proposer, and for each lease the log index of its grant; it has no effect on a lease
 //! where either differs. `docs/leases.md` says why that is enough.
 
-use super::{KvError, command::LeaseMark};
+use super::KvError;
 use crate::mutation::{Mutation, mutated};
 use crate::types::{LeaseId, LogIndex, LogPosition, Term};
 use bincode::{Decode, Encode};
@@ -47,6 +47,15 @@ pub enum LeaseChange {
         /// Which.
         id: LeaseId,
     },
+}
+
+/// Names one lease among all that ever had its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct LeaseMark {
+    /// Its id.
+    pub id: LeaseId,
+    /// The log entry that granted it.
+    pub granted: LogIndex,
 }
 
 /// What is known of a lease besides its keys; stored with it.

@@ -17,8 +17,8 @@
 //! `docs/leases.md` goes through every crash and change of leaders between these steps.
 
 use super::{
-    command::{CheckpointLeases, ExpireLeases, LeaseMark},
-    lease::{LeaseChange, LeaseRow},
+    command::{CheckpointLeases, ExpireLeases},
+    lease::{LeaseChange, LeaseMark, LeaseRow},
 };
 use crate::types::{LeaseId, Millis, Term};
 use std::{

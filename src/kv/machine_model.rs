@@ -11,9 +11,11 @@ use super::{
         Operand, Outcome, Put, PutDone, RangeDone, RangeQuery, Relation, RevisionFilter,
         RevokeLease, SortOrder, SortTarget, Txn, TxnDone, TxnOp, Verdict,
     },
+    generated::generate,
     index::Index,
     machine::{Machine, Restored},
-    range::{self, ReadError, Records, Window},
+    range::{self, Window},
+    records::{ReadError, Records},
     record::{self, KeyValue},
 };
 use crate::types::{LeaseId, LogIndex, LogPosition, RecordKind, Rev, Revision, Term};
@@ -543,9 +545,9 @@ fn run(steps: &[Step]) {
     }
 }
 
-/// What a fuzzer does with its bytes: see [`crate::fuzzing::generate`].
+/// What a fuzzer does with its bytes: see [`generate`].
 pub fn fuzz(data: &[u8]) {
-    run(&crate::fuzzing::generate(&step(), data, 60));
+    run(&generate(&step(), data, 60));
 }
 
 fn key() -> impl Strategy<Value = Bytes> {

@@ -13,16 +13,18 @@
 //! - [`command`]: what can be asked, what is answered. [`check`]: what is refused before it enters the log.
 //! - [`machine`]: applies committed commands. [`txn`]: compares and the plan of a transaction. [`range`]: reads.
 //! - [`index`]: key → metadata and history of revisions. [`keys`]: the view on it, with what is not yet published.
-//! - [`hash`]: what etcd's members compare. [`state_hash`]: what ours do. [`record`]: the stored bytes. [`view`]: what readers
-//!   get.
+//! - [`hash`]: what etcd's members compare. [`state_hash`]: what ours do. [`record`]: the stored bytes. [`records`]: how
+//!   they are read. [`view`]: what readers get.
 //! - [`lease`]: leases as the log knows them. [`lease_clock`]: when they are due, on each member.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
-mod apart;
 pub mod check;
 pub mod command;
+mod copied;
 mod error;
+#[cfg(any(test, fuzzing))]
+mod generated;
 pub mod hash;
 pub mod index;
 mod key_range;
@@ -38,6 +40,7 @@ pub mod machine;
 pub mod machine_model;
 pub mod range;
 pub mod record;
+pub mod records;
 pub mod retention;
 pub mod runs;
 pub mod state_hash;

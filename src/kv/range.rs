@@ -6,40 +6,19 @@
 
 use super::{
     KeyRange, KvError,
-    apart::Apart,
     command::{EncodedKv, RangeDone, RangeQuery, SortOrder, SortTarget},
+    copied::CopyBuffer,
     index::Meta,
     keys::Keys,
     record::{self, KeyValue},
+    records::{ReadError, Records},
 };
 use crate::types::{LeaseId, Rev, Revision};
 use bytes::Bytes;
-use std::{cmp::Ordering, error::Error, ops::ControlFlow};
+use std::{cmp::Ordering, ops::ControlFlow};
 
-/// From so many results on an answer is in memory of its own; see [`RangeDone::kvs`].
-pub const APART_MIN: usize = 16;
-
-/// Access to the stored form of changes.
-pub trait Records {
-    /// The `KeyValue` that the put at `rev` stored. The index names only changes that are there.
-    fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError>;
-
-    /// The same, shown once where it is.
-    fn visit(&self, rev: Rev, seen: &mut dyn FnMut(&[u8])) -> Result<(), ReadError> {
-        seen(&self.get(rev)?);
-        Ok(())
-    }
-}
-
-/// A stored change could not be read: the disk failed, or what it gave back is not what was written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read the change at revision {}.{}: {source}", rev.major, rev.sub)]
-pub struct ReadError {
-    /// Which change.
-    pub rev: Rev,
-    /// Why.
-    pub source: Box<dyn Error + Send + Sync>,
-}
+/// An answer of so many results or more holds copies of the records; see [`RangeDone::kvs`].
+pub const COPIED_MIN: usize = 16;
 
 /// What a reader may ask for: from the compacted revision to the newest one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,10 +99,10 @@ pub fn range(
         done.more = found.len() > limit;
         found.truncate(limit);
     }
-    let mut apart = (found.len() >= APART_MIN).then(Apart::default);
+    let mut copies = (found.len() >= COPIED_MIN).then(CopyBuffer::default);
     done.kvs = found
         .iter()
-        .map(|item| item.result(records, query, apart.as_mut()))
+        .map(|item| item.result(records, query, copies.as_mut()))
         .collect::<Result<_, _>>()?;
     Ok(done)
 }
@@ -270,7 +249,7 @@ impl Found {
         &self,
         records: &dyn Records,
         query: &RangeQuery,
-        apart: Option<&mut Apart>,
+        copies: Option<&mut CopyBuffer>,
     ) -> Result<EncodedKv, ReadError> {
         if query.keys_only {
             let sorted_by_value = query.sort_target == SortTarget::Value;
@@ -288,9 +267,9 @@ impl Found {
                 lease: lease.unwrap_or_default(),
             }));
         }
-        match (&self.kv, apart) {
+        match (&self.kv, copies) {
             (Some(kv), _) => Ok(kv.encode()),
-            (None, Some(apart)) => apart.read(records, self.rev),
+            (None, Some(copies)) => copies.read(records, self.rev),
             (None, None) => records.get(self.rev),
         }
     }

@@ -10,7 +10,8 @@ use super::{
     index::Meta,
     keys::Keys,
     lease::LeaseTable,
-    range::{self, ReadError, Records, Window},
+    range::{self, Window},
+    records::{ReadError, Records},
 };
 use crate::types::Revision;
 use std::{cmp::Ordering, ops::ControlFlow};

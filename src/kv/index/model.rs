@@ -1,7 +1,7 @@
 //! Tests of the index against a model too simple to be wrong: a sorted map of plain lists.
 
 use super::{Index, Loader, Meta, Put, Snapshot, StoredChange};
-use crate::kv::key_range::KeyRange;
+use crate::kv::{generated::generate, key_range::KeyRange};
 use crate::types::{LeaseId, RecordKind, Rev, Revision};
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -337,12 +337,12 @@ impl Pair {
     }
 }
 
-/// What a fuzzer does with its bytes: see [`crate::fuzzing::generate`].
+/// What a fuzzer does with its bytes: see [`generate`].
 pub fn fuzz(data: &[u8]) {
     let [fanout, data @ ..] = data else { return };
     let (first, rest) = data.split_at(data.len().min(32));
-    let ranges = crate::fuzzing::generate(&range(), first, 8);
-    let ops = crate::fuzzing::generate(&op(), rest, 400);
+    let ranges = generate(&range(), first, 8);
+    let ops = generate(&op(), rest, 400);
     run(4 + usize::from(fanout % 5), ops, &ranges);
 }
 

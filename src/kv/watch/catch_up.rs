@@ -1,12 +1,11 @@
 //! Catching up: one bounded pass over a stretch of history for a group of watchers.
 
-use super::super::{KeyRange, command::EncodedKv, range::ReadError};
+use super::super::{KeyRange, command::EncodedKv, records::ReadError};
 use super::{
     event::{Change, Event},
     events::Events,
     intervals::Intervals,
-    spec::Filters,
-    watches::WatcherKey,
+    spec::{Filters, WatcherKey},
 };
 use crate::types::{Record, RecordKind, Rev, Revision};
 use bytes::Bytes;

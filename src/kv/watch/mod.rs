@@ -34,5 +34,7 @@ mod watches;
 pub use catch_up::{CatchUp, History, Memory, ReadTask, Visit};
 pub use event::Event;
 pub use events::Events;
-pub use spec::{Body, Filters, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec};
-pub use watches::{Bounds, WatcherKey, Watches};
+pub use spec::{
+    Body, Filters, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec, WatcherKey,
+};
+pub use watches::{Bounds, Watches};

@@ -4,6 +4,13 @@ use super::{super::KeyRange, events::Events};
 use crate::types::{RecordKind, Revision};
 use std::{fmt, sync::Arc};
 
+/// Names a watcher of this member. A slot is used again after its watcher has ended, with another `life`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WatcherKey {
+    pub(super) slot: u32,
+    pub(super) life: u32,
+}
+
 /// Field overhead of a response, for the accounts of queues: its header, ids, and the queue's own slot.
 const RESPONSE_OVERHEAD_BYTES: usize = 128;
 

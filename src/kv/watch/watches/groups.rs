@@ -13,7 +13,7 @@
 //!
 //! It keeps a number for each slot between batches, so that nothing is searched for.
 
-use super::WatcherKey;
+use super::super::spec::WatcherKey;
 use std::mem;
 
 /// The group of those for whom there is nothing.

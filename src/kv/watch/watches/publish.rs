@@ -6,11 +6,9 @@ use super::{
         event::{Change, Event},
         events::Events,
         recent::Recent,
-        spec::Outlet,
+        spec::{Outlet, WatcherKey},
     },
-    Phase, Watcher, WatcherKey, Watches,
-    table::watcher,
-    watcher_mut,
+    table::{Phase, Watcher, Watches, watcher, watcher_mut},
 };
 use crate::types::{Record, Revision};
 use std::sync::Arc;

@@ -1,20 +1,90 @@
-//! Who is in which state, and the only ways from one to another.
+//! All watchers, the state that each is in, and the only transitions between states.
 
-use super::{
-    super::{
-        events::Events,
-        spec::{Body, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec},
-    },
-    Watches,
+use super::super::{
+    events::Events,
+    intervals::Intervals,
+    recent::Recent,
+    spec::{Body, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec, WatcherKey},
 };
+use super::groups::Groups;
 use crate::types::Revision;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
-/// A watcher of this member. Never used for another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WatcherKey {
-    pub(super) slot: u32,
-    pub(super) life: u32,
+/// How much it may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes of recent events.
+    pub recent_bytes_max: usize,
+    /// Watchers of all streams.
+    pub watchers_max: usize,
+}
+
+/// Every watcher, by stream.
+///
+/// Invariants: a watcher is in `synced` exactly if its phase says so; the watchers of a stream are those in its `ids`;
+/// `behind` of a stream counts those that are not synced; a queued watcher is in one of the two queues (which may also hold
+/// keys of watchers that are gone).
+#[derive(Debug)]
+pub struct Watches {
+    pub(super) recent: Recent,
+    pub(super) synced: Intervals<WatcherKey>,
+    pub(super) slots: Vec<Slot>,
+    pub(super) free: Vec<u32>,
+    pub(super) streams: BTreeMap<StreamId, Stream>,
+    /// Those that recent events can serve.
+    pub(super) queued_recent: VecDeque<WatcherKey>,
+    /// Those that must read stored history.
+    pub(super) queued_history: VecDeque<WatcherKey>,
+    /// Between batches, room for the next.
+    pub(super) groups: Groups,
+    pub(super) watchers_max: usize,
+    pub(super) count: usize,
+}
+
+impl Watches {
+    /// Without streams, at revision `newest`. The seed shapes the interval structure, nothing else.
+    pub fn new(newest: Revision, bounds: Bounds, seed: u64) -> Self {
+        Self {
+            recent: Recent::new(newest, bounds.recent_bytes_max),
+            synced: Intervals::new(seed),
+            slots: Vec::new(),
+            free: Vec::new(),
+            streams: BTreeMap::new(),
+            queued_recent: VecDeque::new(),
+            queued_history: VecDeque::new(),
+            groups: Groups::default(),
+            watchers_max: bounds.watchers_max,
+            count: 0,
+        }
+    }
+
+    /// The newest revision it was told of.
+    pub fn newest(&self) -> Revision {
+        self.recent.newest()
+    }
+
+    /// How many watchers there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is no watcher.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// How many watchers are synced.
+    pub fn synced(&self) -> usize {
+        self.synced.len()
+    }
+
+    /// Bytes of recent events.
+    pub fn recent_bytes(&self) -> usize {
+        self.recent.bytes()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -279,5 +349,14 @@ impl Stream {
         }
         self.next_id += 1;
         Ok(WatchId(self.next_id - 1))
+    }
+}
+
+pub(super) fn compacted_response(watch: WatchId, oldest: Revision) -> Response {
+    // etcd: the header of this response has no revision.
+    Response {
+        watch,
+        revision: Revision(0),
+        body: Body::Compacted { oldest },
     }
 }

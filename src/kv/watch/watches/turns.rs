@@ -4,9 +4,9 @@ use super::{
     super::{
         catch_up::{CatchUp, Memory, ReadTask, Seeker},
         events::Events,
-        spec::{Outlet, StreamId},
+        spec::{Outlet, StreamId, WatcherKey},
     },
-    Phase, Watcher, WatcherKey, Watches, compacted_response, watcher_mut,
+    table::{Phase, Watcher, Watches, compacted_response, watcher_mut},
 };
 use crate::types::Revision;
 use std::{collections::VecDeque, sync::Arc};
