@@ -10,7 +10,8 @@
 //!
 //! # Where things are
 //!
-//! - [`command`]: what can be asked, what is answered. [`check`]: what is refused before it enters the log.
+//! - [`command`]: what can be asked, what is answered. [`check`]: what is refused before it enters the log;
+//!   [`encoded_txn`]: what is refused before it is decoded.
 //! - [`machine`]: applies committed commands. [`txn`]: compares and the plan of a transaction. [`range`]: reads.
 //! - [`index`]: key → metadata and history of revisions. [`keys`]: the view on it, with what is not yet published.
 //! - [`hash`]: what etcd's members compare. [`state_hash`]: what ours do. [`record`]: the stored bytes. [`records`]: how
@@ -22,6 +23,7 @@
 pub mod check;
 pub mod command;
 mod copied;
+pub mod encoded_txn;
 mod error;
 #[cfg(any(test, fuzzing))]
 mod generated;
@@ -48,6 +50,7 @@ pub mod tail;
 pub mod txn;
 pub mod view;
 pub mod watch;
+mod write_set;
 
 pub use error::KvError;
 pub use key_range::{KeyRange, RangeEnd};
