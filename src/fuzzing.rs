@@ -6,7 +6,7 @@
 use crate::{
     api::{convert, proto::etcdserverpb as pb},
     codec, config,
-    kv::{check, command::Command, machine_model},
+    kv::{check, command::Command, encoded_txn, machine_model},
     net, storage,
 };
 use bytes::Bytes;
@@ -63,9 +63,11 @@ pub fn requests(data: &[u8]) {
             }
         }
         3 => {
+            let admitted = encoded_txn::check(bytes, 128).is_ok();
             if let Ok(request) = pb::TxnRequest::decode(bytes) {
                 let txn = convert::txn(request);
                 if check::txn(&txn, 128).is_ok() {
+                    assert!(admitted, "what passes in the end passes before decoding");
                     survives(&Command::Txn(txn));
                 }
             }

@@ -35,6 +35,7 @@ pub mod proto;
 pub mod reply;
 pub mod services;
 pub mod status;
+mod txn_message;
 pub mod watch;
 pub mod wire;
 
