@@ -1,4 +1,4 @@
-//! What a watch can ask for, and what it is told.
+//! Requests for watches, and responses to them.
 
 use super::{super::KeyRange, events::Events};
 use crate::types::{RecordKind, Revision};
@@ -11,7 +11,7 @@ pub struct WatcherKey {
     pub(super) life: u32,
 }
 
-/// Field overhead of a response, for the accounts of queues: its header, ids, and the queue's own slot.
+/// Bytes that a response takes in a queue besides its events: header, ids, and the queue's own slot.
 const RESPONSE_OVERHEAD_BYTES: usize = 128;
 
 /// A stream of this member, numbered since its start.
@@ -106,18 +106,18 @@ pub enum Refusal {
     TooManyWatchers,
 }
 
-/// Something a stream is told.
+/// A response on a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// Which watch it is about.
     pub watch: WatchId,
     /// The revision in its header.
     pub revision: Revision,
-    /// What it says.
+    /// Its content.
     pub body: Body,
 }
 
-/// What a response says.
+/// The content of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// The watch exists; without a start of its own, it sees what comes after the response's revision.

@@ -5,6 +5,8 @@
 
 mod groups;
 mod publish;
+#[cfg(test)]
+mod states;
 mod streams;
 mod table;
 mod turns;

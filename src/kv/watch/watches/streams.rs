@@ -2,7 +2,7 @@
 
 use super::{
     super::spec::{Body, Outlet, Response, StreamId, WatchId, WatchSpec, WatcherKey},
-    table::{Phase, Stream, Watcher, Watches, compacted_response, watcher_mut},
+    table::{Stream, Watcher, WatcherPhase, Watches, compacted_response, watcher_mut},
 };
 use crate::types::Revision;
 
@@ -25,7 +25,7 @@ impl Watches {
         self.streams.remove(&stream);
     }
 
-    /// Creates a watch, or tells its stream why not.
+    /// Creates a watch, or sends its stream the refusal.
     pub fn create(
         &mut self,
         stream: StreamId,
@@ -76,7 +76,7 @@ impl Watches {
             id,
             spec,
             next,
-            phase: Phase::Reading,
+            phase: WatcherPhase::Reading,
             active: true,
             cold: false,
         };
@@ -107,8 +107,8 @@ impl Watches {
         );
     }
 
-    /// Tells a stream how far all of its watches have come; nothing if one of them is behind or has not started, or if there
-    /// is none.
+    /// Sends a stream the revision that all of its watches have reached; sends nothing if one of them is behind or has not
+    /// started, or if there is none.
     pub fn request_progress(&mut self, stream: StreamId, outlet: &mut dyn Outlet) {
         let newest = self.newest();
         let Some(opened) = self.streams.get(&stream) else {
@@ -136,7 +136,7 @@ impl Watches {
         }
     }
 
-    /// Tells of the quiet watches of a stream that want to hear of progress, now that it is due.
+    /// Sends progress for the watches of a stream that want it and have had no events since it was last due.
     pub fn progress_due(&mut self, stream: StreamId, outlet: &mut dyn Outlet) {
         let newest = self.newest();
         let Some(opened) = self.streams.get(&stream) else {
@@ -149,7 +149,7 @@ impl Watches {
             let quiet = !std::mem::replace(&mut watcher.active, false);
             let told = watcher.spec.progress_notify
                 && quiet
-                && watcher.phase == Phase::Synced
+                && watcher.phase == WatcherPhase::Synced
                 && watcher.spec.start <= newest;
             if told && outlet.has_room(stream) {
                 outlet.send(

@@ -100,7 +100,7 @@ pub(super) struct Watcher {
     pub(super) spec: WatchSpec,
     /// Of one that is synced, at most this: it was sent everything up to the newest revision.
     pub(super) next: Revision,
-    pub(super) phase: Phase,
+    pub(super) phase: WatcherPhase,
     /// Whether it was sent events since progress was last due.
     pub(super) active: bool,
     /// What it wants of `next` is not in memory: it must read stored history.
@@ -108,7 +108,7 @@ pub(super) struct Watcher {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum WatcherPhase {
     Synced,
     Queued,
     Reading,
@@ -121,7 +121,7 @@ pub(super) struct Stream {
     next_id: i64,
     pub(super) behind: usize,
     pub(super) starved: Vec<WatcherKey>,
-    /// A progress request waits for room.
+    /// A progress request that waits for room.
     pub(super) progress_owed: bool,
 }
 
@@ -154,12 +154,12 @@ impl Watches {
         slot.life = slot.life.wrapping_add(1);
         self.free.push(key.slot);
         self.count -= 1;
-        if watcher.phase == Phase::Synced {
+        if watcher.phase == WatcherPhase::Synced {
             self.synced.remove(&watcher.spec.range, key);
         }
         if let Some(opened) = self.streams.get_mut(&watcher.stream) {
             opened.ids.remove(&watcher.id);
-            opened.behind -= usize::from(watcher.phase != Phase::Synced);
+            opened.behind -= usize::from(watcher.phase != WatcherPhase::Synced);
         }
     }
 
@@ -174,10 +174,10 @@ impl Watches {
         };
         assert_eq!(
             watcher.phase,
-            Phase::Reading,
+            WatcherPhase::Reading,
             "only a read, or its start, syncs a watcher"
         );
-        watcher.phase = Phase::Synced;
+        watcher.phase = WatcherPhase::Synced;
         self.synced.insert(&watcher.spec.range, key);
         if let Some(opened) = self.streams.get_mut(&watcher.stream) {
             opened.behind -= 1;
@@ -191,10 +191,10 @@ impl Watches {
         };
         assert_eq!(
             watcher.phase,
-            Phase::Synced,
+            WatcherPhase::Synced,
             "only a synced watcher falls behind"
         );
-        watcher.phase = Phase::Reading;
+        watcher.phase = WatcherPhase::Reading;
         watcher.next = watcher.next.max(revision);
         self.synced.remove(&watcher.spec.range, key);
         if let Some(opened) = self.streams.get_mut(&watcher.stream) {
@@ -209,10 +209,10 @@ impl Watches {
         };
         assert_ne!(
             watcher.phase,
-            Phase::Synced,
+            WatcherPhase::Synced,
             "a synced watcher leaves the intervals first"
         );
-        watcher.phase = Phase::Starved;
+        watcher.phase = WatcherPhase::Starved;
         if let Some(opened) = self.streams.get_mut(&watcher.stream) {
             opened.starved.push(key);
         }
@@ -226,10 +226,10 @@ impl Watches {
         };
         assert_ne!(
             watcher.phase,
-            Phase::Synced,
+            WatcherPhase::Synced,
             "a synced watcher leaves the intervals first"
         );
-        watcher.phase = Phase::Queued;
+        watcher.phase = WatcherPhase::Queued;
         if watcher.next >= oldest && !watcher.cold {
             self.queued_recent.push_back(key);
         } else {
@@ -254,21 +254,21 @@ impl Watches {
                 );
                 count += 1;
                 match watcher.phase {
-                    Phase::Synced => synced += 1,
-                    Phase::Queued => {
+                    WatcherPhase::Synced => synced += 1,
+                    WatcherPhase::Queued => {
                         let queued =
                             self.queued_recent.contains(key) || self.queued_history.contains(key);
                         assert!(queued, "a queued watcher is in a queue");
                     }
-                    Phase::Starved => {
+                    WatcherPhase::Starved => {
                         assert!(
                             stream.starved.contains(key),
                             "its stream knows who is starved"
                         );
                     }
-                    Phase::Reading => {}
+                    WatcherPhase::Reading => {}
                 }
-                behind += usize::from(watcher.phase != Phase::Synced);
+                behind += usize::from(watcher.phase != WatcherPhase::Synced);
             }
             assert_eq!(
                 behind, stream.behind,
