@@ -17,7 +17,7 @@ use crate::{
     clock,
     kv::{
         records::ReadError,
-        tail::Batch,
+        tail::RecordBatch,
         watch::{
             Bounds, CatchUp, Outlet, ReadTask, Response, StreamId, WatchId, WatchSpec, Watches,
         },
@@ -115,7 +115,7 @@ impl WatchHub {
 #[rtype(result = "()")]
 pub struct EventsApplied {
     /// The batch's changes, whole revisions in order.
-    pub records: Batch,
+    pub records: RecordBatch,
     /// The store after it.
     pub published: Arc<Published>,
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     codec::Blob,
-    types::{LeaseId, LogIndex, MemberId, Revision, Term},
+    types::{LeaseId, MemberId, Revision, Term},
 };
 use bincode::{BorrowDecode, Decode, Encode};
 use bytes::Bytes;
@@ -42,7 +42,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// The keys it probably reads or writes first: nothing depends on that.
+    /// Keys that it probably reads or writes, for prefetching: results do not depend on them.
     pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
         let (put, delete, txn) = match self {
             Self::Put(put) => (Some(put.key.0.as_ref()), None, None),
@@ -312,7 +312,7 @@ pub enum AlarmKind {
     NoSpace,
     /// Something about the cluster's state is wrong, and nobody knows whose is right: nobody serves.
     Corrupt,
-    /// Its state differs from a majority's: it does not serve, the others do. Clients see it as [`AlarmKind::Corrupt`].
+    /// Its state differs from that of a majority: it does not serve, the others do. Clients see it as [`AlarmKind::Corrupt`].
     Differs,
 }
 
@@ -336,7 +336,7 @@ pub enum Outcome {
     DeleteRange(DeleteRangeDone),
     /// Answer to [`Command::Txn`].
     Txn(TxnDone),
-    /// Answer to [`Command::Compact`]: the history before it is gone for readers; its removal goes on behind.
+    /// Answer to [`Command::Compact`]: the history before it is gone for readers; it is removed afterwards.
     Compact {
         /// The store's revision.
         revision: Revision,
@@ -361,7 +361,7 @@ pub enum Outcome {
     Renewals {
         /// The store's revision.
         revision: Revision,
-        /// Which of the leases were gone, ascending; nothing if the entry is of another term than it names, and did nothing.
+        /// Which of the leases were gone, ascending; `None` if the entry is of another term than it names: then it had no effect.
         gone: Option<Vec<LeaseId>>,
     },
     /// Answer to [`Command::SetAlarm`].
@@ -460,7 +460,7 @@ impl Txn {
             .all(|op| matches!(op, TxnOp::Range(range) if range.serializable))
     }
 
-    /// Whether a put stands in either branch, at any depth: such a transaction costs space.
+    /// Whether either branch has a put, at any depth: such a transaction takes space.
     pub fn puts(&self) -> bool {
         self.branches().any(|op| match op {
             TxnOp::Put(_) => true,

@@ -1,6 +1,6 @@
 //! Tests of the index against a model too simple to be wrong: a sorted map of plain lists.
 
-use super::{Index, Loader, Meta, Put, Snapshot, StoredChange};
+use super::{Index, Loader, Meta, Snapshot, StoredChange, Written};
 use crate::kv::{generated::generate, key_range::KeyRange};
 use crate::types::{LeaseId, RecordKind, Rev, Revision};
 use bytes::Bytes;
@@ -18,7 +18,7 @@ impl Model {
         self.keys.get(key)?.last()?.1
     }
 
-    fn put(&mut self, key: &[u8], rev: Rev, lease: LeaseId) -> Put {
+    fn put(&mut self, key: &[u8], rev: Rev, lease: LeaseId) -> Written {
         let before = self.get(key);
         let now = Meta {
             create: before.map_or(rev.major, |meta| meta.create),
@@ -28,7 +28,7 @@ impl Model {
         };
         let changes = self.keys.entry(key.to_vec()).or_default();
         changes.push((rev, Some(now)));
-        Put { now, before }
+        Written { now, before }
     }
 
     fn delete(&mut self, key: &[u8], rev: Rev) -> Option<Meta> {
@@ -331,7 +331,7 @@ impl Pair {
         self.index.check();
         let root = &self.index.head.root;
         assert!(
-            matches!(&*root.node, super::node::Node::Leaf(leaf) if leaf.slots.is_empty()),
+            matches!(&*root.node, super::node::TreeNode::Leaf(leaf) if leaf.slots.is_empty()),
             "an empty tree is one empty leaf"
         );
     }
