@@ -26,6 +26,8 @@ pub enum FailPoint {
     BeforeApply,
     /// They are applied, and not visible to reads yet.
     AfterApply,
+    /// Records that applying, or the answer to a write, needs are about to be read from the database.
+    BeforeStoredRead,
     /// A read view is about to be published.
     BeforePublish,
     /// It is published, and no caller was answered.
@@ -70,7 +72,7 @@ pub enum FailPoint {
 
 impl FailPoint {
     /// All of them, in the order a write meets them.
-    pub const ALL: [Self; 28] = [
+    pub const ALL: [Self; 29] = [
         Self::BeforeWalWrite,
         Self::AfterWalWrite,
         Self::BeforeWalSync,
@@ -79,6 +81,7 @@ impl FailPoint {
         Self::AfterHardState,
         Self::BeforeApply,
         Self::AfterApply,
+        Self::BeforeStoredRead,
         Self::BeforePublish,
         Self::AfterPublish,
         Self::BeforeDbCommit,
@@ -112,6 +115,7 @@ impl FailPoint {
             Self::AfterHardState => "after-hard-state",
             Self::BeforeApply => "before-apply",
             Self::AfterApply => "after-apply",
+            Self::BeforeStoredRead => "before-stored-read",
             Self::BeforePublish => "before-publish",
             Self::AfterPublish => "after-publish",
             Self::BeforeDbCommit => "before-db-commit",

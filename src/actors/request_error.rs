@@ -18,6 +18,12 @@ pub enum RequestError {
         /// The limit.
         max: usize,
     },
+    /// It was carried out, and its answer is longer than one may be.
+    #[error("the answer takes more than {bytes_max} bytes")]
+    AnswerTooLarge {
+        /// The limit.
+        bytes_max: usize,
+    },
     /// Too many requests are in flight; try again later.
     #[error("too many requests")]
     TooManyRequests,

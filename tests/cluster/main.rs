@@ -43,6 +43,8 @@ mod snapshot;
 mod stall;
 mod standing;
 mod state;
+#[cfg(feature = "failpoints")]
+mod stored_reads;
 mod support;
 mod survivor;
 mod watch;
