@@ -9,7 +9,7 @@
 //! keys  /pods/a  /pods/b/x  /pods/b/y       blob  /pods/ a b/x b/y       ends  7 10 13
 //! ```
 
-use super::grow;
+use super::grow::grow;
 use std::{cmp::Ordering, ops::Range};
 
 /// Room for growth that a full blob gets beyond what it needs now.

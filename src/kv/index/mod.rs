@@ -46,8 +46,9 @@
 //!
 //! `slot` is one key's changes and all rules about them; `keys` the keys of a node, `patched` their slots or children; `node` the
 //! tree and its changes; `snapshot` and `walk` the reads, `prefetch` the lookup of a batch of keys; `load` builds the index at
-//! startup; this file is the public writer.
+//! startup; `grow` is how their lists grow; this file is the public writer.
 
+mod grow;
 mod keys;
 mod load;
 #[cfg(any(test, fuzzing))]
@@ -173,13 +174,6 @@ impl Index {
 
     fn write(&mut self, key: &[u8], edit: impl FnOnce(Option<Slot>) -> Slot) {
         self.head.root.write_root(key, self.fanout, edit);
-    }
-}
-
-/// Makes room for `extra` more items, and for `spare` beyond them if it has to move at all.
-fn grow<T>(vec: &mut Vec<T>, extra: usize, spare: usize) {
-    if vec.capacity() - vec.len() < extra {
-        vec.reserve_exact(extra + spare);
     }
 }
 

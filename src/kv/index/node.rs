@@ -3,7 +3,7 @@
 //! A node is shared by all snapshots that saw it. [`Arc::make_mut`] copies a shared node before its first change,
 //! so a snapshot never sees one, and nodes that no snapshot holds change in place.
 
-use super::grow;
+use super::grow::grow;
 use super::keys::{Key, NodeKeys, separator};
 use super::patched::Patched;
 use super::slot::Slot;

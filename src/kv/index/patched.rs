@@ -12,7 +12,7 @@
 //!
 //! An item that a fresh one replaces stays in memory until then: at most [`FRESH_MAX`] items a list.
 
-use super::grow;
+use super::grow::grow;
 use std::{ops::Index, sync::Arc};
 
 /// Places that may differ from the list. Of a list of 48, a change then copies about nine items, and not 48.
