@@ -22,6 +22,8 @@ pub enum FailPoint {
     BeforeHardState,
     /// A new term or vote is durable, and not reported.
     AfterHardState,
+    /// Entries that are no longer in memory are about to be read from the log's files.
+    BeforeLogRead,
     /// Committed entries are about to be applied.
     BeforeApply,
     /// They are applied, and not visible to reads yet.
@@ -72,13 +74,14 @@ pub enum FailPoint {
 
 impl FailPoint {
     /// All of them, in the order a write meets them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::BeforeWalWrite,
         Self::AfterWalWrite,
         Self::BeforeWalSync,
         Self::AfterWalSync,
         Self::BeforeHardState,
         Self::AfterHardState,
+        Self::BeforeLogRead,
         Self::BeforeApply,
         Self::AfterApply,
         Self::BeforeStoredRead,
@@ -113,6 +116,7 @@ impl FailPoint {
             Self::AfterWalSync => "after-wal-sync",
             Self::BeforeHardState => "before-hard-state",
             Self::AfterHardState => "after-hard-state",
+            Self::BeforeLogRead => "before-log-read",
             Self::BeforeApply => "before-apply",
             Self::AfterApply => "after-apply",
             Self::BeforeStoredRead => "before-stored-read",

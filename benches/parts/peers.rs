@@ -7,7 +7,7 @@ use quorate::{
         Delivery, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot, Lane, Listener, Pacing,
         PeerAddress, PeerRequest, PeerSecurity, decode_messages, encode_messages,
     },
-    raft::{Body, Envelope, Message},
+    raft::{Envelope, Message, MessageBody},
     types::{ClusterId, Entry, EntryKind, Identity, LogIndex, LogPosition, MemberId, Term},
 };
 use std::{cell::Cell, rc::Rc};
@@ -26,7 +26,7 @@ fn append(entries: u64) -> Message {
     };
     Message {
         term: Term(1),
-        body: Body::Append {
+        body: MessageBody::Append {
             prev: LogPosition::default(),
             commit: LogIndex(0),
             entries: (1..=entries).map(entry).collect(),
@@ -80,7 +80,7 @@ fn round_trip_over_quic(bencher: Bencher<'_, '_>) {
 fn heartbeat() -> Message {
     Message {
         term: Term(1),
-        body: Body::Heartbeat {
+        body: MessageBody::Heartbeat {
             commit: LogIndex(0),
             round: 1,
         },

@@ -527,13 +527,14 @@ fn the_raft_node_applies_what_the_log_holds() {
             membership,
             ..InitialState::default()
         };
-        let core = raft::Node::new(raft::Config::new(MEMBER, 1), state).unwrap();
+        let core = raft::RaftCore::new(raft::Config::new(MEMBER, 1), state).unwrap();
         let pacing = RaftPacing {
             tick: Duration::from_millis(100),
             election: Duration::from_secs(1),
             request_timeout: TIMEOUT,
             disk_stall: Duration::from_mins(1),
             apply_gap_max: 100,
+            strict_reconfig: true,
             log_bound: LogBound {
                 entries: 100,
                 bytes: 1 << 20,
@@ -555,7 +556,7 @@ fn the_raft_node_applies_what_the_log_holds() {
             status: raft_status,
             disk: watch::channel(DiskHealth::default()).0,
             links: PeerLinks::Alone,
-            seed: Members::default(),
+            known_members: Members::default(),
             leases: LeaseDesk::start(
                 &Arbiter::current(),
                 lease_peers(handle.clone(), views.clone()),
@@ -564,7 +565,8 @@ fn the_raft_node_applies_what_the_log_holds() {
             views,
             answered: ignored(),
             hashes: ignored(),
-            told: ignored(),
+            hash_received: ignored(),
+            log_read: ignored(),
         };
         let node = RaftNode::new(core, member, pacing, peers, life()).start();
         // The disk is as fast as can be.

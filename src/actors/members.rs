@@ -1,8 +1,8 @@
 //! Members of the cluster as the replicated membership describes them: name, addresses, role.
 //!
-//! Consensus stores these bytes beside each id and does not look into them; this file alone does. A member's entry has no name
-//! and no client URLs until the member has started and said them itself; that is how a member that was added but never
-//! started is told from one that was.
+//! Consensus stores these bytes beside each id and does not decode them; only this file does. A member's entry has no name
+//! and no client URLs until the member has started and published them; so a member that was added but has never
+//! started can be recognized.
 
 use crate::{
     codec::{self, CodecError},
@@ -14,7 +14,7 @@ use bincode::{Decode, Encode};
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
-/// What the membership says of a member, besides its id and its role.
+/// What the membership stores of a member, besides its id and its role.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct MemberInfo {
     /// Its name; empty if it was added and has not started yet.
@@ -23,7 +23,7 @@ pub struct MemberInfo {
     pub peer_urls: Vec<String>,
     /// Where clients reach it; empty if it has not started yet.
     pub client_urls: Vec<String>,
-    /// It gets a vote as soon as it has started and caught up: until then no quorum depends on it.
+    /// It becomes a voter as soon as it has started and caught up: until then no quorum depends on it.
     pub awaits_vote: bool,
 }
 
@@ -38,37 +38,37 @@ impl MemberInfo {
         codec::decode("member", context)
     }
 
-    /// Whether the member has ever run.
+    /// Whether the member has ever started.
     pub fn is_started(&self) -> bool {
         !self.client_urls.is_empty()
     }
 }
 
-/// A member.
+/// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterMember {
     /// Its id.
     pub id: MemberId,
     /// Whether it has no vote.
     pub learner: bool,
-    /// What else is known of it.
+    /// Name and addresses.
     pub info: MemberInfo,
 }
 
 impl ClusterMember {
-    /// Whether it has a vote, or gets one by itself.
+    /// Whether it is a voter, or will be promoted automatically.
     pub fn is_meant_to_vote(&self) -> bool {
         !self.learner || self.info.awaits_vote
     }
 }
 
-/// Why a membership cannot be read. It is not what members write.
+/// Why a membership does not decode. Members write none like that.
 #[derive(Debug, thiserror::Error)]
 pub enum MembersError {
-    /// The list.
+    /// The list of ids does not decode.
     #[error(transparent)]
     Membership(#[from] MembershipError),
-    /// What is stored beside an id.
+    /// What is stored beside an id does not decode.
     #[error(transparent)]
     Codec(#[from] CodecError),
 }
@@ -101,12 +101,12 @@ impl Members {
         self.0.iter()
     }
 
-    /// One member.
+    /// The member with this id.
     pub fn get(&self, id: MemberId) -> Option<&ClusterMember> {
         self.0.iter().find(|member| member.id == id)
     }
 
-    /// Where each of them is reached.
+    /// The address at which the others reach each of them.
     pub fn addresses(&self) -> Vec<PeerAddress> {
         let address = |member: &ClusterMember| PeerAddress {
             id: member.id,
@@ -135,7 +135,7 @@ pub fn url_address(url: &str) -> Option<&str> {
     fits.then_some(address)
 }
 
-/// An id that the same words always give, and different ones practically never.
+/// A hash of these words as an id, never zero. Different words practically never give the same id.
 pub fn id_of(words: &[&str]) -> u64 {
     let mut hash = Sha256::new();
     for word in words {
@@ -145,7 +145,7 @@ pub fn id_of(words: &[&str]) -> u64 {
     let digest = hash.finalize();
     let mut first = [0; 8];
     first.copy_from_slice(&digest[..8]);
-    // Zero stands for nobody.
+    // Zero is not a valid id.
     u64::from_be_bytes(first).max(1)
 }
 

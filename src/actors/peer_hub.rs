@@ -352,7 +352,7 @@ mod tests {
     use crate::{
         actors::fail_stop::FailStop,
         net::{HubSettings, Pacing, PeerSecurity},
-        raft::{Body, Message as Said},
+        raft::{Message as Said, MessageBody},
         types::{ClusterId, Identity, LogIndex, Term},
     };
     use tokio::sync::{mpsc, oneshot};
@@ -489,7 +489,7 @@ mod tests {
         assert_eq!(news_one.recv().await.unwrap(), "2 up");
         assert_eq!(news_two.recv().await.unwrap(), "1 up");
 
-        let body = Body::Heartbeat {
+        let body = MessageBody::Heartbeat {
             commit: LogIndex(5),
             round: 6,
         };

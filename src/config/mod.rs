@@ -133,6 +133,8 @@ pub struct ClusterConfig {
     pub state: ClusterState,
     /// Part of the cluster's identity.
     pub token: String,
+    /// Refuse membership changes after which the voters may have no quorum.
+    pub strict_reconfig_check: bool,
 }
 
 /// Whether a member without data forms its cluster or joins it.
@@ -411,6 +413,7 @@ fn cluster(layers: &Layers, name: &str) -> Result<ClusterConfig, ConfigError> {
         initial,
         state: choice(layers, "cluster.state", &states)?,
         token: filled(layers, "cluster.token")?.to_owned(),
+        strict_reconfig_check: switch(layers, "cluster.strict_reconfig_check"),
     })
 }
 

@@ -6,7 +6,7 @@
 use super::frame::{Frame, FrameBatch, FrameBuffer, FrameError};
 use crate::{
     codec,
-    raft::{Body, Message},
+    raft::{Message, MessageBody},
     types::{Entry, EntryKind, LogIndex, LogPosition, Term},
 };
 use bincode::{Decode, Encode};
@@ -70,22 +70,22 @@ impl Lane {
     }
 
     /// The lane that carries a message.
-    pub fn of(body: &Body) -> Self {
+    pub fn of(body: &MessageBody) -> Self {
         match body {
-            Body::PreVote { .. }
-            | Body::PreVoteReply { .. }
-            | Body::RequestVote { .. }
-            | Body::Vote { .. }
-            | Body::Heartbeat { .. }
-            | Body::HeartbeatReply { .. }
-            | Body::ReadIndex { .. }
-            | Body::ReadIndexReply { .. }
-            | Body::TimeoutNow
-            | Body::StaleTerm => Self::Votes,
-            Body::Append { .. }
-            | Body::AppendReply { .. }
-            | Body::AppendRejected { .. }
-            | Body::Commit { .. } => Self::Log,
+            MessageBody::PreVote { .. }
+            | MessageBody::PreVoteReply { .. }
+            | MessageBody::RequestVote { .. }
+            | MessageBody::Vote { .. }
+            | MessageBody::Heartbeat { .. }
+            | MessageBody::HeartbeatReply { .. }
+            | MessageBody::ReadIndex { .. }
+            | MessageBody::ReadIndexReply { .. }
+            | MessageBody::TimeoutNow
+            | MessageBody::StaleTerm => Self::Votes,
+            MessageBody::Append { .. }
+            | MessageBody::AppendReply { .. }
+            | MessageBody::AppendRejected { .. }
+            | MessageBody::Commit { .. } => Self::Log,
         }
     }
 }
@@ -93,7 +93,7 @@ impl Lane {
 /// Appends a Raft message to a batch of frames.
 pub(super) fn push_message(batch: &mut FrameBatch, message: &Message) {
     let entries = match &message.body {
-        Body::Append { entries, .. } => entries.as_slice(),
+        MessageBody::Append { entries, .. } => entries.as_slice(),
         _ => &[],
     };
     batch.push(
@@ -306,21 +306,21 @@ impl WireMessage {
 }
 
 impl WireBody {
-    fn of(body: &Body) -> Self {
+    fn of(body: &MessageBody) -> Self {
         match body {
-            Body::PreVote { last } => Self::PreVote {
+            MessageBody::PreVote { last } => Self::PreVote {
                 last: (*last).into(),
             },
-            Body::PreVoteReply { asked, granted } => Self::PreVoteReply {
+            MessageBody::PreVoteReply { asked, granted } => Self::PreVoteReply {
                 asked: *asked,
                 granted: *granted,
             },
-            Body::RequestVote { last, transfer } => Self::RequestVote {
+            MessageBody::RequestVote { last, transfer } => Self::RequestVote {
                 last: (*last).into(),
                 transfer: *transfer,
             },
-            Body::Vote { granted } => Self::Vote { granted: *granted },
-            Body::Append {
+            MessageBody::Vote { granted } => Self::Vote { granted: *granted },
+            MessageBody::Append {
                 prev,
                 commit,
                 entries,
@@ -332,60 +332,60 @@ impl WireBody {
                     entries,
                 }
             }
-            Body::AppendReply { matched } => Self::AppendReply { matched: *matched },
-            Body::AppendRejected { rejected, hint } => Self::AppendRejected {
+            MessageBody::AppendReply { matched } => Self::AppendReply { matched: *matched },
+            MessageBody::AppendRejected { rejected, hint } => Self::AppendRejected {
                 rejected: *rejected,
                 hint: (*hint).into(),
             },
-            Body::Commit { commit } => Self::Commit { commit: *commit },
-            Body::Heartbeat { commit, round } => Self::Heartbeat {
+            MessageBody::Commit { commit } => Self::Commit { commit: *commit },
+            MessageBody::Heartbeat { commit, round } => Self::Heartbeat {
                 commit: *commit,
                 round: *round,
             },
-            Body::HeartbeatReply { round } => Self::HeartbeatReply { round: *round },
-            Body::ReadIndex { round } => Self::ReadIndex { round: *round },
-            Body::ReadIndexReply { round, index } => Self::ReadIndexReply {
+            MessageBody::HeartbeatReply { round } => Self::HeartbeatReply { round: *round },
+            MessageBody::ReadIndex { round } => Self::ReadIndex { round: *round },
+            MessageBody::ReadIndexReply { round, index } => Self::ReadIndexReply {
                 round: *round,
                 index: *index,
             },
-            Body::TimeoutNow => Self::TimeoutNow,
-            Body::StaleTerm => Self::StaleTerm,
+            MessageBody::TimeoutNow => Self::TimeoutNow,
+            MessageBody::StaleTerm => Self::StaleTerm,
         }
     }
 
-    fn into_body(self, payload: Bytes) -> Result<Body, FrameError> {
+    fn into_body(self, payload: Bytes) -> Result<MessageBody, FrameError> {
         Ok(match self {
-            Self::PreVote { last } => Body::PreVote { last: last.into() },
-            Self::PreVoteReply { asked, granted } => Body::PreVoteReply { asked, granted },
-            Self::RequestVote { last, transfer } => Body::RequestVote {
+            Self::PreVote { last } => MessageBody::PreVote { last: last.into() },
+            Self::PreVoteReply { asked, granted } => MessageBody::PreVoteReply { asked, granted },
+            Self::RequestVote { last, transfer } => MessageBody::RequestVote {
                 last: last.into(),
                 transfer,
             },
-            Self::Vote { granted } => Body::Vote { granted },
+            Self::Vote { granted } => MessageBody::Vote { granted },
             Self::Append {
                 prev,
                 commit,
                 entries,
             } => {
                 let entries = entries_of(prev, &entries, payload)?;
-                Body::Append {
+                MessageBody::Append {
                     prev: prev.into(),
                     commit,
                     entries,
                 }
             }
-            Self::AppendReply { matched } => Body::AppendReply { matched },
-            Self::AppendRejected { rejected, hint } => Body::AppendRejected {
+            Self::AppendReply { matched } => MessageBody::AppendReply { matched },
+            Self::AppendRejected { rejected, hint } => MessageBody::AppendRejected {
                 rejected,
                 hint: hint.into(),
             },
-            Self::Commit { commit } => Body::Commit { commit },
-            Self::Heartbeat { commit, round } => Body::Heartbeat { commit, round },
-            Self::HeartbeatReply { round } => Body::HeartbeatReply { round },
-            Self::ReadIndex { round } => Body::ReadIndex { round },
-            Self::ReadIndexReply { round, index } => Body::ReadIndexReply { round, index },
-            Self::TimeoutNow => Body::TimeoutNow,
-            Self::StaleTerm => Body::StaleTerm,
+            Self::Commit { commit } => MessageBody::Commit { commit },
+            Self::Heartbeat { commit, round } => MessageBody::Heartbeat { commit, round },
+            Self::HeartbeatReply { round } => MessageBody::HeartbeatReply { round },
+            Self::ReadIndex { round } => MessageBody::ReadIndex { round },
+            Self::ReadIndexReply { round, index } => MessageBody::ReadIndexReply { round, index },
+            Self::TimeoutNow => MessageBody::TimeoutNow,
+            Self::StaleTerm => MessageBody::StaleTerm,
         })
     }
 }
@@ -450,34 +450,35 @@ pub(super) mod tests {
     }
 
     /// Every kind of message.
-    pub(in crate::net) fn body() -> impl Strategy<Value = Body> {
+    pub(in crate::net) fn body() -> impl Strategy<Value = MessageBody> {
         let index = || any::<u64>().prop_map(LogIndex);
         let term = || any::<u64>().prop_map(Term);
         prop_oneof![
-            log_id().prop_map(|last| Body::PreVote { last }),
+            log_id().prop_map(|last| MessageBody::PreVote { last }),
             (term(), any::<bool>())
-                .prop_map(|(asked, granted)| Body::PreVoteReply { asked, granted }),
+                .prop_map(|(asked, granted)| MessageBody::PreVoteReply { asked, granted }),
             (log_id(), any::<bool>())
-                .prop_map(|(last, transfer)| Body::RequestVote { last, transfer }),
-            any::<bool>().prop_map(|granted| Body::Vote { granted }),
+                .prop_map(|(last, transfer)| MessageBody::RequestVote { last, transfer }),
+            any::<bool>().prop_map(|granted| MessageBody::Vote { granted }),
             (log_id(), index())
                 .prop_flat_map(|(prev, commit)| (Just(prev), Just(commit), entries(prev)))
-                .prop_map(|(prev, commit, entries)| Body::Append {
+                .prop_map(|(prev, commit, entries)| MessageBody::Append {
                     prev,
                     commit,
                     entries
                 }),
-            index().prop_map(|matched| Body::AppendReply { matched }),
+            index().prop_map(|matched| MessageBody::AppendReply { matched }),
             (index(), log_id())
-                .prop_map(|(rejected, hint)| Body::AppendRejected { rejected, hint }),
-            index().prop_map(|commit| Body::Commit { commit }),
-            (index(), any::<u64>()).prop_map(|(commit, round)| Body::Heartbeat { commit, round }),
-            any::<u64>().prop_map(|round| Body::HeartbeatReply { round }),
-            any::<u64>().prop_map(|round| Body::ReadIndex { round }),
+                .prop_map(|(rejected, hint)| MessageBody::AppendRejected { rejected, hint }),
+            index().prop_map(|commit| MessageBody::Commit { commit }),
+            (index(), any::<u64>())
+                .prop_map(|(commit, round)| MessageBody::Heartbeat { commit, round }),
+            any::<u64>().prop_map(|round| MessageBody::HeartbeatReply { round }),
+            any::<u64>().prop_map(|round| MessageBody::ReadIndex { round }),
             (any::<u64>(), index())
-                .prop_map(|(round, index)| Body::ReadIndexReply { round, index }),
-            Just(Body::TimeoutNow),
-            Just(Body::StaleTerm),
+                .prop_map(|(round, index)| MessageBody::ReadIndexReply { round, index }),
+            Just(MessageBody::TimeoutNow),
+            Just(MessageBody::StaleTerm),
         ]
     }
 
@@ -553,7 +554,7 @@ pub(super) mod tests {
     fn a_message_on_the_wrong_stream_is_refused() {
         let message = Message {
             term: Term(1),
-            body: Body::TimeoutNow,
+            body: MessageBody::TimeoutNow,
         };
         let mut buffer = FrameBuffer {
             bytes: encoded(&[message]).as_slice().into(),
@@ -583,7 +584,7 @@ pub(super) mod tests {
     fn the_wire_is_what_the_format_page_says() {
         let message = Message {
             term: Term(3),
-            body: Body::Append {
+            body: MessageBody::Append {
                 prev: LogPosition::new(Term(2), LogIndex(7)),
                 commit: LogIndex(6),
                 entries: vec![Entry {

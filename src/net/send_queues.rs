@@ -4,7 +4,7 @@ use super::{
     codec::{Lane, WireRequest, push_message, push_request},
     frame::FrameBatch,
 };
-use crate::raft::{self, Body, Message};
+use crate::raft::{self, Message, MessageBody};
 use bytes::Bytes;
 use std::{
     cell::{Cell, RefCell},
@@ -29,7 +29,7 @@ impl Item {
     fn bytes(&self) -> usize {
         let payload = match self {
             Self::Message(Message {
-                body: Body::Append { entries, .. },
+                body: MessageBody::Append { entries, .. },
                 ..
             }) => entries.iter().map(raft::entry_bytes).sum(),
             Self::Message(_) => 0,
@@ -142,7 +142,7 @@ mod tests {
             kind: EntryKind::Command,
             data,
         };
-        let body = Body::Append {
+        let body = MessageBody::Append {
             prev: LogPosition::default(),
             commit: LogIndex(0),
             entries: vec![entry],
@@ -156,7 +156,7 @@ mod tests {
     fn heartbeat() -> Message {
         Message {
             term: Term(1),
-            body: Body::Heartbeat {
+            body: MessageBody::Heartbeat {
                 commit: LogIndex(0),
                 round: 1,
             },

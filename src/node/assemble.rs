@@ -119,13 +119,14 @@ pub(super) fn assemble(
         status: outlets.raft_status,
         disk: outlets.disk,
         links: hub.as_ref().map_or(PeerLinks::Alone, links_of),
-        seed: recovery.seed,
+        known_members: recovery.seed,
         consensus: first.consensus.clone(),
         views: starting.channels.views.clone(),
         leases: first.leases.clone(),
         answered: starting.to.raft.clone().recipient(),
         hashes: starting.to.applier.clone().recipient(),
-        told: starting.to.raft.clone().recipient(),
+        hash_received: starting.to.raft.clone().recipient(),
+        log_read: starting.to.raft.clone().recipient(),
     };
     starting.raft_node(mailboxes.raft, recovery.raft, peers);
 
@@ -143,7 +144,7 @@ fn links_of(hub: &PeerPorts) -> PeerLinks {
     PeerLinks::Hub {
         send: hub.send.clone(),
         forward: hub.forward.clone(),
-        book: hub.book.clone(),
+        addresses: hub.book.clone(),
     }
 }
 
@@ -541,13 +542,14 @@ impl Starting<'_> {
         });
     }
 
-    fn raft_node(&self, mailbox: Mailbox<RaftNode>, raft: raft::Node, peers: RaftPeers) {
+    fn raft_node(&self, mailbox: Mailbox<RaftNode>, raft: raft::RaftCore, peers: RaftPeers) {
         let pacing = RaftPacing {
             tick: self.config.raft.heartbeat,
             election: self.config.raft.election,
             disk_stall: self.config.raft.disk_stall,
             request_timeout: self.request_timeout(),
             apply_gap_max: self.config.limits.apply_gap_max,
+            strict_reconfig: self.config.cluster.strict_reconfig_check,
             log_bound: LogBound {
                 entries: self.config.storage.log_keep_entries,
                 bytes: self.config.storage.log_keep_bytes,

@@ -162,7 +162,7 @@ pub(super) struct Recovery {
     pub wal: Wal,
     pub restored: Restored,
     pub tree: Tree,
-    pub raft: raft::Node,
+    pub raft: raft::RaftCore,
     /// The members at the applied index.
     pub members: Members,
     /// The members that were there when this one joined, or began to wait for a snapshot.
@@ -232,7 +232,7 @@ pub(super) fn recover(
     }
     let mut state = initial_state(applied, membership, history, recovered);
     state.awaits_snapshot = awaits_snapshot;
-    let raft = raft::Node::new(raft_config(config, owner.identity.member), state)?;
+    let raft = raft::RaftCore::new(raft_config(config, owner.identity.member), state)?;
     let reader = db.reader()?;
     Ok(Recovery {
         owner,

@@ -1,113 +1,114 @@
-//! A follower: accepts the leader's entries, acknowledges what is durable, and asks the leader for its readers.
+//! A follower: appends the leader's entries, acknowledges those that are durable, and asks the leader for read indexes.
 
-use super::common::Common;
 use super::interface::StepError;
-use super::message::Body;
-use super::read_index::Asked;
+use super::message::MessageBody;
+use super::read_index::ReadIndexQuery;
+use super::state::CoreState;
 use crate::types::{Entry, LogIndex, LogPosition, MemberId};
 
 /// What only a follower has. All of it concerns one term.
 #[derive(Debug)]
 pub(super) struct Follower {
-    /// Who leads the term, once heard.
+    /// The leader of the term, once a message of its has arrived.
     pub(super) leader: Option<MemberId>,
-    /// Ticks since the leader was heard, or a vote given.
-    pub(super) elapsed: u32,
-    timeout: u32,
-    /// Our log equals the leader's up to here.
+    /// Ticks since the leader's last message, or since this member voted.
+    pub(super) elapsed_ticks: u32,
+    timeout_ticks: u32,
+    /// This log equals the leader's up to here.
     matched: LogIndex,
-    /// A reply that says no more than this is not worth sending before all of `matched` is durable.
+    /// The last index acknowledged. While only part of `matched` is durable, a reply must acknowledge more than this.
     acked: LogIndex,
     /// The leader waits for an acknowledgement.
     ack_due: bool,
-    asked: Option<Asked>,
+    /// The read-index query that the leader has not answered.
+    query: Option<ReadIndexQuery>,
 }
 
 impl Follower {
-    pub(super) fn new(common: &mut Common, leader: Option<MemberId>) -> Self {
+    pub(super) fn new(state: &mut CoreState, leader: Option<MemberId>) -> Self {
         Self {
             leader,
-            elapsed: 0,
-            timeout: common.draw_timeout(),
-            // Committed entries are in every later leader's log.
-            matched: common.log.commit(),
-            acked: common.log.stable(),
+            elapsed_ticks: 0,
+            timeout_ticks: state.draw_timeout(),
+            // Committed entries are in the log of every later leader.
+            matched: state.log.commit(),
+            acked: state.log.stable(),
             ack_due: false,
-            asked: None,
+            query: None,
         }
     }
 
-    /// One tick passed. True if it is time to stand for election.
-    pub(super) fn tick(&mut self, common: &mut Common) -> bool {
-        self.elapsed = self.elapsed.saturating_add(1);
-        let patience = u64::from(common.config.heartbeat_ticks) * 2 + 1;
+    /// One tick passed. True if it is time to campaign.
+    pub(super) fn tick(&mut self, state: &mut CoreState) -> bool {
+        self.elapsed_ticks = self.elapsed_ticks.saturating_add(1);
+        let retry_ticks = u64::from(state.config.heartbeat_ticks) * 2 + 1;
         if self
-            .asked
+            .query
             .as_ref()
-            .is_some_and(|asked| asked.since + patience < common.now)
+            .is_some_and(|query| query.since + retry_ticks < state.now)
         {
-            self.ask_again(common);
+            self.requeue_reads(state);
         }
-        self.elapsed >= self.timeout
+        self.elapsed_ticks >= self.timeout_ticks
     }
 
-    /// It stood aside for a reason; wait anew.
-    pub(super) fn restart_timeout(&mut self, common: &mut Common) {
-        self.elapsed = 0;
-        self.timeout = common.draw_timeout();
+    /// Starts the election timeout again, since this member must not campaign now.
+    pub(super) fn restart_timeout(&mut self, state: &mut CoreState) {
+        self.elapsed_ticks = 0;
+        self.timeout_ticks = state.draw_timeout();
     }
 
-    /// The question to the leader may be lost: its readers ask again.
-    pub(super) fn ask_again(&mut self, common: &mut Common) {
-        if let Some(asked) = self.asked.take() {
-            common.reads.put_back(asked.reads);
+    /// Gives up the query to the leader, which may be lost: its reads go into the next one.
+    pub(super) fn requeue_reads(&mut self, state: &mut CoreState) {
+        if let Some(query) = self.query.take() {
+            state.reads.put_back(query.reads);
         }
     }
 
     /// A message proves that `from` leads the term.
-    pub(super) fn heard_leader(
+    pub(super) fn accept_leader(
         &mut self,
-        common: &Common,
+        state: &CoreState,
         from: MemberId,
     ) -> Result<(), StepError> {
         let leads = *self.leader.get_or_insert(from);
         if leads != from {
-            let term = common.term;
+            let term = state.term;
             return Err(StepError::SecondLeader {
                 term,
                 claims: from,
                 leads,
             });
         }
-        self.elapsed = 0;
+        self.elapsed_ticks = 0;
         Ok(())
     }
 
-    /// Takes the leader's entries, overwriting what differs.
-    pub(super) fn append(
+    /// Appends the leader's entries and overwrites those of this log that differ.
+    pub(super) fn on_append(
         &mut self,
-        common: &mut Common,
+        state: &mut CoreState,
         from: MemberId,
         prev: LogPosition,
         commit: LogIndex,
         mut entries: Vec<Entry>,
     ) {
-        let committed = common.log.commit();
+        let committed = state.log.commit();
         let mut base = prev;
         if prev.index < committed {
-            // What is committed is equal in the leader's log, and may be gone from ours.
+            // Committed entries are equal in the leader's log, and may be released from this one.
             entries.retain(|entry| entry.index > committed);
-            let term = common
+            let term = state
                 .log
                 .term(committed)
                 .expect("the commit index lies in the log");
             base = LogPosition::new(term, committed);
         }
-        if !common.log.contains(base) {
-            let hint = common.log.last_possible_match(prev);
-            common.send(
+        if !state.log.contains(base) {
+            let hint = state.log.last_possible_match(prev);
+            state.send(
                 from,
-                Body::AppendRejected {
+                MessageBody::AppendRejected {
                     rejected: prev.index,
                     hint,
                 },
@@ -115,79 +116,82 @@ impl Follower {
             return;
         }
         let end = entries.last().map_or(base.index, |entry| entry.index);
-        self.take(common, entries);
+        self.append_entries(state, entries);
         self.matched = self.matched.max(end);
         self.ack_due = true;
-        common.commit_to(commit.min(self.matched));
+        state.commit_to(commit.min(self.matched));
     }
 
-    fn take(&mut self, common: &mut Common, entries: Vec<Entry>) {
+    fn append_entries(&mut self, state: &mut CoreState, entries: Vec<Entry>) {
         for entry in entries {
-            match common.log.term(entry.index) {
+            match state.log.term(entry.index) {
                 Some(term) if term == entry.term => continue,
                 Some(_) => {
-                    common.truncate(entry.index);
-                    self.matched = self.matched.min(common.log.last().index);
+                    state.truncate(entry.index);
+                    self.matched = self.matched.min(state.log.last().index);
                 }
                 None => {}
             }
-            common.append_received(entry);
+            state.append_received(entry);
         }
     }
 
-    /// The leader says that `commit`, which we once acknowledged to it, is committed.
-    pub(super) fn committed(
+    /// The leader says that `commit`, which this member has acknowledged to it, is committed.
+    pub(super) fn on_commit(
         &mut self,
-        common: &mut Common,
+        state: &mut CoreState,
         commit: LogIndex,
     ) -> Result<(), StepError> {
-        let last = common.log.last().index;
+        let last = state.log.last().index;
         if commit > last {
             return Err(StepError::EntriesLost { commit, last });
         }
         self.matched = self.matched.max(commit);
-        common.commit_to(commit);
+        state.commit_to(commit);
         Ok(())
     }
 
-    /// Entries up to `through` came as a snapshot.
-    pub(super) fn restored(&mut self, through: LogIndex) {
+    /// A snapshot that contains everything up to `through` was installed.
+    pub(super) fn snapshot_installed(&mut self, through: LogIndex) {
         self.matched = self.matched.max(through);
         self.ack_due = true;
     }
 
-    /// The leader answered the readers' question.
-    pub(super) fn read_answered(&mut self, common: &mut Common, round: u64, index: LogIndex) {
-        if let Some(asked) = self.asked.take_if(|asked| asked.round == round) {
-            common
+    /// The leader answered a read-index query.
+    pub(super) fn on_read_index_reply(
+        &mut self,
+        state: &mut CoreState,
+        round: u64,
+        index: LogIndex,
+    ) {
+        if let Some(query) = self.query.take_if(|query| query.round == round) {
+            state
                 .reads
-                .answer(asked.reads, index, &mut common.out.reads);
+                .answer(query.reads, index, &mut state.effects.reads);
         }
     }
 
-    /// Prepares what goes out with the next `Ready`: one acknowledgement for all that became durable, and
-    /// one question for all readers.
-    pub(super) fn settle(&mut self, common: &mut Common) {
+    /// Adds to the next `Ready` one acknowledgement for all that became durable, and one query for all reads that wait.
+    pub(super) fn prepare_ready(&mut self, state: &mut CoreState) {
         let Some(leader) = self.leader else { return };
-        self.acknowledge(common, leader);
-        if self.asked.is_none() && !common.reads.is_empty() {
-            let round = common.reads.draw_round();
-            let (reads, since) = (common.reads.take(), common.now);
-            self.asked = Some(Asked {
+        self.acknowledge(state, leader);
+        if self.query.is_none() && !state.reads.is_empty() {
+            let round = state.reads.draw_round();
+            self.query = Some(ReadIndexQuery {
                 round,
-                reads,
-                since,
+                reads: state.reads.take(),
+                since: state.now,
             });
-            common.send(leader, Body::ReadIndex { round });
+            state.send(leader, MessageBody::ReadIndex { round });
         }
     }
 
-    fn acknowledge(&mut self, common: &mut Common, leader: MemberId) {
-        let durable = self.matched.min(common.log.stable());
+    fn acknowledge(&mut self, state: &mut CoreState, leader: MemberId) {
+        let durable = self.matched.min(state.log.stable());
         let whole = durable == self.matched;
         let due = self.ack_due && (whole || durable > self.acked);
-        if due && common.hard_state_durable() {
-            common.send(leader, Body::AppendReply { matched: durable });
+        if due && state.is_hard_state_durable() {
+            state.send(leader, MessageBody::AppendReply { matched: durable });
             self.acked = durable;
             self.ack_due = !whole;
         }
@@ -197,13 +201,13 @@ impl Follower {
 #[cfg(test)]
 mod tests {
     use super::super::testing::{index, voters};
-    use super::super::{Config, InitialState, Message, Node};
+    use super::super::{Config, InitialState, Message, RaftCore};
     use super::*;
     use crate::types::{EntryKind, Term};
     use bytes::Bytes;
 
     /// What the leader of `term` sends after `prev`.
-    fn append(node: &mut Node, term: u64, prev: LogPosition, commit: u64, count: u64) {
+    fn append(node: &mut RaftCore, term: u64, prev: LogPosition, commit: u64, count: u64) {
         let (term, kind, data) = (Term(term), EntryKind::Command, Bytes::new());
         let entry = |at| Entry {
             term,
@@ -212,7 +216,7 @@ mod tests {
             data: data.clone(),
         };
         let entries = (prev.index.0 + 1..=prev.index.0 + count).map(entry);
-        let body = Body::Append {
+        let body = MessageBody::Append {
             prev,
             commit: index(commit),
             entries: entries.collect(),
@@ -227,7 +231,7 @@ mod tests {
             membership: voters(1..=3),
             ..InitialState::default()
         };
-        let mut node = Node::new(Config::new(MemberId(1), 1), state).unwrap();
+        let mut node = RaftCore::new(Config::new(MemberId(1), 1), state).unwrap();
         append(&mut node, 1, LogPosition::default(), 1, 3);
         assert_eq!((node.last().index, node.commit()), (index(3), index(1)));
         let base = LogPosition::new(Term(1), index(1));

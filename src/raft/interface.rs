@@ -1,37 +1,37 @@
-//! The values that cross the border of consensus: configuration and what the disk held on the way in, a
-//! [`Ready`] on the way out, and the errors.
+//! The values that the caller of consensus passes in and gets back: configuration and what the disk contained, a
+//! [`Ready`], and the errors.
 
 use super::membership::{Membership, MembershipError};
 use super::message::Envelope;
 use crate::types::{Entry, HardState, LogIndex, LogPosition, MemberId, Term};
 
-/// Settings of a [`Node`](super::Node). A tick is what the caller makes it; all members must agree on its length.
+/// Settings of a [`RaftCore`](super::RaftCore). The caller defines the length of a tick; all members must use the same.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// This member; not zero.
     pub id: MemberId,
-    /// A follower stands for election after hearing no leader for this long; each wait is drawn anew from
-    /// one to two times this. More than `heartbeat_ticks`.
+    /// A follower campaigns when it has received nothing from a leader for its election timeout, which is drawn at random
+    /// from one to two times this. More than `heartbeat_ticks`.
     pub election_ticks: u32,
     /// A leader sends heartbeats this often. At least 1.
     pub heartbeat_ticks: u32,
-    /// Where randomness comes from. Must differ from member to member and from run to run.
+    /// The seed of all random numbers. Must differ between members and between runs.
     pub seed: u64,
-    /// Bytes of entries on their way to one follower before the leader waits for replies.
+    /// Bytes of entries in flight to one follower before the leader waits for replies.
     pub inflight_bytes_max: usize,
     /// Bytes of entries in one append.
     pub append_bytes_max: usize,
     /// Bytes of proposed but not committed entries before proposals are refused.
     pub uncommitted_bytes_max: usize,
-    /// Bytes of entries kept in memory although the WAL has them.
+    /// Bytes of entries cached in memory that are also in the WAL.
     pub cached_bytes_max: usize,
-    /// Bytes of entries given out to be applied and not reported applied.
+    /// Bytes of entries in [`Ready::committed`] that are not reported applied.
     pub applying_bytes_max: usize,
     /// Reads that may wait for an index.
     pub reads_max: usize,
-    /// Ask before standing, so that a member that cannot win does not disturb a leader.
+    /// Ask for pre-votes before a campaign, so that a member that cannot win does not disturb a leader.
     pub pre_vote: bool,
-    /// A leader that hears no quorum steps down, and votes are refused while a leader is fresh.
+    /// A leader steps down when no quorum replies to it, and members refuse votes while they have a recent leader.
     pub check_quorum: bool,
 }
 
@@ -55,38 +55,39 @@ impl Config {
     }
 }
 
-/// What a member finds on its disks when it starts; `InitialState::default()` for one that starts anew, plus
-/// its `membership` if it bootstraps the cluster (left empty if it joins one).
+/// What a member finds on its disks when it starts. `InitialState::default()` for one that starts for the first time, with
+/// `membership` set if it bootstraps the cluster (empty if it joins one).
 #[derive(Clone, Debug, Default)]
 pub struct InitialState {
     /// The last hard state in the WAL.
     pub hard_state: HardState,
-    /// What the state machine has durably applied.
+    /// The last index that the state machine has durably applied.
     pub applied: LogIndex,
-    /// The membership at `applied`: stored with it, in the same transaction.
+    /// The membership at `applied`, stored in the same transaction as that.
     pub membership: Membership,
-    /// The WAL has every entry after this one. If the WAL ends before `applied`, or holds another term at
-    /// `applied` than the state machine does, a snapshot was installed and the crash came before the WAL
-    /// was reset: then its entries are void, and this is `applied` with its term.
+    /// The WAL has every entry after this one. If the WAL ends before `applied`, or has another term at
+    /// `applied` than the state machine, a snapshot was installed and the crash came before the WAL
+    /// was reset: then the WAL's entries are ignored, and this is `applied` with its term.
     pub start: LogPosition,
     /// The first entry of each term among those after `start` that are not in `entries`. Empty if all are.
     pub evicted_terms: Vec<LogPosition>,
-    /// The WAL's entries up to its end: consecutive, from `applied + 1` at the latest, and its last one in any
-    /// case. The more, the fewer reads a lagging follower costs.
+    /// The WAL's entries up to its end: consecutive, starting at `applied + 1` or before, and always including the last one.
+    /// The more there are, the fewer WAL reads a lagging follower causes.
     pub entries: Vec<Entry>,
-    /// The state machine's disk is gone: `applied` is an entry of which the log knows that it was committed, `membership` the
-    /// newest known. The member votes and takes entries; it applies none, and does not stand, until a snapshot is installed.
+    /// The state machine's database is lost: `applied` is an entry that the log knows to be committed, `membership` the
+    /// newest known. Until a snapshot is installed, the member votes and appends entries, but applies none and does not campaign.
     pub awaits_snapshot: bool,
 }
 
-/// Why a member cannot start from an [`InitialState`]. The disks hold what this program never writes.
+/// Why a member cannot start from an [`InitialState`]: the configuration is wrong, or the disks contain what this program
+/// never writes.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InitialStateError {
     /// The configuration makes no sense.
     #[error("raft configuration: {0}")]
     Config(&'static str),
     /// Entries are missing between what is applied and the first one given.
-    #[error("the log continues at {first} but the state machine stands at {applied}")]
+    #[error("the log continues at {first} but the state machine has applied only {applied}")]
     Gap {
         /// The first entry given.
         first: LogIndex,
@@ -114,36 +115,38 @@ pub enum InitialStateError {
     /// A membership entry is damaged.
     #[error("membership entry {index}: {source}")]
     Membership {
-        /// Where.
+        /// The entry.
         index: LogIndex,
-        /// What is wrong with it.
+        /// Why it does not decode.
         source: MembershipError,
     },
 }
 
 /// Everything the caller has to do after giving input. **Order**: take one `Ready` after another and
 ///
-/// 1. hand `persist` to the WAL writer, before any later `Ready`'s; call
-///    [`persisted`](super::Node::persisted) with its `seq` when it is durable. Nothing below waits for that:
-///    what must, consensus holds back itself until then;
+/// 1. give `persist` to the WAL writer, before that of any later `Ready`; call
+///    [`persisted`](super::RaftCore::persisted) with its `seq` when it is durable. The steps below need not wait for that:
+///    consensus itself holds back what must wait;
 /// 2. send `messages`, in any order;
-/// 3. apply `committed`, in order, and report progress with [`applied`](super::Node::applied). They are
+/// 3. apply `committed`, in order, and report progress with [`applied`](super::RaftCore::applied). They are
 ///    durable here, so the state machine's disk is never ahead of this member's own log;
 /// 4. serve `reads`, each once the state machine has applied its index;
-/// 5. start `snapshots`, read `log_reads`, tell observers of `status`.
+/// 5. start `snapshots`, begin `log_reads`, and publish `status`.
+///
+/// The [module's documentation](super) has this loop in code.
 #[derive(Debug, Default)]
 pub struct Ready {
-    /// What must become durable.
+    /// What to write to the WAL.
     pub persist: Option<Persist>,
-    /// What may leave now.
+    /// What to send to other members now.
     pub messages: Vec<Envelope>,
-    /// What may be applied now: consecutive, each entry once.
+    /// What to apply now: consecutive entries, each once.
     pub committed: Vec<Entry>,
-    /// Reads that have their answer.
+    /// Answers to reads.
     pub reads: Vec<ReadState>,
-    /// Members that need a snapshot. Answer with `snapshot_sent` or `snapshot_failed`.
+    /// Members that need a snapshot. Answer each with `snapshot_sent` or `snapshot_failed`.
     pub snapshots: Vec<SendSnapshot>,
-    /// Entries wanted from the WAL. Answer each with `log_read`.
+    /// Entries to read from the WAL, on another thread: consensus does not wait for them. Answer each with `log_read`.
     pub log_reads: Vec<ReadLog>,
     /// Role, term or leader, if one of them changed.
     pub status: Option<Status>,
@@ -161,23 +164,23 @@ impl Ready {
     }
 }
 
-/// A write to the WAL, all of it or, after a crash, a prefix in the order reset, entries, hard state.
+/// A write to the WAL. A crash may leave a prefix of it, in the order reset, entries, hard state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Persist {
-    /// Consecutive; a report for one covers all before it.
+    /// Consecutive numbers; a report for one covers all before it.
     pub seq: u64,
-    /// Forget the whole log first: a snapshot at this entry, already durable, took its place.
+    /// Drop the whole log first: a snapshot at this entry, already durable, replaced it.
     pub reset: Option<LogPosition>,
-    /// Consecutive entries. If the first is not past the WAL's end, it replaces what is there from it on.
+    /// Consecutive entries. If the WAL has an entry at the first index, these replace it and all after it.
     pub entries: Vec<Entry>,
-    /// Always whole, also where it did not change.
+    /// Always complete, even if it did not change.
     pub hard_state: HardState,
 }
 
-/// The answer to a [`read_index`](super::Node::read_index). Each accepted read gets exactly one.
+/// The answer to a [`read_index`](super::RaftCore::read_index). Each accepted read gets exactly one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadState {
-    /// Whose answer.
+    /// What the caller passed to `read_index`.
     pub context: u64,
     /// The index that must be applied before the read is served.
     pub outcome: Result<LogIndex, ReadLost>,
@@ -188,17 +191,17 @@ pub struct ReadState {
 #[error("no leader confirmed the read within two election timeouts")]
 pub struct ReadLost;
 
-/// A member's log is so far behind that only a snapshot helps.
+/// A member needs entries that were released, so it needs a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendSnapshot {
     /// The member.
     pub to: MemberId,
-    /// The leader's term, to go with the snapshot.
+    /// The leader's term, to be sent with the snapshot.
     pub term: Term,
 }
 
-/// For whom entries are read from the WAL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Who needs the entries that are read from the WAL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reader {
     /// The state machine.
     Apply,
@@ -206,73 +209,78 @@ pub enum Reader {
     Peer(MemberId),
 }
 
-/// Entries wanted from the WAL, all durable: from `from`, through `to` at most, about `bytes_max`, at least one.
+/// A request to read entries from the WAL. All of them are durable and committed, so they never change. The answer has entries
+/// from `from` on: at least one, none after `to`, and about `bytes_max` bytes at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadLog {
-    /// For whom; goes into the answer.
+    /// Who needs them; repeated in the answer.
     pub reader: Reader,
-    /// The first index; goes into the answer.
+    /// The first index; repeated in the answer.
     pub from: LogIndex,
     /// The last index.
     pub to: LogIndex,
-    /// Where to stop, counted as [`entry_bytes`](super::entry_bytes) does.
+    /// Counted as [`entry_bytes`](super::entry_bytes) does.
     pub bytes_max: usize,
 }
 
-/// The WAL dropped the entries it was asked for.
+/// The WAL has dropped the requested entries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the log entries were released")]
 pub struct Released;
 
-/// The WAL returned entries that are not the log's. Its bytes cannot be trusted: the member must stop.
+/// The WAL returned other entries than were written. The member must stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("log entries read from {from} are not those that were written")]
 pub struct LogReadError {
-    /// Where the read began.
+    /// The first index of the read.
     pub from: LogIndex,
 }
 
-/// What a member is in its term.
+/// A member's role in its term.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RoleName {
-    /// Follows, or waits for, a leader.
+    /// Follows a leader, or waits for one.
     Follower,
-    /// Asks whether it could win.
+    /// Has asked for pre-votes, without entering a new term.
     PreCandidate,
-    /// Stands for election.
+    /// Has asked for votes in a new term.
     Candidate,
-    /// Leads.
+    /// Leads its term.
     Leader,
 }
 
-/// What observers want to know.
+/// Role, term and leader of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// What this member is.
+    /// This member's role.
     pub role: RoleName,
     /// Its term.
     pub term: Term,
-    /// Whom it follows; itself if it leads.
+    /// The leader of the term, if known; the member itself if it leads.
     pub leader: Option<MemberId>,
 }
 
-/// How far the leader has fed a member.
+/// How far replication to a member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
     /// The member.
     pub id: MemberId,
-    /// Durable there, and equal, up to here.
+    /// Its log is durable, and equals the leader's, up to here.
     pub matched: LogIndex,
-    /// Heard from within the last election timeout.
+    /// It replied since the leader's last quorum check, at most an election timeout ago.
     pub active: bool,
-    /// Needs, or is being sent, a snapshot.
+    /// It needs, or is being sent, a snapshot.
     pub in_snapshot: bool,
+    /// It has entries of the leader's term, and gets new ones as they are appended.
+    pub current: bool,
+    /// The tick at which its last reply arrived, as counted by [`RaftCore::now`](super::RaftCore::now); zero before the first.
+    pub replied_at: u64,
 }
 
 /// Why a proposal was not accepted. Nothing was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
-    /// Only the leader takes proposals; try `leader`.
+    /// Only the leader accepts proposals; try `leader`.
     #[error("not the leader")]
     NotLeader {
         /// The leader, if one is known.
@@ -284,7 +292,7 @@ pub enum ProposeError {
         /// How many wait.
         bytes: usize,
     },
-    /// Leadership is being handed over; retry at the next leader.
+    /// Leadership is being transferred; retry at the next leader.
     #[error("leadership is being transferred to {}", .to.hex())]
     Transferring {
         /// The next leader.
@@ -295,7 +303,7 @@ pub enum ProposeError {
 /// Why a membership change was not accepted. Nothing was appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
-    /// As for any proposal.
+    /// It was refused like any proposal.
     #[error(transparent)]
     Propose(#[from] ProposeError),
     /// The change does not fit the membership.
@@ -304,7 +312,7 @@ pub enum ChangeError {
     /// Another change, or the leader's first entry, is not committed; retry later.
     #[error("an earlier change is not committed yet")]
     Unsettled,
-    /// The learner lags; retry later.
+    /// The learner's log is behind; retry later.
     #[error("learner {} has not caught up", .0.hex())]
     LearnerNotReady(MemberId),
 }
@@ -312,12 +320,12 @@ pub enum ChangeError {
 /// Why a read was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
-    /// As many reads as may wait do; retry later.
+    /// The maximum number of reads is waiting; retry later.
     #[error("{0} reads wait already")]
     TooMany(usize),
 }
 
-/// Why leadership is not handed over.
+/// Why leadership is not transferred.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransferError {
     /// Only the leader can.
@@ -331,20 +339,20 @@ pub enum TransferError {
     NotVoter(MemberId),
 }
 
-/// Why a message was dropped. The sender is broken, or this member lost its disk; neither passes by itself.
+/// Why a message was dropped. The sender is faulty, or this member lost data; an operator must act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
-    /// The sender bears our id, or zero.
+    /// The sender has this member's id, or zero.
     #[error("a message came from member id {}, which cannot be", .0.hex())]
     Sender(MemberId),
-    /// The append's entries are not consecutive, of falling or too new terms, or hold no membership where
-    /// they should.
+    /// The append's entries are not consecutive, their terms fall or are newer than the message's, or a membership entry does
+    /// not decode.
     #[error("malformed entry {index} in an append")]
     Entry {
         /// The first bad entry.
         index: LogIndex,
     },
-    /// Two members claim to lead one term: one of them voted twice.
+    /// Two members claim to lead the same term: a member voted twice in it.
     #[error("{} claims to lead term {term}, which {} leads", .claims.hex(), .leads.hex())]
     SecondLeader {
         /// The term.
@@ -354,30 +362,30 @@ pub enum StepError {
         /// The leader known so far.
         leads: MemberId,
     },
-    /// The leader says we acknowledged entries that we do not have: this member lost durable data.
+    /// The leader has committed entries that this member acknowledged and does not have: it lost durable data.
     #[error("the leader counts on entry {commit}, but the log here ends at {last}")]
     EntriesLost {
-        /// What is committed on the strength of our word.
+        /// The commit index that the leader sent.
         commit: LogIndex,
-        /// The end of our log.
+        /// The end of this member's log.
         last: LogIndex,
     },
     /// A follower acknowledged an entry that the leader does not have.
     #[error("acknowledged entry {matched} is beyond the leader's end {last}")]
     BeyondEnd {
-        /// What it claims to have.
+        /// The acknowledged index.
         matched: LogIndex,
-        /// The end of our log.
+        /// The end of the leader's log.
         last: LogIndex,
     },
 }
 
-/// A snapshot that must not replace this member's state, for it is no newer.
+/// A snapshot that must not replace this member's state, since it is no newer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the snapshot at {snapshot} is no newer than what is committed here, {commit}")]
 pub struct SnapshotRefused {
     /// The snapshot.
     pub snapshot: LogPosition,
-    /// How far this member is.
+    /// This member's commit index.
     pub commit: LogIndex,
 }

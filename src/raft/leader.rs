@@ -1,98 +1,97 @@
-//! A leader: takes proposals, feeds the others, commits what a quorum has, confirms that it still leads.
+//! A leader: appends proposals, replicates them, commits what a quorum has, and confirms by heartbeats that it still leads.
 
-use super::common::Common;
 use super::interface::{
     ChangeError, PeerStatus, ProposeError, ReadLog, Reader, SendSnapshot, StepError,
 };
 use super::log::{ENTRY_OVERHEAD_BYTES, Slice, entry_bytes};
-use super::membership::{Change, Membership};
-use super::message::Body;
-use super::progress::{Pace, Progress};
+use super::membership::{Membership, MembershipChange};
+use super::message::MessageBody;
+use super::progress::{Progress, ReplicationState};
 use super::quorum::{agreed, majority};
 use super::read_index::Rounds;
+use super::state::CoreState;
 use crate::mutation::{Mutation, mutated};
 use crate::types::{Entry, EntryKind, LogIndex, LogPosition, MemberId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
-/// A removed member is told so for at most this many election timeouts.
-const LEAVING_TIMEOUTS: u32 = 4;
+/// For how many election timeouts at most a leader tries to send a removed member the entry that removed it.
+const REMOVAL_TIMEOUTS: u32 = 4;
 
 /// What only a leader has. All of it concerns its term.
 #[derive(Debug)]
 pub(super) struct Leader {
-    /// Every other member, and removed ones until they know.
+    /// Every other member, and removed ones until they have the entry that removed them.
     peers: BTreeMap<MemberId, Progress>,
-    /// The entry this leader began with; only from here on does counting commit (Raft paper, 5.4.2).
+    /// The first entry of this leader's term. Only entries from here on are committed by counting (Raft paper, 5.4.2).
     first_own: LogIndex,
     uncommitted_bytes: usize,
+    /// Ticks since the last heartbeat.
     heartbeat_elapsed: u32,
+    /// Ticks since the last quorum check.
     quorum_elapsed: u32,
     transfer: Option<Transfer>,
     rounds: Rounds,
 }
 
-/// Leadership being handed over.
+/// A transfer of leadership under way.
 #[derive(Debug)]
 struct Transfer {
     to: MemberId,
-    elapsed: u32,
-    /// It was told to stand.
-    told: bool,
+    elapsed_ticks: u32,
+    /// `TimeoutNow` was sent within the last heartbeat interval.
+    requested: bool,
 }
 
 impl Leader {
-    /// Takes over: appends the entry that will commit what earlier terms left.
-    pub(super) fn new(common: &mut Common) -> Self {
-        let last = common.log.last().index;
+    /// Begins to lead: appends the entry whose commitment will commit those of earlier terms.
+    pub(super) fn new(state: &mut CoreState) -> Self {
+        let last = state.log.last().index;
         let mut leader = Self {
             peers: BTreeMap::new(),
             first_own: last.next(),
-            uncommitted_bytes: common.log.bytes_between(common.log.commit(), last),
+            uncommitted_bytes: state.log.bytes_between(state.log.commit(), last),
             heartbeat_elapsed: 0,
             quorum_elapsed: 0,
             transfer: None,
             rounds: Rounds::default(),
         };
-        leader.sync_peers(common);
-        leader.append(common, EntryKind::Noop, Bytes::new());
+        leader.sync_peers(state);
+        leader.append(state, EntryKind::Noop, Bytes::new());
         leader
     }
 
-    fn append(&mut self, common: &mut Common, kind: EntryKind, data: Bytes) -> LogPosition {
+    fn append(&mut self, state: &mut CoreState, kind: EntryKind, data: Bytes) -> LogPosition {
         self.uncommitted_bytes += data.len() + ENTRY_OVERHEAD_BYTES;
-        common.append_own(kind, data)
+        state.append_own(kind, data)
     }
 
     /// Brings `peers` in line with the membership in force.
-    fn sync_peers(&mut self, common: &Common) {
-        let (own, membership) = (common.id(), common.membership());
-        let last = common.log.last().index;
+    fn sync_peers(&mut self, state: &CoreState) {
+        let (own, membership) = (state.id(), state.membership());
+        let last = state.log.last().index;
         for id in membership.ids().filter(|&id| id != own) {
             let peer = self.peers.entry(id).or_insert_with(|| Progress::new(last));
-            if peer.leaving_ticks.is_some() {
+            if peer.removal_ticks.is_some() {
                 *peer = Progress::new(last);
             }
         }
-        let patience = common
-            .config
-            .election_ticks
-            .saturating_mul(LEAVING_TIMEOUTS);
+        let removal_ticks = state.config.election_ticks.saturating_mul(REMOVAL_TIMEOUTS);
         for (&id, peer) in &mut self.peers {
-            if !membership.contains(id) && peer.leaving_ticks.is_none() {
-                peer.leaving_ticks = Some(patience);
+            if !membership.contains(id) && peer.removal_ticks.is_none() {
+                peer.removal_ticks = Some(removal_ticks);
             }
         }
     }
 
     // --- proposals ---
 
-    fn refuse(&self, common: &Common, bytes: usize) -> Result<(), ProposeError> {
+    fn check_admission(&self, state: &CoreState, bytes: usize) -> Result<(), ProposeError> {
         if let Some(transfer) = &self.transfer {
             return Err(ProposeError::Transferring { to: transfer.to });
         }
         let waiting = self.uncommitted_bytes;
-        if waiting > 0 && waiting.saturating_add(bytes) > common.config.uncommitted_bytes_max {
+        if waiting > 0 && waiting.saturating_add(bytes) > state.config.uncommitted_bytes_max {
             return Err(ProposeError::TooMuchUncommitted { bytes: waiting });
         }
         Ok(())
@@ -100,64 +99,63 @@ impl Leader {
 
     pub(super) fn propose(
         &mut self,
-        common: &mut Common,
+        state: &mut CoreState,
         data: Bytes,
     ) -> Result<LogPosition, ProposeError> {
-        self.refuse(common, data.len() + ENTRY_OVERHEAD_BYTES)?;
-        Ok(self.append(common, EntryKind::Command, data))
+        self.check_admission(state, data.len() + ENTRY_OVERHEAD_BYTES)?;
+        Ok(self.append(state, EntryKind::Command, data))
     }
 
     pub(super) fn propose_membership(
         &mut self,
-        common: &mut Common,
-        change: &Change,
+        state: &mut CoreState,
+        change: &MembershipChange,
     ) -> Result<LogPosition, ChangeError> {
-        let after = common.membership().with(change)?;
-        if common.history.is_changing() || !self.has_committed(common) {
+        let after = state.membership().with(change)?;
+        if state.history.is_changing() || !self.has_committed(state) {
             return Err(ChangeError::Unsettled);
         }
-        if let Change::Promote { id } = change
-            && !self.has_caught_up(common, *id)
+        if let MembershipChange::Promote { id } = change
+            && !self.has_caught_up(state, *id)
         {
             return Err(ChangeError::LearnerNotReady(*id));
         }
         let data = after.encode();
-        self.refuse(common, data.len() + ENTRY_OVERHEAD_BYTES)?;
-        let id = self.append(common, EntryKind::Membership, data);
-        common.history.append(id.index, after);
-        self.sync_peers(common);
+        self.check_admission(state, data.len() + ENTRY_OVERHEAD_BYTES)?;
+        let id = self.append(state, EntryKind::Membership, data);
+        state.history.append(id.index, after);
+        self.sync_peers(state);
         Ok(id)
     }
 
-    /// Whether `id` keeps pace: heard from lately, and everything but the newest is on its way or there.
-    fn has_caught_up(&self, common: &Common, id: MemberId) -> bool {
+    /// Whether `id` has the log but for entries in flight: it replied lately, and needs neither older entries nor a snapshot.
+    fn has_caught_up(&self, state: &CoreState, id: MemberId) -> bool {
         self.peers.get(&id).is_some_and(|peer| {
             peer.active
-                && peer.is_replicating()
-                && peer.reading.is_none()
+                && peer.is_current()
                 && peer.matched >= self.first_own
-                && peer.may_send(common.config.inflight_bytes_max)
+                && peer.may_send(state.config.inflight_bytes_max)
         })
     }
 
-    /// Whether an entry of this term is committed: only then is the commit index known to be no older than
-    /// what earlier leaders acknowledged.
-    fn has_committed(&self, common: &Common) -> bool {
-        common.log.commit() >= self.first_own || mutated(Mutation::CommitOldTerm)
+    /// Whether an entry of this term is committed. Before that the commit index may be lower than what earlier leaders
+    /// acknowledged.
+    fn has_committed(&self, state: &CoreState) -> bool {
+        state.log.commit() >= self.first_own || mutated(Mutation::CommitOldTerm)
     }
 
     // --- commit ---
 
-    /// What each voter has reached: `own` for this member, `peer` for the others.
+    /// The largest value that a majority of the voters has reached: `own` for this member, `peer` of each other one.
     fn agreed<T: Ord + Copy + Default>(
         &self,
-        common: &Common,
+        state: &CoreState,
         own: T,
         peer: impl Fn(&Progress) -> T,
     ) -> T {
-        let voters = common.membership().voters();
+        let voters = state.membership().voters();
         let reached = voters.map(|(id, _)| {
-            if id == common.id() {
+            if id == state.id() {
                 own
             } else {
                 self.peers.get(&id).map_or_else(T::default, &peer)
@@ -166,42 +164,44 @@ impl Leader {
         agreed(reached).unwrap_or_default()
     }
 
-    /// Commits what a quorum has durable. True if this leader's own removal was among it.
-    pub(super) fn advance_commit(&mut self, common: &mut Common) -> bool {
-        let before = common.log.commit();
-        let mut index = self.agreed(common, common.log.stable(), |peer| peer.matched);
+    /// Commits the entries that a quorum has, durably. True if that committed this leader's own removal.
+    pub(super) fn advance_commit(&mut self, state: &mut CoreState) -> bool {
+        let before = state.log.commit();
+        let mut index = self.agreed(state, state.log.stable(), |peer| peer.matched);
         if mutated(Mutation::AcknowledgeBeforeCommit) {
-            index = common.log.stable();
+            index = state.log.stable();
         }
-        // Entries of earlier terms commit only along with one of ours (figure 8).
+        // Entries of earlier terms are committed only together with one of this term (Raft paper, figure 8).
         let own = index >= self.first_own || mutated(Mutation::CommitOldTerm);
         if index <= before || !own {
             return false;
         }
-        self.uncommitted_bytes -= common.log.bytes_between(before, index);
-        common.commit_to(index);
-        !common.history.is_changing() && !common.membership().is_voter(common.id())
+        self.uncommitted_bytes -= state.log.bytes_between(before, index);
+        state.commit_to(index);
+        !state.history.is_changing() && !state.membership().is_voter(state.id())
     }
 
-    /// The last words of a leader whose removal is committed: tells the others, and who should lead.
-    pub(super) fn resign(&mut self, common: &mut Common) {
-        let commit = common.log.commit();
+    /// The last messages of a leader whose removal is committed: the others learn that it is, and the most up-to-date of
+    /// them campaigns.
+    pub(super) fn announce_resignation(&mut self, state: &mut CoreState) {
+        let commit = state.log.commit();
         for (&id, peer) in &self.peers {
-            common.send(
+            state.send(
                 id,
-                Body::Commit {
+                MessageBody::Commit {
                     commit: commit.min(peer.matched),
                 },
             );
         }
-        if let Some(to) = self.best_successor(common) {
-            common.send(to, Body::TimeoutNow);
+        if let Some(to) = self.best_successor(state) {
+            state.send(to, MessageBody::TimeoutNow);
         }
     }
 
-    fn best_successor(&self, common: &Common) -> Option<MemberId> {
+    /// The most up-to-date voter that is active and replicates.
+    fn best_successor(&self, state: &CoreState) -> Option<MemberId> {
         let voters = self.peers.iter().filter(|(id, peer)| {
-            common.membership().is_voter(**id) && peer.active && peer.is_replicating()
+            state.membership().is_voter(**id) && peer.active && peer.is_replicating()
         });
         voters
             .max_by_key(|(_, peer)| peer.matched)
@@ -210,14 +210,14 @@ impl Leader {
 
     // --- time ---
 
-    /// One tick passed. True if no quorum was heard for an election timeout: step down.
-    pub(super) fn tick(&mut self, common: &mut Common) -> bool {
+    /// One tick passed. True if no quorum replied for an election timeout: step down.
+    pub(super) fn tick(&mut self, state: &mut CoreState) -> bool {
         self.heartbeat_elapsed += 1;
-        if self.heartbeat_elapsed >= common.config.heartbeat_ticks {
-            self.broadcast_heartbeat(common);
+        if self.heartbeat_elapsed >= state.config.heartbeat_ticks {
+            self.broadcast_heartbeat(state);
         }
-        self.tick_transfer(common);
-        self.peers.retain(|_, peer| match &mut peer.leaving_ticks {
+        self.tick_transfer(state);
+        self.peers.retain(|_, peer| match &mut peer.removal_ticks {
             Some(0) => false,
             Some(ticks) => {
                 *ticks -= 1;
@@ -226,51 +226,52 @@ impl Leader {
             None => true,
         });
         self.quorum_elapsed += 1;
-        if self.quorum_elapsed < common.config.election_ticks {
+        if self.quorum_elapsed < state.config.election_ticks {
             return false;
         }
         self.quorum_elapsed = 0;
-        let deposed = !self.heard_quorum(common) && common.config.check_quorum;
-        if deposed {
-            self.name_successor(common);
+        let step_down = !self.check_quorum_active(state) && state.config.check_quorum;
+        if step_down {
+            self.start_successor(state);
         }
-        deposed
+        step_down
     }
 
-    /// Who hears no quorum may still be heard: the others then need not wait until they miss it.
-    fn name_successor(&self, common: &mut Common) {
+    /// If only the inbound connections are broken, this still reaches the most up-to-date voter, which then campaigns at once
+    /// instead of waiting for its election timeout.
+    fn start_successor(&self, state: &mut CoreState) {
         let voters = self.peers.iter();
-        let voters = voters.filter(|(id, _)| common.membership().is_voter(**id));
+        let voters = voters.filter(|(id, _)| state.membership().is_voter(**id));
         if let Some((&to, _)) = voters.max_by_key(|(_, peer)| peer.matched) {
-            common.send(to, Body::TimeoutNow);
+            state.send(to, MessageBody::TimeoutNow);
         }
     }
 
-    fn tick_transfer(&mut self, common: &Common) {
+    fn tick_transfer(&mut self, state: &CoreState) {
         if let Some(transfer) = &mut self.transfer {
-            transfer.elapsed += 1;
+            transfer.elapsed_ticks += 1;
             if transfer
-                .elapsed
-                .is_multiple_of(common.config.heartbeat_ticks)
+                .elapsed_ticks
+                .is_multiple_of(state.config.heartbeat_ticks)
             {
-                transfer.told = false;
+                transfer.requested = false;
             }
-            if transfer.elapsed >= common.config.election_ticks {
+            if transfer.elapsed_ticks >= state.config.election_ticks {
                 self.transfer = None;
             }
         }
     }
 
-    /// Whether a quorum was heard since the last call.
-    fn heard_quorum(&mut self, common: &Common) -> bool {
-        let heard = |(id, _): (MemberId, _)| {
-            id == common.id() || self.peers.get(&id).is_some_and(|peer| peer.active)
+    /// Whether a quorum has replied since the last call.
+    fn check_quorum_active(&mut self, state: &CoreState) -> bool {
+        let is_active = |(id, _): (MemberId, _)| {
+            id == state.id() || self.peers.get(&id).is_some_and(|peer| peer.active)
         };
-        let voters = common.membership().voters().count();
-        let active = common
+        let voters = state.membership().voters().count();
+        let active = state
             .membership()
             .voters()
-            .filter(|&voter| heard(voter))
+            .filter(|&voter| is_active(voter))
             .count();
         for peer in self.peers.values_mut() {
             peer.active = false;
@@ -278,40 +279,40 @@ impl Leader {
         active >= majority(voters)
     }
 
-    fn broadcast_heartbeat(&mut self, common: &mut Common) {
+    fn broadcast_heartbeat(&mut self, state: &mut CoreState) {
         self.heartbeat_elapsed = 0;
-        let (commit, round) = (common.log.commit(), self.rounds.last());
+        let (commit, round) = (state.log.commit(), self.rounds.last());
         for (&id, peer) in &mut self.peers {
             let commit = commit.min(peer.matched);
             peer.commit_sent = peer.commit_sent.max(commit);
-            common.send(id, Body::Heartbeat { commit, round });
+            state.send(id, MessageBody::Heartbeat { commit, round });
         }
     }
 
     // --- replies ---
 
-    /// `from` has everything up to `matched`. True as for [`Self::advance_commit`].
+    /// `from` has everything up to `matched`, durably. Returns what [`Self::advance_commit`] does.
     pub(super) fn on_append_reply(
         &mut self,
-        common: &mut Common,
+        state: &mut CoreState,
         from: MemberId,
         matched: LogIndex,
     ) -> Result<bool, StepError> {
-        let last = common.log.last().index;
+        let last = state.log.last().index;
         if matched > last {
             return Err(StepError::BeyondEnd { matched, last });
         }
         let Some(peer) = self.peers.get_mut(&from) else {
             return Ok(false);
         };
-        peer.active = true;
-        let news = peer.acknowledged(matched, common.log.start().index);
-        Ok(news && self.advance_commit(common))
+        peer.replied(state.now);
+        let new = peer.acknowledged(matched, state.log.start().index);
+        Ok(new && self.advance_commit(state))
     }
 
     pub(super) fn on_append_rejected(
         &mut self,
-        common: &mut Common,
+        state: &mut CoreState,
         from: MemberId,
         rejected: LogIndex,
         hint: LogPosition,
@@ -319,72 +320,72 @@ impl Leader {
         let Some(peer) = self.peers.get_mut(&from) else {
             return;
         };
-        peer.active = true;
+        peer.replied(state.now);
         let possible = match hint.term.0 {
             0 => LogPosition::new(hint.term, hint.index),
-            _ => common.log.last_possible_match(hint),
+            _ => state.log.last_possible_match(hint),
         };
         peer.rejected(rejected, possible);
     }
 
-    pub(super) fn on_heartbeat_reply(&mut self, common: &mut Common, from: MemberId, round: u64) {
+    pub(super) fn on_heartbeat_reply(&mut self, state: &mut CoreState, from: MemberId, round: u64) {
         let last_round = self.rounds.last();
         let Some(peer) = self.peers.get_mut(&from) else {
             return;
         };
-        peer.active = true;
+        peer.replied(state.now);
         if peer.heartbeat_answered(round.min(last_round)) {
-            send_append(common, from, peer, Vec::new());
+            send_append(state, from, peer, Vec::new());
         }
-        self.close_round(common);
+        self.close_round(state);
     }
 
     // --- reads ---
 
-    /// `from` asks for its readers.
+    /// The follower `from` asks for a read index.
     pub(super) fn on_read_index(&mut self, from: MemberId, round: u64) {
         if self.peers.contains_key(&from) {
-            self.rounds.ask(from, round);
+            self.rounds.queried(from, round);
         }
     }
 
-    /// Opens and, where this voter is alone, closes read rounds.
-    fn settle_reads(&mut self, common: &mut Common) {
-        if !self.has_committed(common) {
+    /// Opens a read round if reads wait. With no other voter the round is confirmed at once.
+    fn open_round(&mut self, state: &mut CoreState) {
+        if !self.has_committed(state) {
             return;
         }
-        if self.rounds.open(&mut common.reads, common.log.commit()) {
-            self.broadcast_heartbeat(common);
-            self.close_round(common);
+        if self.rounds.open(&mut state.reads, state.log.commit()) {
+            self.broadcast_heartbeat(state);
+            self.close_round(state);
         }
     }
 
-    fn close_round(&mut self, common: &mut Common) {
+    fn close_round(&mut self, state: &mut CoreState) {
         if !self.rounds.is_open() {
             return;
         }
-        let confirmed = self.agreed(common, self.rounds.last(), |peer| peer.round);
+        let confirmed = self.agreed(state, self.rounds.last(), |peer| peer.round);
         if let Some(round) = self.rounds.close(confirmed) {
             let index = round.index;
-            common
+            state
                 .reads
-                .answer(round.reads, index, &mut common.out.reads);
-            for (to, round) in round.askers {
-                common.send(to, Body::ReadIndexReply { round, index });
+                .answer(round.reads, index, &mut state.effects.reads);
+            for (to, round) in round.followers {
+                state.send(to, MessageBody::ReadIndexReply { round, index });
             }
         }
     }
 
-    /// Gives back the readers that were not answered.
-    pub(super) fn abandon_reads(&mut self, common: &mut Common) {
-        common
+    /// Puts the reads that were not answered back into the queue.
+    pub(super) fn requeue_reads(&mut self, state: &mut CoreState) {
+        state
             .reads
             .put_back(std::mem::take(&mut self.rounds).into_reads());
     }
 
     // --- transfer ---
 
-    /// Hands leadership to `to`, a voter, once its log equals ours; gives up after an election timeout.
+    /// Transfers leadership to the voter `to` once its log equals this one; gives up after an election timeout.
     pub(super) fn transfer(&mut self, to: MemberId) {
         if self
             .transfer
@@ -393,61 +394,61 @@ impl Leader {
         {
             self.transfer = Some(Transfer {
                 to,
-                elapsed: 0,
-                told: false,
+                elapsed_ticks: 0,
+                requested: false,
             });
         }
     }
 
-    /// Hands leadership to the voter that needs least to lead, if one is in reach.
-    pub(super) fn transfer_to_best(&mut self, common: &Common) -> Option<MemberId> {
+    /// Transfers leadership to the most up-to-date voter, if one is active. Returns its id, or that of a transfer under way.
+    pub(super) fn transfer_to_best(&mut self, state: &CoreState) -> Option<MemberId> {
         if let Some(transfer) = &self.transfer {
             return Some(transfer.to);
         }
-        let to = self.best_successor(common)?;
+        let to = self.best_successor(state)?;
         self.transfer(to);
         Some(to)
     }
 
-    fn settle_transfer(&mut self, common: &mut Common) {
-        let last = common.log.last().index;
+    fn request_transfer(&mut self, state: &mut CoreState) {
+        let last = state.log.last().index;
         if let Some(transfer) = &mut self.transfer
-            && !transfer.told
+            && !transfer.requested
             && self
                 .peers
                 .get(&transfer.to)
                 .is_some_and(|peer| peer.matched == last)
         {
-            transfer.told = true;
-            common.send(transfer.to, Body::TimeoutNow);
+            transfer.requested = true;
+            state.send(transfer.to, MessageBody::TimeoutNow);
         }
     }
 
-    // --- feeding ---
+    // --- replication ---
 
-    /// Prepares what goes out with the next `Ready`: appends for whoever may be sent some, in as few messages
-    /// as possible; news of commits; read rounds.
-    pub(super) fn settle(&mut self, common: &mut Common) {
-        self.settle_reads(common);
-        let change = common.history.current_index();
+    /// Adds to the next `Ready`: appends for every member that may be sent some, in as few messages as possible; new commit
+    /// indexes; heartbeats of a read round.
+    pub(super) fn prepare_ready(&mut self, state: &mut CoreState) {
+        self.open_round(state);
+        let change = state.history.current_index();
         self.peers.retain(|&id, peer| {
-            feed(common, id, peer);
-            peer.leaving_ticks.is_none() || peer.commit_sent < change
+            replicate(state, id, peer);
+            peer.removal_ticks.is_none() || peer.commit_sent < change
         });
-        self.settle_transfer(common);
+        self.request_transfer(state);
     }
 
-    /// Whether entries from `from` are awaited from the WAL for `id`.
+    /// Whether entries from `from` on were requested from the WAL for `id`, and are still needed.
     pub(super) fn is_reading(&self, id: MemberId, from: LogIndex) -> bool {
         self.peers
             .get(&id)
             .is_some_and(|peer| peer.reading == Some(from))
     }
 
-    /// Entries for `id` came from the WAL, or are gone from it.
+    /// The WAL returned the entries for `id`; None if it has released them.
     pub(super) fn on_log_read(
         &mut self,
-        common: &mut Common,
+        state: &mut CoreState,
         id: MemberId,
         from: LogIndex,
         entries: Option<Vec<Entry>>,
@@ -458,16 +459,16 @@ impl Leader {
         peer.reading = None;
         match entries {
             Some(entries) if peer.next == from && peer.may_send(usize::MAX) => {
-                send_append(common, id, peer, entries);
+                send_append(state, id, peer, entries);
             }
             Some(_) => {}
-            None => ask_for_snapshot(common, id, peer),
+            None => request_snapshot(state, id, peer),
         }
     }
 
     pub(super) fn on_snapshot_sent(&mut self, id: MemberId, through: LogIndex, last: LogIndex) {
         if let Some(peer) = self.peers.get_mut(&id)
-            && matches!(peer.pace, Pace::Snapshot)
+            && matches!(peer.replication, ReplicationState::Snapshot)
         {
             peer.probe_from(through.min(last).next());
         }
@@ -475,10 +476,10 @@ impl Leader {
 
     pub(super) fn on_snapshot_failed(&mut self, id: MemberId) {
         if let Some(peer) = self.peers.get_mut(&id)
-            && matches!(peer.pace, Pace::Snapshot)
+            && matches!(peer.replication, ReplicationState::Snapshot)
         {
-            // Not before it is heard again.
-            peer.pace = Pace::Probe { waiting: true };
+            // The next try waits until the member replies to a heartbeat.
+            peer.replication = ReplicationState::Probe { waiting: true };
         }
     }
 
@@ -495,88 +496,90 @@ impl Leader {
             id,
             matched: peer.matched,
             active: peer.active,
-            in_snapshot: matches!(peer.pace, Pace::Snapshot),
+            in_snapshot: matches!(peer.replication, ReplicationState::Snapshot),
+            current: peer.is_current() && peer.matched >= self.first_own,
+            replied_at: peer.replied_at,
         })
     }
 
-    pub(super) fn check(&self, common: &Common) {
+    pub(super) fn check(&self, state: &CoreState) {
         assert!(
-            common.hard_state_durable(),
-            "a leader was elected by durable votes"
+            state.is_hard_state_durable(),
+            "a leader was elected with its own vote durable"
         );
-        let last = common.log.last().index;
+        let last = state.log.last().index;
         for peer in self.peers.values() {
             peer.check(last);
         }
-        let waiting = common.log.bytes_between(common.log.commit(), last);
+        let waiting = state.log.bytes_between(state.log.commit(), last);
         assert_eq!(
             self.uncommitted_bytes, waiting,
             "uncommitted bytes are counted"
         );
-        let expected: &Membership = common.membership();
-        for id in expected.ids().filter(|&id| id != common.id()) {
+        let expected: &Membership = state.membership();
+        for id in expected.ids().filter(|&id| id != state.id()) {
             assert!(
                 self.peers.contains_key(&id),
-                "every member has its progress"
+                "the leader knows the progress of every member"
             );
         }
     }
 }
 
-/// Sends `id` what it may be sent.
-fn feed(common: &mut Common, id: MemberId, peer: &mut Progress) {
-    while peer.may_send(common.config.inflight_bytes_max)
-        && (peer.is_probing() || peer.next <= common.log.last().index)
+/// Sends `id` the entries that it may be sent, and the commit index if it does not have it.
+fn replicate(state: &mut CoreState, id: MemberId, peer: &mut Progress) {
+    while peer.may_send(state.config.inflight_bytes_max)
+        && (peer.is_probing() || peer.next <= state.log.last().index)
     {
-        let bytes_max = common.config.append_bytes_max;
-        let last = common.log.last().index;
-        match common.log.slice(peer.next, last, bytes_max) {
-            Slice::InMemory(entries) => send_append(common, id, peer, entries),
+        let bytes_max = state.config.append_bytes_max;
+        let last = state.log.last().index;
+        match state.log.slice(peer.next, last, bytes_max) {
+            Slice::InMemory(entries) => send_append(state, id, peer, entries),
             Slice::Evicted => {
-                let to = common.log.stable().min(common.log.commit());
+                let to = state.log.stable().min(state.log.commit());
                 let from = peer.next;
                 peer.reading = Some(from);
-                common.out.log_reads.push(ReadLog {
+                state.effects.log_reads.push(ReadLog {
                     reader: Reader::Peer(id),
                     from,
                     to,
                     bytes_max,
                 });
             }
-            Slice::Released if peer.active => ask_for_snapshot(common, id, peer),
+            Slice::Released if peer.active => request_snapshot(state, id, peer),
             Slice::Released => break,
         }
     }
-    let commit = common.log.commit().min(peer.matched);
+    let commit = state.log.commit().min(peer.matched);
     if peer.is_replicating() && commit > peer.commit_sent {
         peer.commit_sent = commit;
-        common.send(id, Body::Commit { commit });
+        state.send(id, MessageBody::Commit { commit });
     }
 }
 
-fn ask_for_snapshot(common: &mut Common, to: MemberId, peer: &mut Progress) {
-    peer.pace = Pace::Snapshot;
+fn request_snapshot(state: &mut CoreState, to: MemberId, peer: &mut Progress) {
+    peer.replication = ReplicationState::Snapshot;
     peer.reading = None;
-    common.out.snapshots.push(SendSnapshot {
+    state.effects.snapshots.push(SendSnapshot {
         to,
-        term: common.term,
+        term: state.term,
     });
 }
 
-/// Sends `entries`, which begin at the peer's next index; none makes it a probe.
-fn send_append(common: &mut Common, id: MemberId, peer: &mut Progress, entries: Vec<Entry>) {
+/// Sends `entries`, which begin at the peer's next index. Without entries the append is a probe.
+fn send_append(state: &mut CoreState, id: MemberId, peer: &mut Progress, entries: Vec<Entry>) {
     let before = LogIndex(peer.next.0 - 1);
-    let Some(term) = common.log.term(before) else {
-        ask_for_snapshot(common, id, peer);
+    let Some(term) = state.log.term(before) else {
+        request_snapshot(state, id, peer);
         return;
     };
     let prev = LogPosition::new(term, before);
-    let commit = common.log.commit();
+    let commit = state.log.commit();
     let last = entries.last().map_or(before, |entry| entry.index);
     let bytes = entries.iter().map(entry_bytes).sum();
-    common.send(
+    state.send(
         id,
-        Body::Append {
+        MessageBody::Append {
             prev,
             commit,
             entries,

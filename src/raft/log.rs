@@ -1,41 +1,41 @@
 //! A member's log: which entries exist, which are durable and committed, and the newest of them in memory.
 //!
-//! All entries after `start` exist in the WAL (or are on their way there); memory holds a tail of them bounded
-//! in bytes. Terms are kept as runs, one for each change of term, so that every term is known without its
-//! entry: matching logs never needs a disk.
+//! All entries after `start` are in the WAL, or are being written to it; memory holds the newest of them, bounded
+//! in bytes. Terms are kept as runs, one for each change of term, so that the term of every entry is known without the
+//! entry: comparing logs never reads the WAL.
 //!
 //! ```text
 //!        start          first                             last
 //!  released │ in the WAL  │ in memory and in the WAL        │
 //!           └─────────────┴──────┬─────────┬──────┬─────────┘
-//!                              stable   handed   …          commit <= last; commit may pass stable
+//!                              stable  submitted …          commit <= last; commit may pass stable
 //! ```
 
 use crate::types::{Entry, LogIndex, LogPosition, Term};
 use std::collections::VecDeque;
 
-/// What an entry costs in memory beside its data, in bytes.
+/// What an entry takes in memory besides its data, in bytes.
 pub(super) const ENTRY_OVERHEAD_BYTES: usize = 64;
 
-/// What `entry` counts for in every bound given in bytes.
+/// The size of `entry` for every bound in bytes.
 pub fn entry_bytes(entry: &Entry) -> usize {
     entry.data.len() + ENTRY_OVERHEAD_BYTES
 }
 
-/// What a read of the log finds.
+/// The result of reading from the log.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Slice {
-    /// Entries from the asked index on; none if the log ends before it.
+    /// Entries from the requested index on; empty if the log ends before it.
     InMemory(Vec<Entry>),
-    /// The WAL has them.
+    /// They must be read from the WAL.
     Evicted,
-    /// They, or the entry before them, are gone: only a snapshot helps.
+    /// They, or the entry before them, are no longer in the WAL: a snapshot is needed.
     Released,
 }
 
-/// The log. Invariants: `start.index <= commit <= last.index`; `start.index <= stable <= handed <= last.index`;
-/// entries in memory are consecutive and end at `last`; terms never fall with rising index; whatever is not
-/// in memory is both stable and committed.
+/// The log. Invariants: `start.index <= commit <= last.index`; `start.index <= stable <= submitted <= last.index`;
+/// entries in memory are consecutive and end at `last`; terms never fall with rising index; entries that are not
+/// in memory are both stable and committed.
 #[derive(Debug)]
 pub(super) struct Log {
     start: LogPosition,
@@ -48,12 +48,12 @@ pub(super) struct Log {
     commit: LogIndex,
     /// Durable up to here.
     stable: LogIndex,
-    /// Given out to be made durable up to here.
-    handed: LogIndex,
+    /// Entries up to here were given to the caller to be made durable.
+    submitted: LogIndex,
 }
 
 impl Log {
-    /// A log whose entries up to `start` are gone, and nothing follows.
+    /// An empty log that continues after `start`.
     pub(super) fn new(start: LogPosition, cached_bytes_max: usize) -> Self {
         Self {
             start,
@@ -64,29 +64,29 @@ impl Log {
             cached_bytes_max,
             commit: start.index,
             stable: start.index,
-            handed: start.index,
+            submitted: start.index,
         }
     }
 
-    /// Tells of durable entries that follow, without bringing them: through `last`, terms as in `runs`.
+    /// Adds durable entries up to `last` without loading them; `runs` has their terms.
     pub(super) fn extend_evicted(&mut self, runs: &[LogPosition], last: LogPosition) {
         assert!(
             self.entries.is_empty(),
-            "what is evicted lies before what is in memory"
+            "evicted entries lie before those in memory"
         );
         self.runs = runs.iter().copied().collect();
         self.last = last;
-        (self.stable, self.handed, self.commit) = (last.index, last.index, last.index);
+        (self.stable, self.submitted, self.commit) = (last.index, last.index, last.index);
     }
 
-    /// Everything here came from the disk; `commit` is what is known to be committed.
-    pub(super) fn recovered(&mut self, commit: LogIndex) {
-        (self.stable, self.handed) = (self.last.index, self.last.index);
+    /// All entries were read from the disk, and those up to `commit` are committed.
+    pub(super) fn loaded(&mut self, commit: LogIndex) {
+        (self.stable, self.submitted) = (self.last.index, self.last.index);
         self.commit_to(commit);
         self.evict();
     }
 
-    /// Entries up to here are gone.
+    /// The last entry that was released.
     pub(super) fn start(&self) -> LogPosition {
         self.start
     }
@@ -110,10 +110,10 @@ impl Log {
         LogIndex(self.last.index.0 + 1 - len)
     }
 
-    /// Where `index` stands in `entries`; it must be in memory or one past the end.
+    /// The position of `index` in `entries`; it must be in memory or one past the end.
     fn position(&self, index: LogIndex) -> usize {
         let offset = index.0.checked_sub(self.first().0);
-        let offset = offset.expect("the caller asks for what is in memory");
+        let offset = offset.expect("the caller asks for an index in memory");
         usize::try_from(offset).expect("an offset into memory fits usize")
     }
 
@@ -139,8 +139,8 @@ impl Log {
         self.term(id.index) == Some(id.term)
     }
 
-    /// The last entry at or before `limit.index` whose term is at most `limit.term`: the last one that can be
-    /// equal in a log that ends its common part with us there. Term zero if it lies before our start.
+    /// The last entry at or before `limit.index` whose term is at most `limit.term`: the last entry that this log and one
+    /// with `limit` can have in common. Term zero if it lies before the start.
     pub(super) fn last_possible_match(&self, limit: LogPosition) -> LogPosition {
         let mut index = limit.index.min(self.last.index);
         while index > self.start.index {
@@ -181,11 +181,11 @@ impl Log {
         self.entries.push_back(entry);
     }
 
-    /// Drops the entries from `from` on, because a leader's log differs there.
+    /// Drops the entries from `from` on, because the leader has others there.
     pub(super) fn truncate(&mut self, from: LogIndex) {
         assert!(
             from > self.commit,
-            "entry {from} is overwritten but {} is committed: a quorum lost what it promised",
+            "entry {from} is overwritten but {} is committed: a quorum lost entries it had acknowledged",
             self.commit
         );
         assert!(from >= self.first(), "uncommitted entries stay in memory");
@@ -203,10 +203,10 @@ impl Log {
             self.last.term = self.run_of(index).term;
         }
         self.stable = self.stable.min(self.last.index);
-        self.handed = self.handed.min(self.last.index);
+        self.submitted = self.submitted.min(self.last.index);
     }
 
-    /// Forgets every entry: a snapshot at `start` stands for all of them.
+    /// Drops every entry: a snapshot at `start` replaced them.
     pub(super) fn reset(&mut self, start: LogPosition) {
         assert!(
             start.index >= self.commit,
@@ -216,7 +216,7 @@ impl Log {
         *self = Self::new(start, self.cached_bytes_max);
     }
 
-    /// The WAL dropped entries up to `through`, which must be applied; later ones are ignored.
+    /// The WAL dropped entries up to `through`, which are applied. Those that are not stable and committed stay.
     pub(super) fn release(&mut self, through: LogIndex) {
         let through = through.min(self.stable).min(self.commit);
         if through <= self.start.index {
@@ -241,7 +241,7 @@ impl Log {
         }
     }
 
-    /// Brings memory back under its bound; what is neither durable nor committed stays.
+    /// Drops the oldest entries from memory until it is within its bound. Entries that are not both durable and committed stay.
     pub(super) fn evict(&mut self) {
         if self.cached_bytes <= self.cached_bytes_max {
             return;
@@ -252,43 +252,43 @@ impl Log {
         }
     }
 
-    /// Entries up to `index` are committed. True if that is news.
+    /// Entries up to `index` are committed. True if they were not before.
     pub(super) fn commit_to(&mut self, index: LogIndex) -> bool {
         assert!(
             index <= self.last.index,
-            "commit {index} past our end {}: no quorum counts us",
+            "commit {index} past the end {}: no quorum can include this log",
             self.last.index
         );
-        let news = index > self.commit;
+        let new = index > self.commit;
         self.commit = self.commit.max(index);
-        news
+        new
     }
 
-    /// Entries up to `index`, given out before, are durable.
+    /// Submitted entries up to `index` are durable.
     pub(super) fn stable_to(&mut self, index: LogIndex) {
         assert!(
-            index <= self.handed,
-            "entry {index} is reported durable but only {} was given out",
-            self.handed
+            index <= self.submitted,
+            "entry {index} is reported durable but only {} was submitted",
+            self.submitted
         );
         self.stable = self.stable.max(index);
     }
 
-    /// The entries nobody was asked to make durable yet.
-    pub(super) fn hand_out(&mut self) -> Vec<Entry> {
-        if self.handed == self.last.index {
+    /// Returns the entries that were not given to the caller yet, to be made durable.
+    pub(super) fn submit(&mut self) -> Vec<Entry> {
+        if self.submitted == self.last.index {
             return Vec::new();
         }
-        let from = self.position(self.handed.next());
-        self.handed = self.last.index;
+        let from = self.position(self.submitted.next());
+        self.submitted = self.last.index;
         self.entries.range(from..).cloned().collect()
     }
 
-    pub(super) fn has_unhanded(&self) -> bool {
-        self.handed < self.last.index
+    pub(super) fn has_unsubmitted(&self) -> bool {
+        self.submitted < self.last.index
     }
 
-    /// Entries from `from` on, through `to` at most and of `bytes_max` in all, but at least one if any is there.
+    /// Entries from `from` on, up to `to` and `bytes_max` bytes, but at least one if there is one.
     pub(super) fn slice(&self, from: LogIndex, to: LogIndex, bytes_max: usize) -> Slice {
         if from <= self.start.index {
             return Slice::Released;
@@ -310,7 +310,7 @@ impl Log {
         Slice::InMemory(candidates.take_while(fits).cloned().collect())
     }
 
-    /// What the entries after `from` through `to` count for; those must be in memory.
+    /// The size in bytes of the entries after `from` up to `to`, which must be in memory.
     pub(super) fn bytes_between(&self, from: LogIndex, to: LogIndex) -> usize {
         if from >= to {
             return 0;
@@ -319,8 +319,7 @@ impl Log {
         self.entries.range(from..=to).map(entry_bytes).sum()
     }
 
-    /// Whether `entries`, read from the WAL, are ours from `from` on, and none is beyond what is committed and
-    /// durable.
+    /// Whether `entries`, read from the WAL, are the entries of this log from `from` on, all of them committed and durable.
     pub(super) fn recognises_durable(&self, from: LogIndex, entries: &[Entry]) -> bool {
         let expected = (from.0..).map(LogIndex);
         entries.iter().zip(expected).all(|(entry, index)| {
@@ -336,12 +335,15 @@ impl Log {
         assert!(self.commit <= self.last.index, "commit lies inside the log");
         assert!(
             self.start.index <= self.stable,
-            "what is released was durable"
+            "released entries were durable"
         );
-        assert!(self.stable <= self.handed, "durable entries were given out");
         assert!(
-            self.handed <= self.last.index,
-            "given out entries are in the log"
+            self.stable <= self.submitted,
+            "durable entries were submitted"
+        );
+        assert!(
+            self.submitted <= self.last.index,
+            "submitted entries are in the log"
         );
         assert!(
             self.first() <= self.stable.min(self.commit).next(),
@@ -353,7 +355,7 @@ impl Log {
             assert_eq!(
                 self.term(index),
                 Some(entry.term),
-                "the runs tell the term of {index}"
+                "the runs contain the term of {index}"
             );
         }
         let bytes: usize = self.entries.iter().map(entry_bytes).sum();
@@ -394,7 +396,7 @@ mod tests {
     #[test]
     fn terms_are_known_without_entries() {
         let mut log = sample(0);
-        log.hand_out();
+        log.submit();
         log.stable_to(LogIndex(8));
         log.commit_to(LogIndex(6));
         log.evict();
@@ -442,7 +444,7 @@ mod tests {
     #[test]
     fn truncation_rolls_back_what_was_durable() {
         let mut log = sample(1_000);
-        log.hand_out();
+        log.submit();
         log.stable_to(LogIndex(8));
         log.truncate(LogIndex(6));
         log.check();
@@ -450,14 +452,14 @@ mod tests {
         log.truncate(LogIndex(5));
         assert_eq!(log.last(), id(1, 4));
         log.push(entry(7, 5));
-        assert_eq!(log.hand_out(), vec![entry(7, 5)]);
+        assert_eq!(log.submit(), vec![entry(7, 5)]);
         log.check();
     }
 
     #[test]
     fn release_keeps_the_term_at_the_start() {
         let mut log = sample(1_000);
-        log.hand_out();
+        log.submit();
         log.stable_to(LogIndex(8));
         log.commit_to(LogIndex(8));
         log.release(LogIndex(6));
@@ -476,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "a quorum lost what it promised")]
+    #[should_panic(expected = "a quorum lost entries it had acknowledged")]
     fn committed_entries_are_never_overwritten() {
         let mut log = sample(1_000);
         log.commit_to(LogIndex(6));

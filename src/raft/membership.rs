@@ -1,19 +1,19 @@
 //! Who belongs to the cluster, and how that changes.
 //!
-//! One voter more or less at a time, through the log. Joint consensus could swap several at once, but needs
-//! two quorums, two entries and a state in between that every later reader of this code must think through;
+//! A change adds or removes one voter, through the log. Joint consensus could replace several at once, but needs
+//! two quorums, two entries and an intermediate state that all later code must consider;
 //! a coordination cluster changes one machine at a time, so the simple rule is enough.
 //!
 //! A membership takes effect at a member **when the entry is appended** to its log (thesis, 4.1), not when
-//! it is applied: so the membership in force is a function of the log alone, survives any crash, and needs no
-//! argument about who has applied what. Safety, in short: old and new membership differ in one voter, so a
-//! majority of the one always meets a majority of the other; a second change waits until the first is
+//! it is applied: so the membership in force is a function of the log alone, survives any crash, and does not depend on
+//! who has applied what. Safety, in short: old and new membership differ in one voter, so every
+//! majority of the one overlaps every majority of the other; a second change waits until the first is
 //! committed *and* the leader has committed an entry of its own term (Ongaro's correction of 2015), so no two
-//! leaders ever work with memberships that are two changes apart. When a new leader overwrites an uncommitted
+//! leaders ever use memberships that are two changes apart. When a new leader overwrites an uncommitted
 //! change, the membership before it is in force again.
 //!
-//! Each entry holds the whole membership after the change: a newcomer that receives only the newest entries
-//! knows everybody, and nothing depends on how changes add up.
+//! Each entry contains the whole membership after the change: a new member that receives only the newest entries
+//! knows all members, and nothing has to be computed from earlier changes.
 
 use crate::types::{LogIndex, MemberId};
 use bytes::Bytes;
@@ -28,9 +28,9 @@ pub const LEARNERS_MAX: usize = 15;
 /// The longest context of a member, in bytes.
 pub const CONTEXT_BYTES_MAX: usize = 16 * 1024;
 
-/// The voters and learners, each with a context (name, addresses) that consensus does not look into.
-/// No id is in both; at most [`VOTERS_MAX`] and [`LEARNERS_MAX`] of them. Empty in a member that was told
-/// to join and has not heard from the cluster.
+/// The voters and learners, each with a context (name, addresses) that consensus does not read.
+/// No id is in both; at most [`VOTERS_MAX`] and [`LEARNERS_MAX`] of them. Empty in a member that joins a cluster and has not
+/// received its log yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
     voters: BTreeMap<MemberId, Bytes>,
@@ -39,22 +39,22 @@ pub struct Membership {
 
 /// One change of the membership.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// Adds a member that receives the log but neither votes nor counts.
+pub enum MembershipChange {
+    /// Adds a member that receives the log but does not vote and is not counted for a quorum.
     AddLearner {
         /// Not a member yet.
         id: MemberId,
         /// Stored beside the id.
         context: Bytes,
     },
-    /// Adds a voter at once. Safer is [`Change::AddLearner`] and, when it has caught up, [`Change::Promote`].
+    /// Adds a voter at once. It is safer to add a learner and promote it when it has caught up.
     AddVoter {
         /// Not a member yet.
         id: MemberId,
         /// Stored beside the id.
         context: Bytes,
     },
-    /// Makes a learner that has caught up a voter.
+    /// Makes a learner a voter, if it has caught up.
     Promote {
         /// A learner.
         id: MemberId,
@@ -68,7 +68,7 @@ pub enum Change {
     Update {
         /// A member.
         id: MemberId,
-        /// What replaces the old one.
+        /// The new context.
         context: Bytes,
     },
 }
@@ -85,10 +85,10 @@ pub enum MembershipError {
     /// Only learners can be promoted.
     #[error("member {} is not a learner", .0.hex())]
     NotLearner(MemberId),
-    /// Nobody would be left to vote.
+    /// The last voter cannot be removed.
     #[error("member {} is the last voter", .0.hex())]
     LastVoter(MemberId),
-    /// Zero stands for nobody.
+    /// Zero is not a valid id.
     #[error("0 is not a member id")]
     ZeroId,
     /// [`VOTERS_MAX`] or [`LEARNERS_MAX`] is reached.
@@ -98,7 +98,7 @@ pub enum MembershipError {
     #[error("a member context of {0} bytes is longer than {CONTEXT_BYTES_MAX}")]
     ContextTooLong(usize),
     /// The encoded membership is damaged or of an unknown version.
-    #[error("the bytes do not spell a membership")]
+    #[error("the bytes do not encode a membership")]
     Malformed,
 }
 
@@ -106,13 +106,13 @@ pub enum MembershipError {
 const VERSION: u8 = 1;
 
 impl Membership {
-    /// A membership of these voters and no learners: how a cluster begins.
+    /// The membership with which a cluster begins: these voters and no learners.
     pub fn of_voters(
         voters: impl IntoIterator<Item = (MemberId, Bytes)>,
     ) -> Result<Self, MembershipError> {
         let mut made = Self::default();
         for (id, context) in voters {
-            made = made.with(&Change::AddVoter { id, context })?;
+            made = made.with(&MembershipChange::AddVoter { id, context })?;
         }
         Ok(made)
     }
@@ -132,12 +132,12 @@ impl Membership {
         self.voters.keys().chain(self.learners.keys()).copied()
     }
 
-    /// Whether `id` votes and counts.
+    /// Whether `id` votes and is counted for a quorum.
     pub fn is_voter(&self, id: MemberId) -> bool {
         self.voters.contains_key(&id)
     }
 
-    /// Whether `id` only receives the log.
+    /// Whether `id` receives the log without a vote.
     pub fn is_learner(&self, id: MemberId) -> bool {
         self.learners.contains_key(&id)
     }
@@ -158,18 +158,18 @@ impl Membership {
     }
 
     /// This membership after `change`.
-    pub fn with(&self, change: &Change) -> Result<Self, MembershipError> {
+    pub fn with(&self, change: &MembershipChange) -> Result<Self, MembershipError> {
         let mut after = self.clone();
         match change {
-            Change::AddLearner { id, context } => {
+            MembershipChange::AddLearner { id, context } => {
                 after.admit(*id, context)?;
                 after.learners.insert(*id, context.clone());
             }
-            Change::AddVoter { id, context } => {
+            MembershipChange::AddVoter { id, context } => {
                 after.admit(*id, context)?;
                 after.voters.insert(*id, context.clone());
             }
-            Change::Promote { id } => {
+            MembershipChange::Promote { id } => {
                 if !self.contains(*id) {
                     return Err(MembershipError::NotFound(*id));
                 }
@@ -179,7 +179,7 @@ impl Membership {
                     .ok_or(MembershipError::NotLearner(*id))?;
                 after.voters.insert(*id, context);
             }
-            Change::Remove { id } => {
+            MembershipChange::Remove { id } => {
                 if self.is_sole_voter(*id) {
                     return Err(MembershipError::LastVoter(*id));
                 }
@@ -192,7 +192,7 @@ impl Membership {
                     return Err(MembershipError::NotFound(*id));
                 }
             }
-            Change::Update { id, context } => {
+            MembershipChange::Update { id, context } => {
                 check_context(context)?;
                 let slot = match after.voters.get_mut(id) {
                     Some(slot) => slot,
@@ -292,7 +292,7 @@ fn take_array<const N: usize>(rest: &mut Bytes) -> Result<[u8; N], MembershipErr
     <[u8; N]>::try_from(&take(rest, N)?[..]).map_err(|_| MembershipError::Malformed)
 }
 
-/// The memberships a log holds: the committed one, and those appended after it that a new leader may still
+/// The memberships in a log: the committed one, and those appended after it, which a new leader may still
 /// overwrite. The newest is in force.
 #[derive(Debug)]
 pub(super) struct History {
@@ -302,7 +302,7 @@ pub(super) struct History {
 }
 
 impl History {
-    /// A history that begins with `membership`, committed at or before `index`.
+    /// A history whose first membership was committed at or before `index`.
     pub(super) fn new(index: LogIndex, membership: Membership) -> Self {
         Self {
             committed: (index, membership),
@@ -320,18 +320,18 @@ impl History {
         self.appended.back().unwrap_or(&self.committed).0
     }
 
-    /// Whether a change waits to be committed.
+    /// Whether there is a change that is not committed.
     pub(super) fn is_changing(&self) -> bool {
         !self.appended.is_empty()
     }
 
-    /// Whether `id` may stand for election: a voter, or one whose removal is not committed. The latter must,
-    /// for it may be the only one whose log can win (thesis, 4.2.2).
+    /// Whether `id` may campaign: a voter, or one whose removal is not committed. The latter must,
+    /// since it may be the only member whose log can win (thesis, 4.2.2).
     pub(super) fn may_campaign(&self, id: MemberId) -> bool {
         self.current().is_voter(id) || self.committed.1.is_voter(id)
     }
 
-    /// The log now holds `membership` at `index`.
+    /// An entry with `membership` was appended at `index`.
     pub(super) fn append(&mut self, index: LogIndex, membership: Membership) {
         assert!(
             index > self.current_index(),
@@ -357,7 +357,7 @@ impl History {
         }
     }
 
-    /// `membership` was in force, and committed, at `index`: what is known of earlier times does not count.
+    /// Replaces everything up to `index` by `membership`, which was in force and committed there.
     pub(super) fn rebase(&mut self, index: LogIndex, membership: Membership) {
         self.appended.retain(|(at, _)| *at > index);
         if self.committed.0 <= index {
@@ -391,23 +391,23 @@ mod tests {
         let id = MemberId(4);
         let context = Bytes::from_static(b"four");
         let grown = of(&[1, 2, 3])
-            .with(&Change::AddLearner { id, context })
+            .with(&MembershipChange::AddLearner { id, context })
             .unwrap();
         assert!(grown.is_learner(id));
         assert!(!grown.is_voter(id));
-        let promoted = grown.with(&Change::Promote { id }).unwrap();
+        let promoted = grown.with(&MembershipChange::Promote { id }).unwrap();
         assert!(promoted.is_voter(id));
         assert!(!promoted.is_learner(id));
         let context = Bytes::from_static(b"vier");
         let updated = promoted
-            .with(&Change::Update {
+            .with(&MembershipChange::Update {
                 id,
                 context: context.clone(),
             })
             .unwrap();
         assert_eq!(updated.context(id), Some(&context));
         assert_eq!(
-            updated.with(&Change::Remove { id }).unwrap(),
+            updated.with(&MembershipChange::Remove { id }).unwrap(),
             of(&[1, 2, 3])
         );
     }
@@ -419,34 +419,34 @@ mod tests {
         let one = of(&[1]);
         let refused = |change| one.with(&change).unwrap_err();
         assert_eq!(
-            refused(Change::Remove { id }),
+            refused(MembershipChange::Remove { id }),
             MembershipError::LastVoter(id)
         );
         assert_eq!(
-            refused(Change::Promote { id }),
+            refused(MembershipChange::Promote { id }),
             MembershipError::NotLearner(id)
         );
-        let again = Change::AddVoter {
+        let again = MembershipChange::AddVoter {
             id,
             context: context.clone(),
         };
         assert_eq!(refused(again), MembershipError::Exists(id));
         let nobody = MemberId(9);
         assert_eq!(
-            refused(Change::Remove { id: nobody }),
+            refused(MembershipChange::Remove { id: nobody }),
             MembershipError::NotFound(nobody)
         );
         assert_eq!(
-            refused(Change::Promote { id: nobody }),
+            refused(MembershipChange::Promote { id: nobody }),
             MembershipError::NotFound(nobody)
         );
-        let zero = Change::AddLearner {
+        let zero = MembershipChange::AddLearner {
             id: MemberId(0),
             context,
         };
         assert_eq!(refused(zero), MembershipError::ZeroId);
         let context = Bytes::from(vec![0; CONTEXT_BYTES_MAX + 1]);
-        let long = Change::Update { id, context };
+        let long = MembershipChange::Update { id, context };
         assert_eq!(
             refused(long),
             MembershipError::ContextTooLong(CONTEXT_BYTES_MAX + 1)
@@ -462,7 +462,7 @@ mod tests {
     #[test]
     fn encoding_round_trips_and_refuses_damage() {
         let context = Bytes::from_static(b"learner");
-        let whole = of(&[1, 2, 3]).with(&Change::AddLearner {
+        let whole = of(&[1, 2, 3]).with(&MembershipChange::AddLearner {
             id: MemberId(u64::MAX),
             context,
         });
@@ -491,7 +491,7 @@ mod tests {
         assert!(history.is_changing());
         assert!(
             history.may_campaign(MemberId(3)),
-            "its removal may be what only its log can commit"
+            "its log may be the only one that can commit its removal"
         );
         history.truncate(LogIndex(4));
         assert_eq!(history.current(), &of(&[1, 2, 3]));

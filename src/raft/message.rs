@@ -1,42 +1,42 @@
-//! What members say to each other, and what hearing it proves.
+//! The messages between members, and what the receiver of each may conclude.
 //!
-//! Messages may be lost, repeated, delayed and reordered; each is complete in itself. The transport
+//! Messages may be lost, repeated, delayed and reordered; none depends on an earlier one. The transport
 //! authenticates the sender. Follows section 3 of the Raft paper, with etcd's pre-vote and conflict hints.
 
 use crate::types::{Entry, LogIndex, LogPosition, MemberId, Term};
 
-/// A message and whom it is for.
+/// A message and its receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
     /// The receiver.
     pub to: MemberId,
-    /// What it is told.
+    /// The message.
     pub message: Message,
 }
 
 /// A message between two members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// The sender's own term. A newer one makes the receiver a follower of that term ([`Body::PreVote`]
-    /// excepted); an older one marks the message as late.
+    /// The sender's current term. A newer one makes the receiver a follower in that term ([`MessageBody::PreVote`]
+    /// excepted); a message with an older one is late.
     pub term: Term,
-    /// What is said.
-    pub body: Body,
+    /// Kind and content.
+    pub body: MessageBody,
 }
 
-/// What a [`Message`] says.
+/// Kind and content of a [`Message`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Body {
-    /// From a member that has not heard a leader for its election timeout: would you vote for me in the
-    /// next term? It changes nothing at the receiver, so a member that rejoins cannot depose a leader.
+pub enum MessageBody {
+    /// From a member that has received nothing from a leader for its election timeout. It asks whether the receiver would
+    /// vote for it in the next term. It changes nothing at the receiver, so a member that rejoins cannot depose a leader.
     PreVote {
         /// The end of the sender's log.
         last: LogPosition,
     },
-    /// Answer to [`Body::PreVote`]. Granted proves only that the replier heard no leader lately and has
-    /// no longer log; it promises nothing and may be granted to many.
+    /// Answer to [`MessageBody::PreVote`]. Granted proves only that the sender has no recent leader and its log is
+    /// no more up to date; it promises nothing and may be granted to many.
     PreVoteReply {
-        /// The term the sender of the question would stand in, echoed.
+        /// The term in which the asking member would campaign, echoed.
         asked: Term,
         /// Whether the vote would be given.
         granted: bool,
@@ -45,11 +45,11 @@ pub enum Body {
     RequestVote {
         /// The end of the candidate's log.
         last: LogPosition,
-        /// The leader told it to stand ([`Body::TimeoutNow`]): a fresh leader is no reason to refuse.
+        /// The leader asked for this campaign ([`MessageBody::TimeoutNow`]), so a recent leader is no reason to refuse.
         transfer: bool,
     },
-    /// Answer to [`Body::RequestVote`], sent once the vote is durable. Granted proves that the replier
-    /// gives this term's vote to nobody else.
+    /// Answer to [`MessageBody::RequestVote`], sent once the vote is durable. Granted proves that the sender
+    /// gives this term's vote to no other candidate.
     Vote {
         /// Whether the vote is given.
         granted: bool,
@@ -64,21 +64,21 @@ pub enum Body {
         /// Entries with consecutive indexes from `prev.index + 1`.
         entries: Vec<Entry>,
     },
-    /// From a follower: its log equals the leader's up to `matched`, and that part is durable. One reply
+    /// From a follower: its log equals the leader's up to `matched`, and is durable up to there. One reply
     /// may answer many appends.
     AppendReply {
         /// The last durable index known to equal the leader's.
         matched: LogIndex,
     },
-    /// From a follower whose log lacks `prev`.
+    /// From a follower whose log does not contain `prev`.
     AppendRejected {
         /// The index of the `prev` that did not match.
         rejected: LogIndex,
-        /// The follower's last entry that could match: none after it does. Term zero means unknown.
+        /// The follower's last entry that may match the leader's; none after it does. Term zero means unknown.
         hint: LogPosition,
     },
-    /// From the leader, no reply: entries the receiver has acknowledged are now committed. A lost one is
-    /// made good by the next append or heartbeat.
+    /// From the leader, without a reply: entries that the receiver has acknowledged are committed. If it is lost, the
+    /// next append or heartbeat has the same information.
     Commit {
         /// Never beyond what the receiver acknowledged.
         commit: LogIndex,
@@ -90,32 +90,32 @@ pub enum Body {
         /// The newest read round of this leader.
         round: u64,
     },
-    /// Answer to [`Body::Heartbeat`]. Proves that the replier had seen no newer term when it got the
-    /// heartbeat of `round`, and so that no newer leader had its vote.
+    /// Answer to [`MessageBody::Heartbeat`]. Proves that the sender knew no newer term when it received the
+    /// heartbeat of `round`, so it had not voted for a newer leader.
     HeartbeatReply {
         /// Echoed.
         round: u64,
     },
-    /// From a follower on behalf of its readers: which index must they have applied?
+    /// From a follower: asks which index must be applied before its waiting reads are served.
     ReadIndex {
-        /// Unique over the sender's life and restarts, so that a late answer cannot serve a later read.
+        /// Unique for the sender, also over restarts, so that a late answer cannot serve a later read.
         round: u64,
     },
-    /// From the leader, after a quorum confirmed its leadership *after* the question arrived: everything
-    /// acknowledged to anybody before the question is at or below `index`.
+    /// From the leader, once a quorum has confirmed its leadership *after* the query arrived: everything that was
+    /// acknowledged to any client before the query is at or below `index`.
     ReadIndexReply {
         /// Echoed.
         round: u64,
-        /// What the readers must have applied.
+        /// The index that must be applied.
         index: LogIndex,
     },
-    /// From a leader that hands over: your log equals mine, stand for election now.
+    /// From a leader that transfers leadership or steps down: the receiver campaigns now.
     TimeoutNow,
-    /// From a member that got a leader's message of an older term: a newer term exists.
+    /// From a member that received a message from the leader of an older term: a newer term exists.
     StaleTerm,
 }
 
-impl Body {
+impl MessageBody {
     /// The kind's name, for logs and metrics.
     pub fn name(&self) -> &'static str {
         match self {
@@ -136,7 +136,7 @@ impl Body {
         }
     }
 
-    /// Whether only a term's leader says this to its followers.
+    /// Whether only the leader of a term sends this.
     pub(super) fn is_from_leader(&self) -> bool {
         match self {
             Self::Append { .. }

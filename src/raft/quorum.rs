@@ -1,4 +1,4 @@
-//! Majorities: what a quorum has reached, and who won a vote. Knows nothing of logs or terms.
+//! Majorities: the value that a quorum has reached, and the outcome of a vote.
 
 use super::membership::VOTERS_MAX;
 
@@ -7,8 +7,8 @@ pub(super) fn majority(voters: usize) -> usize {
     voters / 2 + 1
 }
 
-/// The largest value that a majority has reached, given what each voter has reached.
-/// None without voters. Sorts on the stack: it runs for every acknowledgement.
+/// The largest value that a majority has reached, given the value of each voter. None without voters.
+/// It runs for every acknowledgement, so it sorts on the stack.
 pub(super) fn agreed<T: Ord + Copy + Default>(reached: impl Iterator<Item = T>) -> Option<T> {
     let mut values = [T::default(); VOTERS_MAX];
     let mut count = 0;
@@ -25,19 +25,19 @@ pub(super) fn agreed<T: Ord + Copy + Default>(reached: impl Iterator<Item = T>) 
     count.checked_sub(majority(count)).map(|at| values[at])
 }
 
-/// How an election stands.
+/// The state of an election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum VoteOutcome {
     /// A quorum voted for the candidate.
     Won,
-    /// A quorum can no longer be had.
+    /// So many refused that a quorum is no longer possible.
     Lost,
-    /// Votes are missing.
+    /// Too few have answered yet.
     Open,
 }
 
-/// Counts the voters' answers: `Some(true)` for, `Some(false)` against, `None` not heard yet.
-pub(super) fn tally(votes: impl Iterator<Item = Option<bool>>) -> Outcome {
+/// Counts the voters' answers: `Some(true)` grants, `Some(false)` refuses, `None` has not arrived.
+pub(super) fn tally(votes: impl Iterator<Item = Option<bool>>) -> VoteOutcome {
     let (mut count, mut granted, mut refused) = (0, 0, 0);
     for answer in votes {
         count += 1;
@@ -45,11 +45,11 @@ pub(super) fn tally(votes: impl Iterator<Item = Option<bool>>) -> Outcome {
         refused += usize::from(answer == Some(false));
     }
     if count > 0 && granted >= majority(count) {
-        Outcome::Won
+        VoteOutcome::Won
     } else if refused > count.saturating_sub(majority(count)) {
-        Outcome::Lost
+        VoteOutcome::Lost
     } else {
-        Outcome::Open
+        VoteOutcome::Open
     }
 }
 
@@ -69,16 +69,22 @@ mod tests {
 
     #[test]
     fn tally_counts_quorums_both_ways() {
-        assert_eq!(tally([Some(true), None, None].into_iter()), Outcome::Open);
+        assert_eq!(
+            tally([Some(true), None, None].into_iter()),
+            VoteOutcome::Open
+        );
         assert_eq!(
             tally([Some(true), Some(true), None].into_iter()),
-            Outcome::Won
+            VoteOutcome::Won
         );
         assert_eq!(
             tally([Some(true), Some(false), Some(false)].into_iter()),
-            Outcome::Lost
+            VoteOutcome::Lost
         );
-        assert_eq!(tally([Some(true), Some(false)].into_iter()), Outcome::Lost);
-        assert_eq!(tally(std::iter::empty()), Outcome::Open);
+        assert_eq!(
+            tally([Some(true), Some(false)].into_iter()),
+            VoteOutcome::Lost
+        );
+        assert_eq!(tally(std::iter::empty()), VoteOutcome::Open);
     }
 }

@@ -1,10 +1,10 @@
-//! Linearizable reads without writing: which index must a reader wait for?
+//! Linearizable reads that write nothing: which index must be applied before a read is served?
 //!
-//! A leader notes its commit index when a read arrives, and answers once a quorum has confirmed, by a heartbeat
-//! sent *after* that, that it still leads: then nobody else can have committed more before the read began. Many
-//! reads share a round: those that arrive while one is open wait for the next. A leader answers only after it
-//! has committed an entry of its own term, since before that its commit index may lag what its predecessor
-//! acknowledged. Followers ask the leader on behalf of all their readers at once. Follows 6.4 of the thesis.
+//! A leader notes its commit index when a read arrives, and answers once a quorum has confirmed, by replying to a heartbeat
+//! sent *after* that, that it still leads: then no other leader can have committed more before the read began. Many
+//! reads share a round; those that arrive during a round wait for the next. A leader answers only after it
+//! has committed an entry of its own term, since before that its commit index may be lower than what its predecessor
+//! acknowledged. A follower sends the leader one query for all its waiting reads. Follows 6.4 of the thesis.
 //!
 //! ```text
 //!   read a ──▶ round 1 opens, index 7 ──▶ heartbeats ──▶ quorum ──▶ a: 7
@@ -15,23 +15,22 @@ use super::interface::{ReadError, ReadLost, ReadState};
 use crate::types::{LogIndex, MemberId};
 use std::collections::{BTreeMap, VecDeque};
 
-/// A reader of this member.
+/// A read that a client of this member began.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Read {
     context: u64,
-    /// The tick it came at.
+    /// The tick at which it arrived.
     since: u64,
 }
 
-/// This member's readers. Invariant: `accepted` counts those waiting here and those that a role took.
+/// This member's reads. Invariant: `accepted` counts those that wait here and those that a role has taken.
 #[derive(Debug)]
 pub(super) struct ReadQueue {
     /// In order of arrival.
     waiting: VecDeque<Read>,
     accepted: usize,
     max: usize,
-    /// The number of the next round this member asks of a leader. Begins at random, so that it differs from
-    /// all of an earlier life.
+    /// The number of this member's next query to a leader. The first is random, so that it differs from all before a restart.
     next_round: u64,
 }
 
@@ -65,14 +64,14 @@ impl ReadQueue {
         self.waiting.drain(..).collect()
     }
 
-    /// Takes back, to ask again, what a role could not answer.
+    /// Takes back reads that a role has not answered, in front of those that came later.
     pub(super) fn put_back(&mut self, reads: Vec<Read>) {
         for read in reads.into_iter().rev() {
             self.waiting.push_front(read);
         }
     }
 
-    /// Answers reads a role had taken.
+    /// Answers reads that a role had taken.
     pub(super) fn answer(&mut self, reads: Vec<Read>, index: LogIndex, out: &mut Vec<ReadState>) {
         self.accepted -= reads.len();
         let state = |read: Read| ReadState {
@@ -82,7 +81,7 @@ impl ReadQueue {
         out.extend(reads.into_iter().map(state));
     }
 
-    /// Gives up the reads that came before tick `before`.
+    /// Gives up the reads that arrived before tick `before`.
     pub(super) fn expire(&mut self, before: u64, out: &mut Vec<ReadState>) {
         while let Some(&Read { context, since }) = self.waiting.front() {
             if since >= before {
@@ -97,61 +96,61 @@ impl ReadQueue {
         }
     }
 
-    /// A number no other question of this member has.
+    /// A number that no other query of this member has.
     pub(super) fn draw_round(&mut self) -> u64 {
         self.next_round = self.next_round.wrapping_add(1);
         self.next_round
     }
 }
 
-/// What a follower asked its leader for.
+/// A follower's query to its leader, for the reads that it answers.
 #[derive(Debug)]
-pub(super) struct Asked {
+pub(super) struct ReadIndexQuery {
     pub(super) round: u64,
     pub(super) reads: Vec<Read>,
-    /// The tick it asked at.
+    /// The tick at which it was sent.
     pub(super) since: u64,
 }
 
-/// A leader's rounds. Their numbers mean something in its term only.
+/// A leader's rounds. Their numbers are valid in its term only.
 #[derive(Debug, Default)]
 pub(super) struct Rounds {
     last: u64,
     open: Option<Round>,
-    /// Followers that wait for the next round, each with its newest question.
-    askers: BTreeMap<MemberId, u64>,
+    /// Followers that wait for the next round, each with the number of its newest query.
+    followers: BTreeMap<MemberId, u64>,
 }
 
-/// A round that is being confirmed.
+/// A round that a quorum has not confirmed yet.
 #[derive(Debug)]
 pub(super) struct Round {
     pub(super) index: LogIndex,
     pub(super) reads: Vec<Read>,
-    pub(super) askers: BTreeMap<MemberId, u64>,
+    pub(super) followers: BTreeMap<MemberId, u64>,
 }
 
 impl Rounds {
-    /// The number heartbeats carry.
+    /// The number that heartbeats contain.
     pub(super) fn last(&self) -> u64 {
         self.last
     }
 
-    /// A follower asks for its readers.
-    pub(super) fn ask(&mut self, from: MemberId, round: u64) {
-        self.askers.insert(from, round);
+    /// A follower sent a query.
+    pub(super) fn queried(&mut self, from: MemberId, round: u64) {
+        self.followers.insert(from, round);
     }
 
-    /// Opens a round for all that wait, if none is open. True if heartbeats must carry its number now.
+    /// Opens a round for all reads and queries that wait, if none is open. True if it did: a heartbeat must be sent now.
     pub(super) fn open(&mut self, queue: &mut ReadQueue, index: LogIndex) -> bool {
-        if self.open.is_some() || (queue.is_empty() && self.askers.is_empty()) {
+        if self.open.is_some() || (queue.is_empty() && self.followers.is_empty()) {
             return false;
         }
         self.last += 1;
-        let askers = std::mem::take(&mut self.askers);
+        let followers = std::mem::take(&mut self.followers);
         self.open = Some(Round {
             index,
             reads: queue.take(),
-            askers,
+            followers,
         });
         true
     }
@@ -167,7 +166,7 @@ impl Rounds {
         self.open.is_some()
     }
 
-    /// The readers that were not answered.
+    /// This member's own reads that were not answered.
     pub(super) fn into_reads(self) -> Vec<Read> {
         self.open.map(|round| round.reads).unwrap_or_default()
     }

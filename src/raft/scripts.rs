@@ -314,7 +314,7 @@ impl Script {
         Ok(())
     }
 
-    fn change(&mut self, id: u64, change: &Change) -> Outcome {
+    fn change(&mut self, id: u64, change: &MembershipChange) -> Outcome {
         let result = self.host(id)?.node.propose_membership(change);
         match result {
             Ok(at) => self.say(id, &format!("proposed a membership at {at}")),
@@ -382,14 +382,14 @@ impl Script {
             "add-learner" => {
                 self.change(
                     id,
-                    &Change::AddLearner {
+                    &MembershipChange::AddLearner {
                         id: member()?,
                         context: Bytes::new(),
                     },
                 )?;
             }
-            "promote" => self.change(id, &Change::Promote { id: member()? })?,
-            "remove" => self.change(id, &Change::Remove { id: member()? })?,
+            "promote" => self.change(id, &MembershipChange::Promote { id: member()? })?,
+            "remove" => self.change(id, &MembershipChange::Remove { id: member()? })?,
             "deafen" => {
                 self.deaf.insert(id);
             }
@@ -492,15 +492,17 @@ fn tell_entry(entry: &Entry) -> String {
 fn tell(message: &Message) -> String {
     let name = message.body.name();
     match &message.body {
-        Body::RequestVote {
+        MessageBody::RequestVote {
             last,
             transfer: true,
         } => format!("{name} last {last} by transfer"),
-        Body::PreVote { last } | Body::RequestVote { last, .. } => format!("{name} last {last}"),
-        Body::PreVoteReply { granted, .. } | Body::Vote { granted } => {
+        MessageBody::PreVote { last } | MessageBody::RequestVote { last, .. } => {
+            format!("{name} last {last}")
+        }
+        MessageBody::PreVoteReply { granted, .. } | MessageBody::Vote { granted } => {
             format!("{name} {}", if *granted { "granted" } else { "refused" })
         }
-        Body::Append {
+        MessageBody::Append {
             prev,
             commit,
             entries,
@@ -511,13 +513,15 @@ fn tell(message: &Message) -> String {
                 entries.join(", ")
             )
         }
-        Body::AppendReply { matched } => format!("{name} {matched}"),
-        Body::AppendRejected { rejected, hint } => format!("{name} {rejected} hint {hint}"),
-        Body::Commit { commit } => format!("{name} {commit}"),
-        Body::Heartbeat { commit, round } => format!("{name} commit {commit} round {round}"),
-        Body::HeartbeatReply { round } => format!("{name} round {round}"),
-        Body::ReadIndexReply { index, .. } => format!("{name} {index}"),
-        Body::ReadIndex { .. } | Body::TimeoutNow | Body::StaleTerm => name.to_owned(),
+        MessageBody::AppendReply { matched } => format!("{name} {matched}"),
+        MessageBody::AppendRejected { rejected, hint } => format!("{name} {rejected} hint {hint}"),
+        MessageBody::Commit { commit } => format!("{name} {commit}"),
+        MessageBody::Heartbeat { commit, round } => format!("{name} commit {commit} round {round}"),
+        MessageBody::HeartbeatReply { round } => format!("{name} round {round}"),
+        MessageBody::ReadIndexReply { index, .. } => format!("{name} {index}"),
+        MessageBody::ReadIndex { .. } | MessageBody::TimeoutNow | MessageBody::StaleTerm => {
+            name.to_owned()
+        }
     }
 }
 

@@ -257,17 +257,17 @@ impl World {
         let voters = host.node.membership().voters().count();
         let context = Bytes::new();
         let change = match kind {
-            0 => Change::AddLearner {
+            0 => MembershipChange::AddLearner {
                 id: target,
                 context,
             },
-            1 => Change::AddVoter {
+            1 => MembershipChange::AddVoter {
                 id: target,
                 context,
             },
-            2 | 3 => Change::Promote { id: target },
-            4 if voters > 2 => Change::Remove { id: target },
-            _ => Change::Update {
+            2 | 3 => MembershipChange::Promote { id: target },
+            4 if voters > 2 => MembershipChange::Remove { id: target },
+            _ => MembershipChange::Update {
                 id: target,
                 context,
             },

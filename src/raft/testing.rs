@@ -1,5 +1,5 @@
-//! Hosts for the tests: a [`Node`] with a disk that keeps what was reported durable, a state machine that
-//! remembers what it applied, and a judge that sees all of them.
+//! Hosts for the tests: a [`RaftCore`] with a disk that keeps what was reported durable, a state machine that
+//! remembers what it applied, and a checker that observes all of them.
 
 use super::*;
 use crate::types::{Entry, EntryKind, HardState, LogIndex, LogPosition, MemberId, Term};
@@ -89,7 +89,7 @@ impl Disk {
         }
     }
 
-    /// What a recovering member finds; `tail` entries at most come along beyond those to apply.
+    /// What a member finds when it starts; `tail` entries at most come along beyond those to apply.
     pub(super) fn recover(&mut self, tail: usize) -> InitialState {
         if self.last().index < self.applied.index
             || self.start.index > self.applied.index
@@ -137,7 +137,7 @@ impl Disk {
 /// A member with its disk.
 #[derive(Debug)]
 pub(super) struct Host {
-    pub(super) node: Node,
+    pub(super) node: RaftCore,
     pub(super) disk: Disk,
     /// Writes that are not durable yet.
     pub(super) writes: VecDeque<Persist>,
@@ -145,14 +145,15 @@ pub(super) struct Host {
     /// The state machine in memory.
     pub(super) applied: LogPosition,
     pub(super) membership: Membership,
-    /// Given out, not applied yet.
+    /// Committed entries that are not applied yet.
     pub(super) to_apply: VecDeque<Entry>,
     pub(super) commit: LogIndex,
 }
 
 impl Host {
     pub(super) fn start(config: Config, mut disk: Disk, tail: usize) -> Self {
-        let node = Node::new(config, disk.recover(tail)).expect("the disk keeps what was written");
+        let node =
+            RaftCore::new(config, disk.recover(tail)).expect("the disk keeps what was written");
         Self {
             node,
             writes: VecDeque::new(),
@@ -222,11 +223,11 @@ impl Host {
     }
 }
 
-/// Sees everything, and fails the test when something happens that must not.
+/// Observes all members, and fails the test when one breaks a rule.
 #[derive(Debug, Default)]
 pub(super) struct Judge {
     pub(super) leaders: BTreeMap<Term, MemberId>,
-    /// What was applied anywhere, with the term of the first member to do so: it was committed in that term
+    /// Every entry that any member applied, with the term of the first member that did: the entry was committed in that term
     /// or before.
     pub(super) history: BTreeMap<LogIndex, (Entry, Term)>,
     /// Reads that wait, each with the newest index applied anywhere when it began.
@@ -235,7 +236,7 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// The newest index anybody applied, and so may have acknowledged.
+    /// The newest index that any member has applied, and so may have acknowledged.
     pub(super) fn acknowledged(&self) -> LogIndex {
         self.history
             .last_key_value()

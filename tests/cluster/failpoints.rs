@@ -36,7 +36,10 @@ async fn members() -> Cluster {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_crashes_at_each_point_in_turn() {
     let mut scene = Scene::begin("failpoints", members().await).await;
-    for (n, point) in FailPoint::ALL.into_iter().enumerate() {
+    // These members keep too few entries to read any from their logs; `log_reads` has that point.
+    let points = FailPoint::ALL.into_iter();
+    let points = points.filter(|point| *point != FailPoint::BeforeLogRead);
+    for (n, point) in points.enumerate() {
         let member = n % 3;
         scene.kill(member).await;
         scene.pass(AWAY).await;

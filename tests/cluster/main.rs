@@ -29,10 +29,13 @@ mod lease;
 mod lease_load;
 mod life;
 mod lock;
+#[cfg(feature = "failpoints")]
+mod log_reads;
 mod membership;
 mod network;
 mod partition;
 mod procfile;
+mod reconfig;
 mod record;
 mod refill;
 mod refusals;

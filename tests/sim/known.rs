@@ -339,7 +339,7 @@ fn a_member_that_was_away_hears_of_a_leader_it_does_not_know() {
         let leader = scene.leader();
         let away = (leader + 1) % 3;
         let others: Vec<Slot> = (0..3).filter(|slot| *slot != away).collect();
-        // It stays connected, as nobody is added otherwise, and gets nothing of the log.
+        // It gets nothing of the log. The other two must have been connected for a while to add a member.
         scene.cluster.run(6_000);
         scene.cluster.network.borrow_mut().stall(leader, away, true);
         let new = scene.add_member(&others);

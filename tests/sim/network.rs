@@ -24,7 +24,7 @@ use quorate::{
         ForwardError, ForwardReply, GuestQuestion, IncomingSnapshot, PeerAddress, PeerRequest,
         Refusal, Responder,
     },
-    raft::{Body, Message},
+    raft::{Message, MessageBody},
     types::{ClusterId, MemberId},
 };
 use std::{
@@ -150,7 +150,7 @@ impl Event {
 /// A number that tells a message from others.
 fn said(message: &Message) -> u64 {
     let body = &message.body;
-    let Body::Append { entries, .. } = body else {
+    let MessageBody::Append { entries, .. } = body else {
         return digest(format!("{message:?}").as_bytes());
     };
     let ends = [entries.first(), entries.last()];
@@ -163,7 +163,7 @@ fn said(message: &Message) -> u64 {
 
 /// How a message reads in a trace.
 fn shown(message: &Message) -> String {
-    let Body::Append {
+    let MessageBody::Append {
         prev,
         commit,
         entries,

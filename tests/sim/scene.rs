@@ -233,14 +233,15 @@ impl Scene {
         }
     }
 
-    /// Adds a member on a new machine and starts it there.
+    /// Adds a learner on a new machine, starts it there, and promotes it: that works while a minority is away.
     pub(crate) fn add_member(&mut self, through: &[Slot]) -> Slot {
         let slot = self.cluster.add_machine();
         let url = format!("http://{}", member(slot).peer);
+        let peer_urls = vec![url.clone()];
         self.insist(through, move |requests| {
             let change = MemberChange::Add {
-                peer_urls: vec![url.clone()],
-                learner: false,
+                peer_urls: peer_urls.clone(),
+                learner: true,
             };
             async move {
                 match requests.change_membership(change).await {
@@ -252,6 +253,19 @@ impl Scene {
         });
         self.cluster.nodes[slot].vacant = false;
         self.cluster.start(slot);
+        self.insist(through, move |requests| {
+            let url = url.clone();
+            async move {
+                let members = requests.members(true).await?;
+                let added = members.iter().find(|one| one.info.peer_urls.contains(&url));
+                let added = added.ok_or(RequestError::TimedOut)?;
+                if added.learner {
+                    let promote = MemberChange::Promote { id: added.id };
+                    requests.change_membership(promote).await?;
+                }
+                Ok(())
+            }
+        });
         slot
     }
 

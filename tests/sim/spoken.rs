@@ -7,7 +7,7 @@
 
 use crate::trace::digest;
 use quorate::{
-    raft::{Body, Message},
+    raft::{Message, MessageBody},
     types::{LogIndex, LogPosition, MemberId, Term},
 };
 use std::collections::BTreeMap;
@@ -39,12 +39,12 @@ impl Spoken {
             return;
         }
         match &message.body {
-            Body::RequestVote { .. } => self.vote(from, term, from),
-            Body::Vote { granted: true } => self.vote(from, term, to),
-            Body::AppendReply { .. } => {
+            MessageBody::RequestVote { .. } => self.vote(from, term, from),
+            MessageBody::Vote { granted: true } => self.vote(from, term, to),
+            MessageBody::AppendReply { .. } => {
                 self.bound.insert(from, term);
             }
-            Body::Append { prev, entries, .. } => {
+            MessageBody::Append { prev, entries, .. } => {
                 let mut before = *prev;
                 for entry in entries {
                     let known = (before.term, digest(&entry.data));

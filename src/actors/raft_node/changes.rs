@@ -1,78 +1,45 @@
-//! Changes of the membership and of the leader that clients ask for, and what this member says of itself.
+//! Changes of the membership and of the leader that clients ask for, and what this member publishes of itself.
 //!
-//! The leader makes one change at a time and answers when it is committed; the others wait their turn. A follower passes a
-//! change on to the leader.
+//! The leader makes one change at a time and answers when it is committed; the others wait for their turn. A follower relays a
+//! change to the leader.
 
-use super::RaftNode;
+use super::{
+    node::RaftNode,
+    pending_changes::{ChangeAsker, PendingChange},
+};
 use crate::{
     actors::{
         consensus::{ChangeMembership, ChangeReply, MoveLeader},
         members::{ClusterMember, Members},
-        membership_change::{ChangeRefusal, MemberChange, Standing},
+        membership_change::{ChangeRefusal, ClusterState, MemberChange},
         peer_ask::{ChangeAnswer, PeerAsk},
         request_error::{RequestError, answer},
     },
     clock, codec,
-    net::Responder,
-    raft::{Change, ChangeError, MembershipError, ProposeError, TransferError},
-    types::{Entry, EntryKind, LogPosition, MemberId},
+    net::{ForwardError, Responder},
+    raft::{
+        ChangeError, Membership, MembershipChange, MembershipError, ProposeError, TransferError,
+    },
+    types::{Entry, EntryKind, MemberId},
 };
 use actix::prelude::*;
 use bytes::Bytes;
-use tokio::{sync::oneshot, time::Instant};
+use std::collections::BTreeSet;
+use tokio::sync::oneshot;
 
-/// Changes that may wait for their turn.
-const CHANGES_MAX: usize = 64;
-
-#[derive(Debug)]
-enum Asker {
-    Here(ChangeReply),
-    Peer(Responder),
-}
-
-impl Asker {
-    fn tell(self, outcome: Result<Bytes, ChangeRefusal>) {
-        match self {
-            // A caller that has gone away in the meantime does not matter.
-            Self::Here(reply) => drop(reply.send(outcome)),
-            Self::Peer(responder) => {
-                let outcome: ChangeAnswer = outcome.map(|bytes| bytes.to_vec());
-                responder.answer(codec::encode(&outcome).into());
-            }
-        }
-    }
-}
-
-/// A change under way.
-#[derive(Debug)]
-pub(super) struct PendingChange {
-    deadline: Instant,
-    change: MemberChange,
-    asker: Asker,
-    appended: Option<LogPosition>,
-}
-
-/// A leader was asked to remove itself. It may go before it can answer; that it is removed comes by the log as well.
-#[derive(Debug)]
-pub(super) struct PassedRemoval {
-    deadline: Instant,
-    id: MemberId,
-    done: oneshot::Sender<Bytes>,
-}
-
-/// A transfer of leadership under way.
-#[derive(Debug)]
-pub(super) struct PendingMove {
-    deadline: Instant,
-    to: MemberId,
-    reply: oneshot::Sender<Result<(), RequestError>>,
+/// What a leader does about a change that was asked for.
+enum Judgement {
+    Change(MembershipChange),
+    /// It would pass if the members that have not replied yet were known to run.
+    Wait,
+    Refuse(ChangeRefusal),
 }
 
 impl Handler<ChangeMembership> for RaftNode {
     type Result = ();
 
     fn handle(&mut self, ask: ChangeMembership, _: &mut Self::Context) {
-        self.change(ask.change, Asker::Here(ask.reply));
+        self.change(ask.change, ChangeAsker::Client(ask.reply));
         self.carry_out();
     }
 }
@@ -81,14 +48,10 @@ impl Handler<MoveLeader> for RaftNode {
     type Result = ();
 
     fn handle(&mut self, ask: MoveLeader, _: &mut Self::Context) {
+        let deadline = clock::now() + self.pacing.request_timeout;
         match self.raft.transfer_leadership(ask.to) {
             Ok(()) if ask.to == self.member.id => drop(ask.reply.send(Ok(()))),
-            Ok(()) if self.moves.len() < CHANGES_MAX => self.moves.push(PendingMove {
-                deadline: clock::now() + self.pacing.request_timeout,
-                to: ask.to,
-                reply: ask.reply,
-            }),
-            Ok(()) => answer(ask.reply, RequestError::TooManyRequests),
+            Ok(()) => self.changes.push_move(ask.to, deadline, ask.reply),
             Err(TransferError::NotLeader { .. }) => answer(ask.reply, RequestError::NotLeader),
             Err(TransferError::NotVoter(_)) => answer(ask.reply, RequestError::BadTransferee),
         }
@@ -97,73 +60,107 @@ impl Handler<MoveLeader> for RaftNode {
 }
 
 impl RaftNode {
+    /// Another member relays a change.
     pub(super) fn change_for_peer(&mut self, change: MemberChange, responder: Responder) {
+        let asker = ChangeAsker::Member(responder);
         if self.raft.is_leader() {
-            self.change(change, Asker::Peer(responder));
+            self.change(change, asker);
         } else {
-            Asker::Peer(responder).tell(Err(ChangeRefusal::NotLeader));
+            asker.answer(Err(ChangeRefusal::NotLeader));
         }
     }
 
-    fn change(&mut self, change: MemberChange, asker: Asker) {
+    fn change(&mut self, change: MemberChange, asker: ChangeAsker) {
         let adds = matches!(change, MemberChange::Add { .. });
         if adds && self.peers.links.is_alone() {
-            asker.tell(Err(ChangeRefusal::NoPeers));
-        } else if self.changes.len() >= CHANGES_MAX {
-            asker.tell(Err(ChangeRefusal::TimedOut));
+            asker.answer(Err(ChangeRefusal::NoPeers));
+        } else if !self.changes.has_room() {
+            asker.answer(Err(ChangeRefusal::TimedOut));
         } else {
-            self.changes.push_back(PendingChange {
+            self.changes.push(PendingChange {
                 deadline: clock::now() + self.pacing.request_timeout,
                 change,
                 asker,
                 appended: None,
+                judged_at: None,
             });
             self.drive_changes();
         }
     }
 
-    /// Makes the next change, or passes changes on, if it is time for it.
+    /// Makes the pending changes, or relays them to the leader.
     pub(super) fn drive_changes(&mut self) {
         if self.changes.is_empty() {
             return;
         }
         match self.raft.leader() {
             Some(leader) if leader == self.member.id => self.make_changes(),
-            Some(leader) => self.pass_changes(leader),
+            Some(leader) => self.relay_changes(leader),
             None => {}
         }
     }
 
     fn make_changes(&mut self) {
-        let connected = self.links.connected_for_good();
-        let mut waiting = std::mem::take(&mut self.changes);
-        while let Some(mut pending) = waiting.pop_front() {
-            if pending.appended.is_some() {
-                self.changes.push_back(pending);
-                continue;
-            }
-            let judged = pending.change.judge(&Standing {
-                membership: self.raft.membership(),
-                leader: self.member.id,
-                connected: &connected,
-            });
-            let made = judged.map(|change| self.raft.propose_membership(&change));
-            match made {
-                Ok(Ok(id)) => {
-                    pending.appended = Some(id);
-                    self.changes.push_back(pending);
-                    self.update_book();
-                }
-                Ok(Err(error)) => match refusal(error) {
-                    Some(refusal) => pending.asker.tell(Err(refusal)),
-                    None => self.changes.push_back(pending),
-                },
-                Err(refusal) => pending.asker.tell(Err(refusal)),
+        let now = self.raft.now();
+        for mut pending in self.changes.take_unappended() {
+            let asked_at = *pending.judged_at.get_or_insert(now);
+            match self.judge(&pending.change, asked_at) {
+                Judgement::Change(change) => self.make_change(pending, &change),
+                Judgement::Wait => self.changes.push(pending),
+                Judgement::Refuse(refusal) => pending.asker.answer(Err(refusal)),
             }
         }
     }
 
-    /// Gives the vote to those who were added for one, run, and have caught up.
+    /// Judges a change that was first looked at in tick `asked_at`. Members that replied before may have stopped since then, so
+    /// they are asked again: by the next heartbeats. For that a change waits for an election timeout at most.
+    fn judge(&self, change: &MemberChange, asked_at: u64) -> Judgement {
+        let outcome = |replied_after| {
+            change.judge(&ClusterState {
+                membership: self.raft.membership(),
+                leader: self.member.id,
+                healthy: &self.healthy_members(replied_after),
+                strict: self.pacing.strict_reconfig,
+            })
+        };
+        let election_ticks = self.pacing.election.as_millis() / self.pacing.tick.as_millis().max(1);
+        match (outcome(Some(asked_at)), outcome(None)) {
+            (Ok(change), _) => Judgement::Change(change),
+            (Err(ChangeRefusal::Unhealthy), Ok(_))
+                if u128::from(self.raft.now() - asked_at) <= election_ticks =>
+            {
+                Judgement::Wait
+            }
+            (Err(refusal), _) => Judgement::Refuse(refusal),
+        }
+    }
+
+    /// Members with a stable connection whose logs keep up, and which have replied after that tick.
+    fn healthy_members(&self, replied_after: Option<u64>) -> BTreeSet<MemberId> {
+        let stable = self.connections.stable(clock::now());
+        let peers = self.raft.peers().into_iter();
+        peers
+            .filter(|peer| stable.contains(&peer.id) && peer.current)
+            .filter(|peer| replied_after.is_none_or(|tick| peer.replied_at > tick))
+            .map(|peer| peer.id)
+            .collect()
+    }
+
+    fn make_change(&mut self, mut pending: PendingChange, change: &MembershipChange) {
+        match self.raft.propose_membership(change) {
+            Ok(id) => {
+                pending.appended = Some(id);
+                self.changes.push(pending);
+                self.update_addresses();
+            }
+            Err(error) => match refusal(error) {
+                Some(refusal) => pending.asker.answer(Err(refusal)),
+                None => self.changes.push(pending),
+            },
+        }
+    }
+
+    /// Promotes a learner that was added to become a voter, once it has started and caught up.
     pub(super) fn promote_waiting(&mut self) {
         if !self.raft.is_leader() || self.raft.membership().learners().next().is_none() {
             return;
@@ -175,172 +172,115 @@ impl RaftNode {
             member.learner && member.info.awaits_vote && member.info.is_started()
         };
         if let Some(member) = members.iter().find(ready) {
-            let change = Change::Promote { id: member.id };
-            // One that lags, or comes while another change is under way, is tried again at the next tick.
+            let change = MembershipChange::Promote { id: member.id };
+            // If it has not caught up, or another change is not committed, the next tick tries again.
             if self.raft.propose_membership(&change).is_ok() {
                 tracing::info!(
                     member = member.id.hex(),
                     name = member.info.name,
-                    "gets its vote"
+                    "becomes a voter"
                 );
             }
         }
     }
 
-    fn pass_changes(&mut self, leader: MemberId) {
-        let waiting = std::mem::take(&mut self.changes);
-        for pending in waiting {
+    fn relay_changes(&mut self, leader: MemberId) {
+        for pending in self.changes.take_unappended() {
             match pending.asker {
-                Asker::Here(reply) if pending.appended.is_none() => {
-                    self.pass_change(leader, pending.change, reply);
-                }
-                asker @ Asker::Peer(_) if pending.appended.is_none() => {
-                    asker.tell(Err(ChangeRefusal::NotLeader));
-                }
-                asker @ (Asker::Here(_) | Asker::Peer(_)) => {
-                    self.changes.push_back(PendingChange { asker, ..pending });
-                }
+                ChangeAsker::Client(reply) => self.relay_change(leader, pending.change, reply),
+                asker @ ChangeAsker::Member(_) => asker.answer(Err(ChangeRefusal::NotLeader)),
             }
         }
     }
 
-    fn pass_change(&mut self, leader: MemberId, change: MemberChange, reply: ChangeReply) {
+    fn relay_change(&mut self, leader: MemberId, change: MemberChange, reply: ChangeReply) {
         let (asked, outcome) = oneshot::channel();
-        let (done, removed) = oneshot::channel();
-        if matches!(change, MemberChange::Remove { id } if id == leader)
-            && self.removals.len() < CHANGES_MAX
-        {
-            self.removals.push(PassedRemoval {
-                deadline: clock::now() + self.pacing.request_timeout,
-                id: leader,
-                done,
-            });
-        }
+        let removal = if matches!(change, MemberChange::Remove { id } if id == leader) {
+            let deadline = clock::now() + self.pacing.request_timeout;
+            Some(self.changes.watch_removal(leader, deadline))
+        } else {
+            None
+        };
         self.ask(leader, PeerAsk::Change(change).encode(), asked);
         actix_rt::spawn(async move {
-            let told = match outcome.await {
-                Ok(Ok(bytes)) => codec::decode::<ChangeAnswer>("answer to a change", &bytes)
+            let answer = match (outcome.await, removal) {
+                (Ok(Ok(bytes)), _) => codec::decode::<ChangeAnswer>("answer to a change", &bytes)
                     .unwrap_or(Err(ChangeRefusal::TimedOut))
                     .map(Bytes::from),
-                Ok(Err(crate::net::ForwardError::Unreachable(_))) => Err(ChangeRefusal::NotLeader),
-                // It is known at the latest when its time is up.
-                Ok(Err(_)) | Err(_) => removed.await.map_err(|_| ChangeRefusal::TimedOut),
+                (Ok(Err(ForwardError::Unreachable(_))), _) => Err(ChangeRefusal::NotLeader),
+                // The leader may have removed itself, and stopped: the log shows that.
+                (Ok(Err(_)) | Err(_), Some(removal)) => {
+                    removal.await.map_err(|_| ChangeRefusal::TimedOut)
+                }
+                (Ok(Err(_)) | Err(_), None) => Err(ChangeRefusal::TimedOut),
             };
             // A caller that has gone away in the meantime does not matter.
-            drop(reply.send(told));
+            drop(reply.send(answer));
         });
     }
 
-    /// A membership entry is committed: whoever asked for it gets its answer, and a member that is no longer one leaves.
+    /// If `entry` is a membership entry, now committed, whoever asked for it gets the answer, and a removed member leaves.
     pub(super) fn membership_committed(&mut self, entry: &Entry) {
         if entry.kind != EntryKind::Membership {
             return;
         }
-        let waiting = std::mem::take(&mut self.changes);
-        for pending in waiting {
-            match pending.appended {
-                Some(id) if id.index == entry.index => {
-                    let same = id.term == entry.term;
-                    pending.asker.tell(if same {
-                        Ok(entry.data.clone())
-                    } else {
-                        Err(ChangeRefusal::TimedOut)
-                    });
-                }
-                Some(_) | None => self.changes.push_back(pending),
-            }
+        self.changes.committed(entry);
+        let membership = Membership::decode(&entry.data).ok();
+        if let Some(membership) = &membership {
+            self.changes.removed(membership, &entry.data);
         }
-        if let Ok(membership) = crate::raft::Membership::decode(&entry.data) {
-            self.belonged |= membership.contains(self.member.id);
-            let gone = |removal: &mut PassedRemoval| !membership.contains(removal.id);
-            for removal in self.removals.extract_if(.., gone) {
-                // The leader may have answered.
-                drop(removal.done.send(entry.data.clone()));
-            }
-        }
-        self.leave_if_removed();
+        self.update_departure(membership.is_some_and(|it| it.contains(self.member.id)));
     }
 
     /// A membership came with a snapshot.
-    pub(super) fn membership_in_force(&mut self) {
-        self.belonged |= self.raft.membership().contains(self.member.id);
-        self.leave_if_removed();
+    pub(super) fn membership_installed(&mut self) {
+        self.update_departure(self.raft.membership().contains(self.member.id));
     }
 
-    fn leave_if_removed(&mut self) {
-        // Entries from before this member was added are committed again when it starts.
-        let removed = self.belonged && !self.raft.membership().contains(self.member.id);
-        self.leaves_at = removed.then(|| clock::now() + self.pacing.election);
+    fn update_departure(&mut self, committed: bool) {
+        let in_force = self.raft.membership().contains(self.member.id);
+        let leaves_at = clock::now() + self.pacing.election;
+        self.changes
+            .departure
+            .update(committed, in_force, leaves_at);
     }
 
-    /// A member whose removal is committed stops, once it has told the others.
-    pub(super) fn leave(&self) {
-        if self.leaves_at.is_some_and(|at| at <= clock::now()) {
+    /// A member whose removal is committed stops, after it had time to tell the others.
+    pub(super) fn stop_if_removed(&self) {
+        if self.changes.departure.is_due(clock::now()) {
             self.life.fail_stop().removed(
                 "this member was removed from the cluster, as was asked for. Its data directory can be deleted",
             );
         }
     }
 
-    /// Tells those whose time is up, or whose leader leads.
-    pub(super) fn expire_changes(&mut self, now: Instant) {
-        while self.changes.iter().any(|pending| pending.deadline <= now) {
-            let late = self.changes.iter().position(|p| p.deadline <= now);
-            if let Some(pending) = late.and_then(|at| self.changes.remove(at)) {
-                pending.asker.tell(Err(ChangeRefusal::TimedOut));
-            }
-        }
-        self.removals.retain(|removal| removal.deadline > now);
-        let late = self.moves.extract_if(.., |pending| pending.deadline <= now);
-        for pending in late {
-            answer(pending.reply, RequestError::TimedOut);
-        }
-    }
-
-    /// Somebody leads.
-    pub(super) fn moves_done(&mut self, leader: MemberId) {
-        let done = self.moves.extract_if(.., |pending| pending.to == leader);
-        for pending in done {
-            // A caller that has gone away in the meantime does not matter.
-            drop(pending.reply.send(Ok(())));
-        }
-    }
-
-    /// Says what this member is called and where clients reach it, if the membership does not say so yet.
+    /// Publishes this member's name and client URLs, if the membership does not have them yet.
     pub(super) fn publish_self(&mut self) {
-        if let Some(outcome) = &mut self.publishing {
-            match outcome.try_recv() {
-                Err(oneshot::error::TryRecvError::Empty) => return,
-                Ok(Err(refusal)) => tracing::debug!("not published yet: {refusal}"),
-                Ok(Ok(_)) | Err(oneshot::error::TryRecvError::Closed) => {}
-            }
-            self.publishing = None;
-        }
-        if self.raft.leader().is_none() {
+        if self.changes.is_publishing() || self.raft.leader().is_none() {
             return;
         }
         let Ok(members) = Members::of(self.raft.membership()) else {
             return;
         };
         let own = members.get(self.member.id);
-        let said = own.is_none_or(|own| {
+        let published = own.is_none_or(|own| {
             own.info.name == self.member.name && own.info.client_urls == self.member.client_urls
         });
-        if said {
+        if published {
             return;
         }
         let (reply, outcome) = oneshot::channel();
-        self.publishing = Some(outcome);
+        self.changes.publishing(outcome);
         let change = MemberChange::Publish {
             id: self.member.id,
             name: self.member.name.clone(),
             client_urls: self.member.client_urls.clone(),
         };
-        self.change(change, Asker::Here(reply));
+        self.change(change, ChangeAsker::Client(reply));
     }
 }
 
-/// Why consensus does not make a change; nothing if it may a little later.
+/// Why consensus refuses a change; None if it may accept the change a little later.
 fn refusal(error: ChangeError) -> Option<ChangeRefusal> {
     Some(match error {
         ChangeError::Unsettled

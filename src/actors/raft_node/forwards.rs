@@ -1,13 +1,13 @@
-//! Proposals that another member appends: a follower's way to the leader, and the leader's side of it.
+//! Requests between members: proposals that a follower forwards to the leader, and what a member serves for others.
 //!
-//! The follower keeps its callers; only bytes travel. It answers a caller when it applies the entry itself, so that who wrote
-//! at a member reads it there. What the leader says it did not append is offered again, to whoever leads then. What may have
-//! been appended is never offered twice: after a change of leader such a caller is told that its time is up.
+//! A follower keeps its callers; only bytes travel. It answers a caller when it applies the entry itself, so that a client reads
+//! its own writes at the member that it wrote to. Proposals that the leader did not append are proposed again, to the next leader.
+//! A proposal that may have been appended is never sent twice: after a change of leader its caller gets a time-out.
 
-use super::RaftNode;
+use super::{node::RaftNode, own_messages::ForwardAnswered, pending_proposals::ForwardedProposal};
 use crate::{
     actors::{
-        consensus::{Proposal, proposal_of},
+        consensus::proposal_of,
         lease_messages::{ForwardLeaseCalls, LeaseAnswer},
         peer_ask::{PeerAsk, Taken},
         peer_hub::ServeRequests,
@@ -20,54 +20,26 @@ use crate::{
 };
 use actix::prelude::*;
 use bytes::Bytes;
-use tokio::{sync::oneshot, time::Instant};
-
-/// Bytes of proposals in one request.
-const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
-
-/// A proposal on its way to the leader; its caller waits under its number.
-#[derive(Debug)]
-pub(super) struct Held {
-    deadline: Instant,
-    id: u64,
-    data: Bytes,
-}
-
-/// What became of forwarded proposals.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct ForwardAnswered {
-    batch: Vec<Held>,
-    outcome: Result<Bytes, ForwardError>,
-}
+use tokio::sync::oneshot;
 
 impl Handler<ForwardAnswered> for RaftNode {
     type Result = ();
 
     fn handle(&mut self, answered: ForwardAnswered, _: &mut Self::Context) {
-        let bytes: usize = answered.batch.iter().map(|held| held.data.len()).sum();
-        self.held_bytes -= bytes;
-        let outcome = answered.outcome.map(|bytes| taken_of(&bytes));
-        match outcome {
+        let ForwardAnswered { batch, outcome } = answered;
+        self.proposals.answered(&batch);
+        match outcome.map(|bytes| decode_taken(&bytes)) {
             Ok(Some(all)) => {
-                for (held, taken) in answered.batch.into_iter().zip(all) {
-                    self.settle_forwarded(held, taken);
+                for (proposal, taken) in batch.into_iter().zip(all) {
+                    self.forwarded(proposal, taken);
                 }
             }
-            Err(ForwardError::Unreachable(_)) => {
-                for held in answered.batch {
-                    self.settle_forwarded(held, Taken::NotLeader);
-                }
-            }
+            Err(ForwardError::Unreachable(_)) => self.all_forwarded(batch, Taken::NotLeader),
             Err(
                 ForwardError::Overloaded(_)
                 | ForwardError::TooLarge(_)
                 | ForwardError::PeerOverloaded,
-            ) => {
-                for held in answered.batch {
-                    self.settle_forwarded(held, Taken::TooMany);
-                }
-            }
+            ) => self.all_forwarded(batch, Taken::TooMany),
             // They may be in a log.
             Ok(None) | Err(ForwardError::Lost | ForwardError::Abandoned) => {}
         }
@@ -97,8 +69,8 @@ impl Handler<ForwardLeaseCalls> for RaftNode {
     }
 }
 
-/// The answer to a batch; nothing if it is none.
-fn taken_of(bytes: &[u8]) -> Option<Vec<Taken>> {
+/// Decodes the answer to a batch of proposals; one that does not decode is logged.
+fn decode_taken(bytes: &[u8]) -> Option<Vec<Taken>> {
     let taken = codec::decode("answer to proposals", bytes);
     taken
         .inspect_err(|error| tracing::error!("the leader's answer is dropped: {error}"))
@@ -173,7 +145,7 @@ impl RaftNode {
             );
             return Taken::TooMany;
         }
-        if self.gap() > self.pacing.apply_gap_max {
+        if self.is_behind_applying() {
             return Taken::TooMany;
         }
         match self.raft.propose(data.0) {
@@ -185,35 +157,22 @@ impl RaftNode {
         }
     }
 
-    /// Sends what this turn has collected for the leader.
+    /// Sends the leader the proposals that this turn has collected for it.
     pub(super) fn forward(&mut self) {
-        if self.forwarding.is_empty() {
-            return;
-        }
-        let waiting = std::mem::take(&mut self.forwarding);
-        let Some(leader) = self.raft.leader().filter(|id| *id != self.member.id) else {
-            for held in waiting {
-                self.settle_forwarded(held, Taken::NotLeader);
+        let leader = self.raft.leader().filter(|id| *id != self.member.id);
+        for batch in self.proposals.take_batches() {
+            match leader {
+                Some(leader) => self.forward_batch(leader, batch),
+                None => {
+                    self.proposals.answered(&batch);
+                    self.all_forwarded(batch, Taken::NotLeader);
+                }
             }
-            return;
-        };
-        let (mut batch, mut bytes) = (Vec::new(), 0);
-        for held in waiting {
-            bytes += held.data.len();
-            self.held_bytes += held.data.len();
-            batch.push(held);
-            if bytes >= BATCH_BYTES_MAX {
-                self.forward_batch(leader, std::mem::take(&mut batch));
-                bytes = 0;
-            }
-        }
-        if !batch.is_empty() {
-            self.forward_batch(leader, batch);
         }
     }
 
-    fn forward_batch(&self, leader: MemberId, batch: Vec<Held>) {
-        let proposals = batch.iter().map(|held| Blob(held.data.clone())).collect();
+    fn forward_batch(&self, leader: MemberId, batch: Vec<ForwardedProposal>) {
+        let proposals = batch.iter().map(|one| Blob(one.data.clone())).collect();
         let (reply, outcome) = oneshot::channel();
         self.ask(leader, PeerAsk::Propose(proposals).encode(), reply);
         let own = self.peers.answered.clone();
@@ -226,26 +185,21 @@ impl RaftNode {
         });
     }
 
-    /// Takes a proposal for the leader; its caller waits for the entry to be applied here.
-    pub(super) fn forward_later(&mut self, deadline: Instant, proposal: Proposal) {
-        let Proposal { id, data, reply } = proposal;
-        self.wait_for_entry(deadline, id, reply);
-        self.forwarding.push(Held { deadline, id, data });
+    fn all_forwarded(&mut self, batch: Vec<ForwardedProposal>, taken: Taken) {
+        for proposal in batch {
+            self.forwarded(proposal, taken);
+        }
     }
 
-    fn settle_forwarded(&mut self, held: Held, taken: Taken) {
-        if taken == Taken::Appended {
-            return;
-        }
-        // Without a caller its time was up.
-        let Some(reply) = self.waiting.remove(&held.id) else {
-            return;
-        };
+    fn forwarded(&mut self, proposal: ForwardedProposal, taken: Taken) {
         match taken {
-            Taken::TooMany => reply.send(Err(RequestError::TooManyRequests)),
-            Taken::NotLeader | Taken::Appended => {
-                let Held { deadline, id, data } = held;
-                self.park(deadline, Proposal { id, data, reply });
+            Taken::Appended => {}
+            Taken::NotLeader => self.proposals.park_forwarded(proposal),
+            Taken::TooMany => {
+                // Without a caller its time was up.
+                if let Some(reply) = self.proposals.take(proposal.id) {
+                    reply.send(Err(RequestError::TooManyRequests));
+                }
             }
         }
     }

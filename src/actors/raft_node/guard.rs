@@ -1,174 +1,83 @@
-//! The guard of the state: members compare what they have applied, and one that came to another state takes itself out.
+//! The guard of the state: members compare what they have applied, and one whose state differs stops serving it.
 //!
-//! Once in [`COMPARE_TICKS`] the leader asks every member, itself included, for the hash of its state after one entry. A
-//! majority of the voters is right, so also the leader can be found wrong. Whoever is wrong is told, looks for itself, and then
+//! Ten ticks apart the leader asks every member, itself included, for the hash of its state after one entry. A
+//! majority of the voters is right, so the leader can be found wrong too. The member that is wrong is notified, compares its own
+//! hash, and then
 //!
-//! - serves nothing any more but its status, the list of members and alarms (`etcdserver: corrupt cluster`),
-//! - does not lead, and hands on its leadership; it votes and stores the log as ever, for the log is not in doubt,
-//! - raises the alarm CORRUPT in its own name through the log, which also tells it after a restart.
+//! - serves nothing but its status, the list of members and alarms (`etcdserver: corrupt cluster`),
+//! - does not lead, and transfers its leadership; it votes and stores the log as before, since the log is not in doubt,
+//! - raises the alarm CORRUPT for itself through the log, which also reaches it after a restart.
 //!
-//! The others go on. When the alarm is taken back (by an operator, or since the member was refilled) it serves again, until it
+//! The others go on. When the alarm is disarmed (by an operator, or since the member was refilled) it serves again, until it
 //! is found to differ again.
 //!
-//! Where no majority agrees (one against one; or half and half) nobody can tell who is right. If that lasts for
-//! [`UNDECIDED_MAX`], so that members away had time to decide it, the alarm is raised for all who were asked, and as in etcd
-//! nobody writes until an operator has decided: removed the members that are wrong, and taken the alarms back.
+//! If no state has a majority (one against one, or half and half), it is unknown which is right. If that lasts for ten seconds,
+//! so that members that were away had time to decide it, the alarm is raised for all that were asked, and as in etcd
+//! no writes are accepted until an operator has decided: removed the members that are wrong, and disarmed the alarms.
 
-use super::RaftNode;
+use super::{
+    guard_state::{Comparison, Differing, Standing, Verdict},
+    node::RaftNode,
+    own_messages::HashReceived,
+};
 use crate::{
     actors::{peer_ask::PeerAsk, state_check::TellStateHash},
     clock, codec,
-    kv::{
-        command::AlarmKind,
-        state_hash::{Judgement, StateHash, judge},
-    },
+    kv::{command::AlarmKind, state_hash::StateHash},
     net::Responder,
     types::{LogIndex, MemberId},
 };
 use actix::prelude::*;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
-use tokio::{
-    sync::{Semaphore, oneshot},
-    time::Instant,
-};
+use std::collections::BTreeMap;
+use tokio::sync::oneshot;
 
-/// Ticks between two comparisons.
-const COMPARE_TICKS: u32 = 10;
-
-/// How long members may differ without a majority before all of them stop.
-const UNDECIDED_MAX: Duration = Duration::from_secs(10);
-
-/// Questions to the applier under way. Past it a question gets no answer, and is asked again.
-const QUESTIONS_MAX: usize = 4;
-
-/// What the Raft node knows of the members' states.
-#[derive(Debug)]
-pub(super) struct Guard {
-    ticks: u32,
-    questions: Arc<Semaphore>,
-    /// The comparison under way, while this member leads.
-    round: Option<Round>,
-    /// What the leader says that a majority has; this member's own hash is on its way.
-    accusation: Option<(LogIndex, StateHash)>,
-    standing: Standing,
-    /// Who was found to differ; said once for each.
-    found: BTreeSet<MemberId>,
-    undecided_since: Option<Instant>,
-    undecided_told: bool,
-}
-
-/// Whether this member's state is the others'.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
-    /// As far as it knows.
-    In,
-    /// It differs; its alarm is not in the log yet.
-    Found,
-    /// It differs, and its alarm stands.
-    Out,
-}
-
-/// One comparison.
-#[derive(Debug)]
-struct Round {
-    index: LogIndex,
-    told: BTreeMap<MemberId, StateHash>,
-}
-
-impl Default for Guard {
-    fn default() -> Self {
-        Self {
-            ticks: 0,
-            questions: Arc::new(Semaphore::new(QUESTIONS_MAX)),
-            round: None,
-            accusation: None,
-            standing: Standing::In,
-            found: BTreeSet::new(),
-            undecided_since: None,
-            undecided_told: false,
-        }
-    }
-}
-
-impl Guard {
-    /// Whether this member serves nothing.
-    pub(super) fn is_out(&self) -> bool {
-        self.standing != Standing::In
-    }
-}
-
-/// What a member told of its state after an entry.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub struct HashTold {
-    by: MemberId,
-    index: LogIndex,
-    hash: StateHash,
-}
-
-impl Handler<HashTold> for RaftNode {
+impl Handler<HashReceived> for RaftNode {
     type Result = ();
 
-    fn handle(&mut self, said: HashTold, _: &mut Self::Context) {
-        if said.by == self.member.id {
-            self.own_hash_told(said.index, said.hash);
+    fn handle(&mut self, received: HashReceived, _: &mut Self::Context) {
+        if received.by == self.member.id {
+            self.check_accusation(received.index, received.hash);
         }
-        if let Some(round) = &mut self.guard.round
-            && round.index == said.index
-        {
-            round.told.insert(said.by, said.hash);
-        }
+        self.guard
+            .answered(received.by, received.index, received.hash);
     }
 }
 
 impl RaftNode {
-    /// Compares, and keeps to the consequences; once a tick.
+    /// Once a tick: compares the members' states, and acts on what was found.
     pub(super) fn guard_state(&mut self) {
         if self.peers.links.is_alone() {
             return;
         }
-        self.heed_own_alarm();
-        self.guard.ticks += 1;
-        if !self.guard.ticks.is_multiple_of(COMPARE_TICKS) {
+        self.follow_own_alarm();
+        if !self.guard.is_due() {
             return;
         }
-        if self.guard.standing == Standing::Found {
+        if self.guard.awaits_alarm() {
             self.raise_own_alarm();
         }
-        if let Some(round) = self.guard.round.take()
-            && self.raft.is_leader()
-        {
-            self.judge_round(&round);
-        }
+        let ended = self.guard.end_comparison();
         if self.raft.is_leader() {
-            self.begin_round();
+            if let Some(comparison) = ended {
+                self.judge_states(&comparison);
+            }
+            self.begin_comparison();
         }
     }
 
-    /// The alarm in the replicated state is what lasts, over restarts too.
-    fn heed_own_alarm(&mut self) {
+    /// The alarm in the replicated state decides whether this member serves its state.
+    fn follow_own_alarm(&mut self) {
         let published = self.peers.views.borrow().clone();
-        let alarmed = published
-            .alarms
-            .contains(&(self.member.id, AlarmKind::Differs));
-        let before = self.guard.standing;
-        let now = match (before, alarmed) {
-            (Standing::In | Standing::Found | Standing::Out, true) => Standing::Out,
-            (Standing::In | Standing::Out, false) => Standing::In,
-            (Standing::Found, false) => Standing::Found,
-        };
-        self.guard.standing = now;
-        self.raft.bar(self.guard.is_out());
-        match (before, now) {
+        let own = (self.member.id, AlarmKind::Differs);
+        let standing = self.guard.alarm(published.alarms.contains(&own));
+        self.raft.forbid_leading(self.guard.is_out());
+        match standing {
             (Standing::In, Standing::Out) => tracing::error!(
-                "the alarm CORRUPT stands for this member: its state differs from the others', and it serves nothing. Replace it"
+                "the alarm CORRUPT is raised for this member: its state differs from the others', and it serves nothing. \
+                 Replace it"
             ),
             (Standing::Out, Standing::In) => {
-                tracing::info!("the alarm CORRUPT for this member was taken back: it serves again");
+                tracing::info!("the alarm CORRUPT for this member was disarmed: it serves again");
             }
             (Standing::In | Standing::Found, Standing::In | Standing::Found)
             | (Standing::Found | Standing::Out, Standing::Out)
@@ -176,12 +85,9 @@ impl RaftNode {
         }
     }
 
-    fn begin_round(&mut self) {
-        let index = self.applied;
-        self.guard.round = Some(Round {
-            index,
-            told: BTreeMap::new(),
-        });
+    fn begin_comparison(&mut self) {
+        let index = self.deliveries.applied();
+        self.guard.begin_comparison(index);
         let own = self.own_hash(index);
         self.await_hash(self.member.id, index, async move { own?.await.ok() });
         for id in self
@@ -205,21 +111,21 @@ impl RaftNode {
         index: LogIndex,
         hash: impl Future<Output = Option<StateHash>> + 'static,
     ) {
-        let told = self.peers.told.clone();
-        let patience = self.pacing.request_timeout;
+        let own = self.peers.hash_received.clone();
+        let time_out = self.pacing.request_timeout;
         actix_rt::spawn(async move {
-            if let Ok(Some(hash)) = tokio::time::timeout(patience, hash).await {
+            if let Ok(Some(hash)) = tokio::time::timeout(time_out, hash).await {
                 // A node that is gone compares nothing.
-                told.send(HashTold { by, index, hash })
+                own.send(HashReceived { by, index, hash })
                     .await
                     .unwrap_or_default();
             }
         });
     }
 
-    /// Asks this member's applier.
+    /// Asks this member's applier for its hash after an entry.
     fn own_hash(&self, index: LogIndex) -> Option<oneshot::Receiver<StateHash>> {
-        let turn = self.guard.questions.clone().try_acquire_owned().ok()?;
+        let turn = self.guard.question()?;
         let (reply, hash) = oneshot::channel();
         let ask = TellStateHash { index, reply, turn };
         self.life.deliver(&self.peers.hashes, ask);
@@ -231,53 +137,62 @@ impl RaftNode {
         let Some(own) = self.own_hash(index) else {
             return;
         };
-        let patience = self.pacing.request_timeout;
+        let time_out = self.pacing.request_timeout;
         actix_rt::spawn(async move {
             // A dropped responder tells the leader that there is no answer.
-            if let Ok(Ok(hash)) = tokio::time::timeout(patience, own).await {
+            if let Ok(Ok(hash)) = tokio::time::timeout(time_out, own).await {
                 responder.answer(codec::encode(&hash).into());
             }
         });
     }
 
-    fn judge_round(&mut self, round: &Round) {
+    fn judge_states(&mut self, comparison: &Comparison) {
+        let index = comparison.index;
         let voters: Vec<MemberId> = self.raft.membership().voters().map(|(id, _)| id).collect();
-        match judge(&voters, &round.told) {
-            Judgement::Same => {
-                self.guard.found.clear();
-                self.guard.undecided_since = None;
-                self.guard.undecided_told = false;
-            }
-            Judgement::Differ { right, wrong } => {
-                self.guard.undecided_since = None;
-                for id in wrong {
-                    self.differs(round, id, right);
+        match self.guard.judge(comparison, &voters, clock::now()) {
+            Verdict::Same => {}
+            Verdict::Differ(found) => {
+                for differing in found {
+                    self.differs(index, differing);
                 }
             }
-            Judgement::Undecided(camps) => self.undecided(round.index, &camps),
+            Verdict::Undecided {
+                camps,
+                new,
+                too_long,
+            } => {
+                if new {
+                    log_camps(index, &camps);
+                }
+                if too_long {
+                    self.raise_alarms(camps.into_values().flatten());
+                }
+            }
         }
     }
 
-    fn differs(&mut self, round: &Round, id: MemberId, right: StateHash) {
-        let index = round.index;
-        let hash = round.told.get(&id).copied().unwrap_or_default();
-        if self.guard.found.insert(id) {
+    fn differs(&mut self, index: LogIndex, differing: Differing) {
+        let Differing {
+            id,
+            hash,
+            right,
+            new,
+        } = differing;
+        if new {
             tracing::error!(
                 member = id.hex(),
                 "the state of a member differs from that of the majority after entry {index}: its hash is {hash}, the \
-                 majority's {right}; it is taken out"
+                 majority's {right}; it must stop serving"
             );
         }
         if id == self.member.id {
-            self.take_out(index, hash, right);
+            self.stop_serving(index, hash, right);
         } else {
-            // Nobody waits for an answer.
-            let (reply, _) = oneshot::channel();
-            self.ask(id, PeerAsk::Differs(index, right).encode(), reply);
+            self.notify(id, PeerAsk::Differs(index, right).encode());
         }
     }
 
-    /// The leader says that a majority has another hash. Whether that is so this member sees for itself.
+    /// The leader says that a majority has another hash. This member compares that with its own before it believes it.
     pub(super) fn accused(&mut self, index: LogIndex, right: StateHash) {
         if self.guard.is_out() {
             return;
@@ -285,12 +200,12 @@ impl RaftNode {
         let Some(own) = self.own_hash(index) else {
             return;
         };
-        self.guard.accusation = Some((index, right));
+        self.guard.accuse(index, right);
         self.await_hash(self.member.id, index, async move { own.await.ok() });
     }
 
-    fn own_hash_told(&mut self, index: LogIndex, hash: StateHash) {
-        let Some((_, right)) = self.guard.accusation.take_if(|said| said.0 == index) else {
+    fn check_accusation(&mut self, index: LogIndex, hash: StateHash) {
+        let Some(right) = self.guard.take_accusation(index) else {
             return;
         };
         if hash == right {
@@ -298,21 +213,20 @@ impl RaftNode {
                 "the leader says that this member differs after entry {index}, which is not so"
             );
         } else {
-            self.take_out(index, hash, right);
+            self.stop_serving(index, hash, right);
         }
     }
 
-    fn take_out(&mut self, index: LogIndex, hash: StateHash, right: StateHash) {
-        if self.guard.is_out() {
+    fn stop_serving(&mut self, index: LogIndex, hash: StateHash, right: StateHash) {
+        if !self.guard.found_to_differ() {
             return;
         }
-        self.guard.standing = Standing::Found;
         tracing::error!(
             "the state of this member differs from that of the majority after entry {index}: its hash is {hash}, the \
              majority's {right}. It serves nothing and does not lead until it is replaced: remove it, delete its data directory, \
              and add it anew"
         );
-        self.raft.bar(true);
+        self.raft.forbid_leading(true);
         self.publish_status();
         self.raise_own_alarm();
     }
@@ -321,24 +235,9 @@ impl RaftNode {
         self.raise_alarm(self.member.id, AlarmKind::Differs);
     }
 
-    fn undecided(&mut self, index: LogIndex, camps: &BTreeMap<StateHash, Vec<MemberId>>) {
-        let now = clock::now();
-        let since = *self.guard.undecided_since.get_or_insert(now);
-        if !self.guard.undecided_told {
-            self.guard.undecided_told = true;
-            for (hash, members) in camps {
-                let members: Vec<String> = members.iter().map(|id| id.hex()).collect();
-                tracing::error!(
-                    "members differ after entry {index}, and no majority agrees: {} have hash {hash}",
-                    members.join(", ")
-                );
-            }
-        }
-        if now.duration_since(since) < UNDECIDED_MAX {
-            return;
-        }
+    fn raise_alarms(&self, members: impl Iterator<Item = MemberId>) {
         let alarms = self.peers.views.borrow().alarms.clone();
-        for member in camps.values().flatten().copied() {
+        for member in members {
             if !alarms.contains(&(member, AlarmKind::Corrupt)) {
                 self.raise_alarm(member, AlarmKind::Corrupt);
             }
@@ -352,5 +251,15 @@ impl RaftNode {
                 tracing::warn!("the alarm CORRUPT is not raised yet: {error}");
             }
         });
+    }
+}
+
+fn log_camps(index: LogIndex, camps: &BTreeMap<StateHash, Vec<MemberId>>) {
+    for (hash, members) in camps {
+        let members: Vec<String> = members.iter().map(|id| id.hex()).collect();
+        tracing::error!(
+            "members differ after entry {index}, and no majority agrees: {} have hash {hash}",
+            members.join(", ")
+        );
     }
 }

@@ -1,99 +1,31 @@
-//! The Raft node among its peers: what they say, who can be reached, where they are, and how much of the log all of them have.
+//! The other members: messages, connections and requests, their addresses, and how much of the log all of them have.
 
-use super::RaftNode;
+use super::node::{PeerLinks, RaftNode};
 use crate::{
     actors::{
         members::{Members, url_address},
-        peer_ask::{GuestInfo, PeerAsk},
+        peer_ask::{GuestInfo, KnownMembers, PeerAsk},
         peer_hub::{
             ForwardRequests, MessagesDropped, PeerConnected, PeerDisconnected, PeerMessages,
             RefusedByPeer, SendMessages, ServeGuest, UpdatePeers,
         },
-        request_error::RequestError,
     },
     clock, codec,
     net::{ForwardError, ForwardReply, Refusal},
-    raft::{Envelope, Membership, StepError},
+    raft::{Envelope, StepError},
     types::{LogIndex, MemberId},
 };
 use actix::prelude::*;
 use bytes::Bytes;
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
-use tokio::{sync::oneshot, time::Instant};
-
-/// A peer counts as connected for good after so long, as in etcd.
-const CONNECTED_FOR: Duration = Duration::from_secs(5);
-
-/// The leader tells how much of the log everybody has once in so many ticks.
-const TELL_TICKS: u32 = 10;
-
-/// The way to the other members.
-#[derive(Debug)]
-pub enum PeerLinks {
-    /// There are none, and no socket: one member alone.
-    Alone,
-    /// Through the peer hub.
-    Hub {
-        /// Carries consensus.
-        send: Recipient<SendMessages>,
-        /// Carries requests.
-        forward: Recipient<ForwardRequests>,
-        /// Knows addresses.
-        book: Recipient<UpdatePeers>,
-    },
-}
-
-/// What the Raft node knows of its peers' connections.
-#[derive(Debug, Default)]
-pub(super) struct Peers {
-    connected: BTreeMap<MemberId, Instant>,
-    /// Who says that this member is unknown to the cluster.
-    unknown_at: BTreeSet<MemberId>,
-    /// The membership that the address book has.
-    booked: Option<Membership>,
-    /// Every member has the log durably up to here.
-    everybody_has: LogIndex,
-    told: LogIndex,
-    ticks: u32,
-}
-
-impl Peers {
-    /// Members that have been connected for a while.
-    pub(super) fn connected_for_good(&self) -> BTreeSet<MemberId> {
-        let now = clock::now();
-        let stable = |since: &Instant| now.duration_since(*since) >= CONNECTED_FOR;
-        self.connected
-            .iter()
-            .filter(|(_, since)| stable(since))
-            .map(|(id, _)| *id)
-            .collect()
-    }
-
-    /// Every member has the log durably up to here.
-    pub(super) fn everybody_has(&self) -> LogIndex {
-        self.everybody_has
-    }
-
-    fn connected_since(&self, id: MemberId, then: Instant) -> bool {
-        self.connected.get(&id).is_some_and(|since| *since <= then)
-    }
-}
-
-impl PeerLinks {
-    pub(super) fn is_alone(&self) -> bool {
-        matches!(self, Self::Alone)
-    }
-}
+use std::collections::BTreeSet;
+use tokio::sync::oneshot;
 
 impl Handler<PeerMessages> for RaftNode {
     type Result = ();
 
-    fn handle(&mut self, said: PeerMessages, _: &mut Self::Context) {
-        for message in said.messages {
-            match self.raft.step(said.from, message) {
+    fn handle(&mut self, received: PeerMessages, _: &mut Self::Context) {
+        for message in received.messages {
+            match self.raft.step(received.from, message) {
                 Ok(()) => {}
                 Err(error @ StepError::EntriesLost { .. }) => {
                     let what = "this member lost entries it had acknowledged; remove it, delete its data directory and add \
@@ -106,7 +38,7 @@ impl Handler<PeerMessages> for RaftNode {
                     | StepError::Entry { .. }
                     | StepError::SecondLeader { .. }
                     | StepError::BeyondEnd { .. }),
-                ) => tracing::error!(peer = said.from.hex(), "a message was dropped: {error}"),
+                ) => tracing::error!(peer = received.from.hex(), "a message was dropped: {error}"),
             }
         }
         self.carry_out();
@@ -117,8 +49,7 @@ impl Handler<PeerConnected> for RaftNode {
     type Result = ();
 
     fn handle(&mut self, up: PeerConnected, _: &mut Self::Context) {
-        self.links.unknown_at.remove(&up.id);
-        self.links.connected.insert(up.id, clock::now());
+        self.connections.connected(up.id, clock::now());
     }
 }
 
@@ -126,7 +57,7 @@ impl Handler<PeerDisconnected> for RaftNode {
     type Result = ();
 
     fn handle(&mut self, down: PeerDisconnected, _: &mut Self::Context) {
-        self.links.connected.remove(&down.id);
+        self.connections.disconnected(down.id);
         self.raft.unreachable(down.id);
         self.carry_out();
     }
@@ -144,10 +75,10 @@ impl Handler<MessagesDropped> for RaftNode {
 impl Handler<RefusedByPeer> for RaftNode {
     type Result = ();
 
-    /// A member that was removed while it was away learns it from the others. One of them may be behind, a majority is not.
+    /// A member that was removed while it was away learns that from the others.
     fn handle(&mut self, refused: RefusedByPeer, _: &mut Self::Context) {
-        if self.leaves_at.is_some() {
-            // It knows, and answers who asked for that before it goes.
+        if self.changes.departure.is_removed() {
+            // It knows already, and answers the client that asked for its removal before it stops.
             return;
         }
         let unknown = Refusal::UnknownMember {
@@ -161,15 +92,8 @@ impl Handler<RefusedByPeer> for RaftNode {
         {
             return;
         }
-        self.links.unknown_at.insert(refused.by);
-        let membership = self.raft.membership();
-        let voters = membership.voters().count();
-        let unknown_at = &self.links.unknown_at;
-        let agree = membership
-            .voters()
-            .filter(|(id, _)| unknown_at.contains(id))
-            .count();
-        if agree > voters / 2 {
+        let voters = self.raft.membership().voters().map(|(id, _)| id);
+        if self.connections.unknown_at(refused.by, voters) {
             self.life.fail_stop().removed(
                 "this member was removed from the cluster: the others do not know it any more. Its data directory can be deleted",
             );
@@ -180,11 +104,11 @@ impl Handler<RefusedByPeer> for RaftNode {
 impl Handler<ServeGuest> for RaftNode {
     type Result = ();
 
-    /// Who joins asks for its id, by its address.
+    /// A process that joins asks for its member id, by its address.
     fn handle(&mut self, serve: ServeGuest, _: &mut Self::Context) {
         let asked = String::from_utf8_lossy(&serve.question.question).into_owned();
         let membership = self.raft.membership();
-        // A dropped responder tells the guest that there is no answer.
+        // A dropped responder tells the process that there is no answer.
         let Ok(members) = Members::of(membership) else {
             return;
         };
@@ -205,7 +129,7 @@ impl Handler<ServeGuest> for RaftNode {
 }
 
 impl RaftNode {
-    /// Sends what consensus says. Consensus repeats what gets lost.
+    /// Sends messages of consensus, which repeats those that get lost.
     pub(super) fn send(&mut self, messages: Vec<Envelope>) {
         let PeerLinks::Hub { send, .. } = &self.peers.links else {
             return;
@@ -218,7 +142,7 @@ impl RaftNode {
         }
     }
 
-    /// Asks a member. What cannot be sent is answered at once.
+    /// Sends a request to a member. If it cannot be sent, the error comes at once.
     pub(super) fn ask(&self, to: MemberId, request: Bytes, reply: ForwardReply) {
         let unreachable = Err(ForwardError::Unreachable(to));
         let PeerLinks::Hub { forward, .. } = &self.peers.links else {
@@ -237,38 +161,58 @@ impl RaftNode {
         }
     }
 
-    /// What is due to the others once a tick.
-    pub(super) fn tend_peers(&mut self) {
+    /// Sends a request whose answer does not matter.
+    pub(super) fn notify(&self, to: MemberId, request: Bytes) {
+        let (reply, _) = oneshot::channel();
+        self.ask(to, request, reply);
+    }
+
+    /// Once a tick: addresses, snapshots and the length of the log.
+    pub(super) fn check_peers(&mut self) {
         if self.peers.links.is_alone() {
             return;
         }
-        self.look_out();
-        self.update_book();
-        self.ask_for_state();
-        self.links.ticks += 1;
-        if self.links.ticks.is_multiple_of(TELL_TICKS) {
-            self.tell_what_everybody_has();
+        self.ask_for_members();
+        self.update_addresses();
+        self.request_state();
+        if self.retention.is_due() {
+            self.announce_progress();
             self.bound_log();
         }
     }
 
-    /// Members that are connected.
-    pub(super) fn connected(&self) -> Vec<MemberId> {
-        self.links.connected.keys().copied().collect()
+    /// Asks a connected member who the members are, if there has been no leader for a while.
+    fn ask_for_members(&mut self) {
+        self.addresses.update(self.raft.commit());
+        let to = self.addresses.next_to_ask(
+            self.raft.leader().is_some(),
+            self.connections.ids(),
+            clock::now(),
+            self.pacing.election * 2,
+        );
+        if let Some(to) = to {
+            let (reply, answer) = oneshot::channel();
+            self.ask(to, PeerAsk::WhoIsMember.encode(), reply);
+            self.addresses.asked(answer);
+        }
     }
 
-    /// The address book is to be written anew.
-    pub(super) fn book_again(&mut self) {
-        self.links.booked = None;
+    /// The answer to a member that asks who the members are.
+    pub(super) fn known_members(&self) -> Bytes {
+        let known = KnownMembers {
+            commit: self.raft.commit(),
+            membership: self.raft.membership().encode().to_vec(),
+        };
+        codec::encode(&known).into()
     }
 
-    /// Tells the peer hub where the members are, if that changed.
-    pub(super) fn update_book(&mut self) {
-        let PeerLinks::Hub { book, .. } = &self.peers.links else {
+    /// Sends the peer hub the members' addresses, if they changed.
+    pub(super) fn update_addresses(&mut self) {
+        let PeerLinks::Hub { addresses, .. } = &self.peers.links else {
             return;
         };
         let membership = self.raft.membership();
-        if self.links.booked.as_ref() == Some(membership) {
+        if !self.addresses.is_outdated(membership) {
             return;
         }
         let members = match Members::of(membership) {
@@ -280,26 +224,24 @@ impl RaftNode {
             }
         };
         let joining = membership.ids().next().is_none();
-        let mut peers = if joining {
-            self.peers.seed.addresses()
+        let known = if joining {
+            self.peers.known_members.addresses()
         } else {
             members.addresses()
         };
-        let known: BTreeSet<MemberId> = peers.iter().map(|peer| peer.id).collect();
-        let told = self.lookout.addresses().into_iter();
-        peers.extend(told.filter(|peer| !known.contains(&peer.id)));
-        // A hub whose mailbox is full is told at the next tick.
+        let peers = self.addresses.with_learned(known);
+        // If the hub's mailbox is full, the next tick tries again.
         if !matches!(
-            book.try_send(UpdatePeers { peers }),
+            addresses.try_send(UpdatePeers { peers }),
             Err(SendError::Full(_))
         ) {
-            self.links.booked = Some(membership.clone());
+            self.addresses.sent(membership.clone());
         }
     }
 
-    /// The leader alone knows how far each member is, and any of the others may lead next: so it tells them, and nobody gives up
-    /// entries that a member still lacks.
-    fn tell_what_everybody_has(&mut self) {
+    /// Only the leader knows how far each member is, and any other may lead next. So it tells all of them, and none releases
+    /// entries that a member still needs.
+    fn announce_progress(&mut self) {
         if !self.raft.is_leader() {
             return;
         }
@@ -308,54 +250,17 @@ impl RaftNode {
         let slowest = peers.iter().map(|peer| peer.matched).min();
         let through = slowest.map_or(commit, |matched| matched.min(commit));
         self.everybody_has(through);
-        if self.links.told == through {
-            return;
-        }
-        self.links.told = through;
-        let ask = PeerAsk::EverybodyHas(through).encode();
-        for peer in peers {
-            // Nobody waits for an answer.
-            let (reply, _) = oneshot::channel();
-            self.ask(peer.id, ask.clone(), reply);
+        if self.retention.announce(through) {
+            let ask = PeerAsk::EverybodyHas(through).encode();
+            for peer in peers {
+                self.notify(peer.id, ask.clone());
+            }
         }
     }
 
+    /// Every member has entries up to `through`, durably.
     pub(super) fn everybody_has(&mut self, through: LogIndex) {
-        self.links.everybody_has = self.links.everybody_has.max(through);
+        self.retention.everybody_has(through);
         self.release();
-    }
-
-    /// Why a request that began `began` was not over in time, as etcd tells it.
-    pub(super) fn late(&self, began: Instant) -> RequestError {
-        let Some(leadership) = self.leadership else {
-            return RequestError::TimedOut;
-        };
-        let lost = leadership
-            .since
-            .checked_sub(self.pacing.election * 2)
-            .unwrap_or(leadership.since);
-        if began > lost && began < leadership.since && leadership.changed {
-            return RequestError::TimedOutLeaderFailed;
-        }
-        match self.raft.leader() {
-            Some(leader) if leader == self.member.id => {
-                if self.has_quorum_since(began) {
-                    RequestError::TimedOut
-                } else {
-                    RequestError::TimedOutConnectionLost
-                }
-            }
-            Some(leader) if !self.links.connected_since(leader, began) => {
-                RequestError::TimedOutConnectionLost
-            }
-            Some(_) | None => RequestError::TimedOut,
-        }
-    }
-
-    fn has_quorum_since(&self, then: Instant) -> bool {
-        let voters: Vec<MemberId> = self.raft.membership().voters().map(|(id, _)| id).collect();
-        let reached =
-            |id: &&MemberId| **id == self.member.id || self.links.connected_since(**id, then);
-        voters.iter().filter(reached).count() > voters.len() / 2
     }
 }

@@ -6,7 +6,7 @@ use crate::{
         CHUNK_BYTES_MAX, ForwardError, Hub, Lane, Listener, PeerSecurity, SnapshotError,
         codec::tests::message,
     },
-    raft::{Body, Envelope},
+    raft::{Envelope, MessageBody},
     types::MemberId,
 };
 use bytes::Bytes;
@@ -47,7 +47,7 @@ fn three_members_exchange_every_kind_of_message() {
             let got = to.post.bodies_from(from.id).split_off(before);
             // Order holds within a stream.
             for lane in Lane::ALL {
-                let of = |bodies: Vec<Body>| -> Vec<Body> {
+                let of = |bodies: Vec<MessageBody>| -> Vec<MessageBody> {
                     bodies
                         .into_iter()
                         .filter(|body| Lane::of(body) == lane)
@@ -55,7 +55,7 @@ fn three_members_exchange_every_kind_of_message() {
                 };
                 let sent = sent.iter().map(|said| said.body.clone()).collect();
                 // What `reaches` sent on the way comes along.
-                let got: Vec<Body> = of(got.clone());
+                let got: Vec<MessageBody> = of(got.clone());
                 let sent = of(sent);
                 assert!(got.ends_with(&sent), "{lane:?} arrives whole and in order");
             }
@@ -278,7 +278,7 @@ fn a_full_queue_drops_appends_and_nothing_else() {
             let bodies = post.bodies_from(one.id);
             bodies
                 .iter()
-                .filter(|body| matches!(body, Body::Heartbeat { .. }))
+                .filter(|body| matches!(body, MessageBody::Heartbeat { .. }))
                 .count()
         };
         one.say(two.id, heartbeat(1));

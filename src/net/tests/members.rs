@@ -5,7 +5,7 @@ use crate::{
         Delivery, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot, Listener, Pacing,
         PeerAddress, PeerRequest, PeerSecurity, TlsFiles, cert,
     },
-    raft::{Body, Envelope, Message},
+    raft::{Envelope, Message, MessageBody},
     types::{ClusterId, Entry, EntryKind, Identity, LogIndex, LogPosition, MemberId, Term},
 };
 use std::{
@@ -110,7 +110,7 @@ impl Post {
         }
     }
 
-    pub(in crate::net) fn bodies_from(&self, from: MemberId) -> Vec<Body> {
+    pub(in crate::net) fn bodies_from(&self, from: MemberId) -> Vec<MessageBody> {
         let messages = self.messages.borrow();
         messages
             .iter()
@@ -132,7 +132,7 @@ impl Inbox for SharedPost {
         Box::pin(async move {
             let appends = messages
                 .iter()
-                .any(|said| matches!(said.body, Body::Append { .. }));
+                .any(|said| matches!(said.body, MessageBody::Append { .. }));
             if appends {
                 post.until(|post| !post.stalled.get()).await;
             }
@@ -228,7 +228,7 @@ impl Member {
             .update(others.iter().map(|other| other.entry()).collect());
     }
 
-    pub(in crate::net) fn say(&self, to: MemberId, body: Body) {
+    pub(in crate::net) fn say(&self, to: MemberId, body: MessageBody) {
         self.hub.send(vec![Envelope {
             to,
             message: Message {
@@ -251,7 +251,7 @@ impl Member {
         let count = |post: &Post| post.bodies_from(self.id).len();
         let before = count(&other.post);
         while count(&other.post) == before {
-            self.say(other.id, Body::StaleTerm);
+            self.say(other.id, MessageBody::StaleTerm);
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -286,7 +286,7 @@ pub(in crate::net) async fn pair() -> (Member, Member) {
     (one, two)
 }
 
-pub(in crate::net) fn append(bytes: usize) -> Body {
+pub(in crate::net) fn append(bytes: usize) -> MessageBody {
     let data = vec![7; bytes].into();
     let entry = Entry {
         term: Term(1),
@@ -294,15 +294,15 @@ pub(in crate::net) fn append(bytes: usize) -> Body {
         kind: EntryKind::Command,
         data,
     };
-    Body::Append {
+    MessageBody::Append {
         prev: LogPosition::default(),
         commit: LogIndex(0),
         entries: vec![entry],
     }
 }
 
-pub(in crate::net) fn heartbeat(round: u64) -> Body {
-    Body::Heartbeat {
+pub(in crate::net) fn heartbeat(round: u64) -> MessageBody {
+    MessageBody::Heartbeat {
         commit: LogIndex(0),
         round,
     }

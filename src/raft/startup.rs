@@ -1,4 +1,4 @@
-//! From what the disk held to a log and its memberships. Whatever the disk says is input: it is checked here.
+//! Builds the log and its memberships from what the disk contained. All of that is input, and checked here.
 
 use super::interface::{Config, InitialState, InitialStateError};
 use super::log::Log;
@@ -22,8 +22,8 @@ pub(super) fn check_config(config: &Config) -> Result<(), InitialStateError> {
     Ok(())
 }
 
-/// Builds the log and the memberships it holds, checking what the disk says.
-pub(super) fn recover_log(
+/// Builds the log and the memberships in it.
+pub(super) fn load_log(
     config: &Config,
     state: InitialState,
 ) -> Result<(Log, History), InitialStateError> {
@@ -37,7 +37,7 @@ pub(super) fn recover_log(
         .map(LogIndex)
         .filter(|index| *index > state.start.index)
     {
-        // Without a run all of them have the term that the log begins with; a log that begins with nothing has none.
+        // Without a run all of them have the term of `start`; a log that begins at index 1 has no such term.
         let term = match state.evicted_terms.last() {
             None if state.start.index == LogIndex(0) => {
                 let (first, applied) = (index.next(), state.applied);
@@ -78,7 +78,7 @@ pub(super) fn recover_log(
             commit,
         });
     }
-    log.recovered(commit.max(applied));
+    log.loaded(commit.max(applied));
     history.commit(log.commit());
     Ok((log, history))
 }
@@ -102,7 +102,7 @@ fn check_runs(
 #[cfg(test)]
 mod tests {
     use super::super::testing::{index, voters};
-    use super::super::{Body, Message, Node};
+    use super::super::{Message, MessageBody, RaftCore};
     use super::*;
     use crate::types::{Entry, HardState, Term};
     use bytes::Bytes;
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn disks_that_lost_something_are_refused() {
         let start =
-            |state: InitialState| Node::new(Config::new(MemberId(1), 1), state).unwrap_err();
+            |state: InitialState| RaftCore::new(Config::new(MemberId(1), 1), state).unwrap_err();
         let gap = InitialState {
             entries: vec![entry(1, 3, EntryKind::Command)],
             ..InitialState::default()
@@ -154,31 +154,36 @@ mod tests {
     }
 
     #[test]
-    fn entries_that_the_disk_keeps_to_itself_are_part_of_the_log() {
+    fn entries_that_stay_on_the_disk_are_part_of_the_log() {
         let state = InitialState {
             applied: index(9),
             start: LogPosition::new(Term(3), index(4)),
             entries: vec![entry(3, 9, EntryKind::Command)],
             ..InitialState::default()
         };
-        let node = Node::new(Config::new(MemberId(1), 1), state).unwrap();
+        let node = RaftCore::new(Config::new(MemberId(1), 1), state).unwrap();
         assert_eq!(node.last(), LogPosition::new(Term(3), index(9)));
         assert_eq!(node.term_at(index(6)), Some(Term(3)));
         node.check();
     }
 
-    /// What comes out until nothing does; all writes are durable at once.
-    fn drain(node: &mut Node) -> (Vec<Body>, Vec<u64>) {
-        let (mut said, mut committed) = (Vec::new(), Vec::new());
+    /// The messages sent and indexes committed until there is no more output; all writes are durable at once.
+    fn drain(node: &mut RaftCore) -> (Vec<MessageBody>, Vec<u64>) {
+        let (mut sent, mut committed) = (Vec::new(), Vec::new());
         while let Some(ready) = node.ready() {
-            said.extend(ready.messages.into_iter().map(|sent| sent.message.body));
+            sent.extend(
+                ready
+                    .messages
+                    .into_iter()
+                    .map(|envelope| envelope.message.body),
+            );
             committed.extend(ready.committed.iter().map(|entry| entry.index.0));
             if let Some(persist) = ready.persist {
                 node.persisted(persist.seq);
             }
         }
         node.check();
-        (said, committed)
+        (sent, committed)
     }
 
     #[test]
@@ -193,35 +198,38 @@ mod tests {
             awaits_snapshot: true,
             ..InitialState::default()
         };
-        let mut node = Node::new(Config::new(MemberId(1), 1), state).unwrap();
+        let mut node = RaftCore::new(Config::new(MemberId(1), 1), state).unwrap();
         for _ in 0..100 {
             node.tick();
             assert_eq!(drain(&mut node), (Vec::new(), Vec::new()));
         }
-        assert_eq!(node.status().term, term, "it does not stand");
+        assert_eq!(node.status().term, term, "it does not campaign");
 
         let from = |term, body| Message {
             term: Term(term),
             body,
         };
         let (last, transfer) = (LogPosition::new(term, index(8)), false);
-        let short = from(4, Body::RequestVote { last, transfer });
+        let short = from(4, MessageBody::RequestVote { last, transfer });
         node.step(MemberId(2), short).unwrap();
-        let refused = Body::Vote { granted: false };
-        assert_eq!(drain(&mut node).0, [refused], "it knows what it has");
+        let refused = MessageBody::Vote { granted: false };
+        assert_eq!(drain(&mut node).0, [refused], "its own log is longer");
         let last = LogPosition::new(term, index(9));
-        let long = from(4, Body::RequestVote { last, transfer });
+        let long = from(4, MessageBody::RequestVote { last, transfer });
         node.step(MemberId(3), long).unwrap();
-        assert_eq!(drain(&mut node).0, [Body::Vote { granted: true }]);
+        assert_eq!(drain(&mut node).0, [MessageBody::Vote { granted: true }]);
 
         let at = |at| LogPosition::new(term, index(at));
-        assert!(node.snapshot_starts(at(6)).is_err(), "7 was served once");
+        assert!(
+            node.snapshot_starts(at(6)).is_err(),
+            "entry 7 may have been served"
+        );
         node.snapshot_starts(at(7)).unwrap();
         node.snapshot_installed(at(7), voters([1, 3]));
         assert!(!node.awaits_snapshot());
-        assert_eq!(node.membership(), &voters([1, 3]), "it came with it");
+        assert_eq!(node.membership(), &voters([1, 3]), "the snapshot had it");
         let (commit, round) = (index(9), 0);
-        let heartbeat = from(4, Body::Heartbeat { commit, round });
+        let heartbeat = from(4, MessageBody::Heartbeat { commit, round });
         node.step(MemberId(3), heartbeat).unwrap();
         assert_eq!(drain(&mut node).1, [8, 9], "the log goes on after it");
     }
@@ -231,7 +239,7 @@ mod tests {
         let refuse = |change: fn(&mut Config)| {
             let mut config = Config::new(MemberId(1), 1);
             change(&mut config);
-            let refused = Node::new(config, InitialState::default()).unwrap_err();
+            let refused = RaftCore::new(config, InitialState::default()).unwrap_err();
             assert!(matches!(refused, InitialStateError::Config(_)), "{refused}");
         };
         refuse(|config| config.id = MemberId(0));
@@ -245,7 +253,7 @@ mod tests {
             entries: vec![entry(4, 1, EntryKind::Command)],
             ..InitialState::default()
         };
-        let node = Node::new(Config::new(MemberId(1), 1), state).unwrap();
+        let node = RaftCore::new(Config::new(MemberId(1), 1), state).unwrap();
         assert_eq!(node.status().term, Term(4));
         node.check();
     }

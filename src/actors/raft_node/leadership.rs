@@ -1,0 +1,123 @@
+//! The leaders that this member has known, and what that says about a request that timed out.
+
+use crate::{
+    actors::request_error::RequestError,
+    types::{MemberId, Term},
+};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The newest leader that this member has known, if any.
+#[derive(Debug, Default)]
+pub(super) struct Leadership(Option<Reign>);
+
+#[derive(Clone, Copy, Debug)]
+struct Reign {
+    leader: MemberId,
+    term: Term,
+    since: Instant,
+    /// Another leadership that this member knew came before it.
+    replaced_another: bool,
+}
+
+/// How this member sees the leader when a request times out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LeaderContact {
+    /// No leader is known.
+    NoLeader,
+    /// This member leads or follows, and has been connected to the quorum or the leader since the request began.
+    Connected,
+    /// As above, but the connection is newer than the request, or lost.
+    ConnectionLost,
+}
+
+impl Leadership {
+    /// `leader` leads `term`. Returns whether another member led before.
+    pub(super) fn led_by(&mut self, leader: MemberId, term: Term, now: Instant) -> bool {
+        let before = self.0;
+        if before.is_none_or(|before| (before.leader, before.term) != (leader, term)) {
+            self.0 = Some(Reign {
+                leader,
+                term,
+                since: now,
+                replaced_another: before.is_some(),
+            });
+        }
+        before.is_some_and(|before| before.leader != leader)
+    }
+
+    /// Why a request that began `began` timed out, with etcd's distinctions. `election` is the election timeout.
+    pub(super) fn late(
+        &self,
+        began: Instant,
+        election: Duration,
+        contact: LeaderContact,
+    ) -> RequestError {
+        let Some(reign) = self.0 else {
+            return RequestError::TimedOut;
+        };
+        // The former leader was lost at most so long before there was a new one.
+        let lost = reign.since.checked_sub(election * 2).unwrap_or(reign.since);
+        if began > lost && began < reign.since && reign.replaced_another {
+            return RequestError::TimedOutLeaderFailed;
+        }
+        match contact {
+            LeaderContact::ConnectionLost => RequestError::TimedOutConnectionLost,
+            LeaderContact::NoLeader | LeaderContact::Connected => RequestError::TimedOut,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+
+    const ELECTION: Duration = Duration::from_secs(1);
+
+    fn late(leadership: &Leadership, began: Instant, contact: LeaderContact) -> RequestError {
+        leadership.late(began, ELECTION, contact)
+    }
+
+    #[test]
+    fn a_request_from_just_before_a_change_of_leader_failed_with_the_old_one() {
+        let start = clock::now() + ELECTION * 10;
+        let mut leadership = Leadership::default();
+        let (one, two) = (MemberId(1), MemberId(2));
+        assert!(!leadership.led_by(one, Term(1), start), "the first");
+        let connected = LeaderContact::Connected;
+        let before = start - ELECTION;
+        assert!(matches!(
+            late(&leadership, before, connected),
+            RequestError::TimedOut
+        ));
+        let change = start + ELECTION * 5;
+        assert!(leadership.led_by(two, Term(2), change));
+        assert!(!leadership.led_by(two, Term(2), change + ELECTION), "known");
+        let failed = late(&leadership, change - ELECTION, connected);
+        assert!(matches!(failed, RequestError::TimedOutLeaderFailed));
+        let earlier = late(&leadership, change - ELECTION * 3, connected);
+        assert!(
+            matches!(earlier, RequestError::TimedOut),
+            "the old leader had time"
+        );
+        let later = late(&leadership, change + ELECTION, connected);
+        assert!(matches!(later, RequestError::TimedOut));
+    }
+
+    #[test]
+    fn a_lost_connection_is_told_apart() {
+        let start = clock::now();
+        let mut leadership = Leadership::default();
+        let lost = LeaderContact::ConnectionLost;
+        assert!(matches!(
+            late(&leadership, start, lost),
+            RequestError::TimedOut
+        ));
+        leadership.led_by(MemberId(1), Term(1), start);
+        let error = late(&leadership, start, lost);
+        assert!(matches!(error, RequestError::TimedOutConnectionLost));
+        let error = late(&leadership, start, LeaderContact::NoLeader);
+        assert!(matches!(error, RequestError::TimedOut));
+    }
+}

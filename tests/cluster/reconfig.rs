@@ -1,0 +1,93 @@
+//! Which membership changes are accepted: a quorum of the voters after it must certainly run.
+
+use crate::ctl::{etcdctl, eventually, leader};
+use crate::membership::id;
+use crate::support::{Cluster, free_port};
+
+const UNHEALTHY: &str = "etcdserver: unhealthy cluster";
+
+fn others(of: usize, count: usize) -> Vec<usize> {
+    (0..count).filter(|n| *n != of).collect()
+}
+
+fn urls() -> String {
+    format!("--peer-urls=https://127.0.0.1:{}", free_port())
+}
+
+/// Two of five are down. The third has just come back: without it the cluster would be stuck.
+#[tokio::test]
+async fn a_member_that_has_just_come_back_is_not_removed_if_the_quorum_needs_it() {
+    let mut cluster = Cluster::start(5).await;
+    let ports = cluster.ports();
+    let leads = leader(&ports).await;
+    let [back, down, gone, _] = others(leads, 5)[..] else {
+        unreachable!("four of five do not lead")
+    };
+    let back_id = id(&ports, &cluster.members[back].name).await;
+    for member in [down, gone, back] {
+        cluster.members[member].kill().await;
+    }
+    cluster.members[back].start();
+    eventually(&ports[back..=back], &["put", "k", "v"], |_| true).await;
+    let at_leader = &ports[leads..=leads];
+    let refused = etcdctl(at_leader, &["member", "remove", &back_id]).await;
+    assert!(refused.refused().contains(UNHEALTHY), "it is needed");
+    eventually(at_leader, &["put", "k", "w"], |_| true).await;
+}
+
+#[tokio::test]
+async fn a_member_that_was_just_killed_does_not_count_as_running() {
+    let mut cluster = Cluster::start(3).await;
+    let ports = cluster.ports();
+    let leads = leader(&ports).await;
+    let [needed, killed] = others(leads, 3)[..] else {
+        unreachable!("two of three do not lead")
+    };
+    // A voter more is accepted only if all three certainly run. It never starts.
+    let at_leader = &ports[leads..=leads];
+    let add = ["member", "add", "n4", &urls()];
+    eventually(at_leader, &add, |_| true).await;
+    let needed = id(at_leader, &cluster.members[needed].name).await;
+    cluster.members[killed].kill().await;
+    let refused = etcdctl(at_leader, &["member", "remove", &needed]).await;
+    assert!(refused.refused().contains(UNHEALTHY), "two would be left");
+    eventually(at_leader, &["put", "k", "v"], |_| true).await;
+}
+
+#[tokio::test]
+async fn a_learner_is_added_while_one_of_four_is_down() {
+    let mut cluster = Cluster::start(4).await;
+    let ports = cluster.ports();
+    let leads = leader(&ports).await;
+    let down = others(leads, 4)[0];
+    cluster.members[down].kill().await;
+    let add = ["member", "add", "n5", &urls(), "--learner"];
+    eventually(&ports[leads..=leads], &add, |_| true).await;
+}
+
+#[tokio::test]
+async fn a_learner_that_never_started_is_not_in_sync() {
+    let cluster = Cluster::start(1).await;
+    let ports = cluster.ports();
+    let add = ["member", "add", "n2", &urls(), "--learner"];
+    let added = eventually(&ports, &add, |_| true).await;
+    let learner = added.split_whitespace().nth(1).expect("Member ID added …");
+    let refused = etcdctl(&ports, &["member", "promote", learner]).await;
+    let expected = "etcdserver: can only promote a learner member which is in sync with leader";
+    assert!(refused.refused().contains(expected));
+}
+
+#[tokio::test]
+async fn without_the_strict_check_a_needed_member_can_be_removed() {
+    let mut cluster = Cluster::new(3).await;
+    for member in &mut cluster.members {
+        member.set("QUORATE_CLUSTER_STRICT_RECONFIG_CHECK", "false");
+        member.start();
+    }
+    let ports = cluster.ports();
+    let leads = leader(&ports).await;
+    let gone = id(&ports, &cluster.members[others(leads, 3)[0]].name).await;
+    // At once: with the check a cluster refuses this in its first five seconds.
+    let removed = etcdctl(&ports[leads..=leads], &["member", "remove", &gone]).await;
+    removed.ok();
+}
