@@ -12,8 +12,8 @@
 //!
 //! - [`command`]: what can be asked, what is answered. [`check`]: what is refused before it enters the log;
 //!   [`encoded_txn`]: what is refused before it is decoded.
-//! - [`machine`]: applies committed commands; [`answer_reads`]: the reads that only a caller's answer
-//!   needs; [`value_reads`]: those that the new state depends on. [`txn`]: compares and the plan of a transaction. [`range`]: reads.
+//! - [`machine`]: applies committed commands; [`answer_reads`]: the reads that only a caller's answer needs;
+//!   [`value_reads`]: those that the new state depends on. [`txn`]: compares and the plan of a transaction. [`range`]: reads.
 //! - [`index`]: key → metadata and history of revisions. [`keys`]: the view on it, with what is not yet published.
 //! - [`hash`]: what etcd's members compare. [`state_hash`]: what ours do. [`record`]: the stored bytes. [`records`]: how
 //!   they are read. [`view`]: what readers get.

@@ -2,7 +2,8 @@
 //!
 //! Entries are applied in log order. A batch whose commands compare or keep values that only the database holds waits until a
 //! thread that may block has read them; later batches wait behind it. Everything else goes on meanwhile: readers have the view
-//! that was published last, the Raft node sends heartbeats, votes and replicates entries, earlier batches are published and stored.
+//! that was published last; the Raft node sends heartbeats, votes and replicates entries; earlier batches are published and
+//! stored.
 
 use crate::{
     kv::{

@@ -1,7 +1,7 @@
 //! Which applied records the database does not hold yet, and when they are committed to it.
 //!
-//! Records gather here until a batch is due, by its size or by time. The committer takes one batch at a time. Invariants:
-//! `stored <= committed <= newest applied`, as log positions; the records of a batch are those of the entries between two of them.
+//! Records gather here until a batch is due, by its size or by time. The committer takes one batch at a time. Invariant:
+//! `stored_index <= stored_applied <= committed_index`, and the next commit holds what later entries did.
 
 use super::super::restore::membership_meta;
 use crate::{
