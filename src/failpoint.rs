@@ -28,6 +28,8 @@ pub enum FailPoint {
     BeforeApply,
     /// They are applied, and not visible to reads yet.
     AfterApply,
+    /// Records that applying, or the answer to a write, needs are about to be read from the database.
+    BeforeStoredRead,
     /// A read view is about to be published.
     BeforePublish,
     /// It is published, and no caller was answered.
@@ -72,7 +74,7 @@ pub enum FailPoint {
 
 impl FailPoint {
     /// All of them, in the order a write meets them.
-    pub const ALL: [Self; 29] = [
+    pub const ALL: [Self; 30] = [
         Self::BeforeWalWrite,
         Self::AfterWalWrite,
         Self::BeforeWalSync,
@@ -82,6 +84,7 @@ impl FailPoint {
         Self::BeforeLogRead,
         Self::BeforeApply,
         Self::AfterApply,
+        Self::BeforeStoredRead,
         Self::BeforePublish,
         Self::AfterPublish,
         Self::BeforeDbCommit,
@@ -116,6 +119,7 @@ impl FailPoint {
             Self::BeforeLogRead => "before-log-read",
             Self::BeforeApply => "before-apply",
             Self::AfterApply => "after-apply",
+            Self::BeforeStoredRead => "before-stored-read",
             Self::BeforePublish => "before-publish",
             Self::AfterPublish => "after-publish",
             Self::BeforeDbCommit => "before-db-commit",

@@ -6,14 +6,10 @@
 use crate::{
     api::{convert, proto::etcdserverpb as pb},
     codec, config,
-    kv::{check, command::Command, machine_model},
+    kv::{check, command::Command, encoded_txn, machine_model},
     net, storage,
 };
 use bytes::Bytes;
-use proptest::{
-    strategy::{Strategy, ValueTree},
-    test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
-};
 use prost::Message;
 
 /// A fuzz target: its name, and what it does with bytes.
@@ -38,19 +34,6 @@ pub fn run(name: &str, data: &[u8]) {
         unreachable!("{name} is no target");
     };
     target(data);
-}
-
-/// One value of `strategy` for every four bytes of `data`, which seed it: a fuzzer that changes, moves or repeats bytes does
-/// so to single steps of what a test does.
-pub fn generate<S: Strategy>(strategy: &S, data: &[u8], most: usize) -> Vec<S::Value> {
-    let values = data.chunks(4).take(most).map(|chunk| {
-        let mut seed = [0; 32];
-        seed[..chunk.len()].copy_from_slice(chunk);
-        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
-        let mut runner = TestRunner::new_with_rng(Config::default(), rng);
-        strategy.new_tree(&mut runner).map(|tree| tree.current())
-    });
-    values.flatten().collect()
 }
 
 /// Requests of clients: the first byte chooses which, the rest is its protobuf. What decodes and passes the checks becomes a
@@ -80,9 +63,11 @@ pub fn requests(data: &[u8]) {
             }
         }
         3 => {
+            let admitted = encoded_txn::check(bytes, 128).is_ok();
             if let Ok(request) = pb::TxnRequest::decode(bytes) {
                 let txn = convert::txn(request);
                 if check::txn(&txn, 128).is_ok() {
+                    assert!(admitted, "what passes in the end passes before decoding");
                     survives(&Command::Txn(txn));
                 }
             }

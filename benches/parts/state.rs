@@ -10,7 +10,7 @@ use quorate::internals::{
         command::{Command, EncodedKv, Put},
         index::{Index, Snapshot},
         machine::{Machine, Restored},
-        range::{ReadError, Records},
+        records::{ReadError, Records},
     },
     types::{LeaseId, LogIndex, LogPosition, RecordKind, Rev, Revision, Term},
 };
@@ -73,7 +73,7 @@ fn index_warm_and_get_64(bencher: Bencher<'_, '_>, keys: u64) {
         .counter(ItemsCount::new(64_u64))
         .with_inputs(|| order.by_ref().take(64).collect::<Vec<_>>())
         .bench_local_refs(|batch| {
-            index.warm(batch.iter().map(String::as_bytes));
+            index.prefetch(batch.iter().map(String::as_bytes));
             for key in batch {
                 black_box(index.get(key.as_bytes()));
             }
@@ -142,7 +142,7 @@ fn apply(commands: &[Command], machine: &mut Machine, index: &mut Index, log: &m
             index: *log,
             term: Term(1),
         };
-        black_box(machine.apply(command, at, &Nothing).unwrap().is_ok());
+        black_box(machine.apply(command, at, &Nothing, None).unwrap().is_ok());
     }
     for change in machine.take_changes().keys {
         assert_eq!(change.kind, RecordKind::Put, "nothing else was proposed");

@@ -39,7 +39,7 @@ use crate::{
         lease::LeaseRow,
         lease_clock::ClockSettings,
         machine::Machine,
-        range::Window,
+        range::RevisionWindow,
         retention::Retention,
         tail::Tail,
         view::View,
@@ -180,7 +180,7 @@ fn published(db: &Db, newest: Revision) -> Published {
     let stored = db.reader().unwrap();
     Published {
         view: View {
-            window: Window {
+            window: RevisionWindow {
                 newest,
                 compacted: Revision::NEVER_COMPACTED,
             },
@@ -196,6 +196,7 @@ fn published(db: &Db, newest: Revision) -> Published {
         stored_applied: db.applied().index,
         file_bytes: db.size(),
         used_bytes: db.size_in_use(),
+        waiting_bytes: 0,
     }
 }
 

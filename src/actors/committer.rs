@@ -12,8 +12,8 @@ use crate::{
     kv::{
         command::EncodedKv,
         index::Snapshot,
-        range::{ReadError, Records},
         record,
+        records::{ReadError, Records},
         tail::Tail,
         view::StoredRecords,
         watch::Visit,

@@ -1,7 +1,7 @@
 //! Index: owns the in-memory B-tree from key to metadata and history, and publishes immutable snapshots of it.
 //!
-//! It learns of changes from the applier, in order, and of compactions from the compactor. It never reads a record, and nobody
-//! else changes the tree: readers and the applier hold snapshots.
+//! The applier sends it changes, in order, and the compactor compactions. It never reads a record, and no other actor changes the
+//! tree: readers and the applier hold snapshots.
 
 use super::fail_stop::Lifeline;
 use crate::failpoint::{FailPoint, hit};
@@ -56,7 +56,7 @@ pub struct IndexPublished {
     pub through: Revision,
 }
 
-/// Forgets history that a compaction at `at` gave up, a bounded amount of it.
+/// Drops history before a compaction at `at`, a bounded amount of it.
 #[derive(Debug, Message)]
 #[rtype(result = "PruneProgress")]
 pub struct PruneIndex {
@@ -69,9 +69,9 @@ pub struct PruneIndex {
 /// How a prune went on.
 #[derive(Debug, MessageResponse)]
 pub enum PruneProgress {
-    /// There is more to forget.
+    /// There is more to drop.
     More,
-    /// All is forgotten; the snapshot tells which records a compaction must keep.
+    /// All is dropped; the snapshot says which records a compaction must keep.
     Done(Snapshot),
 }
 

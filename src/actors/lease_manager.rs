@@ -19,8 +19,8 @@ use super::{
 use crate::{
     clock,
     kv::{
-        command::{Command, ExpireLeases, LeaseMark, Outcome, RenewLeases},
-        lease::{LeaseChange, LeaseRow},
+        command::{Command, ExpireLeases, Outcome, RenewLeases},
+        lease::{LeaseChange, LeaseMark, LeaseRow},
         lease_clock::{ClockSettings, LeaseClock, Renewal},
         machine::Restored,
     },

@@ -1,7 +1,7 @@
-//! What readers see: an immutable picture of the store, published by the applier after every batch.
+//! What readers see: an immutable state of the store, published by the applier after every batch.
 //!
-//! Whoever holds one reads it without asking an actor. What is quick is read at once, between other requests; the rest has to
-//! go to a thread of its own ([`Published::try_range`] says which is which).
+//! Reading it takes no message to an actor. A short read runs at once, between other requests; a long one must go to a blocking
+//! thread ([`Published::try_range`] decides).
 
 use super::{members::Members, request_error::RequestError};
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
         KeyRange, KvError,
         command::{AlarmKind, RangeDone, RangeQuery, SortOrder, SortTarget, Txn, TxnDone, TxnOp},
         hash::{HistoryHash, HistoryHasher},
-        range::ReadError,
+        records::ReadError,
         view::View,
     },
     storage::db::DbReader,
@@ -17,7 +17,7 @@ use crate::{
 };
 use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
-/// A range over more keys than this is read on a thread of its own, so that it does not hold up the others.
+/// A range over more keys than this is read on a blocking thread, so that it does not delay other requests.
 const INLINE_KEYS_MAX: u64 = 512;
 
 /// What the applier publishes after every batch.
@@ -25,7 +25,7 @@ const INLINE_KEYS_MAX: u64 = 512;
 pub struct Published {
     /// The store.
     pub view: View,
-    /// The log position it stands for.
+    /// The log position of this state.
     pub applied: LogPosition,
     /// Raised alarms.
     pub alarms: Arc<BTreeSet<(MemberId, AlarmKind)>>,
@@ -41,9 +41,18 @@ pub struct Published {
     pub file_bytes: u64,
     /// Bytes of it that hold records.
     pub used_bytes: u64,
+    /// Bytes of records that the database does not hold yet.
+    pub waiting_bytes: u64,
 }
 
 impl Published {
+    /// What counts against the quota: all records, history that is not compacted included. Space in the file that compactions
+    /// have freed does not count, for it is used again. etcd: counts the file, pages around records included, so it refuses
+    /// no later than this does.
+    pub fn quota_bytes(&self) -> u64 {
+        self.used_bytes + self.waiting_bytes
+    }
+
     /// Reads keys, if that is quick enough to be done between other requests.
     pub fn try_range(&self, query: &RangeQuery) -> Result<Option<RangeDone>, RequestError> {
         if is_small(&self.view, query) {
@@ -84,7 +93,7 @@ impl Published {
             rev: from,
             source: Box::new(error),
         })?;
-        // What is on its way to readers while the database takes it is in both.
+        // A record that the database holds can be in the tail as well.
         let rest = Rev::new(self.stored_through.next(), 0);
         for record in view.tail.iter_from(rest) {
             hasher.add(record.rev, record.kind, &record.kv);

@@ -1,6 +1,6 @@
 //! Streamed ranges: one answer in parts of a bounded size, all read at one revision.
 //!
-//! Nothing is held between two parts, so a slow reader keeps no pages of the database from being used again; if a compaction
+//! No view is held between two parts, so a slow reader does not keep pages of the database from being reused. If a compaction
 //! passes its revision meanwhile, the stream ends with that error. etcd: the sizes follow `RangeStream` of 3.7.
 
 use super::{request_error::RequestError, requests::Requests};
@@ -51,7 +51,7 @@ pub struct RangeChunks {
     done: bool,
 }
 
-/// What the first part settles for all others.
+/// What the first part fixes for all others.
 #[derive(Clone, Copy, Debug)]
 struct Pinned {
     read_at: Revision,
@@ -99,7 +99,7 @@ impl RangeChunks {
         })
     }
 
-    /// The next part; nothing after the last one or after an error.
+    /// The next part; `None` after the last one or after an error.
     pub async fn next(&mut self) -> Option<Result<RangeChunk, RequestError>> {
         if self.done {
             return None;

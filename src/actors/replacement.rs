@@ -1,4 +1,5 @@
-//! A snapshot on its way to being the applier's state: wanted, then with the committer, then in place.
+//! Installing a snapshot as the applier's state, in steps: it waits, the committer switches the database, the state is
+//! replaced.
 
 use super::{members::Members, snapshot_messages::ReceivedSnapshot};
 use crate::{
@@ -55,7 +56,7 @@ impl Replacement {
         !matches!(self, Self::None)
     }
 
-    /// Gives the database out, if one waits.
+    /// Returns the snapshot's database, if it waits, for the committer to switch to.
     pub(super) fn begin(&mut self) -> Option<Db> {
         match std::mem::replace(self, Self::None) {
             Self::Wanted(db, state, applied) => {

@@ -1,7 +1,7 @@
 //! Why a node does not carry out a request.
 
 use super::membership_change::ChangeRefusal;
-use crate::kv::{KvError, range::ReadError};
+use crate::kv::{KvError, records::ReadError};
 use tokio::sync::oneshot;
 
 /// Why a request fails.
@@ -17,6 +17,12 @@ pub enum RequestError {
         bytes: usize,
         /// The limit.
         max: usize,
+    },
+    /// It was carried out, and its answer is longer than one may be.
+    #[error("the answer takes more than {bytes_max} bytes")]
+    AnswerTooLarge {
+        /// The limit.
+        bytes_max: usize,
     },
     /// Too many requests are in flight; try again later.
     #[error("too many requests")]

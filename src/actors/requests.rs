@@ -24,7 +24,7 @@ use crate::{
             RangeDone, RangeQuery, SetAlarm, Txn, TxnDone,
         },
         hash::HistoryHash,
-        range::ReadError,
+        records::ReadError,
     },
     types::{ClusterId, Identity, LogIndex, MemberId, Revision, Term},
 };
@@ -47,7 +47,7 @@ pub struct RequestLimits {
     pub request_bytes_max: usize,
     /// Operations of a transaction.
     pub txn_ops_max: usize,
-    /// Size of the database past which writes that take space are refused, in bytes; without one there is no quota.
+    /// Bytes of records past which writes that take space are refused; `None` is no quota.
     pub quota_bytes: Option<u64>,
     /// How long a request may take.
     pub timeout: Duration,
@@ -473,7 +473,7 @@ impl Requests {
     /// Whether the database has reached its quota, so that writes that take space must raise the alarm first.
     pub fn is_at_quota(&self) -> bool {
         let quota = self.shared.limits.quota_bytes;
-        quota.is_some_and(|quota| self.shared.views.borrow().file_bytes >= quota)
+        quota.is_some_and(|quota| self.shared.views.borrow().quota_bytes() >= quota)
     }
 
     /// A member at its quota raises an alarm, which stops such writes on all members until an operator clears it.

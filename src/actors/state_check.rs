@@ -24,10 +24,10 @@ pub struct TellStateHash {
     pub turn: OwnedSemaphorePermit,
 }
 
-/// The hashes of the last entries, and who waits for one.
+/// The hashes after the last entries, and the questions that wait for an entry.
 #[derive(Debug)]
 pub(super) struct HashDesk {
-    /// Nothing if an older version wrote the store.
+    /// `None` if an older version wrote the store.
     recent: Option<RecentHashes>,
     waiting: VecDeque<(LogIndex, oneshot::Sender<StateHash>)>,
 }
@@ -56,7 +56,7 @@ impl HashDesk {
         }
     }
 
-    /// Answers those whose entry was applied.
+    /// Answers the questions whose entry was applied.
     pub(super) fn settle(&mut self) {
         if self.waiting.is_empty() {
             return;

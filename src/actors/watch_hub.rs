@@ -16,8 +16,8 @@ use super::{
 use crate::{
     clock,
     kv::{
-        range::ReadError,
-        tail::Batch,
+        records::ReadError,
+        tail::RecordBatch,
         watch::{
             Bounds, CatchUp, Outlet, ReadTask, Response, StreamId, WatchId, WatchSpec, Watches,
         },
@@ -115,7 +115,7 @@ impl WatchHub {
 #[rtype(result = "()")]
 pub struct EventsApplied {
     /// The batch's changes, whole revisions in order.
-    pub records: Batch,
+    pub records: RecordBatch,
     /// The store after it.
     pub published: Arc<Published>,
 }

@@ -8,6 +8,7 @@ use super::{
     proto::etcdserverpb as pb,
     reply::{self, Encoded, Header},
     status::Status,
+    txn_message,
 };
 use crate::{
     actors::{
@@ -120,10 +121,10 @@ impl Api {
                 Command::DeleteRange(delete)
             }
             Hot::Txn => {
-                let request: pb::TxnRequest = decode(message)?;
+                let ops_max = self.requests.limits().txn_ops_max;
+                let request = txn_message::decode(message, ops_max)?;
                 let len = request.encoded_len();
                 let txn = convert::txn(request);
-                let ops_max = self.requests.limits().txn_ops_max;
                 if txn.is_read_only() {
                     // It is not replicated, so only the transport limits its size.
                     check::txn(&txn, ops_max)?;

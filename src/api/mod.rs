@@ -34,6 +34,7 @@ pub mod payload;
 pub mod reply;
 pub mod services;
 pub mod status;
+mod txn_message;
 pub mod watch;
 pub mod wire;
 

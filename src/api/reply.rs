@@ -8,7 +8,7 @@ use super::{payload::Payload, status::Status};
 use crate::{
     kv::{
         command::{DeleteRangeDone, EncodedKv, OpDone, PutDone, RangeDone, TxnDone},
-        range::APART_MIN,
+        range::COPIED_MIN,
         record::{put_varint, varint_len},
     },
     types::{ClusterId, MemberId, Revision, Term},
@@ -155,7 +155,7 @@ impl Encoded {
 pub fn range(header: &Header, done: RangeDone) -> Result<Encoded, Status> {
     let parts = RangeParts::of(Some(header), &done);
     let len = parts.len();
-    let apart = done.kvs.len() >= APART_MIN;
+    let apart = done.kvs.len() >= COPIED_MIN;
     // Others are part of a batch, all of which an answer that waits for its client would keep in memory.
     let is_spliced = |kv: &EncodedKv| kv.len() >= SPLICED_BYTES_MIN && (apart || kv.is_unique());
     let spliced: usize = done

@@ -269,6 +269,9 @@ impl From<RequestError> for Status {
             RequestError::TooLarge { bytes: _, max: _ } => {
                 (Code::InvalidArgument, "etcdserver: request is too large")
             }
+            RequestError::AnswerTooLarge { bytes_max: _ } => {
+                (Code::ResourceExhausted, "etcdserver: answer is too large")
+            }
             // etcd: a slip in its table sends this one as Unknown; the code meant is the useful one.
             RequestError::TooManyRequests => {
                 (Code::ResourceExhausted, "etcdserver: too many requests")

@@ -4,11 +4,11 @@
 //! etcd: the order of the checks decides which error a request with several faults gets, so it is kept.
 
 use super::{
-    KeyRange, KvError,
+    KvError,
     command::{Compare, DeleteRange, Put, RangeQuery, SortOrder, SortTarget, Txn, TxnOp},
+    write_set,
 };
 use bytes::Bytes;
-use std::collections::BTreeSet;
 
 /// Checks a read.
 pub fn range(query: &RangeQuery) -> Result<(), KvError> {
@@ -39,23 +39,19 @@ pub fn delete_range(delete: &DeleteRange) -> Result<(), KvError> {
 }
 
 /// Checks a transaction. At each level the longest of its three lists must fit the budget, which starts at `ops_max`; nested
-/// transactions share what is left, each for itself.
+/// transactions share what is left, each for itself. The bounds of [`TxnSize`] hold for all of them together.
 pub fn txn(txn: &Txn, ops_max: usize) -> Result<(), KvError> {
-    operations(txn, ops_max, ops_max)?;
-    Writes::of(&txn.success)?;
-    Writes::of(&txn.failure)?;
+    let mut size = TxnSize::new(ops_max);
+    operations(txn, ops_max, 1, &mut size)?;
+    write_set::check(txn)?;
     Ok(())
 }
 
-fn operations(txn: &Txn, budget: usize, max: usize) -> Result<(), KvError> {
-    let longest = txn
-        .compares
-        .len()
-        .max(txn.success.len())
-        .max(txn.failure.len());
-    let left = budget
-        .checked_sub(longest)
-        .ok_or(KvError::TooManyOps { max })?;
+fn operations(txn: &Txn, budget: usize, level: usize, size: &mut TxnSize) -> Result<(), KvError> {
+    let lists = [txn.compares.len(), txn.success.len(), txn.failure.len()];
+    let longest = lists.into_iter().max().unwrap_or_default();
+    let left = budget.checked_sub(longest).ok_or(size.too_many())?;
+    size.add_level(level, lists)?;
     txn.compares
         .iter()
         .try_for_each(|compare: &Compare| not_empty(&compare.key))?;
@@ -63,76 +59,58 @@ fn operations(txn: &Txn, budget: usize, max: usize) -> Result<(), KvError> {
         TxnOp::Range(query) => range(query),
         TxnOp::Put(op) => put(op),
         TxnOp::DeleteRange(delete) => delete_range(delete),
-        TxnOp::Txn(inner) => operations(inner, left, max),
+        TxnOp::Txn(inner) => operations(inner, left, level + 1, size),
         TxnOp::Empty => Err(KvError::KeyNotFound),
     })
+}
+
+/// Levels of transactions in each other. etcd: with its default of 128 operations the budget by level allows no more either.
+pub const NESTING_MAX: usize = 128;
+
+/// Operations of a transaction in total, nested ones included, and likewise its compares. The budget by level alone would admit
+/// as many as fit into a request.
+pub const OPERATIONS_MAX: usize = 65_536;
+
+/// Counts the operations, compares and levels of a transaction against what is allowed in total.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct TxnSize {
+    ops_max: usize,
+    operations: usize,
+    compares: usize,
+}
+
+impl TxnSize {
+    pub(super) fn new(ops_max: usize) -> Self {
+        Self {
+            ops_max,
+            operations: 0,
+            compares: 0,
+        }
+    }
+
+    /// Counts one transaction with so many compares, operations if they hold, and operations if not. The outermost is at level 1.
+    pub(super) fn add_level(&mut self, level: usize, lists: [usize; 3]) -> Result<(), KvError> {
+        let [compares, success, failure] = lists;
+        self.compares += compares;
+        self.operations += success + failure;
+        // A flat transaction may use all that the configuration allows, in both branches.
+        let total = OPERATIONS_MAX.max(2 * self.ops_max);
+        let too_long = lists.into_iter().any(|len| len > self.ops_max);
+        if too_long || level > NESTING_MAX || self.compares.max(self.operations) > total {
+            return Err(self.too_many());
+        }
+        Ok(())
+    }
+
+    fn too_many(&self) -> KvError {
+        KvError::TooManyOps { max: self.ops_max }
+    }
 }
 
 fn not_empty(key: &Bytes) -> Result<(), KvError> {
     if key.is_empty() {
         Err(KvError::EmptyKey)
     } else {
-        Ok(())
-    }
-}
-
-/// What a list of operations may write, nested transactions included.
-#[derive(Default)]
-struct Writes {
-    puts: BTreeSet<Bytes>,
-    deletes: Vec<KeyRange>,
-}
-
-impl Writes {
-    /// Collects the writes of a list, or finds two that touch one key. Deletes may overlap each other.
-    ///
-    /// etcd: a nested put is held against the deletes of this list and of earlier nested transactions only, so that
-    /// `[txn{put k}, txn{del k}]` passes and `[txn{del k}, txn{put k}]` does not.
-    fn of(ops: &[TxnOp]) -> Result<Self, KvError> {
-        let mut writes = Self::default();
-        for op in ops {
-            // etcd: a delete "from key" on is not held against puts: `[put k, del --from-key k]` passes.
-            if let TxnOp::DeleteRange(delete) = op
-                && delete.range_end.as_ref() != b"\0"
-            {
-                writes
-                    .deletes
-                    .push(KeyRange::from_wire(&delete.key, &delete.range_end));
-            }
-        }
-        for op in ops {
-            if let TxnOp::Txn(inner) = op {
-                writes.add_nested(Self::of(&inner.success)?, Self::of(&inner.failure)?)?;
-            }
-        }
-        for op in ops {
-            if let TxnOp::Put(put) = op {
-                writes.add_put(put.key.0.clone())?;
-            }
-        }
-        Ok(writes)
-    }
-
-    /// Adds both branches of a nested transaction; only one of them runs, so they may repeat each other's keys.
-    fn add_nested(&mut self, then: Self, otherwise: Self) -> Result<(), KvError> {
-        let both = then
-            .puts
-            .union(&otherwise.puts)
-            .cloned()
-            .collect::<Vec<_>>();
-        for key in both {
-            self.add_put(key)?;
-        }
-        self.deletes.extend(then.deletes);
-        self.deletes.extend(otherwise.deletes);
-        Ok(())
-    }
-
-    fn add_put(&mut self, key: Bytes) -> Result<(), KvError> {
-        let deleted = self.deletes.iter().any(|range| range.contains(&key));
-        if deleted || !self.puts.insert(key) {
-            return Err(KvError::DuplicateKey);
-        }
         Ok(())
     }
 }
@@ -225,6 +203,38 @@ mod tests {
             "each nested transaction has the rest for itself"
         );
         assert_eq!(check(two(127)), Err(KvError::TooManyOps { max: 128 }));
+    }
+
+    #[test]
+    fn all_levels_together_are_bounded() {
+        let puts = |count: usize| -> Vec<TxnOp> {
+            std::iter::repeat_with(|| delete_op("a", ""))
+                .take(count)
+                .collect()
+        };
+        let lists = |count: usize| -> Vec<TxnOp> {
+            std::iter::repeat_with(|| nested(puts(32), puts(31)))
+                .take(count)
+                .collect()
+        };
+        let large = |count: usize| -> Vec<TxnOp> {
+            std::iter::repeat_with(|| nested(lists(32), vec![]))
+                .take(count)
+                .collect()
+        };
+        assert_eq!(check(large(31)), Ok(()), "63,519 operations");
+        let total = Err(KvError::TooManyOps { max: 128 });
+        assert_eq!(check(large(32)), total, "more than {OPERATIONS_MAX}");
+        let chain =
+            |levels: usize| (1..levels).fold(puts(1), |inner, _| vec![nested(inner, vec![])]);
+        assert_eq!(check(chain(60)), Ok(()), "as etcd");
+        assert_eq!(check(chain(128)), Ok(()));
+        assert_eq!(check(chain(129)), total);
+        let deep = Txn {
+            success: chain(200),
+            ..Txn::default()
+        };
+        assert_eq!(txn(&deep, 1_000), Err(KvError::TooManyOps { max: 1_000 }));
     }
 
     #[test]

@@ -4,10 +4,13 @@
 //! stored `KeyValue`s are shared byte buffers: nothing here copies them. etcd's request messages are the model, and the
 //! field meanings are theirs (`key`/`range_end` as in [`super::KeyRange::from_wire`]).
 
-use super::{KvError, lease::LeaseChange};
+use super::{
+    KvError,
+    lease::{LeaseChange, LeaseMark},
+};
 use crate::{
     codec::Blob,
-    types::{LeaseId, LogIndex, MemberId, Revision, Term},
+    types::{LeaseId, MemberId, Revision, Term},
 };
 use bincode::{BorrowDecode, Decode, Encode};
 use bytes::Bytes;
@@ -39,7 +42,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// The keys it probably reads or writes first: nothing depends on that.
+    /// Keys that it probably reads or writes, for prefetching: results do not depend on them.
     pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
         let (put, delete, txn) = match self {
             Self::Put(put) => (Some(put.key.0.as_ref()), None, None),
@@ -274,15 +277,6 @@ pub struct RevokeLease {
     pub id: LeaseId,
 }
 
-/// One lease among all that ever bore its id.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
-pub struct LeaseMark {
-    /// Its id.
-    pub id: LeaseId,
-    /// The log entry that granted it.
-    pub granted: LogIndex,
-}
-
 /// Ends the leases whose time is up by the proposer's countdown: each lease's keys in one revision, in this order. Without
 /// effect unless the entry is of the term it names, and on leases that are gone.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -318,7 +312,7 @@ pub enum AlarmKind {
     NoSpace,
     /// Something about the cluster's state is wrong, and nobody knows whose is right: nobody serves.
     Corrupt,
-    /// Its state differs from a majority's: it does not serve, the others do. Clients see it as [`AlarmKind::Corrupt`].
+    /// Its state differs from that of a majority: it does not serve, the others do. Clients see it as [`AlarmKind::Corrupt`].
     Differs,
 }
 
@@ -342,7 +336,7 @@ pub enum Outcome {
     DeleteRange(DeleteRangeDone),
     /// Answer to [`Command::Txn`].
     Txn(TxnDone),
-    /// Answer to [`Command::Compact`]: the history before it is gone for readers; its removal goes on behind.
+    /// Answer to [`Command::Compact`]: the history before it is gone for readers; it is removed afterwards.
     Compact {
         /// The store's revision.
         revision: Revision,
@@ -367,7 +361,7 @@ pub enum Outcome {
     Renewals {
         /// The store's revision.
         revision: Revision,
-        /// Which of the leases were gone, ascending; nothing if the entry is of another term than it names, and did nothing.
+        /// Which of the leases were gone, ascending; `None` if the entry is of another term than it names: then it had no effect.
         gone: Option<Vec<LeaseId>>,
     },
     /// Answer to [`Command::SetAlarm`].
@@ -387,8 +381,8 @@ pub type EncodedKv = Bytes;
 pub struct RangeDone {
     /// The store's revision when the query ran (not the revision read at).
     pub revision: Revision,
-    /// The results, in order, as stored (or without the value, if asked). [`APART_MIN`](super::range::APART_MIN) and more share
-    /// no memory with anything else.
+    /// The results, in order, as stored (or without the value, if asked). If there are
+    /// [`COPIED_MIN`](super::range::COPIED_MIN) or more, they are copies, which keep nothing else in memory.
     pub kvs: Vec<EncodedKv>,
     /// Whether the limit cut results off.
     pub more: bool,
@@ -466,7 +460,7 @@ impl Txn {
             .all(|op| matches!(op, TxnOp::Range(range) if range.serializable))
     }
 
-    /// Whether a put stands in either branch, at any depth: such a transaction costs space.
+    /// Whether either branch has a put, at any depth: such a transaction takes space.
     pub fn puts(&self) -> bool {
         self.branches().any(|op| match op {
             TxnOp::Put(_) => true,

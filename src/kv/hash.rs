@@ -1,10 +1,10 @@
-//! etcd's hash of the history: members that hold the same have the same, whatever each has physically removed.
+//! etcd's hash of the history: members with the same history have the same hash, whatever each has physically removed.
 //!
 //! Fed with every stored record in ascending order, it follows etcd byte for byte, so that the two can be compared. What a
 //! compaction gave up is skipped whether it is still stored or not: of the records up to the compacted revision only those
 //! count that some read can still see.
 
-use super::{KvError, index::Snapshot, key_range::KeyRange, keys::Keys, range::Window};
+use super::{KvError, index::Snapshot, key_range::KeyRange, keys::Keys, range::RevisionWindow};
 use crate::types::{RecordKind, Rev, Revision};
 
 /// The hash of a history.
@@ -24,7 +24,7 @@ pub struct HistoryHash {
 #[derive(Debug)]
 pub struct HistoryHasher {
     sum: u32,
-    window: Window,
+    window: RevisionWindow,
     through: Revision,
     /// Records up to the compacted revision that some read can still see, in ascending order.
     kept: Vec<Rev>,
@@ -34,7 +34,7 @@ pub struct HistoryHasher {
 
 impl HistoryHasher {
     /// A hash of the history through revision `asked`; through the newest if that is 0.
-    pub fn new(window: Window, keys: &Snapshot, asked: Revision) -> Result<Self, KvError> {
+    pub fn new(window: RevisionWindow, keys: &Snapshot, asked: Revision) -> Result<Self, KvError> {
         let through = if asked == Revision(0) {
             window.newest
         } else {

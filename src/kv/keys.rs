@@ -1,8 +1,8 @@
 //! The keys as a reader sees them, and as the applier sees them between two published snapshots.
 //!
 //! Reads run on an immutable [`Snapshot`] of the index. The applier runs ahead of it: what it has changed since is in
-//! [`Pending`], laid over the snapshot until the index actor has published a newer one. So nobody waits for anybody, and
-//! an operation sees all that came before it in the log.
+//! [`Pending`], an overlay on the snapshot, until the index actor has published a newer one. So the applier and the index do not
+//! wait for each other, and an operation sees everything before it in the log.
 
 use super::{
     KeyRange,
@@ -19,7 +19,7 @@ use std::{
 pub trait Keys {
     /// A live key's metadata.
     fn get(&self, key: &[u8]) -> Option<Meta>;
-    /// The change that made the key what it was at revision `at`; nothing if it was not alive then.
+    /// The change that wrote the value the key had at revision `at`; `None` if it was not alive then.
     fn rev_at(&self, key: &[u8], at: Revision) -> Option<Rev>;
     /// Calls `visit` with the live keys of a range, ascending, until it breaks.
     fn visit(&self, range: &KeyRange, visit: &mut dyn FnMut(&[u8], Meta) -> ControlFlow<()>);
@@ -34,7 +34,7 @@ pub trait Keys {
     fn count(&self, range: &KeyRange) -> u64;
 }
 
-/// One key's change, as the index is told of it.
+/// One key's change, as the index takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyChange {
     /// The key.
@@ -59,12 +59,11 @@ pub struct Pending {
 struct Changed {
     live: Option<Meta>,
     newest: (Rev, RecordKind),
-    /// Before it, ascending. Mostly there is nothing: a batch seldom changes a key twice.
+    /// The changes before it, ascending. Mostly empty: a batch seldom changes a key twice.
     older: Vec<(Rev, RecordKind)>,
 }
 
 impl Pending {
-    /// Nothing changed yet.
     pub fn new(snapshot: Snapshot) -> Self {
         Self {
             snapshot,
@@ -72,7 +71,6 @@ impl Pending {
         }
     }
 
-    /// The snapshot below.
     pub fn snapshot(&self) -> &Snapshot {
         &self.snapshot
     }
@@ -192,7 +190,7 @@ impl Keys for Pending {
     }
 }
 
-/// Merges two ascending sequences; where both name a key, the upper one decides (nothing: the key is not there).
+/// Merges two ascending sequences. Where both have a key, `above` decides; its `None` means that the key is deleted.
 fn merge<'a, T>(
     below: impl Iterator<Item = (Vec<u8>, T)>,
     above: impl Iterator<Item = (&'a Bytes, Option<T>)>,

@@ -6,14 +6,14 @@
 //! command names the term of its proposer, and for each lease the log index of its grant; it has no effect on a lease
 //! where either differs. `docs/leases.md` says why that is enough.
 
-use super::{KvError, command::LeaseMark};
+use super::KvError;
 use crate::mutation::{Mutation, mutated};
 use crate::types::{LeaseId, LogIndex, LogPosition, Term};
 use bincode::{Decode, Encode};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The shortest remaining time that a checkpoint can mean, in seconds; zero means that the lease has all of its time.
+/// A remaining time of zero seconds means that the lease has all of its time.
 pub const ALL_TIME: i64 = 0;
 
 /// What a command did to the lease table.
@@ -26,7 +26,7 @@ pub enum LeaseChange {
         /// What is known of it.
         row: LeaseRow,
     },
-    /// All of its time is left again.
+    /// It has all of its time again.
     Renewed {
         /// Which.
         id: LeaseId,
@@ -35,7 +35,7 @@ pub enum LeaseChange {
         /// Whether a checkpoint was taken back: only then is its row another one.
         cleared: bool,
     },
-    /// The time that a member gives the lease that starts with its row alone is another from now on.
+    /// Members that start with what is stored count it from another remaining time from now on.
     Checkpointed {
         /// Which.
         id: LeaseId,
@@ -49,12 +49,21 @@ pub enum LeaseChange {
     },
 }
 
+/// Names one lease among all that ever had its id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
+pub struct LeaseMark {
+    /// Its id.
+    pub id: LeaseId,
+    /// The log entry that granted it.
+    pub granted: LogIndex,
+}
+
 /// What is known of a lease besides its keys; stored with it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct LeaseRow {
     /// Its time to live, in seconds.
     pub ttl_secs: i64,
-    /// The time that a member gives it that starts with this row alone, in seconds; [`ALL_TIME`] stands for all of it.
+    /// The time, in seconds, from which a member that starts with this row counts it; [`ALL_TIME`] stands for all of it.
     pub remaining_secs: i64,
     /// The log entry that granted it: two leases that bore the same id one after the other differ in it.
     pub granted: LogIndex,
@@ -70,7 +79,7 @@ impl LeaseRow {
         }
     }
 
-    /// The time that a member gives it that starts with this row alone, in seconds.
+    /// The time, in seconds, from which a member that starts with this row counts it.
     pub fn start_secs(&self) -> i64 {
         if self.remaining_secs == ALL_TIME {
             self.ttl_secs
@@ -180,21 +189,21 @@ impl LeaseTable {
         Ok(())
     }
 
-    /// Ends a lease and gives back its keys, ascending.
+    /// Removes a lease and returns its keys, ascending.
     pub fn revoke(&mut self, id: LeaseId) -> Result<LeaseKeys, KvError> {
         let lease = self.leases.remove(&id).ok_or(KvError::LeaseNotFound(id))?;
         Ok(lease.keys)
     }
 
-    /// The lease that a command from a countdown means, unless its guard says that it no longer speaks of it: `term` is its
-    /// proposer's, `at` where it stands in the log.
+    /// The lease that a countdown's command names, if the command's guard holds: `term` is its proposer's term, `at` its log
+    /// position.
     pub fn guarded(&mut self, mark: LeaseMark, term: Term, at: LogPosition) -> Option<&mut Lease> {
         let lease = self.leases.get_mut(&mark.id)?;
         let guarded = term == at.term && lease.row.granted == mark.granted;
         (guarded || mutated(Mutation::DeposedLeaseRevoke)).then_some(lease)
     }
 
-    /// Gives a lease all of its time again, unless the guard says otherwise; see [`LeaseTable::guarded`].
+    /// Gives a lease all of its time again, if the guard holds; see [`LeaseTable::guarded`].
     pub fn renew(&mut self, mark: LeaseMark, term: Term, at: LogPosition) -> Option<LeaseChange> {
         let lease = self.guarded(mark, term, at)?;
         let cleared = lease.row.remaining_secs != ALL_TIME;

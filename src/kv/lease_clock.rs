@@ -17,8 +17,8 @@
 //! `docs/leases.md` goes through every crash and change of leaders between these steps.
 
 use super::{
-    command::{CheckpointLeases, ExpireLeases, LeaseMark},
-    lease::{LeaseChange, LeaseRow},
+    command::{CheckpointLeases, ExpireLeases},
+    lease::{LeaseChange, LeaseMark, LeaseRow},
 };
 use crate::types::{LeaseId, Millis, Term};
 use std::{
@@ -49,11 +49,11 @@ struct Counted {
     /// No earlier than any client was told.
     due: Millis,
     /// The leader's; without meaning elsewhere.
-    phase: Phase,
+    phase: LeasePhase,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
+enum LeasePhase {
     /// Until it is due.
     Running,
     /// So many renewals of it are on their way.
@@ -82,7 +82,7 @@ struct Leading {
 pub struct Backlog {
     /// Leases whose time is up and whose end is not proposed yet; a few of them may be gone already.
     pub leases: usize,
-    /// How long the first of them has waited; nothing if nobody led when it was due.
+    /// How long the first of them has waited; `None` if nobody led when it was due.
     pub waited: Option<Millis>,
 }
 
@@ -129,7 +129,7 @@ impl LeaseClock {
         }
     }
 
-    /// Forgets all leases, for these: a snapshot replaced the state. This member leads no more.
+    /// Replaces all leases: a snapshot was installed. This member leads no more.
     pub fn replace(&mut self, leases: impl IntoIterator<Item = (LeaseId, LeaseRow)>, now: Millis) {
         self.leases = counted(leases, now);
         self.leading = None;
@@ -161,7 +161,7 @@ impl LeaseClock {
         let earliest = after(now, self.settings.grace);
         let mut deadlines = BTreeSet::new();
         for (&id, counted) in &mut self.leases {
-            counted.phase = Phase::Running;
+            counted.phase = LeasePhase::Running;
             counted.due = counted.due.max(earliest);
             deadlines.insert((counted.due, id));
         }
@@ -184,7 +184,7 @@ impl LeaseClock {
         match *change {
             LeaseChange::Granted { id, row } => {
                 let due = after(now, millis(row.ttl_secs));
-                let phase = Phase::Running;
+                let phase = LeasePhase::Running;
                 self.leases.insert(id, Counted { row, due, phase });
                 if let Some(leading) = &mut self.leading {
                     leading.deadlines.insert((due, id));
@@ -193,7 +193,7 @@ impl LeaseClock {
             LeaseChange::Renewed { id, row, .. } => {
                 self.set_due(id, row, |_| after(now, millis(row.ttl_secs)));
             }
-            // Of one's own count it changes nothing: it was rounded up, and time has passed since.
+            // A checkpoint of this member's own count changes nothing: it was rounded up, and time has passed since.
             LeaseChange::Checkpointed { id, row } => {
                 self.set_due(id, row, |due| due.min(after(now, millis(row.start_secs()))));
             }
@@ -213,7 +213,7 @@ impl LeaseClock {
         let (before, due) = (counted.due, due(counted.due));
         counted.row = row;
         counted.due = due;
-        if let (Phase::Running, Some(leading)) = (counted.phase, &mut self.leading) {
+        if let (LeasePhase::Running, Some(leading)) = (counted.phase, &mut self.leading) {
             leading.deadlines.remove(&(before, id));
             leading.deadlines.insert((due, id));
         }
@@ -228,12 +228,14 @@ impl LeaseClock {
             return Renewal::Unknown;
         };
         counted.phase = match counted.phase {
-            Phase::Running if counted.due > now => {
+            LeasePhase::Running if counted.due > now => {
                 leading.deadlines.remove(&(counted.due, id));
-                Phase::Renewing(1)
+                LeasePhase::Renewing(1)
             }
-            Phase::Renewing(calls) => Phase::Renewing(calls + 1),
-            Phase::Running | Phase::Overdue | Phase::Proposed => return Renewal::Ending,
+            LeasePhase::Renewing(calls) => LeasePhase::Renewing(calls + 1),
+            LeasePhase::Running | LeasePhase::Overdue | LeasePhase::Proposed => {
+                return Renewal::Ending;
+            }
         };
         let granted = counted.row.granted;
         Renewal::Begun {
@@ -252,27 +254,27 @@ impl LeaseClock {
         let Some(counted) = counted.filter(|counted| counted.row.granted == mark.granted) else {
             return;
         };
-        // Whoever asks may hear of the entry before this clock does.
+        // The caller may learn of the entry before this clock does.
         if renewed {
             counted.due = counted.due.max(after(now, millis(counted.row.ttl_secs)));
         }
-        if let Phase::Renewing(calls) = counted.phase {
+        if let LeasePhase::Renewing(calls) = counted.phase {
             counted.phase = match calls - 1 {
                 0 => {
                     leading.deadlines.insert((counted.due, mark.id));
-                    Phase::Running
+                    LeasePhase::Running
                 }
-                left => Phase::Renewing(left),
+                left => LeasePhase::Renewing(left),
             };
         }
     }
 
-    /// The time a lease has left; nothing if it is not known. Only the leader knows.
+    /// The time that a lease has left; `None` if the lease does not exist or this member does not lead.
     pub fn time_left(&self, id: LeaseId, now: Millis) -> Option<TimeLeft> {
         let (counted, leading) = (self.leases.get(&id)?, self.leading.as_ref()?);
         let left = match counted.phase {
-            Phase::Running | Phase::Renewing(_) => counted.due.0.saturating_sub(now.0),
-            Phase::Overdue | Phase::Proposed => 0,
+            LeasePhase::Running | LeasePhase::Renewing(_) => counted.due.0.saturating_sub(now.0),
+            LeasePhase::Overdue | LeasePhase::Proposed => 0,
         };
         Some(TimeLeft {
             left: Millis(left),
@@ -297,7 +299,7 @@ impl LeaseClock {
         while let Some(&(due, id)) = leading.deadlines.first().filter(|(due, _)| *due <= now) {
             leading.deadlines.remove(&(due, id));
             if let Some(counted) = self.leases.get_mut(&id) {
-                counted.phase = Phase::Overdue;
+                counted.phase = LeasePhase::Overdue;
                 leading.overdue.push_back(id);
             }
         }
@@ -320,8 +322,8 @@ impl LeaseClock {
         {
             // It may have been revoked since, and even granted again.
             let overdue = self.leases.get_mut(&id);
-            if let Some(counted) = overdue.filter(|counted| counted.phase == Phase::Overdue) {
-                counted.phase = Phase::Proposed;
+            if let Some(counted) = overdue.filter(|counted| counted.phase == LeasePhase::Overdue) {
+                counted.phase = LeasePhase::Proposed;
                 let granted = counted.row.granted;
                 leases.push(LeaseMark { id, granted });
             }
@@ -339,8 +341,9 @@ impl LeaseClock {
         };
         for mark in &expire.leases {
             let proposed = self.leases.get_mut(&mark.id);
-            if let Some(counted) = proposed.filter(|counted| counted.phase == Phase::Proposed) {
-                counted.phase = Phase::Overdue;
+            if let Some(counted) = proposed.filter(|counted| counted.phase == LeasePhase::Proposed)
+            {
+                counted.phase = LeasePhase::Overdue;
                 leading.overdue.push_back(mark.id);
             }
         }
@@ -367,7 +370,7 @@ impl LeaseClock {
             let kept = millis(counted.row.start_secs());
             let worth = kept.0.saturating_sub(left.0) >= self.settings.checkpoint_every.0;
             // A renewal on its way could stand before it in the log.
-            if worth && left.0 > 0 && counted.phase == Phase::Running {
+            if worth && left.0 > 0 && counted.phase == LeasePhase::Running {
                 let granted = counted.row.granted;
                 // Rounded up: less than it has would end it early.
                 let secs = i64::try_from(left.0.div_ceil(1_000)).unwrap_or(i64::MAX);
@@ -399,7 +402,7 @@ fn counted(
 ) -> BTreeMap<LeaseId, Counted> {
     let count = |(id, row): (LeaseId, LeaseRow)| {
         let due = after(now, millis(row.start_secs()));
-        let phase = Phase::Running;
+        let phase = LeasePhase::Running;
         (id, Counted { row, due, phase })
     };
     leases.into_iter().map(count).collect()
@@ -412,4 +415,138 @@ fn after(now: Millis, time: Millis) -> Millis {
 /// Seconds of a lease as milliseconds; a TTL is never negative.
 fn millis(secs: i64) -> Millis {
     Millis(u64::try_from(secs).unwrap_or(0).saturating_mul(1_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::LogIndex;
+
+    const ID: LeaseId = LeaseId(1);
+    const MARK: LeaseMark = LeaseMark {
+        id: ID,
+        granted: LogIndex(3),
+    };
+    const TERM: Term = Term(2);
+    const EARLY: Millis = Millis(1_000);
+    /// After the lease's ten seconds.
+    const LATE: Millis = Millis(11_000);
+
+    fn row() -> LeaseRow {
+        LeaseRow::new(10, MARK.granted)
+    }
+
+    /// A lease of ten seconds, in the state of this name.
+    fn clock(state: &str) -> LeaseClock {
+        let settings = ClockSettings {
+            grace: Millis(0),
+            checkpoint_every: Millis(5_000),
+        };
+        let mut clock = LeaseClock::new(settings, [(ID, row())], Millis(0));
+        clock.lead(TERM, Millis(0));
+        match state {
+            "running" => {}
+            "renewing" => {
+                clock.renew(ID, EARLY);
+            }
+            "overdue" => {
+                clock.backlog(LATE);
+            }
+            "proposed" => {
+                clock.take_expired(LATE, 1);
+            }
+            other => unreachable!("no state is called {other}"),
+        }
+        assert_eq!(state_of(&clock), state);
+        clock
+    }
+
+    fn state_of(clock: &LeaseClock) -> String {
+        let phase = clock.leases.get(&ID).map(|counted| counted.phase);
+        match phase {
+            Some(LeasePhase::Running) => "running".to_owned(),
+            Some(LeasePhase::Renewing(1)) => "renewing".to_owned(),
+            Some(LeasePhase::Renewing(times)) => format!("renewing ×{times}"),
+            Some(LeasePhase::Overdue) => "overdue".to_owned(),
+            Some(LeasePhase::Proposed) => "proposed".to_owned(),
+            None => "gone".to_owned(),
+        }
+    }
+
+    /// An event: its name, and what happens.
+    type LeaseEvent = (&'static str, fn(&mut LeaseClock));
+
+    const EVENTS: [LeaseEvent; 10] = [
+        ("renewal asked", |clock| {
+            clock.renew(ID, EARLY);
+        }),
+        ("renewal asked late", |clock| {
+            clock.renew(ID, LATE);
+        }),
+        ("renewal committed", |clock| {
+            clock.settle(TERM, MARK, true, EARLY);
+        }),
+        ("renewal failed", |clock| {
+            clock.settle(TERM, MARK, false, EARLY);
+        }),
+        ("time passes", |clock| {
+            clock.backlog(LATE);
+        }),
+        ("expiry taken", |clock| {
+            clock.take_expired(LATE, 1);
+        }),
+        ("expiry failed", |clock| {
+            let leases = vec![MARK];
+            clock.expiry_unknown(&ExpireLeases { term: TERM, leases });
+        }),
+        ("renewal applied", |clock| {
+            let change = LeaseChange::Renewed {
+                id: ID,
+                row: row(),
+                cleared: false,
+            };
+            clock.applied(&change, EARLY);
+        }),
+        ("end applied", |clock| {
+            clock.applied(&LeaseChange::Revoked { id: ID }, EARLY);
+        }),
+        ("leads anew", |clock| clock.lead(Term(3), EARLY)),
+    ];
+
+    /// An empty cell: the state stays.
+    const TABLE: &str = "
+                   | running     | renewing    | overdue     | proposed
+renewal asked      | renewing    | renewing ×2 |             |
+renewal asked late |             | renewing ×2 |             |
+renewal committed  |             | running     |             |
+renewal failed     |             | running     |             |
+time passes        | overdue     |             |             |
+expiry taken       | proposed    |             | proposed    |
+expiry failed      |             |             |             | overdue
+renewal applied    |             |             |             |
+end applied        | gone        | gone        | gone        | gone
+leads anew         |             | running     | running     | running
+";
+
+    #[test]
+    fn each_event_in_each_state_leads_where_the_table_says() {
+        let states = ["running", "renewing", "overdue", "proposed"];
+        let line = |first: &str, cells: &[String]| {
+            let cells: String = cells.iter().map(|cell| format!(" | {cell:<11}")).collect();
+            format!("{first:<18}{cells}").trim_end().to_owned()
+        };
+        let mut lines = vec![String::new(), line("", &states.map(str::to_owned))];
+        for (name, happens) in EVENTS {
+            let after = states.map(|state| {
+                let mut clock = clock(state);
+                happens(&mut clock);
+                let after = state_of(&clock);
+                if after == state { String::new() } else { after }
+            });
+            lines.push(line(name, &after));
+        }
+        lines.push(String::new());
+        let table = lines.join("\n");
+        assert_eq!(table, TABLE, "the table is:\n{table}");
+    }
 }

@@ -6,8 +6,8 @@
 //! and what is due when a leader scans is proposed.
 
 use super::{
-    command::{CheckpointLeases, ExpireLeases, LeaseMark, RenewLeases},
-    lease::{LeaseChange, LeaseRow, LeaseTable},
+    command::{CheckpointLeases, ExpireLeases, RenewLeases},
+    lease::{LeaseChange, LeaseMark, LeaseRow, LeaseTable},
     lease_clock::{ClockSettings, LeaseClock, Renewal},
 };
 use crate::types::{LeaseId, LogIndex, LogPosition, Millis, Term};

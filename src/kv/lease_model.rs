@@ -2,8 +2,8 @@
 //! in `lease_cluster_model`.
 
 use super::{
-    command::{ExpireLeases, LeaseMark},
-    lease::{LeaseChange, LeaseRow},
+    command::ExpireLeases,
+    lease::{LeaseChange, LeaseMark, LeaseRow},
     lease_clock::{Backlog, ClockSettings, LeaseClock, Renewal},
 };
 use crate::types::{LeaseId, LogIndex, Millis, Term};

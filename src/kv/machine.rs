@@ -8,6 +8,7 @@
 
 use super::{
     KeyRange, KvError,
+    answer_reads::AnswerReads,
     command::{
         AlarmKind, CheckpointLeases, Command, Compact, DeleteRange, DeleteRangeDone, EncodedKv,
         ExpireLeases, GrantLease, OpDone, Outcome, Put, PutDone, RangeDone, RangeQuery,
@@ -16,10 +17,12 @@ use super::{
     index::Snapshot,
     keys::{KeyChange, Keys, Pending},
     lease::{LeaseChange, LeaseRow, LeaseTable},
-    range::{self, ReadError, Records, Window},
+    range::{self, Picked, RevisionWindow},
     record::{self, KeyValue},
+    records::{ReadError, Records},
     state_hash::{Effects, StateHash},
     txn::{self, Plan},
+    value_reads::value_reads,
 };
 use crate::types::{LeaseId, LogPosition, MemberId, Record, RecordKind, Rev, Revision};
 use bytes::Bytes;
@@ -33,7 +36,7 @@ pub struct Machine {
     alarms: BTreeSet<(MemberId, AlarmKind)>,
     revision: Revision,
     compacted: Revision,
-    /// Nothing in a store that an older version wrote: it is not compared.
+    /// `None` in a store that an older version wrote: it is not compared.
     hash: Option<StateHash>,
     changes: Changes,
 }
@@ -43,7 +46,7 @@ pub struct Machine {
 pub struct Changes {
     /// New records, ascending by revision.
     pub records: Vec<Record>,
-    /// The same changes, as the index wants them.
+    /// The same changes, in the form that the index takes.
     pub keys: Vec<KeyChange>,
     /// What was done to leases, in order.
     pub leases: Vec<LeaseChange>,
@@ -85,8 +88,10 @@ struct Writing<'a> {
     major: Revision,
     sub: u32,
     /// What came before it, for reads of old revisions.
-    window: Window,
+    window: RevisionWindow,
     past: &'a dyn Records,
+    /// What its caller's answer needs; `None` if nobody waits for it here.
+    answer: Option<&'a mut AnswerReads>,
 }
 
 /// Records as a transaction sees them: those of this batch first, then the past.
@@ -118,14 +123,22 @@ impl Machine {
         }
     }
 
-    /// Is told of the commands that follow, so that looking up their keys does not wait for memory for each one anew.
-    pub fn expect<'a>(&self, commands: impl Iterator<Item = &'a Command>) {
+    /// Brings the index entries of the keys of `commands`, which are applied next, into the processor's caches.
+    pub fn prefetch_keys<'a>(&self, commands: impl Iterator<Item = &'a Command>) {
         let keys = commands.flat_map(Command::keys);
-        self.keys.snapshot().warm(keys);
+        self.keys.snapshot().prefetch(keys);
     }
 
-    /// Applies one committed command, which stands in the log at `at`. `past` reads the records that
-    /// [`Machine::take_changes`] has given out.
+    /// The records whose values `commands`, which are applied next, depend on: see [`value_reads`].
+    pub fn value_reads<'a>(&self, commands: impl Iterator<Item = &'a Command>) -> BTreeSet<Rev> {
+        value_reads(&self.keys, commands)
+    }
+
+    /// Applies the committed command at log position `at`. `past` reads the records that [`Machine::take_changes`] has given
+    /// out. Only what the new state depends on is read: values that are compared or kept.
+    ///
+    /// If a caller waits here, `answer` notes the reads that complete the outcome ([`AnswerReads::complete`]). Without one,
+    /// ranges and previous values are left out of it.
     ///
     /// The inner result is every member's answer. The outer error is this member's alone: it cannot read what it stored,
     /// and must not go on.
@@ -134,25 +147,26 @@ impl Machine {
         command: &Command,
         at: LogPosition,
         past: &dyn Records,
+        answer: Option<&mut AnswerReads>,
     ) -> Result<Verdict, ReadError> {
         let before = (self.changes.records.len(), self.changes.leases.len());
-        let verdict = self.verdict(command, at, past)?;
+        let verdict = self.verdict(command, at, past, answer)?;
         self.fold(at, Some(&verdict), before);
         Ok(verdict)
     }
 
-    /// Passes an entry that is no command, so that it counts in the hash.
+    /// Folds an entry that is no command into the hash.
     pub fn pass(&mut self, at: LogPosition) {
         let before = (self.changes.records.len(), self.changes.leases.len());
         self.fold(at, None, before);
     }
 
-    /// The rolling hash after the last entry; nothing in a store that an older version wrote.
+    /// The rolling hash after the last entry; `None` in a store that an older version wrote.
     pub fn state_hash(&self) -> Option<StateHash> {
         self.hash
     }
 
-    /// Folds an entry and what it did into the hash; before it there were so many records and lease changes.
+    /// Folds an entry and what it did into the hash. `before` are the numbers of records and lease changes before the entry.
     fn fold(&mut self, at: LogPosition, verdict: Option<&Verdict>, before: (usize, usize)) {
         let Some(hash) = &mut self.hash else { return };
         hash.fold(
@@ -173,14 +187,15 @@ impl Machine {
         command: &Command,
         at: LogPosition,
         past: &dyn Records,
+        answer: Option<&mut AnswerReads>,
     ) -> Result<Verdict, ReadError> {
         if let Err(refusal) = self.check_alarms(command) {
             return Ok(Err(refusal));
         }
         match command {
-            Command::Put(put) => self.apply_put(put, past),
-            Command::DeleteRange(delete) => self.apply_delete_range(delete, past),
-            Command::Txn(txn) => self.apply_txn(txn, past),
+            Command::Put(put) => self.apply_put(put, past, answer),
+            Command::DeleteRange(delete) => Ok(self.apply_delete_range(delete, past, answer)),
+            Command::Txn(txn) => self.apply_txn(txn, past, answer),
             Command::Compact(compact) => Ok(self.apply_compact(*compact)),
             Command::GrantLease(grant) => Ok(self.apply_grant(*grant, at)),
             Command::RevokeLease(revoke) => Ok(self.apply_revoke(*revoke)),
@@ -221,8 +236,8 @@ impl Machine {
         self.keys.published(snapshot, through);
     }
 
-    fn window(&self) -> Window {
-        Window {
+    fn window(&self) -> RevisionWindow {
+        RevisionWindow {
             newest: self.revision,
             compacted: self.compacted,
         }
@@ -244,13 +259,18 @@ impl Machine {
         Ok(())
     }
 
-    fn apply_put(&mut self, put: &Put, past: &dyn Records) -> Result<Verdict, ReadError> {
+    fn apply_put(
+        &mut self,
+        put: &Put,
+        past: &dyn Records,
+        answer: Option<&mut AnswerReads>,
+    ) -> Result<Verdict, ReadError> {
         // etcd: outside a transaction an unknown lease is found before a missing key.
         let lease = self.leases.check(put.lease);
         if let Err(refusal) = lease.and_then(|()| txn::check_put(put, &self.keys, &self.leases)) {
             return Ok(Err(refusal));
         }
-        let mut writing = self.begin(past);
+        let mut writing = self.begin(past, answer);
         let done = self.put(put, &mut writing)?;
         self.end(&writing);
         Ok(Ok(Outcome::Put(done)))
@@ -260,14 +280,20 @@ impl Machine {
         &mut self,
         delete: &DeleteRange,
         past: &dyn Records,
-    ) -> Result<Verdict, ReadError> {
-        let mut writing = self.begin(past);
-        let done = self.delete_range(delete, &mut writing)?;
+        answer: Option<&mut AnswerReads>,
+    ) -> Verdict {
+        let mut writing = self.begin(past, answer);
+        let done = self.delete_range(delete, &mut writing);
         self.end(&writing);
-        Ok(Ok(Outcome::DeleteRange(done)))
+        Ok(Outcome::DeleteRange(done))
     }
 
-    fn apply_txn(&mut self, txn: &Txn, past: &dyn Records) -> Result<Verdict, ReadError> {
+    fn apply_txn(
+        &mut self,
+        txn: &Txn,
+        past: &dyn Records,
+        answer: Option<&mut AnswerReads>,
+    ) -> Result<Verdict, ReadError> {
         let records = Layered {
             fresh: &self.changes.records,
             past,
@@ -276,7 +302,7 @@ impl Machine {
         if let Err(refusal) = plan.check(&self.keys, &self.leases, self.window()) {
             return Ok(Err(refusal));
         }
-        let mut writing = self.begin(past);
+        let mut writing = self.begin(past, answer);
         let mut done = self.run(&plan, &mut writing)?;
         self.end(&writing);
         done.revision = self.revision;
@@ -370,7 +396,7 @@ impl Machine {
         }
     }
 
-    /// All keys of a lease go in one revision; without keys there is none. Gives the number of keys.
+    /// Deletes a lease and all its keys, in one revision; without keys no revision is taken. Returns the number of keys.
     fn end_lease(&mut self, id: LeaseId) -> Result<usize, KvError> {
         let keys = self.leases.revoke(id)?;
         let major = self.revision.next();
@@ -397,7 +423,7 @@ impl Machine {
             self.changes.alarms |= self.alarms.insert(entry);
             true
         } else {
-            // Clients know no other name for it.
+            // Clients see both kinds as CORRUPT.
             let differs = alarm.kind == AlarmKind::Corrupt
                 && self.alarms.remove(&(alarm.member, AlarmKind::Differs));
             self.alarms.remove(&entry) || differs
@@ -409,12 +435,13 @@ impl Machine {
         }
     }
 
-    fn begin<'a>(&self, past: &'a dyn Records) -> Writing<'a> {
+    fn begin<'a>(&self, past: &'a dyn Records, answer: Option<&'a mut AnswerReads>) -> Writing<'a> {
         Writing {
             major: self.revision.next(),
             sub: 0,
             window: self.window(),
             past,
+            answer,
         }
     }
 
@@ -429,10 +456,10 @@ impl Machine {
         let mut responses = Vec::with_capacity(plan.ops.len());
         for op in plan.ops {
             responses.push(match op {
-                TxnOp::Range(query) => OpDone::Range(self.range(query, writing)?),
+                TxnOp::Range(query) => OpDone::Range(self.range(query, writing)),
                 TxnOp::Put(put) => OpDone::Put(self.put(put, writing)?),
                 TxnOp::DeleteRange(delete) => {
-                    OpDone::DeleteRange(self.delete_range(delete, writing)?)
+                    OpDone::DeleteRange(self.delete_range(delete, writing))
                 }
                 TxnOp::Txn(_) => OpDone::Txn(self.run(txn::planned(&mut nested), writing)?),
                 TxnOp::Empty => unreachable!("an empty operation is refused before the log"),
@@ -445,28 +472,30 @@ impl Machine {
         })
     }
 
-    fn range(&self, query: &RangeQuery, writing: &Writing<'_>) -> Result<RangeDone, ReadError> {
+    /// A range changes nothing, so only the member that has the caller looks at the index for it.
+    fn range(&self, query: &RangeQuery, writing: &mut Writing<'_>) -> RangeDone {
+        let now = writing.visible();
         let head =
             query.revision <= 0 || writing.sub == 0 && query.revision == writing.window.newest.0;
-        let at = (!head).then_some(Revision(query.revision));
-        let records = Layered {
-            fresh: &self.changes.records,
-            past: writing.past,
-        };
-        range::range(&self.keys, &records, query, at, writing.visible())
+        if let Some(answer) = &mut writing.answer {
+            let at = (!head).then_some(Revision(query.revision));
+            answer.note_range(Picked::new(&self.keys, query.clone(), at, now));
+        }
+        RangeDone {
+            revision: now,
+            ..RangeDone::default()
+        }
     }
 
     fn put(&mut self, put: &Put, writing: &mut Writing<'_>) -> Result<PutDone, ReadError> {
         let before = self.keys.get(&put.key);
-        let mut old = None;
-        if let Some(meta) = before.filter(|_| put.prev_kv || put.ignore_value) {
-            old = Some(self.stored(meta.modified, writing.past)?);
-        }
         let mut value = put.value.0.clone();
-        if let Some(encoded) = old.as_ref().filter(|_| put.ignore_value) {
-            let rev = before.map(|meta| meta.modified).unwrap_or_default();
-            value = range::decode(rev, encoded)?.value;
+        if let Some(meta) = before.filter(|_| put.ignore_value) {
+            let encoded = self.stored(meta.modified, writing.past)?;
+            value = range::decode(meta.modified, &encoded)?.value;
         }
+        let asked = before.filter(|_| put.prev_kv);
+        writing.note_previous(asked.iter().map(|meta| meta.modified));
         let old_lease = before.map_or(LeaseId(0), |meta| meta.lease);
         let lease = if put.ignore_lease {
             old_lease
@@ -497,31 +526,26 @@ impl Machine {
         );
         Ok(PutDone {
             revision: writing.visible(),
-            prev: old.filter(|_| put.prev_kv),
+            prev: None,
         })
     }
 
-    fn delete_range(
-        &mut self,
-        delete: &DeleteRange,
-        writing: &mut Writing<'_>,
-    ) -> Result<DeleteRangeDone, ReadError> {
+    fn delete_range(&mut self, delete: &DeleteRange, writing: &mut Writing<'_>) -> DeleteRangeDone {
         let range = KeyRange::from_wire(&delete.key, &delete.range_end);
         let mut found = Vec::new();
         self.keys.visit(&range, &mut |key, meta| {
             found.push((Bytes::copy_from_slice(key), meta));
             ControlFlow::Continue(())
         });
+        let asked = found.iter().filter(|_| delete.prev_kv);
+        writing.note_previous(asked.map(|(_, meta)| meta.modified));
         let mut done = DeleteRangeDone::default();
         for (key, meta) in found {
-            if delete.prev_kv {
-                done.prevs.push(self.stored(meta.modified, writing.past)?);
-            }
             self.delete(&key, writing.next_rev(), meta.lease);
             done.deleted += 1;
         }
         done.revision = writing.visible();
-        Ok(done)
+        done
     }
 
     /// Deletes a live key that was attached to `lease`.
@@ -561,6 +585,12 @@ impl Machine {
 }
 
 impl Writing<'_> {
+    fn note_previous(&mut self, revs: impl Iterator<Item = Rev>) {
+        if let Some(answer) = &mut self.answer {
+            answer.note_previous(revs.collect());
+        }
+    }
+
     fn next_rev(&mut self) -> Rev {
         let rev = Rev::new(self.major, self.sub);
         self.sub += 1;

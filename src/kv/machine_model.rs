@@ -5,16 +5,20 @@
 //! every read of every revision that is still there.
 
 use super::{
-    KeyRange, KvError, check,
+    KeyRange, KvError,
+    answer_reads::AnswerReads,
+    check,
     command::{
         Command, Compact, Compare, DeleteRange, DeleteRangeDone, EncodedKv, GrantLease, OpDone,
         Operand, Outcome, Put, PutDone, RangeDone, RangeQuery, Relation, RevisionFilter,
         RevokeLease, SortOrder, SortTarget, Txn, TxnDone, TxnOp, Verdict,
     },
+    generated::generate,
     index::Index,
     machine::{Machine, Restored},
-    range::{self, ReadError, Records, Window},
+    range::{self, RevisionWindow},
     record::{self, KeyValue},
+    records::{ReadError, Records},
 };
 use crate::types::{LeaseId, LogIndex, LogPosition, RecordKind, Rev, Revision, Term};
 use bytes::Bytes;
@@ -194,8 +198,8 @@ impl Naive {
         Ok(())
     }
 
-    fn window(&self) -> Window {
-        Window {
+    fn window(&self) -> RevisionWindow {
+        RevisionWindow {
             newest: Revision(self.newest()),
             compacted: Revision(self.compacted),
         }
@@ -377,10 +381,53 @@ impl Records for Store {
 /// Machine, index and store on one side, the model on the other.
 struct Pair {
     machine: Machine,
+    /// Applies the same commands without a caller, as a follower does.
+    follower: Machine,
     index: Index,
     store: Store,
     naive: Naive,
     at: u64,
+    /// Commands of this batch whose answers are not complete, with what the model answers.
+    unanswered: Vec<(Command, Verdict, AnswerReads, Verdict)>,
+}
+
+/// Reads no record that only an answer needs.
+struct StateOnly<'a>(&'a Store, &'a Command);
+
+impl Records for StateOnly<'_> {
+    fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError> {
+        assert!(
+            reads_values(self.1),
+            "{rev:?} is read for nobody: {:?}",
+            self.1
+        );
+        self.0.get(rev)
+    }
+}
+
+/// Whether the state after a command depends on stored values.
+fn reads_values(command: &Command) -> bool {
+    fn txn(txn: &Txn) -> bool {
+        let by_value = |compare: &Compare| matches!(compare.operand, Operand::Value(_));
+        txn.compares.iter().any(by_value)
+            || txn.branches().any(|op| match op {
+                TxnOp::Put(put) => put.ignore_value,
+                TxnOp::Txn(inner) => self::reads_values(&Command::Txn(inner.clone())),
+                TxnOp::Range(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => false,
+            })
+    }
+    match command {
+        Command::Put(put) => put.ignore_value,
+        Command::Txn(whole) => txn(whole),
+        Command::DeleteRange(_)
+        | Command::Compact(_)
+        | Command::GrantLease(_)
+        | Command::RevokeLease(_)
+        | Command::SetAlarm(_)
+        | Command::ExpireLeases(_)
+        | Command::CheckpointLeases(_)
+        | Command::RenewLeases(_) => false,
+    }
 }
 
 /// One step of a run.
@@ -400,10 +447,12 @@ impl Pair {
         let index = Index::default();
         Self {
             machine: Machine::new(Restored::default(), index.snapshot()),
+            follower: Machine::new(Restored::default(), index.snapshot()),
             index,
             store: Store::default(),
             naive: Naive::new(),
             at: 0,
+            unanswered: Vec::new(),
         }
     }
 
@@ -437,20 +486,16 @@ impl Pair {
             index: LogIndex(self.at),
             term: Term(1),
         };
-        let verdict = self.machine.apply(command, at, &self.store);
+        let mut reads = AnswerReads::default();
+        let records = StateOnly(&self.store, command);
+        let verdict = self.machine.apply(command, at, &records, Some(&mut reads));
         let verdict = verdict.expect("everything the index names is stored");
+        let alone = self.follower.apply(command, at, &records, None);
+        assert_eq!(alone.is_ok_and(|alone| alone.is_ok()), verdict.is_ok());
         let expected = self.naive.apply(command);
-        let same = match (&verdict, &expected) {
-            // The model keeps no lease rows: that there is an answer, and its revision, is enough.
-            (
-                Ok(Outcome::Lease { revision, .. }),
-                Ok(Outcome::Countdown {
-                    revision: other, ..
-                }),
-            ) => revision == other,
-            _ => verdict == expected,
-        };
-        assert!(same, "{command:?}: {verdict:?}, expected {expected:?}");
+        self.unanswered
+            .push((command.clone(), verdict, reads, expected));
+        assert_eq!(self.follower.state_hash(), self.machine.state_hash());
         assert_eq!(
             self.machine.revision().0,
             self.naive.newest(),
@@ -463,8 +508,30 @@ impl Pair {
         );
     }
 
+    /// Completes the answers of the batch, from what is stored after it.
+    fn answer(&mut self) {
+        for (command, verdict, reads, expected) in std::mem::take(&mut self.unanswered) {
+            let verdict = verdict.map(|outcome| {
+                let complete = reads.complete(outcome, &self.store, usize::MAX);
+                complete.expect("everything that was picked is stored")
+            });
+            let same = match (&verdict, &expected) {
+                // The model keeps no lease rows: that there is an answer, and its revision, is enough.
+                (
+                    Ok(Outcome::Lease { revision, .. }),
+                    Ok(Outcome::Countdown {
+                        revision: other, ..
+                    }),
+                ) => revision == other,
+                _ => verdict == expected,
+            };
+            assert!(same, "{command:?}: {verdict:?}, expected {expected:?}");
+        }
+    }
+
     fn publish(&mut self) {
         let changes = self.machine.take_changes();
+        assert_eq!(self.follower.take_changes(), changes);
         for change in &changes.keys {
             match change.kind {
                 RecordKind::Put => {
@@ -481,7 +548,10 @@ impl Pair {
             assert!(before.is_none(), "{:?} is given out once", record.rev);
         }
         let through = self.machine.revision();
-        self.machine.published(self.index.snapshot(), through);
+        for machine in [&mut self.machine, &mut self.follower] {
+            machine.published(self.index.snapshot(), through);
+        }
+        self.answer();
     }
 
     fn reclaim(&mut self) {
@@ -495,7 +565,10 @@ impl Pair {
         self.store.0.retain(|&rev, (kind, kv)| {
             rev.major > at || keys.needed_at_compaction(record::key_slice(kv), rev, *kind, at)
         });
-        self.machine.published(keys, self.machine.revision());
+        let through = self.machine.revision();
+        for machine in [&mut self.machine, &mut self.follower] {
+            machine.published(keys.clone(), through);
+        }
     }
 
     fn read(&mut self, query: &RangeQuery, back: i64) {
@@ -543,9 +616,9 @@ fn run(steps: &[Step]) {
     }
 }
 
-/// What a fuzzer does with its bytes: see [`crate::fuzzing::generate`].
+/// What a fuzzer does with its bytes: see [`generate`].
 pub fn fuzz(data: &[u8]) {
-    run(&crate::fuzzing::generate(&step(), data, 60));
+    run(&generate(&step(), data, 60));
 }
 
 fn key() -> impl Strategy<Value = Bytes> {

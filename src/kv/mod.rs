@@ -10,19 +10,25 @@
 //!
 //! # Where things are
 //!
-//! - [`command`]: what can be asked, what is answered. [`check`]: what is refused before it enters the log.
-//! - [`machine`]: applies committed commands. [`txn`]: compares and the plan of a transaction. [`range`]: reads.
+//! - [`command`]: what can be asked, what is answered. [`check`]: what is refused before it enters the log;
+//!   [`encoded_txn`]: what is refused before it is decoded.
+//! - [`machine`]: applies committed commands; [`answer_reads`]: the reads that only a caller's answer needs;
+//!   [`value_reads`]: those that the new state depends on. [`txn`]: compares and the plan of a transaction. [`range`]: reads.
 //! - [`index`]: key → metadata and history of revisions. [`keys`]: the view on it, with what is not yet published.
-//! - [`hash`]: what etcd's members compare. [`state_hash`]: what ours do. [`record`]: the stored bytes. [`view`]: what readers
-//!   get.
+//! - [`hash`]: what etcd's members compare. [`state_hash`]: what ours do. [`record`]: the stored bytes. [`records`]: how
+//!   they are read. [`view`]: what readers get.
 //! - [`lease`]: leases as the log knows them. [`lease_clock`]: when they are due, on each member.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
-mod apart;
+pub mod answer_reads;
 pub mod check;
 pub mod command;
+mod copied;
+pub mod encoded_txn;
 mod error;
+#[cfg(any(test, fuzzing))]
+mod generated;
 pub mod hash;
 pub mod index;
 mod key_range;
@@ -38,13 +44,16 @@ pub mod machine;
 pub mod machine_model;
 pub mod range;
 pub mod record;
+pub mod records;
 pub mod retention;
 pub mod runs;
 pub mod state_hash;
 pub mod tail;
 pub mod txn;
+pub mod value_reads;
 pub mod view;
 pub mod watch;
+mod write_set;
 
 pub use error::KvError;
 pub use key_range::{KeyRange, RangeEnd};

@@ -1,56 +1,35 @@
 //! Reading a range: which keys, in which order, cut where.
 //!
 //! Etcd's order of evaluation: pick the keys at the revision, filter by revisions, sort, cut to the limit, strip the values.
-//! At the head the index alone answers everything up to the values (counts, filters, sorts by revision or version,
-//! keys-only results); records are read for what is left after the cut.
+//! At the head the index alone is enough for everything but values (counts, filters, sorts by revision or version, keys-only
+//! results); records are read only for the results that are left after the cut.
 
 use super::{
     KeyRange, KvError,
-    apart::Apart,
     command::{EncodedKv, RangeDone, RangeQuery, SortOrder, SortTarget},
+    copied::CopyBuffer,
     index::Meta,
     keys::Keys,
     record::{self, KeyValue},
+    records::{ReadError, Records},
 };
 use crate::types::{LeaseId, Rev, Revision};
 use bytes::Bytes;
-use std::{cmp::Ordering, error::Error, ops::ControlFlow};
+use std::{cmp::Ordering, ops::ControlFlow};
 
-/// From so many results on an answer is in memory of its own; see [`RangeDone::kvs`].
-pub const APART_MIN: usize = 16;
-
-/// Access to the stored form of changes.
-pub trait Records {
-    /// The `KeyValue` that the put at `rev` stored. The index names only changes that are there.
-    fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError>;
-
-    /// The same, shown once where it is.
-    fn visit(&self, rev: Rev, seen: &mut dyn FnMut(&[u8])) -> Result<(), ReadError> {
-        seen(&self.get(rev)?);
-        Ok(())
-    }
-}
-
-/// A stored change could not be read: the disk failed, or what it gave back is not what was written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot read the change at revision {}.{}: {source}", rev.major, rev.sub)]
-pub struct ReadError {
-    /// Which change.
-    pub rev: Rev,
-    /// Why.
-    pub source: Box<dyn Error + Send + Sync>,
-}
+/// An answer of so many results or more holds copies of the records; see [`RangeDone::kvs`].
+pub const COPIED_MIN: usize = 16;
 
 /// What a reader may ask for: from the compacted revision to the newest one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Window {
+pub struct RevisionWindow {
     /// The newest revision.
     pub newest: Revision,
     /// The oldest readable one.
     pub compacted: Revision,
 }
 
-impl Window {
+impl RevisionWindow {
     /// Checks an explicit revision.
     pub fn check(&self, asked: Revision) -> Result<(), KvError> {
         if asked > self.newest {
@@ -68,7 +47,7 @@ impl Window {
         Ok(())
     }
 
-    /// The revision a plain range reads at: nothing stands for the head. Zero and less mean the newest.
+    /// The revision that a range outside a transaction reads at; `None` is the head. Zero and less mean the newest.
     pub fn resolve(&self, asked: i64) -> Result<Option<Revision>, KvError> {
         if asked <= 0 {
             return Ok(None);
@@ -79,6 +58,7 @@ impl Window {
 }
 
 /// One result on its way: a key with what is known of it before its record is read.
+#[derive(Debug)]
 struct Found {
     /// Kept for results that are made without their record.
     key: Vec<u8>,
@@ -89,7 +69,7 @@ struct Found {
     kv: Option<KeyValue>,
 }
 
-/// Runs a query. `at` is the revision to read at (nothing: the head); `now` is the revision to report.
+/// Runs a query. `at` is the revision to read at (`None`: the head); `now` is the revision to report.
 pub fn range(
     keys: &impl Keys,
     records: &dyn Records,
@@ -97,35 +77,95 @@ pub fn range(
     at: Option<Revision>,
     now: Revision,
 ) -> Result<RangeDone, ReadError> {
-    let range = KeyRange::from_wire(&query.key, &query.range_end);
-    let mut done = RangeDone {
-        revision: now,
-        ..RangeDone::default()
-    };
-    if query.count_only {
-        done.count = count(keys, &range, at);
-        return Ok(done);
+    Picked::new(keys, query.clone(), at, now).read(records, &mut |_| Ok(()))
+}
+
+/// A query for which the index has been asked, and the records have not been read yet.
+#[derive(Debug)]
+pub struct Picked {
+    query: RangeQuery,
+    /// Whether metadata came from the index.
+    at_head: bool,
+    limit: Option<usize>,
+    found: Vec<Found>,
+    count: i64,
+    now: Revision,
+}
+
+impl Picked {
+    /// Picks the keys of a query, as [`range`] does.
+    pub fn new(keys: &impl Keys, query: RangeQuery, at: Option<Revision>, now: Revision) -> Self {
+        let range = KeyRange::from_wire(&query.key, &query.range_end);
+        let limit = usize::try_from(query.limit).ok().filter(|&limit| limit > 0);
+        let (found, count) = if query.count_only {
+            (Vec::new(), count(keys, &range, at))
+        } else {
+            pick(
+                keys,
+                &range,
+                at,
+                fetch_limit(&query, limit),
+                query.keys_only,
+            )
+        };
+        Self {
+            query,
+            at_head: at.is_none(),
+            limit,
+            found,
+            count,
+            now,
+        }
     }
-    let limit = usize::try_from(query.limit).ok().filter(|&limit| limit > 0);
-    let (mut found, count) = pick(keys, &range, at, fetch_limit(query, limit), query.keys_only);
-    done.count = count;
-    if needs_metadata(query) && at.is_some() || sort_of(query) == Some(SortTarget::Value) {
-        found.iter_mut().try_for_each(|item| item.load(records))?;
+
+    /// Whether records are read that the answer may not hold, to sort or filter by them.
+    fn must_load(&self) -> bool {
+        needs_metadata(&self.query) && !self.at_head
+            || sort_of(&self.query) == Some(SortTarget::Value)
     }
-    if !query.filter.is_off() {
-        found.retain(|item| query.filter.admits(item.create(), item.rev.major));
+
+    /// The records that [`Picked::read`] will read, and a few more at most.
+    pub fn revs(&self) -> impl Iterator<Item = Rev> {
+        let from_index = self.query.keys_only && !self.must_load();
+        let found = self.found.iter().filter(move |_| !from_index);
+        found.map(|item| item.rev)
     }
-    sort(&mut found, query);
-    if let Some(limit) = limit {
-        done.more = found.len() > limit;
-        found.truncate(limit);
+
+    /// Reads the records. `admit` is asked before the answer grows by so many bytes of records.
+    pub fn read<E: From<ReadError>>(
+        mut self,
+        records: &dyn Records,
+        admit: &mut dyn FnMut(usize) -> Result<(), E>,
+    ) -> Result<RangeDone, E> {
+        if self.must_load() {
+            for item in &mut self.found {
+                admit(item.load(records)?)?;
+            }
+        }
+        let (mut found, query) = (self.found, &self.query);
+        if !query.filter.is_off() {
+            found.retain(|item| query.filter.admits(item.create(), item.rev.major));
+        }
+        sort(&mut found, query);
+        let mut more = false;
+        if let Some(limit) = self.limit {
+            more = found.len() > limit;
+            found.truncate(limit);
+        }
+        let mut copies = (found.len() >= COPIED_MIN).then(CopyBuffer::default);
+        let mut kvs = Vec::with_capacity(found.len());
+        for item in &found {
+            let kv = item.result(records, query, copies.as_mut())?;
+            admit(kv.len())?;
+            kvs.push(kv);
+        }
+        Ok(RangeDone {
+            revision: self.now,
+            kvs,
+            more,
+            count: self.count,
+        })
     }
-    let mut apart = (found.len() >= APART_MIN).then(Apart::default);
-    done.kvs = found
-        .iter()
-        .map(|item| item.result(records, query, apart.as_mut()))
-        .collect::<Result<_, _>>()?;
-    Ok(done)
 }
 
 /// How many keys to pick by key order. etcd: a sort by anything but the key with order NONE happens after this cut.
@@ -166,7 +206,7 @@ pub fn count(keys: &impl Keys, range: &KeyRange, at: Option<Revision>) -> i64 {
     count
 }
 
-/// The first `fetch` keys of a range (nothing: all), and how many there are in all.
+/// The first `fetch` keys of a range (`None`: all), and how many there are in all.
 fn pick(
     keys: &impl Keys,
     range: &KeyRange,
@@ -238,11 +278,11 @@ fn sort(found: &mut [Found], query: &RangeQuery) {
 }
 
 impl Found {
-    fn load(&mut self, records: &dyn Records) -> Result<(), ReadError> {
-        if self.kv.is_none() {
-            self.kv = Some(decode(self.rev, &records.get(self.rev)?)?);
-        }
-        Ok(())
+    /// Reads the record and gives its size in bytes.
+    fn load(&mut self, records: &dyn Records) -> Result<usize, ReadError> {
+        let encoded = records.get(self.rev)?;
+        self.kv = Some(decode(self.rev, &encoded)?);
+        Ok(encoded.len())
     }
 
     fn version(&self) -> i64 {
@@ -270,7 +310,7 @@ impl Found {
         &self,
         records: &dyn Records,
         query: &RangeQuery,
-        apart: Option<&mut Apart>,
+        copies: Option<&mut CopyBuffer>,
     ) -> Result<EncodedKv, ReadError> {
         if query.keys_only {
             let sorted_by_value = query.sort_target == SortTarget::Value;
@@ -288,9 +328,9 @@ impl Found {
                 lease: lease.unwrap_or_default(),
             }));
         }
-        match (&self.kv, apart) {
+        match (&self.kv, copies) {
             (Some(kv), _) => Ok(kv.encode()),
-            (None, Some(apart)) => apart.read(records, self.rev),
+            (None, Some(copies)) => copies.read(records, self.rev),
             (None, None) => records.get(self.rev),
         }
     }

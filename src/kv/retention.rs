@@ -1,5 +1,5 @@
-//! Auto-compaction: when history is old enough to be given up. Pure: the time and the revision are told, the answer is a
-//! revision to compact at. etcd: both modes pace themselves as etcd's do.
+//! Auto-compaction: decides when history is old enough to be compacted. Pure: time and revision come in, a revision to compact at
+//! comes out. etcd: both modes compact at the same moments.
 
 use crate::types::{Millis, Revision};
 use std::collections::VecDeque;
@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 const MINUTE: u64 = 60_000;
 const HOUR: u64 = 60 * MINUTE;
 
-/// How often mode `revision` looks.
+/// How often mode `revision` takes a sample.
 const REVISION_INTERVAL: Millis = Millis(5 * MINUTE);
 
 /// What history is kept.
@@ -70,7 +70,7 @@ impl AutoCompaction {
         }
     }
 
-    /// How long to wait between two calls of [`AutoCompaction::sample`]; nothing if there need be none.
+    /// How long to wait between two calls of [`AutoCompaction::sample`]; `None` if it is never called.
     pub fn interval(&self) -> Option<Millis> {
         match self {
             Self::Off => None,
@@ -79,7 +79,7 @@ impl AutoCompaction {
         }
     }
 
-    /// Takes note of the newest revision; tells where to compact now, if anywhere. Only a leader asks to (`leads`).
+    /// Records the newest revision; returns the revision to compact at, if it is time. Only a leader compacts (`leads`).
     pub fn sample(&mut self, now: Millis, newest: Revision, leads: bool) -> Option<Revision> {
         let due = match self {
             Self::Off => None,

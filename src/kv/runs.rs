@@ -24,12 +24,12 @@
 
 use std::sync::Arc;
 
-/// Runs up to this size are merged without further thought.
+/// Runs up to this size are always merged.
 const SMALL_BYTES: usize = 512;
-/// So many runs of one size class may lie beside each other.
+/// Runs of one size class that may follow each other.
 const RUNS_PER_CLASS: usize = 3;
 
-/// An item that knows its place in the sequence.
+/// An item of the sequence, with its key.
 pub trait Keyed {
     /// What the sequence is ordered by.
     type Key: Ord + Copy;
@@ -83,7 +83,7 @@ impl<T> Runs<T> {
         self.runs().map(<[T]>::len).sum()
     }
 
-    /// Reads the count of who holds the newest run; see [`index::warm`](super::index).
+    /// Reads the reference count of the newest run; see [`index`](super::index).
     pub fn touch(&self) -> usize {
         self.newest.as_ref().map_or(0, Arc::strong_count)
     }

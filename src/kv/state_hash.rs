@@ -1,14 +1,14 @@
-//! The rolling hash of the state: how members notice that one of them came to another state than the others.
+//! The rolling hash of the state: members compare it to detect that one of them has diverged.
 //!
 //! Every applied entry is folded into 64 bits together with what it did *here*: the records it made (keys, values, revisions,
 //! versions), leases, alarms, the revisions after it, and whether it was refused. The log is the same on all members, and
 //! applying is a function of it; so after the same entry all have the same hash, or one of them has a fault: its memory, its
-//! disk, or a bug. A step can be undone given what was folded in, so a difference once there never goes away by itself.
+//! disk, or a bug. Each step is invertible, so a difference never goes away by itself.
 //!
 //! [`RecentHashes`] remembers the hashes of the last entries, so that members can compare at an index that both have applied.
 //! [`judge`] tells from what the members say who is right: a majority of the voters is. Where there is none, nobody is.
 //!
-//! A hash is not made of the whole state: what nothing touches again is not looked at again. `HashKV` is there for that.
+//! The hash covers changes, not the whole state: a stored record that rots later is not noticed. `HashKV` covers that.
 
 use super::{
     command::Verdict,
@@ -41,7 +41,7 @@ impl fmt::Display for StateHash {
 /// What an entry left behind.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Effects<'a> {
-    /// What its caller is told; nothing if it was no command.
+    /// The caller's answer; `None` if it was no command.
     pub(super) verdict: Option<&'a Verdict>,
     /// The newest revision after it.
     pub(super) revision: Revision,
@@ -148,20 +148,20 @@ impl RecentHashes {
 /// What the hashes after one entry say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Judgement {
-    /// All who told one told the same.
+    /// All reported hashes are the same.
     Same,
-    /// A majority of the voters is in one state, and these members are not.
+    /// A majority of the voters is in one state, and these members are in others.
     Differ {
         /// The majority's hash.
         right: StateHash,
-        /// Who has another one, ascending.
+        /// The members with another one, ascending.
         wrong: Vec<MemberId>,
     },
-    /// Members differ, and no state has a majority: who is in each.
+    /// Members differ, and no state has a majority: the members in each.
     Undecided(BTreeMap<StateHash, Vec<MemberId>>),
 }
 
-/// Judges what members, with and without a vote, tell of their state after one entry. Who tells nothing counts for nobody.
+/// Judges the hashes that members, voters or not, report after one entry. A member that reports none counts for no state.
 pub fn judge(voters: &[MemberId], told: &BTreeMap<MemberId, StateHash>) -> Judgement {
     let mut camps: BTreeMap<StateHash, Vec<MemberId>> = BTreeMap::new();
     for (id, hash) in told {

@@ -1,15 +1,15 @@
 //! The tail of history that the database does not hold yet: records in the batches in which they were applied.
 //!
-//! A clone costs one reference count and never changes, so every published view has one. A batch is one piece of memory that the
-//! tail, the commit to come and the watch hub share: nothing copies a record, and a batch of records costs one reference count
-//! where it would cost one for each record.
+//! A clone never changes and costs one increment of a reference count, so every published view has one. The tail, the next commit
+//! and the watch hub share each batch: no record is copied, and sharing a batch costs one reference count, not one for each
+//! record.
 
 use super::runs::{Keyed, Runs};
 use crate::types::{Record, Rev};
 use std::sync::Arc;
 
 /// Records that were applied together, in strictly ascending order.
-pub type Batch = Arc<[Record]>;
+pub type RecordBatch = Arc<[Record]>;
 
 /// A persistent sequence of records, strictly ascending. Empty batches are not in it.
 #[derive(Clone, Debug, Default)]
@@ -19,7 +19,7 @@ pub struct Tail {
 
 /// A batch with at least one record.
 #[derive(Clone, Debug)]
-struct Filled(Batch);
+struct Filled(RecordBatch);
 
 impl Filled {
     fn last(&self) -> Rev {
@@ -60,14 +60,14 @@ impl Tail {
     /// The records from `rev` on, oldest first. Costs O(log n) before the first one.
     pub fn iter_from(&self, rev: Rev) -> impl Iterator<Item = &Record> {
         let start = self.batches.last_at_or_before(rev).map_or(rev, Keyed::key);
-        let from = move |batch: &Batch| batch.partition_point(|record| record.rev < rev);
+        let from = move |batch: &RecordBatch| batch.partition_point(|record| record.rev < rev);
         self.batches
             .iter_from(start)
             .flat_map(move |Filled(batch)| batch[from(batch)..].iter())
     }
 
     /// Adds a batch. All of it must follow what is here already.
-    pub fn push(&mut self, batch: Batch) {
+    pub fn push(&mut self, batch: RecordBatch) {
         if batch.is_empty() {
             return;
         }
@@ -96,7 +96,7 @@ impl Tail {
 }
 
 /// The record of a revision in a batch.
-pub fn find(batch: &Batch, rev: Rev) -> Option<&Record> {
+pub fn find(batch: &RecordBatch, rev: Rev) -> Option<&Record> {
     let at = batch.binary_search_by_key(&rev, |record| record.rev).ok()?;
     batch.get(at)
 }
@@ -116,7 +116,7 @@ mod tests {
         }
     }
 
-    fn batch(revs: &[Rev]) -> Batch {
+    fn batch(revs: &[Rev]) -> RecordBatch {
         revs.iter().copied().map(record).collect()
     }
 

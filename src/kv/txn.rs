@@ -10,7 +10,8 @@ use super::{
     index::Meta,
     keys::Keys,
     lease::LeaseTable,
-    range::{self, ReadError, Records, Window},
+    range::{self, RevisionWindow},
+    records::{ReadError, Records},
 };
 use crate::types::Revision;
 use std::{cmp::Ordering, ops::ControlFlow};
@@ -56,7 +57,7 @@ impl<'a> Plan<'a> {
         &self,
         keys: &impl Keys,
         leases: &LeaseTable,
-        window: Window,
+        window: RevisionWindow,
     ) -> Result<(), KvError> {
         // etcd: all puts are checked before any range, which decides the error of a transaction with two faults.
         self.check_puts(keys, leases)?;
@@ -75,7 +76,7 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    fn check_ranges(&self, window: Window) -> Result<(), KvError> {
+    fn check_ranges(&self, window: RevisionWindow) -> Result<(), KvError> {
         let mut nested = self.nested.iter();
         for op in self.ops {
             match op {
@@ -107,7 +108,7 @@ pub(crate) fn check_put(put: &Put, keys: &impl Keys, leases: &LeaseTable) -> Res
 }
 
 /// etcd: inside a transaction a negative revision is judged literally, not as "newest".
-fn check_range(query: &RangeQuery, window: Window) -> Result<(), KvError> {
+fn check_range(query: &RangeQuery, window: RevisionWindow) -> Result<(), KvError> {
     if query.revision == 0 {
         Ok(())
     } else {
@@ -120,7 +121,7 @@ pub fn read(
     txn: &Txn,
     keys: &impl Keys,
     records: &dyn Records,
-    window: Window,
+    window: RevisionWindow,
 ) -> Result<Result<TxnDone, KvError>, ReadError> {
     let plan = Plan::new(txn, keys, records)?;
     if let Err(refusal) = plan.check(keys, &LeaseTable::default(), window) {

@@ -1,15 +1,16 @@
 //! What readers get: an immutable state of the whole store at one revision.
 //!
 //! A view is the index's snapshot, the tail of records that are not yet in the database, and a read transaction of the database
-//! that holds all others. It never changes, so readers neither wait for the applier nor hold it up, and a compaction that
-//! runs meanwhile takes nothing away from it.
+//! that holds all others. It never changes, so readers neither wait for the applier nor delay it, and a compaction that
+//! runs meanwhile removes nothing from it.
 
 use super::{
     KeyRange, KvError,
     command::{EncodedKv, RangeDone, RangeQuery, Txn, TxnDone},
     index::Snapshot,
     keys::Keys,
-    range::{self, ReadError, Records, Window},
+    range::{self, RevisionWindow},
+    records::{ReadError, Records},
     tail::Tail,
     txn,
     watch::{History, Memory, Visit},
@@ -30,7 +31,7 @@ pub trait StoredRecords: Records {
 #[derive(Clone)]
 pub struct View {
     /// The revisions that can be read.
-    pub window: Window,
+    pub window: RevisionWindow,
     /// The keys.
     pub keys: Snapshot,
     /// Records not yet in the database, or not yet in `stored`.
@@ -48,7 +49,7 @@ impl View {
         }
     }
 
-    /// Keys of a range at a revision; nothing stands for the newest.
+    /// Keys of a range at a revision; `None` is the newest.
     pub fn count(&self, range: &KeyRange, at: Option<Revision>) -> i64 {
         range::count(&self.keys, range, at)
     }

@@ -33,7 +33,7 @@ use crate::{
     },
     config::{self, Config},
     kv::{
-        index::Index as Tree, lease_clock::ClockSettings, machine::Machine, range::Window,
+        index::Index as Tree, lease_clock::ClockSettings, machine::Machine, range::RevisionWindow,
         retention::Retention, tail::Tail, view::View,
     },
     net::Listener,
@@ -282,7 +282,7 @@ fn first_view(applier: &ApplierState, db: &Db) -> Published {
     let machine = &applier.machine;
     Published {
         view: View {
-            window: Window {
+            window: RevisionWindow {
                 newest: machine.revision(),
                 compacted: machine.compacted().max(applier.begun_compaction),
             },
@@ -298,6 +298,7 @@ fn first_view(applier: &ApplierState, db: &Db) -> Published {
         stored_applied: db.applied().index,
         file_bytes: db.size(),
         used_bytes: db.size_in_use(),
+        waiting_bytes: 0,
     }
 }
 

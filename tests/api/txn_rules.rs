@@ -1,9 +1,10 @@
 //! Txn: what is refused before anything runs. Operation budget, duplicate keys, empty operations.
 
 use crate::support::{
-    Client, Server, compare, del, del_range, get, only_quorate_has, op_del, op_get, op_put, op_txn,
-    put, refused, txn,
+    Client, Server, Wire, compare, del, del_range, frame, get, only_quorate_has, op_del, op_get,
+    op_put, op_txn, put, refused, txn,
 };
+use prost::Message as _;
 use quorate::internals::api::proto::etcdserverpb::compare::CompareResult::Equal;
 use quorate::internals::api::proto::etcdserverpb::compare::TargetUnion::Version;
 use quorate::internals::api::proto::etcdserverpb::{
@@ -41,6 +42,30 @@ async fn each_list_may_have_128_entries() {
         txn(vec![], vec![], gets(129)),
     ] {
         refused(client.txn(request).await, Code::InvalidArgument, TOO_MANY);
+    }
+}
+
+#[tokio::test]
+async fn sixty_levels_are_carried_out_and_five_hundred_refused() {
+    let (server, client) = start().await;
+    let wire = Wire::connect(server.client_port()).await;
+    let chain = |levels: usize| {
+        let innermost = txn(vec![], vec![op_put(put("deep", "value"))], vec![]);
+        (1..levels).fold(innermost, |inner, _| {
+            txn(vec![], vec![op_txn(inner)], vec![])
+        })
+    };
+    let call = async |levels: usize| {
+        let message = frame(&chain(levels).encode_to_vec());
+        let answer = wire.call("/etcdserverpb.KV/Txn", message).await;
+        (answer.grpc_status, answer.message)
+    };
+    assert_eq!(call(60).await, (0, String::new()));
+    let kv = client.range(get("deep")).await.unwrap().kvs.remove(0);
+    assert_eq!(kv.value, "value");
+    for levels in [129, 500] {
+        let refused = (Code::InvalidArgument as i32, TOO_MANY.to_owned());
+        assert_eq!(call(levels).await, refused, "{levels} levels");
     }
 }
 

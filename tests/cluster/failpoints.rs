@@ -68,7 +68,8 @@ fn is_rare(point: FailPoint) -> bool {
     use FailPoint as P;
     matches!(
         point,
-        P::BeforeHardState
+        P::BeforeStoredRead
+            | P::BeforeHardState
             | P::AfterHardState
             | P::BeforeMembershipApply
             | P::AfterMembershipApply

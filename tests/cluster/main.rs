@@ -46,6 +46,8 @@ mod snapshot;
 mod stall;
 mod standing;
 mod state;
+#[cfg(feature = "failpoints")]
+mod stored_reads;
 mod support;
 mod survivor;
 #[path = "../support/tools.rs"]

@@ -1,15 +1,15 @@
-//! The keys of one node: sorted, in one piece of memory, without what they all begin with.
+//! The keys of one node: sorted, in one allocation, with their common prefix stored once.
 //!
-//! One allocation instead of one a key saves both memory and, when a node is copied for a snapshot, time. Neighbours in a
-//! sorted tree have long prefixes in common: said once, a node's keys take a few cache lines, and a search among a million
-//! keys waits for memory that much less. Capacity follows the length closely, for there are many small nodes and doubling
+//! One allocation for all keys saves memory and, when a node is copied for a snapshot, time. Neighbours in a
+//! sorted tree have long common prefixes: with the prefix stored once, the keys of a node take a few cache lines, and a search
+//! among a million keys has fewer cache misses. Capacity follows the length closely, for there are many small nodes and doubling
 //! would waste a third of them.
 //!
 //! ```text
 //! keys  /pods/a  /pods/b/x  /pods/b/y       blob  /pods/ a b/x b/y       ends  7 10 13
 //! ```
 
-use super::grow;
+use super::grow::grow;
 use std::{cmp::Ordering, ops::Range};
 
 /// Room for growth that a full blob gets beyond what it needs now.
@@ -17,10 +17,10 @@ const SPARE_BYTES: usize = 64;
 
 /// A sorted list of distinct keys.
 ///
-/// Invariant: every key begins with the prefix. It may be shorter than it could be: it is made anew in a split and where a key
-/// comes that does not begin with it.
+/// Invariant: every key begins with the prefix. The prefix may be shorter than the longest common one: it is computed anew only
+/// in a split, and when a key is inserted that does not begin with it.
 #[derive(Debug, Default)]
-pub(super) struct Keys {
+pub(super) struct NodeKeys {
     /// The prefix, then the rest of each key.
     blob: Vec<u8>,
     /// Where the prefix ends.
@@ -51,7 +51,7 @@ impl Key<'_> {
     }
 }
 
-impl Clone for Keys {
+impl Clone for NodeKeys {
     fn clone(&self) -> Self {
         let mut copy = Self {
             prefix: self.prefix,
@@ -65,7 +65,7 @@ impl Clone for Keys {
     }
 }
 
-impl Keys {
+impl NodeKeys {
     pub(super) fn len(&self) -> usize {
         self.ends.len()
     }
@@ -189,7 +189,7 @@ impl Keys {
     /// Takes some keys of `other`, all of which begin with the first `prefix` bytes of the first of them.
     fn fill(&mut self, other: &Self, keys: Range<usize>, prefix: usize) {
         let (start, end) = (other.start(keys.start), other.start(keys.end));
-        // What the prefix gains, each key loses, and the other way round.
+        // Each key loses the bytes that the prefix gains, and the other way round.
         let bytes = (other.prefix + end - start + prefix).saturating_add_signed(
             keys.len().cast_signed() * (other.prefix.cast_signed() - prefix.cast_signed()),
         );
@@ -209,7 +209,7 @@ impl Keys {
         }
     }
 
-    /// Reads from each cache line, for [`warm`](super::warm).
+    /// Reads from each cache line, for [`prefetch`](super::prefetch).
     pub(super) fn touch(&self) -> usize {
         let ends = self.ends.iter().step_by(16).map(|end| *end as usize);
         let blob = self.blob.iter().step_by(64).map(|byte| usize::from(*byte));
@@ -226,8 +226,8 @@ impl Keys {
     }
 }
 
-/// The first eight bytes of `blob[start..end]`, as a number that is ordered like them. Two that differ need no further
-/// comparison: nearly all do, behind their node's prefix.
+/// The first eight bytes of `blob[start..end]` as a number that is ordered like them. If two of these numbers differ, the keys
+/// need no further comparison; behind their node's prefix nearly all differ.
 fn lead(blob: &[u8], start: usize, end: usize) -> u64 {
     let eight = match (blob[start..].first_chunk(), blob.last_chunk()) {
         (Some(eight), _) => u64::from_be_bytes(*eight),
@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn insert_remove_split_and_append_keep_keys_apart() {
-        let mut keys = Keys::default();
+        let mut keys = NodeKeys::default();
         for key in [b"m".as_slice(), b"a", b"", b"zz", b"mm"] {
             let at = keys.search(key).unwrap_err();
             keys.insert(at, key);
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_prefix_is_kept_once_and_follows_the_keys() {
-        let mut keys = Keys::default();
+        let mut keys = NodeKeys::default();
         let mut insert = |key: &[u8]| {
             let at = keys.search(key).unwrap_err();
             keys.insert(at, key);
@@ -324,7 +324,7 @@ mod tests {
     proptest! {
         #[test]
         fn is_like_a_list_of_keys(ops in prop::collection::vec((any::<u8>(), key()), 1..80)) {
-            let (mut keys, mut model) = (Keys::default(), Vec::<Vec<u8>>::new());
+            let (mut keys, mut model) = (NodeKeys::default(), Vec::<Vec<u8>>::new());
             for (op, key) in ops {
                 prop_assert_eq!(keys.search(&key), model.binary_search(&key));
                 match model.binary_search(&key) {
@@ -354,7 +354,7 @@ mod tests {
         prop::collection::vec(prop_oneof![3 => Just(b'a'), 1 => Just(b'b')], 0..6)
     }
 
-    fn all(keys: &Keys) -> Vec<Vec<u8>> {
+    fn all(keys: &NodeKeys) -> Vec<Vec<u8>> {
         keys.iter().map(Key::to_vec).collect()
     }
 

@@ -28,13 +28,14 @@
 //!
 //! # The tree
 //!
-//! A B+tree of [`Arc`](std::sync::Arc) nodes. A [`Snapshot`] is its root, cloned; a write copies the nodes on its
-//! way that a snapshot still holds, once, and changes the others in place. A copy of a node shares with it the keys,
+//! A B+tree of [`Arc`](std::sync::Arc) nodes. A [`Snapshot`] is its root, cloned; a write copies each node on its
+//! path that a snapshot still holds, once, and changes the others in place. A copy of a node shares with it the keys,
 //! and the slots or children that do not change. So publishing costs a few small copies a batch, readers take no lock,
 //! and no reader sees half a change.
 //!
-//! With many keys its cost is waiting for memory. So what a write goes through is kept together: a node says once what all its
-//! keys begin with, a slot holds the one older change that most keys have at most, and the keys of a batch go down side by side.
+//! With many keys, cache misses dominate its cost. So data that a write visits lies together: a node stores the common prefix of
+//! its keys once; most keys have at most one older revision, which the slot stores inline; and the keys of a batch are looked up
+//! together (`prefetch`).
 //!
 //! A parent keeps a summary of each child: the exact number of live keys (so a count adds up a few nodes), the
 //! lowest revision whose compaction would drop something in it (so a compaction visits only what it changes), and
@@ -43,20 +44,21 @@
 //!
 //! # Files
 //!
-//! `slot` is one key's changes and all rules about them; `keys` the keys of a node, `patched` what belongs to them; `node` the
-//! tree and its changes; `snapshot` and `walk` the reads, `warm` what makes those of a batch wait for memory together; `load` the
-//! start; this file the public writer.
+//! `slot` is one key's changes and all rules about them; `keys` the keys of a node, `patched` their slots or children; `node` the
+//! tree and its changes; `snapshot` and `walk` the reads, `prefetch` the lookup of a batch of keys; `load` builds the index at
+//! startup; `grow` is how their lists grow; this file is the public writer.
 
+mod grow;
 mod keys;
 mod load;
 #[cfg(any(test, fuzzing))]
 pub mod model;
 mod node;
 mod patched;
+mod prefetch;
 mod slot;
 mod snapshot;
 mod walk;
-mod warm;
 
 pub use keys::Key;
 pub use load::{LoadError, Loader, StoredChange};
@@ -73,7 +75,7 @@ const FANOUT: usize = 48;
 
 /// What a put did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Put {
+pub struct Written {
     /// The key's metadata from now on.
     pub now: Meta,
     /// Its metadata before, if it was live.
@@ -123,7 +125,7 @@ impl Index {
     }
 
     /// Writes `key` at `rev`, which must be newer than all changes of the key.
-    pub fn put(&mut self, key: &[u8], rev: Rev, lease: LeaseId) -> Put {
+    pub fn put(&mut self, key: &[u8], rev: Rev, lease: LeaseId) -> Written {
         let (mut before, mut now) = (None, Meta::of_put(None, rev, lease));
         self.write(key, |slot| match slot {
             None => Slot::new(&[now]),
@@ -134,7 +136,7 @@ impl Index {
                 slot
             }
         });
-        Put { now, before }
+        Written { now, before }
     }
 
     /// Deletes `key` at `rev`, which must be newer than all changes of the key, and tells what it was. If it is
@@ -150,8 +152,8 @@ impl Index {
     }
 
     /// Does a part of the compaction at `at`: drops, in key order, what no read and no watch from `at` on can see.
-    /// Looks at about `budget` keys, at least one node. True once nothing is left to do, which is found without a
-    /// search. No place is kept between steps, so writes may come in between, or a compaction at a later revision.
+    /// Visits about `budget` keys, at least one node. Returns true once nothing is left to do, which it finds without a
+    /// search. No cursor is kept between steps, so writes may come in between, or a compaction at a later revision.
     ///
     /// All later writes must be newer than `at`.
     pub fn prune_step(&mut self, at: Revision, budget: usize) -> bool {
@@ -175,16 +177,9 @@ impl Index {
     }
 }
 
-/// Makes room for `extra` more items, and for `spare` beyond them if it has to move at all.
-fn grow<T>(vec: &mut Vec<T>, extra: usize, spare: usize) {
-    if vec.capacity() - vec.len() < extra {
-        vec.reserve_exact(extra + spare);
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::node::{Child, Node};
+    use super::node::{Child, TreeNode};
     use super::*;
     use crate::kv::key_range::KeyRange;
     use crate::types::RecordKind;
@@ -210,8 +205,8 @@ mod tests {
 
     fn leaves(child: &Child) -> Vec<usize> {
         match &*child.node {
-            Node::Leaf(leaf) => vec![leaf.slots.len()],
-            Node::Inner(inner) => inner.children.iter().flat_map(leaves).collect(),
+            TreeNode::Leaf(leaf) => vec![leaf.slots.len()],
+            TreeNode::Inner(inner) => inner.children.iter().flat_map(leaves).collect(),
         }
     }
 

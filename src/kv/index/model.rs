@@ -1,7 +1,7 @@
 //! Tests of the index against a model too simple to be wrong: a sorted map of plain lists.
 
-use super::{Index, Loader, Meta, Put, Snapshot, StoredChange};
-use crate::kv::key_range::KeyRange;
+use super::{Index, Loader, Meta, Snapshot, StoredChange, Written};
+use crate::kv::{generated::generate, key_range::KeyRange};
 use crate::types::{LeaseId, RecordKind, Rev, Revision};
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -18,7 +18,7 @@ impl Model {
         self.keys.get(key)?.last()?.1
     }
 
-    fn put(&mut self, key: &[u8], rev: Rev, lease: LeaseId) -> Put {
+    fn put(&mut self, key: &[u8], rev: Rev, lease: LeaseId) -> Written {
         let before = self.get(key);
         let now = Meta {
             create: before.map_or(rev.major, |meta| meta.create),
@@ -28,7 +28,7 @@ impl Model {
         };
         let changes = self.keys.entry(key.to_vec()).or_default();
         changes.push((rev, Some(now)));
-        Put { now, before }
+        Written { now, before }
     }
 
     fn delete(&mut self, key: &[u8], rev: Rev) -> Option<Meta> {
@@ -331,18 +331,18 @@ impl Pair {
         self.index.check();
         let root = &self.index.head.root;
         assert!(
-            matches!(&*root.node, super::node::Node::Leaf(leaf) if leaf.slots.is_empty()),
+            matches!(&*root.node, super::node::TreeNode::Leaf(leaf) if leaf.slots.is_empty()),
             "an empty tree is one empty leaf"
         );
     }
 }
 
-/// What a fuzzer does with its bytes: see [`crate::fuzzing::generate`].
+/// What a fuzzer does with its bytes: see [`generate`].
 pub fn fuzz(data: &[u8]) {
     let [fanout, data @ ..] = data else { return };
     let (first, rest) = data.split_at(data.len().min(32));
-    let ranges = crate::fuzzing::generate(&range(), first, 8);
-    let ops = crate::fuzzing::generate(&op(), rest, 400);
+    let ranges = generate(&range(), first, 8);
+    let ops = generate(&op(), rest, 400);
     run(4 + usize::from(fanout % 5), ops, &ranges);
 }
 

@@ -3,8 +3,8 @@
 //! A node is shared by all snapshots that saw it. [`Arc::make_mut`] copies a shared node before its first change,
 //! so a snapshot never sees one, and nodes that no snapshot holds change in place.
 
-use super::grow;
-use super::keys::{Key, Keys, separator};
+use super::grow::grow;
+use super::keys::{Key, NodeKeys, separator};
 use super::patched::Patched;
 use super::slot::Slot;
 use crate::types::Revision;
@@ -72,12 +72,12 @@ struct Split {
 /// A subtree as its parent holds it.
 #[derive(Clone, Debug)]
 pub(super) struct Child {
-    pub(super) node: Arc<Node>,
+    pub(super) node: Arc<TreeNode>,
     pub(super) summary: Summary,
 }
 
 #[derive(Clone, Debug)]
-pub(super) enum Node {
+pub(super) enum TreeNode {
     Leaf(Leaf),
     Inner(Inner),
 }
@@ -86,7 +86,7 @@ pub(super) enum Node {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Leaf {
     /// Shared by the copies of a leaf: most writes change a key's slot and no key.
-    pub(super) keys: Arc<Keys>,
+    pub(super) keys: Arc<NodeKeys>,
     pub(super) slots: Patched<Slot>,
 }
 
@@ -94,25 +94,25 @@ pub(super) struct Leaf {
 #[derive(Clone, Debug)]
 pub(super) struct Inner {
     /// Shared, like a leaf's keys.
-    separators: Arc<Keys>,
+    separators: Arc<NodeKeys>,
     pub(super) children: Patched<Child>,
 }
 
 impl Default for Child {
     fn default() -> Self {
-        Self::new(Node::Leaf(Leaf::default()))
+        Self::new(TreeNode::Leaf(Leaf::default()))
     }
 }
 
 impl Child {
-    fn new(node: Node) -> Self {
+    fn new(node: TreeNode) -> Self {
         Self {
             summary: node.summary(),
             node: Arc::new(node),
         }
     }
 
-    /// Reads the count of who holds the node; see [`warm`](super::warm).
+    /// Reads the count of who holds the node; see [`prefetch`](super::prefetch).
     fn touch_shared(&self) -> usize {
         Arc::strong_count(&self.node)
     }
@@ -122,8 +122,8 @@ impl Child {
         let mut child = self;
         loop {
             match &*child.node {
-                Node::Inner(inner) => child = &inner.children[inner.route(key)],
-                Node::Leaf(leaf) => return Some(&leaf.slots[leaf.keys.search(key).ok()?]),
+                TreeNode::Inner(inner) => child = &inner.children[inner.route(key)],
+                TreeNode::Leaf(leaf) => return Some(&leaf.slots[leaf.keys.search(key).ok()?]),
             }
         }
     }
@@ -136,10 +136,10 @@ impl Child {
         edit: impl FnOnce(Option<Slot>) -> Slot,
     ) {
         if let Some(split) = self.write(key, fanout, edit).1 {
-            let mut separators = Keys::default();
+            let mut separators = NodeKeys::default();
             separators.insert(0, &split.separator);
             let children = vec![std::mem::take(self), split.right];
-            *self = Self::new(Node::Inner(Inner {
+            *self = Self::new(TreeNode::Inner(Inner {
                 separators: Arc::new(separators),
                 children: children.into(),
             }));
@@ -153,8 +153,8 @@ impl Child {
         edit: impl FnOnce(Option<Slot>) -> Slot,
     ) -> (Change, Option<Split>) {
         let (change, split) = match Arc::make_mut(&mut self.node) {
-            Node::Leaf(leaf) => leaf.write(key, fanout, edit),
-            Node::Inner(inner) => inner.write(key, fanout, edit),
+            TreeNode::Leaf(leaf) => leaf.write(key, fanout, edit),
+            TreeNode::Inner(inner) => inner.write(key, fanout, edit),
         };
         self.summary = match split {
             None => self.summary.after(change),
@@ -178,16 +178,16 @@ impl Child {
 
     fn prune_first(&mut self, at: Revision, fanout: usize) -> usize {
         let seen = match Arc::make_mut(&mut self.node) {
-            Node::Leaf(leaf) => leaf.prune(at),
-            Node::Inner(inner) => inner.prune_first(at, fanout),
+            TreeNode::Leaf(leaf) => leaf.prune(at),
+            TreeNode::Inner(inner) => inner.prune_first(at, fanout),
         };
         self.summary = self.node.summary();
         seen
     }
 }
 
-impl Node {
-    /// Reads the node itself; see [`warm`](super::warm).
+impl TreeNode {
+    /// Reads the node itself; see [`prefetch`](super::prefetch).
     pub(super) fn touch(&self) -> usize {
         match self {
             Self::Leaf(_) => 0,
@@ -229,7 +229,7 @@ impl Node {
     }
 
     /// Its keys or separators.
-    pub(super) fn keys(&self) -> &Keys {
+    pub(super) fn keys(&self) -> &NodeKeys {
         match self {
             Self::Leaf(leaf) => &leaf.keys,
             Self::Inner(inner) => &inner.separators,
@@ -301,7 +301,7 @@ impl Leaf {
                 let split = Split {
                     separator: separator(&self.keys.last().to_vec(), &right.keys.first().to_vec())
                         .to_vec(),
-                    right: Child::new(Node::Leaf(right)),
+                    right: Child::new(TreeNode::Leaf(right)),
                 };
                 (change, Some(split))
             }
@@ -409,7 +409,7 @@ impl Inner {
         separators.remove(at - 1);
         Split {
             separator,
-            right: Child::new(Node::Inner(right)),
+            right: Child::new(TreeNode::Inner(right)),
         }
     }
 
@@ -457,18 +457,18 @@ impl Inner {
         let right = children.remove(i + 1);
         let left = &mut children[i];
         match (Arc::make_mut(&mut left.node), &*right.node) {
-            (Node::Leaf(left), Node::Leaf(right)) => {
+            (TreeNode::Leaf(left), TreeNode::Leaf(right)) => {
                 Arc::make_mut(&mut left.keys).append(&right.keys);
                 left.slots.list_mut().extend(right.slots.iter().cloned());
             }
-            (Node::Inner(left), Node::Inner(right)) => {
+            (TreeNode::Inner(left), TreeNode::Inner(right)) => {
                 let separators = Arc::make_mut(&mut left.separators);
                 separators.insert(separators.len(), &self.separators.get(i).to_vec());
                 separators.append(&right.separators);
                 let children = right.children.iter().cloned();
                 left.children.list_mut().extend(children);
             }
-            (Node::Leaf(_), Node::Inner(_)) | (Node::Inner(_), Node::Leaf(_)) => {
+            (TreeNode::Leaf(_), TreeNode::Inner(_)) | (TreeNode::Inner(_), TreeNode::Leaf(_)) => {
                 unreachable!("all leaves are at one depth")
             }
         }
@@ -497,13 +497,13 @@ pub(super) fn check(child: &Child, low: &[u8], high: Option<&[u8]>, fanout: usiz
         "a node over the fanout was split"
     );
     match &*child.node {
-        Node::Leaf(leaf) => {
+        TreeNode::Leaf(leaf) => {
             check_order(&leaf.keys, low, high);
             assert_eq!(leaf.keys.len(), leaf.slots.len(), "each key has a slot");
             leaf.slots.iter().for_each(Slot::check);
             1
         }
-        Node::Inner(inner) => 1 + check_inner(inner, low, high, fanout),
+        TreeNode::Inner(inner) => 1 + check_inner(inner, low, high, fanout),
     }
 }
 
@@ -530,7 +530,7 @@ fn check_inner(inner: &Inner, low: &[u8], high: Option<&[u8]>, fanout: usize) ->
     depths[0]
 }
 
-fn check_order(keys: &Keys, low: &[u8], high: Option<&[u8]>) {
+fn check_order(keys: &NodeKeys, low: &[u8], high: Option<&[u8]>) {
     let keys: Vec<Vec<u8>> = keys.iter().map(Key::to_vec).collect();
     assert!(
         keys.is_sorted_by(|a, b| a < b),

@@ -1,8 +1,8 @@
 //! The slots or children of a node: a list that is cheap to copy and to change in few places.
 //!
-//! A node is copied for nearly every write, since the published snapshot holds it; but a write changes one of its 48 places, and
-//! to copy a place touches a reference count somewhere else in memory. So copies share their list, and a copy notes what it
-//! has changed beside it. When so many places have changed that noting one more is no longer cheaper, the list is made anew.
+//! Nearly every write copies a node, because the published snapshot holds it. But a write changes one of the node's 48 items, and
+//! copying an item changes a reference count elsewhere in memory. So copies share their list, and each copy stores the items
+//! that it has changed beside the list. When a copy has changed too many items, it gets a list of its own.
 //!
 //! ```text
 //! list  a b c d e f     fresh  –              shared by all copies
@@ -10,9 +10,9 @@
 //! list  a b C D e F     fresh  –              after one change too many
 //! ```
 //!
-//! What a fresh place hides stays in memory until then: at most [`FRESH_MAX`] items a list.
+//! An item that a fresh one replaces stays in memory until then: at most [`FRESH_MAX`] items a list.
 
-use super::grow;
+use super::grow::grow;
 use std::{ops::Index, sync::Arc};
 
 /// Places that may differ from the list. Of a list of 48, a change then copies about nine items, and not 48.
@@ -85,7 +85,7 @@ impl<T> Patched<T> {
         (0..self.len()).map(|at| &self[at])
     }
 
-    /// Reads where the list is; see [`warm`](super::warm).
+    /// Reads where the list is; see [`prefetch`](super::prefetch).
     pub(super) fn touch(&self) -> usize {
         self.list.len()
     }

@@ -14,7 +14,7 @@ pub struct Meta {
     pub modified: Rev,
     /// How often it was put since it was created; the first put makes version 1.
     pub version: i64,
-    /// The lease it hangs on; zero for none.
+    /// The lease it is attached to; zero for none.
     pub lease: LeaseId,
 }
 
@@ -81,8 +81,8 @@ pub(super) struct Slot {
     older: Older,
 }
 
-/// The changes before the newest. Most keys of a large store have one or none: those lie in the slot itself, so that neither a
-/// write nor a copy of the slot goes anywhere else in memory.
+/// The changes before the newest. Most keys of a large store have at most one older change; the slot stores it inline, so that
+/// neither a write nor a copy of the slot follows a pointer.
 ///
 /// Invariant: `Many` are two and more.
 #[derive(Clone, Debug, Default)]
@@ -169,12 +169,12 @@ impl Slot {
         }
     }
 
-    /// Reads the slot; see [`warm`](super::warm).
+    /// Reads the slot; see [`prefetch`](super::prefetch).
     pub(super) fn touch(&self) -> usize {
         usize::from(self.newest.version == self.newest.create.0) + usize::from(self.is_lone())
     }
 
-    /// Reads the counts of who holds its parts.
+    /// Reads the reference counts of its parts.
     pub(super) fn touch_shared(&self) -> usize {
         match &self.older {
             Older::None => 0,

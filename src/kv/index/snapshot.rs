@@ -1,7 +1,7 @@
 //! The read side: an immutable view of the index at one moment.
 
 use super::keys::Key;
-use super::node::{Child, Node};
+use super::node::{Child, TreeNode};
 use super::slot::{Meta, Slot, kept_by_compaction};
 use super::walk::Walk;
 use crate::kv::key_range::{KeyRange, RangeEnd};
@@ -93,12 +93,12 @@ fn count(child: &Child, low: Option<&[u8]>, high: Option<&[u8]>, at: Revision) -
         return child.summary.live;
     }
     match &*child.node {
-        Node::Leaf(leaf) => {
+        TreeNode::Leaf(leaf) => {
             let start = low.map_or(0, |low| leaf.keys.below(low));
             let end = high.map_or(leaf.slots.len(), |high| leaf.keys.below(high));
             leaf.count(start, end, at)
         }
-        Node::Inner(inner) => {
+        TreeNode::Inner(inner) => {
             let first = low.map_or(0, |low| inner.route(low));
             let last = high.map_or(inner.children.len() - 1, |high| inner.route(high));
             let part = |i| {

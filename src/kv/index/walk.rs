@@ -1,7 +1,7 @@
 //! Ascending, lazy iteration over the slots of a range.
 
 use super::keys::Key;
-use super::node::{Child, Inner, Leaf, Node};
+use super::node::{Child, Inner, Leaf, TreeNode};
 use super::slot::Slot;
 use crate::kv::key_range::{KeyRange, RangeEnd};
 use crate::types::Revision;
@@ -41,12 +41,12 @@ impl<'a> Walk<'a> {
         let mut child = root;
         loop {
             match &*child.node {
-                Node::Inner(inner) => {
+                TreeNode::Inner(inner) => {
                     let i = inner.route(&self.range.start);
                     self.above.push((inner, i + 1));
                     child = &inner.children[i];
                 }
-                Node::Leaf(leaf) => {
+                TreeNode::Leaf(leaf) => {
                     self.enter(leaf);
                     self.next = leaf.keys.below(&self.range.start);
                     return;
@@ -83,8 +83,8 @@ impl<'a> Walk<'a> {
                 continue;
             }
             match &*child.node {
-                Node::Inner(inner) => self.above.push((inner, 0)),
-                Node::Leaf(leaf) => {
+                TreeNode::Inner(inner) => self.above.push((inner, 0)),
+                TreeNode::Leaf(leaf) => {
                     self.enter(leaf);
                     return true;
                 }

@@ -1,12 +1,11 @@
 //! Catching up: one bounded pass over a stretch of history for a group of watchers.
 
-use super::super::{KeyRange, command::EncodedKv, range::ReadError};
+use super::super::{KeyRange, command::EncodedKv, records::ReadError};
 use super::{
-    event::{Change, Event},
+    event::{Event, WatchedChange},
     events::Events,
     intervals::Intervals,
-    spec::Filters,
-    watches::WatcherKey,
+    spec::{Filters, WatcherKey},
 };
 use crate::types::{Record, RecordKind, Rev, Revision};
 use bytes::Bytes;
@@ -19,24 +18,24 @@ const MATCHED_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Revisions with events for one watcher, before it stops. etcd: as many go into one response.
 const REVISIONS_MAX: usize = 1_000;
 
-/// Is shown a record: its place, its kind, and its `KeyValue`.
+/// Called with a record: its revision, its kind, and its `KeyValue`.
 pub type Visit<'a> = dyn FnMut(Rev, RecordKind, &[u8]) -> ControlFlow<()> + 'a;
 
-/// What of the past is known without a disk. All that happens as a change is published stands on it.
+/// The part of the past that is known without reading a disk. Publishing a change uses nothing else.
 pub trait Memory {
     /// From this revision on history is whole.
     fn compacted(&self) -> Revision;
 
-    /// The change that wrote a key's state before `revision`, which is not compacted; nothing if it did not exist.
+    /// The change that wrote a key's state before `revision`, which is not compacted; `None` if the key did not exist.
     fn change_before(&self, key: &[u8], revision: Revision) -> Option<Rev>;
 
     /// A record, if it is in memory.
     fn held(&self, rev: Rev) -> Option<EncodedKv>;
 }
 
-/// The past, as passes over it need it.
+/// The past, as a catch-up pass reads it.
 pub trait History: Memory {
-    /// A key's state before `revision`; nothing if it did not exist, or if that state is compacted.
+    /// A key's state before `revision`; `None` if it did not exist, or if that state is compacted.
     fn before(&self, key: &[u8], revision: Revision) -> Result<Option<EncodedKv>, ReadError>;
 
     /// Visits the changes of the revisions from `from` to `through`, in order, until `visit` breaks.
@@ -53,7 +52,7 @@ pub trait History: Memory {
 pub(super) struct Seeker {
     pub(super) watcher: WatcherKey,
     pub(super) range: KeyRange,
-    /// Nothing below this revision is for it.
+    /// It gets events from this revision on.
     pub(super) next: Revision,
     pub(super) filters: Filters,
     pub(super) prev_kv: bool,
@@ -160,7 +159,7 @@ impl<'a> Collector<'a> {
     }
 
     /// Whether some watcher wants a change with the state before it.
-    pub(super) fn wants_prev(&mut self, change: &Change) -> bool {
+    pub(super) fn wants_prev(&mut self, change: &WatchedChange) -> bool {
         self.look_up(change.rev(), change.kind(), change.key());
         let seekers = &self.task.seekers;
         self.hits.iter().any(|&at| seekers[at].prev_kv)
@@ -177,7 +176,7 @@ impl<'a> Collector<'a> {
     /// Takes the next change, with the state before it if somebody wants it; breaks before a revision that it has no room for.
     pub(super) fn visit(
         &mut self,
-        change: &mut Change,
+        change: &mut WatchedChange,
         prev: Option<&EncodedKv>,
     ) -> ControlFlow<()> {
         self.begin(change.rev())?;
@@ -186,7 +185,7 @@ impl<'a> Collector<'a> {
         ControlFlow::Continue(())
     }
 
-    /// As [`Collector::visit`], without a copy of changes that are for nobody.
+    /// As [`Collector::visit`], without copying changes that no watcher gets.
     fn visit_stored(
         &mut self,
         rev: Rev,
@@ -205,7 +204,7 @@ impl<'a> Collector<'a> {
                 kv: Bytes::copy_from_slice(kv),
             };
             let before = |key: &[u8], at| history.before(key, at);
-            self.deal(&mut Change::new(record), before)?;
+            self.deal(&mut WatchedChange::new(record), before)?;
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -242,7 +241,7 @@ impl<'a> Collector<'a> {
 
     fn deal<E>(
         &mut self,
-        change: &mut Change,
+        change: &mut WatchedChange,
         before: impl Fn(&[u8], Revision) -> Result<Option<EncodedKv>, E>,
     ) -> Result<(), E> {
         for &at in &self.hits {
@@ -274,7 +273,7 @@ impl<'a> Collector<'a> {
     }
 }
 
-/// Makes the responses. Neighbours for whom the same was found, as for watchers of one range, share one.
+/// Makes the responses. Neighbouring watchers with the same events, such as those of one range, share one.
 fn shared(found: &[Vec<Arc<Event>>]) -> Vec<Option<Arc<Events>>> {
     let mut last: Option<(&[Arc<Event>], Arc<Events>)> = None;
     let mut responses = Vec::with_capacity(found.len());

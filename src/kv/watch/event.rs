@@ -1,8 +1,8 @@
-//! Events: what a change looks like to those who watch its key, encoded once for all of them.
+//! Events: a change as its watchers get it, encoded once for all of them.
 //!
 //! The bytes are field `events` of `etcdserverpb.WatchResponse`, tag and length included, so a response is made by
 //! writing a small header and the bytes of its events behind each other. An event comes in two forms, with and without the
-//! key's previous state; a [`Change`] makes each form when it is first wanted.
+//! key's previous state; a [`WatchedChange`] makes each form when it is first wanted.
 
 use super::super::{
     command::EncodedKv,
@@ -80,7 +80,7 @@ impl Event {
         self.wire.slice(self.kv_at.clone())
     }
 
-    /// The key's state before the change's revision, if it was asked for, existed, and is not compacted.
+    /// The key's state before the change's revision, if the watcher wants it, it existed, and it is not compacted.
     pub fn prev_kv(&self) -> Option<EncodedKv> {
         let at = self.prev_at.clone()?;
         Some(self.wire.slice(at))
@@ -109,19 +109,19 @@ fn put_kv(out: &mut Vec<u8>, tag: u8, kv: &EncodedKv) -> Range<usize> {
     start..out.len()
 }
 
-/// What was asked for is not in memory.
+/// The previous value is not in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cold;
 
 /// A change with the forms of its event that were wanted so far.
 #[derive(Clone, Debug)]
-pub(super) struct Change {
+pub(super) struct WatchedChange {
     record: Record,
     plain: Option<Arc<Event>>,
     with_prev: Option<Arc<Event>>,
 }
 
-impl Change {
+impl WatchedChange {
     pub(super) fn new(record: Record) -> Self {
         Self {
             record,

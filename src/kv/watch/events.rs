@@ -15,7 +15,7 @@ pub struct Events {
 }
 
 impl Events {
-    /// Several events get a buffer of their own, so that what waits in a queue keeps nothing else in memory.
+    /// Several events get a buffer of their own, so that a queued response keeps nothing else in memory.
     pub fn new(events: &[Arc<Event>]) -> Arc<Self> {
         assert!(!events.is_empty(), "no response of events is empty");
         if let [event] = events {
@@ -35,7 +35,7 @@ impl Events {
         Arc::new(Self { list, wire })
     }
 
-    /// All their fields `events` of a `WatchResponse`, behind each other.
+    /// The field `events` of a `WatchResponse` for each of them, one after the other.
     pub fn wire(&self) -> &Bytes {
         &self.wire
     }

@@ -1,7 +1,7 @@
-//! Which watchers does a key concern? An answer in O(log n + hits), whatever the number of watchers.
+//! Finds the watchers of a key in O(log n + hits).
 //!
 //! Watchers of one exact key lie in a map. Ranges lie in a treap: a search tree by (start, end) that random priorities keep
-//! balanced, in which each node knows the greatest end below it, so a search skips every subtree that ends before the key.
+//! balanced. Each node stores the greatest end in its subtree, so a search skips every subtree that ends before the key.
 //! Watchers of the same range share a node.
 //!
 //! ```text
@@ -24,7 +24,7 @@ const NIL: usize = usize::MAX;
 #[derive(Clone, Debug)]
 pub struct Intervals<T> {
     points: BTreeMap<Bytes, BTreeSet<T>>,
-    nodes: Vec<Node<T>>,
+    nodes: Vec<IntervalNode<T>>,
     /// Places in `nodes` that are not in the tree.
     free: Vec<usize>,
     root: usize,
@@ -42,7 +42,7 @@ enum End {
 /// Invariants: `max` is the greatest end of the node and of both subtrees; no child has a greater priority; `items` is
 /// not empty.
 #[derive(Clone, Debug)]
-struct Node<T> {
+struct IntervalNode<T> {
     start: Bytes,
     end: End,
     max: End,
@@ -260,7 +260,7 @@ impl<T: Copy + Ord> Intervals<T> {
     }
 
     fn new_node(&mut self, start: Bytes, end: End, item: T) -> usize {
-        let node = Node {
+        let node = IntervalNode {
             start,
             max: end.clone(),
             end,

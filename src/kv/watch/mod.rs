@@ -17,9 +17,9 @@
 //! Now A's client stops reading, and its stream is full when revision 12 comes: A leaves the intervals with its cursor at
 //! 12. When the stream has room again, A goes the way B went.
 //!
-//! An event can carry the state before it. Publishing a change never reads a disk for that: the state is among the recent
-//! events or the records on their way to the database, or else the watchers that want it take a turn and read it there, and
-//! nobody else waits for them.
+//! An event can carry the previous value. Publishing a change never reads a disk for it: either the value is in memory (among the
+//! recent events, or among records that the database does not hold yet), or the watchers that want it are queued and read it
+//! from the database, without delaying any other watcher.
 
 pub mod catch_up;
 mod event;
@@ -34,5 +34,7 @@ mod watches;
 pub use catch_up::{CatchUp, History, Memory, ReadTask, Visit};
 pub use event::Event;
 pub use events::Events;
-pub use spec::{Body, Filters, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec};
-pub use watches::{Bounds, WatcherKey, Watches};
+pub use spec::{
+    Body, Filters, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec, WatcherKey,
+};
+pub use watches::{Bounds, Watches};

@@ -1,7 +1,7 @@
 //! Watches against a naive model: whatever happens in whatever order, every watcher sees the true history of its range.
 
 use super::{
-    super::{KeyRange, command::EncodedKv, range::ReadError, record},
+    super::{KeyRange, command::EncodedKv, record, records::ReadError},
     Body, Bounds, CatchUp, Event, Events, Filters, History, Outlet, ReadTask, Response, StreamId,
     Visit, WatchId, WatchSpec, Watches,
     catch_up::Memory,

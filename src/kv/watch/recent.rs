@@ -3,7 +3,7 @@
 use super::super::command::EncodedKv;
 use super::{
     catch_up::{CatchUp, Collector, Memory, ReadTask},
-    event::{Change, Cold},
+    event::{Cold, WatchedChange},
 };
 use crate::types::{Rev, Revision};
 use std::collections::VecDeque;
@@ -20,13 +20,13 @@ pub(super) struct Recent {
 /// All changes of a revision.
 #[derive(Debug)]
 struct Revised {
-    changes: Vec<Change>,
+    changes: Vec<WatchedChange>,
     bytes: usize,
 }
 
 impl Revised {
-    fn measure(changes: &[Change]) -> usize {
-        changes.iter().map(Change::bytes).sum()
+    fn measure(changes: &[WatchedChange]) -> usize {
+        changes.iter().map(WatchedChange::bytes).sum()
     }
 }
 
@@ -56,7 +56,7 @@ impl Recent {
     }
 
     /// Adds the next revision.
-    pub(super) fn push(&mut self, revision: Revision, changes: Vec<Change>) {
+    pub(super) fn push(&mut self, revision: Revision, changes: Vec<WatchedChange>) {
         assert_eq!(revision, self.newest.next(), "recent revisions have no gap");
         let bytes = Revised::measure(&changes);
         self.newest = revision;
@@ -65,7 +65,7 @@ impl Recent {
         self.evict();
     }
 
-    /// Forgets everything: revisions up to `newest` were missed.
+    /// Drops everything: revisions up to `newest` were missed.
     pub(super) fn restart(&mut self, newest: Revision) {
         assert!(newest >= self.newest, "history does not run backward");
         self.revisions.clear();
@@ -73,8 +73,8 @@ impl Recent {
         self.newest = newest;
     }
 
-    /// A key's state before `revision`; nothing if it did not exist, or if that state is compacted. The records here are asked
-    /// first, then `memory`.
+    /// A key's state before `revision`; `None` if it did not exist, or if that state is compacted. Looks here first, then in
+    /// `memory`.
     pub(super) fn before(
         &self,
         key: &[u8],
@@ -91,7 +91,7 @@ impl Recent {
         here.or_else(|| memory.held(rev)).map(Some).ok_or(Cold)
     }
 
-    fn change(&self, rev: Rev) -> Option<&Change> {
+    fn change(&self, rev: Rev) -> Option<&WatchedChange> {
         let at = usize::try_from(rev.major.0 - self.oldest().0).ok()?;
         let changes = &self.revisions.get(at)?.changes;
         // Changes of a revision are numbered from zero.
@@ -109,7 +109,7 @@ impl Recent {
         if !collector.anyone_wants_prev() {
             return Ok(Vec::new());
         }
-        let before = |change: &Change| {
+        let before = |change: &WatchedChange| {
             if change.has_form(true) || !collector.wants_prev(change) {
                 return Ok(None);
             }
@@ -118,8 +118,8 @@ impl Recent {
         revised.changes.iter().map(before).collect()
     }
 
-    /// Reads for `task`, which begins inside. It ends before a revision that takes a look at a disk; beside what was found it
-    /// tells which of the task's watchers want that revision.
+    /// Reads for `task`, which begins inside. The read ends before a revision that needs a record from disk; besides what was
+    /// found it returns which of the task's watchers want that revision.
     pub(super) fn read(&mut self, task: &ReadTask, memory: &dyn Memory) -> (CatchUp, Vec<usize>) {
         let oldest = self.oldest();
         assert!(

@@ -1,10 +1,17 @@
-//! What a watch can ask for, and what it is told.
+//! Requests for watches, and responses to them.
 
 use super::{super::KeyRange, events::Events};
 use crate::types::{RecordKind, Revision};
 use std::{fmt, sync::Arc};
 
-/// Field overhead of a response, for the accounts of queues: its header, ids, and the queue's own slot.
+/// Names a watcher of this member. A slot is used again after its watcher has ended, with another `life`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WatcherKey {
+    pub(super) slot: u32,
+    pub(super) life: u32,
+}
+
+/// Bytes that a response takes in a queue besides its events: header, ids, and the queue's own slot.
 const RESPONSE_OVERHEAD_BYTES: usize = 128;
 
 /// A stream of this member, numbered since its start.
@@ -99,18 +106,18 @@ pub enum Refusal {
     TooManyWatchers,
 }
 
-/// Something a stream is told.
+/// A response on a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// Which watch it is about.
     pub watch: WatchId,
     /// The revision in its header.
     pub revision: Revision,
-    /// What it says.
+    /// Its content.
     pub body: Body,
 }
 
-/// What a response says.
+/// The content of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// The watch exists; without a start of its own, it sees what comes after the response's revision.

@@ -141,6 +141,18 @@ impl Server {
         kill_process(id, signal).expect("the signal is delivered");
     }
 
+    /// The most memory that the process has had so far, in bytes.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        let id = self.child.as_ref().and_then(Child::id);
+        let id = id.expect("a running server");
+        let status = fs::read_to_string(format!("/proc/{id}/status")).expect("Linux has it");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().next());
+        kib.and_then(|kib| kib.parse::<u64>().ok())
+            .expect("a number")
+            * 1024
+    }
+
     /// Waits for the process to end by itself.
     pub(crate) async fn stopped(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("a running server");

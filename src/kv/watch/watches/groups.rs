@@ -1,7 +1,7 @@
-//! Who is sent the same of a batch: watchers are grouped by which of its changes are for them.
+//! Groups the watchers that get the same changes of a batch, so that each group shares one response.
 //!
-//! A batch of many changes for many watchers of one range is the dear case: their product is what is delivered. Here it costs
-//! a step from one group to another for each, and all that is made for a group is made once.
+//! The expensive case is a batch of many changes for many watchers of one range: changes × watchers events are delivered. Here
+//! each of them costs one step from a group to another, and a response is made once for each group.
 //!
 //! The groups form a tree, told by example. Changes 0 and 1 are for watchers A and B, change 1 is for C too:
 //!
@@ -11,12 +11,12 @@
 //!             C:    nobody's group → group 3 (1)
 //! ```
 //!
-//! It keeps a number for each slot between batches, so that nothing is searched for.
+//! It keeps an array with one number for each slot between batches, so that no step is a search.
 
-use super::WatcherKey;
+use super::super::spec::WatcherKey;
 use std::mem;
 
-/// The group of those for whom there is nothing.
+/// The group of watchers that get no change.
 const NOTHING: u32 = 0;
 
 /// Watchers of a batch, in groups.

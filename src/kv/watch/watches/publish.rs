@@ -1,16 +1,14 @@
-//! What an applied change does: each synced watcher that wants it is sent its event, or falls behind.
+//! Publishing a batch: each synced watcher gets its events, or falls behind.
 
 use super::{
     super::{
         catch_up::Memory,
-        event::{Change, Event},
+        event::{Event, WatchedChange},
         events::Events,
         recent::Recent,
-        spec::Outlet,
+        spec::{Outlet, WatcherKey},
     },
-    Phase, Watcher, WatcherKey, Watches,
-    table::watcher,
-    watcher_mut,
+    table::{Watcher, WatcherPhase, Watches, watcher, watcher_mut},
 };
 use crate::types::{Record, Revision};
 use std::sync::Arc;
@@ -19,27 +17,27 @@ use std::sync::Arc;
 /// more than a few megabytes at once.
 const RESPONSE_BYTES: usize = 64 * 1024;
 
-/// What a group of watchers is sent of a batch, in one form.
+/// The responses to a group of watchers for one batch, with or without previous values.
 #[derive(Debug)]
-struct Letters {
-    letters: Vec<Letter>,
-    /// From this revision on a state before a change is not in memory: they have to read.
+struct GroupResponses {
+    responses: Vec<BatchResponse>,
+    /// From this revision on a previous value is not in memory: the watchers have to read it.
     cold: Option<Revision>,
 }
 
 /// One response.
 #[derive(Debug)]
-struct Letter {
+struct BatchResponse {
     first: Revision,
     last: Revision,
     events: Arc<Events>,
 }
 
-/// A synced watcher is not sent all of a batch.
+/// A synced watcher did not get all of a batch.
 struct Behind {
     /// From this revision on it has to read.
     from: Revision,
-    /// The state before a change is not in memory; otherwise its stream has no room.
+    /// A previous value is not in memory; otherwise its stream has no room.
     cold: bool,
 }
 
@@ -57,7 +55,7 @@ impl Watches {
         if newest <= self.newest() {
             return;
         }
-        // While nobody watches nothing is kept: whoever comes later reads what it wants from history.
+        // Without watchers no recent events are kept: a later watcher reads what it needs from history.
         if self.is_empty() {
             self.recent.restart(newest);
             return;
@@ -66,8 +64,9 @@ impl Watches {
             self.skip_to(newest);
             return;
         }
-        let mut changes: Vec<Change> = records.iter().cloned().map(Change::new).collect();
-        self.tell_synced(&mut changes, memory, outlet);
+        let mut changes: Vec<WatchedChange> =
+            records.iter().cloned().map(WatchedChange::new).collect();
+        self.send_to_synced(&mut changes, memory, outlet);
         self.remember(changes);
         assert_eq!(
             self.newest(),
@@ -77,9 +76,9 @@ impl Watches {
     }
 
     /// Sends each synced watcher its events of a batch, many in one response.
-    fn tell_synced(
+    fn send_to_synced(
         &mut self,
-        changes: &mut [Change],
+        changes: &mut [WatchedChange],
         memory: &dyn Memory,
         outlet: &mut dyn Outlet,
     ) {
@@ -97,7 +96,7 @@ impl Watches {
             });
         }
         let dealt = groups.deal();
-        let mut plain: Vec<Option<Letters>> = Vec::new();
+        let mut plain: Vec<Option<GroupResponses>> = Vec::new();
         let mut with_prev = Vec::new();
         for (key, group) in dealt {
             let Some(watcher) = watcher_mut(&mut self.slots, key) else {
@@ -108,11 +107,11 @@ impl Watches {
             if of_form.is_empty() {
                 of_form.resize_with(self.groups.bound(), || None);
             }
-            let letters = of_form[group].get_or_insert_with(|| {
+            let responses = of_form[group].get_or_insert_with(|| {
                 let hits = self.groups.changes(group);
-                write_letters(&self.recent, &hits, changes, prev_kv, memory)
+                make_responses(&self.recent, &hits, changes, prev_kv, memory)
             });
-            if let Err(behind) = watcher.post(letters, outlet) {
+            if let Err(behind) = watcher.send_batch(responses, outlet) {
                 self.unsync(key, behind.from);
                 if behind.cold {
                     self.enqueue(key);
@@ -123,9 +122,9 @@ impl Watches {
         }
     }
 
-    /// Keeps the changes of a batch for those that are behind.
-    fn remember(&mut self, changes: Vec<Change>) {
-        let mut whole: Vec<Change> = Vec::new();
+    /// Keeps the changes of a batch for watchers that are behind.
+    fn remember(&mut self, changes: Vec<WatchedChange>) {
+        let mut whole: Vec<WatchedChange> = Vec::new();
         for change in changes {
             let revision = whole.last().map(|last| last.rev().major);
             if let Some(revision) = revision.filter(|revision| *revision != change.rev().major) {
@@ -147,7 +146,7 @@ impl Watches {
             .filter(|(_, slot)| {
                 slot.watcher
                     .as_ref()
-                    .is_some_and(|w| w.phase == Phase::Synced)
+                    .is_some_and(|w| w.phase == WatcherPhase::Synced)
             })
             .map(|(at, slot)| WatcherKey {
                 slot: at,
@@ -167,16 +166,20 @@ impl Watches {
 }
 
 impl Watcher {
-    /// Sends what it is to be sent of a batch, while there is room.
-    fn post(&mut self, letters: &Letters, outlet: &mut dyn Outlet) -> Result<(), Behind> {
-        for letter in &letters.letters {
+    /// Sends the responses for a batch, while there is room.
+    fn send_batch(
+        &mut self,
+        responses: &GroupResponses,
+        outlet: &mut dyn Outlet,
+    ) -> Result<(), Behind> {
+        for response in &responses.responses {
             if !outlet.has_room(self.stream) {
-                let (from, cold) = (letter.first, false);
+                let (from, cold) = (response.first, false);
                 return Err(Behind { from, cold });
             }
-            self.send(letter.events.clone(), letter.last, outlet);
+            self.send(response.events.clone(), response.last, outlet);
         }
-        let Some(from) = letters.cold else {
+        let Some(from) = responses.cold else {
             return Ok(());
         };
         self.cold = true;
@@ -185,18 +188,18 @@ impl Watcher {
 }
 
 /// Makes responses of whole revisions of the changes at `hits`.
-fn write_letters(
+fn make_responses(
     recent: &Recent,
     hits: &[usize],
-    changes: &mut [Change],
+    changes: &mut [WatchedChange],
     prev_kv: bool,
     memory: &dyn Memory,
-) -> Letters {
-    let (mut letters, mut cold) = (Vec::new(), None);
+) -> GroupResponses {
+    let (mut responses, mut cold) = (Vec::new(), None);
     let (mut events, mut bytes) = (Vec::with_capacity(hits.len()), 0);
     let mut close = |events: &mut Vec<Arc<Event>>| {
         if let [first, .., last] | [first @ last] = &events[..] {
-            letters.push(Letter {
+            responses.push(BatchResponse {
                 first: first.rev.major,
                 last: last.rev.major,
                 events: Events::new(events),
@@ -227,7 +230,7 @@ fn write_letters(
         }
     }
     close(&mut events);
-    Letters { letters, cold }
+    GroupResponses { responses, cold }
 }
 
 #[cfg(test)]

@@ -1,20 +1,90 @@
-//! Who is in which state, and the only ways from one to another.
+//! All watchers, the state that each is in, and the only transitions between states.
 
-use super::{
-    super::{
-        events::Events,
-        spec::{Body, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec},
-    },
-    Watches,
+use super::super::{
+    events::Events,
+    intervals::Intervals,
+    recent::Recent,
+    spec::{Body, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec, WatcherKey},
 };
+use super::groups::Groups;
 use crate::types::Revision;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
-/// A watcher of this member. Never used for another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct WatcherKey {
-    pub(super) slot: u32,
-    pub(super) life: u32,
+/// How much it may hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes of recent events.
+    pub recent_bytes_max: usize,
+    /// Watchers of all streams.
+    pub watchers_max: usize,
+}
+
+/// Every watcher, by stream.
+///
+/// Invariants: a watcher is in `synced` exactly if its phase says so; the watchers of a stream are those in its `ids`;
+/// `behind` of a stream counts those that are not synced; a queued watcher is in one of the two queues (which may also hold
+/// keys of watchers that are gone).
+#[derive(Debug)]
+pub struct Watches {
+    pub(super) recent: Recent,
+    pub(super) synced: Intervals<WatcherKey>,
+    pub(super) slots: Vec<Slot>,
+    pub(super) free: Vec<u32>,
+    pub(super) streams: BTreeMap<StreamId, Stream>,
+    /// Those that recent events can serve.
+    pub(super) queued_recent: VecDeque<WatcherKey>,
+    /// Those that must read stored history.
+    pub(super) queued_history: VecDeque<WatcherKey>,
+    /// Between batches, room for the next.
+    pub(super) groups: Groups,
+    pub(super) watchers_max: usize,
+    pub(super) count: usize,
+}
+
+impl Watches {
+    /// Without streams, at revision `newest`. The seed shapes the interval structure, nothing else.
+    pub fn new(newest: Revision, bounds: Bounds, seed: u64) -> Self {
+        Self {
+            recent: Recent::new(newest, bounds.recent_bytes_max),
+            synced: Intervals::new(seed),
+            slots: Vec::new(),
+            free: Vec::new(),
+            streams: BTreeMap::new(),
+            queued_recent: VecDeque::new(),
+            queued_history: VecDeque::new(),
+            groups: Groups::default(),
+            watchers_max: bounds.watchers_max,
+            count: 0,
+        }
+    }
+
+    /// The newest revision it was told of.
+    pub fn newest(&self) -> Revision {
+        self.recent.newest()
+    }
+
+    /// How many watchers there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there is no watcher.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// How many watchers are synced.
+    pub fn synced(&self) -> usize {
+        self.synced.len()
+    }
+
+    /// Bytes of recent events.
+    pub fn recent_bytes(&self) -> usize {
+        self.recent.bytes()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -30,7 +100,7 @@ pub(super) struct Watcher {
     pub(super) spec: WatchSpec,
     /// Of one that is synced, at most this: it was sent everything up to the newest revision.
     pub(super) next: Revision,
-    pub(super) phase: Phase,
+    pub(super) phase: WatcherPhase,
     /// Whether it was sent events since progress was last due.
     pub(super) active: bool,
     /// What it wants of `next` is not in memory: it must read stored history.
@@ -38,7 +108,7 @@ pub(super) struct Watcher {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum WatcherPhase {
     Synced,
     Queued,
     Reading,
@@ -51,7 +121,7 @@ pub(super) struct Stream {
     next_id: i64,
     pub(super) behind: usize,
     pub(super) starved: Vec<WatcherKey>,
-    /// A progress request waits for room.
+    /// A progress request that waits for room.
     pub(super) progress_owed: bool,
 }
 
@@ -84,12 +154,12 @@ impl Watches {
         slot.life = slot.life.wrapping_add(1);
         self.free.push(key.slot);
         self.count -= 1;
-        if watcher.phase == Phase::Synced {
+        if watcher.phase == WatcherPhase::Synced {
             self.synced.remove(&watcher.spec.range, key);
         }
         if let Some(opened) = self.streams.get_mut(&watcher.stream) {
             opened.ids.remove(&watcher.id);
-            opened.behind -= usize::from(watcher.phase != Phase::Synced);
+            opened.behind -= usize::from(watcher.phase != WatcherPhase::Synced);
         }
     }
 
@@ -104,10 +174,10 @@ impl Watches {
         };
         assert_eq!(
             watcher.phase,
-            Phase::Reading,
+            WatcherPhase::Reading,
             "only a read, or its start, syncs a watcher"
         );
-        watcher.phase = Phase::Synced;
+        watcher.phase = WatcherPhase::Synced;
         self.synced.insert(&watcher.spec.range, key);
         if let Some(opened) = self.streams.get_mut(&watcher.stream) {
             opened.behind -= 1;
@@ -121,10 +191,10 @@ impl Watches {
         };
         assert_eq!(
             watcher.phase,
-            Phase::Synced,
+            WatcherPhase::Synced,
             "only a synced watcher falls behind"
         );
-        watcher.phase = Phase::Reading;
+        watcher.phase = WatcherPhase::Reading;
         watcher.next = watcher.next.max(revision);
         self.synced.remove(&watcher.spec.range, key);
         if let Some(opened) = self.streams.get_mut(&watcher.stream) {
@@ -139,10 +209,10 @@ impl Watches {
         };
         assert_ne!(
             watcher.phase,
-            Phase::Synced,
+            WatcherPhase::Synced,
             "a synced watcher leaves the intervals first"
         );
-        watcher.phase = Phase::Starved;
+        watcher.phase = WatcherPhase::Starved;
         if let Some(opened) = self.streams.get_mut(&watcher.stream) {
             opened.starved.push(key);
         }
@@ -156,10 +226,10 @@ impl Watches {
         };
         assert_ne!(
             watcher.phase,
-            Phase::Synced,
+            WatcherPhase::Synced,
             "a synced watcher leaves the intervals first"
         );
-        watcher.phase = Phase::Queued;
+        watcher.phase = WatcherPhase::Queued;
         if watcher.next >= oldest && !watcher.cold {
             self.queued_recent.push_back(key);
         } else {
@@ -184,21 +254,21 @@ impl Watches {
                 );
                 count += 1;
                 match watcher.phase {
-                    Phase::Synced => synced += 1,
-                    Phase::Queued => {
+                    WatcherPhase::Synced => synced += 1,
+                    WatcherPhase::Queued => {
                         let queued =
                             self.queued_recent.contains(key) || self.queued_history.contains(key);
                         assert!(queued, "a queued watcher is in a queue");
                     }
-                    Phase::Starved => {
+                    WatcherPhase::Starved => {
                         assert!(
                             stream.starved.contains(key),
                             "its stream knows who is starved"
                         );
                     }
-                    Phase::Reading => {}
+                    WatcherPhase::Reading => {}
                 }
-                behind += usize::from(watcher.phase != Phase::Synced);
+                behind += usize::from(watcher.phase != WatcherPhase::Synced);
             }
             assert_eq!(
                 behind, stream.behind,
@@ -279,5 +349,14 @@ impl Stream {
         }
         self.next_id += 1;
         Ok(WatchId(self.next_id - 1))
+    }
+}
+
+pub(super) fn compacted_response(watch: WatchId, oldest: Revision) -> Response {
+    // etcd: the header of this response has no revision.
+    Response {
+        watch,
+        revision: Revision(0),
+        body: Body::Compacted { oldest },
     }
 }

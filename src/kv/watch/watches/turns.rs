@@ -1,12 +1,12 @@
-//! Catching up: who is behind waits for a turn, and each turn is one bounded pass over history or over recent events.
+//! Catching up: a watcher that is behind waits for a turn; each turn is one bounded pass over history or over recent events.
 
 use super::{
     super::{
         catch_up::{CatchUp, Memory, ReadTask, Seeker},
         events::Events,
-        spec::{Outlet, StreamId},
+        spec::{Outlet, StreamId, WatcherKey},
     },
-    Phase, Watcher, WatcherKey, Watches, compacted_response, watcher_mut,
+    table::{Watcher, WatcherPhase, Watches, compacted_response, watcher_mut},
 };
 use crate::types::Revision;
 use std::{collections::VecDeque, sync::Arc};
@@ -29,7 +29,7 @@ impl Watches {
         for key in starved {
             if self
                 .watcher(key)
-                .is_some_and(|watcher| watcher.phase == Phase::Starved)
+                .is_some_and(|watcher| watcher.phase == WatcherPhase::Starved)
             {
                 self.enqueue(key);
             }
@@ -39,7 +39,7 @@ impl Watches {
         }
     }
 
-    /// Whether some watcher waits for its turn to read.
+    /// Whether some watcher is queued to read.
     pub fn anyone_queued(&self) -> bool {
         !self.queued_recent.is_empty() || !self.queued_history.is_empty()
     }
@@ -91,7 +91,7 @@ impl Watches {
             let Some(key) = queue.pop_front() else { break };
             let queued = self
                 .watcher(key)
-                .filter(|watcher| watcher.phase == Phase::Queued);
+                .filter(|watcher| watcher.phase == WatcherPhase::Queued);
             let Some(watcher) = queued else { continue };
             let next = watcher.next;
             if !outlet.has_room(watcher.stream) {
@@ -115,7 +115,7 @@ impl Watches {
 
     fn start_reading(&mut self, key: WatcherKey) -> Option<Seeker> {
         let watcher = watcher_mut(&mut self.slots, key)?;
-        watcher.phase = Phase::Reading;
+        watcher.phase = WatcherPhase::Reading;
         watcher.cold = false;
         Some(Seeker {
             watcher: key,
@@ -126,7 +126,7 @@ impl Watches {
         })
     }
 
-    /// Deals out what a pass has found.
+    /// Sends what a pass has found.
     pub fn complete(&mut self, task: &ReadTask, found: CatchUp, outlet: &mut dyn Outlet) {
         match found {
             CatchUp::Compacted { oldest } => {
@@ -148,7 +148,7 @@ impl Watches {
         };
         assert_eq!(
             watcher.phase,
-            Phase::Reading,
+            WatcherPhase::Reading,
             "a watcher waits for its read"
         );
         if watcher.next >= oldest {
@@ -173,7 +173,7 @@ impl Watches {
         };
         assert_eq!(
             watcher.phase,
-            Phase::Reading,
+            WatcherPhase::Reading,
             "a watcher waits for its read"
         );
         if let Some(events) = events {

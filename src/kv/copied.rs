@@ -1,11 +1,12 @@
-//! Records of a long answer, copied into memory of its own.
+//! Copies of the records of a long answer.
 //!
-//! A record in memory is part of a batch, and whoever keeps one keeps the batch. An answer may wait for its client for long, so a
-//! long one must not do that; nor should each of its records be an allocation, which is freed on another thread.
+//! A record in memory is part of a batch of records, and whoever holds one keeps the whole batch in memory. An answer may wait
+//! for its client for long. So a long answer gets copies. They are made in pieces of 64 KiB, because an allocation for each
+//! record, freed on another thread, costs more than the copy.
 
 use super::{
     command::EncodedKv,
-    range::{ReadError, Records},
+    records::{ReadError, Records},
 };
 use crate::types::Rev;
 use bytes::BytesMut;
@@ -15,11 +16,11 @@ const PIECE_BYTES: usize = 64 * 1024;
 
 /// Memory that records are copied into, piece by piece.
 #[derive(Debug, Default)]
-pub(super) struct Apart {
+pub(super) struct CopyBuffer {
     open: BytesMut,
 }
 
-impl Apart {
+impl CopyBuffer {
     /// A copy of the record of a put.
     pub(super) fn read(&mut self, records: &dyn Records, rev: Rev) -> Result<EncodedKv, ReadError> {
         records.visit(rev, &mut |kv| self.add(kv))?;
@@ -56,11 +57,11 @@ mod tests {
     #[test]
     fn copies_of_any_size_are_whole_and_lie_together() {
         let lens = [1_000, 0, 30_000, 33_000, 34_000, 200_000, 5, 70_000, 1];
-        let (records, mut apart) = (Sized, Apart::default());
+        let (records, mut buffer) = (Sized, CopyBuffer::default());
         let rev = |len: i64| Rev::new(Revision(len), 0);
         let copies: Vec<Bytes> = lens
             .iter()
-            .map(|&len| apart.read(&records, rev(len)).unwrap())
+            .map(|&len| buffer.read(&records, rev(len)).unwrap())
             .collect();
         for (len, copy) in lens.into_iter().zip(&copies) {
             assert_eq!(copy, &records.get(rev(len)).unwrap());

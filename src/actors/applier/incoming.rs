@@ -1,0 +1,141 @@
+//! Batches of committed entries that wait to be applied, and the stored values that the first of them needs.
+//!
+//! Entries are applied in log order. A batch whose commands compare or keep values that only the database holds waits until a
+//! thread that may block has read them; later batches wait behind it. Everything else goes on meanwhile: readers have the view
+//! that was published last; the Raft node sends heartbeats, votes and replicates entries; earlier batches are published and
+//! stored.
+
+use crate::{
+    kv::{
+        command::EncodedKv,
+        records::{ReadError, Records},
+    },
+    types::Rev,
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Bytes of values that are read ahead for one batch. Those that do not fit are read while applying.
+const PREFETCHED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Values that were read for one batch.
+#[derive(Debug, Default)]
+pub(super) struct Prefetched(BTreeMap<Rev, EncodedKv>);
+
+impl Prefetched {
+    /// Reads the records of `revs`. This can block.
+    pub(super) fn read(stored: &dyn Records, revs: BTreeSet<Rev>) -> Result<Self, ReadError> {
+        let (mut values, mut bytes) = (BTreeMap::new(), 0);
+        for rev in revs {
+            let kv = stored.get(rev)?;
+            bytes += kv.len();
+            values.insert(rev, kv);
+            if bytes >= PREFETCHED_BYTES_MAX {
+                break;
+            }
+        }
+        Ok(Self(values))
+    }
+
+    pub(super) fn get(&self, rev: Rev) -> Option<&EncodedKv> {
+        self.0.get(&rev)
+    }
+}
+
+/// Batches in log order. The Raft node sends no more than two before the first is applied.
+#[derive(Debug)]
+pub(super) struct Incoming<B> {
+    waiting: VecDeque<B>,
+    /// Values are being read for the batch that was taken last.
+    reading: bool,
+}
+
+impl<B> Default for Incoming<B> {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            reading: false,
+        }
+    }
+}
+
+impl<B> Incoming<B> {
+    pub(super) fn push(&mut self, batch: B) {
+        self.waiting.push_back(batch);
+    }
+
+    /// The batch to apply next; `None` while values are read for the one before it.
+    pub(super) fn next(&mut self) -> Option<B> {
+        if self.reading {
+            return None;
+        }
+        self.waiting.pop_front()
+    }
+
+    /// The batch that was taken last waits for values.
+    pub(super) fn begin_reading(&mut self) {
+        assert!(!self.reading, "one batch after the other is taken");
+        self.reading = true;
+    }
+
+    /// The batch that waited is applied now.
+    pub(super) fn end_reading(&mut self) {
+        assert!(self.reading, "a read ends once");
+        self.reading = false;
+    }
+
+    /// Whether every batch was applied.
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty() && !self.reading
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Revision;
+
+    #[test]
+    fn batches_wait_behind_the_one_that_reads() {
+        let mut incoming = Incoming::default();
+        incoming.push(1);
+        incoming.push(2);
+        assert_eq!(incoming.next(), Some(1));
+        incoming.begin_reading();
+        assert_eq!(incoming.next(), None, "2 follows 1 in the log");
+        incoming.push(3);
+        assert!(!incoming.is_empty());
+        incoming.end_reading();
+        assert_eq!(incoming.next(), Some(2));
+        assert_eq!(incoming.next(), Some(3));
+        assert!(incoming.is_empty());
+        incoming.begin_reading();
+        assert!(!incoming.is_empty(), "3 is not applied yet");
+    }
+
+    struct Values(usize);
+
+    impl Records for Values {
+        fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError> {
+            if rev.major.0 < 0 {
+                let source = "no such record".into();
+                return Err(ReadError { rev, source });
+            }
+            Ok(vec![0; self.0].into())
+        }
+    }
+
+    fn revs(majors: std::ops::Range<i64>) -> BTreeSet<Rev> {
+        majors.map(|major| Rev::new(Revision(major), 0)).collect()
+    }
+
+    #[test]
+    fn values_are_read_up_to_a_number_of_bytes() {
+        let quarter = Values(PREFETCHED_BYTES_MAX / 4);
+        let read = Prefetched::read(&quarter, revs(2..9)).expect("they exist");
+        assert_eq!(read.0.len(), 4, "the bound");
+        let first = Rev::new(Revision(2), 0);
+        assert!(read.get(first).is_some(), "the first of the batch");
+        let error = Prefetched::read(&quarter, revs(-1..9));
+        assert!(error.is_err(), "a record that cannot be read");
+    }
+}

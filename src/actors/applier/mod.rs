@@ -1,0 +1,555 @@
+//! Applier: turns committed log entries into revisions, in log order.
+//!
+//! One batch of entries goes through these steps: wait for the stored values that its commands depend on (`incoming`) → apply
+//! every entry (`state`) → send the index the changes → the index publishes a snapshot → publish the read view (`visible`) → send
+//! the answers (`answers`). The records gather for the committer, which writes them to the database in large batches (`storing`).
+//!
+//! The applier reads no clock into the state. It does not wait for the disk: values that commands depend on are read
+//! ahead on another thread, and what only an answer needs is read after the entry is visible. Two cases are left in which its own
+//! thread reads: a compare over more values than are read ahead, and a key that comes into a compared range within the batch.
+
+mod answers;
+mod incoming;
+mod state;
+mod storing;
+mod visible;
+
+pub use state::ApplyError;
+pub use storing::CommitPacing;
+
+use answers::{Answer, Answers};
+use incoming::{Incoming, Prefetched};
+use state::{DecodedEntry, Past, Shared, State};
+use storing::Storing;
+use visible::{Database, Visible};
+
+use super::{
+    apply_messages::{ApplierProgress, ApplyEntries, ReplaceState, StateReplaced},
+    background::in_background,
+    committer::{CommitRevisions, Committed, DatabaseReplaced, ForgetRecords, ReplaceDatabase},
+    compactor::{CompactionAccepted, CompactionState, Decision, HistoryReplaced},
+    fail_stop::Lifeline,
+    index::{IndexPublished, ReplaceTree, UpdateIndex},
+    latest,
+    lease_manager::{LeaseState, LeasesChanged, LeasesReplaced},
+    lease_messages::ListLeaseKeys,
+    members::Members,
+    published::Published,
+    replacement::Replacement,
+    restore::store_meta,
+    state_check::{HashDesk, TellStateHash},
+    watch_hub::EventsApplied,
+};
+use crate::failpoint::{FailPoint, hit};
+use crate::mutation::{Mutation, mutated};
+use crate::{
+    kv::{
+        index::Snapshot,
+        machine::Machine,
+        range::RevisionWindow,
+        tail::{self, Tail},
+    },
+    storage::db::DbReader,
+    types::{LogIndex, LogPosition, Rev, Revision},
+};
+use actix::prelude::*;
+use bytes::Bytes;
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::Arc,
+};
+
+/// Messages that may wait: the Raft node keeps two batches under way; the index, the committer and the timer add one each, and
+/// questions for the keys of leases four.
+const MAILBOX_MAX: usize = 64;
+
+/// Owns the replicated state. Invariant: `visible.applied <= state.applied`.
+pub struct Applier {
+    /// Batches that are not applied yet.
+    incoming: Incoming<Vec<DecodedEntry>>,
+    /// The state after the newest applied entry.
+    state: State,
+    /// Applied batches whose snapshot is not published yet, oldest first.
+    unpublished: VecDeque<AppliedBatch>,
+    /// What readers see.
+    visible: Visible,
+    answers: Answers,
+    /// What the database does not hold yet.
+    storing: Storing,
+    replacement: Replacement,
+    /// What other members may compare.
+    hashes: HashDesk,
+    /// The watch hub's mailbox was full for some batch.
+    watches_behind: bool,
+    peers: ApplierPeers,
+    life: Lifeline,
+}
+
+/// Whom the applier talks to.
+pub struct ApplierPeers {
+    /// Takes key changes.
+    pub index: Recipient<UpdateIndex>,
+    /// Takes records.
+    pub committer: Recipient<CommitRevisions>,
+    /// Frees the memory of records that the database holds.
+    pub forget: Recipient<ForgetRecords>,
+    /// Is told what was applied, and what the database holds.
+    pub raft: Recipient<ApplierProgress>,
+    /// Is told of compactions.
+    pub compactor: Recipient<CompactionAccepted>,
+    /// Is told of leases.
+    pub leases: Recipient<LeasesChanged>,
+    /// Is told of changes.
+    pub watches: Recipient<EventsApplied>,
+    /// Readers' newest view.
+    pub views: latest::Sender<Arc<Published>>,
+    /// Whom a snapshot concerns.
+    pub replace: ReplacePeers,
+}
+
+/// Whom the applier tells that a snapshot takes the place of the state.
+pub struct ReplacePeers {
+    /// Switches the database.
+    pub committer: Recipient<ReplaceDatabase>,
+    /// Switches the tree.
+    pub index: Recipient<ReplaceTree>,
+    /// Forgets its leases.
+    pub leases: Recipient<LeasesReplaced>,
+    /// Begins with another history.
+    pub compactor: Recipient<HistoryReplaced>,
+    /// Is told when it is done.
+    pub raft: Recipient<StateReplaced>,
+}
+
+/// One applied batch on its way to being visible.
+struct AppliedBatch {
+    applied: LogPosition,
+    window: RevisionWindow,
+    shared: Shared,
+    records: tail::RecordBatch,
+    answers: Vec<Answer>,
+    leases: LeasesChanged,
+    compacted: Option<Revision>,
+}
+
+/// Hands everything to the committer and answers when the database holds it; for a clean stop.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct DrainTail;
+
+/// What an applier begins with.
+#[derive(Debug)]
+pub struct ApplierState {
+    /// The replicated state.
+    pub machine: Machine,
+    /// The index at that state.
+    pub snapshot: Snapshot,
+    /// The log position of that state.
+    pub applied: LogPosition,
+    /// The newest compaction that the database has begun.
+    pub begun_compaction: Revision,
+    /// The members at that position.
+    pub members: Arc<Members>,
+    /// Reads the database, which holds all of that state.
+    pub stored: DbReader,
+    /// Size of the database file, in bytes.
+    pub file_bytes: u64,
+    /// Bytes of it that hold records.
+    pub used_bytes: u64,
+}
+
+impl Applier {
+    /// An applier that goes on where `state` stands.
+    pub fn new(
+        state: ApplierState,
+        pacing: CommitPacing,
+        peers: ApplierPeers,
+        life: Lifeline,
+    ) -> Self {
+        let (machine, applied) = (state.machine, state.applied);
+        let hashes = HashDesk::new(applied.index, machine.state_hash());
+        let database = Database {
+            reader: state.stored,
+            file_bytes: state.file_bytes,
+            used_bytes: state.used_bytes,
+        };
+        let (keys, begun) = (state.snapshot, state.begun_compaction);
+        let state = State::new(machine, applied, state.members, begun);
+        Self {
+            incoming: Incoming::default(),
+            unpublished: VecDeque::new(),
+            visible: Visible::new(&state, keys, database),
+            answers: Answers::default(),
+            storing: Storing::new(pacing, applied, LogIndex(0), state.machine.revision()),
+            state,
+            replacement: Replacement::None,
+            hashes,
+            watches_behind: false,
+            peers,
+            life,
+        }
+    }
+}
+
+impl Actor for Applier {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        ctx.set_mailbox_capacity(MAILBOX_MAX);
+        ctx.run_interval(self.storing.pacing().interval, |applier, _| {
+            applier.commit();
+            if applier.watches_behind {
+                let published = applier.peers.views.borrow().clone();
+                applier.notify_watches(tail::RecordBatch::default(), published);
+            }
+        });
+        self.publish();
+    }
+}
+
+impl Handler<ApplyEntries> for Applier {
+    type Result = ();
+
+    fn handle(&mut self, apply: ApplyEntries, ctx: &mut Self::Context) {
+        let entries = apply.entries.into_iter().map(DecodedEntry::new);
+        let entries: Result<Vec<_>, _> = entries.collect();
+        match entries {
+            Ok(entries) => self.incoming.push(entries),
+            Err(error) => return self.cannot_apply(&error),
+        }
+        self.apply_incoming(ctx);
+    }
+}
+
+impl Handler<IndexPublished> for Applier {
+    type Result = ();
+
+    fn handle(&mut self, published: IndexPublished, _: &mut Self::Context) {
+        let machine = &mut self.state.machine;
+        machine.published(published.snapshot.clone(), published.through);
+        let stale = mutated(Mutation::StaleIndex) && published.through.0 % 41 == 0;
+        if !stale {
+            self.visible.keys = published.snapshot;
+        }
+        let batch = self.unpublished.pop_front();
+        assert!(batch.is_some(), "the index publishes once for each batch");
+        let Some(batch) = batch else { return };
+        let compacts = batch.compacted.is_some() && !mutated(Mutation::CompactBeforeState);
+        self.make_visible(batch);
+        self.report_progress();
+        // A compaction goes on once the database knows of it.
+        if compacts || self.storing.is_due() {
+            self.commit();
+        }
+        self.replace_database();
+    }
+}
+
+impl Handler<Committed> for Applier {
+    type Result = ();
+
+    fn handle(&mut self, committed: Committed, _: &mut Self::Context) {
+        self.visible.database = Database {
+            reader: committed.reader,
+            file_bytes: committed.file_bytes,
+            used_bytes: committed.used_bytes,
+        };
+        self.storing.stored(committed.applied.index);
+        let mut spent = Tail::default();
+        if let Some(through) = committed.through {
+            spent = self.visible.stored(through);
+            self.storing.committed(through, committed.log_needed_after);
+            if self.storing.is_drained() || !self.commit() {
+                self.storing.drained();
+            }
+            self.report_progress();
+        }
+        self.publish();
+        if !spent.is_empty() {
+            let forget = ForgetRecords { records: spent };
+            self.life.deliver(&self.peers.forget, forget);
+        }
+    }
+}
+
+impl Handler<ReplaceState> for Applier {
+    type Result = ();
+
+    fn handle(&mut self, replace: ReplaceState, _: &mut Self::Context) {
+        self.replacement = Replacement::wanted(replace.received, self.state.applied);
+        self.replace_database();
+    }
+}
+
+impl Handler<DatabaseReplaced> for Applier {
+    type Result = ();
+
+    fn handle(&mut self, replaced: DatabaseReplaced, _: &mut Self::Context) {
+        self.replace_state(replaced);
+    }
+}
+
+impl Handler<ListLeaseKeys> for Applier {
+    type Result = Option<Vec<Bytes>>;
+
+    fn handle(&mut self, list: ListLeaseKeys, _: &mut Self::Context) -> Self::Result {
+        let lease = self.state.machine.leases().get(list.id)?;
+        Some(lease.keys.iter().cloned().collect())
+    }
+}
+
+impl Handler<TellStateHash> for Applier {
+    type Result = ();
+
+    fn handle(&mut self, tell: TellStateHash, _: &mut Self::Context) {
+        self.hashes.tell(tell.index, tell.reply);
+    }
+}
+
+impl Handler<DrainTail> for Applier {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: DrainTail, _: &mut Self::Context) -> Self::Result {
+        if !self.storing.is_committing() && !self.commit() {
+            return Box::pin(async {});
+        }
+        let waiting = self.storing.drain();
+        Box::pin(async move { waiting.await.unwrap_or_default() })
+    }
+}
+
+impl Applier {
+    fn cannot_apply(&self, error: &ApplyError) {
+        let fail_stop = self.life.fail_stop();
+        fail_stop.because("cannot apply a committed entry", error);
+    }
+
+    /// Applies what can be applied now: all that waits, up to a batch that needs values from the database.
+    fn apply_incoming(&mut self, ctx: &mut Context<Self>) {
+        while let Some(entries) = self.incoming.next() {
+            let reads = self.stored_reads(&entries);
+            if reads.is_empty() {
+                self.apply(entries, &Prefetched::default());
+                continue;
+            }
+            self.incoming.begin_reading();
+            let stored = self.visible.database.reader.clone();
+            let reading = in_background(move || {
+                hit(FailPoint::BeforeStoredRead);
+                Prefetched::read(&stored, reads)
+            });
+            ctx.spawn(reading.into_actor(self).map(|read, applier, ctx| {
+                applier.incoming.end_reading();
+                match read {
+                    Ok(Ok(values)) => applier.apply(entries, &values),
+                    Ok(Err(error)) => return applier.cannot_apply(&error.into()),
+                    // The thread ends early only if the process does.
+                    Err(_) => return,
+                }
+                applier.apply_incoming(ctx);
+                applier.replace_database();
+            }));
+        }
+    }
+
+    /// The records that applying `entries` needs and that are not in memory.
+    fn stored_reads(&self, entries: &[DecodedEntry]) -> BTreeSet<Rev> {
+        let commands = entries.iter().filter_map(|entry| entry.command.as_ref());
+        let mut reads = self.state.machine.value_reads(commands);
+        if !reads.is_empty() {
+            let none = Prefetched::default();
+            let past = past(&self.visible, &self.unpublished, &none);
+            reads.retain(|rev| past.in_memory(*rev).is_none());
+        }
+        reads
+    }
+
+    fn apply(&mut self, entries: Vec<DecodedEntry>, values: &Prefetched) {
+        hit(FailPoint::BeforeApply);
+        let commands = entries.iter().filter_map(|entry| entry.command.as_ref());
+        self.state.machine.prefetch_keys(commands);
+        let mut answers = Vec::new();
+        let past = past(&self.visible, &self.unpublished, values);
+        for entry in entries {
+            let membership = entry.membership().cloned();
+            match self.state.apply(entry, &past) {
+                Ok(answer) => answers.extend(answer),
+                Err(error) => return self.cannot_apply(&error),
+            }
+            if let Some(membership) = membership {
+                self.storing.add_membership(&membership);
+            }
+            let hash = self.state.machine.state_hash();
+            self.hashes.applied(self.state.applied.index, hash);
+        }
+        hit(FailPoint::AfterApply);
+        self.hashes.settle();
+        self.send_to_index(answers);
+    }
+
+    /// Hands on what the batch that was just applied has changed.
+    fn send_to_index(&mut self, answers: Vec<Answer>) {
+        let (changes, applied) = (self.state.take_changes(), self.state.applied);
+        let records: tail::RecordBatch = changes.records.into();
+        self.storing.add(&records, &changes.leases, applied);
+        self.unpublished.push_back(AppliedBatch {
+            applied,
+            window: self.state.window(),
+            shared: self.state.shared.clone(),
+            records,
+            answers,
+            leases: LeasesChanged {
+                changes: changes.leases,
+                term: applied.term,
+            },
+            compacted: changes.compacted,
+        });
+        let update = UpdateIndex {
+            changes: changes.keys,
+            through: self.state.machine.revision(),
+        };
+        self.life.deliver(&self.peers.index, update);
+    }
+
+    /// Publishes a batch whose keys are in the index's newest snapshot, and answers its callers.
+    fn make_visible(&mut self, batch: AppliedBatch) {
+        let term_changed = batch.applied.term != self.visible.applied.term;
+        let records = batch.records;
+        self.visible
+            .add(batch.applied, batch.window, records.clone(), batch.shared);
+        // Before readers see the batch: a question for one of its leases then comes after this message.
+        if term_changed || !batch.leases.changes.is_empty() {
+            self.life.deliver(&self.peers.leases, batch.leases);
+        }
+        hit(FailPoint::BeforePublish);
+        let published = self.publish();
+        hit(FailPoint::AfterPublish);
+        self.answers.send(batch.answers, &published);
+        if !records.is_empty() {
+            self.notify_watches(records, published);
+        }
+        if let Some(revision) = batch.compacted {
+            let decision = Decision {
+                revision,
+                index: self.visible.applied.index,
+            };
+            self.life
+                .deliver(&self.peers.compactor, CompactionAccepted(decision));
+        }
+    }
+
+    fn publish(&mut self) -> Arc<Published> {
+        self.visible.publish(&self.storing, &self.peers.views)
+    }
+
+    /// Sends the watch hub a batch. If its mailbox is full, it reads the batch from history once it learns that there is a newer
+    /// revision.
+    fn notify_watches(&mut self, records: tail::RecordBatch, published: Arc<Published>) {
+        let sent = self
+            .peers
+            .watches
+            .try_send(EventsApplied { records, published });
+        self.watches_behind = matches!(sent, Err(SendError::Full(_)));
+    }
+
+    /// Acknowledges what is visible, unless too much waits for the database.
+    fn report_progress(&self) {
+        if self.storing.has_room() {
+            let progress = ApplierProgress {
+                applied: self.visible.applied.index,
+                stored: self.storing.stored_index(),
+            };
+            self.life.deliver(&self.peers.raft, progress);
+        }
+    }
+
+    /// Hands what has gathered to the committer, unless it is busy; tells whether it has something to do now.
+    fn commit(&mut self) -> bool {
+        // What a snapshot replaces is not stored any more: the snapshot holds all of it.
+        if self.replacement.is_under_way() {
+            return self.storing.is_committing();
+        }
+        let machine = &self.state.machine;
+        let through = machine.revision();
+        let batch = self.storing.take_commit(|| store_meta(machine));
+        if let Some(batch) = batch {
+            self.life
+                .deliver(&self.peers.committer, CommitRevisions { batch, through });
+        }
+        self.storing.is_committing()
+    }
+}
+
+impl Applier {
+    /// Once every batch is applied and visible, the database can be replaced.
+    fn replace_database(&mut self) {
+        if self.incoming.is_empty()
+            && self.unpublished.is_empty()
+            && let Some(db) = self.replacement.begin()
+        {
+            self.life
+                .deliver(&self.peers.replace.committer, ReplaceDatabase { db });
+        }
+    }
+
+    /// The database is the snapshot's: everything else becomes the snapshot's too. Each actor that has a share of the state gets
+    /// its new share before readers see the new state.
+    fn replace_state(&mut self, replaced: DatabaseReplaced) {
+        let (state, applied) = self.replacement.end();
+        let (restored, tree) = (state.restored, state.tree);
+        let keys = tree.snapshot();
+        let peers = &self.peers.replace;
+        self.life.deliver(&peers.index, ReplaceTree { tree });
+        let leases = LeasesReplaced(LeaseState::of(&restored, applied.term));
+        self.life.deliver(&peers.leases, leases);
+        let history = CompactionState {
+            wanted: Decision {
+                revision: restored.compacted,
+                index: applied.index,
+            },
+            stored: replaced.compaction,
+        };
+        self.life
+            .deliver(&peers.compactor, HistoryReplaced(history));
+        let machine = Machine::new(restored, keys.clone());
+        let begun = begun_compaction(replaced.compaction);
+        self.state = State::new(machine, applied, Arc::new(state.members), begun);
+        let database = Database {
+            reader: replaced.reader,
+            file_bytes: replaced.file_bytes,
+            used_bytes: replaced.used_bytes,
+        };
+        self.visible = Visible::new(&self.state, keys, database);
+        let machine = &self.state.machine;
+        self.storing.replaced(applied, machine.revision());
+        self.hashes.applied(applied.index, machine.state_hash());
+        let published = self.publish();
+        // Watchers read what they missed from history, or learn that it is compacted.
+        self.notify_watches(tail::RecordBatch::default(), published);
+        self.life
+            .deliver(&self.peers.replace.raft, StateReplaced { applied });
+    }
+}
+
+/// The records before the batch that is applied next.
+fn past<'a>(
+    visible: &'a Visible,
+    unpublished: &VecDeque<AppliedBatch>,
+    prefetched: &'a Prefetched,
+) -> Past<'a> {
+    let records = |batch: &AppliedBatch| batch.records.clone();
+    Past {
+        tail: &visible.tail,
+        unpublished: unpublished.iter().map(records).collect(),
+        prefetched,
+        stored: &visible.database.reader,
+    }
+}
+
+/// The revision of a compaction in a database, whether it is complete or not.
+pub fn begun_compaction(stored: Option<(Revision, Option<Rev>)>) -> Revision {
+    if mutated(Mutation::CompactBeforeState) {
+        return Revision::NEVER_COMPACTED;
+    }
+    stored.map_or(Revision::NEVER_COMPACTED, |(through, _)| through)
+}

@@ -1,0 +1,8 @@
+//! How the lists of nodes grow: hardly beyond what they need, because there are many small ones.
+
+/// Makes room for `extra` more items, and for `spare` beyond them if it has to move at all.
+pub(super) fn grow<T>(vec: &mut Vec<T>, extra: usize, spare: usize) {
+    if vec.capacity() - vec.len() < extra {
+        vec.reserve_exact(extra + spare);
+    }
+}

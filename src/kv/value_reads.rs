@@ -1,0 +1,182 @@
+//! Which stored values the next commands depend on, so that they can be read before the commands are applied.
+//!
+//! Applying needs a stored value in two cases only: a compare of a value, and a put that keeps the value. All other reads are for
+//! the caller's answer alone ([`answer_reads`](super::answer_reads)). The applier must not wait for a disk on its thread; so it
+//! asks here which records the commands of a batch may read, and has them read on a thread that may block. The list is a
+//! prediction from the keys as they are before the batch. A key that the batch itself changes first is in memory by then; a
+//! record that the prediction lacks is read while applying. So results never depend on it.
+
+use super::{
+    KeyRange,
+    command::{Command, Compare, Operand, Put, Txn, TxnOp},
+    keys::Keys,
+};
+use crate::types::Rev;
+use std::{collections::BTreeSet, ops::ControlFlow};
+
+/// Records that are read ahead for one batch. A compare can go over any number of keys; what exceeds this is read while applying.
+const READS_MAX: usize = 4_096;
+
+/// The records whose values `commands` depend on, ascending, as far as that is known before they are applied to `keys`.
+pub fn value_reads<'a>(
+    keys: &impl Keys,
+    commands: impl Iterator<Item = &'a Command>,
+) -> BTreeSet<Rev> {
+    let mut reads = Reads {
+        keys,
+        revs: BTreeSet::new(),
+    };
+    for command in commands {
+        match command {
+            Command::Put(put) => reads.put(put),
+            Command::Txn(txn) => reads.txn(txn),
+            Command::DeleteRange(_)
+            | Command::Compact(_)
+            | Command::GrantLease(_)
+            | Command::RevokeLease(_)
+            | Command::SetAlarm(_)
+            | Command::ExpireLeases(_)
+            | Command::CheckpointLeases(_)
+            | Command::RenewLeases(_) => {}
+        }
+    }
+    reads.revs
+}
+
+struct Reads<'k, K> {
+    keys: &'k K,
+    revs: BTreeSet<Rev>,
+}
+
+impl<K: Keys> Reads<'_, K> {
+    fn txn(&mut self, txn: &Txn) {
+        txn.compares
+            .iter()
+            .for_each(|compare| self.compare(compare));
+        for op in txn.branches() {
+            match op {
+                TxnOp::Put(put) => self.put(put),
+                TxnOp::Txn(inner) => self.txn(inner),
+                TxnOp::Range(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => {}
+            }
+        }
+    }
+
+    fn put(&mut self, put: &Put) {
+        if put.ignore_value && self.revs.len() < READS_MAX {
+            self.revs
+                .extend(self.keys.get(&put.key).map(|meta| meta.modified));
+        }
+    }
+
+    fn compare(&mut self, compare: &Compare) {
+        if !matches!(compare.operand, Operand::Value(_)) {
+            return;
+        }
+        let range = KeyRange::from_wire(&compare.key, &compare.range_end);
+        if range.is_single() {
+            if self.revs.len() < READS_MAX {
+                self.revs
+                    .extend(self.keys.get(&range.start).map(|meta| meta.modified));
+            }
+            return;
+        }
+        self.keys.visit(&range, &mut |_, meta| {
+            if self.revs.len() >= READS_MAX {
+                return ControlFlow::Break(());
+            }
+            self.revs.insert(meta.modified);
+            ControlFlow::Continue(())
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        kv::{
+            command::{DeleteRange, RangeQuery, Relation},
+            index::Index,
+        },
+        types::{LeaseId, Revision},
+    };
+
+    fn index(keys: u32) -> Index {
+        let mut index = Index::new();
+        for n in 0..keys {
+            let rev = Rev::new(Revision(i64::from(n) + 2), 0);
+            index.put(format!("{n:05}").as_bytes(), rev, LeaseId(0));
+        }
+        index
+    }
+
+    fn compare(key: &'static str, range_end: &'static str, operand: Operand) -> Compare {
+        Compare {
+            key: key.into(),
+            range_end: range_end.into(),
+            relation: Relation::Equal,
+            operand,
+        }
+    }
+
+    fn put(key: &'static str, ignore_value: bool) -> Put {
+        Put {
+            key: key.into(),
+            prev_kv: true,
+            ignore_value,
+            ..Put::default()
+        }
+    }
+
+    fn majors(index: &Index, command: Command) -> Vec<i64> {
+        let reads = value_reads(&index.snapshot(), [command].iter());
+        reads.into_iter().map(|rev| rev.major.0).collect()
+    }
+
+    #[test]
+    fn values_that_are_compared_or_kept_are_read_and_no_others() {
+        let index = index(10);
+        assert_eq!(majors(&index, Command::Put(put("00003", true))), [5]);
+        assert!(majors(&index, Command::Put(put("00003", false))).is_empty());
+        assert!(majors(&index, Command::Put(put("missing", true))).is_empty());
+        let delete = DeleteRange {
+            key: "0".into(),
+            range_end: "1".into(),
+            prev_kv: true,
+        };
+        assert!(majors(&index, Command::DeleteRange(delete.clone())).is_empty());
+        let value = || Operand::Value("v".into());
+        let inner = Txn {
+            compares: vec![compare("00001", "", value())],
+            failure: vec![TxnOp::Put(put("00009", true))],
+            ..Txn::default()
+        };
+        let txn = Txn {
+            compares: vec![
+                compare("00003", "00006", value()),
+                compare("00008", "", Operand::Version(1)),
+            ],
+            success: vec![
+                TxnOp::Range(RangeQuery {
+                    key: "0".into(),
+                    range_end: "1".into(),
+                    ..RangeQuery::default()
+                }),
+                TxnOp::DeleteRange(delete),
+            ],
+            failure: vec![TxnOp::Txn(inner)],
+        };
+        assert_eq!(majors(&index, Command::Txn(txn)), [3, 5, 6, 7, 11]);
+    }
+
+    #[test]
+    fn a_compare_of_all_keys_is_read_ahead_in_part() {
+        let index = index(5_000);
+        let txn = Txn {
+            compares: vec![compare("0", "1", Operand::Value("v".into()))],
+            ..Txn::default()
+        };
+        assert_eq!(majors(&index, Command::Txn(txn)).len(), READS_MAX);
+    }
+}
