@@ -3,11 +3,7 @@
 //! Actors know each other from their constructors on. Where two know each other, the first one started gets its peers through a
 //! channel that is filled once all addresses exist; the first thing it does is to take them.
 
-use super::{
-    network::PeerWay,
-    placement::Placement,
-    recover::{Recovery, client_urls},
-};
+use super::{identity::client_urls, network::PeerWay, placement::Placement, startup::OpenMember};
 use crate::{
     actors::{
         applier::{Applier, ApplierState, CommitPacing, DrainTail, Peers, ReplacePeers},
@@ -76,7 +72,7 @@ pub(super) struct Running {
 )]
 pub(super) fn assemble(
     config: &Config,
-    mut recovery: Recovery,
+    mut recovery: OpenMember,
     way: PeerWay<'_>,
     placement: &Placement,
     fail_stop: &FailStop,
@@ -205,7 +201,7 @@ struct State {
 }
 
 impl State {
-    fn of(recovery: &Recovery) -> Self {
+    fn of(recovery: &OpenMember) -> Self {
         let (db, restored) = (&recovery.db, &recovery.restored);
         let snapshot = recovery.tree.snapshot();
         Self {

@@ -206,6 +206,14 @@ pub(crate) struct Endpoint {
     pub(crate) book: BTreeMap<MemberId, PeerAddress>,
 }
 
+/// What a process that has not started its member yet answers every guest.
+pub(crate) struct Announced {
+    pub(crate) cluster: ClusterId,
+    pub(crate) member: MemberId,
+    pub(crate) answer: Bytes,
+    pub(crate) life: Arc<Life>,
+}
+
 /// Two members' connection.
 #[derive(Clone, Debug, Default)]
 struct Connection {
@@ -231,6 +239,7 @@ pub(crate) struct Network {
     /// Addresses, `HOST:PORT`, of all machines.
     pub(crate) addresses: BTreeMap<String, Slot>,
     endpoints: BTreeMap<Slot, Endpoint>,
+    announced: BTreeMap<Slot, Announced>,
     under_way: BTreeMap<(u64, u64), Parcel>,
     sent: u64,
     /// Directions that carry nothing.
@@ -255,6 +264,7 @@ impl Network {
             snapshots: 0,
             addresses: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            announced: BTreeMap::new(),
             under_way: BTreeMap::new(),
             sent: 0,
             cut: BTreeSet::new(),
@@ -267,12 +277,25 @@ impl Network {
 
     /// A node is there.
     pub(crate) fn attach(&mut self, slot: Slot, endpoint: Endpoint) {
+        self.announced.remove(&slot);
         self.endpoints.insert(slot, endpoint);
+    }
+
+    /// A process is there that answers guests, and nothing else.
+    pub(crate) fn announce(&mut self, slot: Slot, announced: Announced) {
+        self.announced.insert(slot, announced);
+    }
+
+    /// What the process on a machine answers guests before its member starts.
+    pub(crate) fn announced(&self, slot: Slot) -> Option<&Announced> {
+        let announced = self.announced.get(&slot)?;
+        (!announced.life.is_dead() && !self.paused.contains(&slot)).then_some(announced)
     }
 
     /// A node is gone. What was under way to this life of it is lost.
     pub(crate) fn detach(&mut self, slot: Slot) {
         self.endpoints.remove(&slot);
+        self.announced.remove(&slot);
         self.paused.remove(&slot);
     }
 
