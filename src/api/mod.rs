@@ -39,8 +39,8 @@ pub mod watch;
 pub mod wire;
 
 use crate::{
-    actors::requests::{Identity, Requests},
-    types::Revision,
+    actors::requests::Requests,
+    types::{Identity, Revision},
 };
 use listen::Phase;
 use reply::Header;

@@ -10,7 +10,7 @@ use crate::{
     failpoint::{self, FailPoint},
     storage::{
         disk::{Disk, OpenMode},
-        member::{self, Member},
+        member::{self, Owner},
         real_disk::LOCK_FILE,
         refill,
     },
@@ -114,7 +114,7 @@ pub(super) enum Contents {
     /// Nothing that counts: it is empty, or a first start in it was cut short.
     New,
     /// One member's complete data.
-    Member(Member),
+    Member(Owner),
 }
 
 /// Refuses a directory of this machine that another program uses, before anything is written to it.
@@ -168,7 +168,7 @@ pub(super) fn inspect(disk: &dyn Disk) -> Result<Contents, StartError> {
         return Err(DirectoryError::UnfinishedRecovery { text: mark(disk)? }.into());
     }
     let parts = Parts::find(disk)?;
-    let Some(member) = member::read(disk)? else {
+    let Some(owner) = member::read(disk)? else {
         return match parts.names() {
             None => Ok(Contents::New),
             // Nothing in it was ever acknowledged: `member` is written before the member talks to anybody.
@@ -183,9 +183,9 @@ pub(super) fn inspect(disk: &dyn Disk) -> Result<Contents, StartError> {
         (true, true) => None,
     };
     match missing {
-        None => Ok(Contents::Member(member)),
+        None => Ok(Contents::Member(owner)),
         Some(what) => Err(DirectoryError::Incomplete {
-            name: member.name,
+            name: owner.name,
             what,
         }
         .into()),

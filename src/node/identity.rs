@@ -5,17 +5,19 @@ use crate::{
     actors::members::{MemberInfo, Members, id_of},
     config::{Config, HostPort},
     raft::Membership,
-    storage::member::Member,
-    types::{ClusterId, MemberId},
+    storage::member::Owner,
+    types::{ClusterId, Identity, MemberId},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The identity of this member in the cluster that its configuration forms.
-pub(super) fn formed_member(config: &Config) -> Member {
+/// This member in the cluster that its configuration forms.
+pub(super) fn formed_member(config: &Config) -> Owner {
     let formed = initial_ids(config);
-    Member {
-        cluster: cluster_id(config, &formed),
-        node: formed[&config.name],
+    Owner {
+        identity: Identity {
+            cluster: cluster_id(config, &formed),
+            member: formed[&config.name],
+        },
         name: config.name.clone(),
     }
 }
@@ -87,7 +89,7 @@ pub(super) fn client_urls(config: &Config) -> Vec<String> {
 }
 
 /// Logs what the configuration gives and the data directory has otherwise: a member that has data ignores `cluster.initial`.
-pub(super) fn report_differences(config: &Config, member: &Member, members: &Members) {
+pub(super) fn report_differences(config: &Config, owner: &Owner, members: &Members) {
     let given: BTreeSet<String> = config
         .cluster
         .initial
@@ -104,7 +106,7 @@ pub(super) fn report_differences(config: &Config, member: &Member, members: &Mem
     }
     let list = |names: BTreeSet<String>| names.into_iter().collect::<Vec<_>>().join(",");
     tracing::warn!(
-        cluster = format!("{:x}", member.cluster.0),
+        cluster = format!("{:x}", owner.identity.cluster.0),
         given = list(given),
         stored = list(stored),
         "cluster.initial is ignored: the data directory holds a member already, and its cluster has other members"

@@ -34,14 +34,11 @@ pub use network::{Asked, PeerNetwork};
 pub use quorum_recovery::{QuorumRecovery, QuorumRecoveryError, recover_quorum};
 
 use crate::{
-    actors::{
-        fail_stop::FailStop,
-        requests::{Identity, Requests},
-        store::Store,
-    },
+    actors::{fail_stop::FailStop, requests::Requests, store::Store},
     api::listen::{ApiArbiter, ApiServer, ListenLimits},
     config::{ClusterState, Config, ConfigError},
-    storage::{disk::Disk, member::Member, real_disk::RealDisk},
+    storage::{descriptors, disk::Disk, member::Owner, real_disk::RealDisk},
+    types::Identity,
 };
 use actix::{Actor, Addr, System};
 use assemble::{Running, assemble};
@@ -149,6 +146,7 @@ impl Node {
 
 /// Runs a member with its client port until a signal ends it: SIGTERM, or Ctrl-C.
 pub fn run(config: &Config) -> Result<(), StartError> {
+    descriptors::raise_limit();
     let system = System::new();
     system.block_on(async {
         // The port first: that it is taken should show before a long start.
@@ -251,7 +249,7 @@ impl LocalNode {
         let way = if is_alone(config, &open) {
             PeerWay::Alone
         } else {
-            listen_for_peers(config, &open.member)?
+            listen_for_peers(config, &open.owner)?
         };
         let running = assemble(config, open, way, &Placement::one_thread(), fail_stop);
         Ok(Self { running })
@@ -305,7 +303,7 @@ async fn start_here(
     let way = match early {
         Some(way) => way,
         None if is_alone(config, &open) => PeerWay::Alone,
-        None => listen_for_peers(config, &open.member)?,
+        None => listen_for_peers(config, &open.owner)?,
     };
     readiness::report_start(&open);
     let placement = Placement::new(&config.runtime);
@@ -332,13 +330,13 @@ async fn listen_before_first_start(
         return Ok(None);
     }
     for _ in 0..PORT_TRIES {
-        match listen_for_peers(config, &plan.member) {
+        match listen_for_peers(config, &plan.owner) {
             Ok(way) => return Ok(Some(way)),
             Err(error) => tracing::debug!("the peers' port is tried again: {error}"),
         }
         tokio::time::sleep(PORT_PAUSE).await;
     }
-    listen_for_peers(config, &plan.member).map(Some)
+    listen_for_peers(config, &plan.owner).map(Some)
 }
 
 /// Whether this member has no peers, and was given no certificates for them: then it needs no socket.
@@ -350,9 +348,9 @@ fn is_alone(config: &Config, open: &OpenMember) -> bool {
 }
 
 /// The socket for peers.
-fn listen_for_peers(config: &Config, member: &Member) -> Result<PeerWay<'static>, StartError> {
+fn listen_for_peers(config: &Config, owner: &Owner) -> Result<PeerWay<'static>, StartError> {
     match network::security(config) {
-        Some(security) => network::listen(config, member, security),
+        Some(security) => network::listen(config, owner, security),
         None => Err(StartError::Config(ConfigError::Unauthenticated)),
     }
 }

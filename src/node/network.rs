@@ -2,19 +2,16 @@
 
 use super::error::StartError;
 use crate::{
-    actors::{
-        peer_hub::{HubPeers, PeerPorts},
-        requests::Identity,
-    },
+    actors::peer_hub::{HubPeers, PeerPorts},
     clock,
     config::{Config, PeerTls},
     net::{
         self, Delivery, GuestAnswer, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot,
-        Listener, NetError, Pacing, PeerAddress, PeerRequest, PeerSecurity, SelfIdentity, TlsFiles,
+        Listener, NetError, Pacing, PeerAddress, PeerRequest, PeerSecurity, TlsFiles,
     },
     raft::Message,
-    storage::member::Member,
-    types::MemberId,
+    storage::member::Owner,
+    types::{Identity, MemberId},
 };
 use bytes::Bytes;
 use std::{fmt, pin::Pin, rc::Rc, time::Duration};
@@ -87,21 +84,17 @@ impl<'a> Questions<'a> {
     pub(super) fn announce(
         &self,
         config: &Config,
-        member: &Member,
+        owner: &Owner,
         book: Vec<PeerAddress>,
         answer: Bytes,
     ) -> Result<Announcement, StartError> {
         match self {
             Self::Given(network) => {
-                let identity = Identity {
-                    cluster: member.cluster,
-                    member: member.node,
-                };
-                network.announce(identity, answer);
+                network.announce(owner.identity, answer);
                 Ok(Announcement { hub: None })
             }
             Self::Quic(security) => {
-                let settings = settings(member, security.clone());
+                let settings = settings(owner, security.clone());
                 let listener = Listener::open(&config.peer.listen.to_string(), settings)?;
                 let hub = Hub::start(listener, Rc::new(Announcing { answer }))?;
                 hub.update(book);
@@ -188,22 +181,19 @@ pub(super) fn security(config: &Config) -> Option<PeerSecurity> {
 /// Opens the socket for peers.
 pub(super) fn listen(
     config: &Config,
-    member: &Member,
+    owner: &Owner,
     security: PeerSecurity,
 ) -> Result<PeerWay<'static>, StartError> {
-    let settings = settings(member, security);
+    let settings = settings(owner, security);
     let listener = Listener::open(&config.peer.listen.to_string(), settings)?;
     tracing::info!("peers on {}", listener.local_address());
     Ok(PeerWay::Quic(Box::new(listener)))
 }
 
-fn settings(member: &Member, security: PeerSecurity) -> HubSettings {
+fn settings(owner: &Owner, security: PeerSecurity) -> HubSettings {
     HubSettings {
-        identity: SelfIdentity {
-            cluster: member.cluster,
-            member: member.node,
-            name: member.name.clone(),
-        },
+        identity: owner.identity,
+        name: owner.name.clone(),
         security,
         pacing: Pacing::default(),
         queue_bytes_max: PEER_QUEUE_BYTES_MAX,

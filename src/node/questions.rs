@@ -26,7 +26,7 @@ use crate::{
     clock, codec,
     config::{ClusterState, Config, InitialMember},
     net::{GuestAnswer, NetError, PeerAddress},
-    storage::member::Member,
+    storage::member::Owner,
     types::{ClusterId, LogIndex, MemberId},
 };
 use bytes::Bytes;
@@ -106,14 +106,14 @@ pub(super) async fn first_start(
 pub(super) async fn members_for_refill(
     config: &Config,
     network: Option<&dyn PeerNetwork>,
-    member: &Member,
+    owner: &Owner,
     own: Option<Bytes>,
 ) -> Result<Option<Bytes>, StartError> {
     let others = others(config);
     let (Some(questions), false) = (Questions::of(config, network), others.is_empty()) else {
         return Ok(own);
     };
-    let verdict = |answers: &[Answer<'_>]| newest_members(member, own.clone(), answers);
+    let verdict = |answers: &[Answer<'_>]| newest_members(owner, own.clone(), answers);
     rounds(config, &questions, &others, verdict).await.map(Some)
 }
 
@@ -193,7 +193,7 @@ fn formed_addresses(config: &Config) -> Vec<PeerAddress> {
 
 /// Whether a member of a new cluster may begin.
 fn may_form(config: &Config, answers: &[Answer<'_>]) -> Result<Verdict<Beginning>, StartError> {
-    let formed = formed_member(config).cluster;
+    let formed = formed_member(config).identity.cluster;
     let mut without_entries = 0;
     let mut missing = Vec::new();
     for Answer { from, outcome } in answers {
@@ -274,7 +274,7 @@ fn placed(config: &Config, cluster: ClusterId, info: &GuestInfo) -> Result<Begin
 
 /// The membership of a member that waits for a snapshot.
 fn newest_members(
-    member: &Member,
+    owner: &Owner,
     own: Option<Bytes>,
     answers: &[Answer<'_>],
 ) -> Result<Verdict<Bytes>, StartError> {
@@ -283,7 +283,7 @@ fn newest_members(
     let mut asked = Vec::new();
     for Answer { from, outcome } in answers {
         match outcome {
-            Ok((cluster, info)) if *cluster == member.cluster => {
+            Ok((cluster, info)) if *cluster == owner.identity.cluster => {
                 if info.confirmed {
                     return Ok(Verdict::Decided(info.membership.clone().into()));
                 }
@@ -387,7 +387,7 @@ mod tests {
 
     /// An answer of a member of the cluster that the configuration forms.
     fn here(config: &Config, info: GuestInfo) -> (ClusterId, GuestInfo) {
-        (formed_member(config).cluster, info)
+        (formed_member(config).identity.cluster, info)
     }
 
     fn answers(config: &Config, outcomes: Vec<Outcome>) -> Vec<Answer<'_>> {

@@ -39,9 +39,9 @@ pub(super) fn report_start(open: &OpenMember) {
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
-        member = open.member.node.hex(),
-        name = open.member.name,
-        cluster = format!("{:x}", open.member.cluster.0),
+        member = open.owner.identity.member.hex(),
+        name = open.owner.name,
+        cluster = format!("{:x}", open.owner.identity.cluster.0),
         members = names(known),
         descriptors = limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string()),
         "starting"

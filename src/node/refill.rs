@@ -20,10 +20,11 @@ use crate::{
     actors::{members::Members, restore},
     failpoint::{self, FailPoint},
     storage::{
-        db::{Applied, CommitBatch, Db, DbSite},
+        db::{CommitBatch, Db, DbSite},
         disk::Disk,
         refill,
     },
+    types::LogPosition,
 };
 use bytes::Bytes;
 
@@ -95,7 +96,7 @@ fn read(site: &DbSite, name: &str) -> Option<Old> {
     let membership = restore::membership(&db).ok()?;
     Some(Old {
         awaits: restore::awaits_snapshot(&db).ok()?,
-        is_empty: membership.is_none() && db.applied() == Applied::default(),
+        is_empty: membership.is_none() && db.applied() == LogPosition::default(),
         membership,
     })
 }

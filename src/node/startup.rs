@@ -21,14 +21,14 @@ use crate::{
     config::Config,
     failpoint::{self, FailPoint},
     kv::{index::Index as Tree, machine::Restored},
-    raft::{self, InitialState, LogId, Membership},
+    raft::{self, InitialState, Membership},
     storage::{
-        db::{self, CommitBatch, Db, DbOptions, DbReader, DbSite},
+        db::{CommitBatch, Db, DbOptions, DbReader, DbSite},
         disk::Disk,
-        member::{self, Member},
-        wal::{self, Append, Recovered, SnapshotMark, Wal, WalOptions, WalReader},
+        member::{self, Owner},
+        wal::{Append, Recovered, Wal, WalOptions, WalReader},
     },
-    types::{Entry, LogIndex, MemberId},
+    types::{Entry, Identity, LogIndex, LogPosition, MemberId},
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -38,7 +38,7 @@ const HISTORY_READ_BYTES: usize = 4 * 1024 * 1024;
 
 /// A member whose data directory is open: what the actors start with.
 pub(super) struct OpenMember {
-    pub member: Member,
+    pub owner: Owner,
     pub db: Db,
     pub site: DbSite,
     pub reader: DbReader,
@@ -57,7 +57,7 @@ pub(super) struct OpenMember {
 /// Which member this is, and how it begins. A first start has written nothing when it is made.
 #[derive(Debug)]
 pub(super) struct Plan {
-    pub member: Member,
+    pub owner: Owner,
     /// How a member without data begins; `None` if it has data.
     pub beginning: Option<Beginning>,
     /// The membership with which the database is put aside, if that is asked for and the membership is known.
@@ -72,12 +72,12 @@ pub(super) async fn plan(
     network: Option<&dyn PeerNetwork>,
 ) -> Result<Plan, StartError> {
     match data_directory::inspect(&**disk)? {
-        Contents::Member(member) => {
-            let mut plan = plan_restart(config, member)?;
+        Contents::Member(owner) => {
+            let mut plan = plan_restart(config, owner)?;
             if refill::is_asked_for(&**disk)? {
-                let own = refill::own_members(&site(config, disk, &plan.member));
+                let own = refill::own_members(&site(config, disk, &plan.owner));
                 plan.refill_members =
-                    questions::members_for_refill(config, network, &plan.member, own).await?;
+                    questions::members_for_refill(config, network, &plan.owner, own).await?;
             }
             Ok(plan)
         }
@@ -91,10 +91,10 @@ pub(super) async fn plan(
 /// As [`plan`], of a member that asks nobody.
 pub(super) fn plan_alone(config: &Config, disk: &Arc<dyn Disk>) -> Result<Plan, StartError> {
     match data_directory::inspect(&**disk)? {
-        Contents::Member(member) => {
-            let mut plan = plan_restart(config, member)?;
+        Contents::Member(owner) => {
+            let mut plan = plan_restart(config, owner)?;
             if refill::is_asked_for(&**disk)? {
-                plan.refill_members = refill::own_members(&site(config, disk, &plan.member));
+                plan.refill_members = refill::own_members(&site(config, disk, &plan.owner));
             }
             Ok(plan)
         }
@@ -102,47 +102,46 @@ pub(super) fn plan_alone(config: &Config, disk: &Arc<dyn Disk>) -> Result<Plan, 
     }
 }
 
-fn plan_restart(config: &Config, member: Member) -> Result<Plan, StartError> {
-    if member.name != config.name {
+fn plan_restart(config: &Config, owner: Owner) -> Result<Plan, StartError> {
+    if owner.name != config.name {
         return Err(StartError::OtherMember {
-            holds: member.name,
+            holds: owner.name,
             name: config.name.clone(),
         });
     }
     Ok(Plan {
-        member,
+        owner,
         beginning: None,
         refill_members: None,
     })
 }
 
 fn plan_first_start(config: &Config, beginning: Beginning) -> Plan {
-    let member = match &beginning {
+    let owner = match &beginning {
         Beginning::Forms => formed_member(config),
-        Beginning::Joins(joined) => Member {
-            cluster: joined.cluster,
-            node: joined.id,
+        Beginning::Joins(joined) => Owner {
+            identity: Identity {
+                cluster: joined.cluster,
+                member: joined.id,
+            },
             name: config.name.clone(),
         },
     };
     Plan {
-        member,
+        owner,
         beginning: Some(beginning),
         refill_members: None,
     }
 }
 
-fn site(config: &Config, disk: &Arc<dyn Disk>, member: &Member) -> DbSite {
+fn site(config: &Config, disk: &Arc<dyn Disk>, owner: &Owner) -> DbSite {
     DbSite {
         disk: disk.clone(),
         name: DATABASE,
         options: DbOptions {
             cache_bytes: config.storage.database_cache_bytes,
         },
-        identity: db::Identity {
-            cluster: member.cluster,
-            node: member.node,
-        },
+        identity: owner.identity,
     }
 }
 
@@ -153,12 +152,11 @@ pub(super) fn open(
     plan: Plan,
 ) -> Result<OpenMember, StartError> {
     let Plan {
-        member,
+        owner,
         beginning,
         refill_members,
     } = plan;
-    let (cluster, node) = (member.cluster, member.node);
-    let site = site(config, disk, &member);
+    let site = site(config, disk, &owner);
     match beginning {
         None => refill::put_aside(&site, refill_members.as_ref())?,
         Some(_) => data_directory::begin_first_start(&**disk)?,
@@ -168,7 +166,7 @@ pub(super) fn open(
     let (restored, tree) = restore::restore(&db)?;
     let wal_options = WalOptions {
         segment_bytes: config.storage.wal_segment_bytes,
-        ..WalOptions::new(wal::Identity { cluster, node }, clock::entropy())
+        ..WalOptions::new(owner.identity, clock::entropy())
     };
     let applied = if awaits_snapshot {
         committed(disk, wal_options)?
@@ -186,10 +184,10 @@ pub(super) fn open(
     let seed = seed(&db)?;
     if fresh {
         failpoint::hit(FailPoint::BeforeMemberWrite);
-        member::write(&**disk, &member)?;
+        member::write(&**disk, &owner)?;
         failpoint::hit(FailPoint::AfterMemberWrite);
     } else {
-        report_differences(config, &member, &members);
+        report_differences(config, &owner, &members);
     }
     data_directory::end_first_start(&**disk)?;
     // Only a member that has no port for peers is sure to stay alone.
@@ -206,10 +204,10 @@ pub(super) fn open(
     }
     let mut state = initial_state(applied, membership, history, recovered);
     state.awaits_snapshot = awaits_snapshot;
-    let raft = raft::Node::new(raft_config(config, node), state)?;
+    let raft = raft::Node::new(raft_config(config, owner.identity.member), state)?;
     let reader = db.reader()?;
     Ok(OpenMember {
-        member,
+        owner,
         db,
         site,
         reader,
@@ -267,7 +265,7 @@ fn membership(
 fn begin_after_snapshot(
     wal: &mut Wal,
     recovered: &mut Recovered,
-    applied: db::Applied,
+    applied: LogPosition,
 ) -> Result<(), StartError> {
     let behind = recovered.last < applied.index;
     let inside = recovered.base < applied.index && !behind;
@@ -283,7 +281,7 @@ fn begin_after_snapshot(
     let hard_state = &mut recovered.hard_state;
     hard_state.commit = hard_state.commit.min(applied.index);
     wal.append(&Append {
-        snapshot: Some(SnapshotMark {
+        snapshot: Some(LogPosition {
             index: applied.index,
             term: applied.term,
         }),
@@ -303,18 +301,18 @@ fn begin_after_snapshot(
 /// The applied entries that the log still holds: other members may need them.
 struct History {
     /// It begins after this.
-    start: LogId,
+    start: LogPosition,
     /// The first entry of each term after that, before the applied one.
-    terms: Vec<LogId>,
+    terms: Vec<LogPosition>,
     /// The applied entry.
     last: Option<Entry>,
 }
 
 impl History {
     /// Without entries, for a member whose log no other member reads.
-    fn none(applied: db::Applied) -> Self {
+    fn none(applied: LogPosition) -> Self {
         Self {
-            start: LogId::new(applied.term, applied.index),
+            start: applied,
             terms: Vec::new(),
             last: None,
         }
@@ -322,7 +320,7 @@ impl History {
 
     /// Reads the log from its beginning to the applied entry.
     fn read(
-        applied: db::Applied,
+        applied: LogPosition,
         log: &WalReader,
         recovered: &Recovered,
     ) -> Result<Self, StartError> {
@@ -332,14 +330,15 @@ impl History {
             return Ok(history);
         }
         let mut next = recovered.base.next();
-        let mut after: Option<LogId> = (recovered.base == LogIndex(0)).then(LogId::default);
+        let mut after: Option<LogPosition> =
+            (recovered.base == LogIndex(0)).then(LogPosition::default);
         while next <= applied {
             for entry in log.read(next, HISTORY_READ_BYTES)? {
                 if entry.index > applied {
                     break;
                 }
                 next = entry.index.next();
-                let id = LogId::new(entry.term, entry.index);
+                let id = entry.position();
                 match after {
                     // The term before the first entry that is left is not known, so the log begins behind that entry.
                     None => history.start = id,
@@ -347,8 +346,8 @@ impl History {
                     Some(before) if before.term != id.term => history.terms.push(id),
                     Some(_) => {}
                 }
-                if after == Some(LogId::default()) {
-                    history.start = LogId::default();
+                if after == Some(LogPosition::default()) {
+                    history.start = LogPosition::default();
                 }
                 after = Some(id);
             }
@@ -358,7 +357,7 @@ impl History {
 }
 
 /// The newest entry in the log that is known to be committed, for a member without a database.
-fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<db::Applied, StartError> {
+fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<LogPosition, StartError> {
     let (wal, recovered) = Wal::open(disk.clone(), LOG, options, LogIndex(u64::MAX))?;
     let index = recovered.hard_state.commit;
     if index <= recovered.base {
@@ -367,7 +366,7 @@ fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<db::Applied, S
     let entries = wal.reader().read(index, 1)?;
     let entry = entries.first().ok_or(StartError::RefillLog)?;
     let term = entry.term;
-    Ok(db::Applied { index, term })
+    Ok(LogPosition { index, term })
 }
 
 fn raft_config(config: &Config, node: MemberId) -> raft::Config {
@@ -379,7 +378,7 @@ fn raft_config(config: &Config, node: MemberId) -> raft::Config {
 }
 
 fn initial_state(
-    applied: db::Applied,
+    applied: LogPosition,
     membership: Membership,
     history: History,
     mut recovered: Recovered,
@@ -412,10 +411,13 @@ mod tests {
     };
 
     fn open(disk: &SimDisk, applied: u64) -> (Wal, Recovered) {
-        let (cluster, node) = (ClusterId(1), MemberId(2));
+        let identity = Identity {
+            cluster: ClusterId(1),
+            member: MemberId(2),
+        };
         let options = WalOptions {
             segment_bytes: 64 * 1024,
-            ..WalOptions::new(wal::Identity { cluster, node }, 5)
+            ..WalOptions::new(identity, 5)
         };
         Wal::open(Arc::new(disk.clone()), LOG, options, LogIndex(applied)).unwrap()
     }
@@ -445,7 +447,7 @@ mod tests {
     /// finds.
     fn left(index: u64, term: u64) -> (Vec<u64>, Recovered) {
         let disk = logged();
-        let applied = db::Applied {
+        let applied = LogPosition {
             index: LogIndex(index),
             term: Term(term),
         };
