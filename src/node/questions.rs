@@ -1,16 +1,15 @@
-//! What a starting member asks the other members: whether it has run before, its id in a running cluster, and who the members are.
+//! What a starting member asks the other members: whether it has run before, its id in a running cluster, and the membership.
 //!
 //! One member alone may be behind, so its word decides nothing. An answer counts if the answering member confirmed it with a read
 //! index, that is, with a quorum. Without a confirmed answer
 //!
-//! | the member | starts once |
-//! |---|---|
-//! | forms a new cluster | so many others say that they hold no entry of this cluster that every quorum this member could have been part of includes one of them |
-//! | joins a running cluster | – |
-//! | is to be refilled, and its own database says who the members are | at once, with that membership |
-//! | is to be refilled, and its database is unreadable | a majority of the voters, itself included, has been asked: the newest answer counts |
+//! - a member of a new cluster begins once enough others have said that they hold no entry of this cluster: so many that every
+//!   majority with this member in it includes one of them;
+//! - a member that joins a running cluster waits;
+//! - a member that is to be refilled takes the membership in its own database; if that is unreadable, the newest one that the
+//!   other members answered, once a majority of the voters, this member included, has been asked.
 //!
-//! Until then it waits, writes nothing, and logs what it waits for.
+//! Until then the start waits, a first start writes nothing, and the log says what it waits for.
 //!
 //! Why a new cluster needs that many: a voter whose disk was lost looks like one that never ran. If it began again under its old
 //! id, with an empty log, it could elect a leader that lacks entries which it had acknowledged. Members that start at the same

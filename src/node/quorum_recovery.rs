@@ -1,10 +1,10 @@
 //! `quorate recover` (quorum recovery): when a majority of a cluster is gone for good, the data of one surviving member become a
 //! new cluster of one member.
 //!
-//! The old directory stays as it was. The new one is marked as unfinished from its first byte to its last, so that a start refuses
-//! it if the command was killed. Everything that the member has is kept: its database, and every entry of its log, also those of
-//! which it does not know whether they were committed. Some of these may never have been acknowledged; every acknowledged entry
-//! that this member had is among them. What the lost majority acknowledged and this member never received is gone.
+//! The old directory stays as it was. The new one is marked as unfinished from its first byte to its last, so that a start
+//! refuses it if the command was killed. Everything that the member has is kept: its database, and every entry of its log, also
+//! those that may not have been committed. Some of these may never have been acknowledged; every acknowledged entry that this
+//! member had is among them. What the lost majority acknowledged and this member never received is gone.
 //!
 //! The cluster's id is new, so members of the old cluster that are started later are refused. Membership changes of the old
 //! cluster become entries without effect; the only member is this one, under its old id.

@@ -1,5 +1,5 @@
-//! Each change of a data directory, cut short at each operation of the disk: the next start completes it, or refuses the directory
-//! and leaves it as it is. And the sets of files that no step leaves, each refused by name.
+//! Each change of a data directory, cut short at each operation of the disk: the next start completes it, or refuses the
+//! directory and leaves it as it is. And the sets of files that no step leaves, each refused by name.
 
 use super::{
     data_directory::{self, Contents, LOG, PUT_ASIDE, UNFINISHED_RECOVERY},

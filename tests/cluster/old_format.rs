@@ -1,8 +1,8 @@
-//! A data directory of an earlier version opens: `tests/data/directory-v1.tar.gz`, kept from the first version that was released to
-//! trials (directory format 1, log format 1, database format 1).
+//! A data directory of an earlier version opens: `tests/data/directory-v1.tar.gz`, kept from the version before the first change
+//! of a format (directory, log and database of format 1).
 //!
-//! It is that of a member that was killed: 19 revisions (`k/a` to `k/e` three times, `k/e` deleted), compacted at 7, a lease with a
-//! key, and a learner that never started.
+//! It is that of a member that was killed: 19 revisions (`k/a` to `k/e` three times, `k/e` deleted), compacted at 7, a lease
+//! with a key, and a learner that never started.
 
 use crate::ctl::{etcdctl, eventually};
 use crate::support::Cluster;
