@@ -5,12 +5,11 @@
 //! (`quorate recover`, which the operator runs again). `docs/data-directory.md` has the states, the steps of each command, and
 //! what a crash between two steps leaves.
 
-use super::error::StartError;
 use crate::{
     failpoint::{self, FailPoint},
     storage::{
         disk::{Disk, OpenMode},
-        member::{self, Owner},
+        member::{self, MemberError, Owner},
         real_disk::LOCK_FILE,
         refill,
     },
@@ -96,6 +95,9 @@ pub enum DirectoryError {
         /// The missing part.
         what: &'static str,
     },
+    /// The file `member` cannot be read.
+    #[error(transparent)]
+    Member(#[from] MemberError),
     /// The directory cannot be read, or a mark cannot be written.
     #[error("cannot {action} {what} in the data directory: {source}")]
     Io {
@@ -161,11 +163,11 @@ fn is_harmless(name: &str) -> bool {
 }
 
 /// Decides what the directory holds. Writes nothing.
-pub(super) fn inspect(disk: &dyn Disk) -> Result<Contents, StartError> {
+pub(super) fn inspect(disk: &dyn Disk) -> Result<Contents, DirectoryError> {
     let top = list(disk, "")?;
     let has = |name: &str| top.iter().any(|other| other == name);
     if has(UNFINISHED_RECOVERY) {
-        return Err(DirectoryError::UnfinishedRecovery { text: mark(disk)? }.into());
+        return Err(DirectoryError::UnfinishedRecovery { text: mark(disk)? });
     }
     let parts = Parts::find(disk)?;
     let Some(owner) = member::read(disk)? else {
@@ -173,7 +175,7 @@ pub(super) fn inspect(disk: &dyn Disk) -> Result<Contents, StartError> {
             None => Ok(Contents::New),
             // Nothing in it was ever acknowledged: `member` is written before the member talks to anybody.
             Some(_) if has(UNFINISHED_START) => Ok(Contents::New),
-            Some(found) => Err(DirectoryError::NoMember { found }.into()),
+            Some(found) => Err(DirectoryError::NoMember { found }),
         };
     };
     let database = parts.has(Part::Database) || has(refill::REFILL);
@@ -187,8 +189,7 @@ pub(super) fn inspect(disk: &dyn Disk) -> Result<Contents, StartError> {
         Some(what) => Err(DirectoryError::Incomplete {
             name: owner.name,
             what,
-        }
-        .into()),
+        }),
     }
 }
 

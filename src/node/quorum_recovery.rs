@@ -136,7 +136,7 @@ impl fmt::Display for QuorumRecovery {
 /// Makes the data of the stopped member in `from` those of a new cluster, in `into`.
 pub fn recover_quorum(from: &Path, into: &Path) -> Result<QuorumRecovery, QuorumRecoveryError> {
     let old = open_old(from)?;
-    let Contents::Member(owner) = data_directory::inspect(&old)? else {
+    let Contents::Member(owner) = data_directory::inspect(&old).map_err(StartError::from)? else {
         return Err(QuorumRecoveryError::NoMember {
             path: from.to_owned(),
         });

@@ -180,8 +180,7 @@ fn a_quorum_recovery_that_is_cut_short_anywhere_is_refused_or_complete() {
         let done = recover_into(&old, owner.clone(), &shared(&new), "recover A B").is_ok();
         crash(&new, step);
         let refused = match data_directory::inspect(&new) {
-            Err(StartError::Directory(error)) => error.to_string(),
-            Err(error) => panic!("operation {step}: {error}"),
+            Err(error) => error.to_string(),
             Ok(Contents::Member(member)) => {
                 assert_ne!(
                     member.identity.cluster, owner.identity.cluster,
