@@ -70,11 +70,25 @@ pub enum FailPoint {
     BeforeWatchSend,
     /// It is handed to the connection.
     AfterWatchSend,
+    /// A data directory is marked as unfinished, and holds nothing else.
+    AfterUnfinishedMark,
+    /// A first start has made database and log, and is about to write the file `member`.
+    BeforeMemberWrite,
+    /// A first start has written the file `member`, and the mark is still there.
+    AfterMemberWrite,
+    /// A refill has put the database aside.
+    AfterDatabaseAside,
+    /// A refill has made the database that awaits a snapshot, and the request is still there.
+    AfterRefillDatabase,
+    /// `quorate recover` has copied database and log.
+    AfterRecoveryCopy,
+    /// `quorate recover` has made everything, and the mark is still there.
+    BeforeRecoveryEnd,
 }
 
 impl FailPoint {
-    /// All of them, in the order a write meets them.
-    pub const ALL: [Self; 30] = [
+    /// Those of a running member, in the order a write meets them.
+    pub const RUNNING: [Self; 30] = [
         Self::BeforeWalWrite,
         Self::AfterWalWrite,
         Self::BeforeWalSync,
@@ -106,6 +120,22 @@ impl FailPoint {
         Self::BeforeWatchSend,
         Self::AfterWatchSend,
     ];
+
+    /// Those of commands and starts that change a data directory in several steps.
+    pub const DIRECTORY: [Self; 7] = [
+        Self::AfterUnfinishedMark,
+        Self::BeforeMemberWrite,
+        Self::AfterMemberWrite,
+        Self::AfterDatabaseAside,
+        Self::AfterRefillDatabase,
+        Self::AfterRecoveryCopy,
+        Self::BeforeRecoveryEnd,
+    ];
+
+    /// All of them.
+    pub fn all() -> impl Iterator<Item = Self> {
+        Self::RUNNING.into_iter().chain(Self::DIRECTORY)
+    }
 
     /// Its name in `FAILPOINTS`.
     pub const fn name(self) -> &'static str {
@@ -140,6 +170,13 @@ impl FailPoint {
             Self::AfterSnapshotSwitch => "after-snapshot-switch",
             Self::BeforeWatchSend => "before-watch-send",
             Self::AfterWatchSend => "after-watch-send",
+            Self::AfterUnfinishedMark => "after-unfinished-mark",
+            Self::BeforeMemberWrite => "before-member-write",
+            Self::AfterMemberWrite => "after-member-write",
+            Self::AfterDatabaseAside => "after-database-aside",
+            Self::AfterRefillDatabase => "after-refill-database",
+            Self::AfterRecoveryCopy => "after-recovery-copy",
+            Self::BeforeRecoveryEnd => "before-recovery-end",
         }
     }
 }
@@ -163,7 +200,7 @@ pub(crate) const fn hit(_: FailPoint) {}
 pub fn arm() -> impl Drop {
     let armed = fail::FailScenario::setup();
     for (name, action) in fail::list() {
-        let known = FailPoint::ALL.iter().any(|point| point.name() == name);
+        let known = FailPoint::all().any(|point| point.name() == name);
         assert!(known, "FAILPOINTS names {name}, which is no failpoint");
         tracing::warn!("failpoint {name}: {action}");
     }
@@ -177,7 +214,7 @@ mod tests {
 
     #[test]
     fn each_has_a_name_of_its_own() {
-        let names: BTreeSet<_> = FailPoint::ALL.map(FailPoint::name).into();
-        assert_eq!(names.len(), FailPoint::ALL.len(), "{names:?}");
+        let names: BTreeSet<_> = FailPoint::all().map(FailPoint::name).collect();
+        assert_eq!(names.len(), FailPoint::all().count(), "{names:?}");
     }
 }

@@ -45,7 +45,9 @@ fn make_certificates(args: &CertArgs) -> Result<(), Box<dyn Error>> {
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
 fn recover(args: &RecoverArgs) -> Result<(), Box<dyn Error>> {
-    let done = quorate::internals::node::recover_survivor(&args.data_dir, &args.into)?;
+    #[cfg(feature = "failpoints")]
+    let _armed = quorate::internals::failpoint::arm();
+    let done = quorate::internals::node::recover_quorum(&args.data_dir, &args.into)?;
     println!("{done}");
     Ok(())
 }

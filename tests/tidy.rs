@@ -68,7 +68,6 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
             "clock",
             "codec",
             "failpoint",
-            "mutation",
             "raft",
             "kv",
             "storage",
@@ -89,7 +88,17 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     (
         "node",
         &[
-            "types", "clock", "codec", "config", "raft", "kv", "storage", "net", "actors", "api",
+            "types",
+            "clock",
+            "codec",
+            "config",
+            "failpoint",
+            "raft",
+            "kv",
+            "storage",
+            "net",
+            "actors",
+            "api",
         ],
         "the composition root; the program around it is not its business",
     ),
@@ -125,7 +134,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
 ];
 
 /// Modules of which some files still import each other in a circle. A module leaves this list with its last circle.
-const CIRCLES_LEFT: &[&str] = &["api", "node"];
+const CIRCLES_LEFT: &[&str] = &[];
 
 /// Modules whose results must follow from their inputs alone.
 const PURE: [&str; 3] = ["types", "kv", "raft"];

@@ -51,15 +51,32 @@ pub enum Taken {
 /// The outcome of a change: the membership after it, encoded, or why it is refused.
 pub type ChangeAnswer = Result<Vec<u8>, ChangeRefusal>;
 
-/// The answer to a process that knows its own address and asks for its member id.
+/// What a member answers a process that starts and asks, by its own address, which member it is.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct GuestInfo {
     /// The member with that address.
     pub id: Option<MemberId>,
     /// Whether that member has ever run.
     pub started: bool,
-    /// The membership, encoded.
+    /// The membership, encoded; empty if the answering process has no data itself.
     pub membership: Vec<u8>,
+    /// Whether a quorum confirmed, by a read index after the question, that this is the newest membership.
+    pub confirmed: bool,
+    /// The last entry in the answering member's log; 0 if it has none.
+    pub last: LogIndex,
+}
+
+impl GuestInfo {
+    /// The answer of a process that has no data itself.
+    pub fn without_data() -> Self {
+        Self {
+            id: None,
+            started: false,
+            membership: Vec::new(),
+            confirmed: false,
+            last: LogIndex(0),
+        }
+    }
 }
 
 /// Who the members are, as another member knows it.

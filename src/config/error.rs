@@ -63,12 +63,12 @@ pub enum ConfigError {
         key: String,
         /// Its value.
         value: String,
-        /// The known key that is spelled most like it, and the keys its section takes.
+        /// The known key that is spelled alike, if there is one, and the keys its section takes.
         hint: String,
     },
     /// A variable under our prefix that is no key's.
     #[error(
-        "unknown environment variable {name} = {value:?}; did you mean {closest}? \
+        "unknown environment variable {name} = {value:?}; {suggestion}\
          each is QUORATE_ and a key of config/node.toml in capitals, with _ for the dot"
     )]
     UnknownVariable {
@@ -76,8 +76,8 @@ pub enum ConfigError {
         name: String,
         /// Its value.
         value: String,
-        /// The known variable that is spelled most like it.
-        closest: String,
+        /// A question about the known variable that is spelled most like it; empty if none is spelled alike.
+        suggestion: String,
     },
     /// A value that its key does not take.
     #[error("{origin}: {key} = {value}: must be {allowed}")]

@@ -16,11 +16,8 @@ pub(super) const DEFAULTS: &str = include_str!("../../config/node.toml");
 
 /// What all our environment variables begin with.
 const PREFIX: &str = "QUORATE_";
-/// Variables under our prefix that others own: the tests' own knobs, and the addresses that Kubernetes gives
-/// to every container beside a service called `quorate`.
-const FOREIGN: [&str; 3] = ["QUORATE_TEST_", "QUORATE_SERVICE_", "QUORATE_PORT_"];
-/// As [`FOREIGN`], but the whole name.
-const FOREIGN_NAME: &str = "QUORATE_PORT";
+/// What the variables begin with that only the tests read.
+const TEST_PREFIX: &str = "QUORATE_TEST_";
 
 /// A value as written, before its meaning is checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,26 +136,31 @@ impl Layers {
         Ok(())
     }
 
-    /// Lays the environment over what is there; variables without our prefix are not looked at.
+    /// Applies the environment; variables without our prefix are ignored. Returns the names of those that Kubernetes sets for a
+    /// service whose name begins with `quorate`, which are skipped.
     pub(super) fn lay_variables(
         &mut self,
         variables: impl IntoIterator<Item = (OsString, OsString)>,
-    ) -> Result<(), ConfigError> {
+    ) -> Result<Vec<String>, ConfigError> {
         let by_variable: BTreeMap<String, String> = self
             .0
             .keys()
             .map(|key| (variable(key), key.clone()))
             .collect();
+        let mut skipped = Vec::new();
         for (name, text) in variables {
             let name = name.to_string_lossy();
-            let foreign = FOREIGN.iter().any(|prefix| name.starts_with(prefix));
-            if !name.starts_with(PREFIX) || foreign || name == FOREIGN_NAME {
+            if !name.starts_with(PREFIX) || name.starts_with(TEST_PREFIX) {
                 continue;
             }
             let Some(key) = by_variable.get(name.as_ref()) else {
+                if is_service_link(&name) {
+                    skipped.push(name.into_owned());
+                    continue;
+                }
                 return Err(ConfigError::UnknownVariable {
                     value: text.to_string_lossy().into_owned(),
-                    closest: closest(&name, by_variable.keys()),
+                    suggestion: suggestion(&name, by_variable.keys()),
                     name: name.into_owned(),
                 });
             };
@@ -169,7 +171,8 @@ impl Layers {
             };
             self.set_text(key, text, origin)?;
         }
-        Ok(())
+        skipped.sort_unstable();
+        Ok(skipped)
     }
 
     /// Sets one key from the flag called `flag`.
@@ -251,9 +254,9 @@ impl Layers {
             Some((name, keys)) if !keys.is_empty() => (format!("[{name}]"), keys),
             _ => ("the file".to_owned(), self.top_level()),
         };
-        let closest = closest(key, self.0.keys());
         let hint = format!(
-            "did you mean {closest}? {place} takes {}",
+            "{}{place} takes {}",
+            suggestion(key, self.0.keys()),
             allowed.join(", ")
         );
         ConfigError::UnknownKey {
@@ -332,10 +335,36 @@ fn line_of(text: &str, at: usize) -> usize {
     1 + lines.filter(|(_, letter)| *letter == '\n').count()
 }
 
-/// The candidate that takes the fewest edits to reach.
-fn closest<'a>(name: &str, candidates: impl Iterator<Item = &'a String>) -> String {
+/// A question about the candidate that is spelled most like `name`; empty if none is spelled alike.
+fn suggestion<'a>(name: &str, candidates: impl Iterator<Item = &'a String>) -> String {
     let found = candidates.min_by_key(|candidate| edits(name, candidate));
-    found.cloned().unwrap_or_default()
+    let alike = found.filter(|found| edits(name, found) <= name.len().min(found.len()) / 4 + 1);
+    alike.map_or_else(String::new, |found| format!("did you mean {found}? "))
+}
+
+/// Whether Kubernetes gives a variable of this name to every container beside a service, here one whose name begins with
+/// `quorate`: `NAME_SERVICE_HOST`, `NAME_SERVICE_PORT`, `NAME_SERVICE_PORT_HTTP`, `NAME_PORT`, `NAME_PORT_80_TCP`,
+/// `NAME_PORT_80_TCP_ADDR`, ….
+fn is_service_link(name: &str) -> bool {
+    if name.ends_with("_SERVICE_HOST") || name.ends_with("_PORT") {
+        return true;
+    }
+    if name.contains("_SERVICE_PORT_") {
+        return true;
+    }
+    let Some((_, port)) = name.split_once("_PORT_") else {
+        return false;
+    };
+    let mut words = port.split('_');
+    let digits = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    words.next().is_some_and(digits)
+        && words
+            .next()
+            .is_some_and(|word| matches!(word, "TCP" | "UDP" | "SCTP"))
+        && words
+            .next()
+            .is_none_or(|word| matches!(word, "PROTO" | "PORT" | "ADDR"))
+        && words.next().is_none()
 }
 
 /// How many bytes to insert, remove or replace to get from one string to the other (Levenshtein's distance).
@@ -374,11 +403,9 @@ mod tests {
             layers.keys().count(),
             "two keys share a variable"
         );
-        let taken = |name: &String| FOREIGN.iter().any(|prefix| name.starts_with(prefix));
-        assert_eq!(
-            variables.iter().find(|name| taken(name)),
-            None,
-            "a foreign prefix hides a key"
+        assert!(
+            variables.iter().all(|name| !name.starts_with(TEST_PREFIX)),
+            "the tests' prefix hides a key"
         );
     }
 

@@ -1,10 +1,10 @@
 //! Configuration: the file, the environment and the flags, to a checked [`Config`].
 //!
-//! `config/node.toml` describes every key and holds its default. [`Sources`] names what lies over the defaults;
-//! [`Config::load`] checks the result once, so the rest of the program never meets a bad value. An error says
-//! where the value was set, the key, the value, and what is allowed.
+//! `config/node.toml` describes every key and holds its default. [`Sources`] names what overrides the defaults; [`Config::load`]
+//! checks the result once, so no other module has to. An error says where the value was set, the key, the value, and what is
+//! allowed.
 //!
-//! Here: what each key may be. In `layers`: which keys there are, and whose value wins. In `values`: notations.
+//! This file has the allowed values of each key, `layers` the keys and which source overrides which, `values` the notations.
 //! It reads one file and nothing else of the machine; it opens no socket and creates no directory.
 
 mod error;
@@ -38,22 +38,24 @@ pub struct Config {
     pub peer: PeerConfig,
     /// Which cluster this is a member of.
     pub cluster: ClusterConfig,
-    /// The clock of consensus.
+    /// Timeouts of consensus.
     pub raft: RaftConfig,
-    /// What is refused, and from when on.
+    /// Limits past which requests are refused.
     pub limits: Limits,
     /// When history is compacted without a client asking.
     pub auto_compaction: AutoCompaction,
-    /// How fast a compaction goes.
+    /// The pace of a compaction.
     pub compaction: CompactionPace,
-    /// The clock of watches.
+    /// Intervals of watches.
     pub watch: WatchConfig,
-    /// The clock of leases, besides their own times.
+    /// Intervals of leases.
     pub lease: LeaseConfig,
-    /// Sizes and rhythm of the log and the database.
+    /// Sizes and intervals of the log and the database.
     pub storage: StorageConfig,
     /// Threads, and what runs on them.
     pub runtime: RuntimeConfig,
+    /// Environment variables that look like those that Kubernetes sets for a service, and were skipped.
+    pub skipped_variables: Vec<String>,
 }
 
 /// What is logged, and how.
@@ -146,29 +148,29 @@ pub enum ClusterState {
     Existing,
 }
 
-/// The clock of consensus. Relations: `election >= 5 * heartbeat`.
+/// Timeouts of consensus. Relations: `election >= 5 * heartbeat`.
 #[derive(Clone, Debug)]
 pub struct RaftConfig {
-    /// Between two signs of life of a leader.
+    /// The interval of a leader's heartbeats.
     pub heartbeat: Duration,
-    /// How long a silent leader is waited for.
+    /// How long a follower waits for a silent leader before it campaigns.
     pub election: Duration,
-    /// How long a write to the log may be under way before a leader hands on its leadership.
+    /// A write to the log that takes longer is a stall: a leader then hands over leadership.
     pub disk_stall: Duration,
 }
 
-/// What is refused, and from when on.
+/// Limits past which requests are refused.
 #[derive(Clone, Debug)]
 pub struct Limits {
     /// The largest request, in bytes.
     pub request_bytes_max: usize,
     /// The most operations in a transaction.
     pub txn_ops_max: usize,
-    /// The most calls under way on a connection.
+    /// The most concurrent calls on a connection.
     pub concurrent_streams_max: u32,
     /// The most client connections.
     pub connections_max: usize,
-    /// The most leases; a little more where members grant them at the same moment.
+    /// The most leases. Members that grant leases at the same time can exceed it a little.
     pub leases_max: usize,
     /// The size of the database, in bytes, past which writes are refused; without one there is no limit.
     pub quota_bytes: Option<u64>,
@@ -187,7 +189,7 @@ pub enum AutoCompaction {
     Revision(i64),
 }
 
-/// How fast a compaction goes.
+/// The pace of a compaction.
 #[derive(Clone, Debug)]
 pub struct CompactionPace {
     /// Records removed in one step.
@@ -196,32 +198,32 @@ pub struct CompactionPace {
     pub pause: Duration,
 }
 
-/// The clock of watches.
+/// Intervals of watches.
 #[derive(Clone, Debug)]
 pub struct WatchConfig {
-    /// How often a quiet watch is told how far it has come.
+    /// How often a watch without events gets a progress notification.
     pub progress_interval: Duration,
 }
 
-/// The clock of leases, besides their own times.
+/// Intervals of leases.
 #[derive(Clone, Debug)]
 pub struct LeaseConfig {
-    /// How often the leader writes down how much time long leases have left.
+    /// How often the leader checkpoints the remaining time of long leases.
     pub checkpoint_interval: Duration,
 }
 
-/// Sizes and rhythm of the log and the database.
+/// Sizes and intervals of the log and the database.
 #[derive(Clone, Debug)]
 pub struct StorageConfig {
     /// One segment of the write-ahead log, in bytes; a multiple of 4096.
     pub wal_segment_bytes: u64,
     /// The database's cache, in bytes.
     pub database_cache_bytes: usize,
-    /// The longest that revisions wait for the database.
+    /// The longest that revisions wait until they are committed to the database.
     pub commit_interval: Duration,
-    /// The most revisions that wait for the database.
+    /// The most revisions that wait until they are committed to the database.
     pub commit_records_max: usize,
-    /// Entries of the log that stay for members that lack them.
+    /// Entries that the log keeps for members that lack them.
     pub log_keep_entries: u64,
     /// The same in bytes.
     pub log_keep_bytes: u64,
@@ -249,12 +251,12 @@ pub enum Spread {
     Many,
 }
 
-/// What lies over the defaults, lowest first.
+/// What overrides the defaults; each field overrides the ones before it.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
     /// The file to read, if any.
     pub file: Option<PathBuf>,
-    /// The environment: names and values. Those outside `QUORATE_` are not looked at.
+    /// The environment: names and values. Names that do not begin with `QUORATE_` are ignored.
     pub variables: Vec<(OsString, OsString)>,
     /// Flags that were given: the flag, the key it sets, the text.
     pub flags: Vec<(&'static str, &'static str, String)>,
@@ -290,11 +292,14 @@ impl Config {
                 Err(source) => return Err(ConfigError::Unreadable { path, source }),
             }
         }
-        layers.lay_variables(sources.variables)?;
+        let skipped_variables = layers.lay_variables(sources.variables)?;
         for (flag, key, text) in sources.flags {
             layers.lay_flag(flag, key, &text)?;
         }
-        check(&layers)
+        Ok(Self {
+            skipped_variables,
+            ..check(&layers)?
+        })
     }
 
     /// The address clients are told to use, given the one listened on.
@@ -347,12 +352,13 @@ fn check(layers: &Layers) -> Result<Config, ConfigError> {
         },
         storage: storage(layers)?,
         runtime: runtime(layers)?,
+        skipped_variables: Vec::new(),
     };
     authenticated_members(&config)?;
     Ok(config)
 }
 
-/// Refuses members that would take anybody's word, unless told to.
+/// Refuses several members without certificates, unless `peer.insecure` is set.
 fn authenticated_members(config: &Config) -> Result<(), ConfigError> {
     let alone = config.cluster.initial.len() <= 1 && config.cluster.state == ClusterState::New;
     if alone || config.peer.tls != PeerTls::Unset {
@@ -389,7 +395,11 @@ fn cluster(layers: &Layers, name: &str) -> Result<ClusterConfig, ConfigError> {
     let mut initial: Vec<InitialMember> = Vec::new();
     for item in items {
         let Some(member) = InitialMember::parse(item) else {
-            return Err(refuse(layers, KEY, "a list of name=host:port"));
+            return Err(refuse(
+                layers,
+                KEY,
+                "a list of name=host:port (name=https://host:port is the same), with hosts that other members can reach",
+            ));
         };
         let same = |other: &InitialMember| other.name == member.name || other.peer == member.peer;
         if initial.iter().any(same) {
@@ -430,26 +440,22 @@ fn peer(layers: &Layers, name: &str, initial: &[InitialMember]) -> Result<PeerCo
         (set, own) => set.or_else(|| own.cloned()),
     };
     let files = ["peer.cert", "peer.key", "peer.ca"].map(|key| (key, text(layers, key)));
-    let empty = files.iter().find(|(_, path)| path.is_empty());
+    let set = files.iter().find(|(_, path)| !path.is_empty());
+    let empty = files.iter().filter(|(_, path)| path.is_empty());
+    let empty: Vec<&str> = empty.map(|(key, _)| *key).collect();
     let insecure = switch(layers, "peer.insecure");
-    let tls = match (empty, files.iter().all(|(_, path)| path.is_empty())) {
-        (_, true) if insecure => PeerTls::Insecure,
-        (_, true) => PeerTls::Unset,
+    let tls = match (set, empty.is_empty()) {
+        (None, _) if insecure => PeerTls::Insecure,
+        (None, _) => PeerTls::Unset,
         (Some((key, _)), false) => {
-            return Err(refuse(
-                layers,
-                key,
-                "a file: peer.cert, peer.key and peer.ca go together",
-            ));
+            let allowed = format!("given together with {}", empty.join(" and "));
+            return Err(refuse(layers, key, &allowed));
         }
-        (None, false) if insecure => {
-            return Err(refuse(
-                layers,
-                "peer.insecure",
-                "false, since peer.cert is set",
-            ));
+        (Some((key, _)), true) if insecure => {
+            let allowed = format!("false, since {key} is set");
+            return Err(refuse(layers, "peer.insecure", &allowed));
         }
-        (None, false) => {
+        (Some(_), true) => {
             let [cert, key, ca] = files.map(|(_, path)| PathBuf::from(path));
             PeerTls::Files { cert, key, ca }
         }
@@ -634,11 +640,11 @@ fn listen(layers: &Layers, key: &str) -> Result<HostPort, ConfigError> {
 fn advertise(layers: &Layers, key: &str) -> Result<Option<HostPort>, ConfigError> {
     match (text(layers, key), HostPort::parse(text(layers, key))) {
         ("", _) => Ok(None),
-        (_, Some(address)) if address.port != 0 => Ok(Some(address)),
+        (_, Some(address)) if address.is_reachable() => Ok(Some(address)),
         _ => Err(refuse(
             layers,
             key,
-            "empty, or HOST:PORT with a port above 0",
+            "empty, or HOST:PORT that others can reach: a port above 0, and not 0.0.0.0 or [::]",
         )),
     }
 }

@@ -116,16 +116,46 @@ fn variables_of_others_are_left_alone() {
         "QUORATE_TEST_SEED",
         "QUORATE_SERVICE_HOST",
         "QUORATE_PORT_2379_TCP",
+        "QUORATE_PORT_2379_TCP_ADDR",
+        "QUORATE_CLIENT_SERVICE_HOST",
+        "QUORATE_CLIENT_SERVICE_PORT",
+        "QUORATE_CLIENT_SERVICE_PORT_GRPC",
+        "QUORATE_CLIENT_PORT",
+        "QUORATE_CLIENT_PORT_2379_TCP_PROTO",
     ];
     let others: Vec<_> = others
         .iter()
         .map(|name| (*name, "x"))
         .chain([("QUORATE_PORT", "x")])
         .collect();
-    assert!(
-        load("", &others, &[]).is_ok(),
-        "a service called quorate beside us stops the start"
+    let loaded = load("", &others, &[]).expect("a service called quorate does not stop the start");
+    assert_eq!(loaded.skipped_variables.len(), 8, "{loaded:?}");
+    let misspelled = load("", &[("QUORATE_CLIENT_PORT_2379_TLS", "x")], &[]);
+    assert!(misspelled.is_err(), "it is none of a service");
+}
+
+#[test]
+fn only_a_spelling_that_is_near_is_suggested() {
+    let far = load("", &[("QUORATE_ENDPOINTS", "x")], &[]).unwrap_err();
+    assert!(!far.contains("did you mean"), "{far}");
+    let far = error("colour = 'blue'");
+    assert!(!far.contains("did you mean"), "{far}");
+    let near = error("[raft]\nhartbeat_ms = 100");
+    assert!(near.contains("did you mean raft.heartbeat_ms?"), "{near}");
+}
+
+#[test]
+fn what_member_add_prints_can_be_pasted() {
+    let initial = (
+        "--initial-cluster",
+        "cluster.initial",
+        "default=https://a:1,b=http://b:1",
     );
+    let insecure = ("--peer-insecure", "peer.insecure", "true");
+    let config = load("", &[], &[initial, insecure]).unwrap();
+    let peers = config.cluster.initial.iter();
+    let peers: Vec<String> = peers.map(|member| member.peer.to_string()).collect();
+    assert_eq!(peers, ["a:1", "b:1"]);
 }
 
 #[test]
@@ -196,11 +226,12 @@ const BAD_VALUES: [(&str, &str); 18] = [
     ),
     (
         "client.advertise = 'a:0'",
-        "node.toml:1: client.advertise = \"a:0\": must be empty, or HOST:PORT with a port above 0",
+        "node.toml:1: client.advertise = \"a:0\": must be empty, or HOST:PORT that others can reach: a port \
+             above 0, and not 0.0.0.0 or [::]",
     ),
     (
         "peer.cert = 'c'",
-        "default: peer.key = \"\": must be a file: peer.cert, peer.key and peer.ca go together",
+        "node.toml:1: peer.cert = \"c\": must be given together with peer.key and peer.ca",
     ),
     (
         "auto_compaction.retention = '1d'",
@@ -217,7 +248,8 @@ const BAD_VALUES: [(&str, &str); 18] = [
     ),
     (
         "cluster.initial = ['n1']",
-        "node.toml:1: cluster.initial = [\"n1\"]: must be a list of name=host:port",
+        "node.toml:1: cluster.initial = [\"n1\"]: must be a list of name=host:port \
+             (name=https://host:port is the same), with hosts that other members can reach",
     ),
     (
         "cluster.initial = ['n1=a:1']",

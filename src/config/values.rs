@@ -32,6 +32,19 @@ impl HostPort {
     }
 }
 
+impl HostPort {
+    /// Whether others can connect to it: port 0 and the addresses that mean "all interfaces" only make sense to listen on.
+    pub fn is_reachable(&self) -> bool {
+        self.port != 0 && !self.is_every_interface()
+    }
+
+    /// Whether it is `0.0.0.0` or `[::]`.
+    pub fn is_every_interface(&self) -> bool {
+        let parsed = self.host.parse::<std::net::IpAddr>();
+        parsed.is_ok_and(|address| address.is_unspecified())
+    }
+}
+
 /// Whether this can be a host name or an IPv4 address.
 fn is_host(host: &str) -> bool {
     let fits = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
@@ -58,10 +71,15 @@ pub struct InitialMember {
 }
 
 impl InitialMember {
-    /// Reads `name=host:port`.
+    /// Reads `name=host:port`. A URL is accepted too, since `member add` prints URLs; its scheme means nothing here.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (name, address) = text.split_once('=')?;
-        let peer = HostPort::parse(address.trim()).filter(|peer| peer.port != 0)?;
+        let address = address.trim();
+        let address = ["http://", "https://"]
+            .iter()
+            .find_map(|scheme| address.strip_prefix(scheme))
+            .map_or(address, |rest| rest.strip_suffix('/').unwrap_or(rest));
+        let peer = HostPort::parse(address).filter(HostPort::is_reachable)?;
         let name = name.trim();
         is_name(name).then(|| Self {
             name: name.to_owned(),
@@ -148,7 +166,19 @@ mod tests {
     fn initial_members() {
         let member = InitialMember::parse("n1=10.0.0.1:2380").unwrap();
         assert_eq!((member.name.as_str(), member.peer.port), ("n1", 2380));
-        for text in ["n1", "=a:1", "n1=a:0", "n1=a", "a,b=c:1"] {
+        // As etcdctl prints it.
+        for text in ["n1=https://10.0.0.1:2380", "n1=http://10.0.0.1:2380/"] {
+            assert_eq!(InitialMember::parse(text), Some(member.clone()), "{text}");
+        }
+        for text in [
+            "n1",
+            "=a:1",
+            "n1=a:0",
+            "n1=a",
+            "a,b=c:1",
+            "n1=0.0.0.0:1",
+            "n1=[::]:1",
+        ] {
             assert_eq!(
                 InitialMember::parse(text),
                 None,

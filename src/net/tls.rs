@@ -62,6 +62,24 @@ impl fmt::Debug for TlsConfigs {
 }
 
 impl PeerSecurity {
+    /// Whether member `name` can use it: the files can be read, fit together, and the certificate names this member.
+    pub fn check(&self, name: &str) -> Result<(), TlsError> {
+        self.load(name)?;
+        let Self::Files(files) = self else {
+            return Ok(());
+        };
+        let named = certificates(&files.cert)?
+            .first()
+            .map(names)
+            .unwrap_or_default();
+        if is_named(&named, name) {
+            return Ok(());
+        }
+        let found = named.join(", ");
+        let what = format!("it is the certificate of {found:?}, not of member {name:?}");
+        Err(pem(&files.cert, &what))
+    }
+
     /// The configurations for member `name`, from the files as they are now.
     pub(super) fn load(&self, name: &str) -> Result<TlsConfigs, TlsError> {
         match self {

@@ -3,11 +3,7 @@
 //! All mailboxes exist before the first actor starts, so each actor is made with the addresses of those it sends to. Actors start
 //! from the disk up, the Raft node last: it is the first to send.
 
-use super::{
-    network::PeerWay,
-    placement::Placement,
-    recover::{Recovery, client_urls},
-};
+use super::{identity::client_urls, network::PeerWay, placement::Placement, startup::OpenMember};
 use crate::{
     actors::{
         applier::{
@@ -73,7 +69,7 @@ pub(super) struct Running {
 /// Starts every actor. Must be called on the core arbiter.
 pub(super) fn assemble(
     config: &Config,
-    mut recovery: Recovery,
+    mut recovery: OpenMember,
     way: PeerWay<'_>,
     placement: &Placement,
     fail_stop: &FailStop,
@@ -206,7 +202,7 @@ struct State {
 }
 
 impl State {
-    fn of(recovery: &Recovery) -> Self {
+    fn of(recovery: &OpenMember) -> Self {
         let (db, restored) = (&recovery.db, &recovery.restored);
         let snapshot = recovery.tree.snapshot();
         Self {

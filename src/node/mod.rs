@@ -1,45 +1,64 @@
-//! The composition root: a whole node, from a [`Config`] to a way in.
+//! The composition root: a whole node, from a [`Config`] to requests that it serves.
 //!
 //! [`run`] is the server: a node, its client port, and the signals that end it. [`Node`] is the same node inside another program,
-//! without sockets.
+//! without sockets for clients.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `data_directory` | the files, and what a set of them means |
+//! | `questions` | what a starting member asks the others |
+//! | `startup` | from the data directory to everything the actors start with |
+//! | `refill`, `quorum_recovery` | an operator's requests that replace a database, or a cluster |
+//! | `identity` | ids and membership that a configuration gives |
+//! | `network` | how peers are reached, and guests answered |
+//! | `placement`, `assemble` | threads, and the actors on them |
+//! | `readiness` | what a start logs, and when the member is ready |
 
 mod assemble;
-mod join;
+mod data_directory;
+mod error;
+mod identity;
 mod network;
 mod placement;
-mod recover;
+mod questions;
+mod quorum_recovery;
+mod readiness;
 mod refill;
-mod survivor;
+mod startup;
+#[cfg(test)]
+mod tests;
 
+pub use data_directory::DirectoryError;
+pub use error::StartError;
 pub use network::{Asked, PeerNetwork};
-pub use recover::StartError;
-pub use survivor::{Survival, SurvivorError, recover_survivor};
+pub use quorum_recovery::{QuorumRecovery, QuorumRecoveryError, recover_quorum};
 
 use crate::{
     actors::{fail_stop::FailStop, requests::Requests, store::Store},
     api::listen::{ApiArbiter, ApiServer, ListenLimits},
-    clock,
     config::{ClusterState, Config, ConfigError},
-    net::{HubSettings, Listener, Pacing},
-    storage::{descriptors, disk::Disk, real_disk::RealDisk},
+    storage::{descriptors, disk::Disk, member::Owner, real_disk::RealDisk},
     types::Identity,
 };
 use actix::{Actor, Addr, System};
 use assemble::{Running, assemble};
 use network::PeerWay;
 use placement::Placement;
-use recover::{Recovery, recover};
+use startup::{OpenMember, Plan};
 use std::{
     sync::{Arc, mpsc},
     thread,
+    time::Duration,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::oneshot,
 };
 
-/// Bytes that may wait to be written to one peer: two windows of entries, and requests.
-const PEER_QUEUE_BYTES_MAX: usize = 48 * 1024 * 1024;
+/// How often the peers' port is tried again that the questions of the start have used: QUIC frees it a moment later.
+const PORT_TRIES: usize = 40;
+/// The pause between two tries.
+const PORT_PAUSE: Duration = Duration::from_millis(50);
 
 /// A node inside this process. Dropping it stops it at once, as a crash would; [`Node::stop`] is the gentle way.
 #[derive(Debug)]
@@ -50,7 +69,7 @@ pub struct Node {
 
 impl Node {
     /// Starts a node on the data directory that `config` names, on threads of its own, without any socket. Returns when it
-    /// has recovered; it answers once it leads.
+    /// has loaded its state; it answers requests once there is a leader.
     ///
     /// An error of its disk, or a bug, ends the process: see [`FailStop`]. [`Node::start_with`] lets the caller decide.
     pub fn start(config: &Config) -> Result<Self, StartError> {
@@ -98,12 +117,12 @@ impl Node {
         })
     }
 
-    /// The way in: typed requests with the guarantees of the client API.
+    /// Typed requests with the guarantees of the client API.
     pub fn requests(&self) -> &Requests {
         &self.requests
     }
 
-    /// The way in as an actor on the caller's arbiter, which takes the same requests as messages.
+    /// An actor on the caller's arbiter that takes the same requests as messages.
     pub fn store(&self) -> Addr<Store> {
         Store::new(self.requests.clone()).start()
     }
@@ -130,13 +149,14 @@ pub fn run(config: &Config) -> Result<(), StartError> {
     descriptors::raise_limit();
     let system = System::new();
     system.block_on(async {
-        // The port first: that it is taken should not be found out after a long recovery.
+        // The port first: that it is taken should show before a long start.
         let address = config.client.listen.to_string();
         let listening = std::net::TcpListener::bind(&address);
         let listener = listening.map_err(|source| StartError::Listen {
             address: address.clone(),
             source,
         })?;
+        let config = &readiness::with_reachable_addresses(config);
         let mut signals = Signals::new()?;
         let fail_stop = FailStop::process();
         let (running, placement) = tokio::select! {
@@ -148,12 +168,16 @@ pub fn run(config: &Config) -> Result<(), StartError> {
         };
         let server = start_api(config, listener, &running, &placement)
             .map_err(|source| StartError::Listen { address, source })?;
-        let (clients, data) = (server.address(), config.data_dir.display());
-        tracing::info!(
-            "ready: clients on {clients}, data in {data}; try: etcdctl --endpoints={clients} put greeting hello"
-        );
+        let requests = running.requests[0].clone();
+        let ready = actix::spawn(readiness::report_ready(
+            requests,
+            server.address(),
+            config.data_dir.clone(),
+        ));
         let signal = signals.next().await;
-        tracing::info!("{signal}: stopping; requests under way get their answers");
+        ready.abort();
+        readiness::notify("STOPPING=1");
+        tracing::info!("{signal}: stopping; requests under way are answered first");
         server.stop().await;
         running.stop().await;
         placement.stop();
@@ -173,8 +197,8 @@ fn start_api(
         streams_max: config.limits.concurrent_streams_max,
         ..ListenLimits::default()
     };
-    let ways = placement.api.iter().zip(&running.requests);
-    let arbiters: Vec<ApiArbiter> = ways
+    let arbiters = placement.api.iter().zip(&running.requests);
+    let arbiters: Vec<ApiArbiter> = arbiters
         .map(|(arbiter, requests)| ApiArbiter {
             arbiter: arbiter.clone(),
             requests: requests.clone(),
@@ -221,9 +245,13 @@ impl LocalNode {
         disk: &Arc<dyn Disk>,
         fail_stop: &FailStop,
     ) -> Result<Self, StartError> {
-        let recovery = recover(config, disk, None, None)?;
-        let way = listen_for_peers(config, &recovery)?;
-        let running = assemble(config, recovery, way, &Placement::one_thread(), fail_stop);
+        let open = startup::open(config, disk, startup::plan_alone(config, disk)?)?;
+        let way = if is_alone(config, &open) {
+            PeerWay::Alone
+        } else {
+            listen_for_peers(config, &open.owner)?
+        };
+        let running = assemble(config, open, way, &Placement::one_thread(), fail_stop);
         Ok(Self { running })
     }
 
@@ -237,19 +265,18 @@ impl LocalNode {
     ) -> Result<Self, StartError> {
         // Before anything is waited for: meanwhile other nodes may start on this thread, in systems of their own.
         let placement = Placement::one_thread();
-        let joined = join::ask_around(config, &**disk, Some(network)).await?;
-        let told = join::ask_for_members(config, &**disk, Some(network)).await?;
-        let recovery = recover(config, disk, joined, told.as_ref())?;
+        let plan = startup::plan(config, disk, Some(network)).await?;
+        let open = startup::open(config, disk, plan)?;
         let way = PeerWay::Given(network);
-        let awaits_snapshot = recovery.awaits_snapshot;
-        let running = assemble(config, recovery, way, &placement, fail_stop);
+        let awaits_snapshot = open.awaits_snapshot;
+        let running = assemble(config, open, way, &placement, fail_stop);
         if awaits_snapshot {
             running.has_state().await;
         }
         Ok(Self { running })
     }
 
-    /// The way in: typed requests with the guarantees of the client API.
+    /// Typed requests with the guarantees of the client API.
     pub fn requests(&self) -> &Requests {
         &self.running.requests[0]
     }
@@ -260,19 +287,28 @@ impl LocalNode {
     }
 }
 
-/// Recovers and starts a node on the current arbiter's system.
+/// Starts a node on the current arbiter's system. Whatever can be checked is checked before the first byte is written.
 async fn start_here(
     config: &Config,
     fail_stop: &FailStop,
 ) -> Result<(Running, Placement), StartError> {
+    data_directory::require_own(&config.data_dir)?;
+    if let Some(security) = network::security(config) {
+        security.check(&config.name)?;
+    }
     let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
-    let joined = join::ask_around(config, &*disk, None).await?;
-    let told = join::ask_for_members(config, &*disk, None).await?;
-    let recovery = recover(config, &disk, joined, told.as_ref())?;
-    let way = listen_for_peers(config, &recovery)?;
+    let plan = startup::plan(config, &disk, None).await?;
+    let early = listen_before_first_start(config, &plan).await?;
+    let open = startup::open(config, &disk, plan)?;
+    let way = match early {
+        Some(way) => way,
+        None if is_alone(config, &open) => PeerWay::Alone,
+        None => listen_for_peers(config, &open.owner)?,
+    };
+    readiness::report_start(&open);
     let placement = Placement::new(&config.runtime);
-    let awaits_snapshot = recovery.awaits_snapshot;
-    let running = assemble(config, recovery, way, &placement, fail_stop);
+    let awaits_snapshot = open.awaits_snapshot;
+    let running = assemble(config, open, way, &placement, fail_stop);
     if awaits_snapshot {
         tracing::warn!(
             "this member has no state: it serves no clients before a snapshot is in place"
@@ -282,26 +318,39 @@ async fn start_here(
     Ok((running, placement))
 }
 
-/// The socket for peers, unless this member is alone and was given no certificates: then there is nobody to talk to.
-fn listen_for_peers(config: &Config, recovery: &Recovery) -> Result<PeerWay<'static>, StartError> {
-    let alone = recovery.members.iter().count() <= 1
-        && recovery.seed.iter().count() <= 1
-        && config.cluster.state == ClusterState::New;
-    let security = match join::security(config) {
-        Some(security) => security,
-        None if alone => return Ok(PeerWay::Alone),
-        None => return Err(StartError::Config(ConfigError::Unauthenticated)),
-    };
-    let settings = HubSettings {
-        identity: recovery.owner.identity,
-        name: recovery.owner.name.clone(),
-        security,
-        pacing: Pacing::default(),
-        queue_bytes_max: PEER_QUEUE_BYTES_MAX,
-        seed: clock::entropy(),
-        boot: clock::entropy(),
-    };
-    let listener = Listener::open(&config.peer.listen.to_string(), settings)?;
-    tracing::info!("peers on {}", listener.local_address());
-    Ok(PeerWay::Quic(Box::new(listener)))
+/// Opens the peers' port of a first start, which has not written anything yet: a port that is taken must not form a member.
+async fn listen_before_first_start(
+    config: &Config,
+    plan: &Plan,
+) -> Result<Option<PeerWay<'static>>, StartError> {
+    let alone = config.cluster.initial.len() <= 1
+        && config.cluster.state == ClusterState::New
+        && network::security(config).is_none();
+    if plan.beginning.is_none() || alone {
+        return Ok(None);
+    }
+    for _ in 0..PORT_TRIES {
+        match listen_for_peers(config, &plan.owner) {
+            Ok(way) => return Ok(Some(way)),
+            Err(error) => tracing::debug!("the peers' port is tried again: {error}"),
+        }
+        tokio::time::sleep(PORT_PAUSE).await;
+    }
+    listen_for_peers(config, &plan.owner).map(Some)
+}
+
+/// Whether this member has no peers, and was given no certificates for them: then it needs no socket.
+fn is_alone(config: &Config, open: &OpenMember) -> bool {
+    open.members.iter().count() <= 1
+        && open.seed.iter().count() <= 1
+        && config.cluster.state == ClusterState::New
+        && network::security(config).is_none()
+}
+
+/// The socket for peers.
+fn listen_for_peers(config: &Config, owner: &Owner) -> Result<PeerWay<'static>, StartError> {
+    match network::security(config) {
+        Some(security) => network::listen(config, owner, security),
+        None => Err(StartError::Config(ConfigError::Unauthenticated)),
+    }
 }

@@ -1,32 +1,32 @@
-//! A member whose database is to be another one: it puts the one it has aside and waits for a snapshot.
+//! Refill: an operator's request that a member's database is set aside and filled again by a leader's snapshot.
 //!
 //! ```text
 //! refill (a file)           db/revisions.redb                 what the next start does
 //! ───────────────────────   ───────────────────────────────   ─────────────────────────────────────────────────────
 //! there                     the old one                       puts it aside
 //! there                     none (put aside)                  makes one that awaits a snapshot
+//! there                     an empty one, the old one aside   makes it one that awaits a snapshot
 //! there                     one that awaits a snapshot        removes the file
 //! none                      one that awaits a snapshot        waits
 //! none                      the snapshot                      nothing
 //! ```
 //!
-//! The log stays, with term and vote: so the member votes and acknowledges entries as before, and everything that others count on
-//! it for is still there. It applies nothing, stands for no election and serves no client until the snapshot is in place. That is
-//! why a member that lost its log, or its directory, cannot be refilled: it has to be removed and added anew.
+//! The log stays, with term and vote, so the member votes and acknowledges entries as before, and no quorum loses anything. It
+//! applies nothing, does not campaign and serves no client until the snapshot is installed. A member that lost its log, or its
+//! whole directory, cannot be refilled: remove it and add it anew.
 
-use super::recover::StartError;
+use super::{data_directory::PUT_ASIDE, error::StartError};
 use crate::{
     actors::{members::Members, restore},
+    failpoint::{self, FailPoint},
     storage::{
         db::{CommitBatch, Db, DbSite},
         disk::Disk,
         refill,
     },
+    types::LogPosition,
 };
 use bytes::Bytes;
-
-/// What a database that was put aside is called, after its name.
-const ASIDE: &str = ".aside";
 
 /// Whether the database is to be put aside.
 pub(super) fn is_asked_for(disk: &dyn Disk) -> Result<bool, StartError> {
@@ -35,48 +35,56 @@ pub(super) fn is_asked_for(disk: &dyn Disk) -> Result<bool, StartError> {
         .is_some())
 }
 
-/// Puts the database aside, if that is asked for. `told` is the membership that another member told, if one answered.
-pub(super) fn put_aside(site: &DbSite, told: Option<&Bytes>) -> Result<(), StartError> {
+/// The membership in this member's own database, or in the one that it has put aside; `None` if neither can be read.
+pub(super) fn own_members(site: &DbSite) -> Option<Bytes> {
+    let stored = |name| read(site, name)?.membership;
+    stored(site.name).or_else(|| stored(PUT_ASIDE))
+}
+
+/// Puts the database aside, if that is asked for. `members` is the membership that the new one begins with, encoded.
+pub(super) fn put_aside(site: &DbSite, members: Option<&Bytes>) -> Result<(), StartError> {
     let disk = &*site.disk;
     let Some(reason) = refill::requested(disk).map_err(StartError::Refill)? else {
         return Ok(());
     };
-    let aside = format!("{}{ASIDE}", site.name);
     let old = read(site, site.name);
     if old.as_ref().is_some_and(|old| old.awaits) {
         return refill::granted(disk).map_err(StartError::Refill);
     }
-    let membership = told
-        .cloned()
-        .or_else(|| old?.membership)
-        .or_else(|| read(site, &aside)?.membership)
-        .ok_or(StartError::RefillUnknown)?;
-    let members = Members::decode(&membership).map_err(restore::RestoreError::from)?;
+    let membership = members.ok_or(StartError::RefillUnknown)?;
+    let members = Members::decode(membership).map_err(restore::RestoreError::from)?;
     if members.iter().count() < 2 {
         return Err(StartError::RefillAlone);
     }
     tracing::warn!(
         reason,
-        aside,
+        aside = PUT_ASIDE,
         "the database is put aside: this member waits for a snapshot"
     );
-    if exists(disk, site.name)? {
-        disk.rename(site.name, &aside).map_err(StartError::Refill)?;
+    // An empty one beside the old one was made by a start that a crash ended: the old one must not be replaced by it.
+    let begun = old.is_some_and(|old| old.is_empty) && exists(disk, PUT_ASIDE)?;
+    if !begun && exists(disk, site.name)? {
+        disk.rename(site.name, PUT_ASIDE)
+            .map_err(StartError::Refill)?;
         disk.sync_dir(site.dir()).map_err(StartError::Refill)?;
     }
+    failpoint::hit(FailPoint::AfterDatabaseAside);
     let mut db = Db::open(disk, site.name, site.options, site.identity)?;
     db.commit(&CommitBatch {
         applied: db.applied(),
-        meta: restore::refill_meta(&membership),
+        meta: restore::refill_meta(membership),
         ..CommitBatch::default()
     })?;
     drop(db);
+    failpoint::hit(FailPoint::AfterRefillDatabase);
     refill::granted(disk).map_err(StartError::Refill)
 }
 
-/// What a database says that may be damaged.
+/// What could be read of a database that may be damaged.
 struct Old {
     awaits: bool,
+    /// It was created, and nothing was committed to it.
+    is_empty: bool,
     membership: Option<Bytes>,
 }
 
@@ -85,9 +93,11 @@ fn read(site: &DbSite, name: &str) -> Option<Old> {
         return None;
     }
     let db = Db::open(&*site.disk, name, site.options, site.identity).ok()?;
+    let membership = restore::membership(&db).ok()?;
     Some(Old {
         awaits: restore::awaits_snapshot(&db).ok()?,
-        membership: restore::membership(&db).ok()?,
+        is_empty: membership.is_none() && db.applied() == LogPosition::default(),
+        membership,
     })
 }
 

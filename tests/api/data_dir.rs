@@ -79,7 +79,7 @@ async fn a_directory_that_cannot_be_written_is_named() {
     let server = stopped().on("/proc");
     names(
         &refusal(&server).await,
-        &["data directory /proc is not writable"],
+        &["/proc is no data directory of a member"],
     );
 }
 

@@ -16,6 +16,7 @@ mod crash;
 mod ctl;
 mod damage;
 mod deadlines;
+mod directory;
 mod embedded;
 #[cfg(feature = "failpoints")]
 mod failpoints;
@@ -33,8 +34,10 @@ mod lock;
 mod log_reads;
 mod membership;
 mod network;
+mod old_format;
 mod partition;
 mod procfile;
+mod quorum_recovery;
 mod reconfig;
 mod record;
 mod refill;
@@ -43,13 +46,14 @@ mod relay;
 mod scene;
 mod serving;
 mod snapshot;
+#[cfg(feature = "failpoints")]
+mod stale;
 mod stall;
 mod standing;
 mod state;
 #[cfg(feature = "failpoints")]
 mod stored_reads;
 mod support;
-mod survivor;
 #[path = "../support/tools.rs"]
 mod tools;
 mod watch;

@@ -2,7 +2,7 @@
 
 use crate::{
     machine::Life,
-    network::{self, Endpoint, Event, Parcel, SharedNetwork, Slot},
+    network::{self, Announced, Endpoint, Event, Parcel, SharedNetwork, Slot},
 };
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
@@ -62,6 +62,16 @@ impl PeerNetwork for Uplink {
         PeerPorts::of(&hub.start())
     }
 
+    fn announce(&self, identity: Identity, answer: Bytes) {
+        let announced = Announced {
+            cluster: identity.cluster,
+            member: identity.member,
+            answer,
+            life: self.life.clone(),
+        };
+        self.network.borrow_mut().announce(self.slot, announced);
+    }
+
     fn ask(&self, name: &str, address: &str, question: Bytes) -> Asked {
         let asked = self
             .clone()
@@ -80,6 +90,10 @@ impl Uplink {
         address: String,
         question: Bytes,
     ) -> Result<GuestAnswer, NetError> {
+        if let Some(announced) = self.announced_at(&address) {
+            tokio::time::sleep(Duration::from_millis(network::STEP_MILLIS)).await;
+            return Ok(announced);
+        }
         let (responder, mut taken) = Responder::detached();
         let asked = {
             let mut net = self.network.borrow_mut();
@@ -121,6 +135,23 @@ impl Uplink {
             }),
             _ => Err(NetError::StreamEnded("without an answer")),
         }
+    }
+}
+
+impl Uplink {
+    /// What the process at `address` answers every guest, if it has not started its member yet.
+    fn announced_at(&self, address: &str) -> Option<GuestAnswer> {
+        let net = self.network.borrow();
+        let slot = net.addresses.get(address).copied()?;
+        if net.is_cut(self.slot, slot) || net.is_cut(slot, self.slot) {
+            return None;
+        }
+        let announced = net.announced(slot)?;
+        Some(GuestAnswer {
+            cluster: announced.cluster,
+            member: announced.member,
+            answer: announced.answer.clone(),
+        })
     }
 }
 

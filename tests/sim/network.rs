@@ -221,6 +221,14 @@ impl End {
     }
 }
 
+/// What a process that has not started its member yet answers every guest.
+pub(crate) struct Announced {
+    pub(crate) cluster: ClusterId,
+    pub(crate) member: MemberId,
+    pub(crate) answer: Bytes,
+    pub(crate) life: Arc<Life>,
+}
+
 /// The connection between the members on two machines.
 #[derive(Clone, Debug, Default)]
 struct Connection {
@@ -246,6 +254,7 @@ pub(crate) struct Network {
     /// Each machine's address, `HOST:PORT`.
     pub(crate) addresses: BTreeMap<String, Slot>,
     endpoints: BTreeMap<Slot, Endpoint>,
+    announced: BTreeMap<Slot, Announced>,
     under_way: BTreeMap<(u64, u64), Parcel>,
     sent: u64,
     /// Directions that are cut.
@@ -270,6 +279,7 @@ impl Network {
             snapshots: 0,
             addresses: BTreeMap::new(),
             endpoints: BTreeMap::new(),
+            announced: BTreeMap::new(),
             under_way: BTreeMap::new(),
             sent: 0,
             cut: BTreeSet::new(),
@@ -282,12 +292,25 @@ impl Network {
 
     /// Registers a node that has started.
     pub(crate) fn attach(&mut self, slot: Slot, endpoint: Endpoint) {
+        self.announced.remove(&slot);
         self.endpoints.insert(slot, endpoint);
+    }
+
+    /// A process is there that answers guests, and nothing else.
+    pub(crate) fn announce(&mut self, slot: Slot, announced: Announced) {
+        self.announced.insert(slot, announced);
+    }
+
+    /// What the process on a machine answers guests before its member starts.
+    pub(crate) fn announced(&self, slot: Slot) -> Option<&Announced> {
+        let announced = self.announced.get(&slot)?;
+        (!announced.life.is_dead() && !self.paused.contains(&slot)).then_some(announced)
     }
 
     /// Removes a node whose process has ended. What was in flight to this process is lost.
     pub(crate) fn detach(&mut self, slot: Slot) {
         self.endpoints.remove(&slot);
+        self.announced.remove(&slot);
         self.paused.remove(&slot);
     }
 

@@ -11,14 +11,17 @@ use crate::{
         },
     },
     clock, codec,
-    net::{ForwardError, ForwardReply, Refusal},
+    net::{ForwardError, ForwardReply, GuestQuestion, Refusal},
     raft::{Envelope, StepError},
     types::{LogIndex, MemberId},
 };
 use actix::prelude::*;
 use bytes::Bytes;
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 use tokio::sync::oneshot;
+
+/// How long a quorum has to confirm what a guest is answered; the guest waits for a second.
+const CONFIRM_WITHIN: Duration = Duration::from_millis(600);
 
 impl Handler<PeerMessages> for RaftNode {
     type Result = ();
@@ -104,15 +107,32 @@ impl Handler<RefusedByPeer> for RaftNode {
 impl Handler<ServeGuest> for RaftNode {
     type Result = ();
 
-    /// A process that joins asks for its member id, by its address.
-    fn handle(&mut self, serve: ServeGuest, _: &mut Self::Context) {
-        let asked = String::from_utf8_lossy(&serve.question.question).into_owned();
+    /// A starting process asks which member it is, by its address. What this member has applied may be old, so it asks for a read
+    /// index first, and says in its answer whether a quorum confirmed it.
+    fn handle(&mut self, serve: ServeGuest, ctx: &mut Self::Context) {
+        let (consensus, views) = (self.peers.consensus.clone(), self.peers.views.clone());
+        let confirmed = async move {
+            let view =
+                tokio::time::timeout(CONFIRM_WITHIN, consensus.linearizable_view(&views)).await;
+            Some(view.ok()?.ok()?.members.clone())
+        };
+        let answered = confirmed.into_actor(self).map(|members, node, _| {
+            node.answer_guest(serve.question, members.as_deref());
+        });
+        ctx.spawn(answered);
+    }
+}
+
+impl RaftNode {
+    /// `confirmed` is the membership that a quorum confirmed.
+    fn answer_guest(&self, question: GuestQuestion, confirmed: Option<&Members>) {
+        let asked = String::from_utf8_lossy(&question.question).into_owned();
         let membership = self.raft.membership();
-        // A dropped responder tells the process that there is no answer.
-        let Ok(members) = Members::of(membership) else {
+        // A dropped responder tells the guest that there is no answer.
+        let Ok(own) = Members::of(membership) else {
             return;
         };
-        let found = members.iter().find(|member| {
+        let found = confirmed.unwrap_or(&own).iter().find(|member| {
             let mut urls = member.info.peer_urls.iter();
             urls.any(|url| url_address(url) == Some(&asked))
         });
@@ -120,11 +140,10 @@ impl Handler<ServeGuest> for RaftNode {
             id: found.map(|member| member.id),
             started: found.is_some_and(|member| member.info.is_started()),
             membership: membership.encode().to_vec(),
+            confirmed: confirmed.is_some(),
+            last: self.raft.last().index,
         };
-        serve
-            .question
-            .responder
-            .answer(codec::encode(&answer).into());
+        question.responder.answer(codec::encode(&answer).into());
     }
 }
 

@@ -3,7 +3,7 @@
 use super::members::{Authority, Member, Post, append, pacing, run, settings};
 use crate::{
     net::{NetError, PeerAddress, ask},
-    raft::Body,
+    raft::MessageBody,
     types::{ClusterId, MemberId},
 };
 use bytes::Bytes;

@@ -1,4 +1,4 @@
-//! A majority is lost for good: one survivor's data goes on as a cluster of its own, and grows again.
+//! Quorum recovery: a majority is lost for good, and one member's data becomes a cluster of its own, which grows again.
 
 use crate::ctl::{etcdctl, eventually, keys, leader, same_history};
 use crate::membership::join;
@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Output;
 
-async fn recover(from: &Path, into: &Path) -> Output {
+pub(crate) async fn recover(from: &Path, into: &Path) -> Output {
     let mut run = quorate();
     run.arg("recover")
         .arg("--data-dir")
@@ -18,7 +18,7 @@ async fn recover(from: &Path, into: &Path) -> Output {
 }
 
 #[tokio::test]
-async fn a_survivor_goes_on_alone_with_all_it_has_and_grows_back_to_three() {
+async fn one_member_goes_on_alone_with_all_it_has_and_grows_back_to_three() {
     let mut cluster = Cluster::start(3).await;
     let ports = cluster.ports();
     for n in 0..30 {

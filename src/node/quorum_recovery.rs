@@ -1,20 +1,25 @@
-//! `quorate recover`: when a majority of a cluster is gone for good, one survivor's data becomes a new cluster of one member.
+//! `quorate recover` (quorum recovery): when a majority of a cluster is gone for good, the data of one surviving member become a
+//! new cluster of one member.
 //!
-//! The survivor's directory stays as it was; everything happens in a new one, whose identity is written last, so that a
-//! directory which is not complete is not started. All that the survivor has is kept: its database, and every entry of its log,
-//! also those of which it does not know whether they were committed. Some of them may never have been acknowledged; none that was
-//! is left out, as far as this member had it. What the lost majority acknowledged and this member never got is gone.
+//! The old directory stays as it was. The new one is marked as unfinished from its first byte to its last, so that a start
+//! refuses it if the command was killed. Everything that the member has is kept: its database, and every entry of its log, also
+//! those that may not have been committed. Some of these may never have been acknowledged; every acknowledged entry that this
+//! member had is among them. What the lost majority acknowledged and this member never received is gone.
 //!
-//! The cluster's id is new, so members of the old cluster that turn up later are refused. Changes of the old membership in the
-//! log become entries without effect; the only member is this one, under its old id.
+//! The cluster's id is new, so members of the old cluster that are started later are refused. Membership changes of the old
+//! cluster become entries without effect; the only member is this one, under its old id.
 
-use super::recover::{DATABASE, LOG, StartError};
+use super::{
+    data_directory::{self, Contents, DATABASE, LOG, OLD_LOG, UNFINISHED_RECOVERY},
+    error::StartError,
+};
 use crate::{
     actors::{
         members::{MemberInfo, Members},
         restore::{self, RestoreError},
     },
     clock,
+    failpoint::{self, FailPoint},
     raft::Membership,
     storage::{
         db::{Db, DbOptions},
@@ -28,14 +33,12 @@ use crate::{
 use bytes::Bytes;
 use std::{fmt, io, path::Path, path::PathBuf, sync::Arc};
 
-/// Where the old log is kept until the new one is whole.
-const OLD_LOG: &str = "wal.before";
 /// Bytes that are copied, and entries that are read, at once.
 const COPY_BYTES: usize = 4 * 1024 * 1024;
 
-/// Why a survivor's data cannot become a new cluster. The directory it was asked from is unchanged.
+/// Why a member's data cannot become a new cluster. The old directory is unchanged.
 #[derive(Debug, thiserror::Error)]
-pub enum SurvivorError {
+pub enum QuorumRecoveryError {
     /// There is no member's data to begin with.
     #[error("{} holds no member's data: it has no file named member", path.display())]
     NoMember {
@@ -45,6 +48,14 @@ pub enum SurvivorError {
     /// The new directory is there already.
     #[error("{} exists and is not empty: recover into a directory of its own", path.display())]
     NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// An earlier run into the new directory did not finish.
+    #[error(
+        "{} holds the result of a `quorate recover` that did not finish: delete it, and run the command again", path.display()
+    )]
+    Unfinished {
         /// The directory.
         path: PathBuf,
     },
@@ -71,7 +82,7 @@ pub enum SurvivorError {
 
 /// What was done, for the operator.
 #[derive(Debug)]
-pub struct Survival {
+pub struct QuorumRecovery {
     from: PathBuf,
     into: PathBuf,
     owner: Owner,
@@ -83,7 +94,7 @@ pub struct Survival {
     last: LogIndex,
 }
 
-impl fmt::Display for Survival {
+impl fmt::Display for QuorumRecovery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (owner, old) = (&self.owner, self.owner.identity.cluster);
         writeln!(f, "read       {} (unchanged)", self.from.display())?;
@@ -122,41 +133,58 @@ impl fmt::Display for Survival {
     }
 }
 
-/// Makes the data of the stopped member in `from` that of a cluster of its own, in `into`.
-pub fn recover_survivor(from: &Path, into: &Path) -> Result<Survival, SurvivorError> {
+/// Makes the data of the stopped member in `from` those of a new cluster, in `into`.
+pub fn recover_quorum(from: &Path, into: &Path) -> Result<QuorumRecovery, QuorumRecoveryError> {
     let old = open_old(from)?;
+    let Contents::Member(owner) = data_directory::inspect(&old).map_err(StartError::from)? else {
+        return Err(QuorumRecoveryError::NoMember {
+            path: from.to_owned(),
+        });
+    };
     require_empty(into)?;
-    let new = RealDisk::open(into).map_err(StartError::from)?;
-    let new: Arc<dyn Disk> = Arc::new(new);
-    let owner = member::read(&old).map_err(StartError::from)?;
-    let owner = owner.ok_or_else(|| SurvivorError::NoMember {
-        path: from.to_owned(),
-    })?;
-    copy(&old, &*new, DATABASE, DATABASE)?;
-    for name in old.list(LOG).map_err(io_at(from))? {
-        if name.strip_suffix(".seg").is_some() {
-            copy(
-                &old,
-                &*new,
-                &format!("{LOG}/{name}"),
-                &format!("{OLD_LOG}/{name}"),
-            )?;
+    let new: Arc<dyn Disk> = Arc::new(RealDisk::open(into).map_err(StartError::from)?);
+    let command = format!(
+        "`quorate recover --data-dir {} --into {}` did not finish",
+        from.display(),
+        into.display()
+    );
+    let mut done = recover_into(&old, owner, &new, &command)?;
+    (done.from, done.into) = (from.to_owned(), into.to_owned());
+    Ok(done)
+}
+
+/// The steps of the command. A crash before the last one leaves a directory that no start accepts.
+pub(super) fn recover_into(
+    old: &dyn Disk,
+    owner: Owner,
+    new: &Arc<dyn Disk>,
+    command: &str,
+) -> Result<QuorumRecovery, QuorumRecoveryError> {
+    data_directory::begin_recovery(&**new, command).map_err(StartError::from)?;
+    failpoint::hit(FailPoint::AfterUnfinishedMark);
+    copy(old, &**new, DATABASE, DATABASE)?;
+    for name in old.list(LOG).map_err(io_at(LOG))? {
+        if data_directory::is_segment(&name) {
+            let (from, to) = (format!("{LOG}/{name}"), format!("{OLD_LOG}/{name}"));
+            copy(old, &**new, &from, &to)?;
         }
     }
     for dir in ["", "db", OLD_LOG] {
-        new.sync_dir(dir).map_err(io_at(into))?;
+        new.sync_dir(dir).map_err(io_at(dir))?;
     }
-    let mut survival = rebuild(&new, owner)?;
-    for name in new.list(OLD_LOG).map_err(io_at(into))? {
-        new.remove(&format!("{OLD_LOG}/{name}"))
-            .map_err(io_at(into))?;
+    failpoint::hit(FailPoint::AfterRecoveryCopy);
+    let done = rebuild(new, owner)?;
+    for name in new.list(OLD_LOG).map_err(io_at(OLD_LOG))? {
+        let name = format!("{OLD_LOG}/{name}");
+        new.remove(&name).map_err(io_at(&name))?;
     }
-    (survival.from, survival.into) = (from.to_owned(), into.to_owned());
-    Ok(survival)
+    failpoint::hit(FailPoint::BeforeRecoveryEnd);
+    data_directory::end_recovery(&**new).map_err(StartError::from)?;
+    Ok(done)
 }
 
-fn open_old(from: &Path) -> Result<RealDisk, SurvivorError> {
-    let no_member = SurvivorError::NoMember {
+fn open_old(from: &Path) -> Result<RealDisk, QuorumRecoveryError> {
+    let no_member = QuorumRecoveryError::NoMember {
         path: from.to_owned(),
     };
     // Opening a directory would create it.
@@ -166,7 +194,12 @@ fn open_old(from: &Path) -> Result<RealDisk, SurvivorError> {
     Ok(RealDisk::open(from).map_err(StartError::from)?)
 }
 
-fn require_empty(into: &Path) -> Result<(), SurvivorError> {
+fn require_empty(into: &Path) -> Result<(), QuorumRecoveryError> {
+    if into.join(UNFINISHED_RECOVERY).exists() {
+        return Err(QuorumRecoveryError::Unfinished {
+            path: into.to_owned(),
+        });
+    }
     let first = match std::fs::read_dir(into) {
         Ok(mut names) => names.next(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -174,21 +207,27 @@ fn require_empty(into: &Path) -> Result<(), SurvivorError> {
     };
     match first {
         None => Ok(()),
-        Some(_) => Err(SurvivorError::NotEmpty {
+        Some(_) => Err(QuorumRecoveryError::NotEmpty {
             path: into.to_owned(),
         }),
     }
 }
 
-fn io_at(path: &Path) -> impl Fn(io::Error) -> SurvivorError {
-    move |source| SurvivorError::Io {
-        path: path.to_owned(),
+fn io_at(path: impl AsRef<Path>) -> impl Fn(io::Error) -> QuorumRecoveryError {
+    let path = path.as_ref().to_owned();
+    move |source| QuorumRecoveryError::Io {
+        path: path.clone(),
         source,
     }
 }
 
-fn copy(from: &dyn Disk, to: &dyn Disk, name: &str, new_name: &str) -> Result<(), SurvivorError> {
-    let failed = |source| SurvivorError::Copy {
+fn copy(
+    from: &dyn Disk,
+    to: &dyn Disk,
+    name: &str,
+    new_name: &str,
+) -> Result<(), QuorumRecoveryError> {
+    let failed = |source| QuorumRecoveryError::Copy {
         name: name.to_owned(),
         source,
     };
@@ -212,21 +251,13 @@ fn copy(from: &dyn Disk, to: &dyn Disk, name: &str, new_name: &str) -> Result<()
     target.sync_data().map_err(failed)
 }
 
-/// Turns the copied data into the new cluster's, identity last.
-fn rebuild(disk: &Arc<dyn Disk>, owner: Owner) -> Result<Survival, StartError> {
+/// Turns the copied data into the new cluster's. The file `member` is written last.
+fn rebuild(disk: &Arc<dyn Disk>, owner: Owner) -> Result<QuorumRecovery, StartError> {
     let mut db = Db::open(&**disk, DATABASE, DbOptions::default(), owner.identity)?;
     let options = WalOptions::new(owner.identity, clock::entropy());
     let (old, recovered) = Wal::open(disk.clone(), OLD_LOG, options, db.applied().index)?;
-    let missing = match (db.created(), recovered.created) {
-        (true, _) => Some("database"),
-        (_, true) => Some("log"),
-        (false, false) => None,
-    };
-    if let Some(what) = missing {
-        return Err(StartError::Incomplete {
-            name: owner.name,
-            what,
-        });
+    if restore::awaits_snapshot(&db)? {
+        return Err(StartError::RecoveryWithoutState { name: owner.name });
     }
     let before = newest_membership(&db, &recovered)?;
     let members = Members::of(&before).map_err(RestoreError::from)?;
@@ -245,7 +276,7 @@ fn rebuild(disk: &Arc<dyn Disk>, owner: Owner) -> Result<Survival, StartError> {
     let name = owner.name.clone();
     member::write(&**disk, &Owner { identity, name })?;
     let others = members.iter().filter(|other| other.id != identity.member);
-    Ok(Survival {
+    Ok(QuorumRecovery {
         from: PathBuf::new(),
         into: PathBuf::new(),
         cluster: identity.cluster,

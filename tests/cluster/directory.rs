@@ -1,0 +1,202 @@
+//! Data directories of real processes that were killed in the middle of a change, and directories that are not a member's.
+
+use crate::ctl::{etcdctl, eventually, keys, same_history};
+use crate::quorum_recovery::recover;
+use crate::snapshot::fill;
+use crate::support::{Cluster, quorate};
+use std::fs;
+use std::path::Path;
+
+#[tokio::test]
+async fn an_interrupted_quorum_recovery_is_refused_and_can_be_run_again() {
+    let mut cluster = Cluster::start(1).await;
+    let ports = cluster.ports();
+    fill(&ports, "k/", 300).await;
+    cluster.members[0].kill().await;
+    let old = cluster.members[0].data_dir();
+    let new = cluster.folder().join("new");
+    // What a command that was killed in the middle leaves: at a real moment, and at each of its steps.
+    interrupt(&old, &new, &[]).await;
+    refuses(&mut cluster, &new).await;
+    #[cfg(feature = "failpoints")]
+    for point in [
+        "after-unfinished-mark",
+        "after-recovery-copy",
+        "before-recovery-end",
+    ] {
+        let armed = [("FAILPOINTS", format!("{point}=return"))];
+        if interrupt(&old, &new, &armed).await {
+            refuses(&mut cluster, &new).await;
+        }
+    }
+    fs::remove_dir_all(&new).ok();
+    let done = recover(&old, &new).await;
+    assert!(done.status.success(), "{done:?}");
+    let member = &mut cluster.members[0];
+    member.args.push(format!("--data-dir={}", new.display()));
+    member.start();
+    eventually(&ports, &["endpoint", "health"], |_| true).await;
+    assert_eq!(keys(ports[0], "k/").await, 300, "all of them");
+}
+
+/// Runs the command into a directory that does not exist, and kills it once the directory has its mark. Tells whether it was cut
+/// short.
+async fn interrupt(old: &Path, new: &Path, variables: &[(&str, String)]) -> bool {
+    if new.exists() {
+        fs::remove_dir_all(new).expect("the directory goes");
+    }
+    let mut run = quorate();
+    run.arg("recover").arg("--data-dir").arg(old);
+    run.arg("--into").arg(new);
+    run.envs(variables.iter().map(|(name, value)| (*name, value)));
+    let mut child = run.spawn().expect("the program starts");
+    if variables.is_empty() {
+        while !new.join("unfinished-recovery").exists() && !new.join("member").exists() {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        child.kill().await.expect("it can be killed");
+    }
+    let status = child.wait().await.expect("it can be waited for");
+    !status.success() && new.join("unfinished-recovery").exists()
+}
+
+/// The member does not start on the directory, says why, and leaves it as it is.
+async fn refuses(cluster: &mut Cluster, new: &Path) {
+    if !new.join("unfinished-recovery").exists() {
+        return;
+    }
+    let member = &mut cluster.members[0];
+    member.args.push(format!("--data-dir={}", new.display()));
+    for _ in 0..2 {
+        let said = member.refusal().await;
+        for words in [
+            "is unfinished: `quorate recover --data-dir",
+            "run that command again",
+        ] {
+            assert!(said.contains(words), "{words} in {said}");
+        }
+    }
+    member.args.pop();
+    let again = recover(&member.data_dir(), new).await;
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(said.contains("did not finish: delete it"), "{said}");
+}
+
+#[tokio::test]
+async fn a_directory_that_lost_a_part_is_refused_each_time() {
+    let mut cluster = Cluster::start(1).await;
+    fill(&cluster.ports(), "k/", 50).await;
+    cluster.members[0].kill().await;
+    let folder = cluster.members[0].data_dir();
+    let kept = cluster.folder().join("kept");
+    for (part, words) in [
+        ("wal", "its log is missing"),
+        ("db", "its database is missing"),
+        ("member", "but no file named member"),
+    ] {
+        fs::rename(folder.join(part), &kept).expect("the part goes");
+        for _ in 0..2 {
+            let said = cluster.members[0].refusal().await;
+            assert!(said.contains(words), "{words} in {said}");
+        }
+        assert!(!folder.join(part).exists(), "a refused start makes nothing");
+        fs::rename(&kept, folder.join(part)).expect("the part is back");
+    }
+    cluster.members[0].start();
+    eventually(&cluster.ports(), &["endpoint", "health"], |_| true).await;
+    assert_eq!(keys(cluster.ports()[0], "k/").await, 50);
+}
+
+#[tokio::test]
+async fn a_directory_of_another_program_is_left_as_it_was() {
+    let mut cluster = Cluster::new(1).await;
+    let folder = cluster.members[0].data_dir();
+    fs::create_dir_all(folder.join("member/snap")).expect("a directory");
+    fs::create_dir_all(folder.join("member/wal")).expect("a directory");
+    let said = cluster.members[0].refusal().await;
+    assert!(said.contains("the data of an etcd member"), "{said}");
+    let names: Vec<_> = fs::read_dir(&folder)
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").file_name())
+        .collect();
+    assert_eq!(names, ["member"], "nothing was written into it");
+}
+
+#[tokio::test]
+async fn a_first_start_that_fails_forms_no_member() {
+    let mut cluster = Cluster::new(3).await;
+    let good = cluster.members[0].args.clone();
+    let other = cluster.members[1].args.clone();
+    // Paths that do not exist, and another member's certificate.
+    cluster.members[0].args = good
+        .iter()
+        .map(|arg| arg.replace("n1.pem", "none.pem"))
+        .collect();
+    let said = cluster.members[0].refusal().await;
+    assert!(said.contains("none.pem"), "{said}");
+    cluster.members[0].args = other;
+    let said = cluster.members[0].refusal().await;
+    assert!(said.contains("not of member \"n1\""), "{said}");
+    let folder = cluster.members[0].data_dir();
+    assert!(!folder.exists(), "nothing was written");
+    // What is corrected counts.
+    cluster.members[0].args = good;
+    let ports = cluster.ports();
+    for member in &mut cluster.members {
+        member.start();
+    }
+    same_history(&ports).await;
+    let list = etcdctl(&ports, &["member", "list"]).await.ok();
+    assert_eq!(list.lines().count(), 3, "{list}");
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test]
+async fn a_first_start_that_is_killed_at_each_step_goes_on() {
+    for point in [
+        "after-unfinished-mark",
+        "before-member-write",
+        "after-member-write",
+    ] {
+        let mut cluster = Cluster::new(3).await;
+        cluster.members[0].set("FAILPOINTS", &format!("{point}=return"));
+        for member in &mut cluster.members {
+            member.start();
+        }
+        let member = &mut cluster.members[0];
+        let status = member.stopped().await;
+        assert!(!status.success(), "{}", member.log());
+        assert!(member.log().contains(": crash"), "{}", member.log());
+        member.unset("FAILPOINTS");
+        member.start();
+        same_history(&cluster.ports()).await;
+        let marked = cluster.members[0].data_dir().join("unfinished-start");
+        assert!(!marked.exists(), "{point}: it is complete");
+    }
+}
+
+#[cfg(feature = "failpoints")]
+#[tokio::test]
+async fn a_refill_that_is_killed_at_each_step_goes_on() {
+    let mut cluster = Cluster::start(3).await;
+    let ports = cluster.ports();
+    fill(&ports, "k/", 100).await;
+    for point in ["after-database-aside", "after-refill-database"] {
+        let member = &mut cluster.members[2];
+        member.kill().await;
+        fs::write(member.data_dir().join("refill"), "a test").expect("the request");
+        member.set("FAILPOINTS", &format!("{point}=return"));
+        member.refusal().await;
+        member.unset("FAILPOINTS");
+        member.start();
+        same_history(&ports).await;
+        let folder = cluster.members[2].data_dir();
+        assert!(!folder.join("refill").exists(), "{point}: it is done");
+        let aside = fs::metadata(folder.join("db/revisions.redb.aside"));
+        assert!(
+            aside.is_ok_and(|file| file.len() > 0),
+            "{point}: it is kept"
+        );
+    }
+    assert_eq!(keys(ports[2], "k/").await, 100);
+}
