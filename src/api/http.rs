@@ -1,6 +1,6 @@
 //! The plain HTTP paths on the client port: `/version` and `/health`. Everything else is not found.
 
-use super::{Api, ETCD_VERSION, body::Body, maintenance::alarm_name};
+use super::{Api, ETCD_VERSION, maintenance::alarm_name, response_body::ResponseBody};
 use crate::{kv::command::AlarmKind, types::MemberId};
 use http::{
     HeaderName, HeaderValue, Method, Response, StatusCode, Uri,
@@ -11,7 +11,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
 /// Answers a request that is not gRPC.
-pub async fn answer(api: &Api, method: &Method, uri: &Uri) -> Response<Body> {
+pub async fn answer(api: &Api, method: &Method, uri: &Uri) -> Response<ResponseBody> {
     match uri.path() {
         "/version" | "/health" if method != Method::GET => {
             let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
@@ -33,7 +33,7 @@ fn version() -> String {
     )
 }
 
-async fn health(api: &Api, query: &str) -> Response<Body> {
+async fn health(api: &Api, query: &str) -> Response<ResponseBody> {
     match illness(api, &HealthQuery::parse(query)).await {
         None => respond(StatusCode::OK, TEXT, health_body(true, "")),
         Some(reason) => refusal(
@@ -92,20 +92,20 @@ fn health_body(healthy: bool, reason: &str) -> String {
 }
 
 /// An error as Go's HTTP server sends it: the text and a line end.
-fn refusal(status: StatusCode, text: &str) -> Response<Body> {
+fn refusal(status: StatusCode, text: &str) -> Response<ResponseBody> {
     let mut response = respond(status, TEXT, format!("{text}\n"));
     set(&mut response, X_CONTENT_TYPE_OPTIONS, "nosniff");
     response
 }
 
-fn respond(status: StatusCode, kind: &'static str, body: String) -> Response<Body> {
-    let mut response = Response::new(Body::Plain(body.into()));
+fn respond(status: StatusCode, kind: &'static str, body: String) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::Plain(body.into()));
     *response.status_mut() = status;
     set(&mut response, CONTENT_TYPE, kind);
     response
 }
 
-fn set(response: &mut Response<Body>, name: HeaderName, value: &'static str) {
+fn set(response: &mut Response<ResponseBody>, name: HeaderName, value: &'static str) {
     response
         .headers_mut()
         .insert(name, HeaderValue::from_static(value));

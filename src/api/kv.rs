@@ -5,8 +5,10 @@
 
 use super::{
     Api, convert,
+    frames::Encoded,
+    message_reader::decode,
     proto::etcdserverpb as pb,
-    reply::{self, Encoded, Header},
+    reply::{self, Header},
     status::Status,
 };
 use crate::{
@@ -28,9 +30,6 @@ use tokio::sync::{mpsc, oneshot};
 
 /// What etcd's replicated request holds besides the client's message, its tag and its length.
 const ENVELOPE_BYTES: usize = 14;
-
-/// Chunks of a streamed range that wait for a slow client before reading stops.
-pub const STREAM_CHUNKS_MAX: usize = 2;
 
 /// The calls that make up nearly all traffic. Each is begun and answered in steps that wait for nothing, so that whoever carries
 /// them can have many under way without a task for each.
@@ -183,7 +182,7 @@ impl Api {
     pub fn read_now(&self, published: &Published, read: &Read) -> Result<Option<Encoded>, Status> {
         Ok(match read {
             Read::Range(query) => match published.try_range(query)? {
-                Some(done) => Some(reply::range(&self.header(done.revision), done)?),
+                Some(done) => Some(reply::range(&self.header(done.revision), &done)?),
                 None => None,
             },
             Read::Txn(txn) => match published.try_read_txn(txn)? {
@@ -208,7 +207,7 @@ impl Api {
             Ok(match &read {
                 Read::Range(query) => view
                     .range(query)?
-                    .map(|done| reply::range(&header(done.revision), done)),
+                    .map(|done| reply::range(&header(done.revision), &done)),
                 Read::Txn(txn) => view
                     .read_txn(txn)?
                     .map(|done| reply::txn(&header(done.revision), &done)),
@@ -270,10 +269,6 @@ impl Api {
         check()?;
         Err(RequestError::TooLarge { bytes, max }.into())
     }
-}
-
-fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
-    M::decode(message).map_err(|error| Status::malformed_message(&error))
 }
 
 /// The size etcd judges a request of `len` bytes by: that of the entry its log would carry.

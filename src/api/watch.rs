@@ -5,9 +5,10 @@
 
 use super::{
     Api, convert,
-    messages::Messages,
+    frames::{Encoded, Frames, SPLICED_BYTES_MIN},
+    message_reader::MessageReader,
     proto::etcdserverpb as pb,
-    reply::{Encoded, Frames, SPLICED_BYTES_MIN, WatchReply},
+    reply::WatchReply,
     status::Status,
 };
 use crate::failpoint::{FailPoint, hit};
@@ -51,7 +52,7 @@ impl Api {
     /// their watches elsewhere after `Unavailable`.
     pub async fn watch<B>(
         &self,
-        messages: Messages<B>,
+        messages: MessageReader<B>,
         leader_required: bool,
         out: &Out,
     ) -> Result<(), Status>
@@ -83,7 +84,7 @@ impl Api {
     /// Takes requests until the client closes its side; then waits, unless nothing is left to wait for.
     async fn take_requests<B>(
         &self,
-        mut messages: Messages<B>,
+        mut messages: MessageReader<B>,
         requests: &WatchRequests,
         book: &Book,
     ) -> Result<(), Status>
@@ -191,8 +192,8 @@ fn add_fragments(
 ) -> Result<(), Status> {
     let (mut left, mut wire) = (&events[..], events.wire().clone());
     // The mark of a fragment is two bytes.
-    while reply.len() + wire.len() + 2 >= max && left.len() > 1 {
-        let mut len = reply.len();
+    while reply.encoded_len() + wire.len() + 2 >= max && left.len() > 1 {
+        let mut len = reply.encoded_len();
         let fits = |(at, event): (usize, &Event)| {
             len += event.wire.len();
             at == 0 || len + 2 < max

@@ -21,7 +21,10 @@ use crate::{
         requests::{Identity, Requests},
         store::Store,
     },
-    api::listen::{ApiArbiter, ApiServer, ListenLimits},
+    api::{
+        listen::{ApiArbiter, ApiServer},
+        serving::ListenLimits,
+    },
     clock,
     config::{ClusterState, Config, ConfigError},
     net::{HubSettings, Listener, Pacing, SelfIdentity},

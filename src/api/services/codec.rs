@@ -1,4 +1,4 @@
-//! How tonic's servers read and write messages: as `prost` does, with the refusal of the thin layer for what is no message.
+//! The codec of tonic's servers: `prost`'s, except that a malformed message gets the same error as in the spliced services.
 
 use crate::api::status::Status;
 use prost::Message;
@@ -6,11 +6,10 @@ use std::marker::PhantomData;
 use tonic::codec::{BufferSettings, DecodeBuf};
 use tonic_prost::ProstEncoder;
 
-/// Encodes `T`, decodes `U`. The generated servers name it.
+/// Encodes `T`, decodes `U`. `build.rs` has the generated servers use it.
 #[derive(Debug)]
 pub(crate) struct Codec<T, U>(PhantomData<(T, U)>);
 
-/// Decodes `U`.
 #[derive(Debug)]
 pub(crate) struct Decoder<U>(PhantomData<U>);
 
