@@ -27,6 +27,7 @@ pub mod front;
 pub mod grpc;
 pub mod http;
 mod http2;
+mod huffman;
 pub mod kv;
 pub mod lease;
 pub mod listen;
