@@ -1,4 +1,5 @@
-//! The responses of KV and Watch, encoded without decoding what is stored: a stored `KeyValue` becomes part of a response as it is.
+//! The responses of KV and Watch, encoded without decoding what is stored: a stored `KeyValue` becomes part of a response as it
+//! is.
 //!
 //! Each response lists its fields once, for both sinks of [`frames`](super::frames).
 
@@ -259,7 +260,6 @@ fn kvs(out: &mut impl Sink, field: u8, kvs: &[EncodedKv]) {
 mod tests {
     use super::*;
     use crate::{
-        api::frames::PREFIX_BYTES,
         api::proto::{etcdserverpb as pb, mvccpb},
         kv::record::{Fields, encode},
         types::LeaseId,

@@ -33,8 +33,8 @@ impl KeepAlive {
         }
     }
 
-    /// Ready when the client is gone. `reads` changes whenever bytes arrive; `make_pings` takes the connection's handle for pings,
-    /// which exists once.
+    /// Ready when the client is gone. `reads` changes whenever bytes arrive; `make_pings` takes the connection's handle for
+    /// pings, which exists once.
     pub(super) fn poll(
         &mut self,
         context: &mut Context<'_>,

@@ -1,10 +1,10 @@
 //! The tables that a connection needs while calls wait.
 //!
-//! A server with many connections has mostly idle ones. So the tables of waiting calls belong to the arbiter: a connection borrows
-//! a set with its first call and returns it, with its allocations, when no call waits. That is cheaper than allocating a new set
-//! each time, and an idle connection has none.
+//! A server with many connections has mostly idle ones. So the tables of waiting calls belong to the arbiter: a connection
+//! borrows a set with its first call and returns it, with its allocations, when no call waits. That is cheaper than allocating a
+//! new set each time, and an idle connection has none.
 
-use super::{Deadlines, exchange::Call};
+use super::{deadlines::Deadlines, exchange::Call};
 use crate::{
     actors::{
         replies::{Answer, Inbox},
