@@ -31,7 +31,7 @@ impl DeadlineBody {
             Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(frame)),
             Poll::Ready(Some(Err(error))) => {
                 tracing::debug!(%error, "a response ended with an error of its body");
-                Poll::Ready(Some(self.end(&Status::broken_answer())))
+                Poll::Ready(Some(self.end(&Status::incomplete_response())))
             }
             Poll::Ready(None) => Poll::Ready(None),
             Poll::Pending if self.is_past_deadline(context) => {

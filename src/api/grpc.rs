@@ -7,16 +7,29 @@
 //! etcd: malformed headers get the codes and texts of etcd's gRPC library.
 
 use super::{
-    Api, frames::Encoded, front::Front, kv::Hot, message_reader::MessageReader, method,
-    response_body::ResponseBody, status::Status, streaming, trailers,
+    Api,
+    frames::Encoded,
+    front::Front,
+    kv::Hot,
+    message_reader::{Encoding, MessageReader},
+    method,
+    response_body::ResponseBody,
+    status::Status,
+    streaming, trailers,
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE, request};
+use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
 use std::{rc::Rc, time::Duration};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
 };
+
+/// The longest headers of a call; the HTTP/2 library refuses twice as many.
+pub const METADATA_BYTES_MAX: usize = 1024 * 1024;
+
+/// What HTTP/2 adds to each header's name and value when it counts their size.
+const HEADER_ENTRY_BYTES: usize = 32;
 
 /// Whether a request is gRPC.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
@@ -29,24 +42,79 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     }
 }
 
-/// Answers a call.
+/// What the headers of an admitted call ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission {
+    /// When the caller stops waiting.
+    pub deadline: Option<Instant>,
+    /// How the caller's messages are encoded.
+    pub encoding: Encoding,
+    leader_required: bool,
+}
+
+/// Checks whether this member can serve what a call asks for. Its headers are not needed afterwards.
+pub fn admit(api: &Api, path: &str, headers: &HeaderMap) -> Result<Admission, Status> {
+    let bytes = list_bytes(headers);
+    if bytes > METADATA_BYTES_MAX {
+        return Err(Status::metadata_too_large(bytes, METADATA_BYTES_MAX));
+    }
+    if !method::is_served_by_learners(path) {
+        api.require_vote()?;
+    }
+    let encoding = Encoding::of(headers)?;
+    if let Some(version) = headers.get("client-api-version")
+        && std::str::from_utf8(version.as_bytes()).is_err()
+    {
+        return Err(Status::invalid_client_version());
+    }
+    let leader_required = headers
+        .get("hasleader")
+        .is_some_and(|value| value == "true");
+    if leader_required {
+        api.require_leader()?;
+    }
+    let deadline = match headers.get("grpc-timeout") {
+        None => None,
+        Some(timeout) => {
+            let span = parse_timeout(timeout.as_bytes()).ok_or_else(|| {
+                Status::malformed_timeout(&String::from_utf8_lossy(timeout.as_bytes()))
+            })?;
+            // A time-out too long for the clock sets no deadline.
+            Instant::now().checked_add(span)
+        }
+    };
+    Ok(Admission {
+        deadline,
+        encoding,
+        leader_required,
+    })
+}
+
+/// The size of headers as HTTP/2 counts it.
+fn list_bytes(headers: &HeaderMap) -> usize {
+    let entries = headers.iter();
+    entries
+        .map(|(name, value)| name.as_str().len() + value.len() + HEADER_ENTRY_BYTES)
+        .sum()
+}
+
+/// Answers an admitted call.
 pub async fn answer<B>(
     front: Rc<Front>,
-    request: Request<MessageReader<B>>,
+    path: &str,
+    admission: Admission,
+    messages: MessageReader<B>,
 ) -> Response<ResponseBody>
 where
     B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
 {
-    let path = request.uri().path();
-    let answered = match admit(&front.api, path, request.headers()) {
-        Ok(deadline) if method::is_spliced(path) => {
-            let (parts, messages) = request.into_parts();
-            let answered = answer_spliced(&front.api, &parts, messages, deadline).await;
-            answered.map(Response::new)
-        }
+    let answered = if method::is_spliced(path) {
+        let answered = answer_spliced(&front.api, path, admission, messages).await;
+        answered.map(Response::new)
+    } else {
         // Boxed: the futures of spliced calls need no room for it.
-        Ok(deadline) => Box::pin(front.services.answer(request, deadline)).await,
-        Err(status) => Err(status),
+        let services = &front.services;
+        Box::pin(services.answer(path, messages, admission.deadline)).await
     };
     let mut response = answered.unwrap_or_else(|status| {
         let mut response = Response::new(ResponseBody::Empty);
@@ -60,18 +128,18 @@ where
 
 async fn answer_spliced<B>(
     api: &Rc<Api>,
-    parts: &request::Parts,
+    path: &str,
+    admission: Admission,
     messages: MessageReader<B>,
-    deadline: Option<Instant>,
 ) -> Result<ResponseBody, Status>
 where
     B: http_body::Body<Data = Bytes> + Unpin + 'static,
 {
-    let path = parts.uri.path();
+    let deadline = admission.deadline;
     if path == method::WATCH {
-        let (api, leader_required) = (api.clone(), requires_leader(&parts.headers));
+        let api = api.clone();
         return Ok(stream(deadline, |out| async move {
-            api.watch(messages, leader_required, &out).await
+            api.watch(messages, admission.leader_required, &out).await
         }));
     }
     let answering = route(api, path, messages, deadline);
@@ -82,42 +150,6 @@ where
             .unwrap_or(Err(Status::deadline_exceeded())),
         None => answering.await,
     }
-}
-
-/// Checks whether this member can serve what the headers ask for. Returns the caller's deadline.
-pub(super) fn admit(api: &Api, path: &str, headers: &HeaderMap) -> Result<Option<Instant>, Status> {
-    if !method::is_served_by_learners(path) {
-        api.require_vote()?;
-    }
-    if let Some(encoding) = headers.get("grpc-encoding")
-        && encoding != "identity"
-    {
-        return Err(Status::unknown_encoding(&String::from_utf8_lossy(
-            encoding.as_bytes(),
-        )));
-    }
-    if let Some(version) = headers.get("client-api-version")
-        && std::str::from_utf8(version.as_bytes()).is_err()
-    {
-        return Err(Status::invalid_client_version());
-    }
-    if requires_leader(headers) {
-        api.require_leader()?;
-    }
-    let Some(timeout) = headers.get("grpc-timeout") else {
-        return Ok(None);
-    };
-    let span = parse_timeout(timeout.as_bytes())
-        .ok_or_else(|| Status::malformed_timeout(&String::from_utf8_lossy(timeout.as_bytes())))?;
-    // A time-out too long for the clock sets no deadline.
-    Ok(Instant::now().checked_add(span))
-}
-
-/// Whether the caller wants an error from a member that knows no leader.
-fn requires_leader(headers: &HeaderMap) -> bool {
-    headers
-        .get("hasleader")
-        .is_some_and(|value| value == "true")
 }
 
 /// Parses the `grpc-timeout` header: one to eight digits and a unit.

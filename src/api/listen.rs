@@ -259,7 +259,7 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 async fn serve(api: Api, limits: ListenLimits, mut connections: mpsc::Receiver<Connection>) {
     let front = Rc::new(Front::new(api));
     let shared = Shared {
-        http2: Rc::new(http2::Shared::new(front.clone())),
+        tables: Rc::new(http2::Shared::new(front.clone())),
         buffers: Rc::default(),
         front,
         limits,
@@ -273,26 +273,32 @@ async fn serve(api: Api, limits: ListenLimits, mut connections: mpsc::Receiver<C
 #[derive(Clone)]
 struct Shared {
     front: Rc<Front>,
-    http2: Rc<http2::Shared>,
+    tables: Rc<http2::Shared>,
     buffers: Rc<Buffers>,
     limits: ListenLimits,
 }
 
 async fn serve_connection(shared: Shared, connection: Connection) {
     let Connection { stream, peer, open } = connection;
-    let mut phase = shared.front.api.phase.clone();
+    let Shared {
+        front,
+        tables,
+        buffers,
+        limits,
+    } = shared;
+    let mut phase = front.api.phase.clone();
     let begun = async {
-        let wire = Wire::new(TcpStream::from_std(stream)?, shared.buffers);
+        let wire = Wire::new(TcpStream::from_std(stream)?, buffers);
         let is_http2 = tokio::select! {
             known = timeout(SILENCE_MAX, poll_fn(|context| wire.poll_is_http2(context))) => known??,
             _ = phase.wait_for(|phase| phase.is_stopping()) => return Ok(None),
         };
         // Both are boxed: a client that has sent no bytes does not need their room.
         if is_http2 {
-            let handshake = http2::Connection::handshake(shared.http2, wire, &shared.limits);
+            let handshake = http2::Connection::handshake(tables, wire, &limits);
             Box::pin(handshake).await.map(Some)
         } else {
-            Box::pin(serve_http1(shared.front, wire, &mut phase)).await?;
+            Box::pin(serve_http1(front, wire, &mut phase)).await?;
             Ok(None)
         }
     };

@@ -3,13 +3,19 @@
 //! Each message has a prefix: one byte that says whether the message is compressed, and four bytes with its length. A message
 //! that arrived in one piece shares the transport's buffer; one that arrived in several is copied together.
 //!
+//! A client that says so in `grpc-encoding` may compress its messages with gzip. The limit on a message's length counts after
+//! decompression too. Responses are never compressed.
+//!
 //! etcd: malformed framing gets the codes and texts of etcd's gRPC library.
 
-use super::{frames::PREFIX_BYTES, status::Status};
+use super::{frames::PREFIX_BYTES, status::Status, wire_types};
 use bytes::{Buf, Bytes, BytesMut};
+use flate2::read::MultiGzDecoder;
+use http::{HeaderMap, HeaderValue};
 use prost::Message;
 use std::{
     future::poll_fn,
+    io::Read,
     mem,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -19,6 +25,46 @@ use std::{
 /// reset the stream while the client still sends, and some clients then report a failed transport instead of the error.
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// How a client encodes the messages that it marks as compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Encoding {
+    /// Compressed messages are an error.
+    #[default]
+    Identity,
+    /// RFC 1952.
+    Gzip,
+}
+
+impl Encoding {
+    /// The encoding that a request's headers declare.
+    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Status> {
+        match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
+            None | Some(b"identity") => Ok(Self::Identity),
+            Some(b"gzip") => Ok(Self::Gzip),
+            Some(other) => Err(Status::unknown_encoding(&String::from_utf8_lossy(other))),
+        }
+    }
+
+    /// The message that `compressed` contains, of at most `bytes_max` bytes.
+    fn decompress(self, compressed: &[u8], bytes_max: usize) -> Result<Bytes, Status> {
+        match self {
+            Self::Identity => Err(Status::unexpected_compression()),
+            Self::Gzip => {
+                let mut message = Vec::new();
+                // One byte more shows that the message is too large.
+                MultiGzDecoder::new(compressed)
+                    .take(bytes_max as u64 + 1)
+                    .read_to_end(&mut message)
+                    .map_err(|error| Status::malformed_compression(&error))?;
+                if message.len() > bytes_max {
+                    return Err(Status::decompressed_too_large(bytes_max));
+                }
+                Ok(message.into())
+            }
+        }
+    }
+}
+
 /// Reads the messages of one request body. It keeps a partly received message when a read is cancelled.
 #[derive(Debug)]
 pub struct MessageReader<B> {
@@ -26,6 +72,7 @@ pub struct MessageReader<B> {
     /// Received from the body and not consumed yet.
     received: Bytes,
     state: State,
+    encoding: Encoding,
     message_bytes_max: usize,
 }
 
@@ -34,12 +81,19 @@ pub struct MessageReader<B> {
 enum State {
     /// A prefix; what has arrived of it is in `received`.
     Prefix,
-    /// A message of `len` bytes, of which the first ones have arrived.
-    Message { begun: BytesMut, len: usize },
+    /// A message of which the first bytes have arrived.
+    Message { begun: BytesMut, prefix: Prefix },
     /// A message that is too large, of which `left` bytes are still to be dropped.
     Discard { left: usize, refusal: Status },
     /// The body has ended, or an error was returned.
     Ended,
+}
+
+/// What a message's prefix says.
+#[derive(Clone, Copy, Debug)]
+struct Prefix {
+    compressed: bool,
+    len: usize,
 }
 
 impl<B> MessageReader<B>
@@ -47,12 +101,24 @@ where
     B: http_body::Body<Data = Bytes> + Unpin,
 {
     /// Reads messages of at most `message_bytes_max` bytes from `body`.
-    pub fn new(body: B, message_bytes_max: usize) -> Self {
+    pub fn new(body: B, encoding: Encoding, message_bytes_max: usize) -> Self {
         Self {
             body,
             received: Bytes::new(),
             state: State::Prefix,
+            encoding,
             message_bytes_max,
+        }
+    }
+
+    /// Goes on reading from what `replace` makes of the body.
+    pub(super) fn map_body<C>(self, replace: impl FnOnce(B) -> C) -> MessageReader<C> {
+        MessageReader {
+            body: replace(self.body),
+            received: self.received,
+            state: self.state,
+            encoding: self.encoding,
+            message_bytes_max: self.message_bytes_max,
         }
     }
 
@@ -92,7 +158,7 @@ where
     }
 
     /// The next message, decoded; `None` once the client has closed its side.
-    pub async fn next<M: Message + Default>(&mut self) -> Result<Option<M>, Status> {
+    pub async fn next<M: Message + Default + 'static>(&mut self) -> Result<Option<M>, Status> {
         match poll_fn(|context| self.poll_message(context)).await {
             Some(message) => decode(message?).map(Some),
             None => Ok(None),
@@ -106,7 +172,7 @@ where
     }
 
     /// The message of a call that takes exactly one, decoded.
-    pub async fn only<M: Message + Default>(&mut self) -> Result<M, Status> {
+    pub async fn only<M: Message + Default + 'static>(&mut self) -> Result<M, Status> {
         decode(self.only_bytes().await?)
     }
 
@@ -116,24 +182,27 @@ where
             match &mut self.state {
                 State::Prefix if self.received.len() < PREFIX_BYTES => return None,
                 State::Prefix => {
-                    let len = match message_len(&mut self.received) {
-                        Ok(len) => len,
+                    let prefix = match Prefix::take(&mut self.received, self.encoding) {
+                        Ok(prefix) => prefix,
                         Err(status) => return Some(Err(status)),
                     };
+                    let len = prefix.len;
                     if len > self.message_bytes_max {
                         self.state = State::Discard {
                             left: len.min(DISCARD_BYTES_MAX),
                             refusal: Status::received_too_large(len, self.message_bytes_max),
                         };
                     } else if len <= self.received.len() {
-                        return Some(Ok(self.received.split_to(len)));
+                        let message = self.received.split_to(len);
+                        return Some(self.finish(prefix, message));
                     } else {
                         let begun = BytesMut::with_capacity(len);
-                        self.state = State::Message { begun, len };
+                        self.state = State::Message { begun, prefix };
                     }
                 }
-                State::Message { begun, len } => {
-                    let missing = *len - begun.len();
+                State::Message { begun, prefix } => {
+                    let prefix = *prefix;
+                    let missing = prefix.len - begun.len();
                     let taken = self.received.len().min(missing);
                     begun.extend_from_slice(&self.received.split_to(taken));
                     if taken < missing {
@@ -141,7 +210,7 @@ where
                     }
                     let message = mem::take(begun).freeze();
                     self.state = State::Prefix;
-                    return Some(Ok(message));
+                    return Some(self.finish(prefix, message));
                 }
                 State::Discard { left, refusal } => {
                     *left = left.saturating_sub(self.received.len());
@@ -153,30 +222,52 @@ where
         }
     }
 
+    /// A message whose bytes have all arrived.
+    fn finish(&self, prefix: Prefix, message: Bytes) -> Result<Bytes, Status> {
+        if prefix.compressed {
+            self.encoding.decompress(&message, self.message_bytes_max)
+        } else {
+            Ok(message)
+        }
+    }
+
     /// The error, if any, of a body that ends here.
     fn end(&mut self) -> Option<Status> {
         match mem::replace(&mut self.state, State::Ended) {
             State::Prefix if self.received.is_empty() => None,
-            State::Prefix | State::Message { begun: _, len: _ } => Some(Status::cut_message()),
+            State::Prefix
+            | State::Message {
+                begun: _,
+                prefix: _,
+            } => Some(Status::cut_message()),
             State::Discard { left: _, refusal } => Some(refusal),
             State::Ended => None,
         }
     }
 }
 
-/// Decodes a request.
-pub(super) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
-    M::decode(message).map_err(|error| Status::malformed_message(&error))
+/// Decodes a request. A field with the wrong wire type is skipped.
+pub(super) fn decode<M: Message + Default + 'static>(message: Bytes) -> Result<M, Status> {
+    M::decode(message.clone()).or_else(|error| {
+        let cleaned = wire_types::without_mismatches::<M>(message);
+        cleaned
+            .and_then(|cleaned| M::decode(Bytes::from(cleaned)).ok())
+            .ok_or_else(|| Status::malformed_message(&error))
+    })
 }
 
-/// Consumes a prefix and checks it.
-fn message_len(prefix: &mut impl Buf) -> Result<usize, Status> {
-    match prefix.get_u8() {
-        0 => {}
-        1 => return Err(Status::unexpected_compression()),
-        format => return Err(Status::unknown_format(format)),
+impl Prefix {
+    /// Consumes a prefix and checks it.
+    fn take(received: &mut impl Buf, encoding: Encoding) -> Result<Self, Status> {
+        let compressed = match received.get_u8() {
+            0 => false,
+            1 if encoding == Encoding::Identity => return Err(Status::unexpected_compression()),
+            1 => true,
+            format => return Err(Status::unknown_format(format)),
+        };
+        let len = usize::try_from(received.get_u32()).unwrap_or(usize::MAX);
+        Ok(Self { compressed, len })
     }
-    Ok(usize::try_from(prefix.get_u32()).unwrap_or(usize::MAX))
 }
 
 #[cfg(test)]
@@ -227,12 +318,13 @@ mod tests {
         *,
     };
     use crate::api::{proto::etcdserverpb as pb, status::Code};
-    use std::collections::VecDeque;
+    use flate2::{Compression, write::GzEncoder};
+    use std::{collections::VecDeque, io::Write};
 
     const BYTES_MAX: usize = 100;
 
     fn reader(bytes: &[u8], piece: usize) -> MessageReader<Pieces> {
-        MessageReader::new(Pieces::of(bytes, piece), BYTES_MAX)
+        MessageReader::new(Pieces::of(bytes, piece), Encoding::Identity, BYTES_MAX)
     }
 
     async fn read_only(bytes: &[u8], piece: usize) -> Result<Bytes, Status> {
@@ -263,7 +355,9 @@ mod tests {
     async fn a_message_in_one_piece_is_not_copied() {
         let sent = Bytes::from(frame(b"message"));
         let body = Pieces(VecDeque::from([sent.clone()]));
-        let read = MessageReader::new(body, BYTES_MAX).only_bytes().await;
+        let read = MessageReader::new(body, Encoding::Identity, BYTES_MAX)
+            .only_bytes()
+            .await;
         assert!(
             sent.as_ptr_range().contains(&read.unwrap().as_ptr()),
             "it shares the transport's buffer"
@@ -317,6 +411,43 @@ mod tests {
                 assert_eq!(after, Ok(None), "nothing follows an error");
             }
         }
+    }
+
+    fn gzip(message: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(message).unwrap();
+        let mut framed = frame(&encoder.finish().unwrap());
+        framed[0] = 1;
+        framed
+    }
+
+    async fn read_gzip(bytes: &[u8], piece: usize) -> Result<Bytes, Status> {
+        let body = Pieces::of(bytes, piece);
+        MessageReader::new(body, Encoding::Gzip, BYTES_MAX)
+            .only_bytes()
+            .await
+    }
+
+    #[tokio::test]
+    async fn gzip_is_decompressed_up_to_the_limit() {
+        let message = [7; BYTES_MAX];
+        let sent = gzip(&message);
+        for piece in [1, 7, sent.len()] {
+            let read = read_gzip(&sent, piece).await.unwrap();
+            assert_eq!(read, message[..], "in pieces of {piece}");
+        }
+        let plain = read_gzip(&frame(b"plain"), 9).await.unwrap();
+        assert_eq!(plain, "plain", "a message may be uncompressed all the same");
+        let bomb = gzip(&[0; 50_000]);
+        assert!(bomb.len() < BYTES_MAX, "it is small on the wire");
+        let refused = read_gzip(&bomb, 50).await.unwrap_err();
+        assert_eq!(refused, Status::decompressed_too_large(BYTES_MAX));
+        let mut broken = gzip(b"message");
+        broken[10] ^= 0xff;
+        assert_eq!(
+            read_gzip(&broken, 50).await.unwrap_err().code,
+            Code::Internal
+        );
     }
 
     #[tokio::test]

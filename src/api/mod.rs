@@ -17,6 +17,7 @@
 //! once more, and its layers cost about as much as the rest of a call. Clients see no difference: admission, deadlines, limits
 //! and error texts are the same.
 
+mod auth;
 pub mod authority;
 pub mod cluster;
 pub mod concurrency;
@@ -45,6 +46,7 @@ mod streaming;
 mod trailers;
 pub mod watch;
 pub mod wire;
+mod wire_types;
 
 use crate::{
     actors::requests::{Identity, Requests},
@@ -55,7 +57,7 @@ use serving::ServingPhase;
 use tokio::sync::watch::Receiver;
 
 /// The etcd release whose API and behaviour this is. Some clients choose what they send by it.
-pub const ETCD_VERSION: &str = "3.7.0";
+pub const ETCD_VERSION: &str = "3.7.3";
 
 /// etcd: how much longer than the largest replicated request a message may be, in bytes.
 const RECEIVE_SLACK_BYTES: usize = 512 * 1024;
@@ -85,6 +87,12 @@ impl Api {
             .limits()
             .request_bytes_max
             .saturating_add(RECEIVE_SLACK_BYTES)
+    }
+
+    /// The header of a response that does not depend on one revision.
+    fn header_now(&self) -> proto::etcdserverpb::ResponseHeader {
+        let revision = self.requests.published().view.window.newest;
+        self.header(revision).into()
     }
 
     fn header(&self, revision: Revision) -> Header {

@@ -1,18 +1,26 @@
 //! One call on its HTTP/2 stream: the request as it is received, the response as it is sent.
 
+use super::request_stream::{Prefetched, StreamBody};
 use crate::api::{
-    frames::Encoded, front::Front, grpc, http, message_reader::MessageReader, payload::Payload,
-    response_body::ResponseBody, status::Status, trailers,
+    frames::Encoded,
+    front::Front,
+    grpc::{self, Admission},
+    http,
+    message_reader::MessageReader,
+    payload::Payload,
+    response_body::ResponseBody,
+    status::Status,
+    trailers,
 };
-use ::http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
-use bytes::{Buf, Bytes};
-use h2::{Reason, RecvStream, SendStream, server::SendResponse};
-use http_body::{Body, Frame};
+use ::http::{HeaderMap, HeaderValue, Method, Response, Uri, header::CONTENT_TYPE};
+use bytes::Buf;
+use h2::{Reason, SendStream, server::SendResponse};
+use http_body::Body;
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 use tokio::time::{Instant, timeout_at};
 
@@ -25,68 +33,51 @@ pub(super) struct Call {
     pub(super) deadline: Option<Instant>,
 }
 
-/// The body of a request.
-#[derive(Debug)]
-pub(super) struct StreamBody(RecvStream);
-
-impl StreamBody {
-    pub(super) fn new(stream: RecvStream) -> Self {
-        Self(stream)
-    }
-}
-
-impl Body for StreamBody {
-    type Data = Bytes;
-    type Error = h2::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let data = match ready!(self.0.poll_data(context)) {
-            Some(Ok(data)) => data,
-            // A client that cancels its call sends no more.
-            Some(Err(error))
-                if matches!(error.reason(), Some(Reason::NO_ERROR | Reason::CANCEL)) =>
-            {
-                return Poll::Ready(None);
-            }
-            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-            // A client's trailers carry no meaning in gRPC.
-            None => return Poll::Ready(None),
-        };
-        // It cannot fail: these bytes were received.
-        drop(self.0.flow_control().release_capacity(data.len()));
-        Poll::Ready(Some(Ok(Frame::data(data))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
-    }
-}
-
-/// Answers a request in a task of its own, which ends when the client cancels the call.
-pub(super) async fn answer_request(
+/// Answers a call in a task of its own, which ends when the client cancels the call.
+pub(super) async fn answer_call(
     front: Rc<Front>,
-    request: Request<MessageReader<StreamBody>>,
+    uri: Uri,
+    admission: Admission,
+    messages: MessageReader<StreamBody>,
     mut respond: SendResponse<Payload>,
 ) {
-    let mut answering = pin!(async move {
-        if grpc::is_grpc(request.headers()) {
-            grpc::answer(front, request).await
-        } else {
-            http::answer(&front.api, request.method(), request.uri()).await
-        }
+    let mut prefetched = None;
+    let messages = messages.map_body(|body| {
+        let (body, buffer) = body.prefetched();
+        prefetched = Some(buffer);
+        body
     });
-    let response = poll_fn(|context| {
-        if respond.poll_reset(context).is_ready() {
-            return Poll::Ready(None);
-        }
-        answering.as_mut().poll(context).map(Some)
-    });
-    if let Some(response) = response.await {
-        send(respond, response).await;
+    let response = {
+        let mut answering = pin!(grpc::answer(front, uri.path(), admission, messages));
+        poll_fn(|context| {
+            if respond.poll_reset(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            fill(prefetched.as_ref(), context);
+            answering.as_mut().poll(context).map(Some)
+        })
+        .await
+    };
+    if let Some(response) = response {
+        send(respond, response, prefetched).await;
     }
+}
+
+fn fill(prefetched: Option<&Prefetched>, context: &mut Context<'_>) {
+    if let Some(prefetched) = prefetched {
+        prefetched.poll_fill(context);
+    }
+}
+
+/// Answers a plain HTTP request in a task of its own.
+pub(super) async fn answer_plain(
+    front: Rc<Front>,
+    method: Method,
+    uri: Uri,
+    respond: SendResponse<Payload>,
+) {
+    let response = http::answer(&front.api, &method, &uri).await;
+    send(respond, response, None).await;
 }
 
 /// Answers a hot call in a task of its own, because other calls of the connection should not wait for it.
@@ -136,7 +127,7 @@ pub(super) fn answer(mut respond: SendResponse<Payload>, answered: Result<Encode
         drop(stream.send_trailers(trailers::success()));
     } else {
         let body = ResponseBody::Message(Encoded::from_frame(encoded));
-        tokio::task::spawn_local(send_body(stream, body));
+        tokio::task::spawn_local(send_body(stream, body, None));
     }
 }
 
@@ -147,23 +138,34 @@ fn head(mut headers: HeaderMap) -> Response<()> {
     response
 }
 
-async fn send(mut respond: SendResponse<Payload>, response: Response<ResponseBody>) {
+async fn send(
+    mut respond: SendResponse<Payload>,
+    response: Response<ResponseBody>,
+    prefetched: Option<Prefetched>,
+) {
     let (head, body) = response.into_parts();
     let whole = body.is_end_stream();
     if let Ok(stream) = respond.send_response(Response::from_parts(head, ()), whole)
         && !whole
     {
-        send_body(stream, body).await;
+        send_body(stream, body, prefetched).await;
     }
 }
 
 /// Sends a body as the client's flow control allows, until it ends or the client cancels the call.
-async fn send_body(mut stream: SendStream<Payload>, mut body: ResponseBody) {
+///
+/// It fills `prefetched` meanwhile: the call may still read messages.
+async fn send_body(
+    mut stream: SendStream<Payload>,
+    mut body: ResponseBody,
+    prefetched: Option<Prefetched>,
+) {
     loop {
         let frame = poll_fn(|context| {
             if stream.poll_reset(context).is_ready() {
                 return Poll::Ready(None);
             }
+            fill(prefetched.as_ref(), context);
             let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(context) else {
                 return Poll::Pending;
             };
@@ -176,7 +178,9 @@ async fn send_body(mut stream: SendStream<Payload>, mut body: ResponseBody) {
                 return;
             }
             Some(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => send_data(&mut stream, data, body.is_end_stream()).await,
+                Ok(data) => {
+                    send_data(&mut stream, data, body.is_end_stream(), prefetched.as_ref()).await
+                }
                 Err(trailers) => {
                     drop(stream.send_trailers(trailers.into_trailers().unwrap_or_default()));
                     return;
@@ -194,6 +198,7 @@ async fn send_data(
     stream: &mut SendStream<Payload>,
     mut data: Payload,
     last: bool,
+    prefetched: Option<&Prefetched>,
 ) -> Result<(), h2::Error> {
     if !data.has_remaining() && last {
         return stream.send_data(data, true);
@@ -201,7 +206,12 @@ async fn send_data(
     while data.has_remaining() {
         stream.reserve_capacity(data.remaining());
         let room = match stream.capacity() {
-            0 => match poll_fn(|context| stream.poll_capacity(context)).await {
+            0 => match poll_fn(|context| {
+                fill(prefetched, context);
+                stream.poll_capacity(context)
+            })
+            .await
+            {
                 Some(room) => room?,
                 None => return Err(Reason::CANCEL.into()),
             },

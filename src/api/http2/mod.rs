@@ -18,11 +18,13 @@
 mod deadlines;
 mod exchange;
 mod keepalive;
+mod request_stream;
+mod reset_budget;
 mod waiting;
 
 use super::{
     front::Front,
-    grpc,
+    grpc::{self, METADATA_BYTES_MAX},
     kv::{Begun, Hot, Read},
     message_reader::MessageReader,
     payload::Payload,
@@ -33,13 +35,14 @@ use super::{
 use crate::actors::{replies::Reply, requests::Published};
 use ::http::Request;
 use bytes::Bytes;
-use deadlines::Deadlines;
-use exchange::{Call, StreamBody, answer, answer_in_task, answer_request};
+use exchange::{Call, answer, answer_call, answer_in_task, answer_plain};
 use h2::{
-    RecvStream,
+    Reason, RecvStream,
     server::{self, Builder, SendResponse},
 };
 use keepalive::KeepAlive;
+use request_stream::StreamBody;
+use reset_budget::ResetBudget;
 use std::{
     future::poll_fn,
     rc::Rc,
@@ -49,8 +52,18 @@ use std::{
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 use waiting::{Spare, ViewRequest, Waiting};
 
-/// The size of a request's headers, in bytes; a bearer token must fit.
-const HEADER_BYTES_MAX: u32 = 64 * 1024;
+/// The size of a request's headers that the library accepts, in bytes. [`grpc::admit`] refuses calls with half of it, so that
+/// their clients get gRPC's error; beyond this the library answers with HTTP's 431, and ends the connection only when a client
+/// goes on sending a quarter more.
+const HEADER_BYTES_MAX: usize = 2 * METADATA_BYTES_MAX;
+
+/// The memory that small DATA frames may take in the library, in bytes as it counts them. Every frame is read within a turn
+/// or two, and a turn receives at most [`TURN_BYTES_MAX`](super::wire::TURN_BYTES_MAX), so a client cannot reach this.
+const SMALL_FRAMES_BUDGET_BYTES: usize = 64 * super::wire::TURN_BYTES_MAX;
+
+/// Calls that a client may cancel before they are accepted. They cost memory until the end of the turn that received them; a
+/// turn cannot receive more. [`ResetBudget`] bounds how many a client cancels in the long run.
+const RESETS_UNACCEPTED_MAX: usize = super::wire::TURN_BYTES_MAX / 16;
 
 /// Flow control windows: the bytes that a client may send on one stream and on one connection before they are read. A whole
 /// request fits.
@@ -83,7 +96,9 @@ fn settings(limits: &ListenLimits) -> Builder {
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(limits.streams_max)
-        .max_header_list_size(HEADER_BYTES_MAX);
+        .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
+        .data_frame_budget(SMALL_FRAMES_BUDGET_BYTES)
+        .max_pending_accept_reset_streams(RESETS_UNACCEPTED_MAX);
     builder
 }
 
@@ -93,6 +108,7 @@ pub(super) struct Connection {
     wire: Wire<TcpStream>,
     http2: Box<server::Connection<Wire<TcpStream>, Payload>>,
     keepalive: KeepAlive,
+    resets: ResetBudget,
     /// `None` unless calls wait.
     waiting: Option<Box<Waiting>>,
 }
@@ -112,6 +128,7 @@ impl Connection {
             wire,
             http2: Box::new(http2),
             keepalive: KeepAlive::new(limits),
+            resets: ResetBudget::default(),
             waiting: None,
         })
     }
@@ -147,6 +164,7 @@ impl Connection {
 
     /// One turn of the task. Ready when the connection has ended.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.wire.begin_turn();
         self.take_outcomes(context);
         self.take_views(context);
         let reads = self.wire.reads();
@@ -234,28 +252,40 @@ impl Connection {
         &mut self,
         context: &mut Context<'_>,
         request: Request<RecvStream>,
-        respond: SendResponse<Payload>,
+        mut respond: SendResponse<Payload>,
     ) {
-        let hot = Hot::of(request.uri().path()).filter(|_| grpc::is_grpc(request.headers()));
-        let api = &self.shared.front.api;
-        let mut request = request
-            .map(|stream| MessageReader::new(StreamBody::new(stream), api.receive_bytes_max()));
-        if let Some(hot) = hot
-            && let Poll::Ready(read) = request.body_mut().poll_message(context)
-        {
-            let message = read.unwrap_or_else(|| Err(Status::no_message()));
-            match grpc::admit(api, request.uri().path(), request.headers())
-                .and_then(|deadline| Ok((deadline, message?)))
-            {
-                Ok((deadline, message)) => {
-                    self.begin(context, hot, message, Call { respond, deadline });
-                }
-                Err(status) => answer(respond, Err(status)),
+        if respond.poll_reset(context).is_ready() {
+            if self.resets.spend().is_err() {
+                tracing::debug!("a client cancels calls without end; closing its connection");
+                self.http2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             }
             return;
         }
         let front = self.shared.front.clone();
-        tokio::task::spawn_local(answer_request(front, request, respond));
+        let (head, stream) = request.into_parts();
+        if !grpc::is_grpc(&head.headers) {
+            tokio::task::spawn_local(answer_plain(front, head.method, head.uri, respond));
+            return;
+        }
+        // The headers end here: they may be long, and the call may last.
+        let path = head.uri.path();
+        let admission = match grpc::admit(&front.api, path, &head.headers) {
+            Ok(admission) => admission,
+            Err(status) => return answer(respond, Err(status)),
+        };
+        let (body, bytes_max) = (StreamBody::new(stream), front.api.receive_bytes_max());
+        let mut messages = MessageReader::new(body, admission.encoding, bytes_max);
+        if let Some(hot) = Hot::of(path)
+            && let Poll::Ready(read) = messages.poll_message(context)
+        {
+            let deadline = admission.deadline;
+            match read.unwrap_or_else(|| Err(Status::no_message())) {
+                Ok(message) => self.begin(context, hot, message, Call { respond, deadline }),
+                Err(status) => answer(respond, Err(status)),
+            }
+            return;
+        }
+        tokio::task::spawn_local(answer_call(front, head.uri, admission, messages, respond));
     }
 
     fn begin(&mut self, context: &Context<'_>, hot: Hot, message: Bytes, call: Call) {

@@ -1,6 +1,7 @@
 //! The codec of tonic's servers: `prost`'s, except that a malformed message gets the same error as in the spliced services.
 
-use crate::api::status::Status;
+use crate::api::message_reader::decode;
+use bytes::Buf;
 use prost::Message;
 use std::marker::PhantomData;
 use tonic::codec::{BufferSettings, DecodeBuf};
@@ -38,14 +39,12 @@ where
     }
 }
 
-impl<U: Message + Default> tonic::codec::Decoder for Decoder<U> {
+impl<U: Message + Default + 'static> tonic::codec::Decoder for Decoder<U> {
     type Item = U;
     type Error = tonic::Status;
 
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<U>, tonic::Status> {
-        match U::decode(message) {
-            Ok(message) => Ok(Some(message)),
-            Err(error) => Err(Status::malformed_message(&error).into()),
-        }
+        let message = message.copy_to_bytes(message.remaining());
+        Ok(Some(decode(message)?))
     }
 }

@@ -9,6 +9,7 @@
 //! tonic gets a message (`request_body`), [`DeadlineBody`] enforces deadlines on responses, and a method without an
 //! implementation gets the same error as one that does not exist.
 
+mod auth;
 mod cluster;
 pub(crate) mod codec;
 mod election;
@@ -25,7 +26,7 @@ use super::{
     method,
     proto::{
         etcdserverpb::{
-            cluster_server::ClusterServer, lease_server::LeaseServer,
+            auth_server::AuthServer, cluster_server::ClusterServer, lease_server::LeaseServer,
             maintenance_server::MaintenanceServer,
         },
         healthpb::health_server::HealthServer,
@@ -37,7 +38,7 @@ use super::{
     streaming,
 };
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use request_body::RequestBody;
 use std::{
     convert::Infallible,
@@ -84,6 +85,7 @@ impl Services {
             };
         }
         let table = vec![
+            serve!(AuthServer),
             serve!(MaintenanceServer),
             serve!(ClusterServer),
             serve!(HealthServer),
@@ -97,19 +99,19 @@ impl Services {
     /// Answers an admitted call.
     pub async fn answer<B>(
         &self,
-        request: Request<MessageReader<B>>,
+        path: &str,
+        messages: MessageReader<B>,
         deadline: Option<Instant>,
     ) -> Result<Response<ResponseBody>, Status>
     where
         B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
     {
-        let path = request.uri().path().to_owned();
-        let (service, name) = method::split(&path)?;
+        let (service, name) = method::split(path)?;
         let entry = self.table.iter().find(|(served, _)| *served == service);
         let (_, call) = entry.ok_or_else(|| Status::unknown_service(service))?;
-        let needs_message = !method::takes_stream(&path);
-        let request =
-            request.map(|messages| TonicBody::new(RequestBody::new(messages, needs_message)));
+        let needs_message = !method::takes_stream(path);
+        let mut request = Request::new(TonicBody::new(RequestBody::new(messages, needs_message)));
+        *request.uri_mut() = Uri::try_from(path).map_err(|_| Status::malformed_path(path))?;
         let answering = call(request);
         let Ok(response) = match deadline {
             Some(deadline) => timeout_at(deadline, answering)
@@ -208,7 +210,10 @@ impl From<Status> for tonic::Status {
 mod tests {
     use super::*;
     use crate::api::{
-        message_reader::testing::{self, Pieces},
+        message_reader::{
+            Encoding,
+            testing::{self, Pieces},
+        },
         proto::etcdserverpb as pb,
         status::Code,
     };
@@ -253,13 +258,9 @@ mod tests {
     }
 
     async fn call(path: &str, sent: &[u8]) -> Result<Response<ResponseBody>, Status> {
-        let request = Request::post(path)
-            .body(MessageReader::new(
-                Pieces::of(sent, sent.len().max(1)),
-                BYTES_MAX,
-            ))
-            .unwrap();
-        services().answer(request, None).await
+        let body = Pieces::of(sent, sent.len().max(1));
+        let messages = MessageReader::new(body, Encoding::Identity, BYTES_MAX);
+        services().answer(path, messages, None).await
     }
 
     fn frame(message: &impl Message) -> Vec<u8> {
@@ -331,10 +332,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_call_without_an_end_ends_at_its_deadline() {
         let (_sender, pieces) = mpsc::channel::<Bytes>(1);
-        let messages = MessageReader::new(Silent(pieces), BYTES_MAX);
-        let request = Request::post(format!("/{SERVICE}/Hash")).body(messages);
+        let messages = MessageReader::new(Silent(pieces), Encoding::Identity, BYTES_MAX);
         let deadline = Instant::now() + std::time::Duration::from_secs(1);
-        let refused = services().answer(request.unwrap(), Some(deadline)).await;
+        let path = format!("/{SERVICE}/Hash");
+        let refused = services().answer(&path, messages, Some(deadline)).await;
         assert_eq!(refused.unwrap_err(), Status::deadline_exceeded());
     }
 

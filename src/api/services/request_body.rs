@@ -72,7 +72,10 @@ fn prefix(message: &Bytes) -> Result<Bytes, Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::message_reader::testing::{Pieces, frame};
+    use crate::api::message_reader::{
+        Encoding,
+        testing::{Pieces, frame},
+    };
     use std::future::poll_fn;
 
     const BYTES_MAX: usize = 100;
@@ -83,7 +86,7 @@ mod tests {
         piece: usize,
         needs_message: bool,
     ) -> (Vec<u8>, Option<(i32, String)>) {
-        let messages = MessageReader::new(Pieces::of(bytes, piece), BYTES_MAX);
+        let messages = MessageReader::new(Pieces::of(bytes, piece), Encoding::Identity, BYTES_MAX);
         let mut body = RequestBody::new(messages, needs_message);
         let mut passed = Vec::new();
         loop {
