@@ -1,10 +1,10 @@
 //! The only reader of the machine's clock and entropy.
 //!
-//! Time is tokio's, so that a test or a simulation can pause it; randomness comes from a seed where one is given. A thread that
-//! runs whole nodes from one seed says so with [`simulate`]: then nothing on it asks the machine for chance any more, and
-//! [`is_simulated`] tells those who would use another thread to do their work here.
+//! Time is tokio's, so that a test or a simulation can pause it. A thread that simulates nodes calls [`simulate`] with a seed:
+//! from then on all entropy on this thread follows from the seed. Code that would hand work to another thread asks
+//! [`is_simulated`], and then does the work itself.
 
-use crate::types::Millis;
+use crate::types::{Millis, SplitMix64};
 use std::{
     cell::Cell,
     hash::{BuildHasher, RandomState},
@@ -28,28 +28,28 @@ pub fn micros(span: Duration) -> u64 {
 }
 
 thread_local! {
-    /// Where this thread's randomness stands, if it follows from a seed.
-    static SIMULATED: Cell<Option<u64>> = const { Cell::new(None) };
+    /// The source of this thread's randomness, if it follows from a seed.
+    static SIMULATED: Cell<Option<SplitMix64>> = const { Cell::new(None) };
 }
 
-/// From now on all randomness on this thread follows from `seed`, and work meant for other threads is done on this one.
+/// From now on all randomness on this thread follows from `seed`, and work for other threads is done on this one.
 pub fn simulate(seed: u64) {
-    SIMULATED.set(Some(seed));
+    SIMULATED.set(Some(SplitMix64::new(seed)));
 }
 
-/// Whether everything on this thread follows from a seed.
+/// Whether [`simulate`] was called on this thread.
 pub fn is_simulated() -> bool {
     SIMULATED.get().is_some()
 }
 
 /// 64 random bits: from the operating system, or, in a simulation, from its seed.
 pub fn entropy() -> u64 {
-    if let Some(state) = SIMULATED.get() {
-        let state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        SIMULATED.set(Some(state));
-        return mixed(state);
+    if let Some(mut random) = SIMULATED.get() {
+        let drawn = random.next_u64();
+        SIMULATED.set(Some(random));
+        return drawn;
     }
-    // The standard library keys each `RandomState` from the system's entropy; hashing nothing gives those bits away mixed.
+    // Each `RandomState` has keys from the system's entropy, so the hash of any value is random.
     RandomState::new().hash_one(0_u64)
 }
 
@@ -62,13 +62,6 @@ pub fn unix_time() -> Duration {
     let now = std::time::SystemTime::now();
     now.duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default()
-}
-
-/// A number whose bits all depend on all bits of `state` (`SplitMix64`).
-fn mixed(state: u64) -> u64 {
-    let once = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let twice = (once ^ (once >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    twice ^ (twice >> 31)
 }
 
 #[cfg(test)]

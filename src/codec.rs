@@ -1,6 +1,6 @@
 //! The one module that calls bincode: sized, fixed-configuration encoding of log commands, peer messages and metadata.
 //!
-//! Every decode is limited, so that a length in hostile or damaged bytes cannot ask for memory.
+//! Every decode has a limit, so that a length in hostile or damaged bytes cannot cause a large allocation.
 
 use bincode::{
     BorrowDecode, Decode, Encode, config,
@@ -19,10 +19,10 @@ type Config =
 
 const CONFIG: Config = config::standard().with_limit::<DECODE_BYTES_MAX>();
 
-/// What can go wrong while decoding. None of it is worth a retry: the bytes are not what they should be.
+/// Why bytes cannot be decoded. Retrying does not help.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// The bytes do not spell the value.
+    /// The bytes are not an encoding of the value.
     #[error("cannot decode {what}: {source}")]
     Malformed {
         /// Which value was expected.
@@ -65,7 +65,7 @@ pub fn decode<T: Decode<()>>(what: &'static str, bytes: &[u8]) -> Result<T, Code
     }
 }
 
-/// Decodes a value at the start of `bytes` and tells how many bytes it took.
+/// Decodes a value at the start of `bytes`; also returns its encoded length.
 pub fn decode_prefix<T: Decode<()>>(
     what: &'static str,
     bytes: &[u8],

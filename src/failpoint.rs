@@ -1,13 +1,13 @@
-//! Places where a test can crash a real member, or hold it up, in the middle of its work.
+//! Places where a test can crash or delay a real member.
 //!
-//! Compiled in by the feature `failpoints` alone; without it, nothing of a `hit` is left. With it, the variable `FAILPOINTS`
-//! says what happens where, in the words of the `fail` crate: `FAILPOINTS='after-wal-write=20*off->return'` crashes the process
-//! the 21st time it has written to its log and not synced yet; `before-apply=1%sleep(1000)` holds up one batch in a hundred for a
+//! They are compiled in with the feature `failpoints` only; without it `hit` does nothing. With it, the variable `FAILPOINTS`
+//! says what happens where, in the syntax of the `fail` crate: `FAILPOINTS='after-wal-write=20*off->return'` crashes the process
+//! the 21st time it has written to its log and not synced yet; `before-apply=1%sleep(1000)` delays one batch in a hundred by a
 //! second. A crash is an abort: no destructor runs, nothing is flushed.
 //!
 //! `docs/reliability.md` says which test goes through all of them.
 
-/// Where a member can be stopped. Its name in `FAILPOINTS` is [`FailPoint::name`].
+/// A place in the code. Its name in `FAILPOINTS` is [`FailPoint::name`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailPoint {
     /// A batch of the write-ahead log is about to be written.
@@ -16,23 +16,23 @@ pub enum FailPoint {
     AfterWalWrite,
     /// It is about to be synced; with [`FailPoint::AfterWalWrite`], around whatever may come between.
     BeforeWalSync,
-    /// It is durable, and nobody knows.
+    /// It is durable, and not reported.
     AfterWalSync,
     /// A new term or vote is about to be written.
     BeforeHardState,
-    /// A new term or vote is durable, and nobody knows.
+    /// A new term or vote is durable, and not reported.
     AfterHardState,
     /// Committed entries are about to be applied.
     BeforeApply,
-    /// They are applied, and nobody can see it.
+    /// They are applied, and not visible to reads yet.
     AfterApply,
     /// A read view is about to be published.
     BeforePublish,
-    /// It is published, and nobody was answered.
+    /// It is published, and no caller was answered.
     AfterPublish,
     /// A batch is about to be committed to the database.
     BeforeDbCommit,
-    /// It is committed, and nobody knows.
+    /// It is committed, and not reported.
     AfterDbCommit,
     /// A step of a compaction is about to prune the index.
     BeforeIndexPrune,
@@ -50,17 +50,17 @@ pub enum FailPoint {
     AfterMembershipApply,
     /// A snapshot is about to be sent.
     BeforeSnapshotSend,
-    /// All of it is sent, and the receiver has not said that it is in place.
+    /// All of it is sent, and the receiver has not reported that it is installed.
     AfterSnapshotSend,
     /// A snapshot is about to be received.
     BeforeSnapshotReceive,
-    /// It is received and verified, and nothing else has changed.
+    /// It is received and verified, and not installed.
     AfterSnapshotReceive,
-    /// It is about to take the database's place.
+    /// It is about to replace the database.
     BeforeSnapshotSwitch,
-    /// It has its name, and the directory is not synced.
+    /// It is renamed, and the directory is not synced.
     AfterSnapshotRename,
-    /// It is in place, and the log is still the old one.
+    /// It is installed, and the log is still the old one.
     AfterSnapshotSwitch,
     /// A watch response is about to be sent.
     BeforeWatchSend,
@@ -136,7 +136,7 @@ impl FailPoint {
     }
 }
 
-/// The member is at `point`: does what `FAILPOINTS` says about it.
+/// Does what `FAILPOINTS` says about `point`.
 #[cfg(feature = "failpoints")]
 pub(crate) fn hit(point: FailPoint) {
     fail::fail_point!(point.name(), |_| {
@@ -145,12 +145,12 @@ pub(crate) fn hit(point: FailPoint) {
     });
 }
 
-/// The member is at `point`, and passes.
+/// Without the feature it does nothing.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub(crate) const fn hit(_: FailPoint) {}
 
-/// Reads `FAILPOINTS`; what it asks for happens while the returned value lives.
+/// Reads `FAILPOINTS`; its actions are in force until the returned value is dropped.
 #[cfg(feature = "failpoints")]
 pub fn arm() -> impl Drop {
     let armed = fail::FailScenario::setup();

@@ -4,7 +4,7 @@
 //! [`LogIndex`].
 
 use bytes::Bytes;
-use std::fmt;
+use std::{cmp::Ordering, fmt};
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
@@ -29,6 +29,25 @@ number! {
     /// A cluster; members of different clusters refuse each other.
     ClusterId(u64)
 }
+/// Which member of which cluster. Data and connections of another one are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The member.
+    pub member: MemberId,
+}
+
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "member {:x} of cluster {:x}",
+            self.member.0, self.cluster.0
+        )
+    }
+}
+
 number! {
     /// A Raft term.
     Term(u64)
@@ -75,6 +94,31 @@ impl Revision {
     #[must_use]
     pub fn next(self) -> Self {
         Self(self.0 + 1)
+    }
+}
+
+/// A small pseudo-random generator: fast, and the same sequence for the same seed on every machine. Not for secrets.
+#[derive(Clone, Copy, Debug)]
+pub struct SplitMix64(u64);
+
+impl SplitMix64 {
+    /// A generator whose sequence follows from `seed`.
+    pub const fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next 64 bits.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let once = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let twice = (once ^ (once >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        twice ^ (twice >> 31)
+    }
+
+    /// A number below `bound`, which is not zero. Small bounds only: the remainder of a division is slightly uneven.
+    pub fn below(&mut self, bound: usize) -> usize {
+        let below = self.next_u64() % bound as u64;
+        usize::try_from(below).expect("less than a usize")
     }
 }
 
@@ -141,6 +185,50 @@ pub struct Entry {
     pub data: Bytes,
 }
 
+/// The position of an entry in the log. Two logs that hold an entry at the same position agree on everything up to it.
+///
+/// The order is the paper's "at least as up to date": by term first, then by index. The fields are encoded in the order of
+/// their declaration, which `db.applied` and snapshot headers rely on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, bincode::Encode, bincode::Decode)]
+pub struct LogPosition {
+    /// The entry's index; zero is "before the first".
+    pub index: LogIndex,
+    /// The term of the leader that appended it.
+    pub term: Term,
+}
+
+impl LogPosition {
+    /// The position of the entry at `index` that the leader of `term` appended.
+    pub fn new(term: Term, index: LogIndex) -> Self {
+        Self { index, term }
+    }
+}
+
+impl Ord for LogPosition {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (self.term, self.index).cmp(&(other.term, other.index))
+    }
+}
+
+impl PartialOrd for LogPosition {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for LogPosition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@t{}", self.index, self.term)
+    }
+}
+
+impl Entry {
+    /// Where it stands.
+    pub fn position(&self) -> LogPosition {
+        LogPosition::new(self.term, self.index)
+    }
+}
+
 /// What a member must remember across restarts besides its entries, or it could vote twice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct HardState {
@@ -150,4 +238,30 @@ pub struct HardState {
     pub vote: Option<MemberId>,
     /// How far it knew the log to be committed. A hint: it may lag, never lead.
     pub commit: LogIndex,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_generator_is_splitmix64() {
+        // The reference implementation's first numbers (https://prng.di.unimi.it/splitmix64.c).
+        let mut random = SplitMix64::new(1_234_567);
+        let drawn = [random.next_u64(), random.next_u64(), random.next_u64()];
+        let expected = [
+            6_457_827_717_110_365_317,
+            3_203_168_211_198_807_973,
+            9_817_491_932_198_370_423,
+        ];
+        assert_eq!(drawn, expected);
+    }
+
+    #[test]
+    fn positions_sort_by_term_first() {
+        let position = |term, index| LogPosition::new(Term(term), LogIndex(index));
+        assert!(position(2, 1) > position(1, 9), "a newer term wins");
+        assert!(position(2, 1) < position(2, 2), "then the longer log");
+        assert_eq!(position(2, 1).to_string(), "1@t2");
+    }
 }

@@ -5,10 +5,10 @@ use divan::{Bencher, counter::ItemsCount};
 use quorate::{
     net::{
         Delivery, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot, Lane, Listener, Pacing,
-        PeerAddress, PeerRequest, PeerSecurity, SelfIdentity, decode_messages, encode_messages,
+        PeerAddress, PeerRequest, PeerSecurity, decode_messages, encode_messages,
     },
-    raft::{Body, Envelope, LogId, Message},
-    types::{ClusterId, Entry, EntryKind, LogIndex, MemberId, Term},
+    raft::{Body, Envelope, Message},
+    types::{ClusterId, Entry, EntryKind, Identity, LogIndex, LogPosition, MemberId, Term},
 };
 use std::{cell::Cell, rc::Rc};
 use tokio::{
@@ -27,7 +27,7 @@ fn append(entries: u64) -> Message {
     Message {
         term: Term(1),
         body: Body::Append {
-            prev: LogId::default(),
+            prev: LogPosition::default(),
             commit: LogIndex(0),
             entries: (1..=entries).map(entry).collect(),
         },
@@ -127,13 +127,13 @@ struct Member {
 
 impl Member {
     fn start(id: u64) -> Self {
-        let identity = SelfIdentity {
+        let identity = Identity {
             cluster: ClusterId(1),
             member: MemberId(id),
-            name: format!("n{id}"),
         };
         let settings = HubSettings {
-            identity: identity.clone(),
+            identity,
+            name: format!("n{id}"),
             security: PeerSecurity::Insecure,
             pacing: Pacing::default(),
             queue_bytes_max: 64 * 1024 * 1024,
@@ -143,7 +143,7 @@ impl Member {
         let listener = Listener::open("127.0.0.1:0", settings).unwrap();
         let address = PeerAddress {
             id: identity.member,
-            name: identity.name,
+            name: format!("n{id}"),
             addresses: vec![listener.local_address().to_string()],
         };
         let post = Rc::new(Post::default());

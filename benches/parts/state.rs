@@ -7,12 +7,12 @@ use quorate::{
     codec::Blob,
     kv::{
         KeyRange,
-        command::{Command, EncodedKv, LogPosition, Put},
+        command::{Command, EncodedKv, Put},
         index::{Index, Snapshot},
         machine::{Machine, Restored},
         range::{ReadError, Records},
     },
-    types::{LeaseId, LogIndex, RecordKind, Rev, Revision, Term},
+    types::{LeaseId, LogIndex, LogPosition, RecordKind, Rev, Revision, Term},
 };
 
 const SIZES: [u64; 2] = [10_000, 1_000_000];

@@ -5,29 +5,28 @@ use divan::{Bencher, counter::ItemsCount};
 use quorate::{
     kv::record,
     storage::{
-        db::{Applied, CommitBatch, Db, DbOptions, Identity},
+        db::{CommitBatch, Db, DbOptions},
         real_disk::RealDisk,
-        wal::{self, Append, Wal, WalOptions},
+        wal::{Append, Wal, WalOptions},
     },
     types::{
-        ClusterId, Entry, EntryKind, LogIndex, MemberId, Record, RecordKind, Rev, Revision, Term,
+        ClusterId, Entry, EntryKind, Identity, LogIndex, LogPosition, MemberId, Record, RecordKind,
+        Rev, Revision, Term,
     },
 };
 use std::sync::Arc;
 
-const CLUSTER: ClusterId = ClusterId(1);
-const NODE: MemberId = MemberId(1);
+const IDENTITY: Identity = Identity {
+    cluster: ClusterId(1),
+    member: MemberId(1),
+};
 
 /// Appends so many entries and makes them durable together: what one turn of the WAL writer does.
 #[divan::bench(args = [1, 16, 256], sample_count = 50)]
 fn wal_append_and_sync(bencher: Bencher<'_, '_>, entries: u64) {
     let dir = tempfile::tempdir().unwrap();
     let disk = Arc::new(RealDisk::open(dir.path()).unwrap());
-    let identity = wal::Identity {
-        cluster: CLUSTER,
-        node: NODE,
-    };
-    let options = WalOptions::new(identity, 7);
+    let options = WalOptions::new(IDENTITY, 7);
     let (mut wal, _) = Wal::open(disk, "wal", options, LogIndex(0)).unwrap();
     wal.prepare_spare().unwrap();
     let mut last = LogIndex(0);
@@ -64,18 +63,14 @@ fn entry(index: u64) -> Entry {
 fn redb_batch_commit(bencher: Bencher<'_, '_>, records: i64) {
     let dir = tempfile::tempdir().unwrap();
     let disk = RealDisk::open(dir.path()).unwrap();
-    let identity = Identity {
-        cluster: CLUSTER,
-        node: NODE,
-    };
-    let mut db = Db::open(&disk, "db", DbOptions::default(), identity).unwrap();
+    let mut db = Db::open(&disk, "db", DbOptions::default(), IDENTITY).unwrap();
     let mut last = 0;
     bencher
         .counter(ItemsCount::new(records.unsigned_abs()))
         .with_inputs(|| {
             let batch = CommitBatch {
                 records: vec![(1..=records).map(|at| record(last + at)).collect()],
-                applied: Applied {
+                applied: LogPosition {
                     index: LogIndex((last + records).unsigned_abs()),
                     term: Term(1),
                 },

@@ -7,7 +7,7 @@
 
 use super::{
     committer::{CommitRevisions, Committed, DatabaseReplaced, ForgetRecords, ReplaceDatabase},
-    compactor::{CompactionAccepted, CompactionState, HistoryReplaced},
+    compactor::{CompactionAccepted, CompactionState, Decision, HistoryReplaced},
     fail_stop::Lifeline,
     index::{IndexPublished, ReplaceTree, UpdateIndex},
     latest,
@@ -27,7 +27,7 @@ use crate::mutation::{Mutation, mutated};
 use crate::{
     codec::{self, CodecError},
     kv::{
-        command::{AlarmKind, Command, EncodedKv, LogPosition, Verdict},
+        command::{AlarmKind, Command, EncodedKv, Verdict},
         index::Snapshot,
         lease::LeaseChange,
         machine::Machine,
@@ -35,8 +35,8 @@ use crate::{
         tail::{self, Tail},
         view::View,
     },
-    storage::db::{Applied, CommitBatch, DbReader},
-    types::{Entry, EntryKind, LogIndex, MemberId, RecordKind, Rev, Revision},
+    storage::db::{CommitBatch, DbReader},
+    types::{Entry, EntryKind, LogIndex, LogPosition, MemberId, Rev, Revision},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -72,7 +72,7 @@ pub struct CommitPacing {
 /// Owns the replicated state. Invariant: `stored.applied <= applied`.
 pub struct Applier {
     machine: Machine,
-    applied: Applied,
+    applied: LogPosition,
     snapshot: Snapshot,
     tail: Tail,
     tail_bytes: usize,
@@ -80,12 +80,17 @@ pub struct Applier {
     file_bytes: u64,
     used_bytes: u64,
     /// What readers see; behind `applied` by the batches not published yet.
-    visible: Applied,
+    visible: LogPosition,
     visible_window: Window,
     alarms: Arc<BTreeSet<(MemberId, AlarmKind)>>,
     members: Arc<Members>,
     /// Records up to here are in the database.
     stored_through: Revision,
+    /// Effects of entries up to here are in the database.
+    stored_applied: LogIndex,
+    /// The newest compaction that the database was found to have begun. Earlier versions could remove records before they
+    /// stored that the log had decided so: such a database lacks history that its state does not know to be compacted.
+    begun_compaction: Revision,
     /// Entries up to here are in the database for good.
     stored_index: LogIndex,
     /// Entries up to here were handed to the committer.
@@ -147,7 +152,7 @@ pub struct ReplacePeers {
 
 /// One applied batch on its way to being visible.
 struct Batch {
-    applied: Applied,
+    applied: LogPosition,
     window: Window,
     records: tail::Batch,
     answers: Vec<(Reply, Verdict)>,
@@ -196,7 +201,7 @@ pub struct ReplaceState {
 #[rtype(result = "()")]
 pub struct StateReplaced {
     /// Its log position.
-    pub applied: Applied,
+    pub applied: LogPosition,
 }
 
 /// Hands everything to the committer and answers when the database holds it; for a clean stop.
@@ -212,7 +217,9 @@ pub struct ApplierState {
     /// The index at that state.
     pub snapshot: Snapshot,
     /// The log position of that state.
-    pub applied: Applied,
+    pub applied: LogPosition,
+    /// The newest compaction that the database has begun.
+    pub begun_compaction: Revision,
     /// The members at that position.
     pub members: Arc<Members>,
     /// Reads the database, which holds all of that state.
@@ -229,7 +236,7 @@ impl Applier {
         let (machine, applied) = (state.machine, state.applied);
         let window = Window {
             newest: machine.revision(),
-            compacted: machine.compacted(),
+            compacted: machine.compacted().max(state.begun_compaction),
         };
         Self {
             visible: applied,
@@ -237,6 +244,8 @@ impl Applier {
             alarms: Arc::new(machine.alarms().clone()),
             members: state.members,
             stored_through: window.newest,
+            stored_applied: applied.index,
+            begun_compaction: state.begun_compaction,
             stored_index: LogIndex(0),
             handed_over: applied.index,
             draining: Vec::new(),
@@ -390,12 +399,19 @@ impl Handler<IndexPublished> for Applier {
         if !batch.records.is_empty() {
             self.tell_watches(batch.records, published);
         }
+        let compacts = batch.compacted.is_some();
         if let Some(revision) = batch.compacted {
+            let decision = Decision {
+                revision,
+                index: batch.applied.index,
+            };
             self.life
-                .deliver(&self.peers.compactor, CompactionAccepted { revision });
+                .deliver(&self.peers.compactor, CompactionAccepted(decision));
         }
         self.report_progress();
-        if self.uncommitted_records >= self.pacing.records_max
+        // A compaction goes on once the database knows of it.
+        if compacts
+            || self.uncommitted_records >= self.pacing.records_max
             || self.uncommitted_bytes >= self.pacing.bytes_max
         {
             self.commit();
@@ -409,6 +425,7 @@ impl Handler<Committed> for Applier {
 
     fn handle(&mut self, committed: Committed, _: &mut Self::Context) {
         self.stored = committed.reader;
+        self.stored_applied = committed.applied.index;
         self.file_bytes = committed.file_bytes;
         self.used_bytes = committed.used_bytes;
         let mut spent = Tail::default();
@@ -488,14 +505,8 @@ impl Applier {
             self.applied.index.next(),
             "entries are applied in log order, each once"
         );
-        self.applied = Applied {
-            index: entry.index,
-            term: entry.term,
-        };
-        let at = LogPosition {
-            index: entry.index,
-            term: entry.term,
-        };
+        self.applied = entry.position();
+        let at = entry.position();
         let verdict = command
             .map(|command| self.apply_command(&command, at))
             .transpose()?;
@@ -539,7 +550,7 @@ impl Applier {
     fn machine_window(&self) -> Window {
         Window {
             newest: self.machine.revision(),
-            compacted: self.machine.compacted(),
+            compacted: self.machine.compacted().max(self.begun_compaction),
         }
     }
 
@@ -558,6 +569,7 @@ impl Applier {
             members: self.members.clone(),
             stored: self.stored.clone(),
             stored_through: self.stored_through,
+            stored_applied: self.stored_applied,
             file_bytes: self.file_bytes,
             used_bytes: self.used_bytes,
         };
@@ -568,12 +580,7 @@ impl Applier {
 
     /// Tells the watch hub of a batch. It is not waited for: what does not fit its mailbox it will read from history, once it
     /// is told that there is something new.
-    fn tell_watches(&mut self, mut records: tail::Batch, published: Arc<Published>) {
-        if mutated(Mutation::DropWatchEvent) {
-            let lost = |rev: Rev| rev.major.0 % 5 == 0 && rev.sub == 1;
-            let told = records.iter().filter(|record| !lost(record.rev));
-            records = told.cloned().collect();
-        }
+    fn tell_watches(&mut self, records: tail::Batch, published: Arc<Published>) {
         let told = self
             .peers
             .watches
@@ -598,14 +605,7 @@ impl Applier {
         self.uncommitted_bytes += bytes;
         self.tail_bytes += bytes;
         self.uncommitted_records += records.len();
-        let mut records = records.clone();
-        if mutated(Mutation::LoseTombstone) {
-            let kept = records
-                .iter()
-                .filter(|record| record.kind != RecordKind::Tombstone);
-            records = kept.cloned().collect();
-        }
-        self.uncommitted.records.push(records);
+        self.uncommitted.records.push(records.clone());
         let rows = &mut self.uncommitted.leases;
         for change in leases {
             match change {
@@ -636,9 +636,6 @@ impl Applier {
         }
         let mut batch = std::mem::take(&mut self.uncommitted);
         let through = self.machine.revision();
-        if mutated(Mutation::DatabaseWithoutLastRecord) && through.0 % 3 == 0 {
-            batch.records.pop();
-        }
         batch.meta.extend(store_meta(&self.machine));
         self.handed_over = batch.applied.index;
         self.uncommitted_records = 0;
@@ -671,7 +668,10 @@ impl Applier {
         let leases = LeasesReplaced(LeaseState::of(&restored, applied.term));
         self.life.deliver(&peers.leases, leases);
         let history = CompactionState {
-            wanted: restored.compacted,
+            wanted: Decision {
+                revision: restored.compacted,
+                index: applied.index,
+            },
             stored: replaced.compaction,
         };
         self.life
@@ -684,6 +684,8 @@ impl Applier {
         (self.applied, self.visible) = (applied, applied);
         (self.stored_index, self.handed_over) = (applied.index, applied.index);
         self.stored_through = self.machine.revision();
+        self.stored_applied = applied.index;
+        self.begun_compaction = begun_compaction(replaced.compaction);
         self.tail = Tail::default();
         self.tail_bytes = 0;
         self.uncommitted = CommitBatch::default();
@@ -702,6 +704,11 @@ impl Applier {
         self.life
             .deliver(&self.peers.replace.raft, StateReplaced { applied });
     }
+}
+
+/// The revision of a compaction in a database, whether it is complete or not.
+pub fn begun_compaction(stored: Option<(Revision, Option<Rev>)>) -> Revision {
+    stored.map_or(Revision::NEVER_COMPACTED, |(through, _)| through)
 }
 
 /// Records the machine has given out: applied but not published, published but not in the database, in the database.

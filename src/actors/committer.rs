@@ -18,8 +18,8 @@ use crate::{
         view::StoredRecords,
         watch::Visit,
     },
-    storage::db::{Applied, CommitBatch, Db, DbError, DbReader, DbSite, OnDamage},
-    types::{LogIndex, Rev, Revision},
+    storage::db::{CommitBatch, CompactSpan, Db, DbError, DbReader, DbSite, OnDamage},
+    types::{LogIndex, LogPosition, RecordKind, Rev, Revision},
 };
 use actix::prelude::*;
 use std::time::Duration;
@@ -94,7 +94,7 @@ pub struct ForgetRecords {
 #[rtype(result = "()")]
 pub struct Committed {
     /// The log position the database contains.
-    pub applied: Applied,
+    pub applied: LogPosition,
     /// A log position that stays sufficient even if the newest commit turns out to be lost: entries up to it can go.
     pub log_needed_after: LogIndex,
     /// The newest revision in it; nothing after a mere compaction step.
@@ -138,6 +138,8 @@ pub struct DatabaseReplaced {
 pub struct CompactRecords {
     /// The compacted revision; every record up to it is in the database.
     pub through: Revision,
+    /// The log entry that decided the compaction, or a later one: its effects are in the database.
+    pub decided_at: LogIndex,
     /// Where to go on.
     pub from: Rev,
     /// Records to visit at most.
@@ -169,18 +171,19 @@ impl Handler<CommitRevisions> for Committer {
     fn handle(&mut self, commit: CommitRevisions, ctx: &mut Self::Context) {
         let takes = self.site.disk.takes();
         if takes.is_zero() {
-            self.commit(&commit);
+            self.commit(commit);
             return;
         }
         let waited = tokio::time::sleep(takes).into_actor(self);
-        ctx.wait(waited.map(move |(), committer, _| committer.commit(&commit)));
+        ctx.wait(waited.map(move |(), committer, _| committer.commit(commit)));
     }
 }
 
 impl Committer {
-    fn commit(&mut self, commit: &CommitRevisions) {
+    fn commit(&mut self, mut commit: CommitRevisions) {
         let start = clock::now();
         hit(FailPoint::BeforeDbCommit);
+        lose_records(&mut commit);
         if let Err(error) = self.db.commit(&commit.batch) {
             self.life
                 .fail_stop()
@@ -189,6 +192,22 @@ impl Committer {
         }
         hit(FailPoint::AfterDbCommit);
         self.report(Some(commit.through), clock::micros(start.elapsed()));
+    }
+}
+
+/// Deliberate bugs: takes records out of a batch.
+fn lose_records(commit: &mut CommitRevisions) {
+    let pieces = &mut commit.batch.records;
+    if mutated(Mutation::LoseTombstone) {
+        for piece in pieces.iter_mut() {
+            let kept = piece
+                .iter()
+                .filter(|record| record.kind != RecordKind::Tombstone);
+            *piece = kept.cloned().collect();
+        }
+    }
+    if mutated(Mutation::DatabaseWithoutLastRecord) && commit.through.0 % 3 == 0 {
+        pieces.pop();
     }
 }
 
@@ -238,16 +257,24 @@ impl Handler<CompactRecords> for Committer {
             through = through.next();
         }
         hit(FailPoint::BeforeCompactStep);
-        let step = self
-            .db
-            .compact_step(compact.from, through, compact.records_max, |record| {
-                keys.needed_at_compaction(
-                    record::key_slice(record.kv),
-                    record.rev,
-                    record.kind,
-                    through,
-                )
-            });
+        let mut decided_at = compact.decided_at;
+        if mutated(Mutation::CompactBeforeState) {
+            decided_at = LogIndex(0);
+        }
+        let span = CompactSpan {
+            from: compact.from,
+            through,
+            decided_at,
+            records_max: compact.records_max,
+        };
+        let step = self.db.compact_step(span, |record| {
+            keys.needed_at_compaction(
+                record::key_slice(record.kv),
+                record.rev,
+                record.kind,
+                through,
+            )
+        });
         match step {
             Ok(step) => {
                 hit(FailPoint::AfterCompactStep);

@@ -3,6 +3,10 @@
 //! A compaction is decided in the log; readers see it at once. What is left is to give space back: first the index forgets the
 //! history, then the committer removes the records that no read needs any more, a bounded number at a time with a pause
 //! between, so that no request waits long behind it. After a restart it goes on where the database says it stopped.
+//!
+//! Invariant: no record is removed before the database holds the log entry that decided the compaction. A member that lost power
+//! in between would come back without the records and without knowing that they are compacted, and answer reads of old
+//! revisions with too little. So the compactor waits for [`Published::stored_applied`], and the database asserts it.
 
 use super::{
     committer::{Committer, CompactRecords},
@@ -19,7 +23,8 @@ use crate::{
         index::Snapshot,
         retention::{AutoCompaction, Retention},
     },
-    types::{Millis, Rev, Revision},
+    mutation::{Mutation, mutated},
+    types::{LogIndex, Millis, Rev, Revision},
 };
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
@@ -44,7 +49,7 @@ pub struct CompactionPacing {
 #[derive(Debug)]
 pub struct Compactor {
     /// The newest compaction that the log has decided.
-    wanted: Revision,
+    wanted: Decision,
     /// The newest one carried out.
     done: Revision,
     running: bool,
@@ -75,11 +80,21 @@ pub struct CompactorPeers {
     pub raft_status: latest::Receiver<RaftStatus>,
 }
 
+/// A compaction that the log has decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Decision {
+    /// The compacted revision.
+    pub revision: Revision,
+    /// A log index at or after the entry that decided it: once the database holds the effects of this entry, a restart knows of
+    /// the compaction.
+    pub index: LogIndex,
+}
+
 /// Where compactions stand at start.
 #[derive(Clone, Copy, Debug)]
 pub struct CompactionState {
     /// The newest compaction that the log has decided.
-    pub wanted: Revision,
+    pub wanted: Decision,
     /// How far the database got with its newest: the revision, and where to go on if it is not complete.
     pub stored: Option<(Revision, Option<Rev>)>,
 }
@@ -124,10 +139,7 @@ impl Compactor {
 /// The log has decided a compaction, and readers see it.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct CompactionAccepted {
-    /// The compacted revision.
-    pub revision: Revision,
-}
+pub struct CompactionAccepted(pub Decision);
 
 /// A snapshot replaced the history: compactions stand here from now on.
 #[derive(Clone, Copy, Debug, Message)]
@@ -158,8 +170,12 @@ impl Actor for Compactor {
 impl Handler<CompactionAccepted> for Compactor {
     type Result = ();
 
-    fn handle(&mut self, accepted: CompactionAccepted, ctx: &mut Self::Context) {
-        self.wanted = self.wanted.max(accepted.revision);
+    fn handle(
+        &mut self,
+        CompactionAccepted(decision): CompactionAccepted,
+        ctx: &mut Self::Context,
+    ) {
+        self.wanted = self.wanted.max(decision);
         self.carry_on(ctx);
     }
 }
@@ -195,16 +211,17 @@ impl Handler<AwaitCompaction> for Compactor {
 impl Compactor {
     /// Starts the next compaction, if one is wanted and none runs.
     fn carry_on(&mut self, ctx: &mut Context<Self>) {
-        if self.running || self.wanted <= self.done {
+        if self.running || self.wanted.revision <= self.done {
             return;
         }
         self.running = true;
-        let at = self.wanted;
+        let decision = self.wanted;
+        let at = decision.revision;
         let from = match self.resume.take() {
             Some((through, next)) if through == at => next,
             _ => Rev::default(),
         };
-        let work = compact(self.peers.clone(), self.pacing, at, from);
+        let work = compact(self.peers.clone(), self.pacing, decision, from);
         let then = work.into_actor(self).map(move |removed, compactor, ctx| {
             if let Some(removed) = removed {
                 tracing::info!(revision = at.0, removed, "compaction done");
@@ -269,20 +286,25 @@ impl Compactor {
 async fn compact(
     mut peers: CompactorPeers,
     pacing: CompactionPacing,
-    at: Revision,
+    decision: Decision,
     mut from: Rev,
 ) -> Option<u64> {
+    let at = decision.revision;
     let keys = prune(&peers.index, at).await?;
-    // Records on their way to the database would be missed.
+    // Records on their way to the database would be missed, and a restart must know of the compaction before it lacks records.
+    let early = mutated(Mutation::CompactBeforeState);
     peers
         .views
-        .wait_for(|published| published.stored_through >= at)
+        .wait_for(|published| {
+            published.stored_through >= at && (early || published.stored_applied >= decision.index)
+        })
         .await
         .ok()?;
     let mut removed = 0;
     loop {
         let step = CompactRecords {
             through: at,
+            decided_at: decision.index,
             from,
             records_max: pacing.records_max,
             keys: keys.clone(),

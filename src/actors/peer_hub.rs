@@ -351,9 +351,9 @@ mod tests {
     use super::*;
     use crate::{
         actors::fail_stop::FailStop,
-        net::{HubSettings, Pacing, PeerSecurity, SelfIdentity},
+        net::{HubSettings, Pacing, PeerSecurity},
         raft::{Body, Message as Said},
-        types::{ClusterId, LogIndex, Term},
+        types::{ClusterId, Identity, LogIndex, Term},
     };
     use tokio::sync::{mpsc, oneshot};
 
@@ -442,11 +442,11 @@ mod tests {
         };
         let name = format!("n{id}");
         let settings = HubSettings {
-            identity: SelfIdentity {
+            identity: Identity {
                 cluster: ClusterId(1),
                 member: MemberId(id),
-                name: name.clone(),
             },
+            name: name.clone(),
             security: PeerSecurity::Insecure,
             pacing: Pacing::default(),
             queue_bytes_max: 1_000_000,

@@ -12,8 +12,8 @@ use crate::{
         range::ReadError,
         view::View,
     },
-    storage::db::{Applied, DbReader},
-    types::{MemberId, Rev, Revision},
+    storage::db::DbReader,
+    types::{LogIndex, LogPosition, MemberId, Rev, Revision},
 };
 use std::{collections::BTreeSet, ops::ControlFlow, sync::Arc};
 
@@ -26,7 +26,7 @@ pub struct Published {
     /// The store.
     pub view: View,
     /// The log position it stands for.
-    pub applied: Applied,
+    pub applied: LogPosition,
     /// Raised alarms.
     pub alarms: Arc<BTreeSet<(MemberId, AlarmKind)>>,
     /// The members of the cluster.
@@ -35,6 +35,8 @@ pub struct Published {
     pub stored: DbReader,
     /// The database holds every record up to this revision.
     pub stored_through: Revision,
+    /// The database holds the effects of the log's entries up to this one.
+    pub stored_applied: LogIndex,
     /// Size of the database file, in bytes.
     pub file_bytes: u64,
     /// Bytes of it that hold records.

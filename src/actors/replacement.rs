@@ -3,7 +3,8 @@
 use super::{members::Members, snapshots::Received};
 use crate::{
     kv::{index::Index as Tree, machine::Restored},
-    storage::db::{Applied, Db},
+    storage::db::Db,
+    types::LogPosition,
 };
 
 /// How far the replacement of the state has come.
@@ -12,9 +13,9 @@ pub(super) enum Replacement {
     /// There is none.
     None,
     /// It waits until every applied batch is visible.
-    Wanted(Db, ReplacedState, Applied),
+    Wanted(Db, ReplacedState, LogPosition),
     /// The committer switches the database.
-    Switching(ReplacedState, Applied),
+    Switching(ReplacedState, LogPosition),
 }
 
 /// The state that is to be.
@@ -27,7 +28,7 @@ pub(super) struct ReplacedState {
 
 impl Replacement {
     /// A snapshot that is to replace a state at `before`.
-    pub(super) fn wanted(received: Box<Received>, before: Applied) -> Self {
+    pub(super) fn wanted(received: Box<Received>, before: LogPosition) -> Self {
         let Received {
             db,
             restored,
@@ -69,7 +70,7 @@ impl Replacement {
     }
 
     /// The database is switched.
-    pub(super) fn end(&mut self) -> (ReplacedState, Applied) {
+    pub(super) fn end(&mut self) -> (ReplacedState, LogPosition) {
         match std::mem::replace(self, Self::None) {
             Self::Switching(state, applied) => (state, applied),
             Self::None | Self::Wanted(..) => {

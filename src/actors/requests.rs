@@ -31,7 +31,7 @@ use crate::{
         range::ReadError,
     },
     mutation::{Mutation, mutated},
-    types::{ClusterId, LogIndex, MemberId, Revision, Term},
+    types::{ClusterId, Identity, LogIndex, MemberId, Revision, Term},
 };
 use actix::prelude::*;
 use actix_rt::ArbiterHandle;
@@ -52,15 +52,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Long reads that one front end runs at once.
 const ASIDE_MAX: usize = 4;
-
-/// Who answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// This member.
-    pub member: MemberId,
-}
 
 /// Bounds on requests.
 #[derive(Clone, Copy, Debug)]

@@ -1,26 +1,27 @@
 //! WAL writer: makes log entries durable.
 //!
-//! It owns the segments, and blocks on the disk, so it has an arbiter to itself. All messages that wait when the disk is free
-//! are made durable by one write and one sync (group commit): nothing waits for more to come, and whatever came during
-//! the last sync goes together. It decides nothing about entries; what is durable it reports to the Raft node.
+//! It owns the segments, and blocks on the disk, so it has an arbiter of its own. All messages in its mailbox are made durable
+//! by one write and one sync (group commit): a message never waits for later ones, and those that arrive during a sync share the
+//! next. It reports to the Raft node what is durable, and decides nothing about entries.
 
 use super::fail_stop::Lifeline;
 use crate::failpoint::{FailPoint, hit};
+use crate::mutation::{Mutation, mutated};
 use crate::{
     clock, raft,
     storage::{
         disk::Disk,
-        wal::{Append, SnapshotMark, Wal, WalError},
+        wal::{Append, Wal, WalError},
     },
     types::LogIndex,
 };
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
 
-/// Messages that may wait. The Raft node keeps fewer under way than this.
+/// Size of the mailbox. The Raft node has fewer writes in flight than this.
 const MAILBOX_MAX: usize = 64;
 
-/// Quiet time after which the writer does what no request should wait for: see [`WalWriter::rest`].
+/// Idle time after which the writer does work that no request should wait for: see [`WalWriter::rest`].
 const REST_AFTER: Duration = Duration::from_millis(50);
 
 /// Owns the write-ahead log.
@@ -28,7 +29,7 @@ const REST_AFTER: Duration = Duration::from_millis(50);
 pub struct WalWriter {
     wal: Wal,
     disk: Arc<dyn Disk>,
-    /// What the next flush will make durable, to be reported then.
+    /// Reported to the Raft node after the next flush.
     waiting: Option<Persisted>,
     flush_due: bool,
     resting: Option<SpawnHandle>,
@@ -57,7 +58,7 @@ impl WalWriter {
 #[rtype(result = "()")]
 pub struct Persist(pub Vec<raft::Persist>);
 
-/// Everything up to this sequence number of the Raft core's output is on disk.
+/// Everything up to this sequence number of the Raft core's output is durable.
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct Persisted {
@@ -67,20 +68,20 @@ pub struct Persisted {
     pub sync_micros: u64,
 }
 
-/// Entries up to here will not be asked for again: their segments can be reused.
+/// Entries up to here are not needed any more: their segments can be reused.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ReleaseEntries {
-    /// The newest entry to give up.
+    /// The newest entry to release.
     pub through: LogIndex,
 }
 
-/// Seals the log's end and answers when that is done; the last message a stopping node sends.
+/// Seals the log; answered once that is done. The last message of a stopping node.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct SealLog;
 
-/// The mailbox has been drained: one write and one sync for all that came.
+/// The mailbox is empty: time for one write and one sync for all messages that were in it.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct FlushDue;
@@ -105,8 +106,13 @@ impl Handler<Persist> for WalWriter {
                 return;
             }
         }
+        if mutated(Mutation::AcknowledgeBeforeSync)
+            && let Some(early) = self.waiting.take()
+        {
+            self.life.deliver(&self.raft, early);
+        }
         if !std::mem::replace(&mut self.flush_due, true) {
-            // A notification runs once the mailbox is empty.
+            // actix handles a notification once the mailbox is empty.
             ctx.notify(FlushDue);
         }
     }
@@ -135,7 +141,7 @@ impl Handler<ReleaseEntries> for WalWriter {
         hit(FailPoint::AfterWalRelease);
         match released {
             Ok(0) => {}
-            // Under load the log never rests; a released segment is ready for reuse as it is.
+            // Under load the log is never idle; reusing a released segment takes one write.
             Ok(_) => self.prepare_spare(),
             Err(error) => self
                 .life
@@ -174,13 +180,9 @@ impl WalWriter {
     }
 
     fn append(&mut self, persist: &raft::Persist) -> Result<(), WalError> {
-        let state = Some(persist.hard_state);
-        let reset = persist.reset.as_ref();
+        let state = Some(persist.hard_state).filter(|_| !mutated(Mutation::ForgetVote));
         self.wal.append(&Append {
-            snapshot: reset.map(|id| SnapshotMark {
-                index: id.index,
-                term: id.term,
-            }),
+            snapshot: persist.reset,
             hard_state: state.filter(|state| *state != self.wal.hard_state()),
             entries: &persist.entries,
         })?;
@@ -191,7 +193,7 @@ impl WalWriter {
         Ok(())
     }
 
-    /// What can be done while nothing waits: mark the end as durable, and have the next segment ready.
+    /// Work for idle times: seals the log, and makes the next segment in advance.
     fn rest(&mut self) {
         self.resting = None;
         match self.wal.seal() {

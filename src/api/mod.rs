@@ -49,8 +49,8 @@ pub mod wire;
 mod wire_types;
 
 use crate::{
-    actors::requests::{Identity, Requests},
-    types::Revision,
+    actors::requests::Requests,
+    types::{Identity, Revision},
 };
 use reply::Header;
 use serving::ServingPhase;

@@ -58,15 +58,6 @@ impl Command {
     }
 }
 
-/// Where a command stands in the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LogPosition {
-    /// Its index.
-    pub index: LogIndex,
-    /// The term of the leader that put it there.
-    pub term: Term,
-}
-
 /// Writes one key.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, BorrowDecode)]
 #[bincode(decode_context = "crate::codec::Shared")]

@@ -6,12 +6,9 @@
 //! command names the term of its proposer, and for each lease the log index of its grant; it has no effect on a lease
 //! where either differs. `docs/leases.md` says why that is enough.
 
-use super::{
-    KvError,
-    command::{LeaseMark, LogPosition},
-};
+use super::{KvError, command::LeaseMark};
 use crate::mutation::{Mutation, mutated};
-use crate::types::{LeaseId, LogIndex, Term};
+use crate::types::{LeaseId, LogIndex, LogPosition, Term};
 use bincode::{Decode, Encode};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};

@@ -6,11 +6,11 @@
 //! and what is due when a leader scans is proposed.
 
 use super::{
-    command::{CheckpointLeases, ExpireLeases, LeaseMark, LogPosition, RenewLeases},
+    command::{CheckpointLeases, ExpireLeases, LeaseMark, RenewLeases},
     lease::{LeaseChange, LeaseRow, LeaseTable},
     lease_clock::{ClockSettings, LeaseClock, Renewal},
 };
-use crate::types::{LeaseId, LogIndex, Millis, Term};
+use crate::types::{LeaseId, LogIndex, LogPosition, Millis, Term};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 

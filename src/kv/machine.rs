@@ -10,8 +10,8 @@ use super::{
     KeyRange, KvError,
     command::{
         AlarmKind, CheckpointLeases, Command, Compact, DeleteRange, DeleteRangeDone, EncodedKv,
-        ExpireLeases, GrantLease, LogPosition, OpDone, Outcome, Put, PutDone, RangeDone,
-        RangeQuery, RenewLeases, RevokeLease, SetAlarm, Txn, TxnDone, TxnOp, Verdict,
+        ExpireLeases, GrantLease, OpDone, Outcome, Put, PutDone, RangeDone, RangeQuery,
+        RenewLeases, RevokeLease, SetAlarm, Txn, TxnDone, TxnOp, Verdict,
     },
     index::Snapshot,
     keys::{KeyChange, Keys, Pending},
@@ -21,7 +21,7 @@ use super::{
     state_hash::{Effects, StateHash},
     txn::{self, Plan},
 };
-use crate::types::{LeaseId, MemberId, Record, RecordKind, Rev, Revision};
+use crate::types::{LeaseId, LogPosition, MemberId, Record, RecordKind, Rev, Revision};
 use bytes::Bytes;
 use std::{collections::BTreeSet, ops::ControlFlow};
 

@@ -7,16 +7,16 @@
 use super::{
     KeyRange, KvError, check,
     command::{
-        Command, Compact, Compare, DeleteRange, DeleteRangeDone, EncodedKv, GrantLease,
-        LogPosition, OpDone, Operand, Outcome, Put, PutDone, RangeDone, RangeQuery, Relation,
-        RevisionFilter, RevokeLease, SortOrder, SortTarget, Txn, TxnDone, TxnOp, Verdict,
+        Command, Compact, Compare, DeleteRange, DeleteRangeDone, EncodedKv, GrantLease, OpDone,
+        Operand, Outcome, Put, PutDone, RangeDone, RangeQuery, Relation, RevisionFilter,
+        RevokeLease, SortOrder, SortTarget, Txn, TxnDone, TxnOp, Verdict,
     },
     index::Index,
     machine::{Machine, Restored},
     range::{self, ReadError, Records, Window},
     record::{self, KeyValue},
 };
-use crate::types::{LeaseId, LogIndex, RecordKind, Rev, Revision, Term};
+use crate::types::{LeaseId, LogIndex, LogPosition, RecordKind, Rev, Revision, Term};
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::{cmp::Ordering, collections::BTreeMap};

@@ -11,10 +11,10 @@
 //! A hash is not made of the whole state: what nothing touches again is not looked at again. `HashKV` is there for that.
 
 use super::{
-    command::{LogPosition, Verdict},
+    command::Verdict,
     lease::{LeaseChange, LeaseRow},
 };
-use crate::types::{LogIndex, MemberId, Record, RecordKind, Revision};
+use crate::types::{LogIndex, LogPosition, MemberId, Record, RecordKind, Revision};
 use bincode::{Decode, Encode};
 use std::{
     collections::{BTreeMap, VecDeque},

@@ -1,25 +1,26 @@
-//! When to try again, and when to say so again.
+//! Pauses between attempts to connect, and a filter for repeated log lines.
 
+use crate::types::SplitMix64;
 use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 
-/// The spacing of attempts: it doubles from `least` up to `most`, and each wait is drawn from its upper half.
+/// Pauses between attempts: they double from `least` up to `most`; each is drawn from the upper half of that span.
 #[derive(Clone, Debug)]
 pub(super) struct Backoff {
     least: Duration,
     most: Duration,
     next: Duration,
-    random: u64,
+    random: SplitMix64,
 }
 
 impl Backoff {
-    /// Draws from `seed`, which must differ from member to member: those that failed together must not retry together.
+    /// `seed` must differ from member to member, so that members that failed at the same time do not retry at the same time.
     pub(super) fn new(least: Duration, most: Duration, seed: u64) -> Self {
         Self {
             least,
             most,
             next: least,
-            random: seed,
+            random: SplitMix64::new(seed),
         }
     }
 
@@ -29,10 +30,10 @@ impl Backoff {
         self.next = (full * 2).min(self.most);
         let half = full / 2;
         let nanos = u64::try_from(half.as_nanos()).unwrap_or(u64::MAX).max(1);
-        half + Duration::from_nanos(self.draw() % nanos)
+        half + Duration::from_nanos(self.random.next_u64() % nanos)
     }
 
-    /// After a success that lasted.
+    /// Starts over at `least`.
     pub(super) fn reset(&mut self) {
         self.next = self.least;
     }
@@ -41,21 +42,12 @@ impl Backoff {
     pub(super) fn most(&self) -> Duration {
         self.most
     }
-
-    /// splitmix64.
-    fn draw(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
 }
 
-/// Texts remembered at once.
+/// Texts that a filter remembers at once.
 const TEXTS_MAX: usize = 64;
 
-/// Lets a text pass once a minute, so that a failure that repeats with every attempt is logged when it is news.
+/// Lets each text pass once a minute, so that a failure that repeats with every attempt does not fill the log.
 #[derive(Debug, Default)]
 pub(super) struct LogGate {
     passed: BTreeMap<String, Instant>,
@@ -78,13 +70,13 @@ impl LogGate {
         true
     }
 
-    /// What passed lately.
+    /// The texts that passed within the last minute.
     #[cfg(test)]
     pub(super) fn texts(&self) -> Vec<String> {
         self.passed.keys().cloned().collect()
     }
 
-    /// What begins so is news again.
+    /// Lets texts that begin with `start` pass again.
     pub(super) fn forget(&mut self, start: &str) {
         self.passed.retain(|text, _| !text.starts_with(start));
     }

@@ -4,7 +4,7 @@
 //! tools. The authority's name is derived from its key, so that authorities of two clusters are never mistaken for each other,
 //! and members' certificates can be signed without parsing the authority's. Nothing existing is overwritten.
 
-use super::{error::TlsError, tls};
+use super::{error::TlsError, pem};
 use crate::clock;
 use clap::{Args, Subcommand};
 use rcgen::{
@@ -72,7 +72,7 @@ pub enum CertCommand {
 }
 
 impl CertArgs {
-    /// Makes what was asked for, and tells which files hold it.
+    /// Makes the files, and returns their paths.
     pub fn run(&self) -> Result<Vec<PathBuf>, TlsError> {
         match &self.make {
             CertCommand::Ca { dir, days } => make_ca(dir, *days),
@@ -128,14 +128,14 @@ pub fn make_member(
     let mut params = member_params(name, hosts)?;
     valid_for(&mut params, days);
     let cert = params.signed_by(&key, &issuer)?;
-    // An authority of another make may have another name: then its members' certificates come from its own tool.
-    tls::check_signed(cert.der(), &ca.join(CA_FILE))?;
+    // An authority made by another tool may have another name. Then that tool has to make its members' certificates.
+    pem::check_signed(cert.der(), &ca.join(CA_FILE))?;
     write_new(&files[1], &key.serialize_pem())?;
     write_new(&files[0], &cert.pem())?;
     Ok(files.into())
 }
 
-/// A certificate that nobody signed, and its key, for connections that authenticate nobody.
+/// A self-signed certificate and its key, for connections without authentication.
 pub(super) fn unsigned(name: &str) -> Result<(rcgen::Certificate, KeyPair), TlsError> {
     let key = KeyPair::generate()?;
     let cert = member_params(name, &[])?.self_signed(&key)?;
@@ -197,7 +197,7 @@ fn named(common_name: &str) -> DistinguishedName {
 fn valid_for(params: &mut CertificateParams, days: u32) {
     let today = clock::unix_time().as_secs() / 86_400;
     params.not_before = date(today.saturating_sub(SKEW_DAYS));
-    // A validity of no days has ended already, which tests use.
+    // Tests use zero days: a validity that has ended already.
     params.not_after = match days {
         0 => date(today.saturating_sub(SKEW_DAYS)),
         days => date(today + u64::from(days.min(DAYS_MAX))),
@@ -306,7 +306,7 @@ mod tests {
             let mode = std::fs::metadata(file).unwrap().permissions().mode();
             assert_eq!(mode & 0o777, 0o600, "{}", file.display());
         }
-        let names = tls::names_in_file(&member[0]).unwrap();
+        let names = super::super::tls::names_in_file(&member[0]).unwrap();
         assert_eq!(names, ["quorate://member/n1"]);
     }
 

@@ -1,13 +1,13 @@
-//! What the lasting streams carry: which message goes where, and how each is spelled. The only module of `net` that knows
-//! consensus' messages.
+//! The contents of the lasting streams: which message goes on which, and how each is encoded. The only module of `net` that
+//! knows Raft's messages.
 //!
 //! `docs/format.md` has the bytes under "Peer frames"; the frames themselves are in `frame`.
 
 use super::frame::{Frame, FrameBatch, FrameBuffer, FrameError};
 use crate::{
     codec,
-    raft::{Body, LogId, Message},
-    types::{Entry, EntryKind, LogIndex, Term},
+    raft::{Body, Message},
+    types::{Entry, EntryKind, LogIndex, LogPosition, Term},
 };
 use bincode::{Decode, Encode};
 use bytes::{Bytes, BytesMut};
@@ -17,10 +17,10 @@ pub const VERSION_LOW: u16 = 1;
 /// The newest peer protocol this member speaks.
 pub const VERSION_HIGH: u16 = 1;
 
-/// The lasting streams of a connection, one of each in each direction, so that none waits behind another.
+/// The lasting streams of a connection, one of each in each direction, so that no kind waits behind another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Lane {
-    /// Heartbeats, votes and read rounds: small, and never late.
+    /// Heartbeats, votes and read rounds: small, and sent before the others.
     Votes,
     /// Appends and their replies.
     Log,
@@ -51,7 +51,7 @@ impl Lane {
         Self::ALL.into_iter().find(|lane| lane.kind() == kind)
     }
 
-    /// How QUIC orders what is ready to leave: the higher first. Snapshots have 0.
+    /// The priority of the lane's streams in QUIC; higher is sent first. Snapshots have 0.
     pub(super) fn priority(self) -> i32 {
         match self {
             Self::Votes => 3,
@@ -69,7 +69,7 @@ impl Lane {
         }
     }
 
-    /// The table of what travels where.
+    /// The lane that carries a message.
     pub fn of(body: &Body) -> Self {
         match body {
             Body::PreVote { .. }
@@ -90,7 +90,7 @@ impl Lane {
     }
 }
 
-/// Adds a message of consensus to what is written next.
+/// Appends a Raft message to a batch of frames.
 pub(super) fn push_message(batch: &mut FrameBatch, message: &Message) {
     let entries = match &message.body {
         Body::Append { entries, .. } => entries.as_slice(),
@@ -102,7 +102,7 @@ pub(super) fn push_message(batch: &mut FrameBatch, message: &Message) {
     );
 }
 
-/// The bytes of messages, as a lane carries them; for measurements and for tests of what is read back.
+/// The bytes of messages, as a lane carries them. For benchmarks and fuzzing.
 pub fn encode_messages(messages: &[Message]) -> Vec<Bytes> {
     let mut batch = FrameBatch::default();
     for message in messages {
@@ -111,7 +111,7 @@ pub fn encode_messages(messages: &[Message]) -> Vec<Bytes> {
     batch.into_chunks()
 }
 
-/// The messages in bytes that came over `lane`; what is left at the end is no whole frame. Nothing if they are malformed.
+/// The messages in bytes from `lane`, up to the last whole frame. `None` if one is malformed.
 pub fn decode_messages(lane: Lane, bytes: BytesMut) -> Option<Vec<Message>> {
     let mut buffer = FrameBuffer { bytes };
     let mut messages = Vec::new();
@@ -121,12 +121,12 @@ pub fn decode_messages(lane: Lane, bytes: BytesMut) -> Option<Vec<Message>> {
     Some(messages)
 }
 
-/// Adds a frame about a forwarded request to what is written next.
+/// Appends a frame about a forwarded request to a batch of frames.
 pub(super) fn push_request(batch: &mut FrameBatch, header: &WireRequest, payload: &Bytes) {
     batch.push(header, std::iter::once(payload));
 }
 
-/// A message of consensus that came over `lane`.
+/// Decodes a Raft message from `lane`.
 pub(super) fn decode_message(lane: Lane, frame: Frame) -> Result<Message, FrameError> {
     let wire: WireMessage = codec::decode("peer message", &frame.header)?;
     let message = wire.into_message(frame.payload)?;
@@ -140,7 +140,7 @@ pub(super) fn decode_message(lane: Lane, frame: Frame) -> Result<Message, FrameE
     }
 }
 
-/// A frame about a forwarded request, and its payload.
+/// Decodes a frame about a forwarded request; returns its header and payload.
 pub(super) fn decode_request(frame: Frame) -> Result<(WireRequest, Bytes), FrameError> {
     let header: WireRequest = codec::decode("forwarded request", &frame.header)?;
     let (stated, found) = (header.payload_bytes(), frame.payload.len());
@@ -158,13 +158,13 @@ pub(super) enum WireRequest {
     Ask { id: u64, bytes: u32 },
     /// The answer to the receiver's request `id`.
     Answer { id: u64, bytes: u32 },
-    /// The receiver's request `id` was not begun: too many are under way.
+    /// The receiver's request `id` was not begun: too many are in flight.
     Overloaded { id: u64 },
-    /// The receiver's request `id` was given up.
+    /// The receiver's request `id` ended without an answer.
     Abandoned { id: u64 },
-    /// Nobody waits for the sender's request `id` any more.
+    /// The caller of the sender's request `id` is gone.
     Cancel { id: u64 },
-    /// Says nothing; that it is acknowledged proves that the other process lives.
+    /// Empty. QUIC's acknowledgement shows that the other process still runs.
     Ping,
 }
 
@@ -186,7 +186,7 @@ struct WireMessage {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-struct WireLogId {
+struct WirePosition {
     term: Term,
     index: LogIndex,
 }
@@ -203,21 +203,21 @@ struct WireEntry {
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 enum WireBody {
     PreVote {
-        last: WireLogId,
+        last: WirePosition,
     },
     PreVoteReply {
         asked: Term,
         granted: bool,
     },
     RequestVote {
-        last: WireLogId,
+        last: WirePosition,
         transfer: bool,
     },
     Vote {
         granted: bool,
     },
     Append {
-        prev: WireLogId,
+        prev: WirePosition,
         commit: LogIndex,
         entries: Vec<WireEntry>,
     },
@@ -226,7 +226,7 @@ enum WireBody {
     },
     AppendRejected {
         rejected: LogIndex,
-        hint: WireLogId,
+        hint: WirePosition,
     },
     Commit {
         commit: LogIndex,
@@ -249,8 +249,8 @@ enum WireBody {
     StaleTerm,
 }
 
-impl From<LogId> for WireLogId {
-    fn from(id: LogId) -> Self {
+impl From<LogPosition> for WirePosition {
+    fn from(id: LogPosition) -> Self {
         Self {
             term: id.term,
             index: id.index,
@@ -258,8 +258,8 @@ impl From<LogId> for WireLogId {
     }
 }
 
-impl From<WireLogId> for LogId {
-    fn from(id: WireLogId) -> Self {
+impl From<WirePosition> for LogPosition {
+    fn from(id: WirePosition) -> Self {
         Self {
             term: id.term,
             index: id.index,
@@ -392,7 +392,7 @@ impl WireBody {
 
 /// The entries after `prev`, their data taken from `payload`.
 fn entries_of(
-    prev: WireLogId,
+    prev: WirePosition,
     wires: &[WireEntry],
     mut payload: Bytes,
 ) -> Result<Vec<Entry>, FrameError> {
@@ -424,12 +424,12 @@ pub(super) mod tests {
     use crate::net::frame::FrameBuffer;
     use proptest::prelude::*;
 
-    fn log_id() -> impl Strategy<Value = LogId> {
+    fn log_id() -> impl Strategy<Value = LogPosition> {
         (any::<u64>(), 0..u64::MAX / 2)
-            .prop_map(|(term, index)| LogId::new(Term(term), LogIndex(index)))
+            .prop_map(|(term, index)| LogPosition::new(Term(term), LogIndex(index)))
     }
 
-    fn entries(prev: LogId) -> impl Strategy<Value = Vec<Entry>> {
+    fn entries(prev: LogPosition) -> impl Strategy<Value = Vec<Entry>> {
         let kinds = prop_oneof![
             Just(EntryKind::Noop),
             Just(EntryKind::Command),
@@ -584,7 +584,7 @@ pub(super) mod tests {
         let message = Message {
             term: Term(3),
             body: Body::Append {
-                prev: LogId::new(Term(2), LogIndex(7)),
+                prev: LogPosition::new(Term(2), LogIndex(7)),
                 commit: LogIndex(6),
                 entries: vec![Entry {
                     term: Term(3),

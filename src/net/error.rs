@@ -1,7 +1,7 @@
-//! What goes wrong between members, one enum per question a caller asks.
+//! Errors between members: one enum for each thing that a caller does.
 //!
-//! A [`Refusal`] travels: the side that refuses closes the connection with the refusal's code and text, so both sides can name
-//! the reason. Everything else stays on the side that saw it.
+//! The side that refuses a connection closes it with a [`Refusal`]'s code and text, so both sides can log the reason. All other
+//! errors stay on the side where they occurred.
 
 use crate::types::{ClusterId, MemberId};
 use std::{io, path::PathBuf};
@@ -9,7 +9,7 @@ use std::{io, path::PathBuf};
 /// Why a connection to, or from, a peer is refused or ended on purpose. Its text reads the same on both sides.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// The member stops. Dial again later.
+    /// The member is stopping. Dial again later.
     #[error("member {} stops", .0.hex())]
     Stopping(MemberId),
     /// No protocol version is common. One side must be upgraded.
@@ -52,7 +52,7 @@ pub enum Refusal {
         /// Who answered.
         found: MemberId,
     },
-    /// Two processes bear one id: a data directory was copied, or an address leads back to its own member.
+    /// Two processes have the same member id: a data directory was copied, or an address leads back to its own member.
     #[error("two processes bear member id {}: one of them runs on a copied data directory", .0.hex())]
     DuplicateMember(MemberId),
     /// The membership has another name for this id.
@@ -65,20 +65,20 @@ pub enum Refusal {
         /// The name in the hello.
         claimed: String,
     },
-    /// The certificate was issued to somebody else.
+    /// The certificate was issued for another name.
     #[error("the certificate of member {} names {named:?}, not {claimed:?}", .id.hex())]
     Certificate {
         /// The id in the hello.
         id: MemberId,
-        /// Whom the certificate names.
+        /// The names in the certificate.
         named: Vec<String>,
         /// The name in the hello.
         claimed: String,
     },
-    /// The pair has a connection already, and it is the one that both keep.
+    /// The two members are connected already, and both keep that connection.
     #[error("members {} and {} are connected already", .0.hex(), .1.hex())]
     Connected(MemberId, MemberId),
-    /// The peer sent what the protocol does not know.
+    /// The peer violated the protocol.
     #[error("protocol error: {0}")]
     Malformed(String),
     /// The member was removed, or its address changed.
@@ -122,7 +122,7 @@ pub enum NetError {
     /// Certificates are missing or wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// An address does not lead anywhere.
+    /// A name cannot be resolved.
     #[error("cannot resolve {address}: {source}")]
     Resolve {
         /// The address.
@@ -130,7 +130,7 @@ pub enum NetError {
         /// What the resolver said.
         source: io::Error,
     },
-    /// The name has no address this member's socket can reach.
+    /// The name resolves to no address that this member's socket can reach.
     #[error("{address} has no address that the listening socket can reach")]
     NoAddress {
         /// The name.
@@ -161,7 +161,7 @@ pub enum NetError {
         /// Its text.
         text: String,
     },
-    /// A stream ended that must last as long as the connection.
+    /// A stream ended before its connection did.
     #[error("the peer ended stream {0}")]
     StreamEnded(&'static str),
 }
@@ -231,7 +231,7 @@ pub enum TlsError {
         /// What is wrong.
         problem: String,
     },
-    /// The certificate, key and authority do not make a whole.
+    /// The certificate, key and authority do not fit together.
     #[error("certificate {path}: {source}")]
     Rejected {
         /// The member's certificate.
@@ -250,7 +250,7 @@ pub enum TlsError {
     /// A certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
-    /// The certificate would be for nobody.
+    /// The member's name cannot be in a certificate.
     #[error("{0}")]
     Request(&'static str),
 }
@@ -261,19 +261,19 @@ pub enum ForwardError {
     /// There is no connection to the member. Nothing was sent.
     #[error("member {} cannot be reached", .0.hex())]
     Unreachable(MemberId),
-    /// Too much is on its way to the member already. Nothing was sent.
+    /// Too many requests to the member are in flight, or its send queue is full. Nothing was sent.
     #[error("too many requests are on their way to member {}", .0.hex())]
     Overloaded(MemberId),
     /// The request is longer than a frame may be. Nothing was sent.
     #[error("a request of {0} bytes is too long to forward")]
     TooLarge(usize),
-    /// The member has too many requests under way, and did nothing.
+    /// The member has too many requests in flight, and did not begin this one.
     #[error("the other member has too many requests under way")]
     PeerOverloaded,
     /// The connection ended first. The request may have been carried out.
     #[error("the connection to the other member was lost")]
     Lost,
-    /// The member gave up on the request. It may have been carried out.
+    /// The member ended the request without an answer. It may have been carried out.
     #[error("the other member gave no answer")]
     Abandoned,
 }
@@ -296,7 +296,7 @@ pub enum SnapshotError {
         /// Where the chunk begins.
         offset: u64,
     },
-    /// The receiver does not want it, or could not store it.
+    /// The receiver refused it, or could not store it.
     #[error("the receiver refused the snapshot: {0}")]
     Refused(String),
 }

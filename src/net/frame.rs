@@ -1,7 +1,7 @@
 //! Frames of the lasting streams: a bincode header and, behind it, the payloads whose lengths the header names.
 //!
-//! Large payloads are neither encoded nor copied on their way out; on their way in they share the buffer they were read into.
-//! Whatever is read back is input: lengths are checked before memory is asked for.
+//! Large payloads are sent without a copy; received ones share the buffer that they were read into. Lengths are checked before
+//! memory is allocated for them.
 
 use crate::codec;
 use bincode::Encode;
@@ -13,10 +13,10 @@ pub const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub(super) const HEADER_BYTES_MAX: usize = 1024 * 1024;
 /// The frame's length and the header's.
 const PREFIX_BYTES: usize = 8;
-/// A payload from this size on is handed to QUIC as it is; copying a smaller one is cheaper than a segment of its own.
+/// Payloads of at least this size go to QUIC without a copy; copying a smaller one is cheaper than writing it separately.
 const OWN_CHUNK_BYTES: usize = 4_096;
 
-/// Why a peer's bytes are not a frame. The connection ends with it.
+/// Why a peer's bytes are not a frame. The connection is closed with this reason.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FrameError {
     /// It would be longer than any frame.
@@ -61,7 +61,7 @@ pub(super) struct Frame {
     pub(super) payload: Bytes,
 }
 
-/// Frames on their way out, as few pieces as possible.
+/// Encoded frames to send, in as few pieces as possible.
 #[derive(Debug, Default)]
 pub(super) struct FrameBatch {
     chunks: Vec<Bytes>,
@@ -69,7 +69,7 @@ pub(super) struct FrameBatch {
 }
 
 impl FrameBatch {
-    /// Adds a frame: a header, and the payloads whose lengths it names.
+    /// Appends a frame: a header, and the payloads whose lengths it contains.
     pub(super) fn push<'p>(
         &mut self,
         header: &impl Encode,
@@ -108,14 +108,14 @@ impl FrameBatch {
         }
     }
 
-    /// What to write.
+    /// The bytes to write.
     pub(super) fn into_chunks(mut self) -> Vec<Bytes> {
         self.flush();
         self.chunks
     }
 }
 
-/// Bytes of a stream that are not yet a whole frame.
+/// Received bytes that are not decoded yet.
 #[derive(Debug, Default)]
 pub(super) struct FrameBuffer {
     pub(super) bytes: BytesMut,

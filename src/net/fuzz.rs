@@ -1,4 +1,4 @@
-//! Peers' bytes as a fuzzer sends them: a lane, then whatever it likes, in pieces of its choice.
+//! Fuzz target for peers' bytes: a lane, then arbitrary bytes, in pieces of an arbitrary size.
 
 use super::codec::{Lane, decode_message, decode_request, push_message, push_request};
 use super::frame::{Frame, FrameBatch, FrameBuffer};

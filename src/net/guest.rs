@@ -1,7 +1,7 @@
-//! Questions of processes that are not members yet: one that joins must learn its id and the cluster's from somebody.
+//! Questions of processes that are not members yet: one that joins asks a member for its own id and the cluster's.
 //!
-//! A guest shows a certificate of the cluster's authority like everybody, says hello with member id 0, asks one question and
-//! gets one answer. It is never connected as a member, and nothing it says reaches consensus.
+//! A guest authenticates with a certificate of the cluster's authority as members do, sends a hello with member id 0, asks one
+//! question and gets one answer. It is never connected as a member, and none of its bytes reach consensus.
 
 use super::{
     Inbox,
@@ -11,21 +11,21 @@ use super::{
     settings,
     tls::{PeerSecurity, SERVER_NAME},
 };
-use crate::types::{ClusterId, MemberId};
+use crate::types::{ClusterId, Identity, MemberId};
 use bytes::Bytes;
 use quinn::{Connection, Endpoint};
 use std::{net::SocketAddr, sync::Arc};
 
-/// The longest question and the longest answer.
+/// The largest question, and the largest answer.
 const GUEST_BYTES_MAX: usize = 1024 * 1024;
 
-/// Who a guest says it is.
+/// The member id in a guest's hello.
 pub(super) const GUEST: MemberId = MemberId(0);
 
 /// A question of a process that is no member.
 #[derive(Debug)]
 pub struct GuestQuestion {
-    /// The name it goes by; if members are authenticated, its certificate bears it out.
+    /// The name in its hello. Where members are authenticated, its certificate contains this name.
     pub name: String,
     /// The question.
     pub question: Bytes,
@@ -99,8 +99,12 @@ async fn ask_at(
         source,
     })?;
     let connection = connecting.await?;
-    let ours = Hello::new(ClusterId(0), GUEST, 0, name.to_owned());
-    let theirs = hello::introduce(&connection, &ours, async |_| Ok(())).await?;
+    let nobody = Identity {
+        cluster: ClusterId(0),
+        member: GUEST,
+    };
+    let ours = Hello::new(nobody, 0, name.to_owned());
+    let theirs = hello::initiate(&connection, &ours, async |_| Ok(())).await?;
     let (mut send, mut receive) = connection.open_bi().await?;
     send.write_all(&question).await?;
     send.finish().unwrap_or_default();
@@ -118,7 +122,7 @@ async fn ask_at(
     })
 }
 
-/// Passes on the one question of a guest, and its answer.
+/// Reads a guest's one question, passes it to the inbox, and sends the answer back.
 pub(super) async fn serve(
     connection: &Connection,
     name: String,

@@ -1,14 +1,14 @@
-//! The first words on a connection: which protocol, which cluster, who. Nothing else counts before both sides agree.
+//! The handshake on a new connection: protocol version, cluster, member. Neither side uses the connection before it is done.
 //!
-//! The dialler opens a stream and says hello; the other side checks it and answers with its own; the dialler checks that and
-//! confirms with one byte. Whoever disagrees closes the connection with a [`Refusal`], which the other side reads. The layout of
-//! the hello never changes, so that members of any two versions can tell each other what is wrong; later versions append to it.
+//! The dialler opens a stream and sends its hello; the other side checks it and answers with its own; the dialler checks that
+//! and confirms with one byte. A side that refuses closes the connection with a [`Refusal`], which the other side reads. Later
+//! versions only append to the hello, so that any two versions can read each other's and name what does not fit.
 
 use super::{
     codec::{VERSION_HIGH, VERSION_LOW},
     error::{NetError, Refusal},
 };
-use crate::types::{ClusterId, MemberId};
+use crate::types::{ClusterId, Identity, MemberId};
 use bytes::{Buf, BufMut};
 use quinn::{Connection, RecvStream, SendStream};
 
@@ -19,25 +19,25 @@ const START_BYTES: usize = 14;
 const BODY_BYTES_MAX: usize = 4_096;
 const CONFIRMED: u8 = 1;
 
-/// Who speaks.
+/// What each side sends first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
     pub(super) low: u16,
     pub(super) high: u16,
     pub(super) cluster: ClusterId,
     pub(super) member: MemberId,
-    /// Drawn at each start of the process: tells a restarted member from one that dials twice.
+    /// A random number of the process: it differs after a restart, and is the same if one process dials twice.
     pub(super) boot: u64,
     pub(super) name: String,
 }
 
 impl Hello {
-    pub(super) fn new(cluster: ClusterId, member: MemberId, boot: u64, name: String) -> Self {
+    pub(super) fn new(identity: Identity, boot: u64, name: String) -> Self {
         Self {
             low: VERSION_LOW,
             high: VERSION_HIGH,
-            cluster,
-            member,
+            cluster: identity.cluster,
+            member: identity.member,
             boot,
             name,
         }
@@ -109,8 +109,8 @@ pub(super) fn refuse(connection: &Connection, refusal: Refusal) -> NetError {
     refusal.into()
 }
 
-/// Introduces this member to one it dialled. `check` looks at who answered.
-pub(super) async fn introduce(
+/// The handshake as the dialler. `check` decides on the other side's hello.
+pub(super) async fn initiate(
     connection: &Connection,
     ours: &Hello,
     check: impl AsyncFnOnce(&Hello) -> Result<(), Refusal>,
@@ -126,8 +126,8 @@ pub(super) async fn introduce(
     Ok(theirs)
 }
 
-/// Receives a member that dialled this one. `check` looks at who it is.
-pub(super) async fn welcome(
+/// The handshake as the side that was dialled. `check` decides on the dialler's hello.
+pub(super) async fn respond(
     connection: &Connection,
     ours: &Hello,
     check: impl AsyncFnOnce(&Hello) -> Result<(), Refusal>,
@@ -171,7 +171,11 @@ mod tests {
     }
 
     fn hello() -> Hello {
-        Hello::new(ClusterId(7), MemberId(9), 11, "n1".to_owned())
+        let identity = Identity {
+            cluster: ClusterId(7),
+            member: MemberId(9),
+        };
+        Hello::new(identity, 11, "n1".to_owned())
     }
 
     #[test]

@@ -1,13 +1,13 @@
-//! The address book and the one connection to each member in it: dialling, accepting, and which connection stays.
+//! The known members and the one connection to each of them: dialling, accepting, and which of two connections stays.
 //!
-//! | a pair has | and gets | then |
+//! | two members have | and get | then |
 //! |---|---|---|
-//! | nothing, or a closed connection | a connection | it is taken |
+//! | no open connection | a connection | it is kept |
 //! | one that the higher id dialled | one that the lower id dialled, same process | the new one replaces it |
 //! | one that the lower id dialled | one that the higher id dialled, same process | the new one is refused |
 //! | one | one by the same dialler, same process | the new one replaces it: the dialler lost the old one |
-//! | a silent one | one of another process | the new one replaces it: the member was restarted |
-//! | a living one | one of another process | the new one is refused: two processes bear one id |
+//! | one that does not answer | one of another process | the new one replaces it: the member was restarted |
+//! | one that answers | one of another process | the new one is refused: two processes have the same member id |
 
 use super::{
     Inbox,
@@ -18,7 +18,7 @@ use super::{
     link::{self, Answers, Link},
     requests::ForwardReply,
     settings::{
-        HubSettings, Listener, Pacing, PeerAddress, PeerStats, SelfIdentity, server_config,
+        HANDSHAKES_MAX, HubSettings, Listener, Pacing, PeerAddress, PeerStats, server_config,
         transport,
     },
     snapshot::{self, SnapshotSender},
@@ -37,9 +37,7 @@ use std::{
 };
 use tokio::{sync::Notify, task::AbortHandle};
 
-/// Connections in their handshake at once; others wait to dial again.
-pub(super) const HANDSHAKES_MAX: usize = 64;
-/// Holds the connections. A handle: clones hold the same ones. Lives on one thread, inside a `LocalSet`.
+/// The connections to all peers. Clones share them. Must stay on one thread, inside a `LocalSet`.
 #[derive(Clone)]
 pub struct Hub(Rc<Inner>);
 
@@ -78,7 +76,7 @@ impl std::fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// Begins to receive peers. Must be called inside a `LocalSet` of a tokio runtime.
+    /// Starts accepting peers. Must be called inside a `LocalSet` of a tokio runtime.
     pub fn start(listener: Listener, inbox: Rc<dyn Inbox>) -> Result<Self, NetError> {
         let Listener {
             socket,
@@ -113,8 +111,8 @@ impl Hub {
         Ok(Self(inner))
     }
 
-    /// Replaces the address book. Members no longer in it are cut off; new addresses are dialled at once where there is no
-    /// connection. This member's own entry is skipped.
+    /// Replaces the set of known members. Connections to members that are no longer in it are closed; new addresses are dialled
+    /// at once where there is no connection. This member's own entry is skipped.
     pub fn update(&self, book: Vec<PeerAddress>) {
         let own = self.0.settings.identity.member;
         let book: BTreeMap<MemberId, PeerAddress> = book
@@ -149,7 +147,7 @@ impl Hub {
         }
     }
 
-    /// Sends messages of consensus. What cannot be sent is dropped.
+    /// Sends Raft messages. Those that cannot be sent are dropped.
     pub fn send(&self, messages: Vec<Envelope>) {
         let mut full = Vec::new();
         for Envelope { to, message } in messages {
@@ -159,7 +157,7 @@ impl Hub {
             let link = peer.link.borrow().clone();
             let sent = link
                 .as_ref()
-                .is_some_and(|link| link.outbox.message(message));
+                .is_some_and(|link| link.queues.message(message));
             if !sent {
                 peer.dropped.set(peer.dropped.get() + 1);
                 if link.is_some() && !full.contains(&to) {
@@ -172,16 +170,16 @@ impl Hub {
         }
     }
 
-    /// Forwards a request to a member; `reply` gets the answer. Dropping the reply's other end cancels the request.
+    /// Forwards a request to a member; `reply` gets the answer. Dropping the receiver of `reply` cancels the request.
     pub fn forward(&self, to: MemberId, request: Bytes, reply: ForwardReply) {
         match self.0.link(to) {
             Some(link) => link.requests.forward(request, reply),
-            // Nobody may be waiting any more.
+            // The caller may have dropped its receiver.
             None => drop(reply.send(Err(ForwardError::Unreachable(to)))),
         }
     }
 
-    /// Begins to send a snapshot to a member.
+    /// Opens a stream for a snapshot to a member.
     pub fn open_snapshot(
         &self,
         to: MemberId,
@@ -191,7 +189,7 @@ impl Hub {
         snapshot::open(link.connection.clone(), header)
     }
 
-    /// What metrics tell, in order of ids.
+    /// Figures for metrics, in order of ids.
     pub fn stats(&self) -> Vec<PeerStats> {
         self.0
             .peers
@@ -213,7 +211,7 @@ impl Hub {
         self.0.link(peer).map(|link| link.dialled_by)
     }
 
-    /// Ends all connections, and tells the peers so.
+    /// Closes all connections with the reason [`Refusal::Stopping`], without waiting.
     pub fn shut(&self) {
         let stopping = Refusal::Stopping(self.0.settings.identity.member);
         self.0.tasks.take().iter().for_each(AbortHandle::abort);
@@ -225,11 +223,11 @@ impl Hub {
             .close(stopping.code().into(), stopping.to_string().as_bytes());
     }
 
-    /// As [`shut`](Self::shut), and waits until the peers know.
+    /// As [`shut`](Self::shut), and waits until the peers have acknowledged it, at most as long as a handshake may take.
     pub async fn close(&self) {
         self.shut();
         let patience = self.0.settings.pacing.handshake_timeout;
-        // A peer that does not acknowledge the end finds out by itself.
+        // A peer that does not acknowledge it notices by its idle timeout.
         tokio::time::timeout(patience, self.0.endpoint.wait_idle())
             .await
             .unwrap_or_default();
@@ -273,7 +271,7 @@ impl Peer {
             round_trip: link.as_ref().map(|link| link.connection.rtt()),
             bytes_out: out,
             bytes_in: into,
-            waiting_bytes: link.as_ref().map_or(0, |link| link.outbox.waiting_bytes()),
+            waiting_bytes: link.as_ref().map_or(0, |link| link.queues.waiting_bytes()),
             dropped: self.dropped.get(),
             connections: self.connections.get(),
         }
@@ -290,15 +288,11 @@ impl Inner {
     }
 
     fn hello(&self) -> Hello {
-        let SelfIdentity {
-            cluster,
-            member,
-            name,
-        } = self.settings.identity.clone();
-        Hello::new(cluster, member, self.settings.boot, name)
+        let settings = &self.settings;
+        Hello::new(settings.identity, settings.boot, settings.name.clone())
     }
 
-    /// Whether who speaks is who it may be. `expected` is who was dialled.
+    /// Whether the sender of `hello` may connect. `expected` is the member that was dialled.
     async fn check(
         &self,
         connection: &Connection,
@@ -341,7 +335,7 @@ impl Inner {
         self.check_single(&peer, hello).await
     }
 
-    /// Refuses a name that the peer's certificate does not bear out.
+    /// Refuses a name that the peer's certificate does not contain.
     fn check_certificate(&self, connection: &Connection, hello: &Hello) -> Result<(), Refusal> {
         if self.settings.security == PeerSecurity::Insecure {
             return Ok(());
@@ -354,16 +348,16 @@ impl Inner {
         }
     }
 
-    /// Refuses a second process with the id of one that lives.
+    /// Refuses a second process with the id of one that is connected and still answers.
     async fn check_single(&self, peer: &Peer, hello: &Hello) -> Result<(), Refusal> {
         let old = peer.link.borrow().clone();
         let Some(old) = old.filter(|old| old.boot != hello.boot && !old.is_closed()) else {
             return Ok(());
         };
-        // Whatever a dead process sent has arrived by then.
+        // Datagrams that a dead process had sent have arrived by then.
         tokio::time::sleep(self.settings.pacing.probe / 4).await;
         let before = old.connection.stats().udp_rx.datagrams;
-        old.outbox.notice(super::codec::WireRequest::Ping);
+        old.queues.notice(super::codec::WireRequest::Ping);
         tokio::time::sleep(self.settings.pacing.probe * 3 / 4).await;
         let lives = old.connection.stats().udp_rx.datagrams > before && !old.is_closed();
         if lives {
@@ -373,7 +367,7 @@ impl Inner {
         }
     }
 
-    /// Takes a connection that both sides agreed on, if it is the one that stays (see the table above).
+    /// Keeps a connection whose handshake is done, if the table above says that it stays.
     fn take(
         self: &Rc<Self>,
         connection: Connection,
@@ -439,7 +433,7 @@ impl Inner {
         }
     }
 
-    /// Logs a failure when it is news.
+    /// Logs a failure as a warning, unless the same text was logged within the last minute.
     fn report(&self, whose: &str, error: &NetError) {
         if is_connected(error) {
             return;
@@ -453,7 +447,7 @@ impl Inner {
     }
 }
 
-/// Whether a connection was refused only because the pair has one: no failure.
+/// Whether a connection was refused only because the two members are connected already, which is no failure.
 fn is_connected(error: &NetError) -> bool {
     match error {
         NetError::RefusedByPeer { code, .. } => *code == u64::from(Refusal::CONNECTED),
@@ -490,7 +484,7 @@ async fn dial(inner: Rc<Inner>, peer: Rc<Peer>) {
             }
             inner.report(&peer_label(&peer), &error);
         }
-        // Also after a success: one that does not last must not be repeated at once.
+        // Also after a success: if the connection fails at once, the next attempt waits.
         tokio::select! {
             () = tokio::time::sleep(backoff.wait()) => {}
             () = peer.changed.notified() => {}
@@ -519,14 +513,14 @@ async fn dial_once(inner: &Rc<Inner>, peer: &Peer, attempt: usize) -> Result<(),
         })?;
         let connection = connecting.await?;
         let check = async |hello: &Hello| inner.check(&connection, hello, Some(peer.id)).await;
-        let hello = hello::introduce(&connection, &inner.hello(), check).await?;
+        let hello = hello::initiate(&connection, &inner.hello(), check).await?;
         Ok::<_, NetError>((connection, hello))
     });
     let (connection, hello) = dialled.await.map_err(|_| NetError::HandshakeTimeout)??;
     inner.take(connection, &hello, true)
 }
 
-/// The next address to try: the member's addresses in turn, and of each what its name stands for in turn.
+/// The next address to try: the member's addresses in turn, and of each the addresses that its name resolves to, in turn.
 async fn resolve(inner: &Inner, peer: &Peer, attempt: usize) -> Result<SocketAddr, NetError> {
     let addresses = peer.address.borrow().addresses.clone();
     let Some(address) = addresses.get(attempt % addresses.len().max(1)) else {
@@ -560,7 +554,7 @@ async fn accept_all(inner: Rc<Inner>) {
         inner.handshakes.set(inner.handshakes.get() + 1);
         let inner = Rc::clone(&inner);
         tokio::task::spawn_local(async move {
-            // Not the port: each attempt may come from another.
+            // Without the port, which differs from attempt to attempt: the same text is logged once.
             let from = format!("a peer at {}", incoming.remote_address().ip());
             if let Err(error) = accept(&inner, incoming).await {
                 inner.report(&from, &error);
@@ -572,13 +566,13 @@ async fn accept_all(inner: Rc<Inner>) {
 
 async fn accept(inner: &Rc<Inner>, incoming: Incoming) -> Result<(), NetError> {
     let patience = inner.settings.pacing.handshake_timeout;
-    let welcomed = tokio::time::timeout(patience, async {
+    let connected = tokio::time::timeout(patience, async {
         let connection = incoming.await?;
         let check = async |hello: &Hello| inner.check(&connection, hello, None).await;
-        let hello = hello::welcome(&connection, &inner.hello(), check).await?;
+        let hello = hello::respond(&connection, &inner.hello(), check).await?;
         Ok::<_, NetError>((connection, hello))
     });
-    let (connection, hello) = welcomed.await.map_err(|_| NetError::HandshakeTimeout)??;
+    let (connection, hello) = connected.await.map_err(|_| NetError::HandshakeTimeout)??;
     if hello.member == GUEST {
         let served = guest::serve(&connection, hello.name, &*inner.inbox);
         let served = tokio::time::timeout(patience, served).await;
@@ -587,7 +581,7 @@ async fn accept(inner: &Rc<Inner>, incoming: Incoming) -> Result<(), NetError> {
     inner.take(connection, &hello, false)
 }
 
-/// Whom the peer's certificate names.
+/// The names in the peer's certificate.
 fn names_of(connection: &Connection) -> Vec<String> {
     let identity = connection.peer_identity();
     let chain = identity.and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
@@ -596,7 +590,7 @@ fn names_of(connection: &Connection) -> Vec<String> {
         .unwrap_or_default()
 }
 
-/// Takes certificates into use when their files change.
+/// Uses new certificates for new connections when their files change.
 async fn watch_tls(inner: Rc<Inner>, mut watch: TlsWatch) {
     loop {
         tokio::time::sleep(inner.settings.pacing.tls_look).await;

@@ -1,4 +1,4 @@
-//! One live connection to a peer: a task for each lane in each direction, which end together.
+//! One open connection to a peer: a task for each lane and direction. When one of them ends, all do.
 
 use super::{
     Inbox,
@@ -6,8 +6,8 @@ use super::{
     error::{NetError, Refusal},
     frame::{FrameBuffer, FrameError},
     hello,
-    outbox::Outbox,
     requests::Requests,
+    send_queues::SendQueues,
     snapshot,
 };
 use crate::{clock, types::MemberId};
@@ -22,22 +22,22 @@ use tokio::{
 
 /// Room for the next read, so that many frames are read at once.
 const READ_BYTES: usize = 64 * 1024;
-/// How often requests that nobody waits for are looked for.
+/// How often requests whose callers are gone are cancelled.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// What a lasting stream carries after its kind.
+/// The second byte of a lasting stream, after its kind.
 const STREAM_VERSION: u8 = 1;
 
-/// A connection that both sides agreed on.
+/// A connection whose handshake is done.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) peer: MemberId,
     pub(super) dialled_by: MemberId,
     pub(super) boot: u64,
     pub(super) connection: Connection,
-    pub(super) outbox: Rc<Outbox>,
+    pub(super) queues: Rc<SendQueues>,
     pub(super) requests: Rc<Requests>,
     pub(super) since: Instant,
-    /// Lanes that the peer opened; each comes once.
+    /// The lanes that the peer has opened, a bit each: it may open each once.
     opened: Cell<u8>,
 }
 
@@ -45,7 +45,7 @@ pub(super) struct Link {
 pub(super) type Answers = mpsc::Receiver<(u64, Option<Bytes>)>;
 
 impl Link {
-    /// A link over `connection`; [`run`] makes it work.
+    /// A link over `connection`. Nothing is sent or received before [`run`].
     pub(super) fn new(
         peer: MemberId,
         dialled_by: MemberId,
@@ -53,14 +53,14 @@ impl Link {
         connection: Connection,
         queue_bytes_max: usize,
     ) -> (Rc<Self>, Answers) {
-        let outbox = Rc::new(Outbox::new(queue_bytes_max));
-        let (requests, answers) = Requests::new(peer, Rc::clone(&outbox));
+        let queues = Rc::new(SendQueues::new(queue_bytes_max));
+        let (requests, answers) = Requests::new(peer, Rc::clone(&queues));
         let link = Self {
             peer,
             dialled_by,
             boot,
             connection,
-            outbox,
+            queues,
             requests: Rc::new(requests),
             since: clock::now(),
             opened: Cell::new(0),
@@ -68,7 +68,7 @@ impl Link {
         (Rc::new(link), answers)
     }
 
-    /// Ends it, with the reason for the peer.
+    /// Closes the connection with this reason, which the peer receives.
     pub(super) fn close(&self, refusal: &Refusal) {
         self.connection
             .close(refusal.code().into(), refusal.to_string().as_bytes());
@@ -80,7 +80,7 @@ impl Link {
     }
 }
 
-/// Runs the link until it ends, and tells why.
+/// Runs the link until it ends, and returns the reason.
 pub(super) async fn run(link: Rc<Link>, answers: Answers, inbox: Rc<dyn Inbox>) -> NetError {
     let mut tasks = JoinSet::new();
     for lane in Lane::ALL {
@@ -101,7 +101,7 @@ pub(super) async fn run(link: Rc<Link>, answers: Answers, inbox: Rc<dyn Inbox>) 
     match ended {
         NetError::Refused(refusal) => hello::refuse(&link.connection, refusal),
         other => {
-            // Why the connection ended says more than which stream saw it first.
+            // The reason for which the connection ended says more than the error of the stream that noticed it first.
             let reason = link.connection.close_reason();
             let malformed = Refusal::Malformed(other.to_string());
             link.close(&malformed);
@@ -112,16 +112,16 @@ pub(super) async fn run(link: Rc<Link>, answers: Answers, inbox: Rc<dyn Inbox>) 
 
 async fn write_lane(link: Rc<Link>, lane: Lane) -> Result<(), NetError> {
     let mut stream = link.connection.open_uni().await?;
-    // An error means that the connection has ended, which the first write says better.
+    // It fails only once the connection has ended; then the first write fails with the reason.
     stream.set_priority(lane.priority()).unwrap_or_default();
     stream.write_all(&[lane.kind(), STREAM_VERSION]).await?;
     loop {
-        let mut chunks = link.outbox.batch(lane).await;
+        let mut chunks = link.queues.batch(lane).await;
         stream.write_all_chunks(&mut chunks).await?;
     }
 }
 
-/// Reads one of the streams the peer opens, whichever it is.
+/// Reads the next stream that the peer opens; its first byte says which lane it is.
 async fn read_lane(link: Rc<Link>, inbox: Rc<dyn Inbox>) -> Result<(), NetError> {
     let mut stream = link.connection.accept_uni().await?;
     let mut start = [0; 2];
@@ -154,14 +154,14 @@ async fn read_lane(link: Rc<Link>, inbox: Rc<dyn Inbox>) -> Result<(), NetError>
     }
 }
 
-/// Reads what is there. False at the stream's end.
+/// Waits for bytes and reads all that have arrived, up to about [`READ_BYTES`]. False at the stream's end.
 async fn fill(stream: &mut RecvStream, bytes: &mut BytesMut) -> Result<bool, NetError> {
     let used = bytes.len();
     let Some(chunk) = stream.read_chunk(READ_BYTES, true).await? else {
         return Ok(false);
     };
     bytes.extend_from_slice(&chunk.bytes);
-    // What else has arrived is taken along, without waiting for more.
+    // More that has arrived is read too, without waiting.
     while bytes.len() - used < READ_BYTES {
         let more = tokio::select! {
             biased;
@@ -174,7 +174,8 @@ async fn fill(stream: &mut RecvStream, bytes: &mut BytesMut) -> Result<bool, Net
     Ok(true)
 }
 
-/// Passes on all messages that arrived whole, and waits until they are taken: the peer's stream stops meanwhile.
+/// Passes on all messages that arrived whole, and waits until the inbox has taken them. Meanwhile the stream is not read, so flow
+/// control holds the peer back.
 async fn deliver_messages(
     link: &Link,
     lane: Lane,
@@ -219,7 +220,7 @@ async fn accept_snapshots(link: Rc<Link>, inbox: Rc<dyn Inbox>) -> Result<(), Ne
                     let deliver = async move |incoming| inbox.snapshot(incoming).await;
                     snapshot::receive(peer, answer, stream, deliver).await;
                 }
-                // Dropping both directions tells the peer.
+                // Dropping both directions resets the stream, which the peer notices.
                 Ok(()) => tracing::warn!(peer = peer.hex(), "a stream of unknown kind {}", kind[0]),
                 Err(_) => {}
             }
@@ -231,7 +232,7 @@ async fn send_answers(link: Rc<Link>, mut answers: Answers) -> Result<(), NetErr
     while let Some((id, answer)) = answers.recv().await {
         link.requests.answered(id, answer);
     }
-    // The link holds a sender, so this is not reached.
+    // The link holds a sender, so the loop does not end.
     pending().await
 }
 

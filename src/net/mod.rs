@@ -1,36 +1,36 @@
 //! Members' connections to each other, over QUIC.
 //!
-//! A [`Hub`] holds at most one connection to each other member of its address book. Both sides dial, with growing pauses; when
-//! two connections meet, the one that the lower id dialled stays. Before anything else counts, TLS proves that the peer has a
-//! certificate of the cluster's authority, and the hello that it is the member it says it is (`hello`). Then each side opens
-//! three lasting streams, a [`Lane`] each, and one more for every snapshot:
+//! A [`Hub`] holds at most one connection to each other known member. Both sides dial, with growing pauses; if both succeed, the
+//! connection that the lower id dialled stays. In the handshake, TLS proves that the peer has a certificate of the cluster's
+//! authority, and the hello names the member, which the certificate must confirm (`hello`). Then each side opens three lasting
+//! streams, a [`Lane`] each, and one more for every snapshot:
 //!
 //! ```text
-//! n1 ── votes ──▶ n2   heartbeats, votes, read rounds: small, never behind anything else
+//! n1 ── votes ──▶ n2   heartbeats, votes, read rounds: small, and sent first
 //!    ── log ────▶      appends, their replies
 //!    ── requests ▶     forwarded requests, answers, cancellations
 //!    ── snapshot ▶     one stream a transfer, answered on the same stream
 //! ```
 //!
-//! What cannot be sent is dropped or refused, never kept without bound: consensus repeats its messages, and callers are told
-//! about their requests. `docs/peer-protocol.md` tells the protocol, `docs/format.md` its bytes.
+//! Every queue is bounded. Raft messages that find no room are dropped, since Raft sends them again; a request that finds no room
+//! fails. `docs/peer-protocol.md` describes the protocol, `docs/format.md` its bytes.
 //!
 //! | file | owns |
 //! |---|---|
-//! | `hub` | the address book, dialling, accepting, which connection stays |
-//! | `hello` | who speaks |
-//! | `link` | one live connection |
-//! | `outbox` | what waits to be written |
+//! | `hub` | the known members, dialling, accepting, which connection stays |
+//! | `hello` | the handshake: versions, cluster, member |
+//! | `link` | one open connection |
+//! | `send_queues` | send queues |
 //! | `frame` | frames of any header and payload |
-//! | `codec` | what frames hold; the only file that knows consensus' messages |
-//! | `requests` | forwarded requests under way |
+//! | `codec` | the contents of frames; the only file that knows Raft's messages |
+//! | `requests` | forwarded requests in flight |
 //! | `snapshot` | snapshot transfers |
-//! | `settings` | who this member is, its socket, QUIC's settings |
+//! | `settings` | this member's identity, its socket, QUIC's settings |
 //! | `guest` | questions of processes that are not members yet |
-//! | `tls`, `cert` | who may connect; making certificates |
+//! | `tls`, `pem`, `cert` | who may connect; reading and making certificates |
 //!
-//! This module never looks into an entry, a request or a snapshot, decides nothing about consensus, and knows no actor: what
-//! arrives goes to an [`Inbox`]. No type of quinn leaves it, so a simulated network can stand in its place.
+//! This module never decodes an entry, a request or a snapshot, decides nothing about consensus, and knows no actor: everything
+//! that arrives goes to an [`Inbox`]. No type of quinn is public here, so a simulated network can replace it.
 
 mod backoff;
 pub mod cert;
@@ -43,8 +43,9 @@ mod guest;
 mod hello;
 mod hub;
 mod link;
-mod outbox;
+mod pem;
 mod requests;
+mod send_queues;
 mod settings;
 mod snapshot;
 #[cfg(test)]
@@ -57,32 +58,33 @@ pub use frame::FRAME_BYTES_MAX;
 pub use guest::{GuestAnswer, GuestQuestion, ask};
 pub use hub::Hub;
 pub use requests::{ForwardReply, PeerRequest, REQUEST_BYTES_MAX, Responder, UNDER_WAY_MAX};
-pub use settings::{HubSettings, Listener, Pacing, PeerAddress, PeerStats, SelfIdentity};
+pub use settings::{HubSettings, Listener, Pacing, PeerAddress, PeerStats};
 pub use snapshot::{CHUNK_BYTES_MAX, IncomingSnapshot, SNAPSHOT_HEADER_BYTES_MAX, SnapshotSender};
 pub use tls::{PeerSecurity, TlsFiles};
 
 use crate::{raft::Message, types::MemberId};
 use std::pin::Pin;
 
-/// Ends when what was delivered is taken.
+/// Completes once the receiver has taken what was delivered.
 pub type Delivery = Pin<Box<dyn Future<Output = ()>>>;
 
-/// Takes what arrives. The peer's stream pauses until a delivery is taken, so the taker bounds what is in memory.
+/// Receives everything that peers send. A peer's stream is not read on until a delivery completes: this is the backpressure that
+/// bounds memory.
 pub trait Inbox {
     /// Consensus messages of one stream, in order.
     fn messages(&self, from: MemberId, messages: Vec<Message>) -> Delivery;
-    /// Requests to serve. Taken means queued, not answered.
+    /// Requests to serve. The delivery completes once they are queued, not once they are answered.
     fn requests(&self, requests: Vec<PeerRequest>) -> Delivery;
-    /// A question of a process that is no member. Taken means queued, not answered.
+    /// A question of a process that is no member. The delivery completes once it is queued, not once it is answered.
     fn guest(&self, question: GuestQuestion) -> Delivery;
-    /// A snapshot to receive. Taken means begun.
+    /// A snapshot to receive. The delivery completes once the transfer has begun.
     fn snapshot(&self, incoming: IncomingSnapshot) -> Delivery;
-    /// There is a connection to the member; before, there was none.
+    /// A member is connected that was not before.
     fn connected(&self, id: MemberId);
-    /// There is no connection to the member any more.
+    /// A member is no longer connected.
     fn disconnected(&self, id: MemberId);
-    /// Messages to a connected member were dropped, for too much waits to be written.
+    /// Messages to a connected member were dropped because its send queue is full.
     fn dropped(&self, id: MemberId);
-    /// The member dialled refused this one, as [`Refusal::code`] and text tell.
+    /// The dialled member refused this one, with this [`Refusal::code`] and text.
     fn refused(&self, by: MemberId, code: u64, text: &str);
 }

@@ -1,6 +1,6 @@
-//! Forwarded requests of one connection: those this member asked, and those it was asked.
+//! Forwarded requests of one connection, in both directions.
 
-use super::{codec::WireRequest, error::ForwardError, outbox::Outbox};
+use super::{codec::WireRequest, error::ForwardError, send_queues::SendQueues};
 use crate::types::MemberId;
 use bytes::Bytes;
 use std::{
@@ -14,15 +14,15 @@ use std::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-/// Requests that may be on their way to a peer, and from it.
+/// Requests that may be in flight to a peer, and as many from it.
 pub const UNDER_WAY_MAX: usize = 4_096;
-/// The longest request and the longest answer.
+/// The largest request, and the largest answer.
 pub const REQUEST_BYTES_MAX: usize = super::frame::FRAME_BYTES_MAX - 1_024;
 
-/// The id of a responder that was used; no request bears it.
+/// The id of a responder that was used; no request has it.
 const ANSWERED: u64 = u64::MAX;
 
-/// Who waits for the answer to a forwarded request. Dropping the other end cancels the request.
+/// Takes the answer to a forwarded request. Dropping the receiver cancels the request.
 pub type ForwardReply = oneshot::Sender<Result<Bytes, ForwardError>>;
 
 /// A request from a peer.
@@ -36,7 +36,7 @@ pub struct PeerRequest {
     pub responder: Responder,
 }
 
-/// Takes the answer to one request from a peer. Dropped without one, the peer learns that there is none.
+/// Takes the answer to one request from a peer. If it is dropped without one, the peer gets [`ForwardError::Abandoned`].
 #[derive(Debug)]
 pub struct Responder {
     id: u64,
@@ -45,12 +45,12 @@ pub struct Responder {
 }
 
 impl Responder {
-    /// Sends the answer. If the peer is gone it goes nowhere.
+    /// Sends the answer, if the peer is still connected.
     pub fn answer(mut self, answer: Bytes) {
         self.send(Some(answer));
     }
 
-    /// Whether nobody waits for the answer any more.
+    /// Whether the peer cancelled the request or is no longer connected.
     pub fn is_cancelled(&self) -> bool {
         self.cancelled.load(Ordering::Relaxed) || self.answers.is_closed()
     }
@@ -70,7 +70,7 @@ impl Responder {
 
     /// Afterwards the id is [`ANSWERED`].
     fn send(&mut self, answer: Option<Bytes>) {
-        // A full channel cannot be: it has a place for each request under way. A closed one means that the connection is gone.
+        // The channel has room for every request in flight. It is closed once the connection is.
         self.answers.try_send((self.id, answer)).unwrap_or_default();
         self.id = ANSWERED;
     }
@@ -92,14 +92,14 @@ pub(super) struct Requests {
     asked: RefCell<BTreeMap<u64, ForwardReply>>,
     serving: RefCell<BTreeMap<u64, Arc<AtomicBool>>>,
     answers: mpsc::Sender<(u64, Option<Bytes>)>,
-    outbox: Rc<Outbox>,
+    queues: Rc<SendQueues>,
 }
 
 impl Requests {
-    /// None yet. What the second part receives goes to [`Requests::answered`].
+    /// The answers that the receiver gets must be passed to [`Requests::answered`].
     pub(super) fn new(
         peer: MemberId,
-        outbox: Rc<Outbox>,
+        queues: Rc<SendQueues>,
     ) -> (Self, mpsc::Receiver<(u64, Option<Bytes>)>) {
         let (answers, taken) = mpsc::channel(UNDER_WAY_MAX);
         let requests = Self {
@@ -108,12 +108,12 @@ impl Requests {
             asked: RefCell::default(),
             serving: RefCell::default(),
             answers,
-            outbox,
+            queues,
         };
         (requests, taken)
     }
 
-    /// Sends a request; `reply` gets its answer, or why there is none.
+    /// Sends a request; `reply` gets its answer or an error.
     pub(super) fn forward(&self, request: Bytes, reply: ForwardReply) {
         let refused = if request.len() > REQUEST_BYTES_MAX {
             Some(ForwardError::TooLarge(request.len()))
@@ -121,7 +121,7 @@ impl Requests {
             self.ask(request).err()
         };
         if let Some(error) = refused {
-            // Nobody may be waiting any more.
+            // The caller may have dropped its receiver.
             drop(reply.send(Err(error)));
         } else {
             self.asked.borrow_mut().insert(self.next.get(), reply);
@@ -135,7 +135,7 @@ impl Requests {
             id: self.next.get(),
             bytes,
         };
-        let room = self.asked.borrow().len() < UNDER_WAY_MAX && self.outbox.request(ask, request);
+        let room = self.asked.borrow().len() < UNDER_WAY_MAX && self.queues.request(ask, request);
         if room {
             Ok(())
         } else {
@@ -143,7 +143,7 @@ impl Requests {
         }
     }
 
-    /// Takes in what the peer sent: perhaps a request to serve.
+    /// Handles a frame from the peer. Returns the request in it, if it is one to serve.
     pub(super) fn received(&self, frame: WireRequest, payload: Bytes) -> Option<PeerRequest> {
         match frame {
             WireRequest::Ask { id, .. } => return self.begin(id, payload),
@@ -163,7 +163,7 @@ impl Requests {
     fn begin(&self, id: u64, body: Bytes) -> Option<PeerRequest> {
         let mut serving = self.serving.borrow_mut();
         if serving.len() >= UNDER_WAY_MAX || id == ANSWERED || serving.contains_key(&id) {
-            self.outbox.notice(WireRequest::Overloaded { id });
+            self.queues.notice(WireRequest::Overloaded { id });
             return None;
         }
         let cancelled = Arc::new(AtomicBool::new(false));
@@ -181,38 +181,38 @@ impl Requests {
     }
 
     fn settle(&self, id: u64, outcome: Result<Bytes, ForwardError>) {
-        // An answer that crossed a cancellation has nobody waiting for it.
+        // If the request was cancelled meanwhile, the answer is dropped.
         if let Some(reply) = self.asked.borrow_mut().remove(&id) {
             drop(reply.send(outcome));
         }
     }
 
-    /// Sends the answer to request `id`, or that there is none.
+    /// Sends the answer to the peer's request `id`; `None` ends it without one.
     pub(super) fn answered(&self, id: u64, answer: Option<Bytes>) {
         self.serving.borrow_mut().remove(&id);
         let sent = answer
             .filter(|answer| answer.len() <= REQUEST_BYTES_MAX)
             .is_some_and(|answer| {
                 let bytes = u32::try_from(answer.len()).unwrap_or(u32::MAX);
-                self.outbox
+                self.queues
                     .request(WireRequest::Answer { id, bytes }, answer)
             });
         if !sent {
-            self.outbox.notice(WireRequest::Abandoned { id });
+            self.queues.notice(WireRequest::Abandoned { id });
         }
     }
 
-    /// Tells the peer which of its requests nobody waits for any more.
+    /// Cancels the requests whose callers dropped their receivers.
     pub(super) fn sweep(&self) {
         self.asked.borrow_mut().retain(|id, reply| {
             if reply.is_closed() {
-                self.outbox.notice(WireRequest::Cancel { id: *id });
+                self.queues.notice(WireRequest::Cancel { id: *id });
             }
             !reply.is_closed()
         });
     }
 
-    /// The connection is gone.
+    /// The connection ended: all requests in flight fail.
     pub(super) fn lost(&self) {
         for (_, reply) in std::mem::take(&mut *self.asked.borrow_mut()) {
             drop(reply.send(Err(ForwardError::Lost)));
@@ -228,7 +228,7 @@ mod tests {
     use super::*;
 
     fn requests() -> (Requests, mpsc::Receiver<(u64, Option<Bytes>)>) {
-        Requests::new(MemberId(2), Rc::new(Outbox::new(1_000_000)))
+        Requests::new(MemberId(2), Rc::new(SendQueues::new(1_000_000)))
     }
 
     #[tokio::test]

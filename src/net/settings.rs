@@ -1,12 +1,11 @@
-//! What a hub needs to know before it starts: who this member is, its socket and certificates, QUIC's settings.
+//! What a hub is started with: this member's identity, its socket and certificates, QUIC's settings.
 
 use super::{
     error::NetError,
-    hub::HANDSHAKES_MAX,
     link::LASTING_STREAMS_MAX,
     tls::{PeerSecurity, TlsConfigs, TlsWatch},
 };
-use crate::types::{ClusterId, MemberId};
+use crate::types::{Identity, MemberId};
 use quinn::TransportConfig;
 use std::{
     net::{SocketAddr, UdpSocket},
@@ -14,44 +13,36 @@ use std::{
     time::Duration,
 };
 
-/// What one stream may have on its way: the product of the fastest link's bandwidth and round trip we care for.
+/// Flow-control window of one stream: bandwidth times round-trip time of the fastest link that should be filled.
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Connections in their handshake at once; others wait to dial again.
+pub(super) const HANDSHAKES_MAX: usize = 64;
 /// Snapshots that a peer may send at once; one more stream is the hello's.
 const SNAPSHOTS_MAX: u32 = 3;
-/// What one connection may have on its way. Every stream can fill its own window, so a stalled one takes nothing from others.
+/// Flow-control window of one connection. Every stream can fill its own window, so a stalled one does not slow the others.
 const CONNECTION_WINDOW_BYTES: u32 = STREAM_WINDOW_BYTES * (3 + SNAPSHOTS_MAX + 2);
-/// The kernel's buffers: a burst of appends must not overflow them while the arbiter does something else.
+/// Size of the kernel's socket buffers: a burst of appends must fit while the arbiter runs other tasks.
 const SOCKET_BUFFER_BYTES: usize = 4 * 1024 * 1024;
-/// Before the first measurement. quinn's default, 333 ms, would make the first loss on a dial cost a second.
+/// The round-trip time assumed before the first measurement. With quinn's default, 333 ms, a packet lost in the handshake would
+/// delay it by a second.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
 
-/// Who this member is to others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SelfIdentity {
-    /// Its cluster.
-    pub cluster: ClusterId,
-    /// Its id.
-    pub member: MemberId,
-    /// Its name, which its certificate must name.
-    pub name: String,
-}
-
-/// Time between members.
+/// Timeouts and intervals of connections between members.
 #[derive(Clone, Copy, Debug)]
 pub struct Pacing {
-    /// A connection that is silent for so long is given up.
+    /// A connection without a packet for so long is closed.
     pub idle_timeout: Duration,
-    /// A quiet connection shows so often that it lives; well under `idle_timeout`.
+    /// How often an idle connection sends a keep-alive; well under `idle_timeout`.
     pub keep_alive: Duration,
-    /// A connection has so long to become one.
+    /// How long a handshake may take.
     pub handshake_timeout: Duration,
     /// The pause after the first failed dial.
     pub redial_least: Duration,
     /// The longest pause between dials.
     pub redial_most: Duration,
-    /// How long an old connection has to show that its process still lives when another process claims its id.
+    /// How long an old connection has to answer when another process claims its member id.
     pub probe: Duration,
-    /// How often certificate files are looked at.
+    /// How often certificate files are checked for changes.
     pub tls_look: Duration,
 }
 
@@ -69,20 +60,22 @@ impl Default for Pacing {
     }
 }
 
-/// What a hub needs to know.
+/// What a hub is started with.
 #[derive(Clone, Debug)]
 pub struct HubSettings {
-    /// Who this member is.
-    pub identity: SelfIdentity,
+    /// This member.
+    pub identity: Identity,
+    /// Its name, which its certificate must name.
+    pub name: String,
     /// How members prove who they are.
     pub security: PeerSecurity,
-    /// Time between members.
+    /// Timeouts and intervals.
     pub pacing: Pacing,
-    /// Bytes of appends, and as many of requests, that may wait for one member.
+    /// Bytes of appends, and as many of requests, that may wait in the send queues to one member.
     pub queue_bytes_max: usize,
-    /// Where the jitter of dials comes from; differs from member to member.
+    /// Seeds the jitter of redials; must differ from member to member.
     pub seed: u64,
-    /// Differs from start to start.
+    /// A random number that tells this process from an earlier one of the same member.
     pub boot: u64,
 }
 
@@ -97,7 +90,7 @@ pub struct PeerAddress {
     pub addresses: Vec<String>,
 }
 
-/// What metrics tell of a peer.
+/// Figures about a peer, for metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStats {
     /// The member.
@@ -118,8 +111,7 @@ pub struct PeerStats {
     pub connections: u64,
 }
 
-/// A socket that peers can reach, and the certificates to receive them with. Opened before anything starts, so that what is
-/// wrong with either shows at once.
+/// The socket for peers, and the certificates. It is opened before anything starts, so that errors in either stop the start.
 #[derive(Debug)]
 pub struct Listener {
     pub(super) socket: UdpSocket,
@@ -132,7 +124,7 @@ pub struct Listener {
 impl Listener {
     /// Listens on `address`, `HOST:PORT`.
     pub fn open(address: &str, settings: HubSettings) -> Result<Self, NetError> {
-        let name = settings.identity.name.clone();
+        let name = settings.name.clone();
         let (watch, tls) = TlsWatch::open(settings.security.clone(), name)?;
         let failed = |source| NetError::Listen {
             address: address.to_owned(),
@@ -166,7 +158,7 @@ impl Listener {
     }
 }
 
-/// How peers are received.
+/// QUIC's settings for inbound connections.
 pub(super) fn server_config(
     tls: &TlsConfigs,
     transport: &Arc<TransportConfig>,
@@ -178,7 +170,7 @@ pub(super) fn server_config(
     config
 }
 
-/// How QUIC behaves.
+/// QUIC's settings for all connections.
 pub(super) fn transport(pacing: &Pacing) -> TransportConfig {
     let mut config = TransportConfig::default();
     let idle = quinn::IdleTimeout::try_from(pacing.idle_timeout).ok();

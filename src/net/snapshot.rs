@@ -1,7 +1,7 @@
-//! Snapshots between members: one byte stream a transfer, in checksummed chunks, at the pace of the slower side.
+//! Snapshots between members: one byte stream a transfer, in checksummed chunks. Flow control slows the faster side down.
 //!
-//! A transfer that fails for any reason starts again from its beginning: it is rare, and a snapshot that was half sent is no
-//! longer the one a new attempt would send. The receiver's answer ends it, so the sender knows that the snapshot is in place.
+//! A transfer that fails for any reason starts again from its beginning: this is rare, and by then the sender has a newer
+//! snapshot. The transfer ends with the receiver's answer, which says that the snapshot is installed.
 
 use super::error::{NetError, SnapshotError};
 use crate::types::MemberId;
@@ -26,7 +26,7 @@ enum Part {
     End,
 }
 
-/// Sends one snapshot. Dropped before [`finish`](Self::finish), it gives the transfer up.
+/// Sends one snapshot. Dropping it before [`finish`](Self::finish) aborts the transfer.
 #[derive(Debug)]
 pub struct SnapshotSender {
     parts: mpsc::Sender<Part>,
@@ -45,7 +45,7 @@ impl SnapshotSender {
         }
     }
 
-    /// Ends the snapshot and waits until the receiver has it in place.
+    /// Ends the snapshot and waits until the receiver has installed it.
     pub async fn finish(mut self) -> Result<(), SnapshotError> {
         if self.parts.send(Part::End).await.is_err() {
             return Err(self.failure().await);
@@ -76,12 +76,12 @@ impl SnapshotSender {
     }
 }
 
-/// A snapshot that a peer sends. Dropped before [`answer`](Self::answer), it refuses the transfer.
+/// A snapshot that a peer sends. Dropping it before [`answer`](Self::answer) refuses the transfer.
 #[derive(Debug)]
 pub struct IncomingSnapshot {
     /// Who sends it.
     pub from: MemberId,
-    /// What the sender says of it.
+    /// Its header, which `net` does not decode.
     pub header: Bytes,
     parts: mpsc::Receiver<Part>,
     answer: oneshot::Sender<Result<(), SnapshotError>>,
@@ -97,7 +97,7 @@ impl IncomingSnapshot {
         }
     }
 
-    /// Tells the sender that the snapshot is in place, or why it is not.
+    /// Tells the sender that the snapshot is installed, or why it is not.
     pub fn answer(self, outcome: Result<(), String>) {
         // The sender may have given up in the meantime.
         drop(self.answer.send(outcome.map_err(SnapshotError::Refused)));
@@ -114,7 +114,7 @@ impl From<NetError> for SnapshotError {
     }
 }
 
-/// The CRC32C of a chunk and of where it belongs.
+/// The CRC32C of a chunk's offset and bytes.
 fn checksum(offset: u64, chunk: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&offset.to_le_bytes()), chunk)
 }
@@ -130,7 +130,7 @@ pub(super) fn open(
     let (parts, taken) = mpsc::channel(CHUNKS_WAITING_MAX);
     let (answer, outcome) = oneshot::channel();
     tokio::task::spawn_local(async move {
-        // Whoever waits for the outcome may have given up.
+        // The caller may have dropped its receiver.
         drop(answer.send(send(&connection, header, taken).await));
     });
     Ok(SnapshotSender { parts, outcome })
@@ -144,12 +144,12 @@ async fn send(
     let (mut stream, mut answer) = connection.open_bi().await.map_err(NetError::from)?;
     let sent = tokio::select! {
         sent = send_parts(&mut stream, header, &mut parts) => sent,
-        // Only a refusal comes before the end.
+        // Before the end, the only possible answer is a refusal.
         early = receive_answer(&mut answer) => return early.and(Err(gone())),
     };
     match (sent, receive_answer(&mut answer).await) {
         (Ok(()), answer) => answer,
-        // The stream stopped because the receiver refused: its reason says more.
+        // The write failed because the receiver refused: return its reason.
         (Err(_), Err(refused @ SnapshotError::Refused(_))) => Err(refused),
         (Err(error), _) => Err(error),
     }
@@ -178,7 +178,7 @@ async fn send_parts(
                 let mut end = 0_u32.to_le_bytes().to_vec();
                 end.extend_from_slice(&offset.to_le_bytes());
                 write(stream, [end.into(), Bytes::new()]).await?;
-                // A closed stream shows when the answer is read.
+                // If the stream is closed, reading the answer fails.
                 stream.finish().unwrap_or_default();
                 return Ok(());
             }
@@ -209,7 +209,7 @@ async fn receive_answer(stream: &mut RecvStream) -> Result<(), SnapshotError> {
     }
 }
 
-/// Receives one snapshot over a stream that the peer opened, whose kind was read. `deliver` passes it on.
+/// Receives one snapshot over a stream that the peer opened, whose first byte was read. `deliver` passes it on.
 pub(super) async fn receive(
     from: MemberId,
     mut answer: SendStream,
@@ -225,11 +225,11 @@ pub(super) async fn receive(
             other => other.to_string(),
         };
         bytes[0] = 1;
-        // Cut within a letter it still reads.
+        // The reader accepts a text that is cut inside a character.
         bytes.extend_from_slice(&reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX)]);
         stream.stop(0_u8.into()).unwrap_or_default();
     }
-    // If the sender is gone it does not need the answer.
+    // The sender may be gone.
     if answer.write_all(&bytes).await.is_ok() {
         answer.finish().unwrap_or_default();
         // Dropping the stream would be fine with QUIC; waiting keeps the transfer within its task.

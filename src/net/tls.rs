@@ -1,10 +1,14 @@
-//! TLS between members: who may connect, read from files, and read again when they change.
+//! TLS between members: certificates and keys, read from files, and again when the files change.
 //!
-//! Both sides show a certificate of the cluster's authority. The host is not part of a peer's identity, for members move; the
-//! member's name in the certificate is, and the hello compares it (`hello`). TLS 1.3 alone, no session resumption: each
-//! connection proves its identity with the certificates of its own time.
+//! Both sides authenticate with a certificate of the cluster's authority. A peer's identity is the member's name in the
+//! certificate, which is compared with its hello (`hello`), not the host, since members move. Only TLS 1.3 is spoken, without
+//! session resumption: each new connection uses the certificates that are valid then.
 
-use super::{cert, error::TlsError};
+use super::{
+    cert,
+    error::TlsError,
+    pem::{authority, certificates, private_key, provider},
+};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
     DigitallySignedStruct, RootCertStore, SignatureScheme,
@@ -13,26 +17,21 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor,
     },
-    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls13_signature},
-    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject},
+    crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature},
+    pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
     server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier},
 };
-use std::{
-    fmt,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{fmt, path::PathBuf, sync::Arc, time::SystemTime};
 
 /// The application protocol of peers in the TLS handshake.
 const ALPN: &[u8] = b"quorate-peer";
-/// What dialled members are called in the TLS handshake; nobody looks at it.
+/// The server name in the TLS handshake, which is not checked.
 pub(super) const SERVER_NAME: &str = "quorate";
 
-/// How members prove who they are.
+/// How members authenticate each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerSecurity {
-    /// Encrypted, but nobody proves anything.
+    /// Not at all; connections are encrypted.
     Insecure,
     /// By certificates.
     Files(TlsFiles),
@@ -108,7 +107,7 @@ impl TlsFiles {
         Ok(finished(server, client))
     }
 
-    /// What the files look like from outside; a change means that they are worth reading again.
+    /// Modification times and lengths of the files: if they change, the files are read again.
     fn stamps(&self) -> [Option<(SystemTime, u64)>; 3] {
         [&self.cert, &self.key, &self.ca].map(|path| {
             let data = std::fs::metadata(path).ok()?;
@@ -117,7 +116,7 @@ impl TlsFiles {
     }
 }
 
-/// Notices that certificate files changed. It blocks on the file system.
+/// Detects that certificate files changed. Blocks on the file system.
 #[derive(Debug)]
 pub(super) struct TlsWatch {
     security: PeerSecurity,
@@ -126,12 +125,12 @@ pub(super) struct TlsWatch {
 }
 
 impl TlsWatch {
-    /// Reads the files, and takes note of what they look like.
+    /// Reads the files and their modification times.
     pub(super) fn open(
         security: PeerSecurity,
         name: String,
     ) -> Result<(Self, TlsConfigs), TlsError> {
-        // Before they are read: a change in between is noticed later.
+        // Taken before the files are read, so that a change in between is detected later.
         let seen = stamps(&security);
         let configs = security.load(&name)?;
         Ok((
@@ -144,8 +143,8 @@ impl TlsWatch {
         ))
     }
 
-    /// What the files hold, if they changed since the last look. After an error the old configurations stay in use; the files
-    /// are read again when they have changed again.
+    /// The new configurations, if the files changed since the last look. After an error the caller keeps the old ones, and the
+    /// files are read again once they change again.
     pub(super) fn look(&mut self) -> Option<Result<TlsConfigs, TlsError>> {
         let now = stamps(&self.security);
         if now == self.seen {
@@ -213,62 +212,7 @@ fn finished(mut server: rustls::ServerConfig, mut client: rustls::ClientConfig) 
     }
 }
 
-fn provider() -> Arc<CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let text = read(path)?;
-    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-    match found {
-        Ok(found) if found.is_empty() => Err(pem(path, &"there is no certificate in it")),
-        Ok(found) => Ok(found),
-        Err(error) => Err(pem(path, &error)),
-    }
-}
-
-fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_slice(&read(path)?).map_err(|error| pem(path, &error))
-}
-
-fn authority(path: &Path) -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    for cert in certificates(path)? {
-        roots.add(cert).map_err(|error| TlsError::Authority {
-            path: path.to_owned(),
-            problem: error.to_string(),
-        })?;
-    }
-    Ok(roots)
-}
-
-/// Refuses a certificate that the authority in file `ca` did not sign.
-pub(super) fn check_signed(cert: &CertificateDer<'_>, ca: &Path) -> Result<(), TlsError> {
-    let roots = authority(ca)?;
-    let algorithms = provider().signature_verification_algorithms;
-    let checked = ParsedCertificate::try_from(cert).and_then(|cert| {
-        verify_server_cert_signed_by_trust_anchor(
-            &cert,
-            &roots,
-            &[],
-            UnixTime::now(),
-            algorithms.all,
-        )
-    });
-    match checked {
-        // A certificate made to have ended already is signed nevertheless.
-        Ok(())
-        | Err(rustls::Error::InvalidCertificate(rustls::CertificateError::ExpiredContext {
-            ..
-        })) => Ok(()),
-        Err(error) => Err(TlsError::Authority {
-            path: ca.to_owned(),
-            problem: format!("it is not the one that the key beside it signs for ({error})"),
-        }),
-    }
-}
-
-/// Whom a certificate names: its member URIs, or, if it has none, its DNS names.
+/// The names in a certificate: its member URIs, or, if it has none, its DNS names.
 pub(super) fn names(cert: &CertificateDer<'_>) -> Vec<String> {
     let Ok(cert) = webpki::EndEntityCert::try_from(cert) else {
         return Vec::new();
@@ -297,27 +241,12 @@ pub(super) fn is_named(names: &[String], name: &str) -> bool {
 }
 
 #[cfg(test)]
-pub(super) fn names_in_file(path: &Path) -> Result<Vec<String>, TlsError> {
+pub(super) fn names_in_file(path: &std::path::Path) -> Result<Vec<String>, TlsError> {
     Ok(names(&certificates(path)?[0]))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
-    let failed = |source| TlsError::File {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    };
-    std::fs::read(path).map_err(failed)
-}
-
-fn pem(path: &Path, problem: &dyn fmt::Display) -> TlsError {
-    TlsError::Pem {
-        path: path.to_owned(),
-        problem: problem.to_string(),
-    }
-}
-
-/// Asks of a dialled member a certificate of the authority, if there is one, whatever host it names.
+/// Accepts a dialled member's certificate if the authority signed it, whatever host it names; any certificate if there is no
+/// authority.
 #[derive(Debug)]
 struct AuthorityVerifier {
     roots: Option<Arc<RootCertStore>>,
@@ -373,6 +302,7 @@ impl ServerCertVerifier for AuthorityVerifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn files(dir: &Path, name: &str) -> TlsFiles {
         TlsFiles {

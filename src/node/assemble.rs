@@ -10,9 +10,11 @@ use super::{
 };
 use crate::{
     actors::{
-        applier::{Applier, ApplierState, CommitPacing, DrainTail, Peers, ReplacePeers},
+        applier::{
+            Applier, ApplierState, CommitPacing, DrainTail, Peers, ReplacePeers, begun_compaction,
+        },
         committer::{Committer, stop_on_damage},
-        compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers},
+        compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers, Decision},
         fail_stop::{FailStop, Lifeline},
         index::Index,
         latest,
@@ -22,7 +24,7 @@ use crate::{
         raft_node::{
             DiskHealth, LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, RaftStatus, SelfInfo,
         },
-        requests::{Identity, Published, RequestLimits, RequestPeers, Requests},
+        requests::{Published, RequestLimits, RequestPeers, Requests},
         snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
         wal_writer::{SealLog, WalWriter},
         watch_hub::{EndStreams, WatchHub},
@@ -39,7 +41,7 @@ use crate::{
         disk::Disk,
         wal::Wal,
     },
-    types::{LogIndex, Millis, Term},
+    types::{Identity, LogIndex, Millis, Term},
 };
 use actix::prelude::*;
 use std::{
@@ -82,10 +84,7 @@ pub(super) fn assemble(
     fail_stop: &FailStop,
 ) -> Running {
     recovery.reader = recovery.reader.telling(stop_on_damage(fail_stop));
-    let identity = Identity {
-        cluster: recovery.member.cluster,
-        member: recovery.member.node,
-    };
+    let identity = recovery.owner.identity;
     let starting = Starting {
         config,
         placement,
@@ -211,7 +210,10 @@ impl State {
         Self {
             leases: LeaseState::of(restored, db.applied().term),
             compaction: CompactionState {
-                wanted: restored.compacted,
+                wanted: Decision {
+                    revision: restored.compacted,
+                    index: db.applied().index,
+                },
                 stored: db
                     .compaction()
                     .map(|progress| (progress.through, progress.next)),
@@ -220,6 +222,7 @@ impl State {
                 machine: Machine::new(restored.clone(), snapshot.clone()),
                 snapshot,
                 applied: db.applied(),
+                begun_compaction: begun_compaction(db.compaction().map(|it| (it.through, it.next))),
                 members: Arc::new(recovery.members.clone()),
                 stored: recovery.reader.clone(),
                 file_bytes: db.size(),
@@ -247,7 +250,7 @@ impl Channels {
             view: View {
                 window: Window {
                     newest: machine.revision(),
-                    compacted: machine.compacted(),
+                    compacted: machine.compacted().max(applier.begun_compaction),
                 },
                 keys: applier.snapshot.clone(),
                 tail: Tail::default(),
@@ -258,6 +261,7 @@ impl Channels {
             members: applier.members.clone(),
             stored: applier.stored.clone(),
             stored_through: machine.revision(),
+            stored_applied: db.applied().index,
             file_bytes: db.size(),
             used_bytes: db.size_in_use(),
         };

@@ -109,7 +109,7 @@ pub(super) async fn ask_for_members(
             continue;
         }
         if let Ok((cluster, info)) = ask(config, &way, &member.peer.to_string()).await
-            && cluster == own.cluster
+            && cluster == own.identity.cluster
         {
             return Ok(Some(Bytes::from(info.membership)));
         }

@@ -16,19 +16,16 @@ pub use recover::StartError;
 pub use survivor::{Survival, SurvivorError, recover_survivor};
 
 use crate::{
-    actors::{
-        fail_stop::FailStop,
-        requests::{Identity, Requests},
-        store::Store,
-    },
+    actors::{fail_stop::FailStop, requests::Requests, store::Store},
     api::{
         listen::{ApiArbiter, ApiServer},
         serving::ListenLimits,
     },
     clock,
     config::{ClusterState, Config, ConfigError},
-    net::{HubSettings, Listener, Pacing, SelfIdentity},
-    storage::{disk::Disk, real_disk::RealDisk},
+    net::{HubSettings, Listener, Pacing},
+    storage::{descriptors, disk::Disk, real_disk::RealDisk},
+    types::Identity,
 };
 use actix::{Actor, Addr, System};
 use assemble::{Running, assemble};
@@ -133,6 +130,7 @@ impl Node {
 
 /// Runs a member with its client port until a signal ends it: SIGTERM, or Ctrl-C.
 pub fn run(config: &Config) -> Result<(), StartError> {
+    descriptors::raise_limit();
     let system = System::new();
     system.block_on(async {
         // The port first: that it is taken should not be found out after a long recovery.
@@ -297,13 +295,9 @@ fn listen_for_peers(config: &Config, recovery: &Recovery) -> Result<PeerWay<'sta
         None if alone => return Ok(PeerWay::Alone),
         None => return Err(StartError::Config(ConfigError::Unauthenticated)),
     };
-    let member = &recovery.member;
     let settings = HubSettings {
-        identity: SelfIdentity {
-            cluster: member.cluster,
-            member: member.node,
-            name: member.name.clone(),
-        },
+        identity: recovery.owner.identity,
+        name: recovery.owner.name.clone(),
         security,
         pacing: Pacing::default(),
         queue_bytes_max: PEER_QUEUE_BYTES_MAX,

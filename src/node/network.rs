@@ -1,11 +1,9 @@
 //! How a node reaches its peers: over QUIC, through a network that the caller brings, or not at all.
 
 use crate::{
-    actors::{
-        peer_hub::{HubPeers, PeerPorts},
-        requests::Identity,
-    },
+    actors::peer_hub::{HubPeers, PeerPorts},
     net::{GuestAnswer, Listener, NetError},
+    types::Identity,
 };
 use bytes::Bytes;
 use std::{fmt, pin::Pin};

@@ -17,15 +17,15 @@ use crate::{
     config::{Config, ConfigError, HostPort},
     kv::{index::Index as Tree, machine::Restored},
     net::NetError,
-    raft::{self, InitialState, InitialStateError, LogId, Membership},
+    raft::{self, InitialState, InitialStateError, Membership},
     storage::{
-        db::{self, CommitBatch, Db, DbError, DbOptions, DbReader, DbSite},
+        db::{CommitBatch, Db, DbError, DbOptions, DbReader, DbSite},
         disk::Disk,
-        member::{self, Member, MemberError},
+        member::{self, MemberError, Owner},
         real_disk::DiskError,
-        wal::{self, Append, Recovered, SnapshotMark, Wal, WalError, WalOptions, WalReader},
+        wal::{Append, Recovered, Wal, WalError, WalOptions, WalReader},
     },
-    types::{ClusterId, Entry, LogIndex, MemberId},
+    types::{ClusterId, Entry, Identity, LogIndex, LogPosition, MemberId},
 };
 use bytes::Bytes;
 use std::{collections::BTreeMap, io, sync::Arc};
@@ -155,7 +155,7 @@ pub enum StartError {
 
 /// A member as its data directory left it.
 pub(super) struct Recovery {
-    pub member: Member,
+    pub owner: Owner,
     pub db: Db,
     pub site: DbSite,
     pub reader: DbReader,
@@ -178,8 +178,7 @@ pub(super) fn recover(
     joined: Option<Joined>,
     told: Option<&Bytes>,
 ) -> Result<Recovery, StartError> {
-    let (member, fresh) = identity(config, &**disk, joined.as_ref())?;
-    let (cluster, node) = (member.cluster, member.node);
+    let (owner, fresh) = owner(config, &**disk, joined.as_ref())?;
     let options = DbOptions {
         cache_bytes: config.storage.database_cache_bytes,
     };
@@ -187,7 +186,7 @@ pub(super) fn recover(
         disk: disk.clone(),
         name: DATABASE,
         options,
-        identity: db::Identity { cluster, node },
+        identity: owner.identity,
     };
     if !fresh {
         refill::put_aside(&site, told)?;
@@ -197,7 +196,7 @@ pub(super) fn recover(
     let (restored, tree) = restore::restore(&db)?;
     let wal_options = WalOptions {
         segment_bytes: config.storage.wal_segment_bytes,
-        ..WalOptions::new(wal::Identity { cluster, node }, clock::entropy())
+        ..WalOptions::new(owner.identity, clock::entropy())
     };
     let applied = if awaits_snapshot {
         committed(disk, wal_options)?
@@ -205,7 +204,7 @@ pub(super) fn recover(
         db.applied()
     };
     let (mut wal, mut recovered) = Wal::open(disk.clone(), LOG, wal_options, applied.index)?;
-    complete(&member, fresh, &db, &recovered)?;
+    complete(&owner, fresh, &db, &recovered)?;
     if let Some(cut) = &recovered.cut {
         tracing::warn!("a crash tore the log's last write, which nobody was told of: {cut:?}");
     }
@@ -217,7 +216,7 @@ pub(super) fn recover(
         None => Members::default(),
     };
     if fresh {
-        member::write(&**disk, &member)?;
+        member::write(&**disk, &owner)?;
     }
     // Only one that has no port for members is sure to stay alone.
     let alone = members.iter().count() <= 1
@@ -233,10 +232,10 @@ pub(super) fn recover(
     }
     let mut state = initial_state(applied, membership, history, recovered);
     state.awaits_snapshot = awaits_snapshot;
-    let raft = raft::Node::new(raft_config(config, node), state)?;
+    let raft = raft::Node::new(raft_config(config, owner.identity.member), state)?;
     let reader = db.reader()?;
     Ok(Recovery {
-        member,
+        owner,
         db,
         site,
         reader,
@@ -250,36 +249,35 @@ pub(super) fn recover(
     })
 }
 
-/// The directory's identity; a new one gets the identity that the configuration gives, and is marked as fresh.
-fn identity(
+/// Whose directory it is; a new one gets the identity that the configuration gives, and is marked as fresh.
+fn owner(
     config: &Config,
     disk: &dyn Disk,
     joined: Option<&Joined>,
-) -> Result<(Member, bool), StartError> {
-    if let Some(member) = member::read(disk)? {
-        if member.name != config.name {
+) -> Result<(Owner, bool), StartError> {
+    if let Some(owner) = member::read(disk)? {
+        if owner.name != config.name {
             return Err(StartError::OtherMember {
-                holds: member.name,
+                holds: owner.name,
                 name: config.name.clone(),
             });
         }
-        return Ok((member, false));
+        return Ok((owner, false));
     }
-    if let Some(joined) = joined {
-        let member = Member {
+    let identity = if let Some(joined) = joined {
+        Identity {
             cluster: joined.cluster,
-            node: joined.id,
-            name: config.name.clone(),
-        };
-        return Ok((member, true));
-    }
-    let formed = initial_ids(config);
-    let member = Member {
-        cluster: cluster_id(config, &formed),
-        node: formed[&config.name],
-        name: config.name.clone(),
+            member: joined.id,
+        }
+    } else {
+        let formed = initial_ids(config);
+        Identity {
+            cluster: cluster_id(config, &formed),
+            member: formed[&config.name],
+        }
     };
-    Ok((member, true))
+    let name = config.name.clone();
+    Ok((Owner { identity, name }, true))
 }
 
 /// The id of the cluster that these settings form.
@@ -380,7 +378,7 @@ fn membership(
 
 /// A directory that lost its database or its log must not start as if it were new: it would forget what it acknowledged, and
 /// whom it voted for. The identity is written last, so a first start that was cut short is simply done again.
-fn complete(member: &Member, fresh: bool, db: &Db, log: &Recovered) -> Result<(), StartError> {
+fn complete(owner: &Owner, fresh: bool, db: &Db, log: &Recovered) -> Result<(), StartError> {
     let missing = match (fresh, db.created(), log.created) {
         (false, true, _) => Some("database"),
         (false, _, true) => Some("log"),
@@ -388,7 +386,7 @@ fn complete(member: &Member, fresh: bool, db: &Db, log: &Recovered) -> Result<()
     };
     match missing {
         Some(what) => Err(StartError::Incomplete {
-            name: member.name.clone(),
+            name: owner.name.clone(),
             what,
         }),
         None => Ok(()),
@@ -401,7 +399,7 @@ fn complete(member: &Member, fresh: bool, db: &Db, log: &Recovered) -> Result<()
 fn begin_after_snapshot(
     wal: &mut Wal,
     recovered: &mut Recovered,
-    applied: db::Applied,
+    applied: LogPosition,
 ) -> Result<(), StartError> {
     let behind = recovered.last < applied.index;
     let inside = recovered.base < applied.index && !behind;
@@ -417,7 +415,7 @@ fn begin_after_snapshot(
     let hard_state = &mut recovered.hard_state;
     hard_state.commit = hard_state.commit.min(applied.index);
     wal.append(&Append {
-        snapshot: Some(SnapshotMark {
+        snapshot: Some(LogPosition {
             index: applied.index,
             term: applied.term,
         }),
@@ -437,18 +435,18 @@ fn begin_after_snapshot(
 /// What the log still holds of what is applied: other members may need it.
 struct History {
     /// It begins after this.
-    start: LogId,
+    start: LogPosition,
     /// The first entry of each term after that, before the applied one.
-    terms: Vec<LogId>,
+    terms: Vec<LogPosition>,
     /// The applied entry.
     last: Option<Entry>,
 }
 
 impl History {
     /// Nobody needs any.
-    fn none(applied: db::Applied) -> Self {
+    fn none(applied: LogPosition) -> Self {
         Self {
-            start: LogId::new(applied.term, applied.index),
+            start: applied,
             terms: Vec::new(),
             last: None,
         }
@@ -456,7 +454,7 @@ impl History {
 
     /// Reads the log from its beginning to the applied entry.
     fn read(
-        applied: db::Applied,
+        applied: LogPosition,
         log: &WalReader,
         recovered: &Recovered,
     ) -> Result<Self, StartError> {
@@ -466,14 +464,15 @@ impl History {
             return Ok(history);
         }
         let mut next = recovered.base.next();
-        let mut after: Option<LogId> = (recovered.base == LogIndex(0)).then(LogId::default);
+        let mut after: Option<LogPosition> =
+            (recovered.base == LogIndex(0)).then(LogPosition::default);
         while next <= applied {
             for entry in log.read(next, HISTORY_READ_BYTES)? {
                 if entry.index > applied {
                     break;
                 }
                 next = entry.index.next();
-                let id = LogId::new(entry.term, entry.index);
+                let id = entry.position();
                 match after {
                     // The term before the first entry that is left is not known, so the log begins behind that entry.
                     None => history.start = id,
@@ -481,8 +480,8 @@ impl History {
                     Some(before) if before.term != id.term => history.terms.push(id),
                     Some(_) => {}
                 }
-                if after == Some(LogId::default()) {
-                    history.start = LogId::default();
+                if after == Some(LogPosition::default()) {
+                    history.start = LogPosition::default();
                 }
                 after = Some(id);
             }
@@ -492,7 +491,7 @@ impl History {
 }
 
 /// What the log of a member without a database says: the newest entry of which it is known that it was committed.
-fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<db::Applied, StartError> {
+fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<LogPosition, StartError> {
     let (wal, recovered) = Wal::open(disk.clone(), LOG, options, LogIndex(u64::MAX))?;
     let index = recovered.hard_state.commit;
     if index <= recovered.base {
@@ -501,7 +500,7 @@ fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<db::Applied, S
     let entries = wal.reader().read(index, 1)?;
     let entry = entries.first().ok_or(StartError::RefillLog)?;
     let term = entry.term;
-    Ok(db::Applied { index, term })
+    Ok(LogPosition { index, term })
 }
 
 fn raft_config(config: &Config, node: MemberId) -> raft::Config {
@@ -513,7 +512,7 @@ fn raft_config(config: &Config, node: MemberId) -> raft::Config {
 }
 
 fn initial_state(
-    applied: db::Applied,
+    applied: LogPosition,
     membership: Membership,
     history: History,
     mut recovered: Recovered,
@@ -546,10 +545,13 @@ mod tests {
     };
 
     fn open(disk: &SimDisk, applied: u64) -> (Wal, Recovered) {
-        let (cluster, node) = (ClusterId(1), MemberId(2));
+        let identity = Identity {
+            cluster: ClusterId(1),
+            member: MemberId(2),
+        };
         let options = WalOptions {
             segment_bytes: 64 * 1024,
-            ..WalOptions::new(wal::Identity { cluster, node }, 5)
+            ..WalOptions::new(identity, 5)
         };
         Wal::open(Arc::new(disk.clone()), LOG, options, LogIndex(applied)).unwrap()
     }
@@ -579,7 +581,7 @@ mod tests {
     /// finds.
     fn left(index: u64, term: u64) -> (Vec<u64>, Recovered) {
         let disk = logged();
-        let applied = db::Applied {
+        let applied = LogPosition {
             index: LogIndex(index),
             term: Term(term),
         };

@@ -17,13 +17,13 @@ use crate::{
     clock,
     raft::Membership,
     storage::{
-        db::{self, Db, DbOptions},
+        db::{Db, DbOptions},
         disk::{Disk, OpenMode},
-        member::{self, Member},
+        member::{self, Owner},
         real_disk::RealDisk,
-        wal::{self, Append, Recovered, SnapshotMark, Wal, WalOptions},
+        wal::{Append, Recovered, Wal, WalOptions},
     },
-    types::{ClusterId, Entry, EntryKind, LogIndex, MemberId},
+    types::{ClusterId, Entry, EntryKind, Identity, LogIndex, LogPosition, MemberId},
 };
 use bytes::Bytes;
 use std::{fmt, io, path::Path, path::PathBuf, sync::Arc};
@@ -74,7 +74,7 @@ pub enum SurvivorError {
 pub struct Survival {
     from: PathBuf,
     into: PathBuf,
-    member: Member,
+    owner: Owner,
     cluster: ClusterId,
     /// Members of the old cluster that the new one does not have.
     left_out: Vec<(MemberId, String)>,
@@ -85,14 +85,14 @@ pub struct Survival {
 
 impl fmt::Display for Survival {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (member, old) = (&self.member, self.member.cluster);
+        let (owner, old) = (&self.owner, self.owner.identity.cluster);
         writeln!(f, "read       {} (unchanged)", self.from.display())?;
         writeln!(f, "wrote      {}", self.into.display())?;
         writeln!(
             f,
             "member     {} ({}), as before",
-            member.name,
-            member.node.hex()
+            owner.name,
+            owner.identity.member.hex()
         )?;
         writeln!(f, "cluster    {:x}, before {:x}", self.cluster.0, old.0)?;
         for (id, name) in &self.left_out {
@@ -116,7 +116,7 @@ impl fmt::Display for Survival {
         write!(
             f,
             "next       start {} with --data-dir {}, then add members one by one",
-            member.name,
+            owner.name,
             self.into.display()
         )
     }
@@ -128,8 +128,8 @@ pub fn recover_survivor(from: &Path, into: &Path) -> Result<Survival, SurvivorEr
     require_empty(into)?;
     let new = RealDisk::open(into).map_err(StartError::from)?;
     let new: Arc<dyn Disk> = Arc::new(new);
-    let identity = member::read(&old).map_err(StartError::from)?;
-    let identity = identity.ok_or_else(|| SurvivorError::NoMember {
+    let owner = member::read(&old).map_err(StartError::from)?;
+    let owner = owner.ok_or_else(|| SurvivorError::NoMember {
         path: from.to_owned(),
     })?;
     copy(&old, &*new, DATABASE, DATABASE)?;
@@ -146,7 +146,7 @@ pub fn recover_survivor(from: &Path, into: &Path) -> Result<Survival, SurvivorEr
     for dir in ["", "db", OLD_LOG] {
         new.sync_dir(dir).map_err(io_at(into))?;
     }
-    let mut survival = rebuild(&new, identity)?;
+    let mut survival = rebuild(&new, owner)?;
     for name in new.list(OLD_LOG).map_err(io_at(into))? {
         new.remove(&format!("{OLD_LOG}/{name}"))
             .map_err(io_at(into))?;
@@ -213,12 +213,9 @@ fn copy(from: &dyn Disk, to: &dyn Disk, name: &str, new_name: &str) -> Result<()
 }
 
 /// Turns the copied data into the new cluster's, identity last.
-fn rebuild(disk: &Arc<dyn Disk>, identity: Member) -> Result<Survival, StartError> {
-    let (cluster, node) = (identity.cluster, identity.node);
-    let database = db::Identity { cluster, node };
-    let mut db = Db::open(&**disk, DATABASE, DbOptions::default(), database)?;
-    let log = wal::Identity { cluster, node };
-    let options = WalOptions::new(log, clock::entropy());
+fn rebuild(disk: &Arc<dyn Disk>, owner: Owner) -> Result<Survival, StartError> {
+    let mut db = Db::open(&**disk, DATABASE, DbOptions::default(), owner.identity)?;
+    let options = WalOptions::new(owner.identity, clock::entropy());
     let (old, recovered) = Wal::open(disk.clone(), OLD_LOG, options, db.applied().index)?;
     let missing = match (db.created(), recovered.created) {
         (true, _) => Some("database"),
@@ -227,41 +224,38 @@ fn rebuild(disk: &Arc<dyn Disk>, identity: Member) -> Result<Survival, StartErro
     };
     if let Some(what) = missing {
         return Err(StartError::Incomplete {
-            name: identity.name,
+            name: owner.name,
             what,
         });
     }
     let before = newest_membership(&db, &recovered)?;
     let members = Members::of(&before).map_err(RestoreError::from)?;
-    let alone = alone(&members, &identity)?;
+    let alone = alone(&members, &owner)?;
 
-    let cluster = ClusterId(clock::entropy().max(1));
-    let options = WalOptions::new(wal::Identity { cluster, node }, clock::entropy());
+    let identity = Identity {
+        cluster: ClusterId(clock::entropy().max(1)),
+        member: owner.identity.member,
+    };
+    let options = WalOptions::new(identity, clock::entropy());
     let (mut log, _) = Wal::open(disk.clone(), LOG, options, LogIndex(0))?;
     copy_log(&old, &recovered, db.applied(), &mut log)?;
     log.seal()?;
     let applied = db.applied().index;
-    db.adopt(
-        db::Identity { cluster, node },
-        &restore::alone_meta(&alone.encode()),
-    )?;
-    let member = Member {
-        cluster,
-        ..identity.clone()
-    };
-    member::write(&**disk, &member)?;
-    let others = members.iter().filter(|other| other.id != node);
+    db.adopt(identity, &restore::alone_meta(&alone.encode()))?;
+    let name = owner.name.clone();
+    member::write(&**disk, &Owner { identity, name })?;
+    let others = members.iter().filter(|other| other.id != identity.member);
     Ok(Survival {
         from: PathBuf::new(),
         into: PathBuf::new(),
-        cluster,
+        cluster: identity.cluster,
         left_out: others
             .map(|other| (other.id, other.info.name.clone()))
             .collect(),
         applied,
         committed: recovered.hard_state.commit.max(applied),
         last: recovered.last.max(applied),
-        member: identity,
+        owner,
     })
 }
 
@@ -280,16 +274,17 @@ fn newest_membership(db: &Db, recovered: &Recovered) -> Result<Membership, Start
 }
 
 /// The membership with this member alone, which has a vote.
-fn alone(members: &Members, identity: &Member) -> Result<Membership, StartError> {
-    let mut info = members.get(identity.node).map_or_else(
+fn alone(members: &Members, owner: &Owner) -> Result<Membership, StartError> {
+    let member = owner.identity.member;
+    let mut info = members.get(member).map_or_else(
         || MemberInfo {
-            name: identity.name.clone(),
+            name: owner.name.clone(),
             ..MemberInfo::default()
         },
         |own| own.info.clone(),
     );
     info.awaits_vote = false;
-    Ok(Membership::of_voters([(identity.node, info.encode())])?)
+    Ok(Membership::of_voters([(member, info.encode())])?)
 }
 
 /// Copies every entry, the old changes of the membership without their effect. A log that does not begin with the first entry
@@ -297,7 +292,7 @@ fn alone(members: &Members, identity: &Member) -> Result<Membership, StartError>
 fn copy_log(
     old: &Wal,
     recovered: &Recovered,
-    applied: db::Applied,
+    applied: LogPosition,
     log: &mut Wal,
 ) -> Result<(), StartError> {
     let reader = old.reader();
@@ -339,17 +334,11 @@ fn copy_log(
     Ok(log.flush()?)
 }
 
-fn mark_after(first: &[Entry], recovered: &Recovered, applied: db::Applied) -> SnapshotMark {
+fn mark_after(first: &[Entry], recovered: &Recovered, applied: LogPosition) -> LogPosition {
     let before_applied = first.iter().find(|entry| entry.index <= applied.index);
     match before_applied.filter(|_| recovered.last >= applied.index) {
-        Some(entry) => SnapshotMark {
-            index: entry.index,
-            term: entry.term,
-        },
-        None => SnapshotMark {
-            index: applied.index,
-            term: applied.term,
-        },
+        Some(entry) => entry.position(),
+        None => applied,
     }
 }
 

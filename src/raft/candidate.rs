@@ -3,10 +3,10 @@
 //! A candidate's own vote counts like anybody else's: once it is durable.
 
 use super::common::Common;
-use super::message::{Body, LogId};
+use super::message::Body;
 use super::node::{Node, Role};
 use super::quorum::{Outcome, tally};
-use crate::types::{MemberId, Term};
+use crate::types::{LogPosition, MemberId, Term};
 use std::collections::BTreeMap;
 
 /// What only a candidate has.
@@ -145,7 +145,7 @@ impl Node {
     }
 
     /// Somebody at `term` asks whether it would get our vote in the next.
-    pub(super) fn on_pre_vote(&mut self, from: MemberId, term: Term, last: LogId) {
+    pub(super) fn on_pre_vote(&mut self, from: MemberId, term: Term, last: LogPosition) {
         let asked = Term(term.0.saturating_add(1));
         let granted =
             asked > self.common.term && last >= self.common.log.last() && !self.leader_is_fresh();
@@ -154,7 +154,7 @@ impl Node {
     }
 
     /// A candidate of our term asks for our vote.
-    pub(super) fn on_request_vote(&mut self, from: MemberId, last: LogId) {
+    pub(super) fn on_request_vote(&mut self, from: MemberId, last: LogPosition) {
         let free = match self.common.vote {
             Some(given) => given == from,
             None => self.leader().is_none(),
@@ -237,7 +237,7 @@ mod tests {
         let asked = Message {
             term: Term(4),
             body: Body::RequestVote {
-                last: LogId::default(),
+                last: LogPosition::default(),
                 transfer: false,
             },
         };

@@ -6,31 +6,16 @@
 use super::interface::{Config, Persist, ReadLog, ReadState, Reader, SendSnapshot};
 use super::log::{Log, Slice, entry_bytes};
 use super::membership::{History, Membership};
-use super::message::{Body, Envelope, LogId, Message};
+use super::message::{Body, Envelope, Message};
 use super::read_index::ReadQueue;
-use crate::types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
+use crate::types::{
+    Entry, EntryKind, HardState, LogIndex, LogPosition, MemberId, SplitMix64, Term,
+};
 use bytes::Bytes;
 use std::collections::VecDeque;
 
 /// Messages that may wait for the hard state to become durable; more are dropped, as the network might.
 const GATED_MAX: usize = 64;
-
-/// A small generator of pseudo-random numbers (`SplitMix64`), for timeouts and read rounds.
-#[derive(Debug)]
-pub(super) struct Random(u64);
-
-impl Random {
-    pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-}
 
 /// Which of the writes given out are durable. Invariant: `done_seq <= last_seq`.
 #[derive(Debug, Default)]
@@ -45,7 +30,7 @@ struct Durability {
     /// are overwritten later: an entry that comes back in a later write is durable only with that one.
     in_flight: VecDeque<(u64, LogIndex)>,
     /// The next write resets the log.
-    reset: Option<LogId>,
+    reset: Option<LogPosition>,
 }
 
 /// What was given out to be applied. Invariant: `applied <= handed`.
@@ -86,7 +71,7 @@ pub(super) struct Common {
     pub(super) reads: ReadQueue,
     pub(super) applying: Applying,
     pub(super) out: Outbox,
-    pub(super) random: Random,
+    pub(super) random: SplitMix64,
     /// This member must not lead.
     pub(super) barred: bool,
     /// Ticks since the start.
@@ -103,9 +88,9 @@ impl Common {
         history: History,
         applied: LogIndex,
     ) -> Self {
-        let mut random = Random::new(config.seed);
+        let mut random = SplitMix64::new(config.seed);
         Self {
-            reads: ReadQueue::new(config.reads_max, random.next()),
+            reads: ReadQueue::new(config.reads_max, random.next_u64()),
             config,
             term: hard_state.term,
             vote: hard_state.vote,
@@ -141,7 +126,7 @@ impl Common {
 
     /// A fresh election timeout.
     pub(super) fn draw_timeout(&mut self) -> u32 {
-        let extra = self.random.next() % u64::from(self.config.election_ticks);
+        let extra = self.random.next_u64() % u64::from(self.config.election_ticks);
         self.config.election_ticks + u32::try_from(extra).expect("below election_ticks")
     }
 
@@ -216,8 +201,8 @@ impl Common {
     // --- the log ---
 
     /// Appends an entry of this term. The caller leads it.
-    pub(super) fn append_own(&mut self, kind: EntryKind, data: Bytes) -> LogId {
-        let id = LogId::new(self.term, self.log.last().index.next());
+    pub(super) fn append_own(&mut self, kind: EntryKind, data: Bytes) -> LogPosition {
+        let id = LogPosition::new(self.term, self.log.last().index.next());
         self.log.push(Entry {
             term: id.term,
             index: id.index,
@@ -382,7 +367,7 @@ impl Common {
     }
 
     /// A snapshot at `id` is in place of the state machine, and durable.
-    pub(super) fn restore(&mut self, id: LogId, membership: Membership) {
+    pub(super) fn restore(&mut self, id: LogPosition, membership: Membership) {
         if self.log.contains(id) {
             // The entries after it stay; those before may not be durable yet, but nobody needs them.
             self.commit_to(id.index);

@@ -2,9 +2,9 @@
 
 use super::common::Common;
 use super::interface::StepError;
-use super::message::{Body, LogId};
+use super::message::Body;
 use super::read_index::Asked;
-use crate::types::{Entry, LogIndex, MemberId};
+use crate::types::{Entry, LogIndex, LogPosition, MemberId};
 
 /// What only a follower has. All of it concerns one term.
 #[derive(Debug)]
@@ -88,7 +88,7 @@ impl Follower {
         &mut self,
         common: &mut Common,
         from: MemberId,
-        prev: LogId,
+        prev: LogPosition,
         commit: LogIndex,
         mut entries: Vec<Entry>,
     ) {
@@ -101,7 +101,7 @@ impl Follower {
                 .log
                 .term(committed)
                 .expect("the commit index lies in the log");
-            base = LogId::new(term, committed);
+            base = LogPosition::new(term, committed);
         }
         if !common.log.contains(base) {
             let hint = common.log.last_possible_match(prev);
@@ -203,7 +203,7 @@ mod tests {
     use bytes::Bytes;
 
     /// What the leader of `term` sends after `prev`.
-    fn append(node: &mut Node, term: u64, prev: LogId, commit: u64, count: u64) {
+    fn append(node: &mut Node, term: u64, prev: LogPosition, commit: u64, count: u64) {
         let (term, kind, data) = (Term(term), EntryKind::Command, Bytes::new());
         let entry = |at| Entry {
             term,
@@ -228,9 +228,9 @@ mod tests {
             ..InitialState::default()
         };
         let mut node = Node::new(Config::new(MemberId(1), 1), state).unwrap();
-        append(&mut node, 1, LogId::default(), 1, 3);
+        append(&mut node, 1, LogPosition::default(), 1, 3);
         assert_eq!((node.last().index, node.commit()), (index(3), index(1)));
-        let base = LogId::new(Term(1), index(1));
+        let base = LogPosition::new(Term(1), index(1));
         append(&mut node, 2, base, 3, 0);
         assert_eq!(
             node.commit(),
@@ -240,7 +240,7 @@ mod tests {
         append(&mut node, 2, base, 3, 2);
         assert_eq!(
             (node.last(), node.commit()),
-            (LogId::new(Term(2), index(3)), index(3))
+            (LogPosition::new(Term(2), index(3)), index(3))
         );
         node.check();
     }

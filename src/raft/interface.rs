@@ -2,8 +2,8 @@
 //! [`Ready`] on the way out, and the errors.
 
 use super::membership::{Membership, MembershipError};
-use super::message::{Envelope, LogId};
-use crate::types::{Entry, HardState, LogIndex, MemberId, Term};
+use super::message::Envelope;
+use crate::types::{Entry, HardState, LogIndex, LogPosition, MemberId, Term};
 
 /// Settings of a [`Node`](super::Node). A tick is what the caller makes it; all members must agree on its length.
 #[derive(Clone, Debug)]
@@ -68,9 +68,9 @@ pub struct InitialState {
     /// The WAL has every entry after this one. If the WAL ends before `applied`, or holds another term at
     /// `applied` than the state machine does, a snapshot was installed and the crash came before the WAL
     /// was reset: then its entries are void, and this is `applied` with its term.
-    pub start: LogId,
+    pub start: LogPosition,
     /// The first entry of each term among those after `start` that are not in `entries`. Empty if all are.
-    pub evicted_terms: Vec<LogId>,
+    pub evicted_terms: Vec<LogPosition>,
     /// The WAL's entries up to its end: consecutive, from `applied + 1` at the latest, and its last one in any
     /// case. The more, the fewer reads a lagging follower costs.
     pub entries: Vec<Entry>,
@@ -97,9 +97,9 @@ pub enum InitialStateError {
     #[error("log entry {found} cannot follow {after}")]
     Disorder {
         /// The offending entry.
-        found: LogId,
+        found: LogPosition,
         /// The one before it.
-        after: LogId,
+        after: LogPosition,
     },
     /// The log ends before what was applied or committed: durable entries are lost.
     #[error("the log ends at {last} before applied {applied} or committed {commit}")]
@@ -167,7 +167,7 @@ pub struct Persist {
     /// Consecutive; a report for one covers all before it.
     pub seq: u64,
     /// Forget the whole log first: a snapshot at this entry, already durable, took its place.
-    pub reset: Option<LogId>,
+    pub reset: Option<LogPosition>,
     /// Consecutive entries. If the first is not past the WAL's end, it replaces what is there from it on.
     pub entries: Vec<Entry>,
     /// Always whole, also where it did not change.
@@ -377,7 +377,7 @@ pub enum StepError {
 #[error("the snapshot at {snapshot} is no newer than what is committed here, {commit}")]
 pub struct SnapshotRefused {
     /// The snapshot.
-    pub snapshot: LogId,
+    pub snapshot: LogPosition,
     /// How far this member is.
     pub commit: LogIndex,
 }

@@ -6,12 +6,12 @@ use super::interface::{
 };
 use super::log::{ENTRY_OVERHEAD_BYTES, Slice, entry_bytes};
 use super::membership::{Change, Membership};
-use super::message::{Body, LogId};
+use super::message::Body;
 use super::progress::{Pace, Progress};
 use super::quorum::{agreed, majority};
 use super::read_index::Rounds;
 use crate::mutation::{Mutation, mutated};
-use crate::types::{Entry, EntryKind, LogIndex, MemberId};
+use crate::types::{Entry, EntryKind, LogIndex, LogPosition, MemberId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -59,7 +59,7 @@ impl Leader {
         leader
     }
 
-    fn append(&mut self, common: &mut Common, kind: EntryKind, data: Bytes) -> LogId {
+    fn append(&mut self, common: &mut Common, kind: EntryKind, data: Bytes) -> LogPosition {
         self.uncommitted_bytes += data.len() + ENTRY_OVERHEAD_BYTES;
         common.append_own(kind, data)
     }
@@ -102,7 +102,7 @@ impl Leader {
         &mut self,
         common: &mut Common,
         data: Bytes,
-    ) -> Result<LogId, ProposeError> {
+    ) -> Result<LogPosition, ProposeError> {
         self.refuse(common, data.len() + ENTRY_OVERHEAD_BYTES)?;
         Ok(self.append(common, EntryKind::Command, data))
     }
@@ -111,7 +111,7 @@ impl Leader {
         &mut self,
         common: &mut Common,
         change: &Change,
-    ) -> Result<LogId, ChangeError> {
+    ) -> Result<LogPosition, ChangeError> {
         let after = common.membership().with(change)?;
         if common.history.is_changing() || !self.has_committed(common) {
             return Err(ChangeError::Unsettled);
@@ -314,14 +314,14 @@ impl Leader {
         common: &mut Common,
         from: MemberId,
         rejected: LogIndex,
-        hint: LogId,
+        hint: LogPosition,
     ) {
         let Some(peer) = self.peers.get_mut(&from) else {
             return;
         };
         peer.active = true;
         let possible = match hint.term.0 {
-            0 => LogId::new(hint.term, hint.index),
+            0 => LogPosition::new(hint.term, hint.index),
             _ => common.log.last_possible_match(hint),
         };
         peer.rejected(rejected, possible);
@@ -570,7 +570,7 @@ fn send_append(common: &mut Common, id: MemberId, peer: &mut Progress, entries: 
         ask_for_snapshot(common, id, peer);
         return;
     };
-    let prev = LogId::new(term, before);
+    let prev = LogPosition::new(term, before);
     let commit = common.log.commit();
     let last = entries.last().map_or(before, |entry| entry.index);
     let bytes = entries.iter().map(entry_bytes).sum();

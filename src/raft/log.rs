@@ -11,8 +11,7 @@
 //!                              stable   handed   …          commit <= last; commit may pass stable
 //! ```
 
-use super::message::LogId;
-use crate::types::{Entry, LogIndex, Term};
+use crate::types::{Entry, LogIndex, LogPosition, Term};
 use std::collections::VecDeque;
 
 /// What an entry costs in memory beside its data, in bytes.
@@ -39,10 +38,10 @@ pub(super) enum Slice {
 /// in memory is both stable and committed.
 #[derive(Debug)]
 pub(super) struct Log {
-    start: LogId,
-    last: LogId,
+    start: LogPosition,
+    last: LogPosition,
     /// The first entry of each term after `start`; ascending in both fields.
-    runs: VecDeque<LogId>,
+    runs: VecDeque<LogPosition>,
     entries: VecDeque<Entry>,
     cached_bytes: usize,
     cached_bytes_max: usize,
@@ -55,7 +54,7 @@ pub(super) struct Log {
 
 impl Log {
     /// A log whose entries up to `start` are gone, and nothing follows.
-    pub(super) fn new(start: LogId, cached_bytes_max: usize) -> Self {
+    pub(super) fn new(start: LogPosition, cached_bytes_max: usize) -> Self {
         Self {
             start,
             last: start,
@@ -70,7 +69,7 @@ impl Log {
     }
 
     /// Tells of durable entries that follow, without bringing them: through `last`, terms as in `runs`.
-    pub(super) fn extend_evicted(&mut self, runs: &[LogId], last: LogId) {
+    pub(super) fn extend_evicted(&mut self, runs: &[LogPosition], last: LogPosition) {
         assert!(
             self.entries.is_empty(),
             "what is evicted lies before what is in memory"
@@ -88,12 +87,12 @@ impl Log {
     }
 
     /// Entries up to here are gone.
-    pub(super) fn start(&self) -> LogId {
+    pub(super) fn start(&self) -> LogPosition {
         self.start
     }
 
     /// The end of the log.
-    pub(super) fn last(&self) -> LogId {
+    pub(super) fn last(&self) -> LogPosition {
         self.last
     }
 
@@ -130,31 +129,31 @@ impl Log {
     }
 
     /// The run that holds `index`, or `start` if no run does.
-    fn run_of(&self, index: LogIndex) -> LogId {
+    fn run_of(&self, index: LogIndex) -> LogPosition {
         let after = self.runs.partition_point(|run| run.index <= index);
         after.checked_sub(1).map_or(self.start, |at| self.runs[at])
     }
 
     /// Whether this log has the entry `id`.
-    pub(super) fn contains(&self, id: LogId) -> bool {
+    pub(super) fn contains(&self, id: LogPosition) -> bool {
         self.term(id.index) == Some(id.term)
     }
 
     /// The last entry at or before `limit.index` whose term is at most `limit.term`: the last one that can be
     /// equal in a log that ends its common part with us there. Term zero if it lies before our start.
-    pub(super) fn last_possible_match(&self, limit: LogId) -> LogId {
+    pub(super) fn last_possible_match(&self, limit: LogPosition) -> LogPosition {
         let mut index = limit.index.min(self.last.index);
         while index > self.start.index {
             let run = self.run_of(index);
             if run.term <= limit.term {
-                return LogId::new(run.term, index);
+                return LogPosition::new(run.term, index);
             }
             index = LogIndex(run.index.0 - 1);
         }
         if index == self.start.index && self.start.term <= limit.term {
             return self.start;
         }
-        LogId::new(
+        LogPosition::new(
             Term(0),
             index.min(LogIndex(self.start.index.0.saturating_sub(1))),
         )
@@ -173,7 +172,7 @@ impl Log {
             entry.term,
             self.last.term
         );
-        let id = LogId::new(entry.term, entry.index);
+        let id = entry.position();
         if self.runs.back().map_or(self.start.term, |run| run.term) != entry.term {
             self.runs.push_back(id);
         }
@@ -208,7 +207,7 @@ impl Log {
     }
 
     /// Forgets every entry: a snapshot at `start` stands for all of them.
-    pub(super) fn reset(&mut self, start: LogId) {
+    pub(super) fn reset(&mut self, start: LogPosition) {
         assert!(
             start.index >= self.commit,
             "a snapshot at {start} would undo the commit of {}",
@@ -227,7 +226,7 @@ impl Log {
         while self.first() <= through && !self.entries.is_empty() {
             self.pop_front();
         }
-        self.start = LogId::new(term, through);
+        self.start = LogPosition::new(term, through);
         while self.runs.get(1).is_some_and(|next| next.index <= through) {
             self.runs.pop_front();
         }
@@ -327,7 +326,7 @@ impl Log {
         entries.iter().zip(expected).all(|(entry, index)| {
             entry.index == index
                 && index <= self.stable.min(self.commit)
-                && self.contains(LogId::new(entry.term, index))
+                && self.contains(LogPosition::new(entry.term, index))
         })
     }
 
@@ -368,8 +367,8 @@ mod tests {
     use crate::types::EntryKind;
     use bytes::Bytes;
 
-    fn id(term: u64, index: u64) -> LogId {
-        LogId::new(Term(term), LogIndex(index))
+    fn id(term: u64, index: u64) -> LogPosition {
+        LogPosition::new(Term(term), LogIndex(index))
     }
 
     fn entry(term: u64, index: u64) -> Entry {

@@ -3,31 +3,7 @@
 //! Messages may be lost, repeated, delayed and reordered; each is complete in itself. The transport
 //! authenticates the sender. Follows section 3 of the Raft paper, with etcd's pre-vote and conflict hints.
 
-use crate::types::{Entry, LogIndex, MemberId, Term};
-use std::fmt;
-
-/// An entry's place in the log and the term that wrote it. Two logs that hold the same `LogId` agree on
-/// everything up to it. The order (term first) is the paper's "at least as up to date".
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LogId {
-    /// The term of the leader that appended the entry.
-    pub term: Term,
-    /// The entry's position.
-    pub index: LogIndex,
-}
-
-impl LogId {
-    /// The id of the entry at `index` written in `term`.
-    pub fn new(term: Term, index: LogIndex) -> Self {
-        Self { term, index }
-    }
-}
-
-impl fmt::Display for LogId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@t{}", self.index, self.term)
-    }
-}
+use crate::types::{Entry, LogIndex, LogPosition, MemberId, Term};
 
 /// A message and whom it is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +31,7 @@ pub enum Body {
     /// next term? It changes nothing at the receiver, so a member that rejoins cannot depose a leader.
     PreVote {
         /// The end of the sender's log.
-        last: LogId,
+        last: LogPosition,
     },
     /// Answer to [`Body::PreVote`]. Granted proves only that the replier heard no leader lately and has
     /// no longer log; it promises nothing and may be granted to many.
@@ -68,7 +44,7 @@ pub enum Body {
     /// From a candidate whose own term and vote are durable. Granting promises the vote of this term.
     RequestVote {
         /// The end of the candidate's log.
-        last: LogId,
+        last: LogPosition,
         /// The leader told it to stand ([`Body::TimeoutNow`]): a fresh leader is no reason to refuse.
         transfer: bool,
     },
@@ -82,7 +58,7 @@ pub enum Body {
     /// the term. The leader may not have the entries on its own disk yet.
     Append {
         /// The entry before the first of `entries` in the leader's log.
-        prev: LogId,
+        prev: LogPosition,
         /// How far the leader's log is committed; may lie beyond `entries`.
         commit: LogIndex,
         /// Entries with consecutive indexes from `prev.index + 1`.
@@ -99,7 +75,7 @@ pub enum Body {
         /// The index of the `prev` that did not match.
         rejected: LogIndex,
         /// The follower's last entry that could match: none after it does. Term zero means unknown.
-        hint: LogId,
+        hint: LogPosition,
     },
     /// From the leader, no reply: entries the receiver has acknowledged are now committed. A lost one is
     /// made good by the next append or heartbeat.

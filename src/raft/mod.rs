@@ -99,5 +99,5 @@ pub use interface::{
 };
 pub use log::entry_bytes;
 pub use membership::{Change, Membership, MembershipError};
-pub use message::{Body, Envelope, LogId, Message};
+pub use message::{Body, Envelope, Message};
 pub use node::Node;

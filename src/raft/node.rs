@@ -13,9 +13,9 @@ use super::interface::{
 };
 use super::leader::Leader;
 use super::membership::{Change, Membership};
-use super::message::{Body, LogId, Message};
+use super::message::{Body, Message};
 use super::recovery::{check_config, recover_log};
-use crate::types::{Entry, EntryKind, LogIndex, MemberId, Term};
+use crate::types::{Entry, EntryKind, LogIndex, LogPosition, MemberId, Term};
 use bytes::Bytes;
 
 /// What a member is, with what only that role has.
@@ -91,7 +91,7 @@ impl Node {
 
     /// Appends a command. It is committed when it comes back from [`Ready::committed`] with the returned id;
     /// if another entry comes with its index, it never will be.
-    pub fn propose(&mut self, data: Bytes) -> Result<LogId, ProposeError> {
+    pub fn propose(&mut self, data: Bytes) -> Result<LogPosition, ProposeError> {
         match &mut self.role {
             Role::Leader(leader) => leader.propose(&mut self.common, data),
             Role::Follower(_) | Role::Candidate(_) => Err(self.not_leader()),
@@ -100,7 +100,7 @@ impl Node {
 
     /// Appends a membership change, in force at once (see [`membership`](super::membership)). The committed
     /// entry's data is the encoded [`Membership`] after it.
-    pub fn propose_membership(&mut self, change: &Change) -> Result<LogId, ChangeError> {
+    pub fn propose_membership(&mut self, change: &Change) -> Result<LogPosition, ChangeError> {
         match &mut self.role {
             Role::Leader(leader) => leader.propose_membership(&mut self.common, change),
             Role::Follower(_) | Role::Candidate(_) => Err(self.not_leader().into()),
@@ -394,7 +394,7 @@ impl Node {
     /// A verified snapshot at `id` is about to replace the state machine. Nothing is given out to be applied
     /// until [`snapshot_installed`](Self::snapshot_installed) or
     /// [`snapshot_abandoned`](Self::snapshot_abandoned).
-    pub fn snapshot_starts(&mut self, id: LogId) -> Result<(), SnapshotRefused> {
+    pub fn snapshot_starts(&mut self, id: LogPosition) -> Result<(), SnapshotRefused> {
         let commit = self.common.log.commit();
         let applying = &self.common.applying;
         let newer = if applying.awaiting {
@@ -431,7 +431,7 @@ impl Node {
 
     /// The state machine was replaced by the snapshot at `id`, durably; `membership` came with it, and
     /// [`snapshot_starts`](Self::snapshot_starts) before it.
-    pub fn snapshot_installed(&mut self, id: LogId, membership: Membership) {
+    pub fn snapshot_installed(&mut self, id: LogPosition, membership: Membership) {
         assert!(
             self.common.applying.installing,
             "a snapshot starts before it is installed"
@@ -557,7 +557,7 @@ impl Node {
     }
 
     /// The last entry of the log.
-    pub fn last(&self) -> LogId {
+    pub fn last(&self) -> LogPosition {
         self.common.log.last()
     }
 
@@ -597,7 +597,7 @@ fn check_entries(term: Term, body: &Body) -> Result<(), StepError> {
         if !(follows && in_order && sound) {
             return Err(StepError::Entry { index: entry.index });
         }
-        before = LogId::new(entry.term, entry.index);
+        before = entry.position();
     }
     Ok(())
 }
@@ -649,7 +649,7 @@ mod tests {
     }
 
     fn append(term: u64, entries: Vec<Entry>) -> Message {
-        let prev = LogId::default();
+        let prev = LogPosition::default();
         let commit = index(0);
         let body = Body::Append {
             prev,
@@ -680,7 +680,7 @@ mod tests {
                 matches!(refused, Err(StepError::Entry { .. })),
                 "{entries:?}"
             );
-            assert_eq!(node.last(), LogId::default());
+            assert_eq!(node.last(), LogPosition::default());
         }
     }
 

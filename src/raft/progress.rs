@@ -7,8 +7,7 @@
 //!     └───────────────── snapshot sent or failed ──┴──────────────────────────────────┘
 //! ```
 
-use super::message::LogId;
-use crate::types::LogIndex;
+use crate::types::{LogIndex, LogPosition};
 use std::collections::VecDeque;
 
 /// How entries are sent to a follower.
@@ -146,7 +145,7 @@ impl Progress {
     }
 
     /// It lacks the entry at `rejected`; `possible` is the last entry that both logs can share.
-    pub(super) fn rejected(&mut self, rejected: LogIndex, possible: LogId) {
+    pub(super) fn rejected(&mut self, rejected: LogIndex, possible: LogPosition) {
         let late = match &self.pace {
             Pace::Probe { .. } => rejected.next() != self.next,
             Pace::Replicate(_) => rejected <= self.matched,
@@ -230,9 +229,9 @@ mod tests {
     fn late_rejections_change_nothing() {
         let mut progress = Progress::new(LogIndex(10));
         progress.acknowledged(LogIndex(8), LogIndex(0));
-        progress.rejected(LogIndex(7), LogId::new(Term(1), LogIndex(3)));
+        progress.rejected(LogIndex(7), LogPosition::new(Term(1), LogIndex(3)));
         assert!(progress.is_replicating());
-        progress.rejected(LogIndex(12), LogId::new(Term(1), LogIndex(3)));
+        progress.rejected(LogIndex(12), LogPosition::new(Term(1), LogIndex(3)));
         assert!(progress.is_probing());
         assert_eq!(
             progress.next,

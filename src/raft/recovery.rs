@@ -3,8 +3,7 @@
 use super::interface::{Config, InitialState, InitialStateError};
 use super::log::Log;
 use super::membership::{History, Membership};
-use super::message::LogId;
-use crate::types::{EntryKind, LogIndex, MemberId};
+use crate::types::{EntryKind, LogIndex, LogPosition, MemberId};
 
 /// A configuration must make sense by itself.
 pub(super) fn check_config(config: &Config) -> Result<(), InitialStateError> {
@@ -47,7 +46,7 @@ pub(super) fn recover_log(
             None => state.start.term,
             Some(run) => run.term,
         };
-        let last = LogId::new(term, index);
+        let last = LogPosition::new(term, index);
         log.extend_evicted(&check_runs(state.start, &state.evicted_terms, last)?, last);
     }
     let first = state
@@ -59,7 +58,7 @@ pub(super) fn recover_log(
     }
     let mut history = History::new(applied, state.membership);
     for entry in state.entries {
-        let (found, after) = (LogId::new(entry.term, entry.index), log.last());
+        let (found, after) = (entry.position(), log.last());
         if found.index != after.index.next() || found.term < after.term {
             return Err(InitialStateError::Disorder { found, after });
         }
@@ -85,7 +84,11 @@ pub(super) fn recover_log(
 }
 
 /// The runs must rise from `start` and stay before the first entry given.
-fn check_runs(start: LogId, runs: &[LogId], last: LogId) -> Result<Vec<LogId>, InitialStateError> {
+fn check_runs(
+    start: LogPosition,
+    runs: &[LogPosition],
+    last: LogPosition,
+) -> Result<Vec<LogPosition>, InitialStateError> {
     let mut after = start;
     for &found in runs {
         if found.index <= after.index || found.term < after.term || found.index > last.index {
@@ -154,12 +157,12 @@ mod tests {
     fn entries_that_the_disk_keeps_to_itself_are_part_of_the_log() {
         let state = InitialState {
             applied: index(9),
-            start: LogId::new(Term(3), index(4)),
+            start: LogPosition::new(Term(3), index(4)),
             entries: vec![entry(3, 9, EntryKind::Command)],
             ..InitialState::default()
         };
         let node = Node::new(Config::new(MemberId(1), 1), state).unwrap();
-        assert_eq!(node.last(), LogId::new(Term(3), index(9)));
+        assert_eq!(node.last(), LogPosition::new(Term(3), index(9)));
         assert_eq!(node.term_at(index(6)), Some(Term(3)));
         node.check();
     }
@@ -185,7 +188,7 @@ mod tests {
             hard_state: HardState { term, vote, commit },
             applied: commit,
             membership: voters(1..=3),
-            start: LogId::new(term, index(4)),
+            start: LogPosition::new(term, index(4)),
             entries: (7..=9).map(|at| entry(3, at, EntryKind::Command)).collect(),
             awaits_snapshot: true,
             ..InitialState::default()
@@ -201,17 +204,17 @@ mod tests {
             term: Term(term),
             body,
         };
-        let (last, transfer) = (LogId::new(term, index(8)), false);
+        let (last, transfer) = (LogPosition::new(term, index(8)), false);
         let short = from(4, Body::RequestVote { last, transfer });
         node.step(MemberId(2), short).unwrap();
         let refused = Body::Vote { granted: false };
         assert_eq!(drain(&mut node).0, [refused], "it knows what it has");
-        let last = LogId::new(term, index(9));
+        let last = LogPosition::new(term, index(9));
         let long = from(4, Body::RequestVote { last, transfer });
         node.step(MemberId(3), long).unwrap();
         assert_eq!(drain(&mut node).0, [Body::Vote { granted: true }]);
 
-        let at = |at| LogId::new(term, index(at));
+        let at = |at| LogPosition::new(term, index(at));
         assert!(node.snapshot_starts(at(6)).is_err(), "7 was served once");
         node.snapshot_starts(at(7)).unwrap();
         node.snapshot_installed(at(7), voters([1, 3]));

@@ -478,7 +478,7 @@ fn tell_membership(membership: &Membership) -> String {
 }
 
 fn tell_entry(entry: &Entry) -> String {
-    let id = LogId::new(entry.term, entry.index);
+    let id = entry.position();
     match entry.kind {
         EntryKind::Noop => format!("{id}"),
         EntryKind::Command => format!("{id} {}", String::from_utf8_lossy(&entry.data)),

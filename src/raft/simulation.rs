@@ -3,10 +3,9 @@
 //!
 //! `SEED=7 cargo test raft::simulation` replays one; `SEEDS=5000` runs more.
 
-use super::common::Random;
 use super::testing::{Disk, Host, Judge, index, voters};
 use super::*;
-use crate::types::{LogIndex, MemberId};
+use crate::types::{LogIndex, LogPosition, MemberId, SplitMix64};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -17,12 +16,15 @@ const HEALED_ROUNDS: u32 = 150;
 
 enum Packet {
     Message(Message),
-    Snapshot { at: LogId, membership: Membership },
+    Snapshot {
+        at: LogPosition,
+        membership: Membership,
+    },
 }
 
 struct World {
     seed: u64,
-    random: Random,
+    random: SplitMix64,
     hosts: BTreeMap<u64, Host>,
     crashed: BTreeMap<u64, Disk>,
     network: Vec<(u64, u64, Packet)>,
@@ -37,7 +39,7 @@ impl World {
     fn new(seed: u64, size: u64) -> Self {
         let mut world = Self {
             seed,
-            random: Random::new(seed),
+            random: SplitMix64::new(seed),
             hosts: BTreeMap::new(),
             crashed: BTreeMap::new(),
             network: Vec::new(),
@@ -61,7 +63,7 @@ impl World {
     }
 
     fn below(&mut self, bound: u64) -> u64 {
-        self.random.next() % bound
+        self.random.next_u64() % bound
     }
 
     fn one_in(&mut self, bound: u64) -> bool {
@@ -69,7 +71,7 @@ impl World {
     }
 
     fn config(&mut self, id: u64) -> Config {
-        let mut config = Config::new(MemberId(id), self.random.next());
+        let mut config = Config::new(MemberId(id), self.random.next_u64());
         config.election_ticks = 5;
         config.pre_vote = !self.seed.is_multiple_of(3);
         // Without both, members that do not know of their removal may disturb elections for ever.
@@ -312,7 +314,7 @@ impl World {
             540..620 => self.hosts.get_mut(&id).unwrap().node.tick(),
             620..760 => {
                 let host = self.hosts.get_mut(&id).unwrap();
-                while host.persist_one() && self.random.next().is_multiple_of(2) {}
+                while host.persist_one() && self.random.next_u64().is_multiple_of(2) {}
             }
             760..800 => {
                 self.hosts.get_mut(&id).unwrap().read_log_one();
@@ -429,7 +431,7 @@ impl World {
         }
     }
 
-    fn statuses(&self) -> Vec<(u64, Status, LogId, Membership)> {
+    fn statuses(&self) -> Vec<(u64, Status, LogPosition, Membership)> {
         let of = |(&id, host): (&u64, &Host)| {
             (
                 id,

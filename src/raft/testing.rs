@@ -2,7 +2,7 @@
 //! remembers what it applied, and a judge that sees all of them.
 
 use super::*;
-use crate::types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
+use crate::types::{Entry, EntryKind, HardState, LogIndex, LogPosition, MemberId, Term};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -18,10 +18,10 @@ pub(super) fn voters(ids: impl IntoIterator<Item = u64>) -> Membership {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Disk {
     pub(super) hard_state: HardState,
-    pub(super) start: LogId,
+    pub(super) start: LogPosition,
     pub(super) entries: Vec<Entry>,
     /// The state machine, as its own disk has it.
-    pub(super) applied: LogId,
+    pub(super) applied: LogPosition,
     pub(super) membership: Membership,
 }
 
@@ -33,10 +33,8 @@ impl Disk {
         }
     }
 
-    pub(super) fn last(&self) -> LogId {
-        self.entries
-            .last()
-            .map_or(self.start, |entry| LogId::new(entry.term, entry.index))
+    pub(super) fn last(&self) -> LogPosition {
+        self.entries.last().map_or(self.start, Entry::position)
     }
 
     fn term(&self, index: LogIndex) -> Option<Term> {
@@ -86,7 +84,7 @@ impl Disk {
         let through = through.min(self.applied.index).min(self.last().index);
         if through > self.start.index {
             let term = self.term(through).expect("released entries were written");
-            self.start = LogId::new(term, through);
+            self.start = LogPosition::new(term, through);
             self.entries.retain(|entry| entry.index > through);
         }
     }
@@ -116,7 +114,7 @@ impl Disk {
         for entry in &self.entries[..from] {
             if entry.term != term {
                 term = entry.term;
-                evicted_terms.push(LogId::new(term, entry.index));
+                evicted_terms.push(LogPosition::new(term, entry.index));
             }
         }
         let (from, evicted_terms) = if evicted_terms.is_empty() {
@@ -145,7 +143,7 @@ pub(super) struct Host {
     pub(super) writes: VecDeque<Persist>,
     pub(super) log_reads: VecDeque<ReadLog>,
     /// The state machine in memory.
-    pub(super) applied: LogId,
+    pub(super) applied: LogPosition,
     pub(super) membership: Membership,
     /// Given out, not applied yet.
     pub(super) to_apply: VecDeque<Entry>,
@@ -196,7 +194,7 @@ impl Host {
             self.applied.index.next(),
             "entries apply in order, each once"
         );
-        self.applied = LogId::new(entry.term, entry.index);
+        self.applied = entry.position();
         if entry.kind == EntryKind::Membership {
             self.membership = Membership::decode(&entry.data).unwrap();
         }
@@ -211,7 +209,7 @@ impl Host {
     }
 
     /// Replaces the state machine. False if the node refuses.
-    pub(super) fn install(&mut self, at: LogId, membership: &Membership) -> bool {
+    pub(super) fn install(&mut self, at: LogPosition, membership: &Membership) -> bool {
         if self.node.snapshot_starts(at).is_err() {
             return false;
         }

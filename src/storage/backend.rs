@@ -1,6 +1,7 @@
 //! redb over the disk seam: the database's storage backend is one [`DiskFile`].
 //!
-//! So redb meets the same faults as the WAL in simulation. It takes no lock: the data directory is locked as a whole.
+//! So a simulated disk injects the same faults into redb as into the WAL. It takes no lock: the data directory is locked as a
+//! whole.
 
 use super::disk::DiskFile;
 use std::{io, sync::Arc, thread};
@@ -40,7 +41,7 @@ impl redb::StorageBackend for DiskBackend {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        // A commit writes hundreds of pages. Whoever waits for this core, and for whom somebody waits, goes first.
+        // A commit writes hundreds of pages and nobody waits for it: other threads that need this core run first.
         thread::yield_now();
         self.file.write_at(offset, data)
     }

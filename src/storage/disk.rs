@@ -42,8 +42,8 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals in `dir` durable.
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
-    /// How long the next write and its sync keep their caller, where nothing can block: in a simulation the caller waits so long
-    /// on the simulated clock before it writes. A real disk keeps its caller by itself.
+    /// How long the caller has to wait, on the simulated clock, before the next write and its sync: in a simulation no call
+    /// blocks. Zero for a real disk, whose calls block.
     fn takes(&self) -> Duration {
         Duration::ZERO
     }

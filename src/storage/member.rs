@@ -1,11 +1,11 @@
-//! Whose data directory this is: a small file with the member's identity, written once, before anything else.
+//! The owner of a data directory: a small file with the member's identity, written once, at the end of its first start.
 //!
-//! It names the format of the whole directory, so that an older program refuses a newer directory before it touches it.
+//! It contains the format of the whole directory, so that an older program refuses a newer directory before it writes to it.
 
 use super::disk::{Disk, OpenMode};
 use crate::{
     codec::{self, CodecError},
-    types::{ClusterId, MemberId},
+    types::Identity,
 };
 use bincode::{Decode, Encode};
 use std::io;
@@ -22,13 +22,11 @@ const MAGIC: [u8; 8] = *b"QUORATE\0";
 const HEADER_BYTES: usize = 20;
 const PAYLOAD_BYTES_MAX: u32 = 64 * 1024;
 
-/// A member's identity, as its data directory remembers it.
+/// Whose a data directory is.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Member {
-    /// The cluster it belongs to.
-    pub cluster: ClusterId,
-    /// Its id there.
-    pub node: MemberId,
+pub struct Owner {
+    /// The member.
+    pub identity: Identity,
     /// The name it had when it was made.
     pub name: String,
 }
@@ -67,8 +65,8 @@ pub enum MemberError {
     Codec(#[from] CodecError),
 }
 
-/// Reads the identity; nothing if the directory is new.
-pub fn read(disk: &dyn Disk) -> Result<Option<Member>, MemberError> {
+/// Reads the owner; `None` if the directory has no such file.
+pub fn read(disk: &dyn Disk) -> Result<Option<Owner>, MemberError> {
     let present = disk
         .list("")
         .map_err(io_error("list"))?
@@ -118,9 +116,9 @@ pub fn read(disk: &dyn Disk) -> Result<Option<Member>, MemberError> {
     Ok(Some(codec::decode("member identity", &payload)?))
 }
 
-/// Writes the identity of a new directory, durably and whole.
-pub fn write(disk: &dyn Disk, member: &Member) -> Result<(), MemberError> {
-    let payload = codec::encode(member);
+/// Writes the owner of a new directory, atomically and durably.
+pub fn write(disk: &dyn Disk, owner: &Owner) -> Result<(), MemberError> {
+    let payload = codec::encode(owner);
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload.len());
     bytes.extend_from_slice(&MAGIC);
     bytes.extend_from_slice(&FORMAT_VERSION.to_le_bytes());
@@ -152,11 +150,14 @@ fn io_error(action: &'static str) -> impl Fn(io::Error) -> MemberError {
 mod tests {
     use super::*;
     use crate::storage::real_disk::RealDisk;
+    use crate::types::{ClusterId, MemberId};
 
-    fn member() -> Member {
-        Member {
-            cluster: ClusterId(7),
-            node: MemberId(9),
+    fn owner() -> Owner {
+        Owner {
+            identity: Identity {
+                cluster: ClusterId(7),
+                member: MemberId(9),
+            },
             name: "n1".to_owned(),
         }
     }
@@ -185,15 +186,15 @@ mod tests {
             None,
             "a new directory has no identity"
         );
-        write(&disk, &member()).unwrap();
-        assert_eq!(read(&disk).unwrap(), Some(member()));
+        write(&disk, &owner()).unwrap();
+        assert_eq!(read(&disk).unwrap(), Some(owner()));
     }
 
     #[test]
     fn a_flipped_bit_anywhere_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let disk = RealDisk::open(dir.path()).unwrap();
-        write(&disk, &member()).unwrap();
+        write(&disk, &owner()).unwrap();
         let len = disk
             .open(
                 FILE,
@@ -220,7 +221,7 @@ mod tests {
     fn a_newer_format_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let disk = RealDisk::open(dir.path()).unwrap();
-        write(&disk, &member()).unwrap();
+        write(&disk, &owner()).unwrap();
         let file = disk
             .open(
                 FILE,

@@ -1,9 +1,10 @@
 //! Bytes that survive a crash: the write-ahead log, the database of revisions, and the disk under both.
 //!
-//! Nothing here knows Raft's rules or the data model; it stores entries and records it does not look into.
+//! Nothing here knows Raft's rules or the data model: entries and records are stored without being decoded.
 
 pub mod backend;
 pub mod db;
+pub mod descriptors;
 pub mod disk;
 pub mod member;
 pub mod real_disk;

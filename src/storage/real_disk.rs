@@ -1,8 +1,9 @@
 //! The disk of the machine: one data directory, locked against a second process.
 //!
-//! It owns the data directory's lock and decides once, with a probe, whether the file system takes direct I/O. It
-//! leaves out every policy: what a file holds, when to sync it, and what to do about an error are its callers' matter.
+//! It owns the data directory's lock and finds out once, with a probe, whether the file system supports direct I/O. What a file
+//! holds, when it is synced, and what to do about an error is up to the callers.
 
+use super::descriptors::Reserve;
 use super::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode, aligned_zeros};
 use rustix::fs::OFlags;
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
@@ -10,13 +11,14 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::{io, sync::Arc};
 
-/// The file whose lock says that a process uses the data directory.
+/// The file that a process locks while it uses the data directory, besides the directory itself. Programs that lock only this
+/// file are kept away too.
 pub const LOCK_FILE: &str = "LOCK";
 
-/// Where direct I/O is tried; removed again at once.
+/// The file that direct I/O is tried on; removed at once.
 const PROBE_FILE: &str = "direct-io.probe";
 
-/// The most bytes one direct read asks for: what its aligned copy may take of memory.
+/// The most bytes of one direct read, which bounds its aligned copy in memory.
 const DIRECT_READ_BYTES_MAX: usize = 1024 * 1024;
 
 /// Why a data directory cannot be used. Retrying helps only after someone changed the directory.
@@ -57,11 +59,12 @@ pub enum DiskError {
 pub struct RealDisk {
     root: PathBuf,
     takes_direct: bool,
-    _lock: File, // held for its lock alone, which ends when the file is closed
+    reserve: Reserve,
+    _locks: [File; 2], // held for their locks alone, which end when the files are closed
 }
 
 impl RealDisk {
-    /// Creates the directory where there is none (for its owner alone), locks it, and tries direct I/O in it.
+    /// Creates the directory if there is none (readable by its owner only), locks it, and tries direct I/O in it.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, DiskError> {
         let root = path.as_ref().to_path_buf();
         create_root(&root)?;
@@ -69,6 +72,17 @@ impl RealDisk {
             path: root.clone(),
             source,
         };
+        // The directory too: anybody can delete the lock file, and a second process would make and lock another one.
+        let directory = File::open(&root).map_err(not_writable)?;
+        match directory.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(DiskError::InUse { path: root }),
+            Err(TryLockError::Error(error)) => tracing::warn!(
+                directory = %root.display(), %error,
+                "the file system cannot lock a directory: the data directory is safe from a second process only while its file \
+                 {LOCK_FILE} is there"
+            ),
+        }
         let lock = OpenOptions::new()
             .write(true)
             .create(true)
@@ -93,7 +107,8 @@ impl RealDisk {
         Ok(Self {
             takes_direct: direct.is_ok(),
             root,
-            _lock: lock,
+            reserve: Reserve::new(),
+            _locks: [directory, lock],
         })
     }
 
@@ -107,7 +122,7 @@ impl RealDisk {
         &self.root
     }
 
-    /// Where a relative name lies. A name that leaves the data directory is refused.
+    /// The path of a relative name. Fails for a name that leads out of the data directory.
     fn locate(&self, name: &str) -> io::Result<PathBuf> {
         let inside = Path::new(name)
             .components()
@@ -145,12 +160,15 @@ impl Disk for RealDisk {
             self.create_parent(&path)?;
         }
         let direct = mode.direct && self.takes_direct;
-        let file = open_file(&path, mode.create, direct)?;
+        let file = self
+            .reserve
+            .open(|| open_file(&path, mode.create, direct))?;
         Ok(Arc::new(RealFile { file, direct }))
     }
 
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
-        let entries = match fs::read_dir(self.locate(dir)?) {
+        let path = self.locate(dir)?;
+        let entries = match self.reserve.open(|| fs::read_dir(&path)) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
@@ -175,7 +193,8 @@ impl Disk for RealDisk {
     }
 
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
-        File::open(self.locate(dir)?)?.sync_all()
+        let path = self.locate(dir)?;
+        self.reserve.open(|| File::open(&path))?.sync_all()
     }
 }
 
@@ -333,6 +352,19 @@ mod tests {
         );
         drop(disk);
         RealDisk::open(&path).unwrap();
+    }
+
+    #[test]
+    fn a_second_opener_is_refused_although_the_lock_file_was_deleted() {
+        let (dir, _disk) = disk();
+        let path = dir.path().join("data");
+        fs::remove_file(path.join(LOCK_FILE)).unwrap();
+        let refused = RealDisk::open(&path).unwrap_err();
+        assert!(matches!(refused, DiskError::InUse { .. }), "{refused}");
+        assert!(
+            !path.join(LOCK_FILE).exists(),
+            "it touched nothing in the directory"
+        );
     }
 
     #[test]

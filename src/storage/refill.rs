@@ -1,8 +1,8 @@
-//! The wish for another database: a small file in the data directory, which the next start finds.
+//! The request for a refill: a small file in the data directory, which the next start finds.
 //!
-//! A member whose database is damaged, or differs from the others', writes it and stops (or its operator does: any file of that
-//! name counts). The next start puts the database aside and waits for a snapshot. Log, term, vote and identity stay: what this
-//! member promised to others it keeps.
+//! A member whose database is damaged, or differs from the others', writes the file and stops; an operator may write it too, with
+//! any content. The next start sets the database aside and waits for a leader's snapshot. Log, term, vote and identity stay, so
+//! that the member forgets no vote and no entry that it acknowledged.
 
 use super::disk::{Disk, OpenMode};
 use std::io;
@@ -10,10 +10,10 @@ use std::io;
 /// The file's name in the data directory.
 pub const REFILL: &str = "refill";
 
-/// The longest reason that is kept.
+/// The longest reason that is stored; the rest is cut off.
 const REASON_BYTES_MAX: usize = 4_096;
 
-/// Asks for another database at the next start, durably. The reason is for the log.
+/// Requests a refill at the next start, durably. The next start logs the reason.
 pub fn request(disk: &dyn Disk, reason: &str) -> io::Result<()> {
     let mode = OpenMode {
         create: true,
@@ -27,7 +27,7 @@ pub fn request(disk: &dyn Disk, reason: &str) -> io::Result<()> {
     disk.sync_dir("")
 }
 
-/// The reason, if another database is asked for.
+/// The reason, if a refill is requested.
 pub fn requested(disk: &dyn Disk) -> io::Result<Option<String>> {
     if !disk.list("")?.iter().any(|name| name == REFILL) {
         return Ok(None);
@@ -43,7 +43,7 @@ pub fn requested(disk: &dyn Disk) -> io::Result<Option<String>> {
     Ok(Some(String::from_utf8_lossy(&reason).trim().to_owned()))
 }
 
-/// The wish is fulfilled, or under way in a way that needs it no more.
+/// Removes the request: the refill is done, or will be done without it.
 pub fn granted(disk: &dyn Disk) -> io::Result<()> {
     disk.remove(REFILL)?;
     disk.sync_dir("")

@@ -1,31 +1,38 @@
-//! A disk in memory that loses what was not synced, tears writes, flips bits and fails: all from one seed.
+//! A disk in memory that loses unsynced writes, tears writes, flips bits and fails: all from one seed.
 //!
-//! It is test equipment, kept here so that the simulator, the log's tests and redb's can share it. It is deterministic:
-//! no clock, no entropy but the seed. It promises no more than POSIX does: a file's name is durable only after
-//! [`Disk::sync_dir`], its bytes only after [`DiskFile::sync_data`], and after a failed sync the bytes it was about may be
-//! lost although they still read back and a later sync succeeds.
+//! It is for tests, and lives here because the simulator, the log's tests and the database's share it. It is deterministic: it
+//! has no clock, and no entropy but the seed. It guarantees no more than POSIX does: a file's name is durable only after
+//! [`Disk::sync_dir`], its bytes only after [`DiskFile::sync_data`], and after a failed sync unsynced bytes may be lost although
+//! they still read back and a later sync succeeds.
 
 use super::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode};
+use crate::{
+    mutation::{Mutation, mutated},
+    types::SplitMix64,
+};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::{fmt, io, time::Duration};
 
-/// What a disk writes as a whole: within a write that is torn, each sector is new or old.
+/// The unit of a torn write: after a crash each sector of it is either new or old.
 const SECTOR_BYTES: usize = 512;
+
+/// The directory of the log, whose syncs [`Mutation::SkipSync`] leaves out.
+const LOG_DIR: &str = "wal";
 
 /// How an operation fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// An I/O error. A write may have done a part; the bytes a sync was about may be lost.
+    /// An I/O error. A write may be done in part; after a failed sync, unsynced bytes may be lost.
     Io,
-    /// No space is left. A write may have done a part.
+    /// No space is left. A write may be done in part.
     NoSpace,
 }
 
 /// A simulated disk. Clones are the same disk.
 #[derive(Clone)]
 pub struct SimDisk {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<DiskState>>,
 }
 
 impl fmt::Debug for SimDisk {
@@ -39,10 +46,10 @@ impl fmt::Debug for SimDisk {
 }
 
 #[derive(Debug)]
-struct State {
-    random: u64,
+struct DiskState {
+    random: SplitMix64,
     takes_direct: bool,
-    /// The machine's life: handles of earlier ones are dead.
+    /// Counts crashes: file handles opened before the last one fail.
     life: u64,
     /// Writes, syncs and changes of names so far.
     operations: u64,
@@ -62,11 +69,11 @@ struct State {
 struct Inode {
     now: Vec<u8>,
     durable: Vec<u8>,
-    unsynced: Vec<Change>,
+    unsynced: Vec<FileChange>,
 }
 
 #[derive(Clone, Debug)]
-enum Change {
+enum FileChange {
     Write { offset: usize, data: Vec<u8> },
     Length(usize),
 }
@@ -77,7 +84,7 @@ struct NameChange {
     added: Option<(String, usize)>,
 }
 
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+fn lock(state: &Mutex<DiskState>) -> MutexGuard<'_, DiskState> {
     state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -113,7 +120,7 @@ impl NameChange {
     }
 }
 
-impl Change {
+impl FileChange {
     fn apply(&self, bytes: &mut Vec<u8>) {
         match self {
             Self::Length(len) => bytes.resize(*len, 0),
@@ -150,9 +157,15 @@ impl Change {
 }
 
 impl Inode {
-    fn change(&mut self, change: Change) {
+    fn change(&mut self, change: FileChange) {
         change.apply(&mut self.now);
         self.unsynced.push(change);
+    }
+
+    /// Whether the file was made before, and written to behind its first block since the last sync: so the log writes batches.
+    fn is_appended_to(&self) -> bool {
+        let behind = |change: &FileChange| matches!(change, FileChange::Write { offset, .. } if *offset >= DIRECT_ALIGN);
+        !self.durable.is_empty() && self.unsynced.iter().all(behind)
     }
 
     fn sync(&mut self) {
@@ -162,23 +175,14 @@ impl Inode {
     }
 }
 
-impl State {
-    /// The next pseudo-random number (`SplitMix64`).
-    fn random(&mut self) -> u64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.random;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
+impl DiskState {
     /// A number below `limit`, which is not zero.
     fn below(&mut self, limit: usize) -> usize {
-        usize::try_from(self.random() % limit as u64).unwrap_or(0)
+        self.random.below(limit)
     }
 
     fn coin(&mut self) -> bool {
-        self.random() & 1 == 1
+        self.random.next_u64() & 1 == 1
     }
 
     /// Counts an operation, and says whether it fails.
@@ -221,10 +225,10 @@ impl State {
             match (self.below(4), change) {
                 (0, _) => {}
                 (1, _) => change.apply(&mut bytes),
-                (2, Change::Write { offset, data }) if last => {
+                (2, FileChange::Write { offset, data }) if last => {
                     let kept = self.below(data.len() + 1);
                     let (offset, data) = (*offset, data[..kept].to_vec());
-                    Change::Write { offset, data }.apply(&mut bytes);
+                    FileChange::Write { offset, data }.apply(&mut bytes);
                 }
                 _ => change.apply_sectors(&mut bytes, || self.coin()),
             }
@@ -233,17 +237,17 @@ impl State {
         self.inodes[at].durable = bytes;
     }
 
-    /// Fails a change: a part of a write is done all the same.
-    fn fail_change(&mut self, inode: usize, change: &Change, fault: Fault) -> io::Error {
-        if let Change::Write { offset, data } = change {
+    /// Fails a change, after doing a part of a write.
+    fn fail_change(&mut self, inode: usize, change: &FileChange, fault: Fault) -> io::Error {
+        if let FileChange::Write { offset, data } = change {
             let kept = self.below(data.len() + 1);
             let (offset, data) = (*offset, data[..kept].to_vec());
-            self.inodes[inode].change(Change::Write { offset, data });
+            self.inodes[inode].change(FileChange::Write { offset, data });
         }
         fault.error()
     }
 
-    /// Fails a sync: some of the unsynced changes will never be durable, although they read back.
+    /// Fails a sync: some of the unsynced changes will be lost in a crash, although they read back now.
     fn fail_sync(&mut self, inode: usize, fault: Fault) -> io::Error {
         let mut changes = std::mem::take(&mut self.inodes[inode].unsynced);
         changes.retain(|_| self.coin());
@@ -262,10 +266,10 @@ impl Fault {
 }
 
 impl SimDisk {
-    /// An empty disk that takes direct I/O, and checks its alignment.
+    /// An empty disk that supports direct I/O, and checks its alignment.
     pub fn new(seed: u64) -> Self {
-        let state = State {
-            random: seed,
+        let state = DiskState {
+            random: SplitMix64::new(seed),
             takes_direct: true,
             life: 0,
             operations: 0,
@@ -287,7 +291,7 @@ impl SimDisk {
         lock(&self.state).takes_direct = takes;
     }
 
-    /// The machine dies and comes back: every open file is dead, and of what was not synced any part may be lost.
+    /// Power is lost and comes back: open files fail, and any part of what was not synced may be lost.
     pub fn crash(&self) {
         let mut state = lock(&self.state);
         state.life += 1;
@@ -298,7 +302,7 @@ impl SimDisk {
         }
     }
 
-    /// The process dies, the machine goes on: open files are dead, nothing is lost.
+    /// The process is killed and the machine goes on: open files fail, nothing is lost.
     pub fn kill_process(&self) {
         let mut state = lock(&self.state);
         state.life += 1;
@@ -316,12 +320,12 @@ impl SimDisk {
         lock(&self.state).fault = None;
     }
 
-    /// Writes and their syncs take up to so long from now on: what [`Disk::takes`] tells.
+    /// From now on a write with its sync takes up to so long, drawn at random: see [`Disk::takes`].
     pub fn take_up_to(&self, most: Duration) {
         lock(&self.state).micros_max = micros(most);
     }
 
-    /// From now on, each write with its sync takes this long at least; zero ends the stall.
+    /// From now on a write with its sync takes at least so long; zero ends the stall.
     pub fn stall(&self, least: Duration) {
         lock(&self.state).stalled_micros = micros(least);
     }
@@ -336,7 +340,7 @@ impl SimDisk {
         self.change_byte(name, offset, |byte| byte ^ (1 << (bit % 8)))
     }
 
-    /// Flips a random bit of the file and tells which byte it was in. Nothing where there is no byte.
+    /// Flips a random bit of the file, and returns the offset of its byte. `None` if the file is empty or missing.
     pub fn flip_random_bit(&self, name: &str) -> Option<u64> {
         let (offset, bit) = {
             let mut state = lock(&self.state);
@@ -395,7 +399,7 @@ impl SimDisk {
         Some(state.inodes[inode].now.clone())
     }
 
-    fn changed_names(&self) -> io::Result<MutexGuard<'_, State>> {
+    fn changed_names(&self) -> io::Result<MutexGuard<'_, DiskState>> {
         let mut state = lock(&self.state);
         match state.operation() {
             Some(fault) => Err(fault.error()),
@@ -427,6 +431,7 @@ impl Disk for SimDisk {
             inode,
             life: state.life,
             direct: mode.direct && state.takes_direct,
+            log: dir_of(name) == LOG_DIR,
         }))
     }
 
@@ -476,23 +481,25 @@ impl Disk for SimDisk {
         let mut state = lock(&self.state);
         let drawn = match state.micros_max {
             0 => 0,
-            most => state.random() % most,
+            most => state.random.next_u64() % most,
         };
         Duration::from_micros(drawn.max(state.stalled_micros))
     }
 }
 
-/// A file opened in one life of the machine.
+/// An open file.
 #[derive(Debug)]
 struct SimFile {
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<DiskState>>,
     inode: usize,
     life: u64,
     direct: bool,
+    /// Whether it is in the log's directory.
+    log: bool,
 }
 
 impl SimFile {
-    fn alive(&self) -> io::Result<MutexGuard<'_, State>> {
+    fn alive(&self) -> io::Result<MutexGuard<'_, DiskState>> {
         let state = lock(&self.state);
         if state.life != self.life {
             return Err(io::Error::other("the simulated process is dead"));
@@ -500,7 +507,7 @@ impl SimFile {
         Ok(state)
     }
 
-    fn change(&self, change: Change) -> io::Result<()> {
+    fn change(&self, change: FileChange) -> io::Result<()> {
         let mut state = self.alive()?;
         if let Some(fault) = state.operation() {
             return Err(state.fail_change(self.inode, &change, fault));
@@ -520,7 +527,7 @@ impl DiskFile for SimFile {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let data = data.to_vec();
-        self.change(Change::Write { offset, data })
+        self.change(FileChange::Write { offset, data })
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
@@ -534,6 +541,9 @@ impl DiskFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.alive()?;
+        if mutated(Mutation::SkipSync) && self.log && state.inodes[self.inode].is_appended_to() {
+            return Ok(());
+        }
         if let Some(fault) = state.operation() {
             return Err(state.fail_sync(self.inode, fault));
         }
@@ -546,7 +556,7 @@ impl DiskFile for SimFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.change(Change::Length(position(len)?))
+        self.change(FileChange::Length(position(len)?))
     }
 
     fn is_direct(&self) -> bool {

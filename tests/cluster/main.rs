@@ -10,6 +10,8 @@
 
 mod client;
 mod clients;
+#[cfg(feature = "failpoints")]
+mod compaction;
 mod crash;
 mod ctl;
 mod damage;

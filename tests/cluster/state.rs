@@ -5,7 +5,7 @@ use crate::membership::{id, join};
 use crate::snapshot::{IN_PLACE, said};
 use crate::support::{Cluster, Member};
 use quorate::codec;
-use quorate::storage::db::{CommitBatch, Db, DbOptions, Identity};
+use quorate::storage::db::{CommitBatch, Db, DbOptions};
 use quorate::storage::{member, real_disk::RealDisk};
 use quorate::types::Revision;
 use std::fs;
@@ -19,12 +19,9 @@ fn alter(stopped: &Member) {
     let disk = RealDisk::open(stopped.data_dir()).expect("nobody else has the directory");
     let whose = member::read(&disk).expect("the identity can be read");
     let whose = whose.expect("the member has run");
-    let identity = Identity {
-        cluster: whose.cluster,
-        node: whose.node,
-    };
-    let mut db = Db::open(&disk, "db/revisions.redb", DbOptions::default(), identity)
-        .expect("the database opens");
+    let options = DbOptions::default();
+    let mut db =
+        Db::open(&disk, "db/revisions.redb", options, whose.identity).expect("the database opens");
     let stored = db.reader().expect("it can be read").meta(REVISION);
     let stored = stored
         .expect("it can be read")

@@ -7,18 +7,15 @@ use crate::{
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
 use quorate::{
-    actors::{
-        peer_hub::{
-            ClosePeers, ForwardRequests, HubPeers, OpenSnapshot, PeerPorts, SendMessages,
-            UpdatePeers,
-        },
-        requests::Identity,
+    actors::peer_hub::{
+        ClosePeers, ForwardRequests, HubPeers, OpenSnapshot, PeerPorts, SendMessages, UpdatePeers,
     },
     net::{
         CHUNK_BYTES_MAX, GuestAnswer, GuestQuestion, IncomingSnapshot, NetError, Responder,
         SnapshotError, SnapshotSender,
     },
     node::{Asked, PeerNetwork},
+    types::Identity,
 };
 use std::{fmt, sync::Arc, time::Duration};
 

@@ -13,7 +13,7 @@ use quorate::mutation::{Mutation, mutate};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Each bug, and how many seeds the simulator may need to find it.
-const FOUND_WITHIN: [(Mutation, u64); 15] = [
+const FOUND_WITHIN: [(Mutation, u64); 16] = [
     (Mutation::SkipSync, 4),
     (Mutation::AcknowledgeBeforeSync, 8),
     (Mutation::AcknowledgeBeforeCommit, 10),
@@ -24,6 +24,7 @@ const FOUND_WITHIN: [(Mutation, u64); 15] = [
     (Mutation::ResumeOneLate, 3),
     (Mutation::ReadWithoutIndex, 3),
     (Mutation::CompactionOffByOne, 4),
+    (Mutation::CompactBeforeState, 20),
     (Mutation::LoseTombstone, 4),
     (Mutation::DeposedLeaseRevoke, 20),
     (Mutation::StaleIndex, 8),
@@ -68,6 +69,10 @@ fn hunt(mutation: Mutation, plan: Plan) -> Outcome {
             run_with(plan, &mut Mixed::default(), &strike)
         }
         Mutation::CompactionOffByOne => run(plan, &mut Mixed::compacting()),
+        Mutation::CompactBeforeState => {
+            let strike = often(300, &[Disaster::Blackout, Disaster::Crash]);
+            run_with(plan, &mut Mixed::compacting(), &strike)
+        }
         Mutation::AcknowledgeBeforeCommit => {
             let strike = often(700, &[Disaster::Partition, Disaster::Crash]);
             run_with(plan, &mut Mixed::default(), &strike)

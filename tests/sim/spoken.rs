@@ -7,8 +7,8 @@
 
 use crate::trace::digest;
 use quorate::{
-    raft::{Body, LogId, Message},
-    types::{LogIndex, MemberId, Term},
+    raft::{Body, Message},
+    types::{LogIndex, LogPosition, MemberId, Term},
 };
 use std::collections::BTreeMap;
 
@@ -48,8 +48,8 @@ impl Spoken {
                 let mut before = *prev;
                 for entry in entries {
                     let known = (before.term, digest(&entry.data));
-                    self.entry(from, term, LogId::new(entry.term, entry.index), known);
-                    before = LogId::new(entry.term, entry.index);
+                    self.entry(from, term, entry.position(), known);
+                    before = entry.position();
                 }
             }
             _ => {}
@@ -69,7 +69,7 @@ impl Spoken {
         }
     }
 
-    fn entry(&mut self, from: MemberId, term: Term, id: LogId, known: (Term, u64)) {
+    fn entry(&mut self, from: MemberId, term: Term, id: LogPosition, known: (Term, u64)) {
         let first = *self.entries.entry((id.index, id.term)).or_insert(known);
         if first != known {
             self.lie(format!(

@@ -13,8 +13,8 @@ use crate::{
     },
     clock, codec,
     net::Responder,
-    raft::{Change, ChangeError, LogId, MembershipError, ProposeError, TransferError},
-    types::{Entry, EntryKind, MemberId},
+    raft::{Change, ChangeError, MembershipError, ProposeError, TransferError},
+    types::{Entry, EntryKind, LogPosition, MemberId},
 };
 use actix::prelude::*;
 use bytes::Bytes;
@@ -71,7 +71,7 @@ pub(super) struct PendingChange {
     deadline: Instant,
     change: MemberChange,
     asker: Asker,
-    appended: Option<LogId>,
+    appended: Option<LogPosition>,
 }
 
 /// A leader was asked to remove itself. It may go before it can answer; that it is removed comes by the log as well.

@@ -38,7 +38,6 @@ use super::{
 };
 use crate::{
     clock,
-    mutation::{Mutation, mutated},
     raft::{self, Node, ProposeError, ReadLog, ReadState, Ready, Released, Status},
     storage::wal::{WalError, WalReader},
     types::{Entry, LogIndex, MemberId, Term},
@@ -351,9 +350,7 @@ impl Handler<Persisted> for RaftNode {
             let took_ms = clock::micros(took) / 1_000;
             tracing::warn!(took_ms, "a write to the write-ahead log was slow");
         }
-        if !mutated(Mutation::AcknowledgeBeforeSync) {
-            self.raft.persisted(persisted.seq);
-        }
+        self.raft.persisted(persisted.seq);
         self.carry_out();
     }
 }
@@ -477,14 +474,10 @@ impl RaftNode {
             return;
         }
         let persists = std::mem::take(&mut self.unsent_persists);
-        let newest = persists.last().map(|last| last.seq);
-        if let Some(seq) = newest {
-            self.persists.begin(seq, clock::now());
+        if let Some(newest) = persists.last() {
+            self.persists.begin(newest.seq, clock::now());
         }
         self.life.deliver(&self.peers.wal, Persist(persists));
-        if let (true, Some(seq)) = (mutated(Mutation::AcknowledgeBeforeSync), newest) {
-            self.raft.persisted(seq);
-        }
     }
 
     fn send_entries(&mut self) {

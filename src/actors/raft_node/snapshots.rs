@@ -13,8 +13,8 @@ use crate::{
         snapshots::{Received, SendSnapshotTo, TransferError},
     },
     clock,
-    raft::{LogId, Membership},
-    types::{LogIndex, MemberId},
+    raft::Membership,
+    types::{LogIndex, LogPosition, MemberId},
 };
 use actix::prelude::*;
 use std::{
@@ -94,7 +94,7 @@ enum Transfer {
 /// A received snapshot on its way to being the state.
 #[derive(Debug)]
 struct Installing {
-    id: LogId,
+    id: LogPosition,
     membership: Membership,
     done: oneshot::Sender<Result<(), String>>,
 }
@@ -157,7 +157,7 @@ impl Handler<InstallSnapshot> for RaftNode {
         }
         let applied = received.db.applied();
         self.transfers.installing = Some(Installing {
-            id: LogId::new(applied.term, applied.index),
+            id: applied,
             membership: received.membership.clone(),
             done,
         });
@@ -216,7 +216,7 @@ impl RaftNode {
             return Err("another snapshot is being put in place".to_owned());
         }
         let applied = received.db.applied();
-        let id = LogId::new(applied.term, applied.index);
+        let id = applied;
         self.raft
             .snapshot_starts(id)
             .map_err(|refused| refused.to_string())

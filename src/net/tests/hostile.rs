@@ -6,7 +6,7 @@ use crate::{
         hello::{self, Hello},
         tls::SERVER_NAME,
     },
-    types::{ClusterId, MemberId},
+    types::{ClusterId, Identity, MemberId},
 };
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use quinn::{Connection, Endpoint};
@@ -25,12 +25,14 @@ async fn connect(authority: &Authority, name: &str, member: &Member) -> (Endpoin
 async fn introduced(authority: &Authority, member: &Member) -> (Endpoint, Connection) {
     let (endpoint, connection) = connect(authority, "n3", member).await;
     let ours = Hello::new(
-        ClusterId(1),
-        MemberId(3),
+        Identity {
+            cluster: ClusterId(1),
+            member: MemberId(3),
+        },
         crate::clock::entropy(),
         "n3".to_owned(),
     );
-    hello::introduce(&connection, &ours, async |_| Ok(()))
+    hello::initiate(&connection, &ours, async |_| Ok(()))
         .await
         .unwrap();
     (endpoint, connection)

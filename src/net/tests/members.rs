@@ -3,10 +3,10 @@
 use crate::{
     net::{
         Delivery, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot, Listener, Pacing,
-        PeerAddress, PeerRequest, PeerSecurity, SelfIdentity, TlsFiles, cert,
+        PeerAddress, PeerRequest, PeerSecurity, TlsFiles, cert,
     },
-    raft::{Body, Envelope, LogId, Message},
-    types::{ClusterId, Entry, EntryKind, LogIndex, MemberId, Term},
+    raft::{Body, Envelope, Message},
+    types::{ClusterId, Entry, EntryKind, Identity, LogIndex, LogPosition, MemberId, Term},
 };
 use std::{
     cell::{Cell, RefCell},
@@ -201,7 +201,7 @@ impl Member {
     }
 
     pub(in crate::net) fn start_as(settings: HubSettings) -> Self {
-        let SelfIdentity { member, name, .. } = settings.identity.clone();
+        let (member, name) = (settings.identity.member, settings.name.clone());
         let listener = Listener::open("127.0.0.1:0", settings).unwrap();
         let address = listener.local_address().to_string();
         let post = Rc::new(Post::default());
@@ -259,11 +259,11 @@ impl Member {
 
 pub(in crate::net) fn settings(id: u64, security: PeerSecurity) -> HubSettings {
     HubSettings {
-        identity: SelfIdentity {
+        identity: Identity {
             cluster: ClusterId(1),
             member: MemberId(id),
-            name: format!("n{id}"),
         },
+        name: format!("n{id}"),
         security,
         pacing: pacing(),
         queue_bytes_max: 1024 * 1024,
@@ -295,7 +295,7 @@ pub(in crate::net) fn append(bytes: usize) -> Body {
         data,
     };
     Body::Append {
-        prev: LogId::default(),
+        prev: LogPosition::default(),
         commit: LogIndex(0),
         entries: vec![entry],
     }

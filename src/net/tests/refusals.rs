@@ -100,7 +100,7 @@ fn a_name_that_is_not_the_ids() {
         let authority = Authority::new();
         let (one, two) = healthy(&authority).await;
         let mut settings = settings(3, authority.member("n4"));
-        settings.identity.name = "n4".to_owned();
+        settings.name = "n4".to_owned();
         let bad = Member::start_as(settings);
         one.hub.update(vec![
             two.entry(),

@@ -1,12 +1,13 @@
-//! A database changes hands: the recovery from a lost majority makes one member's database that of a new cluster.
+//! Changing a database's identity: quorum recovery makes one member's database that of a new cluster.
 
 use super::Db;
 use super::error::DbError;
-use super::format::{Identity, meta};
+use super::format::meta;
 use crate::codec;
+use crate::types::Identity;
 
 impl Db {
-    /// Makes it the database of `identity`, and writes or removes `blobs`, in one transaction. The records stay as they are.
+    /// Changes the database's identity, and writes or removes `blobs`, in one transaction. Records and leases stay.
     pub fn adopt(
         &mut self,
         identity: Identity,
@@ -38,7 +39,7 @@ mod tests {
         let open = |identity| Db::open(&disk, FILE, DbOptions::default(), identity);
         let owner = |cluster| Identity {
             cluster: ClusterId(cluster),
-            node: MemberId(2),
+            member: MemberId(2),
         };
         let mut db = open(owner(1)).unwrap();
         for index in 1..=5 {

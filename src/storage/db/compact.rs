@@ -1,25 +1,38 @@
 //! Compaction, in steps small enough to come between commits.
 //!
-//! Which records go is the caller's rule (the index knows which are superseded). Each step is a transaction of its own
-//! that also stores how far it got, so an interrupted compaction goes on after a restart. A step visits each record once:
-//! repeating one after a crash does no harm, since a record that must stay stays.
+//! The caller decides which records are removed (the index knows which are superseded). Each step is a transaction of its own
+//! that also stores the progress, so an interrupted compaction continues after a restart. A step that is repeated after a crash
+//! removes nothing that it would have kept before.
 
 use super::error::{DbError, from_redb};
 use super::format::{
-    CompactionProgress, KEY_BYTES, REVISIONS, RecordRef, Usage, lower_key, meta, open_record,
-    parse_revision_key,
+    CompactionProgress, KEY_BYTES, REVISIONS, Usage, lower_key, meta, parse_revision_key,
 };
+use super::record::{RecordRef, open_record};
 use super::{Damage, Db};
 use crate::codec;
-use crate::types::{Rev, Revision};
+use crate::types::{LogIndex, Rev, Revision};
 use redb::{ReadableTable, Table};
+
+/// What one step of a compaction may look at.
+#[derive(Clone, Copy, Debug)]
+pub struct CompactSpan {
+    /// The first place in history: `Rev::default()` for a new compaction, then [`CompactStep::next`].
+    pub from: Rev,
+    /// The compacted revision.
+    pub through: Revision,
+    /// The log entry that decided the compaction, or a later one. The database holds its effects.
+    pub decided_at: LogIndex,
+    /// Records to visit at most.
+    pub records_max: usize,
+}
 
 /// What one step of a compaction did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompactStep {
-    /// Where the next step starts; none when the compaction is complete.
+    /// Where the next step starts; `None` when the compaction is complete.
     pub next: Option<Rev>,
-    /// How many records the step looked at.
+    /// How many records the step visited.
     pub visited: usize,
     /// How many of them it removed.
     pub removed: u64,
@@ -33,19 +46,25 @@ fn end_of(through: Revision) -> Rev {
 type Revisions<'a> = Table<'a, &'static [u8; KEY_BYTES], &'static [u8]>;
 
 impl Db {
-    /// Visits at most `budget` records, from `from` on, of revisions up to and including `through`; removes, durably,
-    /// those that `keep` refuses.
+    /// Visits a bounded number of records of a span; removes, durably, those that `keep` refuses.
     ///
-    /// A compaction starts at `Rev::default()` and goes on at [`CompactStep::next`], or after a restart at
+    /// A compaction starts at `Rev::default()` and continues at [`CompactStep::next`], or after a restart at
     /// [`Db::compaction`]. An error poisons, as in [`Db::commit`].
     pub fn compact_step(
         &mut self,
-        from: Rev,
-        through: Revision,
-        budget: usize,
+        span: CompactSpan,
         keep: impl FnMut(RecordRef<'_>) -> bool,
     ) -> Result<CompactStep, DbError> {
+        let CompactSpan { from, through, .. } = span;
+        let budget = span.records_max;
         assert!(budget > 0, "a step without budget would never get on");
+        assert!(
+            span.decided_at <= self.applied.index,
+            "records go before entry {} is stored, which decided so (stored: {}): after a loss of power the member would \
+             answer reads of revisions up to {through} without them",
+            span.decided_at,
+            self.applied.index
+        );
         let mut usage = self.usage;
         let mut progress = CompactionProgress {
             through,
@@ -103,7 +122,7 @@ impl Db {
         Ok((visited, None))
     }
 
-    /// Removes what `keep` refuses of the records in `from..to`, and tells how much that was.
+    /// Removes the records in `from..to` that `keep` refuses, and returns how many and how large they were.
     fn remove(
         &self,
         table: &mut Revisions<'_>,
@@ -157,8 +176,9 @@ impl Db {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{MemDisk, Random, batch, dump, expected, open};
+    use super::super::testing::{MemDisk, batch, dump, expected, open, span};
     use super::*;
+    use crate::types::SplitMix64;
 
     /// Keeps what has an odd position.
     fn odd(record: RecordRef<'_>) -> bool {
@@ -191,7 +211,7 @@ mod tests {
                 seen.push(record.rev);
                 odd(record)
             };
-            let step = db.compact_step(from, Revision(15), 7, keep).unwrap();
+            let step = db.compact_step(span(from, Revision(15), 7), keep).unwrap();
             assert!(step.visited <= 7, "{step:?} is over budget");
             steps += 1;
             removed += step.removed;
@@ -209,14 +229,14 @@ mod tests {
         assert!(seen.is_sorted_by(|a, b| a < b), "each once, in order");
         assert_eq!(revs(&db), compacted(20, 15));
         assert_eq!(db.usage().records, before.records - 28);
-        let again = db.compact_step(Rev::default(), Revision(1), 7, |_| false);
+        let again = db.compact_step(span(Rev::default(), Revision(1), 7), |_| false);
         assert_eq!(again.unwrap().visited, 0, "nothing is as old");
     }
 
     #[test]
     fn an_interrupted_compaction_goes_on_where_it_was() {
         for seed in 0..20 {
-            let mut random = Random(seed);
+            let mut random = SplitMix64::new(seed);
             let mut disk = MemDisk::new();
             let mut db = open(&disk).unwrap();
             for index in 1..=30 {
@@ -232,7 +252,11 @@ mod tests {
                     let stored = progress.and_then(|progress| progress.next);
                     assert_eq!(stored.unwrap_or_default(), from, "seed {seed}");
                 }
-                match db.compact_step(from, Revision(25), 9, odd).unwrap().next {
+                match db
+                    .compact_step(span(from, Revision(25), 9), odd)
+                    .unwrap()
+                    .next
+                {
                     Some(next) => from = next,
                     None => break,
                 }
@@ -249,6 +273,21 @@ mod tests {
     }
 
     #[test]
+    #[should_panic(expected = "records go before entry 21 is stored")]
+    fn no_record_goes_before_the_entry_that_decided_so_is_stored() {
+        let disk = MemDisk::new();
+        let mut db = open(&disk).unwrap();
+        for index in 1..=20 {
+            db.commit(&batch(index, 4)).unwrap();
+        }
+        let early = CompactSpan {
+            decided_at: LogIndex(21),
+            ..span(Rev::default(), Revision(15), 7)
+        };
+        drop(db.compact_step(early, |_| false));
+    }
+
+    #[test]
     fn freed_space_is_used_again() {
         let disk = MemDisk::new();
         let mut db = open(&disk).unwrap();
@@ -256,7 +295,7 @@ mod tests {
         for index in 1..=400 {
             db.commit(&batch(index, 40)).unwrap();
             let through = Revision(i64::try_from(index).unwrap() - 20);
-            db.compact_step(Rev::default(), through, 1000, |_| false)
+            db.compact_step(span(Rev::default(), through, 1000), |_| false)
                 .unwrap();
             if index == 100 {
                 largest = db.size();

@@ -1,8 +1,8 @@
 //! Tests of what crashes, failing disks and flipped bits do to the database.
 
-use super::testing::{Dump, FILE, MemDisk, OWNER, Random, TINY_CACHE, batch, dump, expected, open};
+use super::testing::{Dump, FILE, MemDisk, OWNER, TINY_CACHE, batch, dump, expected, open, span};
 use super::{Damage, Db, DbError, DbOptions, OnDamage};
-use crate::types::{Rev, Revision};
+use crate::types::{Rev, Revision, SplitMix64};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{
@@ -22,7 +22,7 @@ fn commit_some(db: &mut Db, batches: u64) -> bool {
 #[test]
 fn a_crash_keeps_whole_batches_and_all_that_were_acknowledged() {
     for seed in 0..60 {
-        let mut random = Random(seed);
+        let mut random = SplitMix64::new(seed);
         let mut disk = MemDisk::new();
         let mut acknowledged = 0;
         for round in 0..6 {
@@ -57,7 +57,7 @@ fn a_crash_keeps_whole_batches_and_all_that_were_acknowledged() {
 #[test]
 fn a_crash_while_the_file_is_made_leaves_none_or_a_whole_one() {
     for calls in 0..40 {
-        let mut random = Random(calls);
+        let mut random = SplitMix64::new(calls);
         let disk = MemDisk::new();
         disk.fail_after(calls);
         let opened = open(&disk).is_ok();
@@ -92,7 +92,7 @@ fn survive(disk: &MemDisk, allowed: &[(u64, Dump)]) -> Result<u64, DbError> {
     let (_, state) = state.expect("applied index is one that was committed");
     assert_eq!(&dump(&db)?, state, "contents at {applied}");
     db.commit(&batch(applied + 1, WIDTH))?;
-    db.compact_step(Rev::default(), Revision(5), 1000, |_| true)?;
+    db.compact_step(span(Rev::default(), Revision(5), 1000), |_| true)?;
     drop(db);
     let db = open(disk)?;
     assert_eq!(dump(&db)?, expected(applied + 1, WIDTH), "after a commit");
@@ -102,7 +102,7 @@ fn survive(disk: &MemDisk, allowed: &[(u64, Dump)]) -> Result<u64, DbError> {
 /// Flips bits all over a file; each must end in an error that says "damaged", or do no harm.
 fn sweep(image: &[u8], seed: u64) -> (usize, usize, usize) {
     let allowed = [BATCHES - 1, BATCHES].map(|index| (index, expected(index, WIDTH)));
-    let mut random = Random(seed);
+    let mut random = SplitMix64::new(seed);
     let header = (0..320 * 8).step_by(3);
     let blocks = (0..image.len() / 4096).flat_map(|block| {
         let mut bits = vec![block * 4096 * 8, (block * 4096 + 2) * 8];
@@ -146,7 +146,7 @@ fn bits_that_flip_while_the_file_is_open_are_never_served() {
     let mut refused = 0;
     let told = Arc::new(AtomicUsize::new(0));
     for seed in 0..400 {
-        let mut random = Random(seed);
+        let mut random = SplitMix64::new(seed);
         let disk = MemDisk::with_file(image.clone());
         let mut db = open(&disk).unwrap();
         let tells = told.clone();
@@ -163,7 +163,9 @@ fn bits_that_flip_while_the_file_is_open_are_never_served() {
             }
             assert_eq!(dump(&db)?, expected(BATCHES, WIDTH), "seed {seed}");
             db.commit(&batch(BATCHES + 1, WIDTH))?;
-            db.compact_step(Rev::default(), Revision(20), 1000, |r| r.rev.sub % 2 == 0)?;
+            db.compact_step(span(Rev::default(), Revision(20), 1000), |r| {
+                r.rev.sub % 2 == 0
+            })?;
             Ok(())
         }));
         match outcome.unwrap_or_else(|_| panic!("seed {seed} panics")) {
@@ -229,7 +231,7 @@ fn a_value_that_changed_in_memory_is_named_not_served() {
     check(reader.scan(all, |_| ControlFlow::Continue(())).unwrap_err());
     check(dump(&db).unwrap_err());
     check(
-        db.compact_step(Rev::default(), Revision(9), 99, |_| false)
+        db.compact_step(span(Rev::default(), Revision(9), 99), |_| false)
             .unwrap_err(),
     );
     assert!(
@@ -258,7 +260,7 @@ fn a_newer_format_and_another_identity_are_refused() {
     let disk = MemDisk::new();
     drop(open(&disk).unwrap());
     let mut stranger = OWNER;
-    stranger.node.0 += 1;
+    stranger.member.0 += 1;
     let error = Db::open(&disk, FILE, DbOptions::default(), stranger).unwrap_err();
     assert_eq!(
         error.to_string(),

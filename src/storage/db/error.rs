@@ -1,13 +1,14 @@
-//! What can go wrong with the database, and how redb's errors become ours.
+//! The database's errors, and the conversion of redb's.
 
-use super::format::Identity;
+use super::format::Usage;
+use crate::types::Identity;
 use crate::types::Rev;
 use std::{io, sync::Arc};
 
-/// Why the database cannot do what was asked. None of it is worth a retry: after any of these the member stops.
+/// Why an operation of the database failed. Retrying does not help: after any of these the member stops.
 #[derive(Debug, thiserror::Error)]
 pub enum DbError {
-    /// Bytes in the file are not what was written to it. Nothing of the damaged part was served.
+    /// Bytes in the file are not those that were written. No read returned damaged bytes.
     #[error(
         "{file} is damaged: {damage}; keep the file for inspection, then restore this member from a snapshot, \
          or remove its data and let it join again"
@@ -40,7 +41,7 @@ pub enum DbError {
         /// Who asked.
         expected: Identity,
     },
-    /// The disk refused.
+    /// The disk failed.
     #[error("{file}: {source}")]
     Io {
         /// The file, relative to the data directory.
@@ -48,8 +49,8 @@ pub enum DbError {
         /// What it said.
         source: io::Error,
     },
-    /// A batch's records do not come after all that is stored, in ascending order: a bug of the caller, or a log
-    /// that does not belong to this database.
+    /// A batch's records are not in ascending order after all stored ones: a bug of the caller, or a log that does not belong to
+    /// this database.
     #[error("{file}: revision {}.{} does not follow the revisions stored before it", rev.major, rev.sub)]
     OutOfOrder {
         /// The file, relative to the data directory.
@@ -84,7 +85,7 @@ pub enum Damage {
         /// The entry, in words: `revision 7.0`, `lease 12`, `entry applied`.
         entry: String,
     },
-    /// The checksum holds, yet key or value spell nothing that this version writes.
+    /// The checksum is right, but this version never writes such a key or value.
     #[error("table {table}, {entry}: not in the format this version writes")]
     Malformed {
         /// The table.
@@ -100,20 +101,20 @@ pub enum Damage {
         /// The entry, in words.
         entry: String,
     },
-    /// The revisions stored are not as many, or not as large, as were counted while writing.
+    /// Number or size of the stored records differ from what the commits counted.
     #[error("table revisions holds {found}, but {counted} were written")]
     Count {
         /// What a full scan found.
-        found: super::format::Usage,
+        found: Usage,
         /// What the commits counted.
-        counted: super::format::Usage,
+        counted: Usage,
     },
     /// A page, or the file's header, does not match its checksum or structure.
     #[error("{0}")]
     Pages(String),
 }
 
-/// A redb error, told as ours.
+/// Converts an error of redb.
 pub(super) fn from_redb(file: &Arc<str>, error: impl Into<redb::Error>) -> DbError {
     let file = file.clone();
     match error.into() {
@@ -139,7 +140,7 @@ pub(super) fn from_redb(file: &Arc<str>, error: impl Into<redb::Error>) -> DbErr
     }
 }
 
-/// An I/O error, told as ours: invalid or missing data is damage, everything else is the disk's refusal.
+/// Converts an I/O error: invalid or missing data is damage, everything else a failure of the disk.
 pub(super) fn from_io(file: &Arc<str>, source: io::Error) -> DbError {
     let file = file.clone();
     match source.kind() {

@@ -1,13 +1,12 @@
-//! The tables and the bytes in them: keys that sort in revision order, values sealed with a checksum.
+//! The tables and their bytes: keys that sort in revision order, values followed by a checksum.
 //!
-//! `docs/format.md` is the reader's version of this file; change both together.
+//! `docs/format.md` describes the same; change both together.
 
-use super::error::{Damage, DbError};
 use crate::codec;
-use crate::types::{ClusterId, LogIndex, MemberId, RecordKind, Rev, Revision, Term};
+use crate::types::{RecordKind, Rev, Revision};
 use bincode::{Decode, Encode};
 use redb::TableDefinition;
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 /// The format this version writes, and the newest it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -32,39 +31,11 @@ pub(super) mod meta {
     pub(crate) const APPLIED: &str = "db.applied";
     pub(crate) const USAGE: &str = "db.usage";
     pub(crate) const COMPACTION: &str = "db.compaction";
-    /// No name of a caller begins with this.
+    /// Callers' names must not begin with this.
     pub(crate) const RESERVED: &str = "db.";
 }
 
-/// Whose database this is. A file with another identity is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-pub struct Identity {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// The member.
-    pub node: MemberId,
-}
-
-impl fmt::Display for Identity {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "member {:x} of cluster {:x}",
-            self.node.0, self.cluster.0
-        )
-    }
-}
-
-/// How far the log is contained in the database.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
-pub struct Applied {
-    /// The newest log entry whose effects are stored.
-    pub index: LogIndex,
-    /// Its term.
-    pub term: Term,
-}
-
-/// What table `revisions` holds, counted by the commits that wrote it and compared by the scan at start.
+/// The number and size of the records in table `revisions`: counted by each commit, compared by the scan at startup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Usage {
     /// Number of records.
@@ -86,7 +57,7 @@ impl Usage {
         self.bytes += (KEY_BYTES + kv_len + CRC_BYTES) as u64;
     }
 
-    /// What is left after `removed` went.
+    /// The rest without `removed`; `None` if that is more.
     pub(super) fn minus(self, removed: Self) -> Option<Self> {
         Some(Self {
             records: self.records.checked_sub(removed.records)?,
@@ -95,12 +66,12 @@ impl Usage {
     }
 }
 
-/// How far a compaction got. It outlives a restart.
+/// The progress of a compaction, which is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CompactionProgress {
     /// The revision compacted at.
     pub through: Revision,
-    /// Where the next step starts; none when every record up to `through` was visited.
+    /// Where the next step starts; `None` when every record up to `through` was visited.
     pub next: Option<Rev>,
 }
 
@@ -117,17 +88,6 @@ impl CompactionProgress {
             next: next.map(|(major, sub)| Rev::new(major, sub)),
         })
     }
-}
-
-/// A stored change, borrowed from the page it was read from. Its checksum was verified.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecordRef<'a> {
-    /// Its place in history.
-    pub rev: Rev,
-    /// What it did.
-    pub kind: RecordKind,
-    /// The encoded `mvccpb.KeyValue`.
-    pub kv: &'a [u8],
 }
 
 /// The key of a record. Byte order is revision order.
@@ -149,7 +109,7 @@ pub(super) fn lower_key(rev: Rev) -> [u8; KEY_BYTES] {
     revision_key(rev, RecordKind::Put)
 }
 
-/// What a key says, if this version could have written it.
+/// Decodes a record's key; `None` if this version cannot have written it.
 pub(super) fn parse_revision_key(key: &[u8; KEY_BYTES]) -> Option<(Rev, RecordKind)> {
     let (major, rest) = key.split_first_chunk::<8>()?;
     let (sub, kind) = rest.split_first_chunk::<8>()?;
@@ -163,14 +123,14 @@ pub(super) fn parse_revision_key(key: &[u8; KEY_BYTES]) -> Option<(Rev, RecordKi
     Some((Rev::new(Revision(major), sub), kind))
 }
 
-/// Puts `value` and the checksum over `key` and `value` into `out`.
+/// Writes `value` and the checksum over `key` and `value` into `out`.
 pub(super) fn seal(key: &[u8], value: &[u8], out: &mut Vec<u8>) {
     out.clear();
     out.extend_from_slice(value);
     out.extend_from_slice(&checksum(key, value).to_le_bytes());
 }
 
-/// The value inside `sealed`, if the checksum holds.
+/// The value in `sealed`, if the checksum is right.
 pub(super) fn unseal<'a>(key: &[u8], sealed: &'a [u8]) -> Option<&'a [u8]> {
     let (value, crc) = sealed.split_last_chunk::<CRC_BYTES>()?;
     (checksum(key, value) == u32::from_le_bytes(*crc)).then_some(value)
@@ -180,36 +140,10 @@ fn checksum(key: &[u8], value: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(key), value)
 }
 
-/// Checks and splits one entry of table `revisions`.
-pub(super) fn open_record<'a>(
-    file: &Arc<str>,
-    key: &[u8; KEY_BYTES],
-    sealed: &'a [u8],
-) -> Result<RecordRef<'a>, DbError> {
-    let damaged = |damage| DbError::Damaged {
-        file: file.clone(),
-        damage,
-    };
-    let table = "revisions";
-    let parsed = parse_revision_key(key);
-    let entry = || match parsed {
-        Some((rev, _)) => format!("revision {}.{}", rev.major, rev.sub),
-        None => format!("key {key:02x?}"),
-    };
-    let Some(kv) = unseal(key, sealed) else {
-        let entry = entry();
-        return Err(damaged(Damage::Checksum { table, entry }));
-    };
-    let Some((rev, kind)) = parsed else {
-        let entry = entry();
-        return Err(damaged(Damage::Malformed { table, entry }));
-    };
-    Ok(RecordRef { rev, kind, kv })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{LogIndex, LogPosition, Term};
     use proptest::prelude::*;
 
     fn any_rev() -> impl Strategy<Value = (Rev, RecordKind)> {
@@ -245,6 +179,12 @@ mod tests {
             sealed[bit / 8] ^= 1 << (bit % 8);
             prop_assert_eq!(unseal(key, &sealed), None);
         }
+    }
+
+    #[test]
+    fn a_log_position_is_stored_index_first() {
+        let position = LogPosition::new(Term(2), LogIndex(1));
+        assert_eq!(codec::encode(&position), [1, 2]);
     }
 
     #[test]

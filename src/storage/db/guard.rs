@@ -1,35 +1,35 @@
-//! Between redb and the disk: nothing reaches redb's page parser that has not been verified.
+//! A layer between redb and the disk that verifies all bytes before redb parses them.
 //!
 //! redb keeps a checksum of every page in the page above it, but compares them only when it repairs a file that was
-//! not closed; otherwise it trusts what it reads, and a flipped bit can lead it astray or make it panic. So:
+//! not closed; otherwise it trusts the pages that it reads, and a flipped bit can cause wrong results or a panic. So:
 //!
-//! 1. Every open is a repair. redb learns from one byte of the header whether the file was closed cleanly and whether
-//!    the newest commit needs no check; [`Guard`] shows it that byte with "no" for both. redb then recomputes the file's
-//!    layout and verifies every reachable page before it looks into it, starting from the newest commit, and falls back to
-//!    the commit before where the newest is torn. We stream the whole file at start in any case, to rebuild the index.
-//! 2. What was verified stays verified: [`Guard`] remembers a checksum of every block read or written since, and a later
-//!    read that differs fails. That costs 4 bytes of memory for 4 KiB of file.
+//! 1. Every open is a repair. One byte of the header says whether the file was closed cleanly and whether the newest commit
+//!    needs no check; [`Guard`] returns that byte with "no" for both. redb then recomputes the file's layout, verifies every
+//!    reachable page before it uses it, starting from the newest commit, and falls back to the commit before if the newest is
+//!    torn. The whole file is read at startup in any case, to build the index.
+//! 2. Later damage is found: [`Guard`] keeps a checksum of every block that was read or written since, and a later read that
+//!    differs fails. That costs 4 bytes of memory for 4 KiB of file.
 
 use redb::StorageBackend;
 use std::sync::{PoisonError, RwLock};
 use std::{fmt, io, ops::Range};
 
-/// Unit of the remembered checksums: redb's page size, so that every page is whole blocks.
+/// The unit of the checksums: redb's page size, so that every page is a whole number of blocks.
 const BLOCK_BYTES: usize = 4096;
 
-/// Where redb's header says how the file was left.
+/// The byte of redb's header that says how the file was closed.
 const STATE_BYTE_OFFSET: u64 = 9;
 /// The file was not closed cleanly.
 const RECOVERY_REQUIRED: u8 = 0b010;
 /// The newest commit was synced before it was declared the newest.
 const TWO_PHASE_COMMIT: u8 = 0b100;
 
-/// A storage backend for redb that shows it an unclean file at open, and fails reads of blocks that changed.
+/// A storage backend for redb that presents every file as not closed cleanly, and fails reads of blocks that changed.
 pub(super) struct Guard<B> {
     inner: B,
-    /// Is told when a sync fails.
+    /// Called when a sync fails.
     unsynced: Box<dyn Fn() + Send + Sync>,
-    /// A checksum for each block; zero where the block was never read or written as a whole.
+    /// A checksum for each block; zero if the block was never read or written as a whole.
     blocks: RwLock<Vec<u32>>,
 }
 
@@ -42,7 +42,7 @@ impl<B: fmt::Debug> fmt::Debug for Guard<B> {
 }
 
 impl<B: StorageBackend> Guard<B> {
-    /// `unsynced` is called when a sync fails: what the disk holds is unknown then.
+    /// `unsynced` is called when a sync fails: then the content of the disk is unknown.
     pub(super) fn new(inner: B, unsynced: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             inner,
@@ -51,7 +51,7 @@ impl<B: StorageBackend> Guard<B> {
         }
     }
 
-    /// Forgets the blocks that lie in `bytes`, even in part, so that they pass until written anew.
+    /// Forgets the checksums of all blocks that `bytes` touches, so that they are not compared until written again.
     fn forget(&self, bytes: Range<u64>) {
         let first = index(bytes.start / BLOCK_BYTES as u64);
         let end = index(bytes.end.div_ceil(BLOCK_BYTES as u64));
@@ -60,7 +60,7 @@ impl<B: StorageBackend> Guard<B> {
         blocks[first.min(end)..end].fill(0);
     }
 
-    /// Remembers the blocks of `data`, which now lie at `offset`.
+    /// Stores the checksums of the blocks of `data`, which is now at `offset`.
     fn remember(&self, offset: u64, data: &[u8]) {
         let mut blocks = self.blocks.write().unwrap_or_else(PoisonError::into_inner);
         for (at, block) in whole_blocks(offset, data) {
@@ -71,7 +71,7 @@ impl<B: StorageBackend> Guard<B> {
         }
     }
 
-    /// Compares the blocks of `data`, read from `offset`, with what is remembered. True if some were new.
+    /// Compares the blocks of `data`, read from `offset`, with their checksums. True if some had none.
     fn compare(&self, offset: u64, data: &[u8]) -> io::Result<bool> {
         let blocks = self.blocks.read().unwrap_or_else(PoisonError::into_inner);
         let mut new = false;
@@ -120,7 +120,7 @@ impl<B: StorageBackend> StorageBackend for Guard<B> {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        // A write that fails, or covers a block in part, leaves bytes we do not know.
+        // After a write that failed or covered a block in part, the block's content is unknown.
         self.forget(offset..offset + data.len() as u64);
         self.inner.write(offset, data)?;
         self.remember(offset, data);
@@ -138,7 +138,7 @@ fn whole_blocks(offset: u64, data: &[u8]) -> impl Iterator<Item = (usize, &[u8])
         .map(move |(at, block)| (index(first) + at, block))
 }
 
-/// Never zero, which stands for "unknown".
+/// Never zero, which means "unknown".
 fn checksum(block: &[u8]) -> u32 {
     crc32c::crc32c(block).max(1)
 }

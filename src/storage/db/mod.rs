@@ -28,20 +28,23 @@ mod guard;
 mod noting;
 mod open;
 mod reader;
+mod record;
+mod redb_file;
 mod snapshot;
 mod sync_mark;
 #[cfg(test)]
 mod testing;
 
-pub use compact::CompactStep;
+pub use compact::{CompactSpan, CompactStep};
 pub use error::{Damage, DbError};
-pub use format::{Applied, CompactionProgress, FORMAT_VERSION, Identity, RecordRef, Usage};
+pub use format::{CompactionProgress, FORMAT_VERSION, Usage};
 pub use reader::{DbReader, OnDamage};
+pub use record::RecordRef;
 pub use snapshot::{DbSite, Export, Import, SNAPSHOT_VERSION, SnapshotFault, SnapshotHeader};
 
 use crate::codec;
 use crate::storage::disk::DiskFile;
-use crate::types::{LeaseId, Record};
+use crate::types::{LeaseId, LogPosition, Record};
 use error::{from_io, from_redb};
 use format::{LEASES, META, REVISIONS, meta, revision_key, seal};
 use redb::{Database, ReadableDatabase, WriteTransaction};
@@ -49,14 +52,14 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::thread;
 
-/// Records between two places where a commit lets other threads go first. Nobody waits for a commit, and a scheduler takes a
-/// core away only after milliseconds.
+/// A commit yields its core after so many records: nobody waits for a commit, and without that the scheduler would let other
+/// threads wait for milliseconds.
 const YIELD_RECORDS: usize = 64;
 
-/// How the database uses the machine.
+/// The settings of a database.
 #[derive(Clone, Copy, Debug)]
 pub struct DbOptions {
-    /// Memory for pages, read and written, in bytes.
+    /// Size of the page cache, in bytes.
     pub cache_bytes: usize,
 }
 
@@ -71,31 +74,31 @@ impl Default for DbOptions {
 /// What becomes durable together.
 #[derive(Debug, Default)]
 pub struct CommitBatch {
-    /// Changes that follow all stored ones, in ascending order, in as many pieces as they come.
+    /// New records, in ascending order, after all stored ones. They may come in any number of pieces.
     pub records: Vec<Arc<[Record]>>,
     /// The log position that the batch brings the store to; never lower than before.
-    pub applied: Applied,
+    pub applied: LogPosition,
     /// Named blobs to write, or to remove. No name begins with `db.`.
     pub meta: Vec<(&'static str, Option<Vec<u8>>)>,
     /// Leases to write, or to remove.
     pub leases: Vec<(LeaseId, Option<Vec<u8>>)>,
 }
 
-/// The database, open for writing. There is one for a file.
+/// The database, open for writing. Each file has one writer at most.
 ///
-/// Invariants: `fallback <= applied`; `usage` is what table `revisions` holds.
+/// Invariants: `fallback <= applied`; `usage` describes table `revisions`.
 pub struct Db {
     redb: Database,
     disk_file: Arc<dyn DiskFile>,
     file: Arc<str>,
     created: bool,
-    applied: Applied,
-    fallback: Applied,
+    applied: LogPosition,
+    fallback: LogPosition,
     usage: Usage,
     compaction: Option<CompactionProgress>,
     file_bytes: u64,
     poisoned: bool,
-    /// Shared with every reader: as long as there is one, the file is read.
+    /// Every reader has a clone: its count says whether there are readers.
     readers: Arc<()>,
 }
 
@@ -111,8 +114,8 @@ impl std::fmt::Debug for Db {
 }
 
 impl Db {
-    /// Makes `batch` durable, whole or not at all. After an error nothing more can be written: what the file then holds
-    /// is known only after it was opened again.
+    /// Makes `batch` durable, whole or not at all. After an error nothing more can be written: the content of the file is unknown
+    /// until it is opened again.
     pub fn commit(&mut self, batch: &CommitBatch) -> Result<(), DbError> {
         assert!(
             self.applied.index <= batch.applied.index,
@@ -141,7 +144,7 @@ impl Db {
         Ok(())
     }
 
-    /// A view of what is durable now. It never changes, and holds back the reuse of its pages: drop it when done.
+    /// An immutable view of the newest commit. Its pages are not reused before it is dropped.
     pub fn reader(&self) -> Result<DbReader, DbError> {
         let transaction = self
             .redb
@@ -150,12 +153,12 @@ impl Db {
         DbReader::new(transaction, self.file.clone(), self.readers.clone())
     }
 
-    /// Whether somebody still has a reader of it. A reader that outlives the database ends with errors.
+    /// Whether there are readers. Readers that outlive the database get errors.
     pub fn has_readers(&self) -> bool {
         Arc::strong_count(&self.readers) > 1
     }
 
-    /// Streams every record once, in revision order, for the rebuild of the index. Verifies each, and their number.
+    /// Visits every record once, in revision order, to build the index. Verifies each, and their number and size.
     pub fn load(&self, mut visit: impl FnMut(RecordRef<'_>)) -> Result<(), DbError> {
         let mut found = Usage::default();
         self.reader()?.for_each(|record| {
@@ -180,17 +183,17 @@ impl Db {
     }
 
     /// The log position that the database contains.
-    pub fn applied(&self) -> Applied {
+    pub fn applied(&self) -> LogPosition {
         self.applied
     }
 
-    /// The log position of the commit before the newest: where the database stands after an open that had to give up
-    /// the newest commit, because it was torn or its pages are damaged. Entries after it are still needed.
-    pub fn fallback(&self) -> Applied {
+    /// The log position of the commit before the newest. If the newest commit is torn or damaged, the next open falls back to
+    /// it: so log entries after it must be kept.
+    pub fn fallback(&self) -> LogPosition {
         self.fallback
     }
 
-    /// How far the newest compaction got.
+    /// The progress of the newest compaction.
     pub fn compaction(&self) -> Option<CompactionProgress> {
         self.compaction
     }
@@ -200,7 +203,7 @@ impl Db {
         self.file_bytes
     }
 
-    /// Bytes of records in the file: without leases, blobs, the tree's own pages, and space to be used again.
+    /// Bytes of records in the file: without leases, blobs, inner pages of the trees, and free space.
     pub fn size_in_use(&self) -> u64 {
         self.usage.bytes
     }
@@ -210,7 +213,7 @@ impl Db {
         self.usage
     }
 
-    /// Runs `fill` in a durable transaction. Any error poisons.
+    /// Runs `fill` in a durable transaction. After an error the database refuses all further writes.
     fn write<T>(
         &mut self,
         fill: impl FnOnce(&Self, &WriteTransaction) -> Result<T, DbError>,
@@ -329,7 +332,7 @@ fn put_meta(
 
 #[cfg(test)]
 mod tests {
-    use super::testing::{FILE, MemDisk, applied, batch, dump, expected, open, value};
+    use super::testing::{FILE, MemDisk, applied, batch, dump, expected, open, span, value};
     use super::*;
     use crate::types::{Rev, Revision};
     use std::ops::ControlFlow;
@@ -407,7 +410,7 @@ mod tests {
             db.commit(&batch(index, 4)).unwrap();
         }
         let step = db
-            .compact_step(Rev::default(), Revision(30), 10_000, |_| false)
+            .compact_step(span(Rev::default(), Revision(30), 10_000), |_| false)
             .unwrap();
         assert_eq!((step.next, step.removed), (None, 29 * 4));
         let mut seen = Vec::new();

@@ -1,14 +1,14 @@
-//! Files that remember whether writing them ever failed.
+//! A disk that records whether a write to one of its files failed.
 //!
-//! redb closes a file as well as it can and says nothing of errors. After a failed sync what it wrote may read back and still
-//! never reach the disk, and a later sync succeeds: so whoever must know that a closed file is durable asks here.
+//! redb ignores errors when it closes a file. After a failed sync its bytes may read back and still never reach the disk, and a
+//! later sync succeeds. So whoever needs to know that a closed file is durable asks this disk.
 
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A disk whose files remember failures.
+/// A disk that records failures of its files.
 #[derive(Debug)]
 pub(super) struct NotingDisk {
     disk: Arc<dyn Disk>,

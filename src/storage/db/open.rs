@@ -1,28 +1,25 @@
-//! Opening the database: creation in one rename, whose it is, which format it has.
+//! Opening the database: creation in one rename, checks of identity and format.
 
 use super::error::{Damage, DbError, from_io, from_redb};
-use super::format::{
-    Applied, CompactionProgress, FORMAT_VERSION, Identity, LEASES, REVISIONS, Usage, meta,
-};
-use super::guard::Guard;
+use super::format::{CompactionProgress, FORMAT_VERSION, LEASES, REVISIONS, Usage, meta};
 use super::reader::read_meta;
+use super::redb_file::open_redb;
 use super::snapshot::remove_leftover;
-use super::sync_mark::SyncMark;
 use super::{Db, DbOptions, put_meta};
 use crate::codec;
-use crate::storage::backend::DiskBackend;
-use crate::storage::disk::{Disk, DiskFile, OpenMode};
+use crate::storage::disk::Disk;
+use crate::types::{Identity, LogPosition};
 use redb::{Database, ReadableDatabase};
 use std::sync::Arc;
 
-/// What a database under construction is called, after its name.
+/// The suffix of a database's file name until it is complete.
 const UNFINISHED: &str = ".new";
 
 impl Db {
     /// Opens the database in file `name` of `disk`, or makes an empty one that belongs to `identity`.
     ///
-    /// Reads and verifies the whole file, and repairs what a crash left. Fails where the file is damaged, has a newer
-    /// format, or belongs to someone else. The caller holds the lock of the data directory.
+    /// Reads and verifies the whole file, and repairs it after a crash. Fails if the file is damaged, has a newer format, or
+    /// another identity. The caller must hold the lock of the data directory.
     pub fn open(
         disk: &dyn Disk,
         name: &str,
@@ -43,7 +40,7 @@ impl Db {
         Self::open_existing(disk, &file, options, identity, present)
     }
 
-    /// Opens a database that was received, under the name it has until it takes the place of the old one.
+    /// Opens a received database, under the name that it has until it replaces the old one.
     pub(super) fn open_received(
         disk: &dyn Disk,
         file: &Arc<str>,
@@ -62,7 +59,7 @@ impl Db {
     ) -> Result<Self, DbError> {
         let file = Arc::clone(file);
         let (redb, disk_file) = open_redb(disk, &file, &file, options, present)?;
-        let state = State::read(&redb, &file, identity)?;
+        let state = OwnEntries::read(&redb, &file, identity)?;
         let file_bytes = disk_file.len().map_err(|source| from_io(&file, source))?;
         Ok(Self {
             redb,
@@ -80,25 +77,26 @@ impl Db {
     }
 }
 
-/// What the database's own entries in table `meta` say.
-struct State {
-    applied: Applied,
+/// The database's own entries of table `meta`.
+struct OwnEntries {
+    applied: LogPosition,
     usage: Usage,
     compaction: Option<CompactionProgress>,
 }
 
-impl State {
+impl OwnEntries {
     fn read(redb: &Database, file: &Arc<str>, identity: Identity) -> Result<Self, DbError> {
         let transaction = redb.begin_read().map_err(|error| from_redb(file, error))?;
         let required = |name: &'static str| {
-            read_meta(&transaction, file, name)?.ok_or_else(|| damaged(file, name, Fault::Missing))
+            read_meta(&transaction, file, name)?
+                .ok_or_else(|| damaged(file, name, MetaFault::Missing))
         };
-        // First of all, and from the one table whose layout never changes.
+        // First, since a newer format may have changed everything but the layout of this table.
         let format = required(meta::FORMAT)?;
         let format: [u8; 4] = format
             .as_slice()
             .try_into()
-            .map_err(|_| damaged(file, meta::FORMAT, Fault::Malformed))?;
+            .map_err(|_| damaged(file, meta::FORMAT, MetaFault::Malformed))?;
         let found = u32::from_le_bytes(format);
         if found > FORMAT_VERSION {
             return Err(DbError::NewerFormat {
@@ -117,7 +115,7 @@ impl State {
         }
         let compaction = read_meta(&transaction, file, meta::COMPACTION)?.map(|bytes| {
             CompactionProgress::decode(&bytes)
-                .ok_or_else(|| damaged(file, meta::COMPACTION, Fault::Malformed))
+                .ok_or_else(|| damaged(file, meta::COMPACTION, MetaFault::Malformed))
         });
         Ok(Self {
             applied: parse(file, meta::APPLIED, &required(meta::APPLIED)?)?,
@@ -127,7 +125,7 @@ impl State {
     }
 }
 
-/// Makes an empty database under another name and renames it, so that a crash leaves none or a whole one.
+/// Makes an empty database under another name and renames it, so that a crash leaves either none or a complete one.
 fn create(
     disk: &dyn Disk,
     file: &Arc<str>,
@@ -153,7 +151,7 @@ fn create(
     let entries = [
         (meta::FORMAT, FORMAT_VERSION.to_le_bytes().to_vec()),
         (meta::IDENTITY, codec::encode(&identity)),
-        (meta::APPLIED, codec::encode(&Applied::default())),
+        (meta::APPLIED, codec::encode(&LogPosition::default())),
         (meta::USAGE, codec::encode(&Usage::default())),
     ];
     for (name, value) in entries {
@@ -163,58 +161,27 @@ fn create(
         .commit()
         .map_err(|error| from_redb(file, error))?;
     drop(redb);
-    // redb closes as well as it can and says nothing: what it left is repaired, but must be on disk.
+    // redb ignores errors when it closes a file. A file that was not closed cleanly is repaired, but must be durable.
     disk_file.sync_data().map_err(io)?;
     disk.rename(&unfinished, file).map_err(io)?;
     disk.sync_dir(dir).map_err(io)
 }
 
-/// Lets redb verify and repair the file. `existing` says that it was created before, so that it cannot be empty.
-pub(super) fn open_redb(
-    disk: &dyn Disk,
-    name: &str,
-    file: &Arc<str>,
-    options: DbOptions,
-    existing: bool,
-) -> Result<(Database, Arc<dyn DiskFile>), DbError> {
-    let io = |source| from_io(file, source);
-    let mode = OpenMode {
-        create: !existing,
-        direct: false,
-    };
-    let disk_file = disk.open(name, mode).map_err(io)?;
-    if existing && disk_file.is_empty().map_err(io)? {
-        return Err(DbError::Damaged {
-            file: file.clone(),
-            damage: Damage::Pages("the file is empty".to_owned()),
-        });
-    }
-    let mark = SyncMark::open(disk, name).map_err(io)?;
-    mark.settle(&*disk_file).map_err(io)?;
-    let backend = DiskBackend::new(disk_file.clone());
-    let backend = Guard::new(backend, move || mark.doubt());
-    let redb = Database::builder()
-        .set_cache_size(options.cache_bytes)
-        .create_with_backend(backend)
-        .map_err(|error| from_redb(file, error))?;
-    Ok((redb, disk_file))
-}
-
 /// What is wrong with an entry of table `meta`.
 #[derive(Clone, Copy)]
-enum Fault {
+enum MetaFault {
     Missing,
     Malformed,
 }
 
-fn damaged(file: &Arc<str>, name: &str, fault: Fault) -> DbError {
+fn damaged(file: &Arc<str>, name: &str, fault: MetaFault) -> DbError {
     let table = "meta";
     let entry = format!("entry {name}");
     DbError::Damaged {
         file: file.clone(),
         damage: match fault {
-            Fault::Missing => Damage::Missing { table, entry },
-            Fault::Malformed => Damage::Malformed { table, entry },
+            MetaFault::Missing => Damage::Missing { table, entry },
+            MetaFault::Malformed => Damage::Malformed { table, entry },
         },
     }
 }
@@ -224,5 +191,5 @@ fn parse<T: bincode::Decode<()>>(
     name: &'static str,
     bytes: &[u8],
 ) -> Result<T, DbError> {
-    codec::decode(name, bytes).map_err(|_| damaged(file, name, Fault::Malformed))
+    codec::decode(name, bytes).map_err(|_| damaged(file, name, MetaFault::Malformed))
 }

@@ -1,30 +1,28 @@
-//! Reading: an immutable view of one commit, for any thread.
+//! Reading: an immutable view of one commit, usable from any thread.
 
 use super::error::{Damage, DbError, from_redb};
-use super::format::{
-    KEY_BYTES, LEASES, META, REVISIONS, RecordRef, lower_key, open_record, revision_key, unseal,
-};
+use super::format::{KEY_BYTES, LEASES, META, REVISIONS, lower_key, revision_key, unseal};
+use super::record::{RecordRef, open_record};
 use crate::types::{LeaseId, RecordKind, Rev};
 use bytes::Bytes;
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
-/// The database as of one commit. Cloning is cheap. Commits and compactions that follow change nothing in it; what
-/// they free stays in the file until it is dropped. Once the [`Db`](super::Db) is gone it answers from memory or with an
-/// error.
+/// The database as of one commit. Cloning is cheap. Later commits and compactions do not change it; pages that they free are not
+/// reused before it is dropped. After the [`Db`](super::Db) was dropped, reads return cached pages or errors.
 #[derive(Clone)]
 pub struct DbReader {
     view: Arc<View>,
     on_damage: Option<OnDamage>,
 }
 
-/// Learns that a read found damage, or that the disk refused it: whoever serves from such a file must not go on.
+/// Called when a read finds damage or the disk fails: then the member must stop serving.
 #[derive(Clone)]
 pub struct OnDamage(Arc<dyn Fn(&DbError) + Send + Sync>);
 
 impl OnDamage {
-    /// Calls `tell` with what a read found.
+    /// Calls `tell` with the read's error.
     pub fn new(tell: impl Fn(&DbError) + Send + Sync + 'static) -> Self {
         Self(Arc::new(tell))
     }
@@ -40,7 +38,7 @@ struct View {
     revisions: ReadOnlyTable<&'static [u8; KEY_BYTES], &'static [u8]>,
     transaction: ReadTransaction,
     file: Arc<str>,
-    /// Tells the database that it is read.
+    /// Counted by [`Db::is_read`](super::Db::is_read).
     _reads: Arc<()>,
 }
 
@@ -73,14 +71,14 @@ impl DbReader {
         })
     }
 
-    /// The same, and `on_damage` is told of each read that finds the file damaged or unreadable, besides the reader.
+    /// The same view, which also calls `on_damage` for each read that finds the file damaged or unreadable.
     #[must_use]
     pub fn telling(self, on_damage: OnDamage) -> Self {
         let on_damage = Some(on_damage);
         Self { on_damage, ..self }
     }
 
-    /// Passes a result on, and tells of damage in it.
+    /// Returns the result, and reports damage in it.
     fn told<T>(&self, read: Result<T, DbError>) -> Result<T, DbError> {
         if let (Err(error @ (DbError::Damaged { .. } | DbError::Io { .. })), Some(tell)) =
             (&read, &self.on_damage)
@@ -90,12 +88,12 @@ impl DbReader {
         read
     }
 
-    /// The `KeyValue` that the put at `rev` stored; none if there is no such put (compacted, or never written).
+    /// The `KeyValue` that the put at `rev` stored; `None` if there is no such put (compacted, or never written).
     pub fn get_put(&self, rev: Rev) -> Result<Option<Bytes>, DbError> {
         self.visit_put(rev, Bytes::copy_from_slice)
     }
 
-    /// Shows `seen` the `KeyValue` that the put at `rev` stored, and gives what it makes of it; none if there is no such put.
+    /// Calls `seen` with the `KeyValue` that the put at `rev` stored, and returns its result; `None` if there is no such put.
     pub fn visit_put<T>(
         &self,
         rev: Rev,

@@ -1,22 +1,22 @@
-//! What a failed sync leaves behind, and how the next start mends it.
+//! A mark that a sync failed, so that the next start writes the database's bytes again.
 //!
-//! After a failed sync the file still reads back as written, from the system's cache, while some of it may never reach the disk:
-//! the system counts it as written, and a later sync does not write it again. The process ends at once; but the next one reads
-//! that cache, finds the newest commit whole, builds on it, and gives the pages of the one before away. Then power is lost, and
-//! neither is whole: all roots are corrupt.
+//! After a failed sync the file still reads back as written, from the page cache, while some of it may never reach the disk: the
+//! kernel considers it written, and a later sync does not write it again. The process ends at once, but the next one reads the
+//! same cache, finds the newest commit complete, continues from it, and reuses the pages of the commit before. If power is lost
+//! then, neither commit is complete, and the database cannot be opened.
 //!
-//! So a mark beside the database says whether a sync has failed. Whoever opens the database then writes every byte of it again,
-//! and syncs, before anything is built on it. The mark itself need not be durable: it lives in the same cache, and where that is
-//! lost, what is read is what the disk has.
+//! So a mark beside the database says whether a sync has failed. If so, the next open writes every byte again and syncs, before
+//! anything else. The mark itself need not be durable: it is in the same cache, and once that is lost, reads return what the disk
+//! has.
 
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
 use std::{io, sync::Arc};
 
-/// What the mark is called, in the database's directory.
+/// The mark's file name, in the database's directory.
 const NAME: &str = "synced";
-/// Every sync went well.
+/// All syncs succeeded.
 const SOUND: u8 = b'1';
-/// One did not, or nothing is known.
+/// A sync failed, or it is unknown.
 const DOUBTFUL: u8 = b'0';
 /// Bytes that are written again at a time.
 const CHUNK_BYTES: usize = 1024 * 1024;
@@ -41,11 +41,11 @@ impl SyncMark {
 
     /// A sync has failed.
     pub(super) fn doubt(&self) {
-        // Where this fails too, there is nothing left that could be done.
+        // If this fails too, nothing else can be done.
         self.0.write_at(0, &[DOUBTFUL]).unwrap_or_default();
     }
 
-    /// Makes sure that what `database` reads as is what the disk has, unless that is known.
+    /// Writes and syncs all bytes of `database` again, unless the mark says that all syncs succeeded.
     pub(super) fn settle(&self, database: &dyn DiskFile) -> io::Result<()> {
         let mut found = [DOUBTFUL];
         if !self.0.is_empty()? {

@@ -1,9 +1,10 @@
 //! What the database's tests share: a disk in memory that crashes and fails, and a small history to store.
 
-use super::{Applied, CommitBatch, Db, DbError, DbOptions, Identity};
+use super::{CommitBatch, CompactSpan, Db, DbError, DbOptions};
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
 use crate::types::{
-    ClusterId, LeaseId, LogIndex, MemberId, Record, RecordKind, Rev, Revision, Term,
+    ClusterId, Identity, LeaseId, LogIndex, LogPosition, MemberId, Record, RecordKind, Rev,
+    Revision, SplitMix64, Term,
 };
 use std::collections::BTreeMap;
 use std::io;
@@ -13,32 +14,30 @@ use std::sync::{Arc, Mutex};
 pub(super) const FILE: &str = "db/revisions.redb";
 pub(super) const OWNER: Identity = Identity {
     cluster: ClusterId(0xc1),
-    node: MemberId(0xa),
+    member: MemberId(0xa),
 };
 /// Small enough that pages are read again from the disk.
 pub(super) const TINY_CACHE: DbOptions = DbOptions {
     cache_bytes: 16 * 1024,
 };
 
-/// Numbers that look random and are the same in every run.
-pub(super) struct Random(pub(super) u64);
-
-impl Random {
-    pub(super) fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        usize::try_from((mixed ^ (mixed >> 31)) % bound as u64).unwrap()
+/// A step of a compaction that the database knows of already.
+pub(super) fn span(from: Rev, through: Revision, records_max: usize) -> CompactSpan {
+    CompactSpan {
+        from,
+        through,
+        decided_at: LogIndex(0),
+        records_max,
     }
 }
 
 #[derive(Clone, Debug)]
-enum Change {
+enum FileChange {
     Write(usize, Vec<u8>),
     SetLen(usize),
 }
 
-impl Change {
+impl FileChange {
     fn apply(&self, bytes: &mut Vec<u8>) {
         match self {
             Self::SetLen(len) => bytes.resize(*len, 0),
@@ -62,7 +61,7 @@ pub(super) struct MemFile {
 struct Contents {
     now: Vec<u8>,
     synced: Vec<u8>,
-    unsynced: Vec<Change>,
+    unsynced: Vec<FileChange>,
 }
 
 impl MemFile {
@@ -76,7 +75,7 @@ impl MemFile {
             .map_err(|_| io::Error::other("injected failure"))
     }
 
-    fn change(&self, change: Change) -> io::Result<()> {
+    fn change(&self, change: FileChange) -> io::Result<()> {
         self.spend()?;
         let mut contents = self.contents.lock().unwrap();
         change.apply(&mut contents.now);
@@ -88,7 +87,7 @@ impl MemFile {
 impl DiskFile for MemFile {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let offset = usize::try_from(offset).unwrap();
-        self.change(Change::Write(offset, data.to_vec()))
+        self.change(FileChange::Write(offset, data.to_vec()))
     }
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
@@ -112,7 +111,7 @@ impl DiskFile for MemFile {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.change(Change::SetLen(usize::try_from(len).unwrap()))
+        self.change(FileChange::SetLen(usize::try_from(len).unwrap()))
     }
 
     fn is_direct(&self) -> bool {
@@ -161,7 +160,7 @@ impl MemDisk {
     }
 
     /// The disk after a crash now: of what was not synced, any sectors may have reached it, in any order.
-    pub(super) fn crash(&self, random: &mut Random) -> Self {
+    pub(super) fn crash(&self, random: &mut SplitMix64) -> Self {
         let after = Self::new();
         for (name, file) in self.files.lock().unwrap().iter() {
             let contents = file.contents.lock().unwrap();
@@ -194,13 +193,13 @@ impl MemDisk {
 }
 
 /// The parts of a change that reach the disk each on its own.
-fn sectors(change: &Change) -> Vec<Change> {
+fn sectors(change: &FileChange) -> Vec<FileChange> {
     match change {
-        Change::SetLen(_) => vec![change.clone()],
-        Change::Write(offset, data) => data
+        FileChange::SetLen(_) => vec![change.clone()],
+        FileChange::Write(offset, data) => data
             .chunks(512)
             .enumerate()
-            .map(|(at, piece)| Change::Write(offset + at * 512, piece.to_vec()))
+            .map(|(at, piece)| FileChange::Write(offset + at * 512, piece.to_vec()))
             .collect(),
     }
 }
@@ -273,8 +272,8 @@ pub(super) fn batch(index: u64, width: u32) -> CommitBatch {
     }
 }
 
-pub(super) fn applied(index: u64) -> Applied {
-    Applied {
+pub(super) fn applied(index: u64) -> LogPosition {
+    LogPosition {
         index: LogIndex(index),
         term: Term(index / 10),
     }

@@ -1,15 +1,15 @@
-//! A batch: what one flush writes, and the unit that survives a crash whole or not at all.
+//! A batch: the bytes of one flush. It survives a crash whole or not at all.
 //!
-//! The header says where in the log the batch belongs and carries the hard state, so that the newest batch alone
-//! restores it and releasing old segments loses nothing. `docs/format.md` lists every byte.
+//! The header contains the batch's position in the log and the hard state, so that the newest batch is enough to restore it after
+//! older segments were released. `docs/format.md` lists every byte.
 
-use super::segment::SegmentId;
-use crate::storage::disk::DIRECT_ALIGN;
+use super::sectors::Layout;
+use super::segment_id::SegmentId;
 use crate::types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
 use bytes::Bytes;
 use std::fmt;
 
-/// Bytes of a batch header; the payload follows at once.
+/// Length of a batch header; the payload follows it.
 pub(super) const HEADER_BYTES: usize = 96;
 /// Bytes before an entry's data.
 pub(super) const ENTRY_HEADER_BYTES: usize = 24;
@@ -36,7 +36,7 @@ impl fmt::Display for BatchId {
 /// What a batch's header says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct BatchHeader {
-    /// The segment it was written for. Leftovers in a reused segment name another one.
+    /// The segment it was written for. Leftovers in a reused file have another number.
     pub(super) segment: SegmentId,
     /// Its place among all batches. A seal has the number that the batch overwriting it will get.
     pub(super) batch: BatchId,
@@ -48,7 +48,7 @@ pub(super) struct BatchHeader {
     pub(super) reset: Option<Term>,
     /// The hard state as of this batch.
     pub(super) hard_state: HardState,
-    /// Whether it only proves that the batch before it was durable.
+    /// Whether it is a seal, which only proves that the batch before it was durable.
     pub(super) seal: bool,
     /// How many entries the payload holds.
     pub(super) entries: u32,
@@ -89,14 +89,9 @@ pub(super) enum Flaw {
     /// The payload's checksum does not hold.
     #[error("checksum mismatch in the payload of batch {0}")]
     PayloadChecksum(BatchId),
-    /// The payload does not spell the entries that the header promises.
+    /// The payload does not consist of the entries that the header announces.
     #[error("malformed entry {1} in batch {0}")]
     Entry(BatchId, LogIndex),
-}
-
-/// Bytes on disk of a batch with this payload: header and payload, padded.
-pub(super) fn span(payload_len: usize) -> usize {
-    (HEADER_BYTES + payload_len).next_multiple_of(DIRECT_ALIGN)
 }
 
 pub(super) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -113,18 +108,18 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array_at(bytes, at))
 }
 
-/// Header checksums start from the log's salt, which no client knows: bytes a client stores never pass for a header.
+/// The checksum of a header starts with the log's salt. Clients do not know it, so no bytes that they store are a valid header.
 pub(super) fn header_crc(bytes: &[u8], salt: u64) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()), &bytes[..HEADER_CRC_AT])
 }
 
 impl BatchHeader {
-    /// Bytes on disk, padded.
-    pub(super) fn span(&self) -> u64 {
-        span(self.payload_len as usize) as u64
+    /// Bytes on disk in a segment of this layout, padding included.
+    pub(super) fn span(&self, layout: Layout) -> u64 {
+        layout.span(HEADER_BYTES + self.payload_len as usize) as u64
     }
 
-    /// The last log position once this batch counts.
+    /// The log's last index after this batch.
     pub(super) fn last(&self) -> LogIndex {
         LogIndex(self.base.0.saturating_add(u64::from(self.entries)))
     }

@@ -1,6 +1,7 @@
-//! The buffer that the next batch is encoded into: aligned for direct I/O, written without a copy.
+//! The buffer that the next batch is encoded into: aligned for direct I/O, in sectors as they go to the disk.
 
-use super::batch::{ENTRY_HEADER_BYTES, HEADER_BYTES, entry_header, span};
+use super::batch::{ENTRY_HEADER_BYTES, HEADER_BYTES, entry_header};
+use super::sectors::{finish, scatter, span};
 use crate::storage::disk::{DIRECT_ALIGN, aligned_zeros};
 use crate::types::Entry;
 
@@ -14,8 +15,10 @@ pub(super) struct BatchBuffer {
     bytes: Vec<u8>,
     /// Where the aligned part starts.
     start: usize,
-    /// Length of header and payload so far.
+    /// Length of header and payload so far, without tags.
     len: usize,
+    /// Checksum of the payload so far.
+    payload_crc: u32,
 }
 
 impl BatchBuffer {
@@ -29,7 +32,13 @@ impl BatchBuffer {
             bytes,
             start,
             len: HEADER_BYTES,
+            payload_crc: 0,
         }
+    }
+
+    /// Bytes on disk of the batch so far, padding included.
+    pub(super) fn span(&self) -> usize {
+        span(self.len)
     }
 
     /// The payload's length so far.
@@ -37,9 +46,9 @@ impl BatchBuffer {
         self.len - HEADER_BYTES
     }
 
-    /// The payload so far.
-    pub(super) fn payload(&self) -> &[u8] {
-        &self.bytes[self.start + HEADER_BYTES..self.start + self.len]
+    /// The checksum of the payload so far.
+    pub(super) fn payload_crc(&self) -> u32 {
+        self.payload_crc
     }
 
     /// Appends an entry to the payload.
@@ -49,11 +58,11 @@ impl BatchBuffer {
         self.extend(&entry.data);
     }
 
-    /// The whole batch, padded with zeros, its header still to be filled in.
-    pub(super) fn padded(&mut self) -> &mut [u8] {
-        let end = span(self.payload_len());
+    /// The whole batch in sectors that end with `tag`, padded with zeros, its header still to be filled in.
+    pub(super) fn sectors(&mut self, tag: u8) -> &mut [u8] {
+        let end = self.span();
         let whole = &mut self.bytes[self.start..self.start + end];
-        whole[self.len..].fill(0);
+        finish(self.len, tag, whole);
         whole
     }
 
@@ -63,30 +72,35 @@ impl BatchBuffer {
             *self = Self::new();
         }
         self.len = HEADER_BYTES;
+        self.payload_crc = 0;
     }
 
     fn extend(&mut self, part: &[u8]) {
-        let at = self.start + self.len;
-        self.bytes[at..at + part.len()].copy_from_slice(part);
+        scatter(part, self.len, &mut self.bytes[self.start..]);
+        self.payload_crc = crc32c::crc32c_append(self.payload_crc, part);
         self.len += part.len();
     }
 
     /// Makes room for `more` bytes and the padding after them.
     fn reserve(&mut self, more: usize) {
-        let needed = (self.len + more).next_multiple_of(DIRECT_ALIGN);
+        let needed = span(self.len + more);
         let room = (self.bytes.len() - self.start) / DIRECT_ALIGN * DIRECT_ALIGN;
         if needed <= room {
             return;
         }
         let mut larger = Self::with_room(needed.max(room * 2));
-        larger.len = 0;
-        larger.extend(&self.bytes[self.start..self.start + self.len]);
+        let used = self.span().min(room);
+        larger.bytes[larger.start..larger.start + used]
+            .copy_from_slice(&self.bytes[self.start..self.start + used]);
+        larger.len = self.len;
+        larger.payload_crc = self.payload_crc;
         *self = larger;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::sectors::{Layout, SECTOR_BYTES};
     use super::*;
     use crate::types::{EntryKind, LogIndex, Term};
 
@@ -101,17 +115,24 @@ mod tests {
 
     #[test]
     fn batches_stay_aligned_and_padded_while_the_buffer_grows_and_shrinks() {
+        let layout = Layout::Tagged { lives: 0 };
+        let tag = layout.tag().unwrap();
         let mut buffer = BatchBuffer::new();
-        for len in [0, 1, 3976, 3977, KEPT_BYTES, 5 * KEPT_BYTES, 10] {
+        for len in [0, 1, 3_911, 3_912, KEPT_BYTES, 5 * KEPT_BYTES, 10] {
             buffer.push(&entry(len));
             buffer.push(&entry(9));
-            assert_eq!(buffer.payload_len(), 2 * ENTRY_HEADER_BYTES + len + 9);
-            assert!(buffer.payload().ends_with(&[7; 9]));
-            let used = HEADER_BYTES + buffer.payload_len();
-            let padded = buffer.padded();
-            assert_eq!(padded.as_ptr().align_offset(DIRECT_ALIGN), 0);
-            assert_eq!(padded.len() % DIRECT_ALIGN, 0);
-            assert!(padded[used..].iter().all(|byte| *byte == 0));
+            let payload_len = 2 * ENTRY_HEADER_BYTES + len + 9;
+            assert_eq!(buffer.payload_len(), payload_len);
+            let payload_crc = buffer.payload_crc();
+            let sectors = buffer.sectors(tag);
+            assert_eq!(sectors.as_ptr().align_offset(DIRECT_ALIGN), 0);
+            assert_eq!(sectors.len() % DIRECT_ALIGN, 0);
+            let mut payload = vec![0; payload_len];
+            layout.gather(sectors, HEADER_BYTES, &mut payload);
+            assert!(payload.ends_with(&[7; 9]), "{len} bytes");
+            assert_eq!(crc32c::crc32c(&payload), payload_crc, "{len} bytes");
+            let mut each = sectors.chunks(SECTOR_BYTES);
+            assert!(each.all(|one| layout.is_written(one) == Some(true)));
             buffer.clear();
             assert!(buffer.bytes.len() <= KEPT_BYTES + DIRECT_ALIGN);
         }

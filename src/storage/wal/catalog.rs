@@ -1,18 +1,20 @@
-//! Where each durable entry lies, and reading entries back for members that lag.
+//! Where each durable entry is, and reading entries for followers that lag behind.
 //!
-//! The catalog is the only thing the log's writer shares with others: the writer adds what became durable, readers on
-//! other threads look up and read files without holding it. Its size is bounded: one run for about
-//! [`RUN_BYTES`] of log, not one for each entry.
+//! The catalog is all that the log's writer shares with readers: the writer adds durable batches; readers on other threads look
+//! entries up and then read files without holding its lock. It has one run for about [`RUN_BYTES`] of log, not one for each
+//! entry.
 
 use super::batch::BatchHeader;
 use super::error::WalError;
-use super::segment::{SegmentId, SegmentReader};
+use super::sectors::Layout;
+use super::segment::SegmentReader;
+use super::segment_id::SegmentId;
 use crate::storage::disk::DiskFile;
 use crate::types::{Entry, LogIndex};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many bytes of log a run covers before the next one starts: what finding one entry may have to read.
+/// How many bytes of log a run covers: finding one entry reads at most about this much.
 const RUN_BYTES: u64 = 256 * 1024;
 
 /// Entries with consecutive indexes in consecutive batches of one segment.
@@ -30,16 +32,24 @@ struct Run {
     open: bool,
 }
 
+/// A segment as readers see it.
+#[derive(Clone, Debug)]
+struct SegmentFile {
+    name: String,
+    file: Arc<dyn DiskFile>,
+    layout: Layout,
+}
+
 /// Which entries the log holds, and where.
 ///
 /// Invariants: the runs cover `base + 1 ..= last` without a gap, in order.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
-    files: BTreeMap<SegmentId, (String, Arc<dyn DiskFile>)>,
+    files: BTreeMap<SegmentId, SegmentFile>,
     runs: VecDeque<Run>,
     base: LogIndex,
     last: LogIndex,
-    /// Counts replacements: a reader that sees it change has read entries that may be void.
+    /// Counts replacements. If it changes while a reader reads, the entries that it has read may be void.
     replacements: u64,
     salt: u64,
 }
@@ -64,8 +74,15 @@ impl Catalog {
     }
 
     /// Makes a segment's file known, before the first batch in it counts.
-    pub(super) fn add_file(&mut self, id: SegmentId, name: String, file: Arc<dyn DiskFile>) {
-        self.files.insert(id, (name, file));
+    pub(super) fn add_file(
+        &mut self,
+        id: SegmentId,
+        name: String,
+        file: Arc<dyn DiskFile>,
+        layout: Layout,
+    ) {
+        let segment = SegmentFile { name, file, layout };
+        self.files.insert(id, segment);
     }
 
     /// The first batch of the whole log says where the log starts.
@@ -97,7 +114,9 @@ impl Catalog {
             self.last
         );
         self.last = header.last();
-        let end = start + header.span();
+        let segment = self.files.get(&header.segment);
+        let segment = segment.expect("a segment is known before a batch in it counts");
+        let end = start + header.span(segment.layout);
         match self.runs.back_mut() {
             Some(run)
                 if run.open && run.segment == header.segment && end - run.start <= RUN_BYTES =>
@@ -168,12 +187,12 @@ impl Catalog {
     }
 }
 
-/// Locks the catalog; a panic elsewhere leaves it whole, since every change is made under one lock.
+/// Locks the catalog. It is consistent even after a panic in another thread, since every change is made under one lock.
 pub(super) fn lock(catalog: &Mutex<Catalog>) -> MutexGuard<'_, Catalog> {
     catalog.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reads durable entries, from any thread, beside the writer. Cheap to clone.
+/// Reads durable entries, from any thread. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct WalReader {
     catalog: Arc<Mutex<Catalog>>,
@@ -184,7 +203,7 @@ impl WalReader {
         Self { catalog }
     }
 
-    /// The first and last durable entry, or nothing where the log is empty.
+    /// The first and last durable entry; `None` if the log is empty.
     pub fn bounds(&self) -> Option<(LogIndex, LogIndex)> {
         let catalog = lock(&self.catalog);
         (catalog.base < catalog.last).then(|| (catalog.base.next(), catalog.last))
@@ -213,7 +232,7 @@ impl WalReader {
         let mut seen = lock(&self.catalog).replacements;
         loop {
             let next = entries.last().map_or(from, |last| last.index.next());
-            let (run, name, file, salt) = {
+            let (run, segment, salt) = {
                 let catalog = lock(&self.catalog);
                 if catalog.replacements != seen {
                     seen = catalog.replacements;
@@ -230,12 +249,12 @@ impl WalReader {
                 let Some(run) = catalog.find(next).filter(|_| !full) else {
                     return Ok(entries);
                 };
-                let Some((name, file)) = catalog.files.get(&run.segment) else {
+                let Some(segment) = catalog.files.get(&run.segment) else {
                     return Ok(entries);
                 };
-                (run, name.clone(), Arc::clone(file), catalog.salt)
+                (run, segment.clone(), catalog.salt)
             };
-            match read_run(run, &name, file, salt, next) {
+            match read_run(run, &segment, salt, next) {
                 // Once full, the next turn only checks that nothing was replaced meanwhile.
                 Ok(found) => full = take_within(&mut entries, found, bytes_max),
                 // The segment may have been released, and even reused, while it was read.
@@ -262,20 +281,21 @@ fn take_within(entries: &mut Vec<Entry>, found: Vec<Entry>, bytes_max: usize) ->
 /// The entries of a run from `from` on.
 fn read_run(
     run: Run,
-    name: &str,
-    file: Arc<dyn DiskFile>,
+    segment: &SegmentFile,
     salt: u64,
     from: LogIndex,
 ) -> Result<Vec<Entry>, WalError> {
+    let SegmentFile { name, file, layout } = segment;
     let window = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
-    let mut reader = SegmentReader::new(file, window).map_err(WalError::io("read", name))?;
+    let reader = SegmentReader::new(Arc::clone(file), window, *layout);
+    let mut reader = reader.map_err(WalError::io("read", name))?;
     let mut entries = Vec::new();
     let mut next = run.first;
     let mut offset = run.start;
     while offset < run.end && next <= run.last {
         let damaged = |what: String| WalError::Damaged {
             segment: run.segment,
-            file: name.to_owned(),
+            file: name.clone(),
             offset,
             what,
         };
@@ -286,7 +306,7 @@ fn read_run(
         if batch.header.segment != run.segment {
             return Err(damaged("a batch of another segment".to_owned()));
         }
-        offset += batch.header.span();
+        offset += batch.header.span(*layout);
         for entry in batch.entries {
             if entry.index == next && next <= run.last {
                 next = next.next();
@@ -299,7 +319,7 @@ fn read_run(
     if next <= run.last {
         return Err(WalError::Damaged {
             segment: run.segment,
-            file: name.to_owned(),
+            file: name.clone(),
             offset: run.start,
             what: format!("entry {next} is not where it was written"),
         });

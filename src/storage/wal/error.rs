@@ -1,17 +1,17 @@
-//! What can go wrong with the log. Nothing here is worth a retry: a member whose log fails stops.
+//! The log's errors. Retrying does not help: a member whose log fails stops.
 
-use super::segment::SegmentId;
-use crate::types::{ClusterId, LogIndex, MemberId};
+use super::segment_id::SegmentId;
+use crate::types::{Identity, LogIndex};
 use std::io;
 
-/// What to do about a log that cannot be trusted, said at the end of each such error.
+/// The advice at the end of each error about a damaged log.
 const ADVICE: &str = "acknowledged entries may be lost with it, so this member does not start: if a majority of the \
      other members is healthy, remove this member, delete its data directory and add it anew; otherwise restore a backup";
 
 /// Why the log could not be opened, written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum WalError {
-    /// The disk failed. After a failed write or sync nobody knows what is on it: the log refuses all further work.
+    /// The disk failed. After a failed write or sync the content of the disk is unknown: the log refuses all further operations.
     #[error("cannot {action} log file {file}: {source}")]
     Io {
         /// What was being done.
@@ -21,10 +21,10 @@ pub enum WalError {
         /// What the disk said.
         source: io::Error,
     },
-    /// An earlier write or sync failed, or the machine does not know whether it did. Only a restart helps.
+    /// An earlier write or sync failed. The process has to restart.
     #[error("the log refuses all work after an earlier disk error")]
     Poisoned,
-    /// Bytes that were durable are no longer what was written. Not a torn write: those are only at the very end.
+    /// Durable bytes have changed since they were written. This is not a torn write, which is possible only at the log's end.
     #[error("log segment {file} is damaged at byte {offset}: {what}; {ADVICE}")]
     Damaged {
         /// The segment's number.
@@ -36,7 +36,7 @@ pub enum WalError {
         /// What is wrong there.
         what: String,
     },
-    /// A segment between two others is gone.
+    /// A segment between two others is missing.
     #[error("log segment {file} is missing, while older and newer ones are there; {ADVICE}")]
     MissingSegment {
         /// The number of the missing segment.
@@ -58,21 +58,14 @@ pub enum WalError {
         supported: u32,
     },
     /// The log belongs to another member or another cluster: the data directory is the wrong one.
-    #[error(
-        "log segment {file} belongs to member {found_node} of cluster {found_cluster}, this is member {node} of cluster \
-         {cluster}: wrong data directory?", found_node = found_node.hex(), node = node.hex(),
-    )]
+    #[error("log segment {file} belongs to {found}, this is {expected}: wrong data directory?")]
     Foreign {
         /// The segment's file.
         file: String,
-        /// The cluster it was written for.
-        found_cluster: ClusterId,
-        /// The member it was written by.
-        found_node: MemberId,
-        /// The cluster of this member.
-        cluster: ClusterId,
-        /// This member.
-        node: MemberId,
+        /// Whose it is.
+        found: Identity,
+        /// Who opens it.
+        expected: Identity,
     },
     /// The log starts after entries that are still needed.
     #[error("the log starts at entry {first}, but entry {needed} is needed; {ADVICE}")]
@@ -82,7 +75,7 @@ pub enum WalError {
         /// The entry after the last one the database holds.
         needed: LogIndex,
     },
-    /// The entries asked for were released: they are in the database only, and travel as a snapshot.
+    /// The entries were released: only the database contains their effects, and a member that needs them gets a snapshot.
     #[error("log entry {asked} was released, the oldest is {first}")]
     Released {
         /// The entry asked for.

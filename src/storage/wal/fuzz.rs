@@ -1,10 +1,10 @@
-//! The log's bytes as a fuzzer writes them: single batches with sound checksums and any content, and whole segments with patches.
+//! Fuzz targets for the log's bytes: single batches with right checksums and arbitrary content, and segments with patches.
 
 use super::batch::{BatchHeader, HEADER_BYTES, HEADER_CRC_AT, MAGIC, header_crc};
-use super::{Append, Identity, SegmentId, Wal, WalOptions};
+use super::{Append, SegmentId, Wal, WalOptions};
 use crate::storage::disk::{Disk, OpenMode};
 use crate::storage::sim_disk::SimDisk;
-use crate::types::{ClusterId, Entry, EntryKind, HardState, LogIndex, MemberId, Term};
+use crate::types::{ClusterId, Entry, EntryKind, HardState, Identity, LogIndex, MemberId, Term};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -85,7 +85,7 @@ fn share(disk: &SimDisk) -> Arc<dyn Disk> {
 fn open(disk: &SimDisk) -> Option<(Wal, Vec<Entry>)> {
     let identity = Identity {
         cluster: ClusterId(1),
-        node: MemberId(2),
+        member: MemberId(2),
     };
     let options = WalOptions {
         segment_bytes: SEGMENT_BYTES,

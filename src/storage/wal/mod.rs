@@ -1,10 +1,10 @@
-//! The write-ahead log: entries and hard state, durable before anyone is told that they are.
+//! The write-ahead log: makes entries and hard state durable before they are acknowledged.
 //!
 //! # How it works
 //!
-//! The log is a row of segments, files of one size whose bytes were all written before they are needed. Appends are
-//! encoded into one aligned buffer; [`Wal::flush`] writes it as one batch, padded to whole 4 KiB blocks, and syncs once.
-//! Writing over bytes that are already there changes no metadata, so the sync is one trip to the device.
+//! The log is a sequence of segments, files of one size that were filled with zeros in advance. Appends are encoded into one
+//! aligned buffer; [`Wal::flush`] writes it as one batch, padded to whole 4 KiB blocks, and syncs once. Overwriting existing
+//! bytes changes no metadata of the file system, so the sync is a single request to the device.
 //!
 //! ```text
 //! wal/0000000000000007.seg   [header][batch 90: entries 311..340][batch 91: entry 341]........unused
@@ -13,23 +13,23 @@
 //! wal/0000000000000005.free  waiting to be reused
 //! ```
 //!
-//! Batch 93 starts at an entry the log already had: it replaces 699 and 700, as Raft's truncation does. Entries up to
-//! 341 released, segment 7 becomes a `.free` file, whose next life starts with a new number; what is left of its old
-//! batches names segment 7 and so never counts again. Each batch header carries the hard state, so the newest batch
-//! alone restores it.
+//! Batch 93 starts with an entry that the log already had: it replaces 699 and 700, as Raft's truncation does. Once entries up to
+//! 341 are released, segment 7 becomes a `.free` file, which is later reused with a new number; its old batches contain number 7,
+//! so they are ignored from then on. Each batch header contains the hard state, so that the newest batch is enough to restore it.
 //!
 //! # Torn tail or damage
 //!
 //! A batch is written only once the one before it is durable. So a bad batch with a sound later one behind it was
-//! durable once: damage, and the log refuses to open. A bad batch with nothing behind it is a write that a crash tore;
-//! it is cut off. A *seal* behind the last batch (written when the log is idle or stops, and at every start) makes
-//! later damage to that batch told too. The next batch overwrites the seal, so a crash in between shows either. Before the seal
-//! is there, one flipped bit is told from a torn write by trying each (`flipped`), and a file that lost its end by the length
-//! that its header names.
+//! durable once: the log is damaged, and refuses to open. A *seal* behind the last batch is such a later one; it is written
+//! when the log is idle or stops, and at every start, and the next batch overwrites it.
+//!
+//! A bad batch with nothing behind it was torn by a crash, or written whole and damaged since. Each of its sectors ends with a
+//! tag that its place had not had before (`sectors`), so the sectors that were never written are known: if there is one, the
+//! batch was never synced, and it is cut off; if there is none, the log is damaged.
 //!
 //! # What it never does
 //!
-//! It never retries a failed write or sync, never looks into an entry, and never decides what may be released.
+//! It never retries a failed write or sync, never decodes an entry's data, and never decides what may be released.
 
 mod batch;
 mod buffer;
@@ -37,80 +37,51 @@ mod catalog;
 #[cfg(test)]
 mod crash_tests;
 mod error;
-mod flipped;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod options;
 mod recovery;
+mod sectors;
 mod segment;
+mod segment_id;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod torn_tests;
 
 pub use catalog::WalReader;
 pub use error::WalError;
+pub use options::WalOptions;
 pub use recovery::{Recovered, TornTail};
-pub use segment::{Identity, SegmentId};
+pub use segment_id::SegmentId;
 
 use crate::failpoint::{FailPoint, hit};
-use crate::mutation::{Mutation, mutated};
 use crate::storage::disk::{DIRECT_ALIGN, Disk, OpenMode, aligned_zeros};
-use crate::types::{Entry, HardState, LogIndex, Term};
-use batch::{BatchHeader, BatchId, ENTRY_HEADER_BYTES, span};
+use crate::types::{Entry, HardState, LogIndex, LogPosition, Term};
+use batch::{BatchHeader, BatchId, ENTRY_HEADER_BYTES};
 use buffer::BatchBuffer;
 use catalog::{Catalog, lock};
 use recovery::{Segment, replay};
-use segment::{BATCHES_START, SegmentHeader};
+use sectors::Layout;
+use segment::{BATCHES_START, SegmentHeader, layout_in};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-/// A batch is flushed on its own before it would pass this size, unless a single entry does. Bounds the buffer.
+/// The largest batch, except one that holds a single larger entry. Bounds the buffer.
 const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Bytes of zeros written at once while a segment is prepared.
+/// Bytes of zeros written at once when a segment is made.
 const ZEROS_BYTES: usize = 1024 * 1024;
-/// A segment file before it is complete. One left by a crash is removed.
+/// The name of a segment file until it is complete. After a crash it is removed.
 const UNFINISHED: &str = "unfinished.tmp";
 
-/// How a log is kept.
-#[derive(Clone, Copy, Debug)]
-pub struct WalOptions {
-    /// Who writes it; a log of someone else is refused.
-    pub identity: Identity,
-    /// A random number, used only when the log is created.
-    pub salt: u64,
-    /// Size of a segment file; a multiple of 4 KiB and at least two of them. A batch that is larger gets a larger file.
-    pub segment_bytes: u64,
-    /// How many released files wait to be reused; more are removed.
-    pub free_segments_max: usize,
-}
-
-impl WalOptions {
-    /// 16 MiB segments, so that the first start is quick, and up to four waiting for reuse.
-    pub fn new(identity: Identity, salt: u64) -> Self {
-        Self {
-            identity,
-            salt,
-            segment_bytes: 16 * 1024 * 1024,
-            free_segments_max: 4,
-        }
-    }
-}
-
-/// A snapshot that takes the place of the log up to its position.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SnapshotMark {
-    /// The last entry it covers.
-    pub index: LogIndex,
-    /// That entry's term.
-    pub term: Term,
-}
-
-/// What to append, in this order: the mark, the hard state, the entries.
+/// What to append, in this order: snapshot, hard state, entries.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Append<'a> {
-    /// Makes all entries so far void; the log goes on after the mark.
-    pub snapshot: Option<SnapshotMark>,
+    /// A snapshot up to this entry replaces the log: all entries so far are void, the next one follows this.
+    pub snapshot: Option<LogPosition>,
     /// Replaces the hard state.
     pub hard_state: Option<HardState>,
-    /// Consecutive entries. The first may have an index the log already holds: it and all after it are replaced.
+    /// Consecutive entries. If the log already has the first one's index, that entry and all after it are replaced.
     pub entries: &'a [Entry],
 }
 
@@ -141,8 +112,8 @@ struct Pending {
 
 /// The log's one writer.
 ///
-/// Invariants: all batches before `offset` of the active segment are durable; nothing sound and later lies behind it,
-/// except a seal numbered `next_batch`. `last` counts appended entries, the catalog durable ones.
+/// Invariants: all batches before `offset` of the active segment are durable; no sound later batch follows `offset`, except a
+/// seal numbered `next_batch`. `last` includes entries that are not durable yet, the catalog does not.
 #[derive(Debug)]
 pub struct Wal {
     disk: Arc<dyn Disk>,
@@ -152,7 +123,7 @@ pub struct Wal {
     older: VecDeque<Segment>,
     active: Segment,
     prepared: Option<Segment>,
-    free: Vec<SegmentId>,
+    free: Vec<FreeFile>,
     offset: u64,
     next_batch: BatchId,
     previous_crc: u32,
@@ -167,10 +138,10 @@ pub struct Wal {
 }
 
 impl Wal {
-    /// Opens the log in `dir` of the data directory, or creates one where there is none.
+    /// Opens the log in `dir` of the data directory, or creates one.
     ///
-    /// `after` is the last entry the database holds: only later ones are returned, and the log must not start past it.
-    /// When a snapshot is installed, its database must be durable before its mark is appended here.
+    /// `after` is the last entry that the database contains: only later ones are returned, and the log must not start after the
+    /// next one. When a snapshot is installed, its database must be durable before the snapshot's position is appended here.
     pub fn open(
         disk: Arc<dyn Disk>,
         dir: &str,
@@ -185,7 +156,7 @@ impl Wal {
         );
         let names = disk.list(dir).map_err(WalError::io("list", dir))?;
         if !names.is_empty() {
-            // A process that died may have left names that are seen but not durable yet.
+            // The process before may have died before its renames were durable.
             disk.sync_dir(dir).map_err(WalError::io("sync", dir))?;
         }
         let mut ids: Vec<SegmentId> = names
@@ -203,7 +174,8 @@ impl Wal {
         let catalog = Arc::new(Mutex::new(Catalog::default()));
         let mut replay = replay(&*disk, dir, &ids, &options, after, &catalog)?;
         replay.recovered.created = created;
-        replay.recovered.cut = replay.torn_tail()?;
+        let tails = replay.torn_tails()?;
+        replay.recovered.cut = tails.first().cloned();
         replay.rewrite_last_batch()?;
         let mut behind = replay.segments.split_off(replay.active + 1);
         let Some(active) = replay.segments.pop() else {
@@ -236,14 +208,18 @@ impl Wal {
         for extra in behind.into_iter().rev() {
             wal.retire(&extra)?;
         }
-        wal.cut(replay.recovered.cut.as_ref())?;
+        wal.cut(&tails)?;
+        // Batches go only into segments of the present format.
+        if let Some(plain) = wal.prepared.take_if(|next| next.layout.tag().is_none()) {
+            wal.retire(&plain)?;
+        }
         Ok((wal, replay.recovered))
     }
 
-    /// Encodes into the pending batch; durable only once [`Wal::flush`] returns. Flushes on its own where one batch
-    /// cannot hold it: before entries that replace pending ones, before a mark, and past 8 MiB.
+    /// Encodes into the pending batch, which is durable only once [`Wal::flush`] returns. Flushes by itself before entries that
+    /// replace pending ones, before a snapshot, and before a batch becomes larger than 8 MiB.
     ///
-    /// The entries must follow the log: an index past the one after the last entry is a bug of the caller.
+    /// The entries must leave no gap after the log's last one; a gap is a bug of the caller.
     pub fn append(&mut self, append: &Append<'_>) -> Result<(), WalError> {
         self.refuse_if_poisoned()?;
         if let Some(mark) = append.snapshot {
@@ -255,7 +231,6 @@ impl Wal {
         }
         if let Some(hard_state) = append.hard_state
             && hard_state != self.hard_state
-            && !mutated(Mutation::ForgetVote)
         {
             self.hard_state = hard_state;
             self.pending.dirty = true;
@@ -298,15 +273,15 @@ impl Wal {
         Ok(())
     }
 
-    /// Makes all that was appended durable: one write, one sync. Nothing pending: does nothing.
+    /// Makes all appended entries and state durable, with one write and one sync. Does nothing if there are none.
     ///
-    /// An error is final: nobody knows what is on the disk, so every later call fails too.
+    /// An error is final: the content of the disk is unknown, so every later call fails too.
     pub fn flush(&mut self) -> Result<(), WalError> {
         self.refuse_if_poisoned()?;
         if !self.pending.dirty {
             return Ok(());
         }
-        // Whoever returns early leaves the log poisoned.
+        // Reset below: every early return is an error, and leaves the log poisoned.
         self.poisoned = true;
         if self.pending.hard_state {
             hit(FailPoint::BeforeHardState);
@@ -316,34 +291,37 @@ impl Wal {
         hit(FailPoint::AfterWalWrite);
         let file = &self.active.file;
         hit(FailPoint::BeforeWalSync);
-        if !mutated(Mutation::SkipSync) {
-            file.sync_data()
-                .map_err(WalError::io("sync", &self.active.name))?;
-        }
+        file.sync_data()
+            .map_err(WalError::io("sync", &self.active.name))?;
         hit(FailPoint::AfterWalSync);
         if self.pending.hard_state {
             hit(FailPoint::AfterHardState);
         }
         self.poisoned = false;
         lock(&self.catalog).add(&header, self.offset);
-        self.offset += header.span();
+        let span = header.span(self.active.layout);
+        self.offset += span;
         self.active.len = self.active.len.max(self.offset);
         self.next_batch = BatchId(self.next_batch.0 + 1);
         self.sealed = false;
         self.pending = Pending::default();
         self.buffer.clear();
         self.stats.batches += 1;
-        self.stats.batch_bytes += header.span();
+        self.stats.batch_bytes += span;
         Ok(())
     }
 
-    /// Writes the pending batch to its place, in the next segment if this one has no room for it.
+    /// Writes the pending batch, into the next segment if this one has no room for it.
     fn write_batch(&mut self) -> Result<BatchHeader, WalError> {
-        let bytes = span(self.buffer.payload_len()) as u64;
+        let bytes = self.buffer.span() as u64;
         // A batch larger than a segment makes an empty one grow.
-        if self.offset + bytes > self.active.len && self.offset > BATCHES_START {
+        let is_full = self.offset + bytes > self.active.len && self.offset > BATCHES_START;
+        if is_full || self.active.layout.tag().is_none() {
             self.roll()?;
         }
+        let Some(tag) = self.active.layout.tag() else {
+            unreachable!("segments are made in the present format");
+        };
         let base = match (self.pending.entries, self.pending.reset) {
             (0, None) => self.last,
             _ => self.pending.base,
@@ -354,18 +332,18 @@ impl Wal {
             entries: self.pending.entries,
             ..self.blank_header(self.active.id)
         };
-        self.previous_crc = header.encode(self.salt, self.buffer.padded());
+        let sectors = self.buffer.sectors(tag);
+        self.previous_crc = header.encode(self.salt, sectors);
         self.active
             .file
-            .write_at(self.offset, self.buffer.padded())
+            .write_at(self.offset, sectors)
             .map_err(WalError::io("write", &self.active.name))?;
         Ok(header)
     }
 
     /// The header of a batch with the buffer's payload, or of a seal.
     fn blank_header(&self, segment: SegmentId) -> BatchHeader {
-        let payload = self.buffer.payload();
-        let payload_len = u32::try_from(payload.len());
+        let payload_len = u32::try_from(self.buffer.payload_len());
         BatchHeader {
             segment,
             batch: self.next_batch,
@@ -376,7 +354,7 @@ impl Wal {
             seal: false,
             entries: 0,
             payload_len: payload_len.expect("a batch is bounded far below 4 GiB"),
-            payload_crc: crc32c::crc32c(payload),
+            payload_crc: self.buffer.payload_crc(),
         }
     }
 
@@ -385,17 +363,17 @@ impl Wal {
         let Some(next) = self.prepared.take() else {
             unreachable!("a segment was prepared the line before");
         };
-        lock(&self.catalog).add_file(next.id, next.name.clone(), Arc::clone(&next.file));
+        let file = Arc::clone(&next.file);
+        lock(&self.catalog).add_file(next.id, next.name.clone(), file, next.layout);
         self.offset = BATCHES_START;
         self.older
             .push_back(std::mem::replace(&mut self.active, next));
         Ok(())
     }
 
-    /// Makes the next segment ready, so that no flush has to. To be called when the log has nothing else to do.
+    /// Makes the next segment in advance, so that no flush has to. To be called when the log is idle.
     ///
-    /// Where it fails for want of space the log stays usable until the current segment is full; see
-    /// [`Wal::is_poisoned`].
+    /// If it fails for lack of space, the log stays usable until the current segment is full; see [`Wal::is_poisoned`].
     pub fn prepare_spare(&mut self) -> Result<(), WalError> {
         self.refuse_if_poisoned()?;
         self.prepare_segment()
@@ -413,9 +391,9 @@ impl Wal {
         Ok(())
     }
 
-    /// Gives back the segments that hold only entries up to `through`, for reuse. The one being written stays.
+    /// Releases the segments that hold only entries up to `through`, except the active one. Their files are reused.
     ///
-    /// The caller must hold those entries durably elsewhere. Returns how many were released.
+    /// The database must contain those entries durably. Returns the number of released segments.
     pub fn release(&mut self, through: LogIndex) -> Result<usize, WalError> {
         self.refuse_if_poisoned()?;
         let mut released = 0;
@@ -433,15 +411,17 @@ impl Wal {
         Ok(released)
     }
 
-    /// Takes a segment out of the log. Each is durably gone before the next, so that no crash leaves a hole.
+    /// Removes a segment from the log, durably before it returns, so that a crash cannot leave a gap between segments.
     fn retire(&mut self, segment: &Segment) -> Result<(), WalError> {
-        if self.free.len() < self.options.free_segments_max
-            && segment.len == self.options.segment_bytes
-        {
+        let is_needed = self.free.len() < self.options.free_segments_max
+            && segment.len == self.options.segment_bytes;
+        let lives = segment.layout.lives_after().filter(|_| is_needed);
+        if let Some(lives) = lives {
             let to = format!("{}/{}", self.dir, segment.id.free_name());
             let renamed = self.disk.rename(&segment.name, &to);
             renamed.map_err(WalError::io("rename", &segment.name))?;
-            self.free.push(segment.id);
+            let id = segment.id;
+            self.free.push(FreeFile { id, lives });
         } else {
             let removed = self.disk.remove(&segment.name);
             removed.map_err(WalError::io("remove", &segment.name))?;
@@ -450,8 +430,8 @@ impl Wal {
         synced.map_err(WalError::io("sync", &self.dir))
     }
 
-    /// Flushes, then marks the last batch as durable with a seal behind it, unsynced: nothing depends on it, but a bit
-    /// that flips in the last batch is then told from a torn write. For an idle log and a clean stop.
+    /// Flushes, then marks the last batch as durable with a seal behind it, unsynced: nothing depends on it, but sectors that
+    /// the last batch loses later then count as damage. For an idle log and a clean stop.
     pub fn seal(&mut self) -> Result<(), WalError> {
         self.flush()?;
         if !self.sealed {
@@ -462,7 +442,7 @@ impl Wal {
         Ok(())
     }
 
-    /// Writes a seal where the next batch will go; where there is no block for it yet, there is none.
+    /// Writes a seal where the next batch will go, unless there is no block for it yet.
     fn write_seal(&mut self) -> Result<(), WalError> {
         let block = DIRECT_ALIGN as u64;
         let here = self.offset + block <= self.active.len;
@@ -487,9 +467,9 @@ impl Wal {
         Ok(())
     }
 
-    /// Overwrites a torn tail durably, so that it never comes back, and seals the log where it ends now.
-    fn cut(&mut self, tail: Option<&TornTail>) -> Result<(), WalError> {
-        if let Some(tail) = tail {
+    /// Overwrites torn tails durably, so that they never come back, and seals the log where it ends now.
+    fn cut(&mut self, tails: &[TornTail]) -> Result<(), WalError> {
+        for tail in tails {
             let torn_next = self.prepared.as_ref().filter(|next| next.name == tail.file);
             let segment = torn_next.unwrap_or(&self.active);
             write_zeros(segment, tail.offset, tail.bytes)?;
@@ -507,12 +487,12 @@ impl Wal {
         Ok(())
     }
 
-    /// Reads durable entries, beside this writer and from any thread.
+    /// A reader of durable entries, for any thread.
     pub fn reader(&self) -> WalReader {
         WalReader::new(Arc::clone(&self.catalog))
     }
 
-    /// The last appended entry's position, durable or not; the position before the first where there is none.
+    /// The index of the last appended entry, durable or not; the index before the first if there is none.
     pub fn last(&self) -> LogIndex {
         self.last
     }
@@ -527,7 +507,7 @@ impl Wal {
         self.buffer.payload_len()
     }
 
-    /// Whether an earlier error made the log refuse all work.
+    /// Whether the log refuses all operations after an error.
     pub fn is_poisoned(&self) -> bool {
         self.poisoned
     }
@@ -547,6 +527,15 @@ impl Wal {
         }
         Ok(())
     }
+}
+
+/// A released file that waits to be reused.
+#[derive(Clone, Copy, Debug)]
+struct FreeFile {
+    /// The last segment it was.
+    id: SegmentId,
+    /// How often it was a segment.
+    lives: u32,
 }
 
 /// Makes segment files.
@@ -574,39 +563,43 @@ impl<'a> Maker<'a> {
     }
 
     /// Makes segment `id` out of a waiting file, or of a new one. All its bytes are durable, its name is not.
-    fn make(&self, id: SegmentId, free: Option<SegmentId>) -> Result<Made, WalError> {
+    fn make(&self, id: SegmentId, free: Option<FreeFile>) -> Result<Made, WalError> {
         let present_name = match free {
-            Some(free) => format!("{}/{}", self.dir, free.free_name()),
+            Some(free) => format!("{}/{}", self.dir, free.id.free_name()),
             None => format!("{}/{UNFINISHED}", self.dir),
         };
-        let made = self.write(id, &present_name, free.is_some());
+        let made = self.write(id, &present_name, free.map_or(0, |free| free.lives));
         if made.is_err() {
-            // Gives its space back, if it can: the first error is the one that counts.
+            // Frees its space, if possible; the first error is returned.
             let _ignored = self.disk.remove(&present_name).is_ok();
         }
         made
     }
 
-    fn write(&self, id: SegmentId, name: &str, reused: bool) -> Result<Made, WalError> {
+    /// `lives` is how often the file was a segment before.
+    fn write(&self, id: SegmentId, name: &str, lives: u32) -> Result<Made, WalError> {
+        let is_new = lives == 0;
         let mode = OpenMode {
-            create: !reused,
+            create: is_new,
             direct: true,
         };
+        let layout = Layout::Tagged { lives };
         let file = self.disk.open(name, mode);
         let segment = Segment {
             id,
             name: name.to_owned(),
             file: file.map_err(WalError::io("create", name))?,
             len: self.options.segment_bytes,
+            layout,
         };
-        if !reused {
+        if is_new {
             write_zeros(&segment, 0, segment.len)?;
         }
         let header = SegmentHeader {
             id,
             identity: self.options.identity,
             salt: self.salt,
-            reused,
+            layout,
             bytes: segment.len,
         };
         let (mut bytes, start) = aligned_zeros(DIRECT_ALIGN);
@@ -625,7 +618,7 @@ impl<'a> Maker<'a> {
         })
     }
 
-    /// Gives the file its name, durably: from then on it is part of the log.
+    /// Renames the file to its final name, durably: from then on it is part of the log.
     fn publish(&self, made: Made) -> Result<Segment, WalError> {
         let Made {
             segment,
@@ -652,27 +645,21 @@ fn write_zeros(segment: &Segment, offset: u64, bytes: u64) -> Result<(), WalErro
     Ok(())
 }
 
-/// The files waiting to be reused. Removes those too many or of another size, and what a crash left unfinished.
+/// The released files that can be reused. Removes the others: those above the maximum number, of another size, or used as often
+/// as there are tags; and an unfinished file.
 fn usable_free_files(
     disk: &dyn Disk,
     dir: &str,
     names: &[String],
     options: &WalOptions,
-) -> Result<Vec<SegmentId>, WalError> {
-    let mode = OpenMode {
-        create: false,
-        direct: true,
-    };
+) -> Result<Vec<FreeFile>, WalError> {
     let mut usable = Vec::new();
     for name in names {
         let path = format!("{dir}/{name}");
         if let Some(id) = SegmentId::from_free_name(name) {
-            let file = disk
-                .open(&path, mode)
-                .map_err(WalError::io("open", &path))?;
-            let len = file.len().map_err(WalError::io("read", &path))?;
-            if len == options.segment_bytes && usable.len() < options.free_segments_max {
-                usable.push(id);
+            let lives = lives_of_free_file(disk, &path, options)?;
+            if let Some(lives) = lives.filter(|_| usable.len() < options.free_segments_max) {
+                usable.push(FreeFile { id, lives });
                 continue;
             }
         } else if name != UNFINISHED {
@@ -681,4 +668,25 @@ fn usable_free_files(
         disk.remove(&path).map_err(WalError::io("remove", &path))?;
     }
     Ok(usable)
+}
+
+/// How often a released file was a segment, if it can be one again. After a crash its header may already be that of its next
+/// life, which then counts although it held no batch.
+fn lives_of_free_file(
+    disk: &dyn Disk,
+    path: &str,
+    options: &WalOptions,
+) -> Result<Option<u32>, WalError> {
+    let mode = OpenMode {
+        create: false,
+        direct: true,
+    };
+    let file = disk.open(path, mode).map_err(WalError::io("open", path))?;
+    if file.len().map_err(WalError::io("read", path))? != options.segment_bytes {
+        return Ok(None);
+    }
+    let (mut bytes, start) = aligned_zeros(DIRECT_ALIGN);
+    let block = &mut bytes[start..start + DIRECT_ALIGN];
+    file.read_at(0, block).map_err(WalError::io("read", path))?;
+    Ok(layout_in(block).and_then(Layout::lives_after))
 }

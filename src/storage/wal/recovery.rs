@@ -1,27 +1,26 @@
-//! Opening a log: reads it back, tells a torn tail from damage, and cuts the tail.
+//! Opening a log: reads it, distinguishes a torn tail from damage, and cuts the tail off.
 //!
-//! Batches are read in order until one is not sound. A machine that dies can tear only what was being written, and the
-//! log never writes a batch before the one before it is durable. So whatever is sound and later than the bad place
-//! proves that the bad place was durable once: that is damage, and the start is refused. With nothing later, the bad
-//! place is a torn tail, which nobody was told is durable; it is cut off as a whole.
+//! Batches are read in order until one is not sound. The log writes a batch only once the one before it is durable. So if a sound
+//! later batch follows the unsound one, the unsound one was durable once: it is damaged, and the open fails. If none follows, the
+//! tags at the ends of its sectors decide (see `sectors`): a batch with a sector that was not written was never synced, and so
+//! never acknowledged; it is cut off as a whole. A batch whose sectors were all written is damaged.
 
 use super::batch::{BatchHeader, BatchId, Flaw};
 use super::catalog::{Catalog, lock};
 use super::error::WalError;
-use super::flipped::flipped_byte;
-use super::segment::{BATCHES_START, Batch, SegmentHeader, SegmentId, SegmentReader};
-use super::{SnapshotMark, WalOptions};
+use super::options::WalOptions;
+use super::sectors::{Layout, SECTOR_BYTES};
+use super::segment::{BATCHES_START, SegmentHeader, SegmentReader, StoredBatch};
+use super::segment_id::SegmentId;
 use crate::storage::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode, aligned_zeros};
-use crate::types::{Entry, HardState, LogIndex};
+use crate::types::{Entry, HardState, LogIndex, LogPosition};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 /// Bytes read at once.
 const WINDOW_BYTES: usize = 1024 * 1024;
-/// How much of the place where the log ends is searched for a batch with one flipped bit: what a batch fills at most, unless a
-/// single entry is larger.
-const FLIPPED_SEARCHED_BYTES: usize = 9 * 1024 * 1024;
 
-/// A part of the log that was cut off because a crash tore it. None of it was ever acknowledged.
+/// A batch that was cut off because its write was interrupted. None of it was ever acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TornTail {
     /// The segment's file.
@@ -39,14 +38,14 @@ pub struct TornTail {
 pub struct Recovered {
     /// The newest hard state. Its `commit` is never past the last entry.
     pub hard_state: HardState,
-    /// The entries after the position the caller named, without a gap, up to the last one.
+    /// The entries after the caller's `after`, without a gap, up to the last one.
     pub entries: Vec<Entry>,
     /// The position before the first entry in the log.
     pub base: LogIndex,
-    /// The last entry's position; `base` where there is none. May be before what the caller's database holds.
+    /// The last entry's index; `base` if there is none. The database may be ahead of it.
     pub last: LogIndex,
-    /// The newest snapshot the log was told to start after, while the log still holds that mark.
-    pub snapshot: Option<SnapshotMark>,
+    /// The newest snapshot that replaced the log, while the log still has the batch with its position.
+    pub snapshot: Option<LogPosition>,
     /// What was cut off, if a crash tore the last write.
     pub cut: Option<TornTail>,
     /// Whether there was no log, so that one was created.
@@ -60,9 +59,10 @@ pub(super) struct Segment {
     pub(super) name: String,
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) len: u64,
+    pub(super) layout: Layout,
 }
 
-/// Where reading ended, and all that was read before.
+/// Where reading ended, and the result so far.
 pub(super) struct Replay {
     /// The live segments, oldest first.
     pub(super) segments: Vec<Segment>,
@@ -79,7 +79,8 @@ pub(super) struct Replay {
     /// Place and length of the last batch, if there is one: it ends in the active segment.
     last_batch: Option<(u64, u64)>,
     readers: Vec<SegmentReader>,
-    reused: Vec<bool>,
+    /// Behind the last batch: the end of the last block with a sector that was written in this life, by position in `segments`.
+    written_to: BTreeMap<usize, u64>,
 }
 
 /// Reads the log in `names`, the live segment files of `dir`, oldest first; there must be one.
@@ -94,8 +95,8 @@ pub(super) fn replay(
     let mut replay = open_segments(disk, dir, ids, options)?;
     *lock(catalog) = Catalog::new(replay.salt);
     for segment in &replay.segments {
-        let file = Arc::clone(&segment.file);
-        lock(catalog).add_file(segment.id, segment.name.clone(), file);
+        let (file, layout) = (Arc::clone(&segment.file), segment.layout);
+        lock(catalog).add_file(segment.id, segment.name.clone(), file, layout);
     }
     let mut any = false;
     let flaw = loop {
@@ -138,7 +139,7 @@ fn open_segments(
         recovered: Recovered::default(),
         last_batch: None,
         readers: Vec::new(),
-        reused: Vec::new(),
+        written_to: BTreeMap::new(),
     };
     let mode = OpenMode {
         create: false,
@@ -156,16 +157,16 @@ fn open_segments(
         }
         let io = |action| WalError::io(action, &name);
         let file = disk.open(&name, mode).map_err(io("open"))?;
-        let mut reader = SegmentReader::new(Arc::clone(&file), WINDOW_BYTES).map_err(io("read"))?;
+        let unknown = Layout::Plain { reused: true };
+        let reader = SegmentReader::new(Arc::clone(&file), WINDOW_BYTES, unknown);
+        let mut reader = reader.map_err(io("read"))?;
         let block = reader.bytes(0, DIRECT_ALIGN).map_err(io("read"))?;
         let header = SegmentHeader::decode(block.unwrap_or_default(), *id, &name)?;
         if header.identity != options.identity {
             return Err(WalError::Foreign {
                 file: name,
-                found_cluster: header.identity.cluster,
-                found_node: header.identity.node,
-                cluster: options.identity.cluster,
-                node: options.identity.node,
+                found: header.identity,
+                expected: options.identity,
             });
         }
         if at > 0 && header.salt != replay.salt {
@@ -177,15 +178,15 @@ fn open_segments(
             });
         }
         replay.salt = header.salt;
-        replay.reused.push(header.reused);
         let len = reader.len();
         refuse_lost_end(&header, &name, len)?;
-        replay.readers.push(reader);
+        replay.readers.push(reader.with_layout(header.layout));
         replay.segments.push(Segment {
             id: *id,
             name,
             file,
             len,
+            layout: header.layout,
         });
     }
     Ok(replay)
@@ -208,9 +209,12 @@ fn refuse_lost_end(header: &SegmentHeader, name: &str, len: u64) -> Result<(), W
 }
 
 impl Replay {
-    /// The batch that follows what was read, from where it may lie: right behind, or at the next segment's start.
-    /// `any` says whether a batch was read before; the first one is nowhere but at the oldest segment's start.
-    fn next_batch(&mut self, any: bool) -> Result<Result<(usize, u64, Batch), Flaw>, WalError> {
+    /// The next batch: it is either right behind the last one, or at the start of the next segment. `any`: whether a batch was
+    /// read before; the first one is at the start of the oldest segment.
+    fn next_batch(
+        &mut self,
+        any: bool,
+    ) -> Result<Result<(usize, u64, StoredBatch), Flaw>, WalError> {
         let here = self.batch_at(self.active, self.offset, any)?;
         let is_seal = matches!(&here, Ok(batch) if batch.header.seal);
         if here.is_ok() && !is_seal {
@@ -224,19 +228,19 @@ impl Replay {
             return Ok(Ok((self.active + 1, BATCHES_START, batch)));
         }
         match here {
-            // A seal's hard state is that of the batch before it: nothing to take over.
+            // A seal has the hard state of the batch before it, which is known already.
             Ok(_) => Ok(Err(Flaw::NoBatch)),
             Err(flaw) => Ok(Err(flaw)),
         }
     }
 
-    /// The sound batch at a place, if it is the expected one.
+    /// The batch at a place, if it is sound and the expected one.
     fn batch_at(
         &mut self,
         at: usize,
         offset: u64,
         any: bool,
-    ) -> Result<Result<Batch, Flaw>, WalError> {
+    ) -> Result<Result<StoredBatch, Flaw>, WalError> {
         let id = self.segments[at].id;
         let found = self.readers[at].batch(offset, self.salt);
         let batch = match found.map_err(WalError::io("read", &self.segments[at].name))? {
@@ -244,7 +248,7 @@ impl Replay {
             Err(flaw) => return Ok(Err(flaw)),
         };
         let header = &batch.header;
-        // The log's first segments may be gone: then any batch number may be the first.
+        // If the log's first segments were released, the first batch can have any number.
         if header.segment != id || (any && header.batch != self.next) {
             return Ok(Err(Flaw::OutOfPlace {
                 found: header.batch,
@@ -262,7 +266,7 @@ impl Replay {
         &mut self,
         at: usize,
         offset: u64,
-        batch: Batch,
+        batch: StoredBatch,
         any: bool,
         after: LogIndex,
         catalog: &Mutex<Catalog>,
@@ -288,7 +292,7 @@ impl Replay {
         let entries = &mut self.recovered.entries;
         if let Some(term) = header.reset {
             entries.clear();
-            self.recovered.snapshot = Some(SnapshotMark {
+            self.recovered.snapshot = Some(LogPosition {
                 index: header.base,
                 term,
             });
@@ -304,16 +308,17 @@ impl Replay {
         );
         self.recovered.hard_state = header.hard_state;
         self.active = at;
-        self.last_batch = Some((offset, header.span()));
-        self.offset = offset + header.span();
+        let span = header.span(self.segments[at].layout);
+        self.last_batch = Some((offset, span));
+        self.offset = offset + span;
         self.next = BatchId(header.batch.0 + 1);
         self.previous_crc = batch.header_crc;
         Ok(())
     }
 
-    /// Looks through all that follows the place where reading ended: a sound later batch proves damage there.
+    /// Searches all blocks behind the place where reading ended: a sound later batch proves that this place is damaged.
     fn refuse_damage(&mut self, flaw: &Flaw) -> Result<(), WalError> {
-        // Sound checksums around what is never written: no crash makes that.
+        // The checksums are right, but no version writes such content: no crash leaves that.
         if matches!(
             flaw,
             Flaw::BrokenChain(_) | Flaw::HeaderContent | Flaw::Entry(..)
@@ -333,6 +338,7 @@ impl Replay {
                 BATCHES_START
             };
             while offset < self.segments[at].len {
+                self.note_written(at, offset)?;
                 let found = self.readers[at].header(offset, self.salt);
                 let found = found.map_err(WalError::io("read", &self.segments[at].name))?;
                 if let Ok((later, _)) = found
@@ -344,36 +350,62 @@ impl Replay {
                 offset += DIRECT_ALIGN as u64;
             }
         }
-        self.refuse_flipped_bit(self.active, self.offset)?;
-        self.refuse_flipped_bit(self.active + 1, BATCHES_START)
+        self.refuse_whole_write(self.active, self.offset)?;
+        self.refuse_whole_write(self.active + 1, BATCHES_START)
     }
 
-    /// Refuses a last batch that only one flipped bit keeps from being sound: all of it was written.
-    fn refuse_flipped_bit(&mut self, at: usize, offset: u64) -> Result<(), WalError> {
-        if at >= self.segments.len() || offset >= self.segments[at].len {
+    /// Notes whether a sector of the block at `offset` was written in this life of the file.
+    fn note_written(&mut self, at: usize, offset: u64) -> Result<(), WalError> {
+        let block = DIRECT_ALIGN as u64;
+        for sector in (offset..offset + block).step_by(SECTOR_BYTES) {
+            if self.is_written(at, sector)? {
+                self.written_to.insert(at, offset + block);
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this sector was written to its end in this life of the file, as far as its layout tells.
+    fn is_written(&mut self, at: usize, offset: u64) -> Result<bool, WalError> {
+        let Segment { name, layout, .. } = &self.segments[at];
+        let sector = self.readers[at].bytes(offset, SECTOR_BYTES);
+        let sector = sector.map_err(WalError::io("read", name))?;
+        Ok(sector.and_then(|sector| layout.is_written(sector)) == Some(true))
+    }
+
+    /// Fails if the last batch was written completely and is not sound: no crash leaves that, and it may have been synced.
+    fn refuse_whole_write(&mut self, at: usize, offset: u64) -> Result<(), WalError> {
+        if at >= self.segments.len() || !self.is_written(at, offset)? {
             return Ok(());
         }
         let (id, name) = (self.segments[at].id, self.segments[at].name.clone());
-        let (any, next, previous) = (self.last_batch.is_some(), self.next, self.previous_crc);
-        let belongs = |header: &BatchHeader| {
-            let follows = header.batch == next && header.previous_crc == previous;
-            header.segment == id && !header.seal && (follows || !any)
-        };
-        let rest = usize::try_from(self.segments[at].len - offset).unwrap_or(usize::MAX);
-        let longest = rest.min(FLIPPED_SEARCHED_BYTES);
-        let bytes = self.readers[at].bytes(offset, longest);
-        let bytes = bytes.map_err(WalError::io("read", &name))?;
-        let Some(byte) = flipped_byte(bytes.unwrap_or_default(), self.salt, belongs) else {
-            return Ok(());
+        let read = |source| WalError::io("read", &name)(source);
+        let flaw = match self.readers[at].header(offset, self.salt).map_err(read)? {
+            Err(flaw) => flaw,
+            Ok((header, _)) => {
+                let follows = header.batch == self.next && header.previous_crc == self.previous_crc;
+                let any = self.last_batch.is_some();
+                if header.segment != id || header.seal || (any && !follows) {
+                    return Ok(());
+                }
+                let end = offset + header.span(self.segments[at].layout);
+                for sector in (offset..end).step_by(SECTOR_BYTES) {
+                    if !self.is_written(at, sector)? {
+                        return Ok(());
+                    }
+                }
+                match self.readers[at].batch(offset, self.salt).map_err(read)? {
+                    Err(flaw) => flaw,
+                    Ok(_) => return Ok(()),
+                }
+            }
         };
         Err(WalError::Damaged {
             segment: id,
             file: name,
             offset,
-            what: format!(
-                "one bit of byte {} is flipped in a batch that is whole otherwise",
-                offset + byte as u64
-            ),
+            what: format!("{flaw}, although all of it was written"),
         })
     }
 
@@ -396,13 +428,13 @@ impl Replay {
         }
     }
 
-    /// Writes the last batch once more and syncs it, before anyone relies on it. It can be read, but a process that
-    /// died before its sync, or because its sync failed, leaves bytes in the page cache that never reach the disk.
+    /// Writes the last batch once more and syncs it, before anything depends on it. It can be read, but if the process died
+    /// before its sync, or because its sync failed, its bytes may be in the page cache only.
     pub(super) fn rewrite_last_batch(&mut self) -> Result<(), WalError> {
         let segment = &self.segments[self.active];
         if let Some((offset, bytes)) = self.last_batch {
             let io = |action| WalError::io(action, &segment.name);
-            // Padding may reach past the end of a file that a torn write left short.
+            // The file may end inside the padding if the write that would have made it longer was torn.
             let there = bytes.min(self.readers[self.active].len() - offset);
             let Ok(there) = usize::try_from(there) else {
                 unreachable!("the batch was in memory before");
@@ -418,21 +450,52 @@ impl Replay {
         synced.map_err(WalError::io("sync", &segment.name))
     }
 
-    /// What the crash tore, if its place shows that. Leftovers of a reused file are not told from a torn header.
-    pub(super) fn torn_tail(&mut self) -> Result<Option<TornTail>, WalError> {
+    /// The torn batches at the end of the log, as far as they can be recognized.
+    pub(super) fn torn_tails(&mut self) -> Result<Vec<TornTail>, WalError> {
         let places = [(self.active, self.offset), (self.active + 1, BATCHES_START)];
+        let mut tails = Vec::new();
         for (at, offset) in places {
             if at >= self.segments.len() || offset >= self.segments[at].len {
                 continue;
             }
-            if let Some(tail) = self.torn_at(at, offset)? {
-                return Ok(Some(tail));
-            }
+            tails.extend(match self.segments[at].layout {
+                Layout::Tagged { lives } => match self.tagged_tail(at, offset)? {
+                    None => self.plain_tail(at, offset, lives > 0)?,
+                    tail => tail,
+                },
+                Layout::Plain { reused } => self.plain_tail(at, offset, reused)?,
+            });
         }
-        Ok(None)
+        Ok(tails)
     }
 
-    fn torn_at(&mut self, at: usize, offset: u64) -> Result<Option<TornTail>, WalError> {
+    /// All that was written behind the last batch. It must be overwritten: its sectors have the tag of this life, so they would
+    /// count as written if the next batch were torn there. One block more: the write may have ended inside a sector.
+    fn tagged_tail(&mut self, at: usize, offset: u64) -> Result<Option<TornTail>, WalError> {
+        let Some(end) = self.written_to.get(&at).copied() else {
+            return Ok(None);
+        };
+        let block = DIRECT_ALIGN as u64;
+        let end = (end + block).min(self.readers[at].len().next_multiple_of(block));
+        let name = &self.segments[at].name;
+        let found = self.readers[at].batch(offset, self.salt);
+        let flaw = found.map_err(WalError::io("read", name))?.err();
+        Ok(Some(TornTail {
+            file: name.clone(),
+            offset,
+            bytes: end - offset,
+            what: flaw.unwrap_or(Flaw::NoBatch).to_string(),
+        }))
+    }
+
+    /// A torn batch without any tag, recognized by its header or first block. In a reused file a torn header cannot be
+    /// distinguished from leftovers.
+    fn plain_tail(
+        &mut self,
+        at: usize,
+        offset: u64,
+        reused: bool,
+    ) -> Result<Option<TornTail>, WalError> {
         let name = self.segments[at].name.clone();
         let reader = &mut self.readers[at];
         let found = reader.batch(offset, self.salt);
@@ -441,9 +504,11 @@ impl Replay {
         };
         let header = reader.header(offset, self.salt);
         let bytes = match header.map_err(WalError::io("read", &name))? {
-            Ok((header, _)) if header.segment == self.segments[at].id => header.span(),
+            Ok((header, _)) if header.segment == self.segments[at].id => {
+                header.span(self.segments[at].layout)
+            }
             Ok(_) => return Ok(None),
-            Err(_) if self.reused[at] => return Ok(None),
+            Err(_) if reused => return Ok(None),
             Err(_) => match reader.bytes(offset, DIRECT_ALIGN) {
                 Ok(Some(block)) if block.iter().any(|byte| *byte != 0) => DIRECT_ALIGN as u64,
                 _ => return Ok(None),

@@ -1,76 +1,26 @@
-//! A segment: one file of the log, its name, its header block, and reading it in large windows.
+//! A segment: one file of the log, its header block, and reading it in large windows.
 //!
 //! A live segment always has a sound header: the header is durable before the file gets its name.
 
 use super::batch::{BatchHeader, Flaw, HEADER_BYTES, u32_at, u64_at};
 use super::error::WalError;
+use super::sectors::{LIVES, Layout};
+use super::segment_id::SegmentId;
 use crate::storage::disk::{DIRECT_ALIGN, DiskFile};
-use crate::types::{ClusterId, Entry, MemberId};
+use crate::types::{ClusterId, Entry, Identity, MemberId};
 use bytes::Bytes;
-use std::{fmt, io, sync::Arc};
+use std::{io, sync::Arc};
 
 /// Where batches start in a segment: after the header block.
 pub(super) const BATCHES_START: u64 = DIRECT_ALIGN as u64;
 /// The format this version writes, and the newest it reads.
-pub(super) const FORMAT: u32 = 1;
+pub(super) const FORMAT: u32 = 2;
+/// The format without tags at the ends of sectors: read, and never written.
+const FORMAT_PLAIN: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"QUORWAL\0";
 const FIELDS_BYTES: usize = 64;
 const CRC_AT: usize = FIELDS_BYTES - 4;
-const LIVE_SUFFIX: &str = ".seg";
-const FREE_SUFFIX: &str = ".free";
-
-/// A segment's number. Numbers are never used twice: a reused file gets a new one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SegmentId(pub u64);
-
-impl fmt::Display for SegmentId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-impl SegmentId {
-    pub(super) fn next(self) -> Self {
-        Self(self.0 + 1)
-    }
-
-    /// The name of its file while the log needs it.
-    pub(super) fn live_name(self) -> String {
-        format!("{:016x}{LIVE_SUFFIX}", self.0)
-    }
-
-    /// The name of its file once it waits to be reused.
-    pub(super) fn free_name(self) -> String {
-        format!("{:016x}{FREE_SUFFIX}", self.0)
-    }
-
-    /// The number in a live segment's name.
-    pub(super) fn from_live_name(name: &str) -> Option<Self> {
-        Self::from_name(name, LIVE_SUFFIX)
-    }
-
-    /// The number in a waiting segment's name.
-    pub(super) fn from_free_name(name: &str) -> Option<Self> {
-        Self::from_name(name, FREE_SUFFIX)
-    }
-
-    fn from_name(name: &str, suffix: &str) -> Option<Self> {
-        let digits = name.strip_suffix(suffix)?;
-        let id = Self(u64::from_str_radix(digits, 16).ok()?);
-        // One spelling for each number: `1.seg` is not a segment.
-        (format!("{:016x}{suffix}", id.0) == name).then_some(id)
-    }
-}
-
-/// Who writes a log. A log of someone else is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Identity {
-    /// The cluster.
-    pub cluster: ClusterId,
-    /// The member.
-    pub node: MemberId,
-}
 
 /// What a segment's header block says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,22 +29,27 @@ pub(super) struct SegmentHeader {
     pub(super) identity: Identity,
     /// Seeds the checksums of batch headers; random, and the same in all segments of a log.
     pub(super) salt: u64,
-    /// Whether the file had a life before, so that leftovers may follow the last batch.
-    pub(super) reused: bool,
-    /// The length it was made with: a shorter file has lost its end. Zero in files that were made before this was noted.
+    /// How its batches lie in it.
+    pub(super) layout: Layout,
+    /// The length that the file was made with: a shorter file has lost its end. Zero in files of an early version, which did not
+    /// write it.
     pub(super) bytes: u64,
 }
 
 impl SegmentHeader {
     /// Fills `block`, the first [`DIRECT_ALIGN`] bytes of the file.
     pub(super) fn encode(&self, block: &mut [u8]) {
+        let (format, lives) = match self.layout {
+            Layout::Plain { reused } => (FORMAT_PLAIN, u32::from(reused)),
+            Layout::Tagged { lives } => (FORMAT, lives),
+        };
         block.fill(0);
         block[..8].copy_from_slice(&MAGIC);
-        block[8..12].copy_from_slice(&FORMAT.to_le_bytes());
-        block[12..16].copy_from_slice(&u32::from(self.reused).to_le_bytes());
+        block[8..12].copy_from_slice(&format.to_le_bytes());
+        block[12..16].copy_from_slice(&lives.to_le_bytes());
         block[16..24].copy_from_slice(&self.id.0.to_le_bytes());
         block[24..32].copy_from_slice(&self.identity.cluster.0.to_le_bytes());
-        block[32..40].copy_from_slice(&self.identity.node.0.to_le_bytes());
+        block[32..40].copy_from_slice(&self.identity.member.0.to_le_bytes());
         block[40..48].copy_from_slice(&self.salt.to_le_bytes());
         block[48..56].copy_from_slice(&self.bytes.to_le_bytes());
         let crc = crc32c::crc32c(&block[..CRC_AT]);
@@ -115,7 +70,7 @@ impl SegmentHeader {
         if crc32c::crc32c(&block[..CRC_AT]) != u32_at(block, CRC_AT) {
             return Err(damaged("checksum mismatch in the segment header"));
         }
-        let found = u32_at(block, 8);
+        let (found, lives) = (u32_at(block, 8), u32_at(block, 12));
         if found > FORMAT {
             return Err(WalError::NewerFormat {
                 file: file.to_owned(),
@@ -123,19 +78,25 @@ impl SegmentHeader {
                 supported: FORMAT,
             });
         }
+        let layout = match found {
+            FORMAT_PLAIN => Layout::Plain { reused: lives > 0 },
+            FORMAT if lives < LIVES => Layout::Tagged { lives },
+            _ => {
+                return Err(damaged(
+                    "the format number or the number of lives was never in use",
+                ));
+            }
+        };
         let header = Self {
             id: SegmentId(u64_at(block, 16)),
             identity: Identity {
                 cluster: ClusterId(u64_at(block, 24)),
-                node: MemberId(u64_at(block, 32)),
+                member: MemberId(u64_at(block, 32)),
             },
             salt: u64_at(block, 40),
-            reused: u32_at(block, 12) != 0,
+            layout,
             bytes: u64_at(block, 48),
         };
-        if found != FORMAT {
-            return Err(damaged("the format number was never in use"));
-        }
         if header.id != id {
             return Err(damaged(&format!("its header names segment {}", header.id)));
         }
@@ -143,9 +104,16 @@ impl SegmentHeader {
     }
 }
 
+/// The layout that a header block names, whichever segment it is of; `None` if there is no sound header.
+pub(super) fn layout_in(block: &[u8]) -> Option<Layout> {
+    let id = SegmentId(u64_at(block.get(..FIELDS_BYTES)?, 16));
+    let header = SegmentHeader::decode(block, id, "").ok()?;
+    Some(header.layout)
+}
+
 /// A batch as it was read back.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(super) struct StoredBatch {
     pub(super) header: BatchHeader,
     pub(super) header_crc: u32,
     pub(super) entries: Vec<Entry>,
@@ -155,6 +123,7 @@ pub(super) struct Batch {
 #[derive(Debug)]
 pub(super) struct SegmentReader {
     file: Arc<dyn DiskFile>,
+    layout: Layout,
     len: u64,
     window_bytes: usize,
     window_start: u64,
@@ -163,14 +132,24 @@ pub(super) struct SegmentReader {
 
 impl SegmentReader {
     /// Reads `file`, asking for about `window_bytes` at once.
-    pub(super) fn new(file: Arc<dyn DiskFile>, window_bytes: usize) -> io::Result<Self> {
+    pub(super) fn new(
+        file: Arc<dyn DiskFile>,
+        window_bytes: usize,
+        layout: Layout,
+    ) -> io::Result<Self> {
         Ok(Self {
             len: file.len()?,
             file,
+            layout,
             window_bytes,
             window_start: 0,
             window: Vec::new(),
         })
+    }
+
+    /// The same file, with another layout.
+    pub(super) fn with_layout(self, layout: Layout) -> Self {
+        Self { layout, ..self }
     }
 
     /// The file's length.
@@ -178,7 +157,7 @@ impl SegmentReader {
         self.len
     }
 
-    /// The bytes at `offset`, or nothing where the file ends before them.
+    /// The bytes at `offset`; `None` if the file ends before them.
     pub(super) fn bytes(&mut self, offset: u64, len: usize) -> io::Result<Option<&[u8]>> {
         let Some(end) = offset
             .checked_add(len as u64)
@@ -203,7 +182,7 @@ impl SegmentReader {
         Ok(self.window.get(from..from + len))
     }
 
-    /// The batch header at `offset`, whatever its place in the log.
+    /// Decodes the batch header at `offset`, without checking whether it belongs there.
     pub(super) fn header(
         &mut self,
         offset: u64,
@@ -215,18 +194,25 @@ impl SegmentReader {
         })
     }
 
-    /// The sound batch at `offset`, whatever its place in the log.
-    pub(super) fn batch(&mut self, offset: u64, salt: u64) -> io::Result<Result<Batch, Flaw>> {
+    /// Decodes the batch at `offset`, without checking whether it belongs there.
+    pub(super) fn batch(
+        &mut self,
+        offset: u64,
+        salt: u64,
+    ) -> io::Result<Result<StoredBatch, Flaw>> {
         let (header, header_crc) = match self.header(offset, salt)? {
             Ok(found) => found,
             Err(flaw) => return Ok(Err(flaw)),
         };
-        let payload_at = offset + HEADER_BYTES as u64;
-        let Some(payload) = self.bytes(payload_at, header.payload_len as usize)? else {
+        let (layout, payload_len) = (self.layout, header.payload_len as usize);
+        let whole = layout.end_of(HEADER_BYTES + payload_len);
+        let Some(whole) = self.bytes(offset, whole)? else {
             return Ok(Err(Flaw::PastEnd(header.batch)));
         };
-        let payload = Bytes::copy_from_slice(payload);
-        Ok(header.decode_payload(&payload).map(|entries| Batch {
+        let mut payload = vec![0; payload_len];
+        layout.gather(whole, HEADER_BYTES, &mut payload);
+        let payload = Bytes::from(payload);
+        Ok(header.decode_payload(&payload).map(|entries| StoredBatch {
             header,
             header_crc,
             entries,
@@ -242,10 +228,10 @@ mod tests {
         id: SegmentId(0x1f),
         identity: Identity {
             cluster: ClusterId(8),
-            node: MemberId(9),
+            member: MemberId(9),
         },
         salt: 7,
-        reused: true,
+        layout: Layout::Tagged { lives: 3 },
         bytes: 0x5000,
     };
 
@@ -276,7 +262,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_told_from_damage() {
         let mut block = block();
-        block[8..12].copy_from_slice(&2_u32.to_le_bytes());
+        block[8..12].copy_from_slice(&3_u32.to_le_bytes());
         let crc = crc32c::crc32c(&block[..CRC_AT]);
         block[CRC_AT..FIELDS_BYTES].copy_from_slice(&crc.to_le_bytes());
         let found = SegmentHeader::decode(&block, SegmentId(0x1f), "f");
@@ -284,25 +270,12 @@ mod tests {
             matches!(
                 found,
                 Err(WalError::NewerFormat {
-                    found: 2,
-                    supported: 1,
+                    found: 3,
+                    supported: 2,
                     ..
                 })
             ),
             "{found:?}"
         );
-    }
-
-    #[test]
-    fn names_have_one_spelling() {
-        assert_eq!(SegmentId(0x1f).live_name(), "000000000000001f.seg");
-        for good in [SegmentId(0), SegmentId(0x1f), SegmentId(u64::MAX)] {
-            assert_eq!(SegmentId::from_live_name(&good.live_name()), Some(good));
-            assert_eq!(SegmentId::from_free_name(&good.free_name()), Some(good));
-            assert_eq!(SegmentId::from_live_name(&good.free_name()), None);
-        }
-        for bad in ["1.seg", "000000000000001F.seg", "+00000000000001f.seg", "x"] {
-            assert_eq!(SegmentId::from_live_name(bad), None, "{bad}");
-        }
     }
 }

@@ -1,16 +1,16 @@
-//! The sending side: a read transaction, read a piece at a time into chunks.
+//! The sending side: reads a read transaction piece by piece, and encodes it in chunks.
 
 use super::super::error::{Damage, DbError};
-use super::super::format::{Applied, Identity, Usage, meta, revision_key};
+use super::super::format::{Usage, meta, revision_key};
 use super::super::reader::DbReader;
 use super::{SnapshotHeader, Totals, tag};
 use crate::codec;
 use crate::mutation::{Mutation, mutated};
-use crate::types::{LeaseId, Rev, Revision};
+use crate::types::{Identity, LeaseId, LogPosition, Rev, Revision};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::ops::ControlFlow;
 
-/// A snapshot of one commit, on its way out. It holds back the reuse of the pages that commits free meanwhile.
+/// A snapshot of one commit that is being sent. Pages that later commits free are not reused before it is dropped.
 #[derive(Debug)]
 pub struct Export {
     reader: DbReader,
@@ -35,14 +35,14 @@ impl Export {
     /// A snapshot of what `reader` sees, without the blobs in `left_out`.
     pub fn new(reader: DbReader, left_out: &'static [&'static str]) -> Result<Self, DbError> {
         let owner: Identity = own(&reader, meta::IDENTITY)?;
-        let mut applied: Applied = own(&reader, meta::APPLIED)?;
+        let mut applied: LogPosition = own(&reader, meta::APPLIED)?;
         if mutated(Mutation::SnapshotWithoutLastEntry) {
             applied.index = applied.index.next();
         }
         let usage: Usage = own(&reader, meta::USAGE)?;
         let header = SnapshotHeader {
             cluster: owner.cluster,
-            from: owner.node,
+            from: owner.member,
             applied,
             usage,
             compaction: reader.meta(meta::COMPACTION)?,
@@ -57,12 +57,12 @@ impl Export {
         })
     }
 
-    /// What the receiver must know first.
+    /// The header, which is sent first.
     pub fn header(&self) -> &SnapshotHeader {
         &self.header
     }
 
-    /// The next chunk, of `chunk_bytes` unless it is the last; none after that. Reads about as much as it gives.
+    /// The next chunk, of `chunk_bytes` unless it is the last; `None` after that. Reads about as many bytes as it returns.
     pub fn chunk(&mut self, chunk_bytes: usize) -> Result<Option<Bytes>, DbError> {
         while self.buffer.len() < chunk_bytes && !matches!(self.place, Place::Nothing) {
             self.read_on(chunk_bytes)?;

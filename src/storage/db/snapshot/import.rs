@@ -1,44 +1,43 @@
-//! The receiving side: a database in a file of its own, which is opened and verified before it takes the old one's place.
+//! The receiving side: a database in a file of its own, which is opened and verified before it replaces the old one.
 //!
-//! The entry that says which format the file has is written with the last batch: a file that is not complete cannot be opened,
-//! whatever name it bears. The last batch is committed twice, so that redb has nothing older to fall back to.
+//! The entry with the file's format is written with the last batch: so an incomplete file cannot be opened, whatever its name.
+//! The last batch is committed twice, so that redb cannot fall back to an incomplete commit.
 
 use super::super::error::{DbError, from_io, from_redb};
 use super::super::format::{
-    FORMAT_VERSION, Identity, KEY_BYTES, LEASES, REVISIONS, meta, parse_revision_key, revision_key,
-    seal,
+    FORMAT_VERSION, KEY_BYTES, LEASES, REVISIONS, meta, parse_revision_key, revision_key, seal,
 };
 use super::super::noting::NotingDisk;
-use super::super::open::open_redb;
+use super::super::redb_file::open_redb;
 use super::super::{Db, DbOptions, put_meta};
 use super::{END_BYTES, SnapshotFault, SnapshotHeader, Totals, VALUE_BYTES_MAX, tag};
 use crate::codec;
 use crate::failpoint::{FailPoint, hit};
 use crate::storage::disk::{Disk, DiskFile};
-use crate::types::{LeaseId, Record, Rev};
+use crate::types::{Identity, LeaseId, Record, Rev};
 use bytes::{Buf, Bytes, BytesMut};
 use redb::{Database, WriteTransaction};
 use std::{ops::Bound, sync::Arc};
 
-/// What a database that is being received is called, after the name of the one it will replace.
+/// The suffix of a received database's file name, after the name of the one that it will replace.
 const INCOMING: &str = ".incoming";
 
 /// Bytes of items that one commit makes durable.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
 
-/// Memory for pages while a database is received, in bytes.
+/// Size of the page cache while a database is received, in bytes.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
 
-/// Where a member's database lies, and whose it is.
+/// Where a member's database is, and its identity.
 #[derive(Clone, Debug)]
 pub struct DbSite {
     /// The disk.
     pub disk: Arc<dyn Disk>,
     /// The database's file.
     pub name: &'static str,
-    /// How it uses the machine.
+    /// Its settings.
     pub options: DbOptions,
-    /// Whose it is.
+    /// Its identity.
     pub identity: Identity,
 }
 
@@ -47,7 +46,7 @@ impl DbSite {
         format!("{}{INCOMING}", self.name)
     }
 
-    /// The directory that it lies in.
+    /// The directory that it is in.
     pub fn dir(&self) -> &'static str {
         self.name.rsplit_once('/').map_or("", |(dir, _)| dir)
     }
@@ -57,7 +56,7 @@ impl DbSite {
         remove_leftover(&*self.disk, self.name)
     }
 
-    /// Puts a received database in the old one's place, durably: one rename. The old one, if it is open, can be read on.
+    /// Installs a received database: one rename replaces the old file, durably. If the old one is open, it can still be read.
     pub fn switch(&self, mut received: Db) -> Result<Db, DbError> {
         let file: Arc<str> = self.name.into();
         let io = |source| from_io(&file, source);
@@ -84,7 +83,7 @@ pub(in super::super) fn remove_leftover(disk: &dyn Disk, name: &str) -> Result<(
     Ok(())
 }
 
-/// A snapshot on its way in.
+/// A snapshot that is being received.
 #[derive(Debug)]
 pub struct Import {
     site: DbSite,
@@ -93,11 +92,11 @@ pub struct Import {
     redb: Database,
     disk_file: Arc<dyn DiskFile>,
     noting: NotingDisk,
-    /// Bytes that arrived and are not an item yet.
+    /// Received bytes of items that are not complete yet.
     buffer: BytesMut,
-    /// Bytes that were items.
+    /// Number of bytes of complete items.
     taken: u64,
-    batch: Batch,
+    batch: NextCommit,
     totals: Totals,
     last: Rev,
     ended: bool,
@@ -105,7 +104,7 @@ pub struct Import {
 
 /// What the next commit stores.
 #[derive(Debug, Default)]
-struct Batch {
+struct NextCommit {
     blobs: Vec<(String, Bytes)>,
     leases: Vec<(LeaseId, Bytes)>,
     records: Vec<Record>,
@@ -140,19 +139,19 @@ impl Import {
             noting,
             buffer: BytesMut::new(),
             taken: 0,
-            batch: Batch::default(),
+            batch: NextCommit::default(),
             totals: Totals::default(),
             last: Rev::default(),
             ended: false,
         })
     }
 
-    /// What the sender said of it.
+    /// The header that the sender sent.
     pub fn header(&self) -> &SnapshotHeader {
         &self.header
     }
 
-    /// Takes the next chunk. Writes once enough has come.
+    /// Takes the next chunk, and commits once enough bytes have arrived.
     pub fn take(&mut self, chunk: &[u8]) -> Result<(), SnapshotFault> {
         if self.ended && !chunk.is_empty() {
             return Err(self.malformed("bytes follow its end"));
@@ -187,7 +186,7 @@ impl Import {
         Ok(())
     }
 
-    /// Ends the file, opens it and verifies all of it. `own` are blobs of the receiver's, in place of the sender's.
+    /// Completes the file, opens it and verifies all of it. `own` are the receiver's blobs, which replace the sender's.
     pub fn finish(mut self, own: &[(&'static str, Vec<u8>)]) -> Result<Db, SnapshotFault> {
         if !self.ended {
             let what = format!("it stops after {} bytes", self.taken);
@@ -236,7 +235,7 @@ impl Import {
         }
     }
 
-    /// The next item, if all of it is there, and its length.
+    /// The next item and its length, if it is complete.
     fn parse(&mut self) -> Result<Option<(Item, usize)>, SnapshotFault> {
         let Some((&kind, rest)) = self.buffer.split_first() else {
             return Ok(None);

@@ -1,9 +1,9 @@
-//! A snapshot: the whole database as one stream of bytes, to be written beside another member's and to take its place.
+//! A snapshot: the whole database as one stream of bytes, from which another member makes a database that replaces its own.
 //!
-//! What travels is one read transaction, as records in key order, not pages: redb shows no pages, a file that is written to
-//! cannot be copied as it is, and records leave free space behind and do not depend on how the sender's redb lays out a file.
-//! Each record's checksum is verified on the way out; the stream has a checksum of its own, and the receiver's file is
-//! opened and verified, as at any start, before it takes the place of the old one.
+//! The stream holds one read transaction as records in key order, not as pages: redb gives no access to pages, a file cannot be
+//! copied while it is written to, and records leave out free space and do not depend on the layout of the sender's file.
+//! The sender verifies each record's checksum; the stream has a checksum of its own, and the receiver's file is opened and
+//! verified, as at any startup, before it replaces the old one.
 //!
 //! ```text
 //! header                      whose cluster, the log position, what table revisions holds
@@ -11,9 +11,9 @@
 //! end                         how many of each, and the CRC32C of all bytes from the first blob on
 //! ```
 //!
-//! Bytes are cut into chunks anywhere. [`Export`] writes the stream a chunk at a time, [`Import`] takes it so; both hold one
-//! chunk and one item at most, and [`Import`] a batch of 4 MiB. What a blob means is not looked at: blobs that are the
-//! sender's alone are left out by name.
+//! Chunks may end anywhere in the stream. [`Export`] encodes it chunk by chunk, [`Import`] decodes it chunk by chunk; both hold
+//! at most one chunk and one item, and [`Import`] a batch of 4 MiB. Blobs are not decoded; those that concern only the sender
+//! are left out by name.
 
 mod export;
 mod import;
@@ -25,18 +25,18 @@ pub(super) use import::remove_leftover;
 pub use import::{DbSite, Import};
 
 use super::error::DbError;
-use super::format::{Applied, Usage};
+use super::format::Usage;
 use crate::codec::{self, CodecError};
-use crate::types::{ClusterId, MemberId};
+use crate::types::{ClusterId, LogPosition, MemberId};
 use bincode::{Decode, Encode};
 
-/// The format this version sends, and the only one it takes.
+/// The format this version sends, and the only one it accepts.
 pub const SNAPSHOT_VERSION: u32 = 1;
 
 /// The longest blob or record: far above what a request can bring.
 const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// What begins an item.
+/// The first byte of an item.
 mod tag {
     pub(super) const END: u8 = 0;
     pub(super) const BLOB: u8 = 1;
@@ -44,22 +44,22 @@ mod tag {
     pub(super) const RECORD: u8 = 3;
 }
 
-/// What a receiver must know first.
+/// The beginning of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct SnapshotHeader {
     /// The cluster.
     pub cluster: ClusterId,
-    /// Whose database it was.
+    /// The member that sent it.
     pub from: MemberId,
-    /// The log position that it stands for.
-    pub applied: Applied,
-    /// What table `revisions` holds.
+    /// The last log entry whose effects it contains.
+    pub applied: LogPosition,
+    /// Number and size of its records.
     pub usage: Usage,
-    /// How far the newest compaction got, encoded.
+    /// The progress of the newest compaction, encoded.
     compaction: Option<Vec<u8>>,
 }
 
-/// What the end of a stream says was in it.
+/// The totals at the end of a stream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Totals {
     blobs: u64,
@@ -68,13 +68,13 @@ struct Totals {
     crc: u32,
 }
 
-/// Length of an end after its tag.
+/// Length of the end item, without its first byte.
 const END_BYTES: usize = 28;
 
-/// Why a snapshot is not taken. Nothing of it is kept; another attempt begins anew.
+/// Why a snapshot was not installed. Nothing of it is kept; another attempt starts from the beginning.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotFault {
-    /// A newer, or older, Quorate sent it.
+    /// Another version of Quorate sent it.
     #[error("the snapshot has format {found}, this version takes {SNAPSHOT_VERSION}")]
     Version {
         /// The format it has.
@@ -83,7 +83,7 @@ pub enum SnapshotFault {
     /// The header does not decode.
     #[error(transparent)]
     Header(#[from] CodecError),
-    /// It is another cluster's.
+    /// It belongs to another cluster.
     #[error("the snapshot is of cluster {:x}, this is {:x}", .found.0, .expected.0)]
     OtherCluster {
         /// Whose it is.
@@ -91,7 +91,7 @@ pub enum SnapshotFault {
         /// Who asked.
         expected: ClusterId,
     },
-    /// The stream is not what a sender writes.
+    /// No sender writes such a stream.
     #[error("the snapshot is malformed at byte {at}: {what}")]
     Malformed {
         /// Where in the stream.
@@ -99,10 +99,10 @@ pub enum SnapshotFault {
         /// What is wrong there.
         what: &'static str,
     },
-    /// The stream ended early, or what arrived is not what was sent.
+    /// The stream ended early, or its bytes are not those that were sent.
     #[error("the snapshot is not whole: {0}")]
     NotWhole(String),
-    /// It cannot be written, or the file does not read back.
+    /// It cannot be written, or the file cannot be opened.
     #[error(transparent)]
     Db(#[from] DbError),
 }

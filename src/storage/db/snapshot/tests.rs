@@ -1,10 +1,10 @@
 //! Tests of snapshots: what goes out comes in, and nothing else does.
 
-use super::super::testing::{OWNER, Random, applied, batch, dump, expected};
-use super::super::{Db, DbError, DbOptions, DbSite, Export, Identity, Import};
+use super::super::testing::{OWNER, applied, batch, dump, expected, span};
+use super::super::{Db, DbError, DbOptions, DbSite, Export, Import};
 use super::{SnapshotFault, SnapshotHeader};
 use crate::storage::sim_disk::{Fault, SimDisk};
-use crate::types::{ClusterId, MemberId, Rev, Revision};
+use crate::types::{ClusterId, Identity, MemberId, Rev, Revision, SplitMix64};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ fn site(disk: &SimDisk, node: u64) -> DbSite {
         name: NAME,
         options: DbOptions::default(),
         identity: Identity {
-            node: MemberId(node),
+            member: MemberId(node),
             ..OWNER
         },
     }
@@ -61,7 +61,7 @@ fn take(site: &DbSite, header: &[u8], chunks: &[Bytes]) -> Result<Db, SnapshotFa
 fn what_is_sent_takes_the_place_of_what_was_there() {
     let (_from, mut db) = filled(40);
     let removed = |record: super::super::RecordRef<'_>| record.rev.sub % 2 == 1;
-    db.compact_step(Rev::default(), Revision(20), 30, removed)
+    db.compact_step(span(Rev::default(), Revision(20), 30), removed)
         .unwrap();
     let (header, chunks) = sent(&db);
     assert!(chunks.len() > 10, "the tests want several chunks");
@@ -114,7 +114,7 @@ fn a_stream_that_is_not_the_sender_s_is_refused() {
     let disk = SimDisk::new(7);
     let site = site(&disk, 2);
     let whole: Vec<u8> = chunks.concat();
-    let mut random = Random(3);
+    let mut random = SplitMix64::new(3);
     for _ in 0..150 {
         let mut damaged = whole.clone();
         let what = match random.below(3) {

@@ -1,4 +1,4 @@
-//! What waits to be written to one connection: a queue for each lane, each bounded in bytes.
+//! The send queues of one connection: one for each lane, each bounded in bytes.
 
 use super::{
     codec::{Lane, WireRequest, push_message, push_request},
@@ -12,11 +12,11 @@ use std::{
 };
 use tokio::sync::Notify;
 
-/// What a frame without payload counts.
+/// What a frame without payload counts towards a queue's bound.
 const FRAME_BYTES: usize = 64;
-/// Bytes taken for one write; a longer item goes alone.
+/// Bytes written at once; a longer item is written alone.
 const BATCH_BYTES: usize = 1024 * 1024;
-/// Bytes of heartbeats and votes that may wait: some thousand, seconds of them.
+/// Bytes of heartbeats and votes that may wait: some thousand of them, sent within seconds.
 const VOTES_BYTES_MAX: usize = 256 * 1024;
 
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Item {
 /// The queues of one connection. Invariant: each lane's `bytes` is the sum over its items, and over `bytes_max` by at most one
 /// item.
 #[derive(Debug)]
-pub(super) struct Outbox {
+pub(super) struct SendQueues {
     lanes: [LaneQueue; Lane::ALL.len()],
 }
 
@@ -54,8 +54,8 @@ struct LaneQueue {
     filled: Notify,
 }
 
-impl Outbox {
-    /// Empty queues; the log's and the requests' hold up to `bytes_max` each.
+impl SendQueues {
+    /// Empty queues. Those for the log and for requests hold up to `bytes_max` each.
     pub(super) fn new(bytes_max: usize) -> Self {
         let lanes = Lane::ALL.map(|lane| LaneQueue {
             items: RefCell::default(),
@@ -69,7 +69,7 @@ impl Outbox {
         Self { lanes }
     }
 
-    /// Queues a message. False if there is no room; consensus will say it again.
+    /// Queues a message. False if there is no room: Raft sends it again.
     pub(super) fn message(&self, message: Message) -> bool {
         let lane = Lane::of(&message.body);
         self.put(lane, Item::Message(message), false)
@@ -80,7 +80,7 @@ impl Outbox {
         self.put(Lane::Requests, Item::Request(header, payload), false)
     }
 
-    /// Queues a request frame that must not be lost; the number of requests under way bounds how many there are.
+    /// Queues a request frame whatever the bound. There are few of them: at most some per request in flight.
     pub(super) fn notice(&self, header: WireRequest) {
         self.put(Lane::Requests, Item::Request(header, Bytes::new()), true);
     }
@@ -97,7 +97,7 @@ impl Outbox {
         true
     }
 
-    /// All that waits on `lane`, up to [`BATCH_BYTES`], as one write. Waits until there is something.
+    /// Takes all that waits on `lane`, up to [`BATCH_BYTES`], for one write. Waits until there is something.
     pub(super) async fn batch(&self, lane: Lane) -> Vec<Bytes> {
         let queue = &self.lanes[lane.index()];
         while queue.items.borrow().is_empty() {
@@ -120,7 +120,7 @@ impl Outbox {
         frames.into_chunks()
     }
 
-    /// Bytes that wait.
+    /// Bytes that wait, in all queues.
     pub(super) fn waiting_bytes(&self) -> usize {
         self.lanes.iter().map(|lane| lane.bytes.get()).sum()
     }
@@ -131,8 +131,7 @@ mod tests {
     use super::*;
     use crate::{
         net::frame::FrameBuffer,
-        raft::LogId,
-        types::{Entry, EntryKind, LogIndex, Term},
+        types::{Entry, EntryKind, LogIndex, LogPosition, Term},
     };
 
     fn append(bytes: usize) -> Message {
@@ -144,7 +143,7 @@ mod tests {
             data,
         };
         let body = Body::Append {
-            prev: LogId::default(),
+            prev: LogPosition::default(),
             commit: LogIndex(0),
             entries: vec![entry],
         };
@@ -166,48 +165,48 @@ mod tests {
 
     #[tokio::test]
     async fn the_bound_holds_for_each_lane_and_one_item_always_fits() {
-        let outbox = Outbox::new(10_000);
+        let queues = SendQueues::new(10_000);
         assert!(
-            outbox.message(append(20_000)),
+            queues.message(append(20_000)),
             "an empty queue takes any one item"
         );
-        assert!(!outbox.message(append(1)), "then it is full");
+        assert!(!queues.message(append(1)), "then it is full");
         assert!(
-            outbox.message(heartbeat()),
+            queues.message(heartbeat()),
             "heartbeats have room of their own"
         );
         assert!(
-            outbox.request(WireRequest::Ping, Bytes::new()),
+            queues.request(WireRequest::Ping, Bytes::new()),
             "and so have requests"
         );
-        outbox.batch(Lane::Log).await;
-        assert!(outbox.message(append(1)), "what was written makes room");
+        queues.batch(Lane::Log).await;
+        assert!(queues.message(append(1)), "what was written makes room");
         let fits = (0..100_000)
-            .take_while(|_| outbox.message(heartbeat()))
+            .take_while(|_| queues.message(heartbeat()))
             .count();
         assert!(
             fits < VOTES_BYTES_MAX / FRAME_BYTES,
             "heartbeats are bounded too"
         );
-        outbox.batch(Lane::Votes).await;
-        outbox.batch(Lane::Log).await;
-        outbox.batch(Lane::Requests).await;
-        assert_eq!(outbox.waiting_bytes(), 0);
+        queues.batch(Lane::Votes).await;
+        queues.batch(Lane::Log).await;
+        queues.batch(Lane::Requests).await;
+        assert_eq!(queues.waiting_bytes(), 0);
     }
 
     #[tokio::test]
     async fn what_waits_leaves_in_order_and_in_batches() {
-        let outbox = Outbox::new(usize::MAX);
+        let queues = SendQueues::new(usize::MAX);
         for _ in 0..100 {
-            assert!(outbox.message(append(100)), "there is room");
+            assert!(queues.message(append(100)), "there is room");
         }
-        assert!(outbox.message(append(BATCH_BYTES)), "there is room");
+        assert!(queues.message(append(BATCH_BYTES)), "there is room");
         let mut counts = Vec::new();
-        while outbox.waiting_bytes() > 0 {
+        while queues.waiting_bytes() > 0 {
             let mut buffer = FrameBuffer::default();
             buffer
                 .bytes
-                .extend_from_slice(&outbox.batch(Lane::Log).await.concat());
+                .extend_from_slice(&queues.batch(Lane::Log).await.concat());
             counts.push(std::iter::from_fn(|| buffer.next().unwrap()).count());
         }
         assert_eq!(
