@@ -246,14 +246,8 @@ where
     }
 }
 
-/// Decodes a request. A field with the wrong wire type is skipped.
 pub(super) fn decode<M: Message + Default + 'static>(message: Bytes) -> Result<M, Status> {
-    M::decode(message.clone()).or_else(|error| {
-        let cleaned = wire_types::without_mismatches::<M>(message);
-        cleaned
-            .and_then(|cleaned| M::decode(Bytes::from(cleaned)).ok())
-            .ok_or_else(|| Status::malformed_message(&error))
-    })
+    wire_types::decode(message).map_err(|error| Status::malformed_message(&error))
 }
 
 impl Prefix {

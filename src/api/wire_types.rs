@@ -6,7 +6,7 @@
 use super::proto::{etcdserverpb as pb, v3electionpb as ep};
 use bytes::{Buf, Bytes};
 use prost::{
-    Message,
+    DecodeError, Message,
     encoding::{
         DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint, skip_field,
     },
@@ -19,13 +19,20 @@ const DEPTH_MAX: usize = 100;
 /// Cleans a nested message of one type.
 type Clean = fn(Bytes, usize) -> Option<Vec<u8>>;
 
-/// `message` without the fields that `M` cannot decode; `None` if it is malformed in another way.
-pub(super) fn without_mismatches<M: Message + Default + 'static>(
-    message: Bytes,
-) -> Option<Vec<u8>> {
-    clean::<M>(message, 0)
+/// Decodes a request. A field with the wrong wire type is skipped.
+pub(super) fn decode<M: Message + Default + 'static>(message: Bytes) -> Result<M, DecodeError> {
+    let error = match M::decode(message.clone()) {
+        Ok(decoded) => return Ok(decoded),
+        Err(error) => error,
+    };
+    let cleaned = clean::<M>(message, 0).map(|cleaned| M::decode(&cleaned[..]));
+    match cleaned {
+        Some(Ok(decoded)) => Ok(decoded),
+        Some(Err(_)) | None => Err(error),
+    }
 }
 
+/// `message` without the fields that `M` cannot decode; `None` if it is malformed in another way.
 fn clean<M: Message + Default + 'static>(mut rest: Bytes, depth: usize) -> Option<Vec<u8>> {
     if depth > DEPTH_MAX {
         return None;
@@ -104,8 +111,7 @@ mod tests {
     use super::*;
 
     fn cleaned<M: Message + Default + 'static>(bytes: &[u8]) -> Option<M> {
-        let cleaned = without_mismatches::<M>(Bytes::copy_from_slice(bytes))?;
-        M::decode(&cleaned[..]).ok()
+        decode(Bytes::copy_from_slice(bytes)).ok()
     }
 
     #[test]
