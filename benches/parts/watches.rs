@@ -3,7 +3,7 @@
 use crate::{VALUE_BYTES, key, scattered};
 use divan::{Bencher, black_box, counter::ItemsCount};
 use quorate::internals::{
-    api::reply::{Frames, WatchReply},
+    api::{frames::Frames, reply::WatchReply},
     kv::{
         KeyRange,
         command::EncodedKv,

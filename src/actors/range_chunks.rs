@@ -8,7 +8,7 @@ use crate::{
     kv::{
         KeyRange, check,
         command::{EncodedKv, RangeQuery, SortOrder, SortTarget},
-        record,
+        record::{self, KeyValue},
         view::Page,
     },
     types::Revision,
@@ -80,7 +80,9 @@ impl Requests {
 impl RangeChunks {
     /// A stream of what `query` asks for.
     pub fn new(requests: Requests, query: RangeQuery) -> Result<Self, NotStreamable> {
-        if query.sort_order != SortOrder::None || query.sort_target != SortTarget::Key {
+        // etcd: without an order the target does not matter, and ascending keys are the order of the index.
+        let by_key = query.sort_order == SortOrder::Ascend && query.sort_target == SortTarget::Key;
+        if query.sort_order != SortOrder::None && !by_key {
             return Err(NotStreamable::SortOrder);
         }
         if !query.filter.is_off() {
@@ -126,7 +128,7 @@ impl RangeChunks {
             Some(pinned) => pinned,
             None => self.pin().await?,
         };
-        let page = self.page(pinned).await?;
+        let mut page = self.page(pinned).await?;
         self.left = self.left.saturating_sub(page.kvs.len());
         self.pace(&page.kvs);
         let last = !page.more || self.left == 0;
@@ -138,6 +140,8 @@ impl RangeChunks {
         if let Some(kv) = page.kvs.last() {
             self.range = self.range.after(&record::key_of(kv));
         }
+        // Only now: the next part begins after the greatest key.
+        sort(&mut page.kvs, self.query.sort_target);
         Ok(RangeChunk {
             kvs: page.kvs,
             end: last.then_some(end),
@@ -187,5 +191,19 @@ impl RangeChunks {
         } else if bytes > aim.saturating_mul(2) {
             self.keys_max = (self.keys_max / 2).max(1);
         }
+    }
+}
+
+/// Sorts the results of one part. etcd: without an order, each part is sorted by the target. (etcd also continues after the
+/// last result, so that it repeats and omits keys; Quorate continues after the greatest key.)
+fn sort(kvs: &mut [EncodedKv], target: SortTarget) {
+    // A record that was read can be decoded; and a wrong order would break no promise.
+    let decode = |kv: &EncodedKv| KeyValue::decode(kv).unwrap_or_default();
+    match target {
+        SortTarget::Key | SortTarget::Unknown => {}
+        SortTarget::Version => kvs.sort_by_cached_key(|kv| decode(kv).version),
+        SortTarget::Create => kvs.sort_by_cached_key(|kv| decode(kv).create_revision),
+        SortTarget::Mod => kvs.sort_by_cached_key(|kv| decode(kv).mod_revision),
+        SortTarget::Value => kvs.sort_by_cached_key(|kv| decode(kv).value),
     }
 }

@@ -1,6 +1,7 @@
-//! The Cluster service and what concerns more than one member: its list, its changes, who leads, and whether all hold the same.
+//! The calls about the cluster as a whole: the list of members and its changes, the transfer of leadership, the hash of the
+//! state.
 //!
-//! etcd: the headers of Cluster's answers have no revision, and a member without a vote serves none of these calls.
+//! etcd: the headers of Cluster's responses have no revision, and a learner serves none of these calls.
 
 use super::{Api, proto::etcdserverpb as pb, status::Status};
 use crate::{
@@ -87,7 +88,7 @@ impl Api {
         })
     }
 
-    /// `Maintenance.MoveLeader`. etcd: its answer has no header.
+    /// `Maintenance.MoveLeader`. etcd: its response has no header.
     pub async fn move_leader(
         &self,
         request: pb::MoveLeaderRequest,
@@ -111,7 +112,7 @@ impl Api {
         })
     }
 
-    /// Refuses on a member without a vote.
+    /// Fails on a learner.
     pub(super) fn require_vote(&self) -> Result<(), Status> {
         if self.requests.is_learner() {
             return Err(RequestError::Learner.into());

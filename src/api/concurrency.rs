@@ -73,7 +73,7 @@ impl Api {
         Ok(self.leader_response(seen))
     }
 
-    /// `Election.Observe`: sends until the client goes or the node stops.
+    /// `Election.Observe`: sends every leader until the client or the node ends the call.
     pub async fn observe(
         &self,
         request: ep::LeaderRequest,
@@ -105,7 +105,7 @@ impl Api {
     }
 }
 
-/// A copy: what waits without limit must not hold on to the buffer its request came in.
+/// A copy, for calls that may wait without limit: a slice would keep the request's whole buffer in memory.
 fn owned(bytes: &Bytes) -> Bytes {
     Bytes::copy_from_slice(bytes)
 }

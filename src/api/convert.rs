@@ -1,5 +1,5 @@
-//! Protobuf requests into domain requests. Nothing is lost and nothing is judged here: what etcd would refuse arrives at
-//! [`crate::kv::check`] as it was sent. Keys and values are moved, never copied.
+//! Converts protobuf requests into requests of the domain, without checks: [`crate::kv::check`] refuses what etcd refuses. Keys
+//! and values are moved, never copied.
 
 use super::proto::etcdserverpb as pb;
 use crate::{
@@ -21,7 +21,6 @@ use pb::{
     watch_create_request::FilterType,
 };
 
-/// A read.
 pub fn range(request: pb::RangeRequest) -> RangeQuery {
     RangeQuery {
         sort_order: sort_order(request.sort_order),
@@ -42,9 +41,9 @@ pub fn range(request: pb::RangeRequest) -> RangeQuery {
     }
 }
 
-/// A new watch. Its keys outlive the request by far, so they are copied out of its buffer.
+/// The keys of a watch live much longer than its request, so they are copied: a slice would keep the request's whole buffer.
 pub fn watch(request: &pb::WatchCreateRequest) -> WatchSpec {
-    // etcd: the empty key is the first key there can be.
+    // etcd: the empty key means the smallest possible key.
     let key = match request.key.as_ref() {
         b"" => Bytes::from_static(b"\0"),
         key => Bytes::copy_from_slice(key),
@@ -65,7 +64,6 @@ pub fn watch(request: &pb::WatchCreateRequest) -> WatchSpec {
     }
 }
 
-/// A write of one key.
 pub fn put(request: pb::PutRequest) -> Put {
     Put {
         key: request.key.into(),
@@ -77,7 +75,6 @@ pub fn put(request: pb::PutRequest) -> Put {
     }
 }
 
-/// A deletion.
 pub fn delete_range(request: pb::DeleteRangeRequest) -> DeleteRange {
     DeleteRange {
         key: request.key.into(),
@@ -86,7 +83,7 @@ pub fn delete_range(request: pb::DeleteRangeRequest) -> DeleteRange {
     }
 }
 
-/// A transaction. Its depth is bounded by the decoder, which refuses messages nested deeper than 100.
+/// Nesting is bounded by the decoder, which refuses messages nested deeper than 100 levels.
 pub fn txn(request: pb::TxnRequest) -> Txn {
     Txn {
         compares: request.compare.into_iter().map(compare).collect(),
@@ -114,7 +111,7 @@ fn compare(request: pb::Compare) -> Compare {
     }
 }
 
-/// etcd: a member of the oneof that does not match the target counts as unset, and unset is zero or empty.
+/// etcd: if the `oneof` has another member than the target names, the operand is zero or empty.
 fn operand(target: i32, union: Option<TargetUnion>) -> Operand {
     match (CompareTarget::try_from(target), union) {
         (Ok(CompareTarget::Version), Some(TargetUnion::Version(operand))) => {
@@ -287,7 +284,7 @@ mod tests {
         ];
         for target in 0..5 {
             let at = usize::try_from(target).unwrap();
-            assert_eq!(operand(target, None), unset[at], "nothing set");
+            assert_eq!(operand(target, None), unset[at], "no member set");
             for (set, union) in unions.iter().enumerate() {
                 let expected = if set == at { &filled[at] } else { &unset[at] };
                 assert_eq!(&operand(target, Some(union.clone())), expected, "{union:?}");

@@ -1,6 +1,6 @@
-//! The plain HTTP paths on the client port: `/version` and `/health`. Everything else is not found.
+//! The plain HTTP paths on the client port: `/version` and `/health`. Every other path gets 404.
 
-use super::{Api, ETCD_VERSION, body::Body, maintenance::alarm_name};
+use super::{Api, ETCD_VERSION, maintenance::alarm_name, response_body::ResponseBody};
 use crate::{kv::command::AlarmKind, types::MemberId};
 use http::{
     HeaderName, HeaderValue, Method, Response, StatusCode, Uri,
@@ -11,7 +11,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
 
 /// Answers a request that is not gRPC.
-pub async fn answer(api: &Api, method: &Method, uri: &Uri) -> Response<Body> {
+pub async fn answer(api: &Api, method: &Method, uri: &Uri) -> Response<ResponseBody> {
     match uri.path() {
         "/version" | "/health" if method != Method::GET => {
             let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed");
@@ -33,8 +33,8 @@ fn version() -> String {
     )
 }
 
-async fn health(api: &Api, query: &str) -> Response<Body> {
-    match illness(api, &HealthQuery::parse(query)).await {
+async fn health(api: &Api, query: &str) -> Response<ResponseBody> {
+    match unhealthy_reason(api, &HealthQuery::parse(query)).await {
         None => respond(StatusCode::OK, TEXT, health_body(true, "")),
         Some(reason) => refusal(
             StatusCode::SERVICE_UNAVAILABLE,
@@ -43,11 +43,11 @@ async fn health(api: &Api, query: &str) -> Response<Body> {
     }
 }
 
-/// Why the member does not count as healthy. etcd: alarms come first, then the leader, then a read like any client's.
-async fn illness(api: &Api, query: &HealthQuery<'_>) -> Option<String> {
+/// Why the member is unhealthy; `None` if it is healthy. etcd: it checks alarms first, then the leader, then does a read.
+async fn unhealthy_reason(api: &Api, query: &HealthQuery<'_>) -> Option<String> {
     let alarms = api.requests.alarms();
     let own = api.requests.identity().member;
-    // A member that was taken out is ill; those that took it out are not.
+    // A member whose state differs is unhealthy; the members that found the difference are not.
     let mine =
         |(member, kind): &(MemberId, AlarmKind)| *kind != AlarmKind::Differs || *member == own;
     let mut names = alarms
@@ -91,21 +91,21 @@ fn health_body(healthy: bool, reason: &str) -> String {
     format!("{{\"health\":\"{healthy}\",\"reason\":\"{reason}\"}}")
 }
 
-/// An error as Go's HTTP server sends it: the text and a line end.
-fn refusal(status: StatusCode, text: &str) -> Response<Body> {
+/// An error in the form of Go's HTTP server: the text and a line end.
+fn refusal(status: StatusCode, text: &str) -> Response<ResponseBody> {
     let mut response = respond(status, TEXT, format!("{text}\n"));
     set(&mut response, X_CONTENT_TYPE_OPTIONS, "nosniff");
     response
 }
 
-fn respond(status: StatusCode, kind: &'static str, body: String) -> Response<Body> {
-    let mut response = Response::new(Body::Plain(body.into()));
+fn respond(status: StatusCode, kind: &'static str, body: String) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::Plain(body.into()));
     *response.status_mut() = status;
     set(&mut response, CONTENT_TYPE, kind);
     response
 }
 
-fn set(response: &mut Response<Body>, name: HeaderName, value: &'static str) {
+fn set(response: &mut Response<ResponseBody>, name: HeaderName, value: &'static str) {
     response
         .headers_mut()
         .insert(name, HeaderValue::from_static(value));
@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_query_of_health_repeats_exclusions() {
+    fn the_health_query_may_have_several_exclusions() {
         let parsed = HealthQuery::parse("exclude=NOSPACE&serializable=true&exclude=CORRUPT&x");
         let expected = HealthQuery {
             serializable: true,
@@ -131,7 +131,7 @@ mod tests {
         assert_eq!(health_body(true, ""), r#"{"health":"true","reason":""}"#);
         let quoted = health_body(false, r#"RANGE ERROR:"x""#);
         assert_eq!(quoted, r#"{"health":"false","reason":"RANGE ERROR:\"x\""}"#);
-        let expected = r#"{"etcdserver":"3.7.0","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
+        let expected = r#"{"etcdserver":"3.7.3","etcdcluster":"3.7.3","storage":"3.7.3"}"#;
         assert_eq!(version(), expected);
     }
 }

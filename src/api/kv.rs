@@ -1,12 +1,14 @@
-//! The calls of `etcdserverpb.KV`: generated requests in, encoded answers out. Nothing here knows which transport carries them.
+//! The calls of `etcdserverpb.KV`: they take generated requests and return encoded responses, whatever the transport.
 //!
-//! The checks on a request alone are made here, before it is proposed or read for; the size check is, because here the size etcd
-//! judges by is known.
+//! Checks that need only the request are made here, before it is proposed or read. That includes its size: the length of the
+//! generated message is known here, and etcd limits that of the log entry made of it.
 
 use super::{
     Api, convert,
+    frames::Encoded,
+    message_reader::decode,
     proto::etcdserverpb as pb,
-    reply::{self, Encoded, Header},
+    reply::{self, Header},
     status::Status,
     txn_message,
 };
@@ -27,14 +29,11 @@ use prost::Message;
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot};
 
-/// What etcd's replicated request holds besides the client's message, its tag and its length.
+/// etcd: what a log entry contains besides the client's message, its tag and its length, in bytes.
 const ENVELOPE_BYTES: usize = 14;
 
-/// Chunks of a streamed range that wait for a slow client before reading stops.
-pub const STREAM_CHUNKS_MAX: usize = 2;
-
-/// The calls that make up nearly all traffic. Each is begun and answered in steps that wait for nothing, so that whoever carries
-/// them can have many under way without a task for each.
+/// The calls that make up nearly all traffic. Each is begun and answered in steps that never block, so that a connection can have
+/// many in flight without a task for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hot {
     /// `KV.Range`.
@@ -47,14 +46,14 @@ pub enum Hot {
     Txn,
 }
 
-/// How a hot call goes on.
+/// What a hot call needs next.
 #[derive(Debug)]
 pub enum Begun {
-    /// Its outcome comes where it was to come; then [`Api::answer`].
+    /// Its outcome, which the reply receives; then [`Api::answer`].
     Proposed,
-    /// It reads a view that [`Api::view_for`] gives; then [`Api::read_now`] or [`Api::read`].
+    /// A view from [`Api::view_for`]; then [`Api::read_now`] or [`Api::read`].
     Reads(Read),
-    /// The database is at its quota, so [`Api::propose`] has more to do.
+    /// [`Api::propose`], which handles a database at its quota.
     AtQuota(Command),
 }
 
@@ -63,12 +62,12 @@ pub enum Begun {
 pub enum Read {
     /// Keys.
     Range(RangeQuery),
-    /// What the operations of a transaction read.
+    /// A transaction that only reads.
     Txn(Txn),
 }
 
 impl Read {
-    /// Whether this member's newest view is new enough.
+    /// Whether this member's newest view suffices, without a read index.
     pub fn is_serializable(&self) -> bool {
         match self {
             Self::Range(query) => query.serializable,
@@ -91,7 +90,7 @@ impl Hot {
 }
 
 impl Api {
-    /// Begins a hot call. If it proposes, its outcome goes where `reply` says.
+    /// Begins a hot call. If it proposes a command, `reply` receives the outcome.
     pub fn begin(
         &self,
         hot: Hot,
@@ -126,7 +125,7 @@ impl Api {
                 let len = request.encoded_len();
                 let txn = convert::txn(request);
                 if txn.is_read_only() {
-                    // It is not replicated, so only the transport limits its size.
+                    // It does not enter the log, so only the transport limits its size.
                     check::txn(&txn, ops_max)?;
                     return Ok(Begun::Reads(Read::Txn(txn)));
                 }
@@ -142,7 +141,7 @@ impl Api {
         Ok(Begun::Proposed)
     }
 
-    /// A hot call from its beginning to its end.
+    /// Performs a hot call.
     pub async fn call(&self, hot: Hot, message: Bytes) -> Result<Encoded, Status> {
         let (reply, outcome) = oneshot::channel();
         match self.begin(hot, message, || reply.into())? {
@@ -160,13 +159,13 @@ impl Api {
         self.answer(self.requests.propose(command).await)
     }
 
-    /// What a client is told of an outcome.
+    /// The response for an outcome.
     pub fn answer(&self, outcome: Answer) -> Result<Encoded, Status> {
         match outcome? {
             Outcome::Put(done) => reply::put(&self.header(done.revision), &done),
             Outcome::DeleteRange(done) => reply::delete_range(&self.header(done.revision), &done),
             Outcome::Txn(done) => reply::txn(&self.header(done.revision), &done),
-            other => unreachable!("the machine answers each command in kind, not with {other:?}"),
+            other => unreachable!("no hot call proposes a command with the outcome {other:?}"),
         }
     }
 
@@ -180,11 +179,11 @@ impl Api {
         Ok(self.requests.newest_view()?)
     }
 
-    /// The answer to a read, unless it is so long that others should not wait for it.
+    /// The answer to a read; `None` if computing it would hold up other calls for too long.
     pub fn read_now(&self, published: &Published, read: &Read) -> Result<Option<Encoded>, Status> {
         Ok(match read {
             Read::Range(query) => match published.try_range(query)? {
-                Some(done) => Some(reply::range(&self.header(done.revision), done)?),
+                Some(done) => Some(reply::range(&self.header(done.revision), &done)?),
                 None => None,
             },
             Read::Txn(txn) => match published.try_read_txn(txn)? {
@@ -199,17 +198,17 @@ impl Api {
         if let Some(encoded) = self.read_now(&published, &read)? {
             return Ok(encoded);
         }
-        let unnamed = self.header(Revision(0));
+        let without_revision = self.header(Revision(0));
         let header = move |revision| Header {
             revision,
-            ..unnamed
+            ..without_revision
         };
         let reading = self.requests.read_in_background(move || {
             let view = &published.view;
             Ok(match &read {
                 Read::Range(query) => view
                     .range(query)?
-                    .map(|done| reply::range(&header(done.revision), done)),
+                    .map(|done| reply::range(&header(done.revision), &done)),
                 Read::Txn(txn) => view
                     .read_txn(txn)?
                     .map(|done| reply::txn(&header(done.revision), &done)),
@@ -227,7 +226,7 @@ impl Api {
         reply::header_only(&self.header(revision))
     }
 
-    /// `KV.RangeStream`: sends the chunks as they are read. Ends early when the client has gone.
+    /// `KV.RangeStream`: sends each chunk when it was read. Ends early if the client has gone.
     pub async fn range_stream(
         &self,
         request: pb::RangeRequest,
@@ -258,10 +257,10 @@ impl Api {
         Ok(())
     }
 
-    /// Refuses a request whose replicated form would be over the limit.
+    /// Refuses a request whose log entry would be too large.
     ///
-    /// etcd: checks on the request alone come before the size check, so a request with both faults gets theirs; `check` is
-    /// asked only then, because what is let through is checked on its way into the log.
+    /// etcd: a request that is invalid as well gets the error of `check`, which runs only for requests that are too large: the
+    /// caller checks all others.
     fn admit(&self, len: usize, check: impl FnOnce() -> Result<(), KvError>) -> Result<(), Status> {
         let max = self.requests.limits().request_bytes_max;
         let bytes = replicated_len(len);
@@ -273,11 +272,7 @@ impl Api {
     }
 }
 
-fn decode<M: Message + Default>(message: Bytes) -> Result<M, Status> {
-    M::decode(message).map_err(|error| Status::malformed_message(&error))
-}
-
-/// The size etcd judges a request of `len` bytes by: that of the entry its log would carry.
+/// The size that etcd limits: that of the log entry made of a request of `len` bytes.
 fn replicated_len(len: usize) -> usize {
     len + 1 + varint_len(len as u64) + ENVELOPE_BYTES
 }

@@ -4,10 +4,10 @@ use super::{Api, proto::etcdserverpb as pb, status::Status};
 use crate::{actors::leases::LeaseTime, types::LeaseId};
 use tokio::{sync::mpsc, task::JoinHandle};
 
-/// Renewals of one stream that are under way at once. Further ones wait in the connection, which pushes the client back.
+/// Renewals of one stream in flight. Further ones wait unread, so that flow control slows the client down.
 const RENEWALS_MAX: usize = 128;
 
-/// A renewal under way.
+/// A renewal in flight.
 type Renewing = JoinHandle<Result<pb::LeaseKeepAliveResponse, Status>>;
 
 impl Api {
@@ -36,8 +36,8 @@ impl Api {
         Ok(pb::LeaseRevokeResponse { header })
     }
 
-    /// One message of `Lease.LeaseKeepAlive`. etcd: the header is from before the renewal; a lease that is gone has the
-    /// time 0.
+    /// One message of `Lease.LeaseKeepAlive`. etcd: the header has the state before the renewal; a lease that does not exist has
+    /// the TTL 0.
     pub async fn lease_keep_alive(
         &self,
         request: pb::LeaseKeepAliveRequest,
@@ -54,7 +54,7 @@ impl Api {
         })
     }
 
-    /// Answers the renewals of a stream in their order, many under way at once, until both sides have ended.
+    /// Answers the renewals of a stream in order, with many in flight, until the client closes its side.
     pub async fn lease_keep_alives(
         &self,
         mut requests: tonic::Streaming<pb::LeaseKeepAliveRequest>,
@@ -85,7 +85,7 @@ impl Api {
         self.unless_stopping(both).await
     }
 
-    /// `Lease.LeaseTimeToLive`. etcd: an unknown lease has the time -1.
+    /// `Lease.LeaseTimeToLive`. etcd: a lease that does not exist has the TTL -1.
     pub async fn lease_time_to_live(
         &self,
         request: pb::LeaseTimeToLiveRequest,
@@ -105,7 +105,7 @@ impl Api {
         })
     }
 
-    /// `Lease.LeaseLeases`, from this member's own state.
+    /// `Lease.LeaseLeases`: the leases that this member knows.
     pub async fn lease_leases(
         &self,
         _: pb::LeaseLeasesRequest,
@@ -116,12 +116,6 @@ impl Api {
             header: Some(self.header_now()),
             leases: leases.collect(),
         })
-    }
-
-    /// The header of an answer that is not bound to a revision.
-    fn header_now(&self) -> pb::ResponseHeader {
-        let revision = self.requests.published().view.window.newest;
-        self.header(revision).into()
     }
 }
 

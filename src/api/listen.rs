@@ -1,11 +1,14 @@
 //! The client port: one listener, its connections spread evenly over the API arbiters.
 //!
-//! A connection is accepted by one task and handed to the arbiter with the fewest open ones, where it stays. Each arbiter
-//! speaks HTTP/1.1 and HTTP/2 with whoever connects, on its own single thread. Stopping goes in phases: no new connections
-//! and a GOAWAY on the open ones, then a bounded wait for what is under way, then the end.
+//! One task accepts connections and hands each to the arbiter with the fewest open ones, where it stays. Each arbiter serves
+//! HTTP/1.1 and HTTP/2 on its own thread. The server stops in phases ([`ServingPhase`]): it accepts no new connections and sends
+//! GOAWAY on the open ones, then waits a limited time for calls in flight, then closes all connections.
 
 use super::{
-    Api, Front, http, http2,
+    Api,
+    front::Front,
+    http, http2,
+    serving::{Failure, ListenLimits, SILENCE_MAX, ServingPhase},
     wire::{Buffers, Wire},
 };
 use crate::actors::requests::Requests;
@@ -32,81 +35,32 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-/// Accepted connections that may wait for their arbiter.
+/// Accepted connections that may wait to be picked up by their arbiter.
 const HANDOVER_MAX: usize = 256;
 
-/// How long a new connection may say nothing.
-pub(super) const SILENCE_MAX: Duration = Duration::from_mins(2);
-
-/// How long accepting pauses when the system has no descriptors left.
+/// How long accepting pauses after an error, such as the lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// How long connections may take to close once nothing is waited for.
+/// How long connections may take to close in the last phase.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The size of an HTTP/1.1 request's headers, in bytes.
 const HEADER_BYTES_MAX: usize = 64 * 1024;
 
-/// Bounds on connections.
-#[derive(Clone, Copy, Debug)]
-pub struct ListenLimits {
-    /// Open connections; more are closed as they come.
-    pub connections_max: usize,
-    /// Calls at once on one connection.
-    pub streams_max: u32,
-    /// How long an idle connection stays unasked.
-    pub keepalive_interval: Duration,
-    /// How long it may take to answer.
-    pub keepalive_timeout: Duration,
-    /// How long calls under way may take to end when the server stops.
-    pub stop_timeout: Duration,
-}
-
-impl Default for ListenLimits {
-    fn default() -> Self {
-        Self {
-            connections_max: 20_000,
-            streams_max: 16_384,
-            keepalive_interval: Duration::from_hours(2),
-            keepalive_timeout: Duration::from_secs(20),
-            stop_timeout: Duration::from_secs(5),
-        }
-    }
-}
-
-/// Where connections are served: an arbiter and its own way into the node.
+/// An arbiter that serves connections.
 #[derive(Clone, Debug)]
 pub struct ApiArbiter {
-    /// The thread.
+    /// Its thread.
     pub arbiter: ArbiterHandle,
-    /// The node.
+    /// Its handle to the node.
     pub requests: Requests,
 }
 
-/// Where the server is in its life.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// It serves.
-    #[default]
-    Serving,
-    /// It takes no more connections and calls, and ends those under way.
-    Draining,
-    /// It drops what is left.
-    Closed,
-}
-
-impl Phase {
-    /// Whether the server is on its way out.
-    pub fn is_stopping(self) -> bool {
-        self != Self::Serving
-    }
-}
-
-/// The running server. Dropping it closes all connections at once; [`ApiServer::stop`] is the gentle way.
+/// The running server. Dropping it closes all connections at once; [`ApiServer::stop`] lets calls in flight end.
 #[derive(Debug)]
 pub struct ApiServer {
     address: SocketAddr,
-    phase: watch::Sender<Phase>,
+    phase: watch::Sender<ServingPhase>,
     stop_timeout: Duration,
 }
 
@@ -123,7 +77,7 @@ impl ApiServer {
         );
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
-        let (phase, phases) = watch::channel(Phase::Serving);
+        let (phase, phases) = watch::channel(ServingPhase::Serving);
         let mut sinks = Vec::with_capacity(arbiters.len());
         for ApiArbiter { arbiter, requests } in arbiters {
             let (sink, connections) = ConnectionSink::new();
@@ -151,27 +105,27 @@ impl ApiServer {
         })
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Stops: calls under way get their answers, if they come in time. Returns when every connection is closed.
+    /// Stops. Calls in flight still get the answers that arrive within `stop_timeout`. Returns when every connection is closed.
     pub async fn stop(self) {
-        self.phase.send_replace(Phase::Draining);
+        self.phase.send_replace(ServingPhase::Draining);
         if timeout(self.stop_timeout, self.phase.closed())
             .await
             .is_err()
         {
             tracing::warn!("clients kept calls open for too long; closing their connections");
-            self.phase.send_replace(Phase::Closed);
-            // Calls that still wait for the node end with it.
+            self.phase.send_replace(ServingPhase::Closed);
+            // Calls that still wait for the node end when the node stops.
             drop(timeout(CLOSE_TIMEOUT, self.phase.closed()).await);
         }
     }
 }
 
-/// One arbiter's end of the port.
+/// Hands accepted connections to one arbiter.
 #[derive(Debug)]
 struct ConnectionSink {
     handover: mpsc::Sender<Connection>,
@@ -186,7 +140,7 @@ struct Connection {
     open: OpenCount,
 }
 
-/// Counts while it lives.
+/// Counts a connection until it is dropped.
 #[derive(Debug)]
 struct OpenCount(Arc<AtomicUsize>);
 
@@ -225,7 +179,7 @@ impl ConnectionSink {
 struct Spread {
     sinks: Vec<ConnectionSink>,
     connections_max: usize,
-    /// Whether the last connection was refused: a limit that is reached is logged once, not for every client.
+    /// Whether the last connection was refused, so that reaching the limit is logged once, not for every client.
     refusing: bool,
 }
 
@@ -258,13 +212,17 @@ impl Spread {
                 // An arbiter that has stopped takes no more connections: the client sees it closed.
                 drop(sink.handover.send(Connection { stream, peer, open }).await);
             }
-            Err(error) => tracing::debug!(%peer, %error, "a client left as it came"),
+            Err(error) => tracing::debug!(%peer, %error, "a client left before it was served"),
         }
     }
 }
 
 /// Accepts until the server stops.
-async fn accept(listener: StdListener, mut spread: Spread, mut phase: watch::Receiver<Phase>) {
+async fn accept(
+    listener: StdListener,
+    mut spread: Spread,
+    mut phase: watch::Receiver<ServingPhase>,
+) {
     let listener = match TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => {
@@ -289,7 +247,7 @@ async fn accept(listener: StdListener, mut spread: Spread, mut phase: watch::Rec
     }
 }
 
-/// Whether accepting failed because of this one client, so that the next can be accepted at once.
+/// Whether accepting failed because of one client, so that the next one can be accepted at once.
 fn is_of_the_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -300,35 +258,47 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 /// Serves the connections of one arbiter.
 async fn serve(api: Api, limits: ListenLimits, mut connections: mpsc::Receiver<Connection>) {
     let front = Rc::new(Front::new(api));
-    let buffers = Rc::<Buffers>::default();
+    let shared = Shared {
+        tables: Rc::new(http2::Shared::new(front.clone())),
+        buffers: Rc::default(),
+        front,
+        limits,
+    };
     while let Some(connection) = connections.recv().await {
-        let (front, buffers) = (front.clone(), buffers.clone());
-        tokio::task::spawn_local(serve_connection(front, buffers, limits, connection));
+        tokio::task::spawn_local(serve_connection(shared.clone(), connection));
     }
 }
 
-/// Why a connection ended before its time.
-pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
-
-async fn serve_connection(
+/// What the connections of one arbiter share.
+#[derive(Clone)]
+struct Shared {
     front: Rc<Front>,
+    tables: Rc<http2::Shared>,
     buffers: Rc<Buffers>,
     limits: ListenLimits,
-    connection: Connection,
-) {
+}
+
+async fn serve_connection(shared: Shared, connection: Connection) {
     let Connection { stream, peer, open } = connection;
+    let Shared {
+        front,
+        tables,
+        buffers,
+        limits,
+    } = shared;
     let mut phase = front.api.phase.clone();
-    let told = async {
+    let begun = async {
         let wire = Wire::new(TcpStream::from_std(stream)?, buffers);
-        let http2 = tokio::select! {
-            told = timeout(SILENCE_MAX, poll_fn(|context| wire.poll_is_http2(context))) => told??,
+        let is_http2 = tokio::select! {
+            known = timeout(SILENCE_MAX, poll_fn(|context| wire.poll_is_http2(context))) => known??,
             _ = phase.wait_for(|phase| phase.is_stopping()) => return Ok(None),
         };
-        // Boxed, both: a client that says nothing does not need their room.
-        if http2 {
-            Box::pin(http2::greet(front, wire, &limits)).await.map(Some)
+        // Both are boxed: a client that has sent no bytes does not need their room.
+        if is_http2 {
+            let handshake = http2::Connection::handshake(tables, wire, &limits);
+            Box::pin(handshake).await.map(Some)
         } else {
-            Box::pin(converse_http1(front, wire, &mut phase)).await?;
+            Box::pin(serve_http1(front, wire, &mut phase)).await?;
             Ok(None)
         }
     };
@@ -338,21 +308,19 @@ async fn serve_connection(
         }
         drop(open);
     };
-    match told.await {
-        // In a task of its own: this one has room for more than an idle connection needs.
-        Ok(Some(talk)) => drop(tokio::task::spawn_local(http2::converse(
-            talk, phase, ended,
-        ))),
+    match begun.await {
+        // In a task of its own: the current one is larger than an idle connection needs.
+        Ok(Some(connection)) => drop(tokio::task::spawn_local(connection.serve(phase, ended))),
         Ok(None) => ended(Ok(())),
         Err(error) => ended(Err(error)),
     }
 }
 
-/// Speaks HTTP/1.1 until the client leaves or the server stops.
-async fn converse_http1(
+/// Serves HTTP/1.1 until the client leaves or the server stops.
+async fn serve_http1(
     front: Rc<Front>,
     wire: Wire<TcpStream>,
-    phase: &mut watch::Receiver<Phase>,
+    phase: &mut watch::Receiver<ServingPhase>,
 ) -> Result<(), Failure> {
     let service = service_fn(move |request: Request<Incoming>| {
         let front = front.clone();
@@ -375,7 +343,7 @@ async fn converse_http1(
     tokio::select! {
         biased;
         ended = connection => Ok(ended?),
-        _ = phase.wait_for(|&phase| phase == Phase::Closed) => Ok(()),
+        _ = phase.wait_for(|&phase| phase == ServingPhase::Closed) => Ok(()),
     }
 }
 
@@ -402,7 +370,7 @@ mod tests {
     }
 
     #[test]
-    fn connections_go_where_the_fewest_are() {
+    fn a_connection_goes_to_the_arbiter_with_the_fewest() {
         let mut spread = spread(3, 100);
         let mut connections: Vec<_> = (0..7).map(|_| open(&mut spread).unwrap()).collect();
         assert_eq!(counts(&spread), [3, 2, 2]);
@@ -423,9 +391,9 @@ mod tests {
         let mut spread = spread(2, 3);
         let mut connections: Vec<_> = (0..3).map(|_| open(&mut spread).unwrap()).collect();
         assert!(open(&mut spread).is_none(), "the limit is reached");
-        assert!(spread.refusing, "which is logged");
+        assert!(spread.refusing, "and logged");
         connections.pop();
         assert!(open(&mut spread).is_some(), "there is room again");
-        assert!(!spread.refusing, "so that it is logged the next time");
+        assert!(!spread.refusing, "so the next refusal is logged again");
     }
 }

@@ -1,4 +1,4 @@
-//! What operators and load balancers ask: Maintenance.Status and Alarm, and the gRPC health check.
+//! The calls of operators and load balancers: Maintenance.Status and Alarm, and the gRPC health check.
 
 use super::{
     Api, ETCD_VERSION,
@@ -18,7 +18,7 @@ use pb::{AlarmType, alarm_request::AlarmAction};
 use tokio::sync::mpsc;
 
 impl Api {
-    /// Refuses while no leader is known, for callers that want no answer then.
+    /// Fails while no leader is known.
     pub fn require_leader(&self) -> Result<(), Status> {
         if self.requests.has_leader() {
             Ok(())
@@ -27,7 +27,7 @@ impl Api {
         }
     }
 
-    /// `Maintenance.Status`: this member's own state, without asking anyone.
+    /// `Maintenance.Status`: this member's own state, without a request to other members.
     pub fn status(&self, _: pb::StatusRequest) -> pb::StatusResponse {
         let status = self.requests.status();
         let header = Header {
@@ -53,7 +53,7 @@ impl Api {
         })
     }
 
-    /// `Health.Check`. Only the server as a whole, the empty name, has a health.
+    /// `Health.Check`. Only the empty name, the server as a whole, has a health.
     pub fn health_check(
         &self,
         request: &HealthCheckRequest,
@@ -66,7 +66,7 @@ impl Api {
         }
     }
 
-    /// `Health.Watch`: the health, once, and then an open stream for as long as it does not change.
+    /// `Health.Watch`: sends the health once, then keeps the stream open, because the health does not change.
     pub async fn health_watch(
         &self,
         request: &HealthCheckRequest,
@@ -83,7 +83,7 @@ impl Api {
         Err(RequestError::Stopped.into())
     }
 
-    /// Ends what may wait without limit when the server stops.
+    /// Ends a call that may wait without limit when the server stops.
     pub(super) async fn unless_stopping<T>(
         &self,
         call: impl Future<Output = Result<T, Status>>,
@@ -98,7 +98,7 @@ impl Api {
     /// Returns once the server stops.
     pub(super) async fn stopping(&self) {
         let mut phase = self.phase.clone();
-        // Without its sender the server is gone, which is the same.
+        // An error means that the sender was dropped: the server is gone.
         drop(phase.wait_for(|phase| phase.is_stopping()).await);
     }
 
@@ -111,7 +111,7 @@ impl Api {
             .collect()
     }
 
-    /// etcd: type NONE, like one that is not known, names no alarm and does nothing.
+    /// etcd: the type NONE and unknown types raise no alarm and clear none.
     async fn set(
         &self,
         member: u64,
@@ -253,7 +253,7 @@ mod tests {
         );
         assert_eq!(
             (answer.version.as_str(), answer.storage_version.as_str()),
-            ("3.7.0", "3.7.0")
+            ("3.7.3", "3.7.3")
         );
         assert!(answer.downgrade_info.is_some(), "always present");
         assert!(answer.errors.is_empty(), "healthy");

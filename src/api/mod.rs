@@ -1,39 +1,48 @@
-//! The etcd v3 API: proto in, domain calls, proto out.
+//! The etcd v3 API: protobuf requests in, calls of the domain, protobuf responses out.
 //!
-//! A connection enters at [`listen`], which hands it to one of the API arbiters, where it stays. [`wire`] is its socket
-//! ([`authority`] repairs a fault of old clients on the way), `http2` drives it: hot calls it begins and answers itself, all
-//! others get a task of their own in [`grpc`], which admits them and answers its services or has [`services`] hand them to
-//! tonic's generated servers. [`http`] has the few plain paths. All end in a method of [`Api`], which takes a generated
-//! request and gives an answer or a [`status::Status`], and knows nothing of what carries them:
+//! [`listen`] accepts a connection and hands it to one of the API arbiters, where it stays. [`wire`] is its socket
+//! ([`authority`] repairs header blocks that the HTTP/2 library would refuse), `http2` drives it. `http2` begins and answers hot
+//! calls itself; all others get a task of their own in [`grpc`], which admits them and either answers them or passes them to
+//! [`services`], tonic's generated servers. [`http`] has the plain HTTP paths. Every call ends in a method of [`Api`], which
+//! takes a generated request, returns a response or a [`status::Status`], and does not depend on the transport:
 //!
 //! ```text
-//! listen → http2 ──────▶ kv ─────────────▶ actors::requests → reply → body
+//! listen → http2 ──────▶ kv ─────────────▶ actors::requests → reply → response_body
 //!        ↘      ↘ grpc → kv, watch, convert ─▶             ↘ status ↗
 //!         ↘        ↘ services → maintenance ─▶
 //!          http ─────────────────────────────▶
 //! ```
 //!
-//! The services of the thin layer do not pass through tonic because their answers are spliced from stored bytes: its encoder
-//! would copy them once more, and its layers cost about as much as the rest of a call. Who serves a call does not show
-//! in what it answers: admission, deadlines, limits, and the texts of refusals are the same.
+//! KV and Watch bypass tonic because their answers are assembled ("spliced") from stored bytes: tonic's encoder would copy those
+//! once more, and its layers cost about as much as the rest of a call. Clients see no difference: admission, deadlines, limits
+//! and error texts are the same.
 
+mod auth;
 pub mod authority;
-pub mod body;
 pub mod cluster;
 pub mod concurrency;
 pub mod convert;
+pub mod deadline_body;
+pub mod frames;
+pub mod front;
 pub mod grpc;
 pub mod http;
 mod http2;
+mod huffman;
 pub mod kv;
 pub mod lease;
 pub mod listen;
 pub mod maintenance;
-pub mod messages;
+pub mod message_reader;
+mod method;
 pub mod payload;
 pub mod reply;
+pub mod response_body;
 pub mod services;
+pub mod serving;
 pub mod status;
+mod streaming;
+mod trailers;
 mod txn_message;
 pub mod watch;
 pub mod wire;
@@ -42,17 +51,15 @@ use crate::{
     actors::requests::Requests,
     types::{Identity, Revision},
 };
-use listen::Phase;
 pub use quorate_proto as proto;
 use reply::Header;
-use services::Services;
-use std::rc::Rc;
+use serving::ServingPhase;
 use tokio::sync::watch::Receiver;
 
-/// The etcd release whose API and behaviour this is: clients pick their ways by it.
-pub const ETCD_VERSION: &str = "3.7.0";
+/// The etcd release whose API and behaviour this is. Some clients choose what they send by it.
+pub const ETCD_VERSION: &str = "3.7.3";
 
-/// What a client may send beyond the largest replicated request, in bytes: as much as etcd allows.
+/// etcd: how much longer than the largest replicated request a message may be, in bytes.
 const RECEIVE_SLACK_BYTES: usize = 512 * 1024;
 
 /// The calls of the API, on one API arbiter.
@@ -60,12 +67,12 @@ const RECEIVE_SLACK_BYTES: usize = 512 * 1024;
 pub struct Api {
     requests: Requests,
     identity: Identity,
-    phase: Receiver<Phase>,
+    phase: Receiver<ServingPhase>,
 }
 
 impl Api {
-    /// The API of a node; `phase` says when it stops, which ends the calls that would not end by themselves.
-    pub fn new(requests: Requests, phase: Receiver<Phase>) -> Self {
+    /// The API of a node. Once `phase` says that the server stops, calls that would wait without limit end.
+    pub fn new(requests: Requests, phase: Receiver<ServingPhase>) -> Self {
         let identity = requests.identity();
         Self {
             requests,
@@ -82,38 +89,18 @@ impl Api {
             .saturating_add(RECEIVE_SLACK_BYTES)
     }
 
-    /// The header of an answer.
+    /// The header of a response that does not depend on one revision.
+    fn header_now(&self) -> proto::etcdserverpb::ResponseHeader {
+        let revision = self.requests.published().view.window.newest;
+        self.header(revision).into()
+    }
+
     fn header(&self, revision: Revision) -> Header {
         Header {
             cluster: self.identity.cluster,
             member: self.identity.member,
             revision,
             term: self.requests.term(),
-        }
-    }
-}
-
-/// What answers the calls on one API arbiter.
-#[derive(Debug)]
-pub struct Front {
-    /// For the thin layer and plain HTTP.
-    pub api: Rc<Api>,
-    /// For all other calls.
-    pub services: Services,
-    /// For connections on which calls wait.
-    spare: http2::Spare,
-}
-
-impl Front {
-    /// Serves `api`.
-    pub fn new(api: Api) -> Self {
-        let services = Services::new(&api);
-        let api = Rc::new(api);
-        let spare = http2::Spare::default();
-        Self {
-            api,
-            services,
-            spare,
         }
     }
 }

@@ -1,12 +1,11 @@
-//! The bytes of an answer on their way to a socket: pieces behind each other, so that long stored values and shared events go
-//! there from where they are, without a copy of the whole answer.
+//! The bytes of a response as a list of pieces, so that long stored values and shared events are sent without a copy.
 
 use bytes::{Buf, Bytes};
 use std::collections::VecDeque;
 
-/// Bytes in pieces. Nearly every answer is short and has one.
+/// Bytes in pieces. Nearly every response is short and has one.
 ///
-/// Invariants: `front` is empty only if nothing is left; no piece in `rest` is empty.
+/// Invariants: `front` is empty only if the payload is; no piece in `rest` is empty.
 #[derive(Clone, Debug, Default)]
 pub struct Payload {
     front: Bytes,
@@ -34,10 +33,14 @@ impl Payload {
         rest.pieces.push_back(piece);
     }
 
-    /// Takes the first `len` bytes off; there must be as many.
+    /// Removes the first `len` bytes, which must exist.
     #[must_use]
     pub fn split_to(&mut self, mut len: usize) -> Self {
-        assert!(len <= self.remaining(), "no more is taken than there is");
+        assert!(
+            len <= self.remaining(),
+            "a payload of {} bytes has no {len}",
+            self.remaining()
+        );
         let mut taken = Self::default();
         while len > 0 {
             let piece = self.front.split_to(len.min(self.front.len()));
@@ -48,13 +51,13 @@ impl Payload {
         taken
     }
 
-    /// All of it in one piece.
+    /// All bytes in one piece.
     pub fn into_bytes(mut self) -> Bytes {
         let len = self.remaining();
         self.copy_to_bytes(len)
     }
 
-    /// Keeps the invariant about `front`.
+    /// Restores the invariant of `front`.
     fn refill(&mut self) {
         let Some(rest) = self.rest.as_mut().filter(|_| self.front.is_empty()) else {
             return;
@@ -90,7 +93,10 @@ impl Buf for Payload {
             if count == 0 {
                 return;
             }
-            assert!(!self.front.is_empty(), "no more is passed than there is");
+            assert!(
+                !self.front.is_empty(),
+                "a payload cannot advance past its end"
+            );
         }
     }
 
@@ -131,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_are_as_one(
+        fn pieces_behave_like_one_piece(
             pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..5), 0..6),
             steps in prop::collection::vec((any::<prop::sample::Index>(), 0..3_u8), 0..6),
         ) {
@@ -152,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_is_handed_on_without_a_copy() {
+    fn a_piece_is_returned_without_a_copy() {
         let stored = Bytes::from(vec![7; 2_000]);
         let mut payload = Payload::from(Bytes::from_static(b"head"));
         payload.push(stored.clone());
@@ -163,8 +169,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "no more is passed than there is")]
-    fn passing_the_end_is_a_bug() {
+    #[should_panic(expected = "a payload cannot advance past its end")]
+    fn advancing_past_the_end_panics() {
         Payload::from(Bytes::from_static(b"abc")).advance(4);
     }
 }

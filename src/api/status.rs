@@ -1,7 +1,7 @@
-//! The one table from our errors to gRPC codes and etcd's exact texts.
+//! The table that maps errors to gRPC codes and etcd's exact texts.
 //!
-//! Go clients recognise an error by its text, Java and Python clients by its code, so both are part of the API. Every text a
-//! client can receive as a gRPC status is in this file.
+//! Go clients recognise an error by its text, Java and Python clients by its code, so both are part of the API. This file has
+//! every text that a client can receive as a gRPC status.
 
 use crate::{
     actors::{
@@ -15,25 +15,25 @@ use std::borrow::Cow;
 /// A gRPC status code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// The caller went away.
+    /// The caller cancelled the call or left.
     Canceled = 1,
-    /// Not classified.
+    /// No other code fits.
     Unknown = 2,
-    /// The request is wrong whatever the state.
+    /// The request is invalid in every state.
     InvalidArgument = 3,
     /// The deadline passed; the operation may still take effect.
     DeadlineExceeded = 4,
-    /// What the request names does not exist.
+    /// Something that the request names does not exist.
     NotFound = 5,
     /// A size or a quota is exhausted.
     ResourceExhausted = 8,
-    /// The state forbids it.
+    /// The current state does not allow the operation.
     FailedPrecondition = 9,
     /// The revision is outside what can be read.
     OutOfRange = 11,
     /// No such service or method.
     Unimplemented = 12,
-    /// The message is not what the protocol says.
+    /// The message violates the protocol.
     Internal = 13,
     /// The member or the cluster cannot answer now.
     Unavailable = 14,
@@ -41,18 +41,18 @@ pub enum Code {
     DataLoss = 15,
 }
 
-/// Why a call fails: what the client receives instead of a message.
+/// The error of a call, as the client receives it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{code:?}: {message}")]
 pub struct Status {
-    /// The code.
+    /// Its class.
     pub code: Code,
     /// etcd's text.
     pub message: Cow<'static, str>,
 }
 
 impl Status {
-    /// A status with a text of its own; meant for this file and for tests.
+    /// For this file and for tests only: all texts are in this file.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             code,
@@ -66,13 +66,13 @@ impl Status {
         Self::new(Code::ResourceExhausted, text)
     }
 
-    /// The answer does not fit a gRPC message.
+    /// The response is longer than a gRPC message can be.
     pub fn sent_too_large(len: usize, max: usize) -> Self {
         let text = format!("grpc: trying to send message larger than max ({len} vs. {max})");
         Self::new(Code::ResourceExhausted, text)
     }
 
-    /// The message is not protobuf, or not of its type.
+    /// The bytes cannot be decoded as a message of the expected type.
     pub fn malformed_message(error: &prost::DecodeError) -> Self {
         Self::new(
             Code::Internal,
@@ -98,7 +98,7 @@ impl Status {
         )
     }
 
-    /// The first byte of the message's prefix is no format.
+    /// The first byte of the message's prefix is neither 0 nor 1.
     pub fn unknown_format(format: u8) -> Self {
         Self::new(
             Code::Internal,
@@ -106,10 +106,36 @@ impl Status {
         )
     }
 
-    /// The messages are compressed, which this server does not do.
+    /// The messages are compressed in a way that this server does not know.
     pub fn unknown_encoding(encoding: &str) -> Self {
         let text = format!("grpc: Decompressor is not installed for grpc-encoding \"{encoding}\"");
         Self::new(Code::Unimplemented, text)
+    }
+
+    /// The bytes of a compressed message are not what its encoding requires.
+    pub fn malformed_compression(error: &std::io::Error) -> Self {
+        let text = format!("grpc: failed to decompress the received message: {error}");
+        Self::new(Code::Internal, text)
+    }
+
+    /// A compressed message is longer, once decompressed, than the server receives.
+    pub fn decompressed_too_large(max: usize) -> Self {
+        let text = format!("grpc: received message after decompression larger than max {max}");
+        Self::new(Code::ResourceExhausted, text)
+    }
+
+    /// The headers of a call are longer than the server receives.
+    pub fn metadata_too_large(len: usize, max: usize) -> Self {
+        let text = format!("quorate: received metadata larger than max ({len} vs. {max})");
+        Self::new(Code::ResourceExhausted, text)
+    }
+
+    /// etcd: a password cannot be checked while authentication is off.
+    pub fn auth_not_enabled() -> Self {
+        Self::new(
+            Code::FailedPrecondition,
+            "etcdserver: authentication is not enabled",
+        )
     }
 
     /// The request's path is not `/service/method`.
@@ -144,7 +170,7 @@ impl Status {
         Self::new(Code::DeadlineExceeded, "context deadline exceeded")
     }
 
-    /// The caller went away while sending.
+    /// The caller left while it was sending.
     pub fn canceled() -> Self {
         Self::new(Code::Canceled, "context canceled")
     }
@@ -157,24 +183,24 @@ impl Status {
         )
     }
 
-    /// An answer could not be sent to its end.
-    pub fn broken_answer() -> Self {
-        Self::new(Code::Internal, "the answer broke off")
+    /// The body of a response failed before its end.
+    pub fn incomplete_response() -> Self {
+        Self::new(Code::Internal, "the response is incomplete")
     }
 
-    /// The health of a service nobody registered was asked for.
+    /// The health check names a service that has no health of its own.
     pub fn unknown_health_service() -> Self {
         Self::new(Code::NotFound, "unknown service")
     }
 }
 
 impl Status {
-    /// An election call names no leadership.
+    /// An election call has no leader key.
     pub fn leader_key_missing() -> Self {
         Self::new(Code::Unknown, "\"leader\" field must be provided")
     }
 
-    /// etcd: locks and elections are clients of the server they run in, and what they are told loses its code.
+    /// etcd: locks and elections are clients inside the server, and the errors that they pass on lose their codes.
     fn without_code(error: RequestError) -> Self {
         Self::new(Code::Unknown, Self::from(error).message)
     }
@@ -272,7 +298,7 @@ impl From<RequestError> for Status {
             RequestError::AnswerTooLarge { bytes_max: _ } => {
                 (Code::ResourceExhausted, "etcdserver: answer is too large")
             }
-            // etcd: a slip in its table sends this one as Unknown; the code meant is the useful one.
+            // etcd sends Unknown because its table lacks the error; clients can do more with the intended code.
             RequestError::TooManyRequests => {
                 (Code::ResourceExhausted, "etcdserver: too many requests")
             }
@@ -332,7 +358,7 @@ impl From<ChangeRefusal> for Status {
                 Code::FailedPrecondition,
                 "etcdserver: too many learner members in cluster",
             ),
-            // etcd: its table says FailedPrecondition, but this one is sent past it.
+            // etcd: its table says FailedPrecondition, but the call returns the error without using the table.
             ChangeRefusal::NotEnoughStarted => (
                 Code::Unknown,
                 "etcdserver: re-configuration failed due to not enough started members",
@@ -354,7 +380,7 @@ mod tests {
     use super::*;
     use crate::types::{LeaseId, Revision};
 
-    // The whole table, as the facts about etcd list it. A new error breaks the matches above; its line belongs here too.
+    // The whole table. A new error breaks the matches above and needs a line here too.
 
     fn assert_etcds<E: Into<Status> + std::fmt::Debug>(
         table: impl IntoIterator<Item = (E, u8, &'static str)>,

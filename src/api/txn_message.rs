@@ -3,7 +3,10 @@
 //! The protobuf library stops at a hundred messages in each other, which are fifty transactions; etcd takes 128. So where they
 //! nest deeper, this splits the message at its nested transactions and has the library decode what is between them.
 
-use super::{proto::etcdserverpb as pb, status::Status};
+use super::{
+    proto::{etcdserverpb as pb, wire_types},
+    status::Status,
+};
 use crate::kv::encoded_txn::{self, FAILURE, Fields, NESTED, SUCCESS};
 use bytes::Bytes;
 use prost::{DecodeError, Message};
@@ -15,7 +18,7 @@ const LIBRARY_LEVELS_MAX: usize = 45;
 pub(super) fn decode(message: Bytes, ops_max: usize) -> Result<pb::TxnRequest, Status> {
     let levels = encoded_txn::check(&message, ops_max)?;
     let decoded = if levels <= LIBRARY_LEVELS_MAX {
-        pb::TxnRequest::decode(message)
+        wire_types::decode(message)
     } else {
         deep(&message)
     };

@@ -1,13 +1,14 @@
-//! `etcdserverpb.Watch`: one stream of requests, one of responses, any number of watches on it.
+//! `etcdserverpb.Watch`: one stream of requests, one of responses, with any number of watches.
 //!
-//! Requests are taken one at a time, and only while the queue of responses has room, so a client that does not read is not
-//! read from either.
+//! Requests are read one at a time, and only while the queue of responses has room: a client that does not read responses cannot
+//! make the queue longer.
 
 use super::{
     Api, convert,
-    messages::Messages,
+    frames::{Encoded, Frames, SPLICED_BYTES_MIN},
+    message_reader::MessageReader,
     proto::etcdserverpb as pb,
-    reply::{Encoded, Frames, SPLICED_BYTES_MIN, WatchReply},
+    reply::WatchReply,
     status::Status,
 };
 use crate::failpoint::{FailPoint, hit};
@@ -27,31 +28,31 @@ use pb::watch_request::RequestUnion;
 use std::cell::Cell;
 use tokio::sync::mpsc;
 
-/// Responses that are there are sent in one piece, until it has so many bytes: about what HTTP/2 sends at once.
+/// Available responses are sent together, up to this many bytes: about the size of an HTTP/2 frame.
 const PIECE_BYTES: usize = 16 * 1024;
 
-/// About what a response takes without its events.
+/// The approximate length of a response without its events.
 const WITHOUT_EVENTS_BYTES: usize = 64;
 
 type Out = mpsc::Sender<Result<Encoded, Status>>;
 
-/// What both directions of a stream know: when it has nothing more to say.
+/// What both directions of a stream share: whether a response can still follow.
 #[derive(Debug, Default)]
-struct Book {
-    /// Create requests without their response.
+struct Outstanding {
+    /// Create requests without a response so far.
     creating: Cell<usize>,
     /// Watches that exist.
     watches: Cell<usize>,
-    /// Whether the client will ask for nothing more.
+    /// Whether the client has closed its side.
     half_closed: Cell<bool>,
 }
 
 impl Api {
-    /// `Watch.Watch`. It ends with OK only when the client has closed its side and has no watch left; etcd's clients resume
-    /// their watches elsewhere after `Unavailable`.
+    /// `Watch.Watch`. It ends with OK only if the client has closed its side and has no watch left. After `Unavailable`, etcd's
+    /// clients resume their watches at another member.
     pub async fn watch<B>(
         &self,
-        messages: Messages<B>,
+        messages: MessageReader<B>,
         leader_required: bool,
         out: &Out,
     ) -> Result<(), Status>
@@ -62,7 +63,7 @@ impl Api {
             requests,
             responses,
         } = self.requests.watch_stream().await?;
-        let book = Book::default();
+        let outstanding = Outstanding::default();
         let leader_lost = async {
             if leader_required {
                 let patience = self.requests.limits().leader_patience;
@@ -72,20 +73,20 @@ impl Api {
             }
         };
         tokio::select! {
-            ended = self.take_requests(messages, &requests, &book) => ended,
-            ended = self.send_responses(responses, &book, out) => ended,
+            ended = self.take_requests(messages, &requests, &outstanding) => ended,
+            ended = self.send_responses(responses, &outstanding, out) => ended,
             () = self.requests.taken_out() => Err(RequestError::Kv(KvError::Corrupt).into()),
             () = leader_lost => Err(RequestError::NoLeader.into()),
             () = self.stopping() => Err(RequestError::Stopped.into()),
         }
     }
 
-    /// Takes requests until the client closes its side; then waits, unless nothing is left to wait for.
+    /// Reads requests until the client closes its side. Then it never returns unless every watch has ended.
     async fn take_requests<B>(
         &self,
-        mut messages: Messages<B>,
+        mut messages: MessageReader<B>,
         requests: &WatchRequests,
-        book: &Book,
+        outstanding: &Outstanding,
     ) -> Result<(), Status>
     where
         B: http_body::Body<Data = Bytes> + Unpin,
@@ -96,7 +97,7 @@ impl Api {
             };
             let request = match request {
                 RequestUnion::CreateRequest(create) => {
-                    book.creating.set(book.creating.get() + 1);
+                    outstanding.creating.set(outstanding.creating.get() + 1);
                     WatchRequest::Create(convert::watch(&create))
                 }
                 RequestUnion::CancelRequest(cancel) => {
@@ -106,8 +107,8 @@ impl Api {
             };
             requests.ask(request).await?;
         }
-        book.half_closed.set(true);
-        if !book.is_done() {
+        outstanding.half_closed.set(true);
+        if !outstanding.is_done() {
             std::future::pending::<()>().await;
         }
         Ok(())
@@ -116,7 +117,7 @@ impl Api {
     async fn send_responses(
         &self,
         mut responses: WatchResponses,
-        book: &Book,
+        outstanding: &Outstanding,
         out: &Out,
     ) -> Result<(), Status> {
         let mut taken = Vec::new();
@@ -124,23 +125,23 @@ impl Api {
             responses.next_some(PIECE_BYTES, &mut taken).await?;
             let mut piece = Frames::with_capacity(taken.iter().map(written_len).sum());
             let written = taken.drain(..).try_for_each(|response| {
-                book.note(&response);
+                outstanding.note(&response);
                 self.write_response(&response, &mut piece)
             });
             hit(FailPoint::BeforeWatchSend);
-            // What precedes a response that cannot be written is sent in any case.
+            // Responses before one that cannot be encoded are sent in any case.
             if !piece.is_empty() && out.send(Ok(piece.into())).await.is_err() {
                 return Ok(());
             }
             written?;
             hit(FailPoint::AfterWatchSend);
-            if book.is_done() {
+            if outstanding.is_done() {
                 return Ok(());
             }
         }
     }
 
-    /// Adds the messages of a response: one, or its fragments.
+    /// Adds the messages of a response: one, or several fragments.
     fn write_response(&self, response: &Response, piece: &mut Frames) -> Result<(), Status> {
         let mut reply = WatchReply {
             header: self.header(response.revision),
@@ -172,7 +173,7 @@ impl Api {
     }
 }
 
-/// About what is written of a response; long events are sent from where they are.
+/// The approximate number of bytes that are copied for a response: long events are not.
 fn written_len(response: &Response) -> usize {
     let bytes = response.bytes();
     if bytes < SPLICED_BYTES_MIN {
@@ -182,7 +183,7 @@ fn written_len(response: &Response) -> usize {
     }
 }
 
-/// Cuts events so that each message with more than one is shorter than `max`. etcd: the same cut.
+/// Splits events into messages shorter than `max`, except that a message has at least one event. etcd: the same split.
 fn add_fragments(
     reply: &WatchReply,
     events: &Events,
@@ -190,9 +191,9 @@ fn add_fragments(
     piece: &mut Frames,
 ) -> Result<(), Status> {
     let (mut left, mut wire) = (&events[..], events.wire().clone());
-    // The mark of a fragment is two bytes.
-    while reply.len() + wire.len() + 2 >= max && left.len() > 1 {
-        let mut len = reply.len();
+    // The field `fragment` takes two bytes.
+    while reply.encoded_len() + wire.len() + 2 >= max && left.len() > 1 {
+        let mut len = reply.encoded_len();
         let fits = |(at, event): (usize, &Event)| {
             len += event.wire.len();
             at == 0 || len + 2 < max
@@ -208,7 +209,7 @@ fn add_fragments(
     piece.add_watch(reply, wire)
 }
 
-/// What a client is told in place of a watch.
+/// The reason that a client gets instead of a watch.
 fn cancel_reason(refusal: Refusal) -> &'static str {
     match refusal {
         Refusal::DuplicateId => "mvcc: duplicate watch ID provided on the WatchStream",
@@ -219,7 +220,7 @@ fn cancel_reason(refusal: Refusal) -> &'static str {
     }
 }
 
-impl Book {
+impl Outstanding {
     fn note(&self, response: &Response) {
         let (creating, watches) = (&self.creating, &self.watches);
         match response.body {

@@ -1,12 +1,12 @@
-//! A client's socket as its HTTP connection sees it: reads and writes in large pieces.
+//! A client's socket as its HTTP connection uses it: it reads and writes in large pieces.
 //!
-//! The HTTP/2 library reads as much as its buffer happens to have room for, and flushes whenever it has a payload of more than
-//! a few hundred bytes to send, so that every answer would be a system call, which costs more than the rest of a get. Here all
-//! that has arrived is read at once, and with [`Wire::hold`] what is written waits until [`Wire::poll_send`], which whoever
-//! drives the connection calls when its turn ends. The buffers belong to the arbiter: a connection has some only while
-//! bytes wait.
+//! The HTTP/2 library reads only as much as its buffer has room for, and flushes whenever it has a payload of more than a few
+//! hundred bytes to send. Each answer would then be a system call, which costs more than the rest of a get. So this socket reads
+//! everything that has arrived at once, and after [`Wire::hold`] it keeps what is written until [`Wire::poll_send`], which
+//! the connection's task calls at the end of its turn. The buffers belong to the arbiter: a connection has some only while bytes
+//! wait.
 //!
-//! On the way in the first header block is repaired; see [`authority`](super::authority).
+//! Header blocks are repaired as they are received; see [`authority`](super::authority).
 
 use super::authority::Repair;
 use bytes::{Buf, BytesMut};
@@ -22,17 +22,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Bytes read at once.
 const READ_BYTES: usize = 64 * 1024;
 
-/// Bytes that wait to be sent; past them the writer waits for the client to read.
+/// About the most that one turn of a connection receives. The rest waits until other connections had their turn.
+pub const TURN_BYTES_MAX: usize = 4 * READ_BYTES;
+
+/// Unsent bytes; a writer with more waits for the client to read.
 const UNSENT_BYTES_MAX: usize = 64 * 1024;
 
-/// A buffer that grew beyond this is not kept.
+/// A buffer with more capacity than this is not kept.
 const KEPT_BYTES_MAX: usize = 2 * UNSENT_BYTES_MAX;
 
-/// What the connections of an arbiter read into and write from, one after the other.
+/// The buffers that the connections of an arbiter share: only one of them runs at a time.
 #[derive(Debug)]
 pub struct Buffers {
     read: RefCell<Box<[u8]>>,
-    /// Empty, with room.
+    /// Empty, kept for its capacity.
     write: RefCell<Vec<u8>>,
 }
 
@@ -56,6 +59,7 @@ struct End<S> {
     socket: RefCell<Socket<S>>,
     held: Cell<bool>,
     reads: Cell<u64>,
+    turn_bytes: Cell<usize>,
 }
 
 #[derive(Debug)]
@@ -63,10 +67,10 @@ struct Socket<S> {
     stream: S,
     repair: Repair,
     buffers: Rc<Buffers>,
-    /// Received, not read yet.
+    /// Received and not read yet.
     ready: BytesMut,
     ended: bool,
-    /// Written; sent up to `sent`.
+    /// Written bytes, of which the first `sent` were sent.
     unsent: Vec<u8>,
     sent: usize,
 }
@@ -79,7 +83,7 @@ impl<S> Clone for Wire<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
-    /// A socket from which nothing was read yet. It sends at once.
+    /// A socket from which no bytes were read yet. It sends at once.
     pub fn new(stream: S, buffers: Rc<Buffers>) -> Self {
         let socket = Socket {
             stream,
@@ -94,50 +98,77 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             socket: RefCell::new(socket),
             held: Cell::new(false),
             reads: Cell::new(0),
+            turn_bytes: Cell::new(0),
         };
         Self { end: Rc::new(end) }
     }
 
-    /// Waits until it is known whether the client speaks HTTP/2. Nothing counts as read by that.
+    /// Waits until it is known whether the client uses HTTP/2. All bytes can still be read afterwards.
     pub fn poll_is_http2(&self, context: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let mut socket = self.end.socket.borrow_mut();
         loop {
             if let Some(http2) = socket.repair.is_http2() {
                 return Poll::Ready(Ok(http2));
             }
-            ready!(socket.poll_receive(context))?;
+            ready!(socket.poll_receive(context, &mut ReadBuf::new(&mut [])))?;
         }
     }
 
-    /// From now on only [`Wire::poll_send`] sends, unless too much waits.
+    /// From now on only [`Wire::poll_send`] sends, unless more than `UNSENT_BYTES_MAX` wait.
     pub fn hold(&self) {
         self.end.held.set(true);
     }
 
-    /// Sends all that waits. If the client takes no more, the task is woken when it does.
+    /// After [`Wire::hold`], a turn begins here: it may receive [`TURN_BYTES_MAX`] again.
+    pub fn begin_turn(&self) {
+        self.end.turn_bytes.set(0);
+    }
+
+    /// Sends all unsent bytes. While the client's window is full the task waits to be woken.
     pub fn poll_send(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.end.socket.borrow_mut().poll_send(context)
     }
 
-    /// How often something has arrived.
+    /// Counts the reads that returned bytes.
     pub fn reads(&self) -> u64 {
         self.end.reads.get()
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    /// Receives what is there into `ready`, or notes the end.
-    fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut scratch = self.buffers.read.borrow_mut();
+    /// Receives what has arrived, into `out` and what does not fit there into `ready`; or notes the end.
+    fn poll_receive(
+        &mut self,
+        context: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let Self {
+            stream,
+            repair,
+            buffers,
+            ready,
+            ended,
+            ..
+        } = self;
+        let mut scratch = buffers.read.borrow_mut();
         let mut read = ReadBuf::new(&mut scratch);
-        ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
+        ready!(Pin::new(stream).poll_read(context, &mut read))?;
         let received = read.filled();
-        self.ended = received.is_empty();
-        self.repair.pass(received, &mut self.ready);
+        *ended = received.is_empty();
+        repair.pass(received, &mut |bytes| {
+            // What fits goes straight to the caller.
+            let fits = if ready.is_empty() {
+                bytes.len().min(out.remaining())
+            } else {
+                0
+            };
+            out.put_slice(&bytes[..fits]);
+            ready.extend_from_slice(&bytes[fits..]);
+        });
         Poll::Ready(Ok(()))
     }
 
-    /// Hands out what waits in `ready`.
+    /// Moves bytes from `ready` to the caller.
     fn give(&mut self, out: &mut ReadBuf<'_>) {
         let len = out.remaining().min(self.ready.len());
         out.put_slice(&self.ready[..len]);
@@ -152,23 +183,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         context: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        while self.ready.is_empty() {
-            if self.ended {
-                return Poll::Ready(Ok(()));
-            }
-            if !self.repair.is_over() {
-                ready!(self.poll_receive(context))?;
-                continue;
-            }
-            let mut scratch = self.buffers.read.borrow_mut();
-            let mut read = ReadBuf::new(&mut scratch);
-            ready!(Pin::new(&mut self.stream).poll_read(context, &mut read))?;
-            let received = read.filled();
-            self.ended = received.is_empty();
-            let (now, later) = received.split_at(received.len().min(out.remaining()));
-            out.put_slice(now);
-            self.ready.extend_from_slice(later);
-            return Poll::Ready(Ok(()));
+        let before = out.filled().len();
+        while self.ready.is_empty() && !self.ended && out.filled().len() == before {
+            ready!(self.poll_receive(context, out))?;
         }
         self.give(out);
         Poll::Ready(Ok(()))
@@ -219,7 +236,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
         context: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let turn_bytes = self.end.turn_bytes.get();
+        if turn_bytes >= TURN_BYTES_MAX && self.end.held.get() {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = out.filled().len();
         ready!(self.end.socket.borrow_mut().poll_read(context, out))?;
+        let turn_bytes = turn_bytes + out.filled().len() - before;
+        self.end.turn_bytes.set(turn_bytes);
         self.end.reads.set(self.end.reads.get().wrapping_add(1));
         Poll::Ready(Ok(()))
     }
@@ -254,7 +279,7 @@ mod tests {
     use std::future::poll_fn;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
-    /// A wire whose other end is `room` bytes away.
+    /// A socket with `room` bytes between its ends.
     fn wire(room: usize) -> (Wire<tokio::io::DuplexStream>, tokio::io::DuplexStream) {
         let (here, there) = duplex(room);
         (Wire::new(here, Rc::default()), there)
@@ -265,13 +290,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_held_goes_out_at_once() {
+    async fn held_bytes_are_sent_together() {
         let (mut wire, mut client) = wire(1 << 20);
         wire.write_all(b"before ").await.unwrap();
         wire.flush().await.unwrap();
         let mut read = [0; 7];
         client.read_exact(&mut read).await.unwrap();
-        assert_eq!(&read, b"before ", "nothing is held at first");
+        assert_eq!(&read, b"before ", "a new socket sends at once");
         wire.hold();
         for part in [b"one ", b"two "] {
             wire.write_all(part).await.unwrap();
@@ -281,14 +306,17 @@ mod tests {
             let mut read = ReadBuf::new(&mut read);
             Poll::Ready(Pin::new(&mut client).poll_read(context, &mut read))
         });
-        assert!(nothing.await.is_pending(), "a flush sends nothing now");
+        assert!(
+            nothing.await.is_pending(),
+            "a flush sends no bytes after `hold`"
+        );
         sent(&wire).await.unwrap();
         let mut read = [0; 8];
         client.read_exact(&mut read).await.unwrap();
         assert_eq!(&read, b"one two ");
         assert!(
             wire.end.socket.borrow().unsent.capacity() == 0,
-            "no buffer stays behind"
+            "the buffer was returned"
         );
     }
 
@@ -345,7 +373,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn http2_is_told_by_its_preface() {
+    async fn the_preface_tells_http2() {
         let table: [(&[u8], bool); 4] = [
             (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", true),
             (b"PRI * HTTP/1.1\r\n\r\n", false),
@@ -360,7 +388,7 @@ mod tests {
             assert_eq!(told.unwrap(), expected, "{bytes:?}");
             let mut read = Vec::new();
             wire.read_to_end(&mut read).await.unwrap();
-            assert_eq!(read, bytes, "and nothing is lost by looking");
+            assert_eq!(read, bytes, "and all bytes can still be read");
         }
     }
 }

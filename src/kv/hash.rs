@@ -40,7 +40,8 @@ impl HistoryHasher {
         } else {
             asked
         };
-        if through < window.compacted {
+        // etcd: a negative revision is older than every record, and not compacted.
+        if through < window.compacted && through >= Revision(0) {
             return Err(KvError::Compacted {
                 asked: through,
                 oldest: window.compacted,

@@ -35,7 +35,11 @@ pub use quorum_recovery::{QuorumRecovery, QuorumRecoveryError, recover_quorum};
 
 use crate::{
     actors::{fail_stop::FailStop, requests::Requests, store::Store},
-    api::listen::{ApiArbiter, ApiServer, ListenLimits},
+    api::{
+        listen::{ApiArbiter, ApiServer},
+        serving::ListenLimits,
+    },
+    clock,
     config::{ClusterState, Config, ConfigError},
     storage::{descriptors, disk::Disk, member::Owner, real_disk::RealDisk},
     types::Identity,

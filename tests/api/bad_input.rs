@@ -1,4 +1,4 @@
-//! Requests that make no sense, each with the exact answer clients look for.
+//! Invalid requests: each gets the exact error that clients look for.
 
 use crate::support::{Server, Wire, del, frame, get, put, refused};
 use prost::Message as _;
@@ -78,7 +78,7 @@ async fn contradictory_puts_are_refused() {
         Code::NotFound,
         text,
     );
-    // etcd: a plain put looks for its lease first; inside a txn it looks for its key first.
+    // etcd: a plain put checks its lease first; inside a transaction it checks its key first.
     let both = PutRequest {
         lease: 123,
         ignore_value: true,
@@ -88,7 +88,7 @@ async fn contradictory_puts_are_refused() {
     assert_eq!(client.revision().await, 2, "none of them wrote");
 }
 
-/// Bytes that are no protobuf: a length past the end, wire types that do not exist, a varint without an end.
+/// Malformed protobuf: a length past the end, wire types that do not exist, a varint without an end.
 const MALFORMED: [&[u8]; 5] = [
     b"\x0a\xff\xff\xff\xff\x0f",
     b"\x0a\x05ab",

@@ -1,4 +1,4 @@
-//! Compact: which revisions it takes, and what stays readable.
+//! Compact: which revisions it accepts, and what can still be read afterwards.
 
 use crate::support::{
     Outcome, Server, Setup, del, get, get_range, only_quorate_has, op_get, refused, txn,

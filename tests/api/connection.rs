@@ -1,4 +1,4 @@
-//! One HTTP/2 connection with clients that are slow, impatient or sparing: each gets its answer, and holds up nobody else.
+//! One HTTP/2 connection with calls that arrive slowly, are not read, or are cancelled: none of them delays the others.
 
 use crate::support::{Server, Wire, WireAnswer, frame, get, get_range};
 use bytes::Bytes;
@@ -33,11 +33,11 @@ async fn a_call_may_come_in_pieces() {
     for piece in [1, 4, 5, 6, message.len() - 1] {
         let (answer, mut send) = wire.begin(PUT).await;
         for part in message.chunks(piece) {
-            // Another call in between: what was sent so far has arrived before its answer.
+            // The answer of another call shows that everything sent before it has arrived.
             send.send_data(Bytes::copy_from_slice(part), false).unwrap();
             client.must_put("other", "v").await;
         }
-        // The message is whole: the answer may be here already, and the stream with it at its end.
+        // The message is complete, so the server may have answered and ended the stream already.
         drop(send.send_data(Bytes::new(), true));
         let answer = WireAnswer::read(answer).await;
         assert_eq!(
@@ -106,7 +106,7 @@ async fn a_call_that_is_given_up_leaves_the_others_alone() {
     assert_eq!(range(&wire.call(RANGE, asked).await).kvs[0].version, 10);
 }
 
-/// What one connection needs for its calls goes to the other while it is idle.
+/// The tables of waiting calls move from one connection to the other whenever the first is idle.
 #[tokio::test]
 async fn connections_that_are_idle_in_turns_get_their_own_answers() {
     let server = Server::start().await;

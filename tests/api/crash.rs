@@ -1,5 +1,5 @@
-//! Kills the server at random moments under eight writers. Whatever was acknowledged is there after each restart,
-//! with its revision, and no revision is handed out twice or goes back.
+//! Kills the server at random moments while eight writers write. After each restart every acknowledged write exists with
+//! its revision, and revisions neither repeat nor decrease.
 
 use crate::support::{Client, Server, compare, del, get, note, op_del, op_put, put, txn};
 use fastrand::Rng;
@@ -23,7 +23,7 @@ struct Write {
     changes: BTreeMap<String, Option<String>>,
 }
 
-/// What one writer knows about its own keys.
+/// What one writer expects of its own keys.
 #[derive(Debug)]
 struct Writer {
     number: usize,
@@ -33,7 +33,7 @@ struct Writer {
     state: BTreeMap<String, (String, i64)>,
     /// Acknowledged writes and their revisions, the oldest first.
     acknowledged: Vec<(Write, i64)>,
-    /// The write whose answer never came: it happened or it did not.
+    /// The write without an answer, which may or may not have taken effect.
     unanswered: Option<Write>,
 }
 
@@ -127,7 +127,7 @@ impl Writer {
         }
     }
 
-    /// The one difference there may be: the unanswered write took effect, whole and in one revision.
+    /// Accepts one difference: the unanswered write took effect, completely and in one revision.
     fn settle(&mut self, actual: &BTreeMap<String, (String, i64)>, revisions: &mut BTreeSet<i64>) {
         let expected = self.state.clone();
         let Some(write) = self.unanswered.take() else {

@@ -1,4 +1,4 @@
-//! Data directories that cannot be used: each is refused with a message that says what is wrong, and none is harmed.
+//! Data directories that cannot be used: each is refused with a message that says what is wrong, and none is changed.
 
 use crate::support::{Exit, Kind, Server, Setup, only_quorate_has, run_to_exit};
 use std::fs;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
-/// A value long and odd enough to be found in a file, and nowhere by chance.
+/// A value that does not occur in a file by chance.
 const MARKER: &[u8] = b"a-value-to-be-found-on-the-disk-7c1e93d05b";
 /// What is written last.
 const LAST: &[u8] = b"the last of all values of this test";
@@ -70,7 +70,7 @@ async fn a_directory_that_cannot_be_written_is_named() {
     if only_quorate_has("the refusal's text") {
         return;
     }
-    // Nobody creates files in /proc, root included.
+    // Not even root can create files in /proc.
     let server = stopped().on("/proc/quorate-data");
     names(
         &refusal(&server).await,
@@ -192,7 +192,7 @@ async fn with_marker(in_database: bool) -> Server {
     server
 }
 
-/// With the bits turned back, all is there again: refusing the start has changed nothing.
+/// Once the bits are restored, all data can be read: the refused start has changed nothing.
 async fn is_whole(server: &mut Server) {
     server.restart().await;
     let client = server.client().await;
@@ -290,7 +290,7 @@ async fn a_torn_end_of_the_log_is_cut_and_nothing_acknowledged_goes() {
         .expect("a log is not empty")
         + 1;
     assert!(places[0] < end, "the marker is before the end");
-    // What a crash leaves of a batch that was never acknowledged: its first bytes, after the last whole one.
+    // A crash can leave the first bytes of a batch that was never acknowledged, after the last complete batch.
     let start = end.next_multiple_of(4096);
     if start + 64 <= bytes.len() {
         bytes[start..start + 16].copy_from_slice(b"QWB\x01torn torn to");

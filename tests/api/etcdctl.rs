@@ -13,7 +13,7 @@ fn base64(text: &str) -> String {
     STANDARD.encode(text)
 }
 
-/// The ids and the term of a header differ from run to run: they must be there, and then they go.
+/// Checks that a header has ids and a term, and removes them: they differ from run to run.
 fn without_ids(mut value: Value) -> Value {
     let header = value["header"].as_object_mut().expect("a header");
     for field in ["cluster_id", "member_id", "raft_term"] {
@@ -147,7 +147,7 @@ async fn txn_in_both_outputs() {
         (&answer["header"]["revision"], &answer["succeeded"]),
         (&json!(5), &json!(true))
     );
-    // etcdctl 3.4 spells it otherwise than its successors; neither asks the server.
+    // The texts of etcdctl 3.4 and of later versions differ; none of them sends a request.
     let put = &answer["responses"][0]["Response"];
     let put = put.get("response_put").or(put.get("ResponsePut"));
     assert_eq!(put, Some(&json!({"header": {"revision": 5}})), "{answer}");

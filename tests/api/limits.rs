@@ -1,4 +1,4 @@
-//! Sizes: what a write may weigh, what a frame may weigh, and that a refused one costs the connection nothing.
+//! Limits on the size of writes and messages; a connection survives a message that is too large.
 
 use crate::support::{
     Client, Server, Wire, frame, get, get_range, op_get, op_put, put, refused, txn,

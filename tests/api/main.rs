@@ -19,6 +19,7 @@
 
 mod support;
 
+mod auth;
 mod bad_input;
 mod compact;
 mod connection;
@@ -30,6 +31,7 @@ mod differential_leases;
 #[cfg(feature = "etcd-client-tests")]
 mod etcd_client_crate;
 mod etcdctl;
+mod floods;
 mod lease;
 mod limits;
 mod lock;
@@ -41,6 +43,7 @@ mod range_order;
 mod range_stream;
 mod settings;
 mod shutdown;
+mod tolerance;
 mod transport;
 mod txn;
 mod txn_compare;

@@ -1,7 +1,7 @@
 //! Maintenance.Status and Alarm, the gRPC health check, and plain HTTP on the same port.
 
 use crate::support::{Kind, Server, http_get, refused};
-use quorate::internals::api::proto::etcdserverpb::{AlarmRequest, alarm_request};
+use quorate::internals::api::proto::etcdserverpb::{AlarmRequest, HashKvRequest, alarm_request};
 use quorate::internals::api::proto::healthpb::HealthCheckRequest;
 use quorate::internals::api::proto::healthpb::health_check_response::ServingStatus;
 use tonic::Code;
@@ -33,7 +33,7 @@ async fn status_describes_the_member() {
         status.version
     );
     if server.kind() == Kind::Quorate {
-        assert_eq!(status.version, "3.7.0");
+        assert_eq!(status.version, "3.7.3");
         assert!(!status.storage_version.is_empty(), "{status:?}");
         assert!(status.db_size_quota > 0, "{status:?}");
         assert!(
@@ -118,7 +118,7 @@ async fn http_version_and_health_answer_on_the_client_port() {
     if server.kind() == Kind::Quorate {
         assert_eq!(
             body,
-            serde_json::json!({"etcdserver": "3.7.0", "etcdcluster": "3.7.0", "storage": "3.7.0"})
+            serde_json::json!({"etcdserver": "3.7.3", "etcdcluster": "3.7.3", "storage": "3.7.3"})
         );
     } else {
         assert!(
@@ -139,4 +139,18 @@ async fn http_version_and_health_answer_on_the_client_port() {
         (nowhere.status, nowhere.body.trim_end()),
         (404, "404 page not found")
     );
+}
+
+#[tokio::test]
+async fn a_hash_up_to_a_negative_revision_has_no_records() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    client.must_put("k", "v").await;
+    let mut maintenance = client.maintenance.clone();
+    for revision in [-1, -5, i64::MIN + 1] {
+        let request = HashKvRequest { revision };
+        let answer = maintenance.hash_kv(request).await.unwrap().into_inner();
+        assert_eq!(answer.hash, crc32c::crc32c(b"key"), "{revision}");
+        assert_eq!(answer.header.unwrap().revision, 2, "{revision}");
+    }
 }

@@ -1,4 +1,4 @@
-//! Range: sorting, with the quirks clients have got used to.
+//! Range: sorting, including etcd's quirks.
 
 use crate::support::{Client, Server, get_range, op_put, put, refused, txn};
 use quorate::internals::api::proto::etcdserverpb::RangeRequest;

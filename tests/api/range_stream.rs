@@ -1,6 +1,6 @@
 //! RangeStream: the same answer as Range, in chunks.
 
-use crate::support::{Client, Server, get, get_range, refused};
+use crate::support::{Client, Kind, Server, get, get_range, refused};
 use quorate::internals::api::proto::etcdserverpb::{RangeRequest, RangeResponse};
 use tonic::Code;
 
@@ -21,7 +21,7 @@ async fn many() -> Option<(Server, Client)> {
     Some((server, client))
 }
 
-/// What the chunks say together, after checking what each may carry.
+/// The chunks joined into one response, after a check that only the last one has more than keys.
 fn joined(chunks: Vec<RangeResponse>) -> RangeResponse {
     let last = chunks.len() - 1;
     let mut whole = RangeResponse::default();
@@ -72,6 +72,14 @@ async fn chunks_add_up_to_the_range() {
             count_only: true,
             ..all.clone()
         },
+        RangeRequest {
+            limit: -5,
+            ..all.clone()
+        },
+        RangeRequest {
+            sort_order: 1,
+            ..all.clone()
+        },
         get("k007"),
         get("absent"),
         get_range("z", "a"),
@@ -120,7 +128,14 @@ async fn refusals() {
             ..all.clone()
         },
         RangeRequest {
-            sort_target: 3,
+            sort_order: 1,
+            sort_target: 4,
+            ..all.clone()
+        },
+        // The order is named first.
+        RangeRequest {
+            sort_order: 2,
+            min_mod_revision: 2,
             ..all.clone()
         },
     ];
@@ -146,6 +161,11 @@ async fn refusals() {
             ..all.clone()
         },
         RangeRequest {
+            max_create_revision: 2,
+            ..all.clone()
+        },
+        RangeRequest {
+            sort_target: 4,
             max_create_revision: 2,
             ..all.clone()
         },
@@ -177,4 +197,46 @@ async fn refusals() {
         ..all
     };
     refused(client.range_stream(request).await, Code::OutOfRange, text);
+}
+
+#[tokio::test]
+async fn without_an_order_any_target_is_streamed() {
+    let server = Server::start().await;
+    if server.lacks("RangeStream", SINCE) {
+        return;
+    }
+    let client = server.client().await;
+    // The values descend while the keys ascend.
+    for number in 0..30 {
+        let value = format!("v{:02}", 99 - number);
+        client.must_put(format!("k{number:02}"), value).await;
+    }
+    for sort_target in 0..5 {
+        let few = RangeRequest {
+            sort_target,
+            limit: 5,
+            ..get_range("k", "l")
+        };
+        let chunks = client.range_stream(few.clone()).await.unwrap();
+        let expected = client.range(few).await.unwrap();
+        assert_eq!(
+            joined(chunks),
+            expected,
+            "one chunk: as Range, {sort_target}"
+        );
+        let all = RangeRequest {
+            sort_target,
+            ..get_range("k", "l")
+        };
+        // etcd 3.7.3 repeats and omits keys in this case.
+        if server.kind() == Kind::Etcd && sort_target == 4 {
+            continue;
+        }
+        let chunks = client.range_stream(all).await.unwrap();
+        assert!(chunks.len() > 1, "several chunks");
+        let mut keys: Vec<_> = joined(chunks).kvs.into_iter().map(|kv| kv.key).collect();
+        keys.sort_unstable();
+        let expected: Vec<_> = (0..30).map(|number| format!("k{number:02}")).collect();
+        assert_eq!(keys, expected, "each key once, {sort_target}");
+    }
 }

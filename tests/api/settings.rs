@@ -1,4 +1,4 @@
-//! Flags, environment and file: which wins, and what is said about a wrong one.
+//! Flags, environment and file: which takes precedence, and the errors for invalid settings.
 
 use crate::support::{
     Exit, Kind, Server, Setup, get, only_quorate_has, op_get, put, refused, run_to_exit, txn,
@@ -143,7 +143,7 @@ async fn the_environment_overrides_the_file_and_flags_override_both() {
         ("QUORATE_LIMITS_TXN_OPS_MAX", "5"),
         ("QUORATE_CLIENT_LISTEN", "127.0.0.1:2"),
     ];
-    // The harness gives ports by flags; that it gets an answer shows that they won.
+    // The test harness sets the ports by flags, so an answer shows that flags take precedence.
     let server = Server::start_with(setup(&["--config", file.to_str().unwrap()], &env)).await;
     let client = server.client().await;
     let gets = |count| txn(vec![], vec![op_get(get("k")); count], vec![]);

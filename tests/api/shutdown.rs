@@ -46,7 +46,7 @@ async fn stop_under_load(server: &mut Server, signal: Signal) -> Vec<u64> {
     ends.sort_by_key(|(writer, ..)| *writer);
     ends.into_iter()
         .map(|(_, answered, status)| {
-            // What ends a writer is the closed door or the server's own word; never a timeout.
+            // A writer ends because the connection is closed or the server says that it stops, never by a time-out.
             let code = status.code();
             assert!(
                 matches!(
@@ -60,8 +60,8 @@ async fn stop_under_load(server: &mut Server, signal: Signal) -> Vec<u64> {
         .collect()
 }
 
-/// After a clean stop a put was either answered or never ran: the last value is the last answered one. (etcd closes
-/// its connections with the answers to writes still on their way.)
+/// After a clean stop every put that ran was answered, so the stored value is the last answered one. (etcd closes
+/// connections before it has sent all answers.)
 async fn nothing_was_lost(server: &Server, client: &Client, answered: &[u64]) {
     let values: BTreeMap<_, _> = client
         .pairs(get_range("w", "x"))

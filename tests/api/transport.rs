@@ -1,4 +1,4 @@
-//! What the connection itself answers: unknown services and methods, many calls at once, bytes that are no HTTP.
+//! Connections: unknown services and methods, many concurrent calls, bytes that are not HTTP.
 
 use crate::support::{Server, Wire, frame, get};
 use prost::Message as _;
@@ -132,7 +132,7 @@ async fn noise_on_the_port_harms_nobody() {
         stream.write_all(noise).await.unwrap();
         stream.shutdown().await.unwrap();
         let mut answer = Vec::new();
-        // Whatever the server says, or a reset: it must end the connection by itself.
+        // The server may send an error or a reset, but it must close the connection.
         drop(stream.read_to_end(&mut answer).await);
         client.must_put("k", "v").await;
     }

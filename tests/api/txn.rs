@@ -1,4 +1,4 @@
-//! Txn: branches, the order of effects, headers, nesting, and what goes through the log.
+//! Txn: branches, the order of effects, headers, nesting, and which transactions enter the log.
 
 use crate::support::{
     Client, Server, compare, del, del_range, get, get_range, op_del, op_get, op_put, op_txn, put,
@@ -16,7 +16,7 @@ fn absent(key: &'static str) -> Compare {
     compare(key, Equal, Version(0))
 }
 
-/// The header of each answer, which inside a txn has nothing but a revision.
+/// The header of each operation's response; inside a transaction it has only a revision.
 fn revisions(answer: &TxnResponse) -> Vec<i64> {
     let headers = answer
         .responses

@@ -1,4 +1,4 @@
-//! Txn: what each comparison says, for keys that are there, that are not, and for ranges.
+//! Txn: the result of each comparison, for keys that exist, that do not exist, and for ranges.
 
 use crate::support::{Client, Server, compare, op_put, put, txn};
 use bytes::Bytes;
@@ -38,7 +38,7 @@ const RESULTS: [CompareResult; 4] = [Equal, Greater, Less, NotEqual];
 #[tokio::test]
 async fn every_target_and_result() {
     let (_server, client) = two_keys().await;
-    // For each operand, what = > < != say about key a.
+    // For each operand, the results of = > < != for key a.
     let (below, same, above) = (
         [false, true, false, true],
         [true, false, false, false],

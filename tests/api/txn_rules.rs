@@ -148,7 +148,7 @@ async fn what_does_not_conflict() {
         txn(vec![], vec![p("k")], vec![p("k"), p("l")]),
         then(vec![p("k"), op_del(del_range("a", "k"))]),
         then(vec![p("k"), op_del(del_range("l", "a"))]),
-        // etcd: a delete of all keys from one on is no interval to this rule, so it conflicts with nothing.
+        // etcd: this rule ignores a delete without an upper end, so it conflicts with no put.
         then(vec![p("k"), op_del(del_range("k", "\0"))]),
         then(vec![op_del(del_range("\0", "\0")), p("k")]),
         then(vec![nested(vec![p("k")], vec![p("k")])]),
@@ -184,7 +184,7 @@ async fn a_nested_txn_counts_with_both_branches_for_the_list_around_it() {
 #[tokio::test]
 async fn siblings_are_checked_against_deletes_of_earlier_ones_only() {
     let (_server, client) = start().await;
-    // etcd: asymmetric on purpose of nobody, and clients of it exist.
+    // etcd: the asymmetry is accidental, but clients may depend on it.
     let put_first = then(vec![
         nested(vec![p("k")], vec![]),
         nested(vec![d("k")], vec![]),
@@ -262,7 +262,7 @@ async fn a_put_that_keeps_what_the_txn_deleted_harms_nobody() {
         ..put("k", "")
     });
     let request = then(vec![op_del(del_range("k", "\0")), kept]);
-    // Whether it is refused or puts an empty value is nobody's promise; that the next call is answered is.
+    // Either answer is correct, an error or an empty value; but the next call must be answered.
     drop(client.txn(request).await);
     client.must_put("k", "again").await;
     assert_eq!(

@@ -370,7 +370,7 @@ async fn progress_comes_behind_all_events() {
             assert_eq!(told(&response.events[0]).4, n + 2);
         }
     }
-    // One watch from the future, and nobody is told anything.
+    // With a watch that starts at a future revision, no watch gets a progress notification.
     let future = WatchCreateRequest {
         start_revision: 23,
         ..create("k")
@@ -391,7 +391,7 @@ async fn progress_comes_behind_all_events() {
     assert_eq!(shape(&watching.next().await), progress(-1, 23));
 }
 
-/// A server that tells quiet watches of their progress every 200 ms.
+/// A server that notifies idle watches of their progress every 200 ms.
 async fn talkative() -> Server {
     let mut setup = Setup::default();
     match Kind::target() {
@@ -419,7 +419,7 @@ async fn quiet_watches_that_asked_are_told_of_progress_at_their_interval() {
     for revision in [1, 1] {
         assert_eq!(shape(&watching.next().await), progress(1, revision));
     }
-    // What others write moves it on. A notification may be on its way meanwhile, and it says what was true then.
+    // Writes to other keys advance it. A notification that was sent earlier still has the earlier revision.
     client.must_put("x", "1").await;
     let moved = async {
         while revision(&watching.next().await) < 2 {}
@@ -450,7 +450,7 @@ async fn a_watch_from_the_future_is_not_notified() {
     };
     watching.create(now).await;
     for told in 1..4 {
-        // Three rounds of notifications at each revision: all are of the other watch.
+        // Three rounds of notifications at each revision: all belong to the other watch.
         for _ in 0..3 {
             let response = watching.next().await;
             assert_eq!((response.watch_id, response.events.len()), (1, 0));
@@ -589,7 +589,7 @@ async fn a_stopping_server_says_unavailable() {
 async fn a_client_that_never_reads_holds_nobody_up() {
     let server = Server::start().await;
     let client = server.client().await;
-    // A connection of its own, so that the stalled stream's window is not the others'.
+    // On a connection of its own, so that the stalled stream does not use up the window of the others.
     let stalled = server.client().await;
     let mut asleep = Watching::created(&stalled, prefix("k", "l")).await;
     let mut awake = Watching::created(&client, prefix("k", "l")).await;

@@ -1,6 +1,8 @@
 //! How the generated servers decode and encode messages: as `prost` does. If a message cannot be decoded, the
 //! [`tonic::Status`] has the [`prost::DecodeError`] as its source, so that the server can choose code and text.
 
+use crate::wire_types;
+use bytes::Buf;
 use prost::Message;
 use std::{marker::PhantomData, sync::Arc};
 use tonic::{
@@ -42,12 +44,13 @@ where
     }
 }
 
-impl<U: Message + Default> tonic::codec::Decoder for Decoder<U> {
+impl<U: Message + Default + 'static> tonic::codec::Decoder for Decoder<U> {
     type Item = U;
     type Error = Status;
 
     fn decode(&mut self, message: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
-        match U::decode(message) {
+        let message = message.copy_to_bytes(message.remaining());
+        match wire_types::decode::<U>(message) {
             Ok(message) => Ok(Some(message)),
             Err(error) => {
                 let mut status = Status::internal(error.to_string());

@@ -4,6 +4,7 @@
 //! answers from stored bytes. In `quorate`, only `api` uses these types, so that everything below it is independent of them.
 
 pub mod codec;
+pub mod wire_types;
 
 pub use generated::{authpb, etcdserverpb, healthpb, mvccpb, v3electionpb, v3lockpb};
 

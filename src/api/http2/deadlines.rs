@@ -1,4 +1,4 @@
-//! The deadlines of a connection's calls, with one timer for all of them.
+//! The deadlines of a connection's calls, which share one timer.
 
 use std::{
     collections::BTreeSet,
@@ -7,21 +7,21 @@ use std::{
 };
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// When calls under way end without an answer.
+/// When calls in flight end without an answer.
 #[derive(Default)]
 pub(super) struct Deadlines {
     by_time: BTreeSet<(Instant, u64)>,
-    /// Rings at or before the first of them.
-    alarm: Option<Pin<Box<Sleep>>>,
+    /// Fires at or before the earliest deadline.
+    timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Deadlines {
     pub(super) fn add(&mut self, deadline: Instant, number: u64) {
         self.by_time.insert((deadline, number));
-        match &mut self.alarm {
-            Some(alarm) if alarm.deadline() <= deadline => {}
-            Some(alarm) => alarm.as_mut().reset(deadline),
-            None => self.alarm = Some(Box::pin(sleep_until(deadline))),
+        match &mut self.timer {
+            Some(timer) if timer.deadline() <= deadline => {}
+            Some(timer) => timer.as_mut().reset(deadline),
+            None => self.timer = Some(Box::pin(sleep_until(deadline))),
         }
     }
 
@@ -29,20 +29,20 @@ impl Deadlines {
         self.by_time.remove(&(deadline, number));
     }
 
-    /// A call whose time is up.
+    /// The number of a call whose deadline has passed.
     pub(super) fn poll(&mut self, context: &mut Context<'_>) -> Poll<u64> {
-        while let Some(alarm) = &mut self.alarm {
+        while let Some(timer) = &mut self.timer {
             if let Some(&(first, number)) = self.by_time.first()
-                && first <= alarm.deadline()
-                && alarm.as_mut().poll(context).is_ready()
+                && first <= timer.deadline()
+                && timer.as_mut().poll(context).is_ready()
             {
                 self.by_time.pop_first();
                 return Poll::Ready(number);
             }
-            ready!(alarm.as_mut().poll(context));
+            ready!(timer.as_mut().poll(context));
             match self.by_time.first() {
-                Some(&(first, _)) => alarm.as_mut().reset(first),
-                None => self.alarm = None,
+                Some(&(first, _)) => timer.as_mut().reset(first),
+                None => self.timer = None,
             }
         }
         Poll::Pending
@@ -70,7 +70,7 @@ mod tests {
         }
         assert_eq!(ended, [(5, 0), (1, 2), (3, 2), (0, 5), (2, 9)]);
         let idle = poll_fn(|context| Poll::Ready(deadlines.poll(context).is_pending()));
-        assert!(idle.await, "nothing is left");
-        assert!(deadlines.alarm.is_none(), "and no timer runs");
+        assert!(idle.await, "no deadline is left");
+        assert!(deadlines.timer.is_none(), "and no timer runs");
     }
 }

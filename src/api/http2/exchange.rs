@@ -1,140 +1,87 @@
-//! One call on its stream: the request as it comes in, the answer as it goes out.
+//! One call on its HTTP/2 stream: the request as it is received, the response as it is sent.
 
+use super::request_stream::{Prefetched, StreamBody};
 use crate::api::{
-    Front,
-    body::{Body, error_headers, success_trailers},
-    grpc, http,
+    frames::Encoded,
+    front::Front,
+    grpc::{self, Admission},
+    http,
+    message_reader::MessageReader,
     payload::Payload,
-    reply::{Encoded, PREFIX_BYTES},
+    response_body::ResponseBody,
     status::Status,
+    trailers,
 };
-use ::http::{HeaderMap, HeaderValue, Request, Response, header::CONTENT_TYPE};
-use bytes::{Buf, Bytes};
-use h2::{RecvStream, SendStream, server::SendResponse};
-use http_body::{Body as _, Frame};
+use ::http::{HeaderMap, HeaderValue, Method, Response, Uri, header::CONTENT_TYPE};
+use bytes::Buf;
+use h2::{Reason, SendStream, server::SendResponse};
+use http_body::Body;
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
     rc::Rc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 use tokio::time::{Instant, timeout_at};
 
-/// Answers up to this size are handed to the HTTP/2 library at once; longer ones as the client's window has room.
+/// Answers up to this size are handed to the HTTP/2 library at once; longer ones as the client's flow control allows.
 const SMALL_ANSWER_BYTES: usize = 16 * 1024;
 
-/// A hot call under way.
+/// A hot call in flight.
 pub(super) struct Call {
     pub(super) respond: SendResponse<Payload>,
     pub(super) deadline: Option<Instant>,
 }
 
-/// What a client sends with a request.
-#[derive(Debug)]
-pub(super) struct RequestBody {
-    /// Looked at and put back.
-    first: Option<Bytes>,
-    stream: RecvStream,
-}
-
-impl RequestBody {
-    /// The body that comes over a stream.
-    pub(super) fn new(stream: RecvStream) -> Self {
-        Self {
-            first: None,
-            stream,
-        }
-    }
-
-    /// The call's message, if all of it is there in one piece and nothing is wrong with it. Otherwise the body is as before.
-    pub(super) fn poll_message(
-        &mut self,
-        context: &mut Context<'_>,
-        bytes_max: usize,
-    ) -> Option<Bytes> {
-        let Poll::Ready(Some(Ok(data))) = self.stream.poll_data(context) else {
-            return None;
-        };
-        let len = data.get(..PREFIX_BYTES).and_then(|mut prefix| {
-            let len = grpc::message_len(&mut prefix).ok()?;
-            (len <= bytes_max && len <= data.len() - PREFIX_BYTES).then_some(len)
-        });
-        let Some(len) = len else {
-            self.first = Some(data);
-            return None;
-        };
-        self.release(data.len());
-        Some(data.slice(PREFIX_BYTES..PREFIX_BYTES + len))
-    }
-
-    /// The client may send as much again.
-    fn release(&mut self, len: usize) {
-        // It cannot fail: so much was received.
-        drop(self.stream.flow_control().release_capacity(len));
-    }
-}
-
-impl http_body::Body for RequestBody {
-    type Data = Bytes;
-    type Error = h2::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let data = match self.first.take() {
-            Some(data) => data,
-            None => match ready!(self.stream.poll_data(context)) {
-                Some(Ok(data)) => data,
-                // A client that gives up its call says no more.
-                Some(Err(error))
-                    if matches!(
-                        error.reason(),
-                        Some(h2::Reason::NO_ERROR | h2::Reason::CANCEL)
-                    ) =>
-                {
-                    return Poll::Ready(None);
-                }
-                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
-                // Trailers say nothing in a request.
-                None => return Poll::Ready(None),
-            },
-        };
-        self.release(data.len());
-        Poll::Ready(Some(Ok(Frame::data(data))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.stream.is_end_stream()
-    }
-}
-
-/// Answers a request that gets a task of its own, unless the client gives it up.
-pub(super) async fn carry(
+/// Answers a call in a task of its own, which ends when the client cancels the call.
+pub(super) async fn answer_call(
     front: Rc<Front>,
-    request: Request<RequestBody>,
+    uri: Uri,
+    admission: Admission,
+    messages: MessageReader<StreamBody>,
     mut respond: SendResponse<Payload>,
 ) {
-    let mut answering = pin!(async move {
-        if grpc::is_grpc(request.headers()) {
-            grpc::answer(front, request).await
-        } else {
-            http::answer(&front.api, request.method(), request.uri()).await
-        }
+    let mut prefetched = None;
+    let messages = messages.map_body(|body| {
+        let (body, buffer) = body.prefetched();
+        prefetched = Some(buffer);
+        body
     });
-    let response = poll_fn(|context| {
-        if respond.poll_reset(context).is_ready() {
-            return Poll::Ready(None);
-        }
-        answering.as_mut().poll(context).map(Some)
-    });
-    if let Some(response) = response.await {
-        send(respond, response).await;
+    let response = {
+        let mut answering = pin!(grpc::answer(front, uri.path(), admission, messages));
+        poll_fn(|context| {
+            if respond.poll_reset(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            fill(prefetched.as_ref(), context);
+            answering.as_mut().poll(context).map(Some)
+        })
+        .await
+    };
+    if let Some(response) = response {
+        send(respond, response, prefetched).await;
     }
 }
 
-/// Answers a hot call that takes longer than others should wait.
-pub(super) fn aside(
+fn fill(prefetched: Option<&Prefetched>, context: &mut Context<'_>) {
+    if let Some(prefetched) = prefetched {
+        prefetched.poll_fill(context);
+    }
+}
+
+/// Answers a plain HTTP request in a task of its own.
+pub(super) async fn answer_plain(
+    front: Rc<Front>,
+    method: Method,
+    uri: Uri,
+    respond: SendResponse<Payload>,
+) {
+    let response = http::answer(&front.api, &method, &uri).await;
+    send(respond, response, None).await;
+}
+
+/// Answers a hot call in a task of its own, because other calls of the connection should not wait for it.
+pub(super) fn answer_in_task(
     call: Call,
     answering: impl Future<Output = Result<Encoded, Status>> + 'static,
 ) {
@@ -163,12 +110,12 @@ pub(super) fn aside(
     });
 }
 
-/// Sends the answer of a hot call. A client that has gone does not matter.
+/// Sends the answer of a hot call. Sending fails only if the client has gone, so errors are ignored.
 pub(super) fn answer(mut respond: SendResponse<Payload>, answered: Result<Encoded, Status>) {
     let encoded = match answered {
         Ok(encoded) => encoded.into_frame(),
         Err(status) => {
-            drop(respond.send_response(head(error_headers(&status)), true));
+            drop(respond.send_response(head(trailers::failure(&status)), true));
             return;
         }
     };
@@ -177,9 +124,10 @@ pub(super) fn answer(mut respond: SendResponse<Payload>, answered: Result<Encode
     };
     if encoded.remaining() <= SMALL_ANSWER_BYTES {
         drop(stream.send_data(encoded, false));
-        drop(stream.send_trailers(success_trailers()));
+        drop(stream.send_trailers(trailers::success()));
     } else {
-        tokio::task::spawn_local(pour(stream, Body::Message(Encoded::from_frame(encoded))));
+        let body = ResponseBody::Message(Encoded::from_frame(encoded));
+        tokio::task::spawn_local(send_body(stream, body, None));
     }
 }
 
@@ -190,23 +138,34 @@ fn head(mut headers: HeaderMap) -> Response<()> {
     response
 }
 
-async fn send(mut respond: SendResponse<Payload>, response: Response<Body>) {
+async fn send(
+    mut respond: SendResponse<Payload>,
+    response: Response<ResponseBody>,
+    prefetched: Option<Prefetched>,
+) {
     let (head, body) = response.into_parts();
     let whole = body.is_end_stream();
     if let Ok(stream) = respond.send_response(Response::from_parts(head, ()), whole)
         && !whole
     {
-        pour(stream, body).await;
+        send_body(stream, body, prefetched).await;
     }
 }
 
-/// Sends a body as the client takes it, until it ends or the client gives it up.
-async fn pour(mut stream: SendStream<Payload>, mut body: Body) {
+/// Sends a body as the client's flow control allows, until it ends or the client cancels the call.
+///
+/// It fills `prefetched` meanwhile: the call may still read messages.
+async fn send_body(
+    mut stream: SendStream<Payload>,
+    mut body: ResponseBody,
+    prefetched: Option<Prefetched>,
+) {
     loop {
         let frame = poll_fn(|context| {
             if stream.poll_reset(context).is_ready() {
                 return Poll::Ready(None);
             }
+            fill(prefetched.as_ref(), context);
             let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(context) else {
                 return Poll::Pending;
             };
@@ -219,7 +178,9 @@ async fn pour(mut stream: SendStream<Payload>, mut body: Body) {
                 return;
             }
             Some(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => send_data(&mut stream, data, body.is_end_stream()).await,
+                Ok(data) => {
+                    send_data(&mut stream, data, body.is_end_stream(), prefetched.as_ref()).await
+                }
                 Err(trailers) => {
                     drop(stream.send_trailers(trailers.into_trailers().unwrap_or_default()));
                     return;
@@ -232,11 +193,12 @@ async fn pour(mut stream: SendStream<Payload>, mut body: Body) {
     }
 }
 
-/// Sends bytes in pieces as large as the client's window has room for.
+/// Sends bytes in pieces that fit the client's flow control window.
 async fn send_data(
     stream: &mut SendStream<Payload>,
     mut data: Payload,
     last: bool,
+    prefetched: Option<&Prefetched>,
 ) -> Result<(), h2::Error> {
     if !data.has_remaining() && last {
         return stream.send_data(data, true);
@@ -244,9 +206,14 @@ async fn send_data(
     while data.has_remaining() {
         stream.reserve_capacity(data.remaining());
         let room = match stream.capacity() {
-            0 => match poll_fn(|context| stream.poll_capacity(context)).await {
+            0 => match poll_fn(|context| {
+                fill(prefetched, context);
+                stream.poll_capacity(context)
+            })
+            .await
+            {
                 Some(room) => room?,
-                None => return Err(h2::Reason::CANCEL.into()),
+                None => return Err(Reason::CANCEL.into()),
             },
             room => room,
         };

@@ -1,6 +1,6 @@
-//! Finds out that a client is gone although its connection was never closed.
+//! Detects that a client is gone although its connection was never closed.
 
-use crate::{api::listen::ListenLimits, clock};
+use crate::{api::serving::ListenLimits, clock};
 use h2::{Ping, PingPong};
 use std::{
     pin::Pin,
@@ -9,15 +9,15 @@ use std::{
 };
 use tokio::time::{Sleep, sleep_until};
 
-/// Asks a client that has said nothing for long whether it is still there.
+/// Pings a client that has been silent for `interval`.
 pub(super) struct KeepAlive {
-    /// Made for the first question: few connections come to that.
+    /// Created for the first ping: few connections need one.
     pings: Option<PingPong>,
     interval: Duration,
-    patience: Duration,
-    alarm: Pin<Box<Sleep>>,
+    timeout: Duration,
+    timer: Pin<Box<Sleep>>,
     reads_seen: u64,
-    asked: bool,
+    pinged: bool,
 }
 
 impl KeepAlive {
@@ -26,31 +26,31 @@ impl KeepAlive {
         Self {
             pings: None,
             interval,
-            patience: limits.keepalive_timeout,
-            alarm: Box::pin(sleep_until(clock::now() + interval)),
+            timeout: limits.keepalive_timeout,
+            timer: Box::pin(sleep_until(clock::now() + interval)),
             reads_seen: 0,
-            asked: false,
+            pinged: false,
         }
     }
 
-    /// Ready when the client is gone. `reads` changes when it says something; `make_pings` gives out the
-    /// connection's handle for questions, once.
+    /// Ready when the client is gone. `reads` changes whenever bytes arrive; `make_pings` takes the connection's handle for
+    /// pings, which exists once.
     pub(super) fn poll(
         &mut self,
         context: &mut Context<'_>,
         reads: u64,
         mut make_pings: impl FnMut() -> Option<PingPong>,
     ) -> Poll<()> {
-        if self.asked
+        if self.pinged
             && let Some(pings) = &mut self.pings
             && pings.poll_pong(context).is_ready()
         {
             self.wait(self.interval);
-            self.asked = false;
+            self.pinged = false;
         }
         loop {
-            ready!(self.alarm.as_mut().poll(context));
-            if self.asked {
+            ready!(self.timer.as_mut().poll(context));
+            if self.pinged {
                 return Poll::Ready(());
             }
             if reads != self.reads_seen {
@@ -68,13 +68,13 @@ impl KeepAlive {
             if !matches!(sent, Some(Ok(()))) {
                 return Poll::Ready(());
             }
-            self.asked = true;
-            self.wait(self.patience);
+            self.pinged = true;
+            self.wait(self.timeout);
         }
     }
 
     fn wait(&mut self, span: Duration) {
-        self.alarm.as_mut().reset(clock::now() + span);
+        self.timer.as_mut().reset(clock::now() + span);
     }
 }
 
@@ -96,17 +96,17 @@ mod tests {
         stop_timeout: Duration::ZERO,
     };
 
-    /// Waits until the server finds its client gone; `says` tells how often the client has said something else.
-    async fn gone(client_lives: bool, says: impl Fn() -> u64) {
+    /// Waits until the server detects that its client is gone; `reads` counts what else the client has sent.
+    async fn gone(client_lives: bool, reads: impl Fn() -> u64) {
         let (client, server) = duplex(1_000);
         let (client, server) =
             tokio::join!(h2::client::handshake(client), h2::server::handshake(server));
         let ((_calls, mut client), mut server) = (client.unwrap(), server.unwrap());
         let mut keepalive = KeepAlive::new(&LIMITS);
         let gone = poll_fn(|context| {
-            let gone = keepalive.poll(context, says(), || server.ping_pong());
+            let gone = keepalive.poll(context, reads(), || server.ping_pong());
             let accepted = server.poll_accept(context);
-            assert!(accepted.is_pending(), "nobody calls");
+            assert!(accepted.is_pending(), "the client makes no calls");
             gone
         });
         let live = async {
@@ -135,14 +135,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_client_that_talks_is_not_asked() {
+    async fn a_client_that_sends_is_not_pinged() {
         let began = Instant::now();
-        let says = move || began.elapsed().as_secs().min(100);
-        gone(false, says).await;
+        let reads = move || began.elapsed().as_secs().min(100);
+        gone(false, reads).await;
         let ended = began.elapsed().as_secs();
         assert!(
             (112..=132).contains(&ended),
-            "asked once it was silent: {ended}"
+            "pinged once it was silent: {ended}"
         );
     }
 }

@@ -1,43 +1,48 @@
-//! One client's HTTP/2 connection: its calls, their answers, its end.
+//! One client's HTTP/2 connection: its calls and their answers, from the handshake to the end.
 //!
-//! A connection is one task. It takes in what has arrived, begins the hot calls itself (see [`Hot`]) and gives each a number;
-//! what they wait for comes back under these numbers, many at once: outcomes of proposals in an [`Inbox`], and one view for all
-//! reads that came in the same turn. All other calls, and hot ones whose message is not there in one piece, get a task of
-//! their own and go through [`grpc::answer`]. Everything that a turn has written leaves in one piece at its end ([`Wire`]).
+//! Each connection is one task. It receives requests, begins the hot calls itself (see [`Hot`]) and gives each a number. Results
+//! come back under these numbers, many at once: outcomes of proposals through an [`Inbox`](crate::actors::replies::Inbox), and
+//! one view for all reads that were received in the same turn. All other calls, and hot ones whose message has not arrived
+//! completely, get a task of their own and go through [`grpc::answer`]. A turn ends with one write of everything that it
+//! produced ([`Wire`]).
 //!
 //! ```text
 //! turn:   outcomes, views → answers                 (queued in the HTTP/2 library)
-//!         what has arrived → new calls              (the library writes answers, reads frames)
-//!         one question for a view, deadlines, one write to the socket
+//!         received frames → new calls               (the library writes answers, reads frames)
+//!         one request for a view, deadlines, one write to the socket
 //! ```
 //!
-//! Bounds: the library holds no more calls than the limit on streams, reads no more of a request than its flow control
-//! windows, and sends no more of an answer than the client's. An answer that is not small waits for the client's window in a
-//! task of its own.
+//! Bounds: the library keeps at most `streams_max` calls, buffers no more of a request than its flow control windows, and
+//! sends no more of an answer than the client's. An answer that is not small waits for the client's window in a task of its own.
 
 mod deadlines;
 mod exchange;
 mod keepalive;
+mod request_stream;
+mod reset_budget;
 mod waiting;
 
 use super::{
-    Front, grpc,
+    front::Front,
+    grpc::{self, METADATA_BYTES_MAX},
     kv::{Begun, Hot, Read},
-    listen::{Failure, ListenLimits, Phase, SILENCE_MAX},
+    message_reader::MessageReader,
     payload::Payload,
+    serving::{Failure, ListenLimits, SILENCE_MAX, ServingPhase},
     status::Status,
     wire::Wire,
 };
 use crate::actors::{replies::Reply, requests::Published};
 use ::http::Request;
 use bytes::Bytes;
-use deadlines::Deadlines;
-use exchange::{Call, RequestBody, answer, aside, carry};
+use exchange::{Call, answer, answer_call, answer_in_task, answer_plain};
 use h2::{
-    RecvStream,
-    server::{Builder, Connection, SendResponse},
+    Reason, RecvStream,
+    server::{self, Builder, SendResponse},
 };
 use keepalive::KeepAlive;
+use request_stream::StreamBody;
+use reset_budget::ResetBudget;
 use std::{
     future::poll_fn,
     rc::Rc,
@@ -45,108 +50,130 @@ use std::{
     task::{Context, Poll, ready},
 };
 use tokio::{net::TcpStream, sync::watch, time::timeout};
-pub(super) use waiting::Spare;
-use waiting::{ViewAsked, Waiting};
+use waiting::{Spare, ViewRequest, Waiting};
 
-/// The size of a request's headers, in bytes; a bearer token has to fit.
-const HEADER_BYTES_MAX: u32 = 64 * 1024;
+/// The size of a request's headers that the library accepts, in bytes. [`grpc::admit`] refuses calls with half of it, so that
+/// their clients get gRPC's error; beyond this the library answers with HTTP's 431, and ends the connection only when a client
+/// goes on sending a quarter more.
+const HEADER_BYTES_MAX: usize = 2 * METADATA_BYTES_MAX;
 
-/// What a client may send on one stream, and on one connection, before it is read, in bytes. A whole request fits.
+/// The memory that small DATA frames may take in the library, in bytes as it counts them. Every frame is read within a turn
+/// or two, and a turn receives at most [`TURN_BYTES_MAX`](super::wire::TURN_BYTES_MAX), so a client cannot reach this.
+const SMALL_FRAMES_BUDGET_BYTES: usize = 64 * super::wire::TURN_BYTES_MAX;
+
+/// Calls that a client may cancel before they are accepted. They cost memory until the end of the turn that received them; a
+/// turn cannot receive more. [`ResetBudget`] bounds how many a client cancels in the long run.
+const RESETS_UNACCEPTED_MAX: usize = super::wire::TURN_BYTES_MAX / 16;
+
+/// Flow control windows: the bytes that a client may send on one stream and on one connection before they are read. A whole
+/// request fits.
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
-/// Questions for a view under way on one connection; reads that come meanwhile share the next one.
+/// Requests for a view in flight on one connection; reads received meanwhile share the next request.
 const VIEWS_MAX: usize = 4;
 
-/// Agrees on HTTP/2 with the client.
-pub(super) async fn greet(
+/// What the HTTP/2 connections of one API arbiter share.
+#[derive(Debug)]
+pub(super) struct Shared {
     front: Rc<Front>,
-    wire: Wire<TcpStream>,
-    limits: &ListenLimits,
-) -> Result<Talk, Failure> {
-    let handshake = protocol(limits).handshake(wire.clone());
-    let connection = timeout(SILENCE_MAX, handshake).await??;
-    Ok(Talk::new(front, wire, connection, limits))
+    spare: Spare,
 }
 
-/// Speaks HTTP/2 until the client leaves or the server stops, and tells `ended` about it.
-#[expect(
-    clippy::manual_async_fn,
-    reason = "the task of an async function has room for its arguments twice"
-)]
-pub(super) fn converse(
-    mut talk: Talk,
-    mut phase: watch::Receiver<Phase>,
-    ended: impl FnOnce(Result<(), Failure>),
-) -> impl Future<Output = ()> {
-    async move {
-        let left = tokio::select! {
-            biased;
-            left = poll_fn(|context| talk.poll(context)) => Some(left),
-            // An error means that the server is gone.
-            _ = phase.wait_for(|phase| phase.is_stopping()) => None,
-        };
-        if let Some(left) = left {
-            return ended(left);
+impl Shared {
+    pub(super) fn new(front: Rc<Front>) -> Self {
+        Self {
+            front,
+            spare: Spare::default(),
         }
-        talk.connection.graceful_shutdown();
-        ended(tokio::select! {
-            biased;
-            left = poll_fn(|context| talk.poll(context)) => left,
-            _ = phase.wait_for(|&phase| phase == Phase::Closed) => Ok(()),
-        });
     }
 }
 
-/// HTTP/2 as this server speaks it.
-fn protocol(limits: &ListenLimits) -> Builder {
+/// The settings of HTTP/2.
+fn settings(limits: &ListenLimits) -> Builder {
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(limits.streams_max)
-        .max_header_list_size(HEADER_BYTES_MAX);
+        .max_header_list_size(u32::try_from(HEADER_BYTES_MAX).unwrap_or(u32::MAX))
+        .data_frame_budget(SMALL_FRAMES_BUDGET_BYTES)
+        .max_pending_accept_reset_streams(RESETS_UNACCEPTED_MAX);
     builder
 }
 
-/// A connection with its calls. It is part of its task, so it is kept small.
-pub(super) struct Talk {
-    front: Rc<Front>,
+/// A connection with its calls. It is stored in its task, so it is kept small.
+pub(super) struct Connection {
+    shared: Rc<Shared>,
     wire: Wire<TcpStream>,
-    connection: Box<Connection<Wire<TcpStream>, Payload>>,
+    http2: Box<server::Connection<Wire<TcpStream>, Payload>>,
     keepalive: KeepAlive,
-    /// Nothing unless calls wait.
+    resets: ResetBudget,
+    /// `None` unless calls wait.
     waiting: Option<Box<Waiting>>,
 }
 
-impl Talk {
-    fn new(
-        front: Rc<Front>,
+impl Connection {
+    /// Performs the handshake with the client.
+    pub(super) async fn handshake(
+        shared: Rc<Shared>,
         wire: Wire<TcpStream>,
-        connection: Connection<Wire<TcpStream>, Payload>,
         limits: &ListenLimits,
-    ) -> Self {
+    ) -> Result<Self, Failure> {
+        let handshake = settings(limits).handshake(wire.clone());
+        let http2 = timeout(SILENCE_MAX, handshake).await??;
         wire.hold();
-        Self {
-            front,
+        Ok(Self {
+            shared,
             wire,
-            connection: Box::new(connection),
+            http2: Box::new(http2),
             keepalive: KeepAlive::new(limits),
+            resets: ResetBudget::default(),
             waiting: None,
+        })
+    }
+
+    /// Serves the connection until the client leaves or the server stops, then calls `ended`.
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "the task of an async function has room for its arguments twice"
+    )]
+    pub(super) fn serve(
+        mut self,
+        mut phase: watch::Receiver<ServingPhase>,
+        ended: impl FnOnce(Result<(), Failure>),
+    ) -> impl Future<Output = ()> {
+        async move {
+            let left = tokio::select! {
+                biased;
+                left = poll_fn(|context| self.poll(context)) => Some(left),
+                // An error means that the server is gone.
+                _ = phase.wait_for(|phase| phase.is_stopping()) => None,
+            };
+            if let Some(left) = left {
+                return ended(left);
+            }
+            self.http2.graceful_shutdown();
+            ended(tokio::select! {
+                biased;
+                left = poll_fn(|context| self.poll(context)) => left,
+                _ = phase.wait_for(|&phase| phase == ServingPhase::Closed) => Ok(()),
+            });
         }
     }
 
-    /// One turn. Ready when the connection is over.
+    /// One turn of the task. Ready when the connection has ended.
     fn poll(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        self.wire.begin_turn();
         self.take_outcomes(context);
         self.take_views(context);
         let reads = self.wire.reads();
-        let make_pings = || self.connection.ping_pong();
+        let make_pings = || self.http2.ping_pong();
         if self.keepalive.poll(context, reads, make_pings).is_ready() {
             return Poll::Ready(Err("the client does not answer".into()));
         }
         loop {
-            match self.connection.poll_accept(context) {
+            match self.http2.poll_accept(context) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     self.accept(context, request, respond);
                 }
@@ -155,10 +182,10 @@ impl Talk {
                 Poll::Pending => break,
             }
         }
-        self.ask_for_view(context);
-        // After the new calls, whose deadlines are watched from now on.
+        self.request_view(context);
+        // After the new calls, so that the timer includes their deadlines.
         self.expire(context);
-        self.rest();
+        self.return_spare();
         ready!(self.wire.poll_send(context))?;
         Poll::Pending
     }
@@ -169,9 +196,9 @@ impl Talk {
         };
         let mut outcomes = waiting.take_outcomes(context);
         for (number, outcome) in outcomes.drain(..) {
-            // Without the call its time was up.
+            // A call that is missing has passed its deadline.
             if let Some(call) = waiting.end(number) {
-                answer(call.respond, self.front.api.answer(outcome));
+                answer(call.respond, self.shared.front.api.answer(outcome));
             }
         }
         waiting.keep_outcomes(outcomes);
@@ -182,19 +209,19 @@ impl Talk {
             return;
         };
         let mut at = 0;
-        while let Some(asked) = waiting.views.get_mut(at) {
-            let Poll::Ready(view) = asked.view.as_mut().poll(context) else {
+        while let Some(request) = waiting.views.get_mut(at) {
+            let Poll::Ready(view) = request.view.as_mut().poll(context) else {
                 at += 1;
                 continue;
             };
             let mut reads = waiting.views.swap_remove(at).reads;
             for (number, read) in reads.drain(..) {
-                // Without the call its time was up.
+                // A call that is missing has passed its deadline.
                 let Some(call) = waiting.end(number) else {
                     continue;
                 };
                 match &view {
-                    Ok(view) => answer_read(&self.front, view, read, call),
+                    Ok(view) => answer_read(&self.shared.front, view, read, call),
                     Err(status) => answer(call.respond, Err(status.clone())),
                 }
             }
@@ -202,7 +229,7 @@ impl Talk {
         }
     }
 
-    /// Ends the calls whose time is up.
+    /// Ends the calls whose deadlines have passed.
     fn expire(&mut self, context: &mut Context<'_>) {
         let Some(waiting) = &mut self.waiting else {
             return;
@@ -214,10 +241,10 @@ impl Talk {
         }
     }
 
-    /// Without calls that wait, the tables for them go back.
-    fn rest(&mut self) {
+    /// Returns the tables of waiting calls to the arbiter once no call waits.
+    fn return_spare(&mut self) {
         if let Some(waiting) = self.waiting.take_if(|waiting| waiting.is_over()) {
-            self.front.spare.give_back(waiting);
+            self.shared.spare.give_back(waiting);
         }
     }
 
@@ -225,35 +252,51 @@ impl Talk {
         &mut self,
         context: &mut Context<'_>,
         request: Request<RecvStream>,
-        respond: SendResponse<Payload>,
+        mut respond: SendResponse<Payload>,
     ) {
-        let hot = Hot::of(request.uri().path()).filter(|_| grpc::is_grpc(request.headers()));
+        if respond.poll_reset(context).is_ready() {
+            if self.resets.spend().is_err() {
+                tracing::debug!("a client cancels calls without end; closing its connection");
+                self.http2.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            }
+            return;
+        }
+        let front = self.shared.front.clone();
         let (head, stream) = request.into_parts();
-        let mut body = RequestBody::new(stream);
-        if let Some(hot) = hot
-            && let Some(message) = body.poll_message(context, self.front.api.receive_bytes_max())
+        if !grpc::is_grpc(&head.headers) {
+            tokio::task::spawn_local(answer_plain(front, head.method, head.uri, respond));
+            return;
+        }
+        // The headers end here: they may be long, and the call may last.
+        let path = head.uri.path();
+        let admission = match grpc::admit(&front.api, path, &head.headers) {
+            Ok(admission) => admission,
+            Err(status) => return answer(respond, Err(status)),
+        };
+        let (body, bytes_max) = (StreamBody::new(stream), front.api.receive_bytes_max());
+        let mut messages = MessageReader::new(body, admission.encoding, bytes_max);
+        if let Some(hot) = Hot::of(path)
+            && let Poll::Ready(read) = messages.poll_message(context)
         {
-            match grpc::admit(&self.front.api, head.uri.path(), &head.headers) {
-                Ok(deadline) => self.begin(context, hot, message, Call { respond, deadline }),
+            let deadline = admission.deadline;
+            match read.unwrap_or_else(|| Err(Status::no_message())) {
+                Ok(message) => self.begin(context, hot, message, Call { respond, deadline }),
                 Err(status) => answer(respond, Err(status)),
             }
             return;
         }
-        let request = Request::from_parts(head, body);
-        tokio::task::spawn_local(carry(self.front.clone(), request, respond));
+        tokio::task::spawn_local(answer_call(front, head.uri, admission, messages, respond));
     }
 
     fn begin(&mut self, context: &Context<'_>, hot: Hot, message: Bytes, call: Call) {
-        let front = &self.front;
-        let waiting = self
-            .waiting
-            .get_or_insert_with(|| front.spare.lend(context));
+        let Shared { front, spare } = &*self.shared;
+        let waiting = self.waiting.get_or_insert_with(|| spare.lend(context));
         let number = waiting.next_number();
         let ticket = || Reply::Shared(waiting.inbox().ticket(number));
         match front.api.begin(hot, message, ticket) {
             Ok(Begun::Proposed) => {}
             Ok(Begun::Reads(read)) if read.is_serializable() => {
-                // It must not wait for a question, which may find no leader.
+                // It must not wait for a read index, which needs a leader.
                 match front.api.newest_view() {
                     Ok(newest) => answer_read(front, &newest, read, call),
                     Err(status) => answer(call.respond, Err(status)),
@@ -263,7 +306,7 @@ impl Talk {
             Ok(Begun::Reads(read)) => waiting.new_reads.push((number, read)),
             Ok(Begun::AtQuota(command)) => {
                 let front = front.clone();
-                aside(call, async move { front.api.propose(&command).await });
+                answer_in_task(call, async move { front.api.propose(&command).await });
                 return;
             }
             Err(status) => {
@@ -274,8 +317,8 @@ impl Talk {
         waiting.add(call);
     }
 
-    /// Asks for one view for all reads of this turn.
-    fn ask_for_view(&mut self, context: &mut Context<'_>) {
+    /// Requests one view for all reads of this turn.
+    fn request_view(&mut self, context: &mut Context<'_>) {
         let Some(waiting) = &mut self.waiting else {
             return;
         };
@@ -283,10 +326,10 @@ impl Talk {
             return;
         }
         let reads = std::mem::take(&mut waiting.new_reads);
-        let front = self.front.clone();
+        let front = self.shared.front.clone();
         let view = Box::pin(async move { front.api.view_for(false).await });
-        waiting.views.push(ViewAsked { view, reads });
-        // The question is on its way once it was polled.
+        waiting.views.push(ViewRequest { view, reads });
+        // Polling it sends the request.
         self.take_views(context);
     }
 }
@@ -296,7 +339,7 @@ fn answer_read(front: &Rc<Front>, view: &Arc<Published>, read: Read, call: Call)
         Ok(Some(encoded)) => answer(call.respond, Ok(encoded)),
         Ok(None) => {
             let (front, view) = (front.clone(), view.clone());
-            aside(call, async move { front.api.read(view, read).await });
+            answer_in_task(call, async move { front.api.read(view, read).await });
         }
         Err(status) => answer(call.respond, Err(status)),
     }

@@ -1,10 +1,10 @@
-//! What a connection needs while calls wait, and only then.
+//! The tables that a connection needs while calls wait.
 //!
-//! Most connections of a server with many are idle. So the tables of waiting calls belong to the arbiter: a connection borrows
-//! some with its first call, and gives them back, with their room, when nothing waits any more. That is cheaper than to make new
-//! ones each time, and an idle connection has none.
+//! A server with many connections has mostly idle ones. So the tables of waiting calls belong to the arbiter: a connection
+//! borrows a set with its first call and returns it, with its allocations, when no call waits. That is cheaper than allocating a
+//! new set each time, and an idle connection has none.
 
-use super::{Deadlines, exchange::Call};
+use super::{deadlines::Deadlines, exchange::Call};
 use crate::{
     actors::{
         replies::{Answer, Inbox},
@@ -22,30 +22,29 @@ use std::{
     task::{Context, Poll},
 };
 
-/// Calls, outcomes or reads for which room is kept.
+/// The capacity, in calls, outcomes or reads, up to which an empty table keeps its allocation.
 const ROOM_KEPT: usize = 64;
 
-/// Tables that an arbiter keeps for the next connection.
+/// Sets of tables that an arbiter keeps for other connections.
 const SPARE_MAX: usize = 64;
 
-/// The calls of a connection that wait.
+/// The waiting calls of one connection.
 #[derive(Default)]
 pub(super) struct Waiting {
-    /// By number.
     calls: HashMap<u64, Call, BuildHasherDefault<NumberHasher>>,
-    /// Never given twice, so that what comes late is told from what is waited for.
+    /// Never reused, so that a late result cannot be taken for the result of another call.
     next_number: u64,
     inbox: Arc<Inbox>,
-    /// Empty between turns; kept for its room.
+    /// Empty between turns; kept for its allocation.
     outcomes: Vec<(u64, Answer)>,
-    /// Reads that came since the last question for a view.
+    /// Reads received since the last request for a view.
     pub(super) new_reads: Vec<(u64, Read)>,
-    pub(super) views: Vec<ViewAsked>,
+    pub(super) views: Vec<ViewRequest>,
     deadlines: Deadlines,
 }
 
 /// Reads that wait for the same view.
-pub(super) struct ViewAsked {
+pub(super) struct ViewRequest {
     pub(super) view: Pin<Box<dyn Future<Output = Result<Arc<Published>, Status>>>>,
     pub(super) reads: Vec<(u64, Read)>,
 }
@@ -56,12 +55,12 @@ impl Waiting {
         self.next_number
     }
 
-    /// Where the outcomes of its calls come in.
+    /// Receives the outcomes of its calls.
     pub(super) fn inbox(&self) -> &Arc<Inbox> {
         &self.inbox
     }
 
-    /// The call with the next number waits.
+    /// Adds a call, which gets the next number.
     pub(super) fn add(&mut self, call: Call) {
         let number = self.next_number;
         self.next_number += 1;
@@ -71,7 +70,7 @@ impl Waiting {
         self.calls.insert(number, call);
     }
 
-    /// Takes a call that gets its answer now; nothing if its time was up.
+    /// Removes a call that gets its answer now; `None` if its deadline has passed.
     pub(super) fn end(&mut self, number: u64) -> Option<Call> {
         let call = self.calls.remove(&number)?;
         if let Some(deadline) = call.deadline {
@@ -80,14 +79,15 @@ impl Waiting {
         Some(call)
     }
 
-    /// Takes a call whose time is up.
+    /// Removes a call whose deadline has passed.
     pub(super) fn poll_expired(&mut self, context: &mut Context<'_>) -> Poll<Option<Call>> {
         self.deadlines
             .poll(context)
             .map(|number| self.calls.remove(&number))
     }
 
-    /// The outcomes that have come; [`Waiting::keep_outcomes`] wants their room back. The task is woken when more come.
+    /// The outcomes that have arrived; the caller returns the vector to [`Waiting::keep_outcomes`]. The task is woken when more
+    /// arrive.
     pub(super) fn take_outcomes(&mut self, context: &Context<'_>) -> Vec<(u64, Answer)> {
         let mut outcomes = std::mem::take(&mut self.outcomes);
         self.inbox.take(context, &mut outcomes);
@@ -101,7 +101,7 @@ impl Waiting {
         }
     }
 
-    /// Reads that were answered leave their room to the next ones.
+    /// Keeps the allocation of reads that were answered.
     pub(super) fn keep_reads(&mut self, mut reads: Vec<(u64, Read)>) {
         reads.clear();
         if self.new_reads.capacity() == 0 && reads.capacity() <= ROOM_KEPT {
@@ -109,7 +109,7 @@ impl Waiting {
         }
     }
 
-    /// Whether nothing waits, and nothing can come any more.
+    /// Whether no call waits and no outcome is in flight.
     pub(super) fn is_over(&mut self) -> bool {
         self.calls.is_empty()
             && self.new_reads.is_empty()
@@ -124,22 +124,22 @@ impl Drop for Waiting {
     }
 }
 
-/// Tables that no connection of the arbiter needs at the moment.
+/// Sets of tables that no connection of the arbiter uses at the moment.
 #[derive(Default)]
-#[expect(clippy::vec_box, reason = "they are lent and given back as pointers")]
-pub(in crate::api) struct Spare(RefCell<Vec<Box<Waiting>>>);
+#[expect(clippy::vec_box, reason = "they are lent and returned as pointers")]
+pub(super) struct Spare(RefCell<Vec<Box<Waiting>>>);
 
 impl Spare {
-    /// Lends tables in which nothing waits. The task of `context` is woken when something comes.
+    /// Lends empty tables. The task of `context` is woken when an outcome arrives.
     pub(super) fn lend(&self, context: &Context<'_>) -> Box<Waiting> {
         let mut waiting = self.0.borrow_mut().pop().unwrap_or_default();
-        // Outcomes for which nobody waited may lie here, and the waker is the last borrower's.
+        // Discards outcomes of the last borrower's expired calls, and replaces its waker.
         let late = waiting.take_outcomes(context);
         waiting.keep_outcomes(late);
         waiting
     }
 
-    /// Takes tables back in which nothing waits.
+    /// Takes back empty tables.
     pub(super) fn give_back(&self, waiting: Box<Waiting>) {
         let mut spare = self.0.borrow_mut();
         if spare.len() < SPARE_MAX && waiting.calls.capacity() <= ROOM_KEPT {
@@ -155,7 +155,7 @@ impl fmt::Debug for Spare {
     }
 }
 
-/// Numbers are given in order; multiplied, they differ in the bits that a table looks at.
+/// Call numbers are consecutive; the multiplication spreads them over the bits that the hash table uses.
 #[derive(Default)]
 struct NumberHasher(u64);
 
@@ -203,23 +203,23 @@ mod tests {
     }
 
     #[test]
-    fn tables_are_kept_until_the_last_outcome_is_in() {
+    fn tables_are_kept_until_the_last_outcome_arrives() {
         let spare = Spare::default();
         let mut waiting = spare.lend(&Context::from_waker(Waker::noop()));
-        assert!(waiting.is_over(), "nothing was asked");
+        assert!(waiting.is_over(), "no call was made");
         let reply = proposed(&waiting);
-        assert!(!waiting.is_over(), "an outcome is under way");
+        assert!(!waiting.is_over(), "an outcome is in flight");
         reply.send(Ok(done()));
         assert!(waiting.is_over());
     }
 
     #[test]
-    fn who_borrows_tables_is_woken_by_its_own_outcomes_alone() {
+    fn a_borrower_is_woken_by_its_own_outcomes_alone() {
         let spare = Spare::default();
         let (first, second) = (Arc::<Wakes>::default(), Arc::<Wakes>::default());
         let waker = Waker::from(first.clone());
         let waiting = spare.lend(&Context::from_waker(&waker));
-        // Its call's time is up before this comes.
+        // Its call's deadline passes before this outcome arrives.
         proposed(&waiting).send(Ok(done()));
         spare.give_back(waiting);
         let waker = Waker::from(second.clone());
@@ -228,7 +228,7 @@ mod tests {
         assert!(spare.0.borrow().is_empty(), "the same tables");
         assert!(
             waiting.take_outcomes(&context).is_empty(),
-            "the late outcome is none of the second's"
+            "the late outcome does not belong to the second connection"
         );
         proposed(&waiting).send(Ok(done()));
         assert_eq!(waiting.take_outcomes(&context).len(), 1);
@@ -237,13 +237,13 @@ mod tests {
     }
 
     #[test]
-    fn few_and_small_tables_are_kept() {
+    fn only_a_few_small_tables_are_kept() {
         let spare = Spare::default();
         let context = Context::from_waker(Waker::noop());
         let mut large = spare.lend(&context);
         large.calls.reserve(ROOM_KEPT * 2);
         spare.give_back(large);
-        assert!(spare.0.borrow().is_empty(), "large ones are not");
+        assert!(spare.0.borrow().is_empty(), "large ones are dropped");
         let many: Vec<_> = (0..2 * SPARE_MAX).map(|_| spare.lend(&context)).collect();
         for waiting in many {
             spare.give_back(waiting);

@@ -1,41 +1,44 @@
-//! The services that tonic serves, on the same port and under the same rules as the thin layer in [`grpc`].
+//! The services that tonic serves, on the same port and under the same rules as the services in [`grpc`](super::grpc).
 //!
-//! [`Services::new`] is the table: a service is one line there, and a file beside this one that implements its generated
-//! trait for `Calls`. The calls themselves are methods of [`Api`] and know nothing of tonic; these files unwrap requests
-//! and wrap answers. Of tonic the generated servers and the codec are used; connections stay with [`listen`](super::listen).
+//! [`Services::new`] is the table of services: each has one line there, and a file beside this one that implements its
+//! generated trait for `Calls`. The calls themselves are methods of [`Api`] and do not depend on tonic; these files unwrap
+//! requests and wrap answers. Only tonic's generated servers and its codec are used; [`listen`](super::listen) owns the
+//! connections.
 //!
-//! etcd: what a client is told about a bad request must not depend on who serves the call. So framing is checked before
-//! tonic sees it (`incoming`), deadlines are kept behind it (`outgoing`), and a method without an implementation is
-//! refused as one that does not exist.
+//! etcd: a bad request gets the same error whichever part of the API serves it. So the message reader checks framing before
+//! tonic gets a message (`request_body`), [`DeadlineBody`] enforces deadlines on responses, and a method without an
+//! implementation gets the same error as one that does not exist.
 
+mod auth;
 mod cluster;
 mod election;
 mod health;
-mod incoming;
 mod lease;
 mod lock;
 mod maintenance;
-mod outgoing;
+mod request_body;
 
 use super::{
     Api,
-    body::Body,
-    grpc,
+    deadline_body::DeadlineBody,
+    message_reader::MessageReader,
+    method,
     proto::{
         etcdserverpb::{
-            cluster_server::ClusterServer, lease_server::LeaseServer,
+            auth_server::AuthServer, cluster_server::ClusterServer, lease_server::LeaseServer,
             maintenance_server::MaintenanceServer,
         },
         healthpb::health_server::HealthServer,
         v3electionpb::election_server::ElectionServer,
         v3lockpb::lock_server::LockServer,
     },
+    response_body::ResponseBody,
     status::Status,
+    streaming,
 };
 use bytes::Bytes;
-use http::{Request, Response};
-use incoming::Incoming;
-pub use outgoing::Outgoing;
+use http::{Request, Response, Uri};
+use request_body::RequestBody;
 use std::{
     convert::Infallible,
     error::Error,
@@ -54,23 +57,19 @@ use tonic::{
     server::NamedService,
 };
 
-/// The methods that take a stream. Any other call needs a message.
-const STREAM_TAKERS: [&str; 1] = ["/etcdserverpb.Lease/LeaseKeepAlive"];
-
-/// What the generated traits are implemented for.
+/// Implements the generated traits.
 #[derive(Clone, Debug)]
 struct Calls(Api);
 
-/// What the generated traits have their methods return.
+/// The return type of the generated traits' methods.
 type Answer<T> = Result<tonic::Response<T>, tonic::Status>;
 
-/// A call of a service, whichever.
+/// Calls a method of one service.
 type Call = Box<dyn Fn(Request<TonicBody>) -> BoxFuture<Response<TonicBody>, Infallible>>;
 
 /// The services, by name.
 pub struct Services {
     table: Vec<(&'static str, Call)>,
-    bytes_max: usize,
 }
 
 impl Services {
@@ -78,13 +77,14 @@ impl Services {
     pub fn new(api: &Api) -> Self {
         let calls = Arc::new(Calls(api.clone()));
         let bytes_max = api.receive_bytes_max();
-        // `max_decoding_message_size`: the limit is kept before tonic's own, which must not be the smaller one.
+        // The message reader enforces the limit; tonic's own, 4 MiB by default, must not be smaller.
         macro_rules! serve {
             ($server:ident) => {
                 entry($server::from_arc(calls.clone()).max_decoding_message_size(bytes_max))
             };
         }
         let table = vec![
+            serve!(AuthServer),
             serve!(MaintenanceServer),
             serve!(ClusterServer),
             serve!(HealthServer),
@@ -92,25 +92,25 @@ impl Services {
             serve!(LockServer),
             serve!(ElectionServer),
         ];
-        Self { table, bytes_max }
+        Self { table }
     }
 
     /// Answers an admitted call.
     pub async fn answer<B>(
         &self,
-        request: Request<B>,
+        path: &str,
+        messages: MessageReader<B>,
         deadline: Option<Instant>,
-    ) -> Result<Response<Body>, Status>
+    ) -> Result<Response<ResponseBody>, Status>
     where
         B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
     {
-        let path = request.uri().path().to_owned();
-        let (service, method) = grpc::split_path(&path)?;
-        let entry = self.table.iter().find(|(name, _)| *name == service);
+        let (service, name) = method::split(path)?;
+        let entry = self.table.iter().find(|(served, _)| *served == service);
         let (_, call) = entry.ok_or_else(|| Status::unknown_service(service))?;
-        let needs_message = !STREAM_TAKERS.contains(&path.as_str());
-        let request =
-            request.map(|body| TonicBody::new(Incoming::new(body, self.bytes_max, needs_message)));
+        let needs_message = !method::takes_stream(path);
+        let mut request = Request::new(TonicBody::new(RequestBody::new(messages, needs_message)));
+        *request.uri_mut() = Uri::try_from(path).map_err(|_| Status::malformed_path(path))?;
         let answering = call(request);
         let Ok(response) = match deadline {
             Some(deadline) => timeout_at(deadline, answering)
@@ -122,9 +122,9 @@ impl Services {
             return Err(status);
         }
         if is_unimplemented(&response) {
-            return Err(Status::unknown_method(method, service));
+            return Err(Status::unknown_method(name, service));
         }
-        Ok(response.map(|body| Body::Tonic(Box::new(Outgoing::new(body, deadline)))))
+        Ok(response.map(|body| ResponseBody::Tonic(Box::new(DeadlineBody::new(body, deadline)))))
     }
 }
 
@@ -135,7 +135,7 @@ impl fmt::Debug for Services {
     }
 }
 
-/// A line of the table.
+/// One line of the table.
 fn entry<S>(service: S) -> (&'static str, Call)
 where
     S: NamedService + Clone + 'static,
@@ -151,35 +151,34 @@ where
     (S::NAME, Box::new(call))
 }
 
-/// The refusal by one of our own calls, or of the framing, as it was before tonic carried it.
+/// The error of one of our own calls, or of the message reader, as it was before its conversion to tonic's type.
 fn own_status(response: &Response<TonicBody>) -> Option<Status> {
     Status::carried_by(response.extensions().get::<tonic::Status>()?)
 }
 
-/// Whether the generated code has refused the call: nobody implements the method.
+/// Whether the generated code refused the call because the method has no implementation.
 fn is_unimplemented(response: &Response<TonicBody>) -> bool {
     let code = response.headers().get(tonic::Status::GRPC_STATUS);
     code.is_some_and(|code| tonic::Code::from_bytes(code.as_bytes()) == tonic::Code::Unimplemented)
 }
 
-/// Wraps what a call gave.
-fn answer<T>(given: Result<T, Status>) -> Answer<T> {
-    Ok(tonic::Response::new(given?))
+fn answer<T>(result: Result<T, Status>) -> Answer<T> {
+    Ok(tonic::Response::new(result?))
 }
 
-/// Any number of messages. The call runs on its own and ends with the client's interest.
+/// A stream of messages. The call runs in a task of its own, which ends when the client drops the stream.
 fn stream<T, F>(call: impl FnOnce(mpsc::Sender<Result<T, Status>>) -> F) -> BoxStream<T>
 where
     T: Send + 'static,
     F: Future<Output = Result<(), Status>> + 'static,
 {
-    Box::pin(Messages(grpc::run(None, call)))
+    Box::pin(ResponseStream(streaming::run(None, call)))
 }
 
-/// The messages of a call that runs on its own.
-struct Messages<T>(mpsc::Receiver<Result<T, Status>>);
+/// The messages of a call that runs in a task of its own.
+struct ResponseStream<T>(mpsc::Receiver<Result<T, Status>>);
 
-impl<T> Stream for Messages<T> {
+impl<T> Stream for ResponseStream<T> {
     type Item = Result<T, tonic::Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -189,7 +188,7 @@ impl<T> Stream for Messages<T> {
 }
 
 impl Status {
-    /// The refusal that tonic carried, or what tonic itself found wrong with a stream.
+    /// Our own error that tonic's type contains; any other error of tonic's streams means that the client has gone.
     pub(super) fn from_tonic(status: &tonic::Status) -> Self {
         Self::carried_by(status).unwrap_or_else(Self::canceled)
     }
@@ -214,7 +213,14 @@ impl From<Status> for tonic::Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{grpc::testing::Pieces, proto::etcdserverpb as pb, status::Code};
+    use crate::api::{
+        message_reader::{
+            Encoding,
+            testing::{self, Pieces},
+        },
+        proto::etcdserverpb as pb,
+        status::Code,
+    };
     use pb::maintenance_server::Maintenance;
     use prost::Message;
     use std::future::poll_fn;
@@ -252,23 +258,21 @@ mod tests {
     fn services() -> Services {
         Services {
             table: vec![entry(MaintenanceServer::new(Sample))],
-            bytes_max: BYTES_MAX,
         }
     }
 
-    async fn call(path: &str, sent: &[u8]) -> Result<Response<Body>, Status> {
-        let request = Request::post(path)
-            .body(Pieces::of(sent, sent.len().max(1)))
-            .unwrap();
-        services().answer(request, None).await
+    async fn call(path: &str, sent: &[u8]) -> Result<Response<ResponseBody>, Status> {
+        let body = Pieces::of(sent, sent.len().max(1));
+        let messages = MessageReader::new(body, Encoding::Identity, BYTES_MAX);
+        services().answer(path, messages, None).await
     }
 
     fn frame(message: &impl Message) -> Vec<u8> {
-        grpc::testing::frame(&message.encode_to_vec())
+        testing::frame(&message.encode_to_vec())
     }
 
     #[tokio::test]
-    async fn what_nobody_implements_is_unknown() {
+    async fn methods_without_an_implementation_are_unknown() {
         let empty = frame(&pb::StatusRequest::default());
         for method in ["Status", "Defragment", "MoveLeader", "Explode", ""] {
             let refused = call(&format!("/{SERVICE}/{method}"), &empty).await;
@@ -332,13 +336,14 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_call_without_an_end_ends_at_its_deadline() {
         let (_sender, pieces) = mpsc::channel::<Bytes>(1);
-        let request = Request::post(format!("/{SERVICE}/Hash")).body(Silent(pieces));
+        let messages = MessageReader::new(Silent(pieces), Encoding::Identity, BYTES_MAX);
         let deadline = Instant::now() + std::time::Duration::from_secs(1);
-        let refused = services().answer(request.unwrap(), Some(deadline)).await;
+        let path = format!("/{SERVICE}/Hash");
+        let refused = services().answer(&path, messages, Some(deadline)).await;
         assert_eq!(refused.unwrap_err(), Status::deadline_exceeded());
     }
 
-    /// A client that sends nothing and does not leave.
+    /// A client that sends no bytes and keeps its stream open.
     struct Silent(mpsc::Receiver<Bytes>);
 
     impl http_body::Body for Silent {

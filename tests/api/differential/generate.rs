@@ -1,4 +1,4 @@
-//! Random operations over a key space so small that they meet each other all the time.
+//! Random operations on so few keys that they affect each other often.
 
 use bytes::Bytes;
 use fastrand::Rng;
@@ -44,7 +44,7 @@ pub(super) enum Operation {
     Compact(CompactionRequest),
 }
 
-/// Gives operations, and knows the store's revisions, so that most of what it asks for exists.
+/// Generates operations. It tracks the store's revisions, so that most revisions in requests exist.
 #[derive(Debug)]
 pub(super) struct Generator {
     random: Rng,
@@ -61,7 +61,7 @@ impl Generator {
         }
     }
 
-    /// Takes note of what a successful operation did to the revisions.
+    /// Tracks the effect of a successful operation on the revisions.
     pub(super) fn learn(&mut self, operation: &Operation, revision: i64) {
         self.revision = revision;
         if let Operation::Compact(request) = operation {
@@ -108,7 +108,7 @@ impl Generator {
         }
     }
 
-    /// Mostly one that can be read, now and then one just outside.
+    /// Mostly a revision that can be read, sometimes one just outside.
     fn revision(&mut self) -> i64 {
         match self.random.u8(..20) {
             0..11 => 0,
@@ -159,7 +159,7 @@ impl Generator {
             self.filter(&mut request);
         }
         if request.keys_only && request.sort_target == 4 {
-            // Ties between equal values are in no order, and here the values are not there to see them by.
+            // The order of equal values is undefined, and without the values in the answer ties cannot be recognised.
             request.limit = 0;
         }
         request
@@ -189,7 +189,7 @@ impl Generator {
         let lowest = self.compacted - 1;
         let revision = match self.random.u8(..4) {
             0 => self.random.i64(lowest..=self.revision + 2),
-            // A step ahead, so that enough of the history stays.
+            // By one revision, so that enough of the history remains.
             _ => self.compacted + (self.revision - self.compacted) / 4,
         };
         CompactionRequest {
@@ -198,7 +198,7 @@ impl Generator {
         }
     }
 
-    /// Without care most transactions would end as duplicates, so most are made free of them.
+    /// Random transactions would mostly fail because of duplicate keys, so most are generated without duplicates.
     fn careful_or_wild_txn(&mut self) -> TxnRequest {
         let mut keys = KEYS.to_vec();
         self.random.shuffle(&mut keys);
@@ -255,7 +255,7 @@ impl Generator {
         }
     }
 
-    /// A key that no other operation of the transaction writes, or any key where no care is taken.
+    /// A key that no other operation of the transaction writes, or any key if duplicates are allowed.
     fn writable_key(&mut self, writable: &mut Option<Vec<Bytes>>) -> Option<Bytes> {
         match writable {
             Some(keys) => keys.pop(),
@@ -281,7 +281,7 @@ impl Generator {
         };
         Compare {
             result: self.random.i32(0..4),
-            // Now and then an operand that belongs to another target, or a target nobody knows.
+            // Sometimes an operand that belongs to another target, or an unknown target.
             target: if self.chance(95) {
                 matching
             } else {

@@ -51,8 +51,8 @@ impl Pair {
         Self { servers, clients }
     }
 
-    /// Quorate is killed. etcd is stopped: 3.4 now and then applies writes a second time after `kill -9`, and an
-    /// etcd that disagrees with itself is no measure.
+    /// Kills Quorate and stops etcd. `kill -9` is not used for etcd: 3.4 sometimes applies writes a second time after it, and
+    /// then its answers cannot be compared with.
     async fn restart(&mut self) {
         for (server, client) in self.servers.iter_mut().zip(&mut self.clients) {
             match server.kind() {
@@ -67,7 +67,7 @@ impl Pair {
         }
     }
 
-    /// The answer both give. `context` says which operation this is when they do not.
+    /// The answer of both servers. A failure prints `context`, which names the operation.
     async fn agree(&self, operation: &Operation, context: &str) -> Answer {
         let ours = run(&self.clients[0], operation).await;
         let theirs = run(&self.clients[1], operation).await;
@@ -79,7 +79,7 @@ impl Pair {
     }
 }
 
-/// How often each outcome was seen, to know that the test tests something.
+/// How often each outcome occurred: proof that the test covers them.
 #[derive(Debug, Default)]
 struct Seen(BTreeMap<String, usize>);
 
@@ -164,7 +164,7 @@ async fn random_operations_get_the_answers_of_etcd() {
     history_agrees(&pair, &generator, seed).await;
 }
 
-/// All keys at every revision that is left.
+/// All keys at every revision that can still be read.
 async fn history_agrees(pair: &Pair, generator: &Generator, seed: u64) {
     for revision in generator.readable() {
         let request = RangeRequest {

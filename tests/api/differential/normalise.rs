@@ -1,4 +1,4 @@
-//! What may differ between two servers that both are right:
+//! Differences between two servers that are both correct:
 //!
 //! - cluster id, member id and term: compared as "there" or "not there";
 //! - the order of keys that tie under the sort target, and which of them a limit keeps: etcd's sort is not stable.
@@ -6,8 +6,8 @@
 //! Differences between etcd 3.4, which Debian has, and 3.7, which Quorate follows, are not generated at all: sort
 //! options outside their enums, `RangeStream`, and leases on keys (`keys_only` leaves them out since 3.7).
 //!
-//! Nor are transactions with a delete of "all keys from this one on". etcd does not hold puts against it, so that a
-//! put with `ignore_value` or `ignore_lease` finds its key deleted under it, which ends the etcd process.
+//! Nor are transactions with a delete of "all keys from this one on". etcd does not check puts for conflicts with it, so
+//! the key of a put with `ignore_value` or `ignore_lease` may be deleted before the put runs, which ends the etcd process.
 
 use super::generate::Operation;
 use bytes::Bytes;
@@ -115,7 +115,7 @@ fn range(answer: &mut RangeResponse, request: &RangeRequest) {
         ties.sort_by(|left, right| left.key.cmp(&right.key));
     }
     if answer.more {
-        // The limit fell somewhere; which of the last ties it kept is nobody's promise, how many is.
+        // It is undefined which of the items that tie at the limit are returned, but their number is defined.
         let Some(last) = answer.kvs.last().map(rank) else {
             return;
         };

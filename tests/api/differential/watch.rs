@@ -27,12 +27,12 @@ use tonic::Streaming;
 const OPERATIONS: usize = 1_500;
 const STREAMS: usize = 3;
 const KEYS: [&str; 7] = ["a", "aa", "b", "ba", "c", "d", "\u{ff}"];
-/// What is owed comes by then: generous, for a loaded machine and a debug build.
+/// Expected responses arrive within this time: generous, for a loaded machine and a debug build.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// etcd looks every 100 ms at the watches that begin in the past, and says nothing if one has nothing to be told.
+/// etcd serves watches that begin in the past every 100 ms, and sends no response if there is no event.
 const ETCD_LOOKS: Duration = Duration::from_millis(400);
 
-/// What a server said about a watch.
+/// A server's responses about a watch.
 #[derive(Clone, Debug, PartialEq)]
 enum Note {
     Created { revision: i64 },
@@ -231,7 +231,7 @@ struct Pair {
     compacted: i64,
     /// When the last watch that begins in the past was created.
     looked_back: Instant,
-    /// How often each kind of thing was done, to know that the test tests something.
+    /// How often each kind of step was done: proof that the test covers them.
     done: std::collections::BTreeMap<&'static str, usize>,
     context: String,
 }
@@ -416,7 +416,7 @@ impl Pair {
         });
     }
 
-    /// Waits until every watch was told everything that it is owed so far.
+    /// Waits until every watch has received all events so far.
     async fn settle(&self) {
         let newest = self.newest;
         let revision = |note: &Note| match note {
@@ -514,7 +514,7 @@ impl Pair {
         self.count("compaction");
     }
 
-    /// Everything that was told about each watch is the same.
+    /// The responses about each watch are the same.
     fn compare(&self) {
         for stream in 0..STREAMS {
             let logs = self.sides.each_ref().map(|side| {

@@ -23,7 +23,7 @@ use tonic::Code;
 const STEPS: usize = 700;
 /// A run may take so many times its steps to see every kind of answer.
 const OVERTIME: usize = 10;
-/// How long whoever waits in line is waited for when its turn has come.
+/// How long a candidate may take to answer once it is the first in the queue.
 const TURN_MAX: Duration = Duration::from_secs(30);
 
 /// A call that waits in line at both servers.
@@ -46,7 +46,7 @@ fn setting<T: std::str::FromStr>(name: &str) -> Option<T> {
 }
 
 impl Pair {
-    /// Who stands in the line of `name`, first come first; both servers must say the same.
+    /// The candidates in the queue of `name`, in order; both servers must agree.
     async fn line(&self, name: &'static str) -> Vec<InLine> {
         let mut found = Vec::new();
         for side in &self.sides {
@@ -67,7 +67,7 @@ impl Pair {
                 name,
                 key: [text(&our.key), text(&their.key)],
                 created: our.create_revision,
-                // One that the server granted is revoked before anybody looks.
+                // A lease that the server granted is revoked before it can be observed.
                 lease: lease.expect("a lease of the test"),
             }
         };
@@ -84,7 +84,7 @@ impl Pair {
         lives && line.first().is_some_and(|first| first.key[0] != own)
     }
 
-    /// Puts a candidate in line at both servers.
+    /// Adds a candidate to the queue at both servers.
     async fn wait(&mut self, step: Step, name: &'static str, lease: usize) {
         let calls = self.sides.clone().map(|mut side| {
             let step = step.clone();

@@ -15,6 +15,7 @@ pub(crate) struct Client {
     pub(crate) maintenance: pb::maintenance_client::MaintenanceClient<Channel>,
     pub(crate) health: HealthClient<Channel>,
     pub(crate) watch: pb::watch_client::WatchClient<Channel>,
+    pub(crate) auth: pb::auth_client::AuthClient<Channel>,
 }
 
 impl Client {
@@ -39,6 +40,7 @@ impl Client {
             maintenance: pb::maintenance_client::MaintenanceClient::new(channel.clone()),
             watch: pb::watch_client::WatchClient::new(channel.clone())
                 .max_decoding_message_size(usize::MAX),
+            auth: pb::auth_client::AuthClient::new(channel.clone()),
             health: HealthClient::new(channel),
         }
     }

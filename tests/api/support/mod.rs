@@ -1,10 +1,11 @@
-//! What every test here stands on: servers as child processes, clients, raw wires, and the tools to install.
+//! Shared by all tests here: servers as child processes, clients, raw connections, and checks for installed tools.
 //!
 //! `QUORATE_TEST_TARGET=etcd` runs the shared test bodies against a real etcd instead of Quorate, which checks the
 //! tests themselves. What the installed etcd is too old for is skipped there, and the reason is printed.
 
 mod client;
 mod ctl;
+pub(crate) mod frames;
 mod ports;
 mod server;
 #[path = "../../support/tools.rs"]
@@ -19,7 +20,7 @@ pub(crate) use ctl::{CtlOutput, etcdctl, start_etcdctl};
 pub(crate) use server::{Exit, Kind, Server, Setup, run_to_exit};
 pub(crate) use wire::{Wire, WireAnswer, frame, http_get};
 
-/// Tells a reader of the test log what was left out, and why.
+/// Prints what a test left out, and why.
 #[expect(
     clippy::print_stderr,
     reason = "a skipped check must be visible in the test's output"
@@ -28,7 +29,7 @@ pub(crate) fn note(text: &str) {
     eprintln!("note: {text}");
 }
 
-/// True when the target is etcd, after saying that `what` has no counterpart there.
+/// Whether the target is etcd; then it prints that etcd does not have `what`.
 pub(crate) fn only_quorate_has(what: &str) -> bool {
     let elsewhere = Kind::target() == Kind::Etcd;
     if elsewhere {

@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 /// A server that has not answered by then will not: generous, for a loaded machine and a debug build.
 const START_MAX: Duration = Duration::from_mins(1);
 const STOP_MAX: Duration = Duration::from_secs(30);
-/// Pause between two looks at a starting server.
+/// The interval at which a starting server is polled.
 const POLL: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,13 +124,13 @@ impl Server {
         }
     }
 
-    /// `kill -9`: nothing in the process gets a chance to write.
+    /// `kill -9`: the process cannot write any more.
     pub(crate) async fn kill(&mut self) {
         let mut child = self.child.take().expect("a running server");
         child.kill().await.expect("the child can be killed");
     }
 
-    /// Sends a signal, without waiting for what comes of it.
+    /// Sends a signal without waiting for its effect.
     pub(crate) fn signal(&self, signal: Signal) {
         let id = self
             .child
@@ -165,7 +165,7 @@ impl Server {
         status.expect("the child can be waited for")
     }
 
-    /// The process as it would be started: for tests that expect it not to come up.
+    /// The command that starts the process, for tests in which the start fails.
     pub(crate) fn command(&self) -> Command {
         let mut command = match self.kind {
             Kind::Quorate => self.quorate(),
@@ -264,7 +264,7 @@ impl Server {
         self.home.path()
     }
 
-    /// True, and said aloud, when the target is an etcd older than the release that brought `what`.
+    /// Whether the target is an etcd without `what`, which it has since the given release; then it prints that.
     pub(crate) fn lacks(&self, what: &str, since: (u32, u32)) -> bool {
         if self.kind == Kind::Quorate || tools::etcd_version() >= since {
             return false;

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-/// No answer by then is no answer at all.
+/// A server that has not answered by then will not answer.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
 /// One HTTP/2 connection, to send gRPC calls whose bytes the test chooses.
@@ -38,7 +38,7 @@ impl Wire {
             .await
             .expect("an HTTP/2 handshake");
         tokio::spawn(async move {
-            // Its end is seen by the calls on it.
+            // Its calls report how it ended.
             drop(connection.await);
         });
         Self { requests }
@@ -53,18 +53,29 @@ impl Wire {
 
     async fn exchange(&self, path: &str, body: Vec<u8>) -> WireAnswer {
         let (answer, mut send) = self.begin(path).await;
-        // A server may refuse before it has read everything: the answer tells.
+        // A server may answer with an error before it has read everything, and then sending fails.
         drop(send.send_data(Bytes::from(body), true));
         WireAnswer::read(answer).await
     }
 
     /// Begins a call whose message the caller sends.
     pub(crate) async fn begin(&self, path: &str) -> (ResponseFuture, SendStream<Bytes>) {
-        let request = Request::post(format!("http://127.0.0.1{path}"))
+        self.begin_with(path, &[]).await
+    }
+
+    /// Begins a call with further headers.
+    pub(crate) async fn begin_with(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> (ResponseFuture, SendStream<Bytes>) {
+        let mut request = Request::post(format!("http://127.0.0.1{path}"))
             .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .body(())
-            .expect("a valid request");
+            .header("te", "trailers");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).expect("a valid request");
         let mut requests = self
             .requests
             .clone()

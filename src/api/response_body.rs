@@ -1,41 +1,36 @@
-//! Response bodies: one message or a stream of them with gRPC's trailers, or plain bytes for HTTP.
+//! Response bodies: one gRPC message or a stream of them, followed by trailers, or plain bytes for HTTP.
 
-use super::{payload::Payload, reply::Encoded, services::Outgoing, status::Status};
+use super::{
+    deadline_body::DeadlineBody, frames::Encoded, payload::Payload, status::Status, trailers,
+};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
-use http_body::{Frame, SizeHint};
+use http_body::{Body, Frame, SizeHint};
 use std::{
     convert::Infallible,
-    fmt::Write,
     mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
 use tokio::sync::mpsc;
 
-/// The code of a gRPC answer, in decimal.
-const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-/// The text of a gRPC error, percent-encoded.
-const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
-
-/// What is left to send of a response.
+/// What is still to be sent of a response.
 #[derive(Debug)]
-pub enum Body {
-    /// Nothing; also a gRPC error whose status went with the headers.
+pub enum ResponseBody {
+    /// No bytes: the response has ended, or the headers have a gRPC error.
     Empty,
     /// Plain bytes.
     Plain(Bytes),
     /// One gRPC message, then the trailers.
     Message(Encoded),
-    /// gRPC messages as they come; an error ends them.
+    /// gRPC messages that a call is still producing; an error ends them.
     Stream(mpsc::Receiver<Result<Encoded, Status>>),
-    /// Only the trailers.
+    /// The trailers of a call that succeeded.
     Trailers,
-    /// What tonic answers.
-    Tonic(Box<Outgoing>),
+    /// The response of a service that tonic serves.
+    Tonic(Box<DeadlineBody>),
 }
 
-impl http_body::Body for Body {
+impl Body for ResponseBody {
     type Data = Payload;
     type Error = Infallible;
 
@@ -48,11 +43,11 @@ impl http_body::Body for Body {
                 Some(Ok(message)) => Frame::data(message.into_frame()),
                 Some(Err(status)) => {
                     *self = Self::Empty;
-                    Frame::trailers(error_headers(&status))
+                    Frame::trailers(trailers::failure(&status))
                 }
                 None => {
                     *self = Self::Empty;
-                    Frame::trailers(success_trailers())
+                    Frame::trailers(trailers::success())
                 }
             },
             Self::Empty => return Poll::Ready(None),
@@ -83,8 +78,8 @@ impl http_body::Body for Body {
     }
 }
 
-impl Body {
-    /// The next frame of a body that waits for nothing.
+impl ResponseBody {
+    /// The next frame of a body whose frames are all ready.
     fn take_frame(&mut self) -> Frame<Payload> {
         match mem::replace(self, Self::Empty) {
             Self::Plain(bytes) => Frame::data(bytes.into()),
@@ -93,54 +88,21 @@ impl Body {
                 Frame::data(message.into_frame())
             }
             Self::Empty | Self::Trailers | Self::Stream(_) | Self::Tonic(_) => {
-                Frame::trailers(success_trailers())
+                Frame::trailers(trailers::success())
             }
         }
     }
 }
 
-/// The trailers of a call that succeeded.
-pub(super) fn success_trailers() -> HeaderMap {
-    let mut trailers = HeaderMap::with_capacity(1);
-    trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
-    trailers
-}
-
-/// A failed call's status, as trailers or, when nothing was sent before, as headers.
-pub fn error_headers(status: &Status) -> HeaderMap {
-    let mut headers = HeaderMap::with_capacity(3);
-    headers.insert(GRPC_STATUS, HeaderValue::from(status.code as u16));
-    // Percent-encoding leaves printable ASCII only, which every header value may hold.
-    if let Ok(text) = HeaderValue::from_str(&percent_encoded(&status.message)) {
-        headers.insert(GRPC_MESSAGE, text);
-    }
-    headers
-}
-
-/// gRPC's encoding of a status text: printable ASCII stays, but for `%`.
-fn percent_encoded(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if (b' '..=b'~').contains(&byte) && byte != b'%' {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a string cannot fail.
-            write!(out, "%{byte:02X}").unwrap_or_default();
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::status::Code;
+    use crate::api::{message_reader::testing::frame, status::Code};
     use std::future::poll_fn;
 
-    async fn frames(mut body: Body) -> Vec<Frame<Payload>> {
+    async fn frames(mut body: ResponseBody) -> Vec<Frame<Payload>> {
         let mut frames = Vec::new();
-        while let Some(Ok(frame)) =
-            poll_fn(|context| http_body::Body::poll_frame(Pin::new(&mut body), context)).await
+        while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
         {
             frames.push(frame);
         }
@@ -148,18 +110,14 @@ mod tests {
     }
 
     fn message(text: &str) -> Encoded {
-        let kv = crate::api::proto::mvccpb::KeyValue {
-            key: text.to_owned().into(),
-            ..Default::default()
-        };
-        Encoded::message(&kv).unwrap()
+        Encoded::from_frame(Bytes::from(frame(text.as_bytes())).into())
     }
 
     #[tokio::test]
     async fn a_message_is_followed_by_its_trailers() {
-        let frames = frames(Body::Message(message("a"))).await;
+        let frames = frames(ResponseBody::Message(message("a"))).await;
         assert_eq!(frames.len(), 2);
-        let expected: &[u8] = &[0, 0, 0, 0, 3, 0x0a, 1, b'a'];
+        let expected: &[u8] = &[0, 0, 0, 0, 1, b'a'];
         let data = frames[0].data_ref().unwrap().clone();
         assert_eq!(data.into_bytes(), expected);
         assert_eq!(frames[1].trailers_ref().unwrap()["grpc-status"], "0");
@@ -173,19 +131,10 @@ mod tests {
             .try_send(Err(Status::new(Code::OutOfRange, "gone")))
             .unwrap();
         sender.try_send(Ok(message("b"))).unwrap();
-        let frames = frames(Body::Stream(receiver)).await;
+        let frames = frames(ResponseBody::Stream(receiver)).await;
         assert_eq!(frames.len(), 2, "nothing follows the status");
         let trailers = frames[1].trailers_ref().unwrap();
         assert_eq!(trailers["grpc-status"], "11");
         assert_eq!(trailers["grpc-message"], "gone");
-    }
-
-    #[test]
-    fn texts_are_percent_encoded() {
-        assert_eq!(
-            percent_encoded("etcdserver: key \"a\""),
-            "etcdserver: key \"a\""
-        );
-        assert_eq!(percent_encoded("100%\n\u{fc}"), "100%25%0A%C3%BC");
     }
 }

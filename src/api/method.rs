@@ -1,0 +1,75 @@
+//! The paths of gRPC methods, and which part of the API serves each.
+
+use super::status::Status;
+
+/// The services whose answers are spliced from stored bytes; tonic's generated servers serve all others.
+const SPLICED: [&str; 2] = ["/etcdserverpb.KV/", "/etcdserverpb.Watch/"];
+
+/// The watch stream.
+pub(super) const WATCH: &str = "/etcdserverpb.Watch/Watch";
+
+/// etcd: the methods that a learner serves. Of ranges it serves only the serializable ones, which the range itself checks.
+const LEARNER: [&str; 3] = [
+    "/etcdserverpb.Maintenance/Status",
+    "/etcdserverpb.Maintenance/Snapshot",
+    "/etcdserverpb.KV/Range",
+];
+
+/// The methods of tonic's services that take a stream. Any other call needs exactly one message.
+const CLIENT_STREAMS: [&str; 1] = ["/etcdserverpb.Lease/LeaseKeepAlive"];
+
+pub(super) fn is_spliced(path: &str) -> bool {
+    SPLICED.iter().any(|service| path.starts_with(service))
+}
+
+pub(super) fn is_served_by_learners(path: &str) -> bool {
+    LEARNER.contains(&path)
+}
+
+pub(super) fn takes_stream(path: &str) -> bool {
+    CLIENT_STREAMS.contains(&path)
+}
+
+/// The service and the method that a path names.
+pub(super) fn split(path: &str) -> Result<(&str, &str), Status> {
+    path.strip_prefix('/')
+        .and_then(|rest| rest.rsplit_once('/'))
+        .ok_or_else(|| Status::malformed_path(path))
+}
+
+/// The error for a path that no spliced service answers.
+pub(super) fn unknown(path: &str) -> Status {
+    match split(path) {
+        Ok((service, method)) if is_spliced(path) => Status::unknown_method(method, service),
+        Ok((service, _)) => Status::unknown_service(service),
+        Err(status) => status,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::status::Code;
+
+    #[test]
+    fn unknown_paths_are_named() {
+        let table = [
+            ("/a.B/C", "unknown service a.B"),
+            ("/a/b/c", "unknown service a/b"),
+            (
+                "/etcdserverpb.KV/C",
+                "unknown method C for service etcdserverpb.KV",
+            ),
+            (
+                "/etcdserverpb.KV/",
+                "unknown method  for service etcdserverpb.KV",
+            ),
+            ("/nothing", "malformed method name: \"/nothing\""),
+            ("*", "malformed method name: \"*\""),
+        ];
+        for (path, text) in table {
+            let status = unknown(path);
+            assert_eq!((status.code, &*status.message), (Code::Unimplemented, text));
+        }
+    }
+}

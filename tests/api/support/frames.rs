@@ -1,0 +1,102 @@
+//! HTTP/2 frame by frame, for what no client library sends.
+
+use bytes::Bytes;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const CONTINUATION: u8 = 9;
+pub(crate) const END_STREAM: u8 = 1;
+pub(crate) const END_HEADERS: u8 = 4;
+
+/// A connection on which the test writes every frame itself.
+#[derive(Debug)]
+pub(crate) struct FrameConnection(TcpStream);
+
+/// A received frame.
+#[derive(Debug)]
+pub(crate) struct Frame {
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
+    pub(crate) stream: u32,
+    pub(crate) payload: Bytes,
+}
+
+impl FrameConnection {
+    /// Connects and begins with the preface and empty settings.
+    pub(crate) async fn connect(port: u16) -> Self {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await;
+        let mut connection = Self(stream.expect("a connection"));
+        connection.send(PREFACE).await.expect("the preface");
+        let settings = encode(4, 0, 0, &[]);
+        connection.send(&settings).await.expect("settings");
+        connection
+    }
+
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_all(bytes).await
+    }
+
+    /// The next frame of a stream, or a GOAWAY; `None` once the server has closed the connection.
+    pub(crate) async fn next(&mut self, stream: u32) -> Option<Frame> {
+        loop {
+            let frame = timeout(ANSWER_MAX, self.read()).await;
+            let frame = frame.expect("a frame in time")?;
+            if frame.stream == stream || frame.kind == GOAWAY {
+                return Some(frame);
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Option<Frame> {
+        let mut head = [0; 9];
+        self.0.read_exact(&mut head).await.ok()?;
+        let [high, middle, low, kind, flags, id @ ..] = head;
+        let len = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+        let mut payload = vec![0; len];
+        self.0.read_exact(&mut payload).await.ok()?;
+        Some(Frame {
+            kind,
+            flags,
+            stream: u32::from_be_bytes(id),
+            payload: payload.into(),
+        })
+    }
+}
+
+pub(crate) fn encode(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).expect("a short payload");
+    let mut frame = len.to_be_bytes()[1..].to_vec();
+    frame.extend_from_slice(&[kind, flags]);
+    frame.extend_from_slice(&stream.to_be_bytes());
+    frame.extend_from_slice(payload);
+    frame
+}
+
+/// The header block of a gRPC call. Nothing enters the header table.
+pub(crate) fn call_headers(path: &str, authority: &[u8]) -> Vec<u8> {
+    let literal = |block: &mut Vec<u8>, value: &[u8]| {
+        assert!(value.len() < 0x7f, "a length of one byte");
+        block.push(value.len().to_le_bytes()[0]);
+        block.extend_from_slice(value);
+    };
+    // POST, http, and a path.
+    let mut block = vec![0x83, 0x86, 0x04];
+    literal(&mut block, path.as_bytes());
+    block.push(0x01);
+    literal(&mut block, authority);
+    for (name, value) in [("content-type", "application/grpc"), ("te", "trailers")] {
+        block.push(0);
+        literal(&mut block, name.as_bytes());
+        literal(&mut block, value.as_bytes());
+    }
+    block
+}
