@@ -280,8 +280,8 @@ fn the_index_publishes_a_snapshot_for_each_batch() {
 fn the_committer_reports_what_the_database_holds() {
     alone(async || {
         let site = site();
-        let (applier, mut reports) = caught::<Committed>();
-        let committer = Committer::new(open(&site), site, applier, ignored(), life()).start();
+        let (reported, mut reports) = caught::<Committed>();
+        let committer = Committer::new(open(&site), site, reported, ignored(), life()).start();
         let applied = LogPosition::new(Term(1), LogIndex(4));
         let commit = CommitRevisions {
             batch: CommitBatch {
@@ -291,9 +291,9 @@ fn the_committer_reports_what_the_database_holds() {
             through: Revision(1),
         };
         committer.send(commit).await.unwrap();
-        let committed = reports.recv().await.unwrap();
-        assert_eq!(committed.applied, applied);
-        assert_eq!(committed.through, Some(Revision(1)));
+        let report = reports.recv().await.unwrap();
+        assert_eq!(report.applied, applied);
+        assert_eq!(report.through, Some(Revision(1)));
     });
 }
 
@@ -374,7 +374,7 @@ fn the_applier_answers_once_the_index_has_published() {
 fn the_compactor_prunes_the_index_and_then_removes_records() {
     alone(async || {
         let db = open(&site());
-        let (pruned, mut prunes) = mpsc::unbounded_channel();
+        let (pruned, mut prune_steps) = mpsc::unbounded_channel();
         let (removed, mut removals) = mpsc::unbounded_channel();
         let peers = CompactorPeers {
             index: fake(move |prune: PruneIndex| {
@@ -409,7 +409,7 @@ fn the_compactor_prunes_the_index_and_then_removes_records() {
         let accepted = CompactionAccepted(Decision { revision, index });
         compactor.send(accepted).await.unwrap();
         compactor.send(AwaitCompaction { revision }).await.unwrap();
-        assert_eq!(prunes.recv().await, Some(revision));
+        assert_eq!(prune_steps.recv().await, Some(revision));
         assert_eq!(removals.recv().await, Some(revision));
     });
 }
@@ -519,7 +519,7 @@ fn the_raft_node_applies_what_the_log_holds() {
     alone(async || {
         let (disk, db) = (disk(), open(&site()));
         let (to_wal, mut writes) = caught::<Persist>();
-        let (applier, mut applies) = caught::<ApplyEntries>();
+        let (applier, mut batches) = caught::<ApplyEntries>();
         let (handle, mut proposed) = consensus();
         let views = views_at(&db, Revision::FIRST).1;
         let membership = Membership::of_voters([(MEMBER, Bytes::new())]).unwrap();
@@ -586,7 +586,7 @@ fn the_raft_node_applies_what_the_log_holds() {
         let outcome = handle.submit(&Command::Put(Put::default())).unwrap();
         node.send(proposed.recv().await.unwrap()).await.unwrap();
         let reply = loop {
-            let ApplyEntries { entries } = applies.recv().await.unwrap();
+            let ApplyEntries { entries } = batches.recv().await.unwrap();
             if let Some(reply) = entries.into_iter().find_map(|entry| entry.reply) {
                 break reply;
             }

@@ -249,7 +249,7 @@ mod tests {
     };
     use bytes::Bytes;
 
-    fn events(bytes: usize) -> Response {
+    fn response(bytes: usize) -> Response {
         let kv = Bytes::from(vec![0; bytes]);
         let rev = Rev::new(Revision(2), 0);
         let event = Arc::new(Event::new(rev, RecordKind::Put, &kv, None));
@@ -271,7 +271,7 @@ mod tests {
         let quarter = STREAM_BYTES_MAX / 4;
         for _ in 0..4 {
             assert!(outbox.has_room());
-            outbox.put(events(quarter));
+            outbox.put(response(quarter));
         }
         assert!(!outbox.has_room(), "four quarters and their overhead");
         assert!(outbox.try_take().is_ok());
@@ -292,7 +292,7 @@ mod tests {
             WatchOutbox::new(StreamId(1), events.clone()),
             WatchOutbox::new(StreamId(2), events.clone()),
         );
-        busy.put(events(1));
+        busy.put(response(1));
         events
             .queued_bytes
             .fetch_add(ALL_BYTES_MAX, Ordering::Relaxed);
@@ -306,13 +306,13 @@ mod tests {
     fn one_that_was_left_keeps_nothing() {
         let events = Arc::new(FrontEndEvents::default());
         let outbox = WatchOutbox::new(StreamId(3), events.clone());
-        outbox.put(events(STREAM_BYTES_MAX));
+        outbox.put(response(STREAM_BYTES_MAX));
         assert!(!outbox.has_room());
         outbox.close();
         outbox.close();
         assert_eq!(events.take(), [FrontEndEvent::Closed(StreamId(3))]);
         assert!(outbox.has_room(), "whoever writes to it need not wait");
-        outbox.put(events(1));
+        outbox.put(response(1));
         assert_eq!(outbox.try_take(), Err(Empty::ForNow));
         assert_eq!(events.queued_bytes.load(Ordering::Relaxed), 0);
     }
@@ -322,9 +322,9 @@ mod tests {
         let events = Arc::new(FrontEndEvents::default());
         let outbox = WatchOutbox::new(StreamId(5), events.clone());
         for _ in 0..5 {
-            outbox.put(events(1_000));
+            outbox.put(response(1_000));
         }
-        let each = events(1_000).bytes();
+        let each = response(1_000).bytes();
         let mut taken = Vec::new();
         outbox.take_some(2 * each + 1, &mut taken).await;
         assert_eq!(taken.len(), 3, "the one that crosses the line is the last");
@@ -339,7 +339,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_queued_at_the_end_is_still_taken() {
         let outbox = WatchOutbox::new(StreamId(4), Arc::new(FrontEndEvents::default()));
-        outbox.put(events(1));
+        outbox.put(response(1));
         outbox.end();
         assert!(outbox.take().await.is_some());
         assert!(outbox.take().await.is_none());

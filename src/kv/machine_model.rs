@@ -412,7 +412,7 @@ fn reads_values(command: &Command) -> bool {
         txn.compares.iter().any(by_value)
             || txn.branches().any(|op| match op {
                 TxnOp::Put(put) => put.ignore_value,
-                TxnOp::Txn(inner) => self::reads_values(&Command::Txn(inner.clone())),
+                TxnOp::Txn(inner) => reads_values(&Command::Txn(inner.clone())),
                 TxnOp::Range(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => false,
             })
     }

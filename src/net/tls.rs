@@ -77,7 +77,10 @@ impl PeerSecurity {
         }
         let found = named.join(", ");
         let what = format!("it is the certificate of {found:?}, not of member {name:?}");
-        Err(pem(&files.cert, &what))
+        Err(TlsError::Pem {
+            path: files.cert.clone(),
+            problem: what,
+        })
     }
 
     /// The configurations for member `name`, from the files as they are now.

@@ -39,7 +39,6 @@ use crate::{
         listen::{ApiArbiter, ApiServer},
         serving::ListenLimits,
     },
-    clock,
     config::{ClusterState, Config, ConfigError},
     storage::{descriptors, disk::Disk, member::Owner, real_disk::RealDisk},
     types::Identity,

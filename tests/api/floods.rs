@@ -23,8 +23,8 @@ async fn flood(server: &Server, mut next: impl FnMut(u32) -> Vec<u8>) {
     let said = connection.next(0).await;
     // A reset of the connection may overtake the frame.
     if let Some(frame) = said.filter(|frame| frame.kind == GOAWAY) {
-        let reason = frame.payload[4..8].try_into().map(u32::from_be_bytes);
-        assert_eq!(reason, Ok(11), "enhance your calm");
+        let reason = frame.payload.get(4..8).unwrap_or_default();
+        assert_eq!(reason, 11_u32.to_be_bytes(), "enhance your calm");
     }
     client.must_put("k", "v").await;
 }

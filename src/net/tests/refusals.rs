@@ -159,7 +159,8 @@ fn nothing_on_its_way_to_a_member_reaches_its_successor() {
         one.reaches(&successor).await;
         let said = successor.post.bodies_from(one.id);
         assert!(
-            said.iter().all(|body| matches!(body, Body::StaleTerm)),
+            said.iter()
+                .all(|body| matches!(body, MessageBody::StaleTerm)),
             "only what was sent to it: {said:?}"
         );
     });
