@@ -68,6 +68,7 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
             "clock",
             "codec",
             "failpoint",
+            "mutation",
             "raft",
             "kv",
             "storage",
@@ -104,7 +105,7 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "local_cluster",
-        &["net"],
+        &["config", "net"],
         "it makes files and starts processes; what they do is theirs",
     ),
     (

@@ -41,16 +41,15 @@ pub struct Published {
     pub file_bytes: u64,
     /// Bytes of it that hold records.
     pub used_bytes: u64,
-    /// Bytes of records that the database does not hold yet.
-    pub waiting_bytes: u64,
 }
 
 impl Published {
-    /// What counts against the quota: all records, history that is not compacted included. Space in the file that compactions
-    /// have freed does not count, for it is used again. etcd: counts the file, pages around records included, so it refuses
-    /// no later than this does.
+    /// What counts against the quota: all records in the database, history that is not compacted included. Space in the file that
+    /// compactions have freed does not count, since it is used again. etcd: counts the file, with the pages around records, as
+    /// of its newest commit, so it refuses no later than this does. What the database does not hold yet does not count in either;
+    /// here it has a bound of its own.
     pub fn quota_bytes(&self) -> u64 {
-        self.used_bytes + self.waiting_bytes
+        self.used_bytes
     }
 
     /// Reads keys, if that is quick enough to be done between other requests.

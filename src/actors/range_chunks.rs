@@ -129,6 +129,13 @@ impl RangeChunks {
             None => self.pin().await?,
         };
         let mut page = self.page(pinned).await?;
+        let greatest = page.kvs.last().map(record::key_of);
+        // Only now: the next part begins after the greatest key.
+        sort(&mut page.kvs, self.query.sort_target);
+        if page.kvs.len() > self.left {
+            page.kvs.truncate(self.left);
+            page.more = true;
+        }
         self.left = self.left.saturating_sub(page.kvs.len());
         self.pace(&page.kvs);
         let last = !page.more || self.left == 0;
@@ -137,11 +144,9 @@ impl RangeChunks {
             more: page.more,
             count: pinned.count,
         };
-        if let Some(kv) = page.kvs.last() {
-            self.range = self.range.after(&record::key_of(kv));
+        if let Some(greatest) = greatest {
+            self.range = self.range.after(&greatest);
         }
-        // Only now: the next part begins after the greatest key.
-        sort(&mut page.kvs, self.query.sort_target);
         Ok(RangeChunk {
             kvs: page.kvs,
             end: last.then_some(end),
@@ -171,7 +176,11 @@ impl RangeChunks {
         let published = self.requests.published();
         published.view.window.check(pinned.read_at)?;
         let (range, keys_only) = (self.range.clone(), self.query.keys_only);
-        let limit = self.keys_max.min(self.left);
+        let mut limit = self.keys_max.min(self.left);
+        if self.query.sort_target != SortTarget::Key && self.left < self.keys_max {
+            // etcd: it sorts one result more than the limit allows, and then cuts the last one off.
+            limit += 1;
+        }
         self.requests
             .read_in_background(move || {
                 published

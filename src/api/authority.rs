@@ -441,7 +441,7 @@ mod tests {
             frame(4, 0, 0, &[]),
             call(1, &good),
             call(3, &bad),
-            call(5, &literal(&named, b"c,d")),
+            call(5, &literal(&named, b"c d")),
             frame(HEADERS, end | PADDED, 7, &padded),
             frame(HEADERS, end | PRIORITY, 9, &prioritised),
             // In two frames, of which the first has the authority.

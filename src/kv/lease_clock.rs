@@ -532,8 +532,9 @@ leads anew         |             | running     | running     | running
     fn each_event_in_each_state_leads_where_the_table_says() {
         let states = ["running", "renewing", "overdue", "proposed"];
         let line = |first: &str, cells: &[String]| {
-            let cells: String = cells.iter().map(|cell| format!(" | {cell:<11}")).collect();
-            format!("{first:<18}{cells}").trim_end().to_owned()
+            let cells: Vec<_> = cells.iter().map(|cell| format!(" | {cell:<11}")).collect();
+            let line = format!("{first:<18}{}", cells.concat());
+            line.trim_end().to_owned()
         };
         let mut lines = vec![String::new(), line("", &states.map(str::to_owned))];
         for (name, happens) in EVENTS {

@@ -194,7 +194,7 @@ impl Machine {
         }
         match command {
             Command::Put(put) => self.apply_put(put, past, answer),
-            Command::DeleteRange(delete) => Ok(self.apply_delete_range(delete, past, answer)),
+            Command::DeleteRange(delete) => Ok(Ok(self.apply_delete_range(delete, past, answer))),
             Command::Txn(txn) => self.apply_txn(txn, past, answer),
             Command::Compact(compact) => Ok(self.apply_compact(*compact)),
             Command::GrantLease(grant) => Ok(self.apply_grant(*grant, at)),
@@ -281,11 +281,11 @@ impl Machine {
         delete: &DeleteRange,
         past: &dyn Records,
         answer: Option<&mut AnswerReads>,
-    ) -> Verdict {
+    ) -> Outcome {
         let mut writing = self.begin(past, answer);
         let done = self.delete_range(delete, &mut writing);
         self.end(&writing);
-        Ok(Outcome::DeleteRange(done))
+        Outcome::DeleteRange(done)
     }
 
     fn apply_txn(

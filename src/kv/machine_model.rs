@@ -491,11 +491,16 @@ impl Pair {
         let verdict = self.machine.apply(command, at, &records, Some(&mut reads));
         let verdict = verdict.expect("everything the index names is stored");
         let alone = self.follower.apply(command, at, &records, None);
-        assert_eq!(alone.is_ok_and(|alone| alone.is_ok()), verdict.is_ok());
+        let alone = alone.is_ok_and(|alone| alone.is_ok());
+        assert_eq!(alone, verdict.is_ok(), "{command:?} at a follower");
         let expected = self.naive.apply(command);
         self.unanswered
             .push((command.clone(), verdict, reads, expected));
-        assert_eq!(self.follower.state_hash(), self.machine.state_hash());
+        assert_eq!(
+            self.follower.state_hash(),
+            self.machine.state_hash(),
+            "{command:?}"
+        );
         assert_eq!(
             self.machine.revision().0,
             self.naive.newest(),
@@ -531,7 +536,8 @@ impl Pair {
 
     fn publish(&mut self) {
         let changes = self.machine.take_changes();
-        assert_eq!(self.follower.take_changes(), changes);
+        let followed = self.follower.take_changes();
+        assert_eq!(followed, changes, "a follower changes the same");
         for change in &changes.keys {
             match change.kind {
                 RecordKind::Put => {

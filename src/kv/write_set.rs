@@ -327,7 +327,8 @@ mod tests {
 
     #[test]
     fn twice_the_size_takes_hardly_more_than_twice_the_steps() {
-        let cases: [(&str, fn(u32) -> Txn); 3] = [
+        type Sized = fn(u32) -> Txn;
+        let cases: [(&str, Sized); 3] = [
             ("flat lists", |n| large(n * 8)),
             ("deep", |n| deep(30, n * 400)),
             ("overlapping deletes", |n| {

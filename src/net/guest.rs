@@ -4,9 +4,9 @@
 //! question and gets one answer. It is never connected as a member, and none of its bytes reach consensus.
 
 use super::{
-    Inbox,
     error::{NetError, Refusal},
     hello::{self, Hello},
+    inbox::{GuestQuestion, Inbox},
     requests::Responder,
     settings,
     tls::{PeerSecurity, SERVER_NAME},
@@ -21,17 +21,6 @@ const GUEST_BYTES_MAX: usize = 1024 * 1024;
 
 /// The member id in a guest's hello.
 pub(super) const GUEST: MemberId = MemberId(0);
-
-/// A question of a process that is no member.
-#[derive(Debug)]
-pub struct GuestQuestion {
-    /// The name in its hello. Where members are authenticated, its certificate contains this name.
-    pub name: String,
-    /// The question.
-    pub question: Bytes,
-    /// Takes the answer.
-    pub responder: Responder,
-}
 
 /// The answer to a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]

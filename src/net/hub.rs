@@ -10,11 +10,11 @@
 //! | one that answers | one of another process | the new one is refused: two processes have the same member id |
 
 use super::{
-    Inbox,
     backoff::{Backoff, LogGate},
     error::{ForwardError, NetError, Refusal, SnapshotError},
     guest::{self, GUEST},
     hello::{self, Hello},
+    inbox::Inbox,
     link::{self, Answers, Link},
     requests::ForwardReply,
     settings::{

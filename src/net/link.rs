@@ -1,11 +1,11 @@
 //! One open connection to a peer: a task for each lane and direction. When one of them ends, all do.
 
 use super::{
-    Inbox,
     codec::{Lane, decode_message, decode_request},
     error::{NetError, Refusal},
     frame::{FrameBuffer, FrameError},
     hello,
+    inbox::Inbox,
     requests::Requests,
     send_queues::SendQueues,
     snapshot,

@@ -19,6 +19,7 @@
 //! |---|---|
 //! | `hub` | the known members, dialling, accepting, which connection stays |
 //! | `hello` | the handshake: versions, cluster, member |
+//! | `inbox` | to whom everything that arrives goes |
 //! | `link` | one open connection |
 //! | `send_queues` | send queues |
 //! | `frame` | frames of any header and payload |
@@ -42,6 +43,7 @@ pub mod fuzz;
 mod guest;
 mod hello;
 mod hub;
+mod inbox;
 mod link;
 mod pem;
 mod requests;
@@ -55,36 +57,10 @@ mod tls;
 pub use codec::{Lane, VERSION_HIGH, VERSION_LOW, decode_messages, encode_messages};
 pub use error::{ForwardError, NetError, Refusal, SnapshotError, TlsError};
 pub use frame::FRAME_BYTES_MAX;
-pub use guest::{GuestAnswer, GuestQuestion, ask};
+pub use guest::{GuestAnswer, ask};
 pub use hub::Hub;
+pub use inbox::{Delivery, GuestQuestion, Inbox};
 pub use requests::{ForwardReply, PeerRequest, REQUEST_BYTES_MAX, Responder, UNDER_WAY_MAX};
 pub use settings::{HubSettings, Listener, Pacing, PeerAddress, PeerStats};
 pub use snapshot::{CHUNK_BYTES_MAX, IncomingSnapshot, SNAPSHOT_HEADER_BYTES_MAX, SnapshotSender};
 pub use tls::{PeerSecurity, TlsFiles};
-
-use crate::{raft::Message, types::MemberId};
-use std::pin::Pin;
-
-/// Completes once the receiver has taken what was delivered.
-pub type Delivery = Pin<Box<dyn Future<Output = ()>>>;
-
-/// Receives everything that peers send. A peer's stream is not read on until a delivery completes: this is the backpressure that
-/// bounds memory.
-pub trait Inbox {
-    /// Consensus messages of one stream, in order.
-    fn messages(&self, from: MemberId, messages: Vec<Message>) -> Delivery;
-    /// Requests to serve. The delivery completes once they are queued, not once they are answered.
-    fn requests(&self, requests: Vec<PeerRequest>) -> Delivery;
-    /// A question of a process that is no member. The delivery completes once it is queued, not once it is answered.
-    fn guest(&self, question: GuestQuestion) -> Delivery;
-    /// A snapshot to receive. The delivery completes once the transfer has begun.
-    fn snapshot(&self, incoming: IncomingSnapshot) -> Delivery;
-    /// A member is connected that was not before.
-    fn connected(&self, id: MemberId);
-    /// A member is no longer connected.
-    fn disconnected(&self, id: MemberId);
-    /// Messages to a connected member were dropped because its send queue is full.
-    fn dropped(&self, id: MemberId);
-    /// The dialled member refused this one, with this [`Refusal::code`] and text.
-    fn refused(&self, by: MemberId, code: u64, text: &str);
-}

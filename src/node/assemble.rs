@@ -294,7 +294,6 @@ fn first_view(applier: &ApplierState, db: &Db) -> Published {
         stored_applied: db.applied().index,
         file_bytes: db.size(),
         used_bytes: db.size_in_use(),
-        waiting_bytes: 0,
     }
 }
 

@@ -49,7 +49,7 @@ pub(super) fn put_aside(site: &DbSite, members: Option<&Bytes>) -> Result<(), St
     };
     let old = read(site, site.name);
     if old.as_ref().is_some_and(|old| old.awaits) {
-        return refill::granted(disk).map_err(StartError::Refill);
+        return granted(site);
     }
     let membership = members.ok_or(StartError::RefillUnknown)?;
     let members = Members::decode(membership).map_err(restore::RestoreError::from)?;
@@ -77,7 +77,16 @@ pub(super) fn put_aside(site: &DbSite, members: Option<&Bytes>) -> Result<(), St
     })?;
     drop(db);
     failpoint::hit(FailPoint::AfterRefillDatabase);
-    refill::granted(disk).map_err(StartError::Refill)
+    granted(site)
+}
+
+/// Removes the request. The process that made the new database may have died before it synced the directory, so this syncs it
+/// first: a member that has neither a database nor a request does not start.
+fn granted(site: &DbSite) -> Result<(), StartError> {
+    site.disk
+        .sync_dir(site.dir())
+        .and_then(|()| refill::granted(&*site.disk))
+        .map_err(StartError::Refill)
 }
 
 /// What could be read of a database that may be damaged.

@@ -9,16 +9,16 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub(super) struct Candidate {
     /// It asks for pre-votes: it has entered no new term and given no vote.
-    pre_candidate: bool,
+    asks_for_pre_votes: bool,
     votes: BTreeMap<MemberId, bool>,
     elapsed_ticks: u32,
     timeout_ticks: u32,
 }
 
 impl Candidate {
-    pub(super) fn new(state: &mut CoreState, pre_candidate: bool) -> Self {
+    pub(super) fn new(state: &mut CoreState, asks_for_pre_votes: bool) -> Self {
         Self {
-            pre_candidate,
+            asks_for_pre_votes,
             votes: BTreeMap::new(),
             elapsed_ticks: 0,
             timeout_ticks: state.draw_timeout(),
@@ -26,7 +26,7 @@ impl Candidate {
     }
 
     pub(super) fn is_pre_candidate(&self) -> bool {
-        self.pre_candidate
+        self.asks_for_pre_votes
     }
 
     /// One tick passed. True if it is time to campaign again.

@@ -228,6 +228,7 @@ impl Progress {
 mod tests {
     use super::*;
     use crate::types::Term;
+    use std::fmt::Write as _;
 
     #[test]
     fn appends_in_flight_are_bounded_until_acknowledged() {
@@ -297,7 +298,9 @@ snapshot             | replicate            | snapshot             | snapshot   
     fn states() -> Vec<Progress> {
         let start = |steps: &[fn(&mut Progress)]| {
             let mut progress = Progress::new(LogIndex(10));
-            steps.iter().for_each(|step| step(&mut progress));
+            for step in steps {
+                step(&mut progress);
+            }
             progress.acked_since_heartbeat = false;
             progress
         };
@@ -341,7 +344,7 @@ snapshot             | replicate            | snapshot             | snapshot   
         ];
         let mut table = TABLE.lines().next().unwrap().to_owned() + "\n";
         for (row, state) in states().iter().enumerate() {
-            table += &format!("{:<20}", shown(state));
+            write!(table, "{:<20}", shown(state)).unwrap();
             for event in events {
                 let mut progress = states().remove(row);
                 let asks = event(&mut progress);
@@ -351,7 +354,7 @@ snapshot             | replicate            | snapshot             | snapshot   
                 } else {
                     shown(&progress)
                 };
-                table += &format!(" | {after:<20}");
+                write!(table, " | {after:<20}").unwrap();
             }
             table = table.trim_end().to_owned() + "\n";
         }

@@ -271,7 +271,7 @@ async fn a_log_of_a_newer_version_is_refused_with_both_versions() {
         }
     };
     set_format(41);
-    names(&refusal(&server).await, &["has format 41", "newer than 1"]);
+    names(&refusal(&server).await, &["has format 41", "newer than 2"]);
     set_format(1);
     is_whole(&mut server).await;
 }

@@ -47,13 +47,17 @@ async fn compact(client: &Client) {
 
 async fn disarm(client: &Client) {
     let mut maintenance = client.maintenance.clone();
-    let request = AlarmRequest {
-        action: alarm_request::AlarmAction::Deactivate.into(),
-        member_id: 0,
+    let request = |action: alarm_request::AlarmAction, member_id| AlarmRequest {
+        action: action.into(),
+        member_id,
         alarm: AlarmType::Nospace.into(),
     };
-    let disarmed = maintenance.alarm(request).await.unwrap().into_inner();
-    assert_eq!(disarmed.alarms.len(), 1, "the alarm was raised");
+    let get = request(alarm_request::AlarmAction::Get, 0);
+    let raised = maintenance.alarm(get).await.unwrap().into_inner().alarms;
+    assert_eq!(raised.len(), 1, "the alarm was raised");
+    let clear = request(alarm_request::AlarmAction::Deactivate, raised[0].member_id);
+    let cleared = maintenance.alarm(clear).await.unwrap().into_inner().alarms;
+    assert_eq!(cleared, raised);
 }
 
 #[tokio::test]

@@ -117,6 +117,7 @@ async fn the_first_chunk_has_at_most_10_keys() {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one refusal after the other")]
 async fn refusals() {
     let Some((_server, client)) = many().await else {
         return;

@@ -3,7 +3,7 @@
 use crate::support::{
     Exit, Kind, Server, Setup, get, only_quorate_has, op_get, put, refused, run_to_exit, txn,
 };
-use std::fs;
+use std::{fs, time::Duration};
 use tonic::Code;
 
 fn setup(args: &[&str], env: &[(&str, &str)]) -> Setup {
@@ -172,11 +172,19 @@ async fn the_start_says_where_it_is_and_what_to_try() {
     let server = Server::start().await;
     let address = format!("127.0.0.1:{}", server.client_port());
     let dir = server.data_dir().to_str().unwrap().to_owned();
+    let hints = |log: &str| -> Vec<String> {
+        log.lines()
+            .filter(|line| line.contains("etcdctl") && line.contains(&address))
+            .map(str::to_owned)
+            .collect()
+    };
+    // It serves a moment before it says so.
+    let start = quorate::internals::clock::now();
+    while hints(&server.log()).is_empty() && start.elapsed() < Duration::from_secs(20) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let log = server.log();
-    let lines: Vec<_> = log
-        .lines()
-        .filter(|line| line.contains("etcdctl") && line.contains(&address))
-        .collect();
+    let lines = hints(&log);
     assert_eq!(lines.len(), 1, "one line says it:\n{log}");
     assert!(lines[0].contains(&dir), "{}", lines[0]);
 }

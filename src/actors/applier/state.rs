@@ -149,12 +149,11 @@ impl State {
         self.applied = entry.position();
         let mut reads = AnswerReads::default();
         let answer = reply.is_some().then_some(&mut reads);
-        let verdict = match &command {
-            Some(command) => Some(self.apply_command(command, past, answer)?),
-            None => {
-                self.machine.pass(self.applied);
-                None
-            }
+        let verdict = if let Some(command) = &command {
+            Some(self.apply_command(command, past, answer)?)
+        } else {
+            self.machine.pass(self.applied);
+            None
         };
         if entry.kind == EntryKind::Membership {
             self.take_membership(&entry)?;

@@ -98,7 +98,6 @@ impl Visible {
             stored_applied: storing.stored_applied(),
             file_bytes: database.file_bytes,
             used_bytes: database.used_bytes,
-            waiting_bytes: storing.waiting_bytes() as u64,
         });
         readers.send_replace(published.clone());
         published

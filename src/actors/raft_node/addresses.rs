@@ -1,8 +1,8 @@
 //! Which addresses of members the peer hub has, and members that this one knows only from others.
 //!
 //! A member accepts connections only from members that it knows. One that was away while another was added, which now leads,
-//! would refuse its leader for ever: the entry that adds the leader is in the log that only the leader can send. So a member without
-//! a leader asks those that are connected who the members are, one after the other, and uses the answer beside its own
+//! would refuse its leader for ever: the entry that adds the leader is in the log that only the leader can send. So a member
+//! without a leader asks those that are connected who the members are, one after the other, and uses the answer beside its own
 //! membership until its log has come as far.
 
 use crate::{

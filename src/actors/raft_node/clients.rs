@@ -56,12 +56,9 @@ impl RaftNode {
             proposal.reply.send(Err(RequestError::TooManyRequests));
             return;
         }
-        let no_leader = match self.raft.propose(proposal.data.clone()) {
-            Ok(_) => {
-                self.proposals.wait(deadline, proposal.id, proposal.reply);
-                return;
-            }
-            Err(no_leader) => no_leader,
+        let Err(no_leader) = self.raft.propose(proposal.data.clone()) else {
+            self.proposals.wait(deadline, proposal.id, proposal.reply);
+            return;
         };
         let may_hold = self.proposals.may_hold(proposal.data.len());
         match no_leader {

@@ -1,8 +1,8 @@
 //! Requests between members: proposals that a follower forwards to the leader, and what a member serves for others.
 //!
 //! A follower keeps its callers; only bytes travel. It answers a caller when it applies the entry itself, so that a client reads
-//! its own writes at the member that it wrote to. Proposals that the leader did not append are proposed again, to the next leader.
-//! A proposal that may have been appended is never sent twice: after a change of leader its caller gets a time-out.
+//! its own writes at the member that it wrote to. Proposals that the leader did not append are proposed again, to the next
+//! leader. A proposal that may have been appended is never sent twice: after a change of leader its caller gets a time-out.
 
 use super::{node::RaftNode, own_messages::ForwardAnswered, pending_proposals::ForwardedProposal};
 use crate::{
@@ -161,12 +161,11 @@ impl RaftNode {
     pub(super) fn forward(&mut self) {
         let leader = self.raft.leader().filter(|id| *id != self.member.id);
         for batch in self.proposals.take_batches() {
-            match leader {
-                Some(leader) => self.forward_batch(leader, batch),
-                None => {
-                    self.proposals.answered(&batch);
-                    self.all_forwarded(batch, Taken::NotLeader);
-                }
+            if let Some(leader) = leader {
+                self.forward_batch(leader, batch);
+            } else {
+                self.proposals.answered(&batch);
+                self.all_forwarded(batch, Taken::NotLeader);
             }
         }
     }

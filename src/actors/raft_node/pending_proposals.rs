@@ -8,7 +8,7 @@ use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use tokio::time::Instant;
 
-/// PendingProposals that may wait for a leader or for their entry.
+/// Proposals that may wait for a leader or for their entry.
 const WAITING_MAX: usize = 65_536;
 
 /// Bytes of proposals that may be parked, or be in flight to the leader.
@@ -41,9 +41,9 @@ pub(super) struct PendingProposals {
     waiting: BTreeMap<u64, Reply>,
     /// Their deadlines, in order; some of them may have their answer.
     deadlines: VecDeque<(Instant, u64)>,
-    /// PendingProposals that found no leader, in the order of their deadlines.
+    /// Proposals that found no leader, in the order of their deadlines.
     parked: VecDeque<(Instant, Proposal)>,
-    /// PendingProposals that go to the leader at the end of this turn.
+    /// Proposals that go to the leader at the end of this turn.
     to_forward: Vec<ForwardedProposal>,
     held_bytes: usize,
 }

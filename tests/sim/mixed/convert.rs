@@ -84,11 +84,10 @@ fn process() -> u64 {
     id.parse().expect("a number")
 }
 
+type Answered = Result<(KvRevision, Answer), RequestError>;
+
 /// What an answer means; `None` is no answer.
-fn response(
-    slot: Slot,
-    answer: Option<(u64, Result<(KvRevision, Answer), RequestError>)>,
-) -> Response {
+fn response(slot: Slot, answer: Option<(u64, Answered)>) -> Response {
     let Some((process, result)) = answer else {
         return Response {
             outcome: Outcome::Unknown,

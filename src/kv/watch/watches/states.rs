@@ -207,8 +207,9 @@ cancel                | gone    | gone    | gone    | gone
 fn each_event_in_each_state_leads_where_the_table_says() {
     let states = ["synced", "queued", "reading", "starved"];
     let line = |first: &str, cells: &[&str]| {
-        let cells: String = cells.iter().map(|cell| format!(" | {cell:<7}")).collect();
-        format!("{first:<21}{cells}").trim_end().to_owned()
+        let cells: Vec<_> = cells.iter().map(|cell| format!(" | {cell:<7}")).collect();
+        let line = format!("{first:<21}{}", cells.concat());
+        line.trim_end().to_owned()
     };
     let mut lines = vec![String::new(), line("", &states)];
     for (name, happens) in EVENTS {
