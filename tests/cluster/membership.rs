@@ -15,7 +15,9 @@ pub(crate) async fn join(
     let mut args = vec!["member", "add", name, &urls];
     args.extend(flags);
     // The leader must have been connected to all for a while.
-    let added = eventually(running, &args, |text| text.contains("added to cluster")).await;
+    // Newer ones print `added as learner to cluster`.
+    let is_added = |text: &str| text.contains(" added ") && text.contains("to cluster");
+    let added = eventually(running, &args, is_added).await;
     let id = added
         .split_whitespace()
         .nth(1)
