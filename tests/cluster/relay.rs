@@ -1,10 +1,12 @@
 //! A UDP relay between members on one machine: it cuts, loses and delays what they send each other.
 //!
 //! Each member advertises a port of the relay. What member A sends to B's port arrives there from A's own socket, and goes on to
-//! B from A's port at the relay: so both sides see the addresses they know, and the relay knows both ends of each packet. What
-//! comes from elsewhere (a process that asks before it joins) is dropped, so members must be there from the start.
+//! B from A's port at the relay: so both sides see the addresses they know, and the relay knows both ends of each packet. A
+//! process that asks before it starts its member sends from a port of its own: the relay gives each such sender a port too, by
+//! which the answers come back. The rules are for members alone.
 
 use crate::support::{Place, free_port};
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -144,16 +146,22 @@ impl Pass {
         let held = Arc::new(());
         let mut buffer = vec![0; PACKET_BYTES_MAX];
         let target = SocketAddr::from(self.members[self.to]);
+        let mut askers = Askers::default();
         loop {
             // A port that nobody listens on shows as an error of the next call; the member may come back.
             let Ok((length, source)) = self.fronts[self.to].recv_from(&mut buffer).await else {
                 continue;
             };
-            let source = self
+            let known = self
                 .members
                 .iter()
                 .position(|at| SocketAddr::from(*at) == source);
-            let Some(from) = source else { continue };
+            let Some(from) = known else {
+                let front = (Arc::clone(&self.fronts), self.to);
+                let port = askers.port_of(source, front).await;
+                send(&port, &buffer[..length], target).await;
+                continue;
+            };
             let rules = self
                 .rules
                 .lock()
@@ -176,6 +184,47 @@ impl Pass {
                     });
                 }
             }
+        }
+    }
+}
+
+/// Processes that ask before they start, each with a port of the relay's.
+#[derive(Debug, Default)]
+struct Askers {
+    ports: BTreeMap<SocketAddr, Arc<UdpSocket>>,
+    tasks: Vec<AbortHandle>,
+}
+
+impl Askers {
+    /// The port from which the packets of `asker` go on; what arrives there goes back to it through a member's front.
+    async fn port_of(
+        &mut self,
+        asker: SocketAddr,
+        (fronts, member): (Arc<Vec<UdpSocket>>, usize),
+    ) -> Arc<UdpSocket> {
+        if let Some(port) = self.ports.get(&asker) {
+            return Arc::clone(port);
+        }
+        let port = Arc::new(UdpSocket::bind(here(0)).await.expect("a port"));
+        self.ports.insert(asker, Arc::clone(&port));
+        let back = Arc::clone(&port);
+        let answers = spawn(async move {
+            let mut buffer = vec![0; PACKET_BYTES_MAX];
+            loop {
+                if let Ok(length) = back.recv(&mut buffer).await {
+                    send(&fronts[member], &buffer[..length], asker).await;
+                }
+            }
+        });
+        self.tasks.push(answers.abort_handle());
+        port
+    }
+}
+
+impl Drop for Askers {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
         }
     }
 }
