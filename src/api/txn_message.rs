@@ -48,7 +48,7 @@ fn operation(message: &[u8]) -> Result<pb::RequestOp, DecodeError> {
         (Some((NESTED, txn)), []) => Ok(pb::RequestOp {
             request: Some(pb::request_op::Request::RequestTxn(deep(txn)?)),
         }),
-        _ => pb::RequestOp::decode(message),
+        _ => wire_types::decode(Bytes::copy_from_slice(message)),
     }
 }
 

@@ -208,10 +208,13 @@ fn may_form(config: &Config, answers: &[Answer<'_>]) -> Result<Verdict<Beginning
                     Err(not_added(config))
                 };
             }
-            // A member of another cluster has no entry of this one.
-            Ok((cluster, info)) if *cluster != formed || info.last == LogIndex(0) => {
-                without_entries += 1;
-            }
+            // Its configuration differs, or this member's was changed: what it says is no proof about this cluster.
+            Ok((cluster, _)) if *cluster != formed => missing.push(format!(
+                "{} belongs to another cluster, {:x} instead of {:x}: `cluster.initial` and `cluster.token` must be the same on \
+                 all members",
+                from.name, cluster.0, formed.0
+            )),
+            Ok((_, info)) if info.last == LogIndex(0) => without_entries += 1,
             Ok(_) => missing.push(format!(
                 "{} has data, but no quorum of the cluster",
                 from.name

@@ -41,6 +41,11 @@ pub(super) fn own_members(site: &DbSite) -> Option<Bytes> {
     stored(site.name).or_else(|| stored(PUT_ASIDE))
 }
 
+/// Whether the database awaits a snapshot already: an earlier start has done all but remove the request.
+pub(super) fn is_nearly_done(site: &DbSite) -> bool {
+    read(site, site.name).is_some_and(|database| database.awaits)
+}
+
 /// Puts the database aside, if that is asked for. `members` is the membership that the new one begins with, encoded.
 pub(super) fn put_aside(site: &DbSite, members: Option<&Bytes>) -> Result<(), StartError> {
     let disk = &*site.disk;

@@ -74,8 +74,9 @@ pub(super) async fn plan(
     match data_directory::inspect(&**disk)? {
         Contents::Member(owner) => {
             let mut plan = plan_restart(config, owner)?;
-            if refill::is_asked_for(&**disk)? {
-                let own = refill::own_members(&site(config, disk, &plan.owner));
+            let site = site(config, disk, &plan.owner);
+            if refill::is_asked_for(&**disk)? && !refill::is_nearly_done(&site) {
+                let own = refill::own_members(&site);
                 plan.refill_members =
                     questions::members_for_refill(config, network, &plan.owner, own).await?;
             }

@@ -47,6 +47,8 @@ pub(super) struct Incoming<B> {
     waiting: VecDeque<B>,
     /// Values are being read for the batch that was taken last.
     reading: bool,
+    /// An entry could not be applied: nothing follows it.
+    stopped: bool,
 }
 
 impl<B> Default for Incoming<B> {
@@ -54,6 +56,7 @@ impl<B> Default for Incoming<B> {
         Self {
             waiting: VecDeque::new(),
             reading: false,
+            stopped: false,
         }
     }
 }
@@ -65,7 +68,7 @@ impl<B> Incoming<B> {
 
     /// The batch to apply next; `None` while values are read for the one before it.
     pub(super) fn next(&mut self) -> Option<B> {
-        if self.reading {
+        if self.reading || self.stopped {
             return None;
         }
         self.waiting.pop_front()
@@ -83,9 +86,14 @@ impl<B> Incoming<B> {
         self.reading = false;
     }
 
+    /// Gives out no batch any more, since an entry could not be applied.
+    pub(super) fn stop(&mut self) {
+        self.stopped = true;
+    }
+
     /// Whether every batch was applied.
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && !self.reading
+        self.waiting.is_empty() && !self.reading && !self.stopped
     }
 }
 

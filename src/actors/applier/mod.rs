@@ -319,7 +319,9 @@ impl Handler<DrainTail> for Applier {
 }
 
 impl Applier {
-    fn cannot_apply(&self, error: &ApplyError) {
+    /// Stops the member. A program that embeds it may go on: then nothing more is applied, for the state is incomplete.
+    fn cannot_apply(&mut self, error: &ApplyError) {
+        self.incoming.stop();
         let fail_stop = self.life.fail_stop();
         fail_stop.because("cannot apply a committed entry", error);
     }
@@ -343,8 +345,12 @@ impl Applier {
                 match read {
                     Ok(Ok(values)) => applier.apply(entries, &values),
                     Ok(Err(error)) => return applier.cannot_apply(&error.into()),
-                    // The thread ends early only if the process does.
-                    Err(_) => return,
+                    // The thread panicked, or the process ends.
+                    Err(_) => {
+                        applier.incoming.stop();
+                        let fail_stop = applier.life.fail_stop();
+                        return fail_stop.now("the thread that reads stored values ended early");
+                    }
                 }
                 applier.apply_incoming(ctx);
                 applier.replace_database();

@@ -153,10 +153,15 @@ impl RaftNode {
                 self.changes.push(pending);
                 self.update_addresses();
             }
-            Err(error) => match refusal(error) {
-                Some(refusal) => pending.asker.answer(Err(refusal)),
-                None => self.changes.push(pending),
-            },
+            Err(error) => {
+                if let Some(refusal) = refusal(error) {
+                    pending.asker.answer(Err(refusal));
+                } else {
+                    // It waits for another change. Until then more members may stop, so that it is judged anew.
+                    pending.judged_at = None;
+                    self.changes.push(pending);
+                }
+            }
         }
     }
 
