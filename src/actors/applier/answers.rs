@@ -2,7 +2,8 @@
 //!
 //! Most answers are complete when their entry is applied. One that also tells previous values or ranges needs records, which may
 //! be on disk: it is completed on a thread that may block, from the view that was published with its entry. Long answers are
-//! completed one at a time, so that the memory they take is bounded; short ones do not wait for them.
+//! completed one at a time; short ones do not wait for them. What bounds the bytes of completed answers that wait for their
+//! clients is the transport's business, which has no bound in bytes yet.
 
 use super::super::{
     background::in_background, published::Published, replies::Reply, request_error::RequestError,
