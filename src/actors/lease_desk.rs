@@ -142,7 +142,7 @@ impl LeaseDesk {
         &self.peers
     }
 
-    /// Which leases exist, ascending, as far as this member has applied.
+    /// Which leases exist as far as this member has applied, those that are due first in front.
     pub(super) async fn list(&self) -> Result<Arc<[LeaseId]>, RequestError> {
         let (reply, list) = oneshot::channel();
         let _place = self.place(WhenFull::Refuse).await?;

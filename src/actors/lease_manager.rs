@@ -195,7 +195,7 @@ impl Handler<AskLeases> for LeaseManager {
 
     fn handle(&mut self, ask: AskLeases, ctx: &mut Self::Context) {
         if !ask.lists.is_empty() {
-            let ids: Arc<[LeaseId]> = self.clock.ids().collect();
+            let ids: Arc<[LeaseId]> = self.clock.ids_by_due().into();
             for list in ask.lists {
                 // One that has gone away in the meantime does not matter.
                 drop(list.send(ids.clone()));

@@ -157,7 +157,7 @@ impl Requests {
         Ok(Some(time))
     }
 
-    /// All leases, ascending, as far as this member has applied. All who ask in one turn share the list.
+    /// All leases that this member has applied, by their remaining time as it counts. All who ask in one turn share the list.
     pub async fn leases(&self) -> Result<Arc<[LeaseId]>, RequestError> {
         self.lease_desk().list().await
     }

@@ -135,6 +135,14 @@ pub fn url_address(url: &str) -> Option<&str> {
     fits.then_some(address)
 }
 
+/// Whether a member may have this URL. etcd: a socket of the file system is allowed too. No member is reached there.
+pub fn is_peer_url(url: &str) -> bool {
+    let socket = ["unix:", "unixs:"]
+        .iter()
+        .any(|scheme| url.starts_with(scheme));
+    socket || url_address(url).is_some()
+}
+
 /// A hash of these words as an id, never zero. Different words practically never give the same id.
 pub fn id_of(words: &[&str]) -> u64 {
     let mut hash = Sha256::new();
@@ -195,6 +203,20 @@ mod tests {
         ] {
             assert_eq!(url_address(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn a_socket_of_the_file_system_is_a_url_without_an_address() {
+        for url in [
+            "unix://localhost:1",
+            "unixs:///run/n1",
+            "unix:n1",
+            "http://n1:1",
+        ] {
+            assert!(is_peer_url(url), "{url}");
+        }
+        assert_eq!(url_address("unix://localhost:1"), None);
+        assert!(!is_peer_url("unix") && !is_peer_url("n1:1"));
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! down, and one that is removed does not count at all. So neither a member that was just killed nor one that has just
 //! come back can make a change pass that leaves the cluster without a quorum.
 
-use super::members::{MemberInfo, Members, id_of, url_address};
+use super::members::{MemberInfo, Members, id_of, is_peer_url, url_address};
 use crate::{
     clock,
     raft::{Membership, MembershipChange},
@@ -251,7 +251,7 @@ fn quorum(voters: usize) -> usize {
 }
 
 fn check_urls(urls: &[String]) -> Result<(), ChangeRefusal> {
-    let good = urls.iter().all(|url| url_address(url).is_some());
+    let good = urls.iter().all(|url| is_peer_url(url));
     if urls.is_empty() || urls.len() > URLS_MAX || !good {
         return Err(ChangeRefusal::BadUrls);
     }
@@ -267,7 +267,8 @@ fn check_unused(
         .iter()
         .filter(|member| Some(member.id) != except)
         .flat_map(|member| &member.info.peer_urls);
-    let clash = others.any(|used| urls.iter().any(|url| url_address(url) == url_address(used)));
+    let place = |url| url_address(url).unwrap_or(url);
+    let clash = others.any(|used| urls.iter().any(|url| place(url) == place(used)));
     if clash {
         Err(ChangeRefusal::UrlsExist)
     } else {

@@ -177,7 +177,7 @@ impl RangeChunks {
         published.view.window.check(pinned.read_at)?;
         let (range, keys_only) = (self.range.clone(), self.query.keys_only);
         let mut limit = self.keys_max.min(self.left);
-        if self.query.sort_target != SortTarget::Key && self.left < self.keys_max {
+        if self.query.sort_target != SortTarget::Key && self.left <= self.keys_max {
             // etcd: it sorts one result more than the limit allows, and then cuts the last one off.
             limit += 1;
         }

@@ -191,7 +191,9 @@ where
             api.compact(request).await.map(ResponseBody::Message)
         }
         "/etcdserverpb.KV/RangeStream" => {
-            let (request, api) = (messages.only().await?, api.clone());
+            let read = messages.only().await;
+            let request = read.map_err(|status| method::unread_message(path, status))?;
+            let api = api.clone();
             Ok(stream(deadline, |out| async move {
                 api.range_stream(request, &out).await
             }))

@@ -18,6 +18,14 @@ const LEARNER: [&str; 3] = [
 /// The methods of tonic's services that take a stream. Any other call needs exactly one message.
 const CLIENT_STREAMS: [&str; 1] = ["/etcdserverpb.Lease/LeaseKeepAlive"];
 
+/// The methods that answer one message with a stream.
+const SERVER_STREAMS: [&str; 4] = [
+    "/etcdserverpb.KV/RangeStream",
+    "/etcdserverpb.Maintenance/Snapshot",
+    "/grpc.health.v1.Health/Watch",
+    "/v3electionpb.Election/Observe",
+];
+
 pub(super) fn is_spliced(path: &str) -> bool {
     SPLICED.iter().any(|service| path.starts_with(service))
 }
@@ -28,6 +36,16 @@ pub(super) fn is_served_by_learners(path: &str) -> bool {
 
 pub(super) fn takes_stream(path: &str) -> bool {
     CLIENT_STREAMS.contains(&path)
+}
+
+/// The error of a call whose one message could not be read. etcd: its gRPC library words it otherwise for methods that answer
+/// with a stream.
+pub(super) fn unread_message(path: &str, status: Status) -> Status {
+    if SERVER_STREAMS.contains(&path) {
+        status.of_server_stream()
+    } else {
+        status
+    }
 }
 
 /// The service and the method that a path names.

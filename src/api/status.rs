@@ -12,6 +12,9 @@ use crate::{
 };
 use std::borrow::Cow;
 
+/// How the refusal of a message begins that cannot be decoded.
+const MALFORMED: &str = "grpc: error unmarshalling request: ";
+
 /// A gRPC status code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
@@ -74,10 +77,7 @@ impl Status {
 
     /// The bytes cannot be decoded as a message of the expected type.
     pub fn malformed_message(error: &prost::DecodeError) -> Self {
-        Self::new(
-            Code::Internal,
-            format!("grpc: error unmarshalling request: {error}"),
-        )
+        Self::new(Code::Internal, format!("{MALFORMED}{error}"))
     }
 
     /// The stream ended before a message began.
@@ -88,6 +88,22 @@ impl Status {
     /// The stream ended inside a message.
     pub fn cut_message() -> Self {
         Self::new(Code::Unknown, "unexpected EOF")
+    }
+
+    /// The same refusal of a message, if the call answers one message with a stream.
+    pub(super) fn of_server_stream(self) -> Self {
+        if self == Self::no_message() {
+            let text =
+                "cardinality violation: received no request message from non-client-streaming RPC";
+            Self::new(Code::Internal, text)
+        } else if self == Self::cut_message() {
+            Self::new(Code::Internal, "unexpected EOF")
+        } else if let Some(error) = self.message.strip_prefix(MALFORMED) {
+            let text = format!("grpc: failed to unmarshal the received message: {error}");
+            Self::new(self.code, text)
+        } else {
+            self
+        }
     }
 
     /// The message is marked as compressed although no encoding was declared.

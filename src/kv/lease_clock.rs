@@ -135,9 +135,12 @@ impl LeaseClock {
         self.leading = None;
     }
 
-    /// The ids of all leases, ascending.
-    pub fn ids(&self) -> impl Iterator<Item = LeaseId> {
-        self.leases.keys().copied()
+    /// The ids of all leases: what this member counts as due first comes first.
+    pub fn ids_by_due(&self) -> Vec<LeaseId> {
+        let by_due = self.leases.iter().map(|(&id, counted)| (counted.due, id));
+        let mut by_due: Vec<_> = by_due.collect();
+        by_due.sort_unstable();
+        by_due.into_iter().map(|(_, id)| id).collect()
     }
 
     /// How many leases there are.

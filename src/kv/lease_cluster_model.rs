@@ -340,7 +340,7 @@ impl Model {
                 let latest = member.clock_start + (stamp + ttl).max(led);
                 assert!(due.0 <= latest, "{id} is due at {due:?}, not by {latest}");
             }
-            assert_eq!(member.clock.ids().count(), member.table.iter().count());
+            assert_eq!(member.clock.ids_by_due().len(), member.table.iter().count());
         }
     }
 
@@ -352,7 +352,11 @@ impl Model {
             self.give_up(self.leader);
             let leader = &self.members[self.leader];
             let start = leader.clock_start;
-            let dues = leader.clock.ids().filter_map(|id| leader.clock.due(id));
+            let dues = leader
+                .clock
+                .ids_by_due()
+                .into_iter()
+                .filter_map(|id| leader.clock.due(id));
             let last = dues.max().map_or(0, |due| due.0.saturating_sub(start));
             self.now = self.now.max(last);
             self.scan(self.leader, false);

@@ -265,9 +265,7 @@ impl Machine {
         past: &dyn Records,
         answer: Option<&mut AnswerReads>,
     ) -> Result<Verdict, ReadError> {
-        // etcd: outside a transaction an unknown lease is found before a missing key.
-        let lease = self.leases.check(put.lease);
-        if let Err(refusal) = lease.and_then(|()| txn::check_put(put, &self.keys, &self.leases)) {
+        if let Err(refusal) = txn::check_put(put, &self.keys, &self.leases) {
             return Ok(Err(refusal));
         }
         let mut writing = self.begin(past, answer);

@@ -101,8 +101,7 @@ impl Naive {
             }
             Command::Txn(txn) => {
                 let before = working.state.clone();
-                self.check_puts(txn, &before)?;
-                self.check_ranges(txn, &before)?;
+                self.check_operations(txn, &before)?;
                 let mut done = self.run(txn, &before, &mut working);
                 done.revision = working.visible();
                 Outcome::Txn(done)
@@ -171,28 +170,18 @@ impl Naive {
         (holds, ops)
     }
 
-    fn check_puts(&self, txn: &Txn, before: &State) -> Result<(), KvError> {
+    fn check_operations(&self, txn: &Txn, before: &State) -> Result<(), KvError> {
         for op in Self::taken(txn, before).1 {
             match op {
                 TxnOp::Put(put) => {
-                    check_put_keeps(put, before)?;
                     self.check_lease(put.lease)?;
+                    check_put_keeps(put, before)?;
                 }
-                TxnOp::Txn(inner) => self.check_puts(inner, before)?,
-                TxnOp::Range(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn check_ranges(&self, txn: &Txn, before: &State) -> Result<(), KvError> {
-        for op in Self::taken(txn, before).1 {
-            match op {
                 TxnOp::Range(query) if query.revision != 0 => {
                     self.window().check(Revision(query.revision))?;
                 }
-                TxnOp::Txn(inner) => self.check_ranges(inner, before)?,
-                TxnOp::Range(_) | TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => {}
+                TxnOp::Txn(inner) => self.check_operations(inner, before)?,
+                TxnOp::Range(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => {}
             }
         }
         Ok(())

@@ -157,6 +157,12 @@ pub fn key_slice(encoded: &[u8]) -> &[u8] {
     &[]
 }
 
+/// The revision of the put that created this incarnation of the key; zero in a deletion's record.
+pub fn create_revision_of(encoded: &EncodedKv) -> Revision {
+    // A field that cannot be read is told by whoever decodes the record.
+    KeyValue::decode(encoded).map_or(Revision(0), |kv| kv.create_revision)
+}
+
 /// Bytes of `value` as a protobuf varint.
 pub fn varint_len(value: u64) -> usize {
     let bits = 64 - (value | 1).leading_zeros() as usize;

@@ -52,37 +52,21 @@ impl<'a> Plan<'a> {
         })
     }
 
-    /// Checks what could refuse the operations that will run, against the state before the transaction.
+    /// Checks what could refuse the operations that will run, against the state before the transaction. etcd: the first
+    /// operation with a fault decides the error, nested ones in their place.
     pub fn check(
         &self,
         keys: &impl Keys,
         leases: &LeaseTable,
         window: RevisionWindow,
     ) -> Result<(), KvError> {
-        // etcd: all puts are checked before any range, which decides the error of a transaction with two faults.
-        self.check_puts(keys, leases)?;
-        self.check_ranges(window)
-    }
-
-    fn check_puts(&self, keys: &impl Keys, leases: &LeaseTable) -> Result<(), KvError> {
         let mut nested = self.nested.iter();
         for op in self.ops {
             match op {
                 TxnOp::Put(put) => check_put(put, keys, leases)?,
-                TxnOp::Txn(_) => planned(&mut nested).check_puts(keys, leases)?,
-                TxnOp::Range(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn check_ranges(&self, window: RevisionWindow) -> Result<(), KvError> {
-        let mut nested = self.nested.iter();
-        for op in self.ops {
-            match op {
                 TxnOp::Range(query) => check_range(query, window)?,
-                TxnOp::Txn(_) => planned(&mut nested).check_ranges(window)?,
-                TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => {}
+                TxnOp::Txn(_) => planned(&mut nested).check(keys, leases, window)?,
+                TxnOp::DeleteRange(_) | TxnOp::Empty => {}
             }
         }
         Ok(())
@@ -99,12 +83,13 @@ pub(crate) fn planned<'p, 'a>(plans: &mut std::slice::Iter<'p, Plan<'a>>) -> &'p
     plan.unwrap_or_else(|| unreachable!())
 }
 
-/// A put may keep only what exists, and attach only to a lease that exists.
+/// A put may attach only to a lease that exists, and keep only what exists. etcd: in this order.
 pub(crate) fn check_put(put: &Put, keys: &impl Keys, leases: &LeaseTable) -> Result<(), KvError> {
+    leases.check(put.lease)?;
     if (put.ignore_value || put.ignore_lease) && keys.get(&put.key).is_none() {
         return Err(KvError::KeyNotFound);
     }
-    leases.check(put.lease)
+    Ok(())
 }
 
 /// etcd: inside a transaction a negative revision is judged literally, not as "newest".

@@ -1,6 +1,6 @@
 //! Authentication is off, and the calls that clients make first about it say so.
 
-use crate::support::{Server, refused};
+use crate::support::{Difference, Server, refused};
 use quorate::internals::api::proto::etcdserverpb as pb;
 use tonic::Code;
 
@@ -23,7 +23,7 @@ async fn calls_about_authentication_say_that_it_is_off() {
     let text = "etcdserver: authentication is not enabled";
     let outcome = auth.authenticate(asked).await;
     refused(outcome.map(|_| ()), Code::FailedPrecondition, text);
-    if !server.lacks("AuthStatus", (3, 5)) {
+    if !server.has(Difference::AuthStatus) {
         let status = auth.auth_status(pb::AuthStatusRequest {}).await.unwrap();
         let status = status.into_inner();
         assert_eq!((status.enabled, status.auth_revision), (false, 1));

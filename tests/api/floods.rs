@@ -1,9 +1,9 @@
 //! Hostile clients: each loses its connection, and other clients are served meanwhile.
 
-use crate::support::Server;
 use crate::support::frames::{
     CONTINUATION, END_HEADERS, FrameConnection, GOAWAY, HEADERS, RST_STREAM, call_headers, encode,
 };
+use crate::support::{Difference, Server};
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 
@@ -32,6 +32,9 @@ async fn flood(server: &Server, mut next: impl FnMut(u32) -> Vec<u8>) {
 #[tokio::test]
 async fn endless_cancelled_calls_end_their_connection() {
     let server = Server::start().await;
+    if server.has(Difference::CancelledCalls) {
+        return;
+    }
     let head = call_headers(RANGE, b"localhost");
     flood(&server, |number| {
         let calls = (0..20).flat_map(|call| {

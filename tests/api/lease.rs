@@ -48,6 +48,19 @@ fn grant(id: i64, ttl: i64) -> pb::LeaseGrantRequest {
 }
 
 #[tokio::test]
+async fn leases_are_listed_by_their_remaining_time() {
+    let server = Server::start().await;
+    let mut client = leases(&server).await;
+    for (id, ttl) in [(1, 300), (2, 100), (3, 200)] {
+        client.lease_grant(grant(id, ttl)).await.unwrap();
+    }
+    let list = client.lease_leases(pb::LeaseLeasesRequest {}).await;
+    let listed = list.unwrap().into_inner().leases;
+    let ids: Vec<i64> = listed.iter().map(|lease| lease.id).collect();
+    assert_eq!(ids, [2, 3, 1]);
+}
+
+#[tokio::test]
 async fn etcdctl_grants_reads_renews_lists_and_revokes() {
     let server = Server::start().await;
     let granted = etcdctl(&server, &["lease", "grant", "100"], "").await.ok();

@@ -17,7 +17,12 @@ fn server(kind: Kind) -> Server {
             env: vec![("QUORATE_LIMITS_QUOTA_BYTES".to_owned(), quota)],
         },
         Kind::Etcd => Setup {
-            args: vec!["--quota-backend-bytes".to_owned(), quota],
+            // It knows the size as of its last commit: with one for each write no value slips in after the quota is reached.
+            args: vec![
+                "--quota-backend-bytes".to_owned(),
+                quota,
+                "--backend-batch-limit=1".to_owned(),
+            ],
             env: Vec::new(),
         },
     };

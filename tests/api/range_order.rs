@@ -1,6 +1,6 @@
 //! Range: sorting, including etcd's quirks.
 
-use crate::support::{Client, Server, get_range, op_put, put, refused, txn};
+use crate::support::{Client, Difference, Server, get_range, op_put, put, refused, txn};
 use quorate::internals::api::proto::etcdserverpb::RangeRequest;
 use quorate::internals::api::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use tonic::Code;
@@ -130,7 +130,7 @@ async fn sorting_by_value_works_with_keys_only() {
 #[tokio::test]
 async fn unknown_sort_options_are_refused() {
     let (server, client) = shuffled().await;
-    if server.lacks("checks of sort options", (3, 6)) {
+    if server.has(Difference::SortOptions) {
         return;
     }
     for (sort_order, sort_target) in [(3, 0), (-1, 0), (0, 5), (1, 99), (0, -1)] {

@@ -1,8 +1,8 @@
 //! Watch: the protocol on the wire, message by message.
 
 use crate::support::{
-    Client, Kind, Server, Setup, del, del_range, etcdctl, get, only_quorate_has, op_del, op_put,
-    put, start_etcdctl, txn,
+    Client, Difference, Kind, Server, Setup, del, del_range, etcdctl, get, only_quorate_has,
+    op_del, op_put, put, start_etcdctl, txn,
 };
 use pb::{
     WatchCancelRequest, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
@@ -209,9 +209,36 @@ async fn ids_and_refusals_of_creation() {
 }
 
 #[tokio::test]
+async fn a_put_that_creates_its_key_has_no_previous_value() {
+    let server = Server::start().await;
+    if server.has(Difference::PrevKvOfCreation) {
+        return;
+    }
+    let client = server.client().await;
+    client.must_put("k", "old").await;
+    let with_prev = |start_revision| WatchCreateRequest {
+        prev_kv: true,
+        start_revision,
+        ..create("k")
+    };
+    let mut present = Watching::created(&client, with_prev(0)).await;
+    // No other form of deletion may stand beside a put of the same key.
+    let ops = vec![op_del(del_range("k", "\0")), op_put(put("k", "new"))];
+    client.txn(txn(vec![], ops, vec![])).await.unwrap();
+    let mut past = Watching::created(&client, with_prev(3)).await;
+    for watching in [&mut present, &mut past] {
+        let events = watching.events().await;
+        let prev: Vec<_> = events.iter().map(|event| &event.prev_kv).collect();
+        assert_eq!(events.len(), 2, "{events:?}");
+        assert_eq!(prev[0].as_ref().unwrap().value, "old");
+        assert_eq!(prev[1], &None);
+    }
+}
+
+#[tokio::test]
 async fn a_start_below_zero_is_refused() {
     let server = Server::start().await;
-    if server.lacks("the refusal of a negative start", (3, 5)) {
+    if server.has(Difference::NegativeStart) {
         return;
     }
     let client = server.client().await;
@@ -352,7 +379,7 @@ async fn a_compacted_start_is_created_then_canceled() {
 #[tokio::test]
 async fn progress_comes_behind_all_events() {
     let server = Server::start().await;
-    if server.lacks("progress that watches from the future hold back", (3, 5)) {
+    if server.has(Difference::ProgressOfFutureWatch) {
         return;
     }
     let client = server.client().await;
@@ -399,9 +426,12 @@ async fn talkative() -> Server {
             "QUORATE_WATCH_PROGRESS_INTERVAL_MS".to_owned(),
             "200".to_owned(),
         )),
-        Kind::Etcd => setup
+        Kind::Etcd if Difference::ExperimentalFlags.in_etcd() => setup
             .args
             .push("--experimental-watch-progress-notify-interval=200ms".to_owned()),
+        Kind::Etcd => setup
+            .args
+            .push("--watch-progress-notify-interval=200ms".to_owned()),
     }
     Server::start_with(setup).await
 }
@@ -431,10 +461,7 @@ async fn quiet_watches_that_asked_are_told_of_progress_at_their_interval() {
 #[tokio::test]
 async fn a_watch_from_the_future_is_not_notified() {
     let server = talkative().await;
-    if server.lacks(
-        "silence before the start of a watch from the future",
-        (3, 5),
-    ) {
+    if server.has(Difference::FutureWatchNotified) {
         return;
     }
     let client = server.client().await;
@@ -469,7 +496,7 @@ async fn a_watch_from_the_future_is_not_notified() {
 #[tokio::test]
 async fn a_stream_without_watches_has_no_progress() {
     let server = Server::start().await;
-    if server.lacks("silence where there is no watch", (3, 5)) {
+    if server.has(Difference::ProgressWithoutWatch) {
         return;
     }
     let client = server.client().await;

@@ -1,7 +1,8 @@
 //! What a write answers besides its revision: ranges and previous values. Nobody but its caller pays for them.
 
 use crate::support::{
-    Client, Server, del_range, get, get_range, op_del, op_get, op_put, put, refused, txn,
+    Client, Difference, Server, del_range, get, get_range, op_del, op_get, op_put, put, refused,
+    txn,
 };
 use quorate::internals::api::proto::etcdserverpb::{TxnRequest, response_op::Response};
 use tonic::Code;
@@ -30,7 +31,7 @@ fn poison(ranges: usize) -> TxnRequest {
 #[tokio::test]
 async fn ranges_of_everything_in_a_write_cost_no_more_than_one_answer() {
     let mut server = Server::start().await;
-    if server.lacks("a bound on answers", (99, 0)) {
+    if server.has(Difference::AnswerBound) {
         return;
     }
     let client = server.client().await;

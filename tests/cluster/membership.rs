@@ -144,6 +144,30 @@ async fn a_follower_that_is_asked_to_remove_the_leader_says_when_that_is_done() 
 }
 
 #[tokio::test]
+async fn sockets_of_the_file_system_are_accepted_as_peer_urls() {
+    let cluster = Cluster::start(1).await;
+    let ports = cluster.ports();
+    let add = |url: &'static str| ["member", "add", "x", url, "--learner"];
+    let accepted = add("--peer-urls=unix://localhost:m1");
+    eventually(&ports, &accepted, |text| text.contains("added to cluster")).await;
+    eventually(&ports, &["member", "list"], |list| {
+        list.contains("unix://localhost:m1")
+    })
+    .await;
+    for (args, text) in [
+        (accepted, "etcdserver: Peer URLs already exists"),
+        (
+            add("--peer-urls=unix://m2,ftp://a:1"),
+            "etcdserver: given member URLs are invalid",
+        ),
+    ] {
+        let refused = etcdctl(&ports, &args).await.refused();
+        assert!(refused.contains(text), "{args:?}: {refused}");
+    }
+    eventually(&ports, &["put", "k", "v"], |_| true).await;
+}
+
+#[tokio::test]
 async fn changes_that_make_no_sense_are_refused_as_etcd_does() {
     let cluster = Cluster::start(3).await;
     let ports = cluster.ports();

@@ -119,7 +119,7 @@ impl Services {
             None => answering.await,
         };
         if let Some(status) = own_status(&response) {
-            return Err(status);
+            return Err(method::unread_message(path, status));
         }
         if is_unimplemented(&response) {
             return Err(Status::unknown_method(name, service));
@@ -306,6 +306,27 @@ mod tests {
         assert_eq!(refused.code, Code::Internal);
         let text = "grpc: error unmarshalling request: ";
         assert!(refused.message.starts_with(text), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_call_with_streamed_answers_has_refusals_of_its_own() {
+        let path = format!("/{SERVICE}/Snapshot");
+        let table: [(&[u8], &str); 3] = [
+            (
+                b"",
+                "cardinality violation: received no request message from non-client-streaming RPC",
+            ),
+            (&[0, 0, 0, 0, 3, b'c'], "unexpected EOF"),
+            (
+                &[0, 0, 0, 0, 1, 0],
+                "grpc: failed to unmarshal the received message: ",
+            ),
+        ];
+        for (sent, text) in table {
+            let refused = call(&path, sent).await.unwrap_err();
+            assert_eq!(refused.code, Code::Internal);
+            assert!(refused.message.starts_with(text), "{refused}");
+        }
     }
 
     #[tokio::test]

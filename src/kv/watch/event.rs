@@ -80,7 +80,8 @@ impl Event {
         self.wire.slice(self.kv_at.clone())
     }
 
-    /// The key's state before the change's revision, if the watcher wants it, it existed, and it is not compacted.
+    /// The key's state before the change's revision, if the watcher wants it, it existed, and it is not compacted. etcd: a put
+    /// that creates its key has none, even if the same transaction deleted the key.
     pub fn prev_kv(&self) -> Option<EncodedKv> {
         let at = self.prev_at.clone()?;
         Some(self.wire.slice(at))
@@ -142,6 +143,12 @@ impl WatchedChange {
         record::key_slice(&self.record.kv)
     }
 
+    /// Whether it has a state before it: a put that creates its key has none.
+    pub(super) fn follows_another(&self) -> bool {
+        self.kind() == RecordKind::Tombstone
+            || record::create_revision_of(&self.record.kv) != self.rev().major
+    }
+
     /// The record behind it.
     pub(super) fn record(&self) -> &Record {
         &self.record
@@ -172,7 +179,7 @@ impl WatchedChange {
             return Ok(event.clone());
         }
         let Record { rev, kind, kv } = &self.record;
-        let prev = if with_prev {
+        let prev = if with_prev && self.follows_another() {
             before(record::key_slice(kv), rev.major)?
         } else {
             None

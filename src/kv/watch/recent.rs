@@ -110,7 +110,8 @@ impl Recent {
             return Ok(Vec::new());
         }
         let before = |change: &WatchedChange| {
-            if change.has_form(true) || !collector.wants_prev(change) {
+            let needed = !change.has_form(true) && change.follows_another();
+            if !needed || !collector.wants_prev(change) {
                 return Ok(None);
             }
             self.before(change.key(), change.rev().major, memory)

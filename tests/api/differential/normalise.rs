@@ -46,6 +46,18 @@ impl Answer {
         self
     }
 
+    /// Whether both are refusals that depend on the order in which a transaction's operations are checked.
+    pub(super) fn refused_in_another_order(&self, other: &Self) -> bool {
+        let checks = [
+            "etcdserver: key not found",
+            "etcdserver: requested lease not found",
+            "etcdserver: mvcc: required revision has been compacted",
+            "etcdserver: mvcc: required revision is a future revision",
+        ];
+        let checked = |answer: &Self| matches!(answer, Self::Refused(_, text) if checks.contains(&text.as_str()));
+        checked(self) && checked(other)
+    }
+
     pub(super) fn header(&self) -> Option<ResponseHeader> {
         match self {
             Self::Range(answer) => answer.header,

@@ -484,6 +484,8 @@ impl Pair {
             return;
         }
         self.settle().await;
+        // etcd answers only if no watch of the stream is still on its way through the past.
+        sleep_until(self.looked_back + ETCD_LOOKS).await;
         let told = |log: &Log| {
             let progress = |(_, note): &&(i64, Note)| matches!(note, Note::Progress { .. });
             log.iter().filter(progress).count()

@@ -1,10 +1,11 @@
 //! Shared by all tests here: servers as child processes, clients, raw connections, and checks for installed tools.
 //!
 //! `QUORATE_TEST_TARGET=etcd` runs the shared test bodies against a real etcd instead of Quorate, which checks the
-//! tests themselves. What the installed etcd is too old for is skipped there, and the reason is printed.
+//! tests themselves. What it does otherwise is a [`Difference`], which is not compared; that is printed.
 
 mod client;
 mod ctl;
+mod differences;
 pub(crate) mod frames;
 mod ports;
 mod server;
@@ -17,6 +18,7 @@ pub(crate) use client::{
     refused, txn,
 };
 pub(crate) use ctl::{CtlOutput, etcdctl, start_etcdctl};
+pub(crate) use differences::Difference;
 pub(crate) use server::{Exit, Kind, Server, Setup, run_to_exit};
 pub(crate) use wire::{Wire, WireAnswer, frame, http_get};
 

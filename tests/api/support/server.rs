@@ -1,7 +1,7 @@
 //! A server under test as a child process: Quorate, or the etcd it is compared with.
 
 use super::client::{Client, get};
-use super::{note, ports, tools};
+use super::{Difference, note, ports, tools};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
@@ -264,17 +264,9 @@ impl Server {
         self.home.path()
     }
 
-    /// Whether the target is an etcd without `what`, which it has since the given release; then it prints that.
-    pub(crate) fn lacks(&self, what: &str, since: (u32, u32)) -> bool {
-        if self.kind == Kind::Quorate || tools::etcd_version() >= since {
-            return false;
-        }
-        let (major, minor) = tools::etcd_version();
-        note(&format!(
-            "skipped: etcd {major}.{minor} lacks {what}, which came with {}.{}",
-            since.0, since.1
-        ));
-        true
+    /// Whether this is an etcd that has `difference`; then it prints that.
+    pub(crate) fn has(&self, difference: Difference) -> bool {
+        self.kind == Kind::Etcd && difference.in_etcd()
     }
 
     /// Everything the process wrote so far, all of its starts together.

@@ -34,7 +34,10 @@ impl Wire {
             .await
             .expect("a connection");
         stream.set_nodelay(true).expect("a socket option");
-        let (requests, connection) = h2::client::handshake(stream)
+        // The limit would end the connection from here, when many small messages are not read yet.
+        let (requests, connection) = h2::client::Builder::new()
+            .data_frame_budget(usize::MAX)
+            .handshake(stream)
             .await
             .expect("an HTTP/2 handshake");
         tokio::spawn(async move {
