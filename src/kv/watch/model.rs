@@ -43,19 +43,20 @@ impl Log {
         let mut sub = 0;
         for &(key, put) in changes {
             let key = [key];
-            let alive = self.live(&key, major).is_some();
+            let live = self.live(&key, major);
+            let created = live.map(|record| record::create_revision_of(&record.kv));
             let (kind, kv) = if put {
                 let value = format!("{major}.{sub}");
                 let fields = record::Fields {
                     key: &key,
-                    create_revision: major,
+                    create_revision: created.unwrap_or(major),
                     mod_revision: major,
                     version: 1,
                     value: value.as_bytes(),
                     lease: LeaseId(0),
                 };
                 (RecordKind::Put, record::encode(&fields))
-            } else if alive {
+            } else if created.is_some() {
                 (RecordKind::Tombstone, record::encode_tombstone(&key))
             } else {
                 continue;
@@ -443,7 +444,9 @@ impl World {
             let key = record::key_slice(&record.kv);
             assert_eq!((event.kind, event.key()), (record.kind, key));
             let before = self.log.live(key, Revision(record.rev.major.0 - 1));
-            let before = before.map(|record| &record.kv).filter(|_| spec.prev_kv);
+            let creation = record::create_revision_of(&record.kv) == record.rev.major;
+            let before = before.map(|record| &record.kv);
+            let before = before.filter(|_| spec.prev_kv && !creation);
             let compacted = record.rev.major.0 - 1 < self.log.compacted.0;
             if event.prev_kv().is_some() || !compacted {
                 assert_eq!(
