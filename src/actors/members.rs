@@ -137,10 +137,22 @@ pub fn url_address(url: &str) -> Option<&str> {
 
 /// Whether a member may have this URL. etcd: a socket of the file system is allowed too. No member is reached there.
 pub fn is_peer_url(url: &str) -> bool {
-    let socket = ["unix:", "unixs:"]
-        .iter()
-        .any(|scheme| url.starts_with(scheme));
-    socket || url_address(url).is_some()
+    is_socket_url(url) || url_address(url).is_some()
+}
+
+fn is_socket_url(url: &str) -> bool {
+    let rest = url
+        .strip_prefix("unix:")
+        .or_else(|| url.strip_prefix("unixs:"));
+    let Some(rest) = rest else { return false };
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/[]".contains(&byte);
+    // Go's clients parse the URLs of all members, and read what follows a colon as a port.
+    let host = rest
+        .strip_prefix("//")
+        .and_then(|rest| rest.split('/').next());
+    let port = host.and_then(|host| host.rsplit_once(':'));
+    let port = port.is_none_or(|(_, port)| port.bytes().all(|byte| byte.is_ascii_digit()));
+    !rest.is_empty() && port && rest.bytes().all(plain)
 }
 
 /// A hash of these words as an id, never zero. Different words practically never give the same id.
@@ -216,7 +228,9 @@ mod tests {
             assert!(is_peer_url(url), "{url}");
         }
         assert_eq!(url_address("unix://localhost:1"), None);
-        assert!(!is_peer_url("unix") && !is_peer_url("n1:1"));
+        for bad in ["unix", "unix:", "n1:1", "unix://localhost:m1", "unix:a b"] {
+            assert!(!is_peer_url(bad), "{bad}");
+        }
     }
 
     #[test]

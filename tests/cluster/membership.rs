@@ -148,10 +148,10 @@ async fn sockets_of_the_file_system_are_accepted_as_peer_urls() {
     let cluster = Cluster::start(1).await;
     let ports = cluster.ports();
     let add = |url: &'static str| ["member", "add", "x", url, "--learner"];
-    let accepted = add("--peer-urls=unix://localhost:m1");
+    let accepted = add("--peer-urls=unix://localhost:12345");
     eventually(&ports, &accepted, |text| text.contains("added to cluster")).await;
     eventually(&ports, &["member", "list"], |list| {
-        list.contains("unix://localhost:m1")
+        list.contains("unix://localhost:12345")
     })
     .await;
     for (args, text) in [
