@@ -149,7 +149,7 @@ async fn sockets_of_the_file_system_are_accepted_as_peer_urls() {
     let ports = cluster.ports();
     let add = |url: &'static str| ["member", "add", "x", url, "--learner"];
     let accepted = add("--peer-urls=unix://localhost:12345");
-    eventually(&ports, &accepted, |text| text.contains("added to cluster")).await;
+    eventually(&ports, &accepted, |text| text.contains(" added ")).await;
     eventually(&ports, &["member", "list"], |list| {
         list.contains("unix://localhost:12345")
     })
