@@ -4,7 +4,7 @@ use super::{
     BenchError,
     args::Settings,
     channel::{CallError, Channel, Method},
-    lease,
+    grant::grant,
     random::Random,
     wire,
 };
@@ -61,7 +61,7 @@ async fn settle(channel: &mut Channel) -> Result<(), BenchError> {
     let mut out = BytesMut::new();
     for _ in 0..SETTLE_COMMITS {
         tokio::time::sleep(SETTLE_TIME).await;
-        match lease::grant(&mut out, channel).await {
+        match grant(&mut out, channel).await {
             Ok(_) => {}
             // A server without leases does not have this cost.
             Err(CallError::Status { code, .. }) if code == UNIMPLEMENTED => return Ok(()),

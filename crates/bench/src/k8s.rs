@@ -11,7 +11,7 @@
 use super::{
     args::Settings,
     channel::{CallError, Channel, Method, Stream},
-    lease,
+    grant::grant,
     load::{Lane, Operation, Workload},
     unary::Scratch,
     watch::{self, Stamps},
@@ -135,7 +135,7 @@ impl Workload for Kubernetes {
             revisions: vec![0; usize::try_from(objects).expect("at most OBJECTS_MAX")],
             lease: 0,
         };
-        controller.lease = lease::grant(&mut controller.scratch.out, channel).await?;
+        controller.lease = grant(&mut controller.scratch.out, channel).await?;
         for object in (0..controller.revisions.len()).step_by(2) {
             controller.swap(object, Kind::Create, channel).await?;
         }
@@ -322,7 +322,7 @@ impl Controller {
                 ..all
             },
             Kind::Lease => {
-                self.lease = lease::grant(&mut self.scratch.out, channel).await?;
+                self.lease = grant(&mut self.scratch.out, channel).await?;
                 return Ok(());
             }
             Kind::Create | Kind::Update | Kind::Delete | Kind::Get | Kind::Event => {

@@ -21,6 +21,7 @@
 mod args;
 mod channel;
 mod fill;
+mod grant;
 mod idle;
 mod k8s;
 mod lease;
