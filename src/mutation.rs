@@ -43,11 +43,13 @@ pub enum Mutation {
     DatabaseWithoutLastRecord,
     /// A snapshot claims one entry more than it contains.
     SnapshotWithoutLastEntry,
+    /// A starting member takes what any one member says for confirmed by a quorum.
+    TrustFirstAnswer,
 }
 
 impl Mutation {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::SkipSync,
         Self::AcknowledgeBeforeSync,
         Self::AcknowledgeBeforeCommit,
@@ -64,6 +66,7 @@ impl Mutation {
         Self::StaleIndex,
         Self::DatabaseWithoutLastRecord,
         Self::SnapshotWithoutLastEntry,
+        Self::TrustFirstAnswer,
     ];
 }
 

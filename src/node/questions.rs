@@ -24,6 +24,7 @@ use crate::{
     actors::{members::Members, peer_ask::GuestInfo, restore::RestoreError},
     clock, codec,
     config::{ClusterState, Config, InitialMember},
+    mutation::{Mutation, mutated},
     net::{GuestAnswer, NetError, PeerAddress},
     storage::member::Owner,
     types::{ClusterId, LogIndex, MemberId},
@@ -166,8 +167,11 @@ async fn ask_all<'a>(
 }
 
 fn read(answered: &GuestAnswer) -> Result<(ClusterId, GuestInfo), NetError> {
-    let info: GuestInfo = codec::decode("answer to a starting member", &answered.answer)
+    let mut info: GuestInfo = codec::decode("answer to a starting member", &answered.answer)
         .map_err(|_| NetError::StreamEnded("with an answer that this version cannot read"))?;
+    if mutated(Mutation::TrustFirstAnswer) && !info.membership.is_empty() {
+        info.confirmed = true;
+    }
     Ok((answered.cluster, info))
 }
 

@@ -13,7 +13,7 @@ use quorate::internals::mutation::{Mutation, mutate};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// Each bug, and within how many seeds the simulator must find it.
-const FOUND_WITHIN: [(Mutation, u64); 16] = [
+const FOUND_WITHIN: [(Mutation, u64); 17] = [
     (Mutation::SkipSync, 4),
     (Mutation::AcknowledgeBeforeSync, 8),
     (Mutation::AcknowledgeBeforeCommit, 10),
@@ -30,6 +30,7 @@ const FOUND_WITHIN: [(Mutation, u64); 16] = [
     (Mutation::StaleIndex, 8),
     (Mutation::DatabaseWithoutLastRecord, 4),
     (Mutation::SnapshotWithoutLastEntry, 25),
+    (Mutation::TrustFirstAnswer, 20),
 ];
 
 /// Runs a seed with the faults that bring out the bug.
@@ -66,6 +67,10 @@ fn hunt(mutation: Mutation, plan: Plan) -> Outcome {
         }
         Mutation::AcknowledgeBeforeCommit => {
             let inject = often(700, &[Fault::Partition, Fault::Crash]);
+            run_with(plan, &mut Mixed::default(), &inject)
+        }
+        Mutation::TrustFirstAnswer => {
+            let inject = often(900, &[Fault::Replace, Fault::Partition, Fault::Deaf]);
             run_with(plan, &mut Mixed::default(), &inject)
         }
         Mutation::ApplyTwice
