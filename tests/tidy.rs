@@ -94,6 +94,7 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
             "codec",
             "config",
             "failpoint",
+            "mutation",
             "raft",
             "kv",
             "storage",
