@@ -14,7 +14,8 @@
 //! and messages go to other threads: each report comes back later, as an input.
 //!
 //! ```
-//! # use quorate::{raft::{Config, InitialState, Membership, RaftCore, Ready}, types::{Entry, EntryKind, LogIndex, MemberId}};
+//! # use quorate::internals::raft::{Config, InitialState, Membership, RaftCore, Ready};
+//! # use quorate::internals::types::{Entry, EntryKind, LogIndex, MemberId};
 //! # use bytes::Bytes;
 //! /// What the caller owns besides consensus.
 //! #[derive(Default)]
