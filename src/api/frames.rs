@@ -1,8 +1,8 @@
 //! Encoded gRPC frames, and the encoder that writes messages into them.
 //!
 //! A frame is a prefix of five bytes (a flag for compression, the length) and a message. Protobuf puts the length of a message
-//! before its bytes, so each message is visited twice: a [`Measure`] adds up the lengths, then [`Frames`] stores the bytes. Both
-//! are a [`Sink`], so the fields of a message are listed once, in [`Fields::write`].
+//! before its bytes, so each message is visited twice: a `Measure` adds up the lengths, then [`Frames`] stores the bytes. Both
+//! are a `Sink`, so the fields of a message are listed once, in `Fields::write`.
 //!
 //! Bytes that exist already, such as stored records, are not copied if they are long: the frame refers to them, between pieces
 //! of the buffer that everything else is written to.

@@ -1,6 +1,6 @@
 //! gRPC calls: from a request's headers and messages to a call of [`Api`], and back.
 //!
-//! Every call is admitted here. The spliced services (see [`method`]) are answered here too: their answers are assembled from
+//! Every call is admitted here. The spliced services (see `method`) are answered here too: their answers are assembled from
 //! stored bytes, and tonic's encoder would copy those once more. All other calls go to [`services`](super::services). HTTP/2
 //! belongs to the caller of [`answer`], which takes any kind of request body, so that another transport can be added.
 //!

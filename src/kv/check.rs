@@ -39,7 +39,7 @@ pub fn delete_range(delete: &DeleteRange) -> Result<(), KvError> {
 }
 
 /// Checks a transaction. At each level the longest of its three lists must fit the budget, which starts at `ops_max`; nested
-/// transactions share what is left, each for itself. The bounds of [`TxnSize`] hold for all of them together.
+/// transactions share what is left, each for itself. The bounds of `TxnSize` hold for all of them together.
 pub fn txn(txn: &Txn, ops_max: usize) -> Result<(), KvError> {
     let mut size = TxnSize::new(ops_max);
     operations(txn, ops_max, 1, &mut size)?;

@@ -133,7 +133,7 @@ pub enum InitialStateError {
 /// 4. serve `reads`, each once the state machine has applied its index;
 /// 5. start `snapshots`, begin `log_reads`, and publish `status`.
 ///
-/// The [module's documentation](super) has this loop in code.
+/// The module's documentation has this loop in code.
 #[derive(Debug, Default)]
 pub struct Ready {
     /// What to write to the WAL.

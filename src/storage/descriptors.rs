@@ -1,7 +1,7 @@
 //! File descriptors: as many as the machine allows, and some in reserve.
 //!
 //! Client connections can use up all descriptors of the process. The log's next segment, a sync of a directory or a received
-//! snapshot must be able to open a file even then. So a [`Reserve`] holds some descriptors open that nothing uses; when opening
+//! snapshot must be able to open a file even then. So a `Reserve` holds some descriptors open that nothing uses; when opening
 //! a file fails for want of one, it closes one of them and tries again, and it opens new ones as soon as that is possible.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
