@@ -4,7 +4,12 @@
 //! in turn, each on a connection that was open before. The time until the first of them is acknowledged is the round's figure.
 //! Then the member is started again, and the next round begins when all three follow one leader and have the same revision.
 //!
+//! With `--rolling` a round restarts every member in turn with SIGTERM, the leader first, while two clients put one key after the
+//! other: one that begins at the leader, and one at a follower. A client whose connection ends goes on at the next member. The
+//! longest put of each client is the round's figure.
+//!
 //! ```text
+//! cargo bench --bench failover -- --rolling                       # stopped in good order instead of killed
 //! cargo bench --bench failover                                    # both built and run as released
 //! cargo bench --profile dev --bench failover -- --quorate target/release/quorate --write docs/operations.md
 //! ```
@@ -14,6 +19,7 @@ mod tools;
 
 use clap::Parser;
 use quorate::internals::api::proto::etcdserverpb as pb;
+use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fmt::Write as _,
     fs::{self, File},
@@ -21,6 +27,10 @@ use std::{
     net::{Ipv4Addr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -33,25 +43,27 @@ use tonic::transport::{Channel, Endpoint};
 
 /// Pause between two puts while nobody leads: the resolution of a figure.
 const PROBE: Duration = Duration::from_millis(5);
-/// How long a put is waited for.
+/// A put without an answer after this time has failed.
 const PROBE_MAX: Duration = Duration::from_secs(10);
-/// Pause between two looks at a cluster that starts.
+/// Pause between two queries of a cluster that starts.
 const POLL: Duration = Duration::from_millis(100);
 /// The longest a cluster may take to come back.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// A round begins at a random time after the cluster is whole, so that it does not follow the beat of the heartbeats.
 const SETTLE_MILLIS: std::ops::Range<u64> = 500..1_500;
 const MEMBERS: usize = 3;
-/// Between these lines of the page lies what this program writes.
+/// The first and last line of the part of the page that this program writes.
 const BEGIN: &str = "<!-- benches/failover.rs writes from here -->";
 const END: &str = "<!-- to here -->";
+const BEGIN_ROLLING: &str = "<!-- benches/failover.rs --rolling writes from here -->";
+const END_ROLLING: &str = "<!-- up to here -->";
 
-/// What can go wrong is not what is measured: it ends the program.
+/// Any failure of the setup ends the program: only the failover is measured.
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// How often the leader is killed
+    /// How often the leader is killed, or all members are restarted
     #[arg(long, default_value_t = 20)]
     rounds: usize,
     #[arg(long, default_value = env!("CARGO_BIN_EXE_quorate"))]
@@ -62,10 +74,13 @@ struct Arguments {
     heartbeat_ms: u64,
     #[arg(long, default_value_t = 1000)]
     election_ms: u64,
+    /// Restart all members in turn instead of killing the leader
+    #[arg(long)]
+    rolling: bool,
     /// A page with the two lines that this program writes between
     #[arg(long)]
     write: Option<PathBuf>,
-    /// `cargo bench` says this to every bench.
+    /// The flag that `cargo bench` passes to every bench.
     #[arg(long, hide = true)]
     bench: bool,
 }
@@ -94,7 +109,7 @@ struct Cluster<'a> {
 fn free_port() -> io::Result<u16> {
     let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let port = socket.local_addr()?.port();
-    // The same one for UDP.
+    // The port must be free for UDP as well.
     UdpSocket::bind((Ipv4Addr::LOCALHOST, port))?;
     Ok(port)
 }
@@ -252,6 +267,102 @@ impl<'a> Cluster<'a> {
     }
 }
 
+/// A client that puts without a pause until it is told to end.
+struct Client {
+    stop: Arc<AtomicBool>,
+    /// None if a put was not acknowledged at all.
+    longest: tokio::task::JoinHandle<Option<Duration>>,
+}
+
+impl Client {
+    /// Puts without a pause, first at the member at `own`.
+    fn start(channels: Vec<Channel>, own: usize) -> Self {
+        let stop = Arc::<AtomicBool>::default();
+        let end = stop.clone();
+        let longest = tokio::spawn(async move {
+            let (mut at, mut longest) = (own, Duration::ZERO);
+            while !end.load(Ordering::Relaxed) {
+                let start = quorate::internals::clock::now();
+                loop {
+                    let mut kv = pb::kv_client::KvClient::new(channels[at].clone());
+                    let put = pb::PutRequest {
+                        key: "rolling".into(),
+                        value: "x".into(),
+                        ..pb::PutRequest::default()
+                    };
+                    if let Ok(Ok(_)) = timeout(PROBE_MAX, kv.put(put)).await {
+                        break;
+                    }
+                    at = (at + 1) % channels.len();
+                    if start.elapsed() > PATIENCE {
+                        return None;
+                    }
+                }
+                longest = longest.max(start.elapsed());
+            }
+            Some(longest)
+        });
+        Self { stop, longest }
+    }
+
+    async fn end(self) -> Result<Duration, Failure> {
+        self.stop.store(true, Ordering::Relaxed);
+        let longest = self.longest.await?;
+        Ok(longest.ok_or("no member acknowledges a put")?)
+    }
+}
+
+impl Cluster<'_> {
+    /// Restarts all members, and gives the longest put of a client of the leader, and of one of a follower.
+    async fn rolling_round(&mut self) -> Result<[Duration; 2], Failure> {
+        let leader = self.whole().await?;
+        let mut channels = Vec::new();
+        for member in &self.members {
+            let uri = format!("http://127.0.0.1:{}", member.client);
+            channels.push(Endpoint::from_shared(uri)?.connect_lazy());
+        }
+        let clients = [
+            Client::start(channels.clone(), leader),
+            Client::start(channels, (leader + 1) % MEMBERS),
+        ];
+        sleep(Duration::from_millis(fastrand::u64(SETTLE_MILLIS))).await;
+        for turn in 0..MEMBERS {
+            let at = (leader + turn) % MEMBERS;
+            self.terminate(at).await?;
+            self.run(at)?;
+            self.serving(at).await?;
+        }
+        let mut longest = [Duration::ZERO; 2];
+        for (client, longest) in clients.into_iter().zip(&mut longest) {
+            *longest = client.end().await?;
+        }
+        self.whole().await?;
+        Ok(longest)
+    }
+
+    /// Waits until a member follows a leader.
+    async fn serving(&self, at: usize) -> Result<(), Failure> {
+        let start = quorate::internals::clock::now();
+        while start.elapsed() < PATIENCE {
+            let status = self.members[at].status().await;
+            if status.is_some_and(|status| status.leader != 0) {
+                return Ok(());
+            }
+            sleep(POLL).await;
+        }
+        Err("a member does not come back".into())
+    }
+
+    async fn terminate(&mut self, at: usize) -> Result<(), Failure> {
+        let mut child = self.members[at].child.take().ok_or("it does not run")?;
+        let id = i32::try_from(child.id().ok_or("it has ended")?)?;
+        let id = Pid::from_raw(id).ok_or("no process")?;
+        kill_process(id, Signal::TERM)?;
+        child.wait().await?;
+        Ok(())
+    }
+}
+
 async fn first_ack(channels: &[Channel], start: tokio::time::Instant) -> Result<Duration, Failure> {
     let (sender, mut done) = mpsc::unbounded_channel();
     let mut probes = JoinSet::new();
@@ -328,12 +439,56 @@ async fn table(
     Ok(table)
 }
 
-/// Replaces what stands between the two lines.
-fn write_page(page: &Path, table: &str) -> Result<(), Failure> {
+/// The figures of `--rolling`.
+async fn rolling(arguments: &Arguments) -> Result<String, Failure> {
+    let mut clusters = Vec::new();
+    for kind in [Kind::Etcd, Kind::Quorate] {
+        clusters.push((Cluster::start(kind, arguments)?, [Vec::new(), Vec::new()]));
+    }
+    for _ in 1..=arguments.rounds {
+        for (cluster, times) in &mut clusters {
+            let longest = cluster.rolling_round().await?;
+            for (times, longest) in times.iter_mut().zip(longest) {
+                times.push(longest);
+            }
+        }
+    }
+    let mut table = String::new();
+    writeln!(
+        table,
+        "| longest put during a restart of | rounds | least ms | median ms | most ms |"
+    )?;
+    writeln!(table, "|---|---|---|---|---|")?;
+    for (cluster, times) in &mut clusters {
+        let program = if cluster.kind == Kind::Etcd {
+            &arguments.etcd
+        } else {
+            &arguments.quorate
+        };
+        let name = version(program).await?;
+        for (times, client) in times.iter_mut().zip(["the leader", "a follower"]) {
+            writeln!(
+                table,
+                "{}",
+                row(&format!("{name}, client of {client}"), times)
+            )?;
+        }
+    }
+    let (beat, election) = (arguments.heartbeat_ms, arguments.election_ms);
+    writeln!(
+        table,
+        "\nHeartbeat {beat} ms, election timeout {election} ms; SIGTERM to each of three members in turn, the leader first, \
+         while two clients put.\nBoth clusters ran at the same time and took turns."
+    )?;
+    Ok(table)
+}
+
+/// Replaces the text between the two lines.
+fn write_page(page: &Path, [begins, ends]: [&str; 2], table: &str) -> Result<(), Failure> {
     let text = fs::read_to_string(page)?;
-    let place = text.find(BEGIN).zip(text.find(END));
-    let (begin, end) = place.ok_or_else(|| format!("{}: no `{BEGIN}`", page.display()))?;
-    let (before, after) = (&text[..begin + BEGIN.len()], &text[end..]);
+    let place = text.find(begins).zip(text.find(ends));
+    let (begin, end) = place.ok_or_else(|| format!("{}: no `{begins}`", page.display()))?;
+    let (before, after) = (&text[..begin + begins.len()], &text[end..]);
     fs::write(page, format!("{before}\n\n{table}\n{after}"))?;
     Ok(())
 }
@@ -346,6 +501,14 @@ fn write_page(page: &Path, table: &str) -> Result<(), Failure> {
 )]
 async fn main() -> Result<(), Failure> {
     let arguments = Arguments::parse();
+    if arguments.rolling {
+        let table = rolling(&arguments).await?;
+        println!("{table}");
+        if let Some(page) = &arguments.write {
+            write_page(page, [BEGIN_ROLLING, END_ROLLING], &table)?;
+        }
+        return Ok(());
+    }
     let mut clusters = Vec::new();
     for kind in [Kind::Etcd, Kind::Quorate] {
         clusters.push((Cluster::start(kind, &arguments)?, Vec::new()));
@@ -369,7 +532,7 @@ async fn main() -> Result<(), Failure> {
     let table = table(&arguments, &mut all).await?;
     println!("{table}");
     if let Some(page) = &arguments.write {
-        write_page(page, &table)?;
+        write_page(page, [BEGIN, END], &table)?;
     }
     Ok(())
 }

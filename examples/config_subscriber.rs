@@ -1,4 +1,4 @@
-//! A config subscriber: an actor that keeps its own copy of a configuration, and is told of every change of it, once.
+//! A config subscriber: an actor that keeps its own copy of a configuration, and receives every change of it once.
 //!
 //! Run it with `cargo run --example config_subscriber`. It keeps its data in a fresh folder under the system's temporary
 //! directory and removes it at the end.
@@ -19,13 +19,13 @@ use tokio::sync::watch;
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// Where the lines go that tell what happens.
+/// The lines that report what happens.
 type Say = fn(&str);
 
 /// A service with a configuration: the keys under `config/`.
 struct Service {
     config: BTreeMap<String, String>,
-    /// Up to where it has seen everything, or why it will see no more.
+    /// The revision up to which it has seen every change, or why its watch ended.
     seen: watch::Sender<Result<Revision, Revision>>,
     say: Say,
 }
@@ -90,7 +90,7 @@ struct Running {
     _watch: Subscription,
 }
 
-/// Reads the whole configuration, and watches it from the very next revision: nothing falls between.
+/// Reads the whole configuration, and watches it from the very next revision: no change is missed.
 async fn begin(store: &Addr<Store>, say: Say) -> Outcome<Running> {
     let query = RangeQuery {
         key: "config/".into(),
@@ -154,7 +154,7 @@ async fn until(running: &mut Running, revision: Revision) -> Outcome<()> {
     Ok(())
 }
 
-/// The whole story, with a node on `data_dir`.
+/// Runs the example with a node on `data_dir`.
 async fn story(data_dir: &Path, say: Say) -> Outcome<()> {
     let node = Node::start(&Config {
         data_dir: data_dir.to_owned(),

@@ -31,7 +31,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let put = store.send(PutKey(put)).await??;
     println!("put colour=blue at revision {}", put.revision);
 
-    // Change the colour only if nobody else has since.
+    // Change the colour only if no other write came since.
     let txn = Txn {
         compares: vec![Compare {
             key: "colour".into(),

@@ -1,5 +1,5 @@
-//! A service registry: each instance keeps one key alive by its lease, so one that dies is gone from the list by itself. Who
-//! wants to know reads the list once and then watches it, from the revision of what was read on: nothing is missed between.
+//! A service registry: each instance keeps one key alive by its lease, so one that dies is gone from the list by itself. A
+//! client reads the list once and then watches it from the revision after that read: no change is missed.
 //!
 //! Run it with `cargo run --example service_registry`. It keeps its data in a fresh folder under the system's temporary directory
 //! and removes it at the end.
@@ -37,7 +37,7 @@ async fn register(node: &Requests, name: &str, address: &str) -> Result<Instance
     println!("{name} registers at {address}");
     let node = node.clone();
     let renewing = tokio::spawn(async move {
-        // A third of the time: two renewals may get lost before the lease does.
+        // A third of the time to live: the lease outlives two lost renewals.
         while node.keep_alive(lease).await?.is_some() {
             sleep(Duration::from_millis(TTL_SECS.unsigned_abs() * 1_000 / 3)).await;
         }
@@ -46,7 +46,7 @@ async fn register(node: &Requests, name: &str, address: &str) -> Result<Instance
     Ok(Instance { lease, renewing })
 }
 
-/// Who is there now, and as of which revision.
+/// The registered instances, and the revision of that list.
 async fn discover(node: &Requests) -> Result<(Vec<String>, Revision), Box<dyn Error>> {
     let query = RangeQuery {
         key: "services/web/".into(),
@@ -63,7 +63,7 @@ async fn discover(node: &Requests) -> Result<(Vec<String>, Revision), Box<dyn Er
     Ok((found, done.revision))
 }
 
-/// Tells who comes and who goes, until somebody has gone.
+/// Prints the instances that come and go, until one has gone.
 async fn follow_until_one_goes(watch: &mut Watch) -> Result<(), Box<dyn Error>> {
     loop {
         for event in watch.next().await?.events {

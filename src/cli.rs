@@ -1,9 +1,9 @@
 //! The command line: which command, and which configuration keys its flags set.
 //!
-//! A flag's text is not looked at here: it lies over the file and the environment and is checked with them, so that a
+//! Flags are not checked here: their text overrides the environment and the file, and is checked together with them, so that a
 //! bad value is reported in one way wherever it was set.
 
-use crate::config::{Config, ConfigError, Sources};
+use crate::config::{Config, ConfigError, EncryptionKey, Sources};
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -22,13 +22,13 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a member (what `quorate` alone does, too)
-    Server(ServerArgs),
+    Server(Box<ServerArgs>),
     /// Put load on a server of the etcd v3 API and measure it
     #[cfg(feature = "bench")]
-    Bench(quorate_bench::BenchArgs),
+    Bench(Box<quorate_bench::BenchArgs>),
     /// Run several members on this machine, to try things out
     Cluster(crate::local_cluster::ClusterArgs),
-    /// Make certificates for the connections between members
+    /// Make certificates, for members and for clients, and lists of revoked ones
     Cert(crate::net::cert::CertArgs),
     /// A majority is lost for good: make one stopped member's data a new cluster of its own
     Recover(RecoverArgs),
@@ -43,6 +43,24 @@ pub struct RecoverArgs {
     /// The data directory of the new cluster's only member; must not exist, or be empty
     #[arg(long, value_name = "DIR")]
     pub into: PathBuf,
+    /// The file of the key that the survivor's data directory is encrypted with
+    #[arg(long, value_name = "FILE", conflicts_with = "encryption_key_command")]
+    encryption_key_file: Option<PathBuf>,
+    /// The command that prints the key that the survivor's data directory is encrypted with
+    #[arg(long, value_name = "COMMAND")]
+    encryption_key_command: Option<String>,
+}
+
+impl RecoverArgs {
+    /// Where the key of an encrypted data directory is.
+    pub fn key(&self) -> Option<EncryptionKey> {
+        let file = self.encryption_key_file.clone().map(EncryptionKey::File);
+        file.or_else(|| {
+            self.encryption_key_command
+                .clone()
+                .map(EncryptionKey::Command)
+        })
+    }
 }
 
 /// Flags of `quorate server`. Each overrides the environment, which overrides the file; of one that is given twice, the
@@ -59,12 +77,36 @@ pub struct ServerArgs {
     /// The directory that holds the data
     #[arg(long, value_name = "DIR")]
     data_dir: Option<String>,
-    /// Where clients connect
-    #[arg(long, value_name = "HOST:PORT")]
+    /// Where clients connect; several addresses are separated by commas
+    #[arg(long, value_name = "HOST:PORT|https://HOST:PORT|unix:///PATH,…")]
     client_listen: Option<String>,
-    /// The address that clients are told to use
-    #[arg(long, value_name = "HOST:PORT")]
+    /// The addresses that this member announces to clients
+    #[arg(long, value_name = "HOST:PORT|unix:///PATH,…")]
     client_advertise: Option<String>,
+    /// The certificate for clients (PEM)
+    #[arg(long, value_name = "FILE")]
+    client_cert: Option<String>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE")]
+    client_key: Option<String>,
+    /// The authority that signs clients' certificates (PEM)
+    #[arg(long, value_name = "FILE")]
+    client_ca: Option<String>,
+    /// The clients' certificates that were revoked (PEM or DER)
+    #[arg(long, value_name = "FILE")]
+    client_crl: Option<String>,
+    /// Take only clients' certificates with one of these common names
+    #[arg(long, value_name = "NAME,…")]
+    client_allowed_cn: Option<String>,
+    /// Take only clients' certificates that are valid for one of these hosts
+    #[arg(long, value_name = "HOST,…")]
+    client_allowed_hosts: Option<String>,
+    /// Whether a client without a certificate is refused
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    client_require_cert: Option<String>,
+    /// Encrypt connections of clients with a certificate that this member makes
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    client_auto_tls: Option<String>,
     /// Where other members connect
     #[arg(long, value_name = "HOST:PORT")]
     peer_listen: Option<String>,
@@ -80,9 +122,20 @@ pub struct ServerArgs {
     /// The authority that signs the members' certificates (PEM)
     #[arg(long, value_name = "FILE")]
     peer_ca: Option<String>,
+    /// The members' certificates that were revoked (PEM or DER)
+    #[arg(long, value_name = "FILE")]
+    peer_crl: Option<String>,
+    /// Take only members' certificates with one of these common names
+    #[arg(long, value_name = "NAME,…")]
+    peer_allowed_cn: Option<String>,
+    /// Take only members' certificates that are valid for one of these hosts
+    #[arg(long, value_name = "HOST,…")]
+    peer_allowed_hosts: Option<String>,
     /// Members do not prove who they are to each other
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
     peer_insecure: Option<String>,
+    #[command(flatten)]
+    security: SecurityArgs,
     /// The members of a new cluster
     #[arg(long, value_name = "NAME=HOST:PORT,…")]
     initial_cluster: Option<String>,
@@ -100,15 +153,148 @@ pub struct ServerArgs {
     log_format: Option<String>,
 }
 
+/// Flags of `quorate server` about TLS, authentication and the audit log.
+#[derive(Clone, Debug, Default, Args)]
+struct SecurityArgs {
+    /// While authentication is on, the name in a client's certificate is its user
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    client_cert_users: Option<String>,
+    /// How many days the certificate is valid that this member makes
+    #[arg(long, value_name = "DAYS")]
+    client_auto_tls_days: Option<String>,
+    /// The oldest version of TLS that clients may use
+    #[arg(long, value_name = "1.2|1.3")]
+    tls_min_version: Option<String>,
+    /// The newest one
+    #[arg(long, value_name = "1.2|1.3")]
+    tls_max_version: Option<String>,
+    /// The cipher suites for clients, by IANA's names
+    #[arg(long, value_name = "NAME,…")]
+    tls_cipher_suites: Option<String>,
+    /// A private key that every user of this machine may read stops the start
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    tls_refuse_readable_keys: Option<String>,
+    /// What a login answers with: simple, jwt, or jwt with etcd's options
+    #[arg(long, value_name = "simple|jwt|jwt,OPTION=VALUE,…")]
+    auth_token: Option<String>,
+    /// How long a simple token is good after its last use
+    #[arg(long, value_name = "SECONDS")]
+    auth_token_ttl_secs: Option<String>,
+    /// How slow the hash of a new password is
+    #[arg(long, value_name = "4-31")]
+    auth_bcrypt_cost: Option<String>,
+    /// How a JWT is signed
+    #[arg(long, value_name = "RS256|ES256|…")]
+    auth_jwt_sign_method: Option<String>,
+    /// The key that signs JWT
+    #[arg(long, value_name = "FILE")]
+    auth_jwt_private_key: Option<String>,
+    /// Further keys whose JWT are good
+    #[arg(long, value_name = "FILE,…")]
+    auth_jwt_public_keys: Option<String>,
+    /// How long a JWT is good
+    #[arg(long, value_name = "SECONDS")]
+    auth_jwt_ttl_secs: Option<String>,
+    /// How many wrong passwords are free, of a user from an address; 0 for no bound
+    #[arg(long, value_name = "NUMBER")]
+    auth_failed_logins_max: Option<String>,
+    /// Where the audit log goes
+    #[arg(long, value_name = "stderr|stdout|file:PATH")]
+    audit_output: Option<String>,
+    /// What is in it
+    #[arg(long, value_name = "auth|writes|all")]
+    audit_level: Option<String>,
+    /// The longest a file of it becomes
+    #[arg(long, value_name = "BYTES")]
+    audit_file_bytes_max: Option<String>,
+    /// How many files of it there are
+    #[arg(long, value_name = "NUMBER")]
+    audit_files_max: Option<String>,
+}
+
+impl SecurityArgs {
+    fn flags(self) -> [(&'static str, &'static str, Option<String>); 18] {
+        [
+            (
+                "--client-cert-users",
+                "client.cert_users",
+                self.client_cert_users,
+            ),
+            (
+                "--client-auto-tls-days",
+                "client.auto_tls_days",
+                self.client_auto_tls_days,
+            ),
+            ("--tls-min-version", "tls.min_version", self.tls_min_version),
+            ("--tls-max-version", "tls.max_version", self.tls_max_version),
+            (
+                "--tls-cipher-suites",
+                "tls.cipher_suites",
+                self.tls_cipher_suites,
+            ),
+            (
+                "--tls-refuse-readable-keys",
+                "tls.refuse_readable_keys",
+                self.tls_refuse_readable_keys,
+            ),
+            ("--auth-token", "auth.token", self.auth_token),
+            (
+                "--auth-token-ttl-secs",
+                "auth.token_ttl_secs",
+                self.auth_token_ttl_secs,
+            ),
+            (
+                "--auth-bcrypt-cost",
+                "auth.bcrypt_cost",
+                self.auth_bcrypt_cost,
+            ),
+            (
+                "--auth-jwt-sign-method",
+                "auth.jwt_sign_method",
+                self.auth_jwt_sign_method,
+            ),
+            (
+                "--auth-jwt-private-key",
+                "auth.jwt_private_key",
+                self.auth_jwt_private_key,
+            ),
+            (
+                "--auth-jwt-public-keys",
+                "auth.jwt_public_keys",
+                self.auth_jwt_public_keys,
+            ),
+            (
+                "--auth-jwt-ttl-secs",
+                "auth.jwt_ttl_secs",
+                self.auth_jwt_ttl_secs,
+            ),
+            (
+                "--auth-failed-logins-max",
+                "auth.failed_logins_max",
+                self.auth_failed_logins_max,
+            ),
+            ("--audit-output", "audit.output", self.audit_output),
+            ("--audit-level", "audit.level", self.audit_level),
+            (
+                "--audit-file-bytes-max",
+                "audit.file_bytes_max",
+                self.audit_file_bytes_max,
+            ),
+            ("--audit-files-max", "audit.files_max", self.audit_files_max),
+        ]
+    }
+}
+
 impl Cli {
     /// The command asked for; running a member if none is named.
     pub fn asked(self) -> Command {
-        self.command.unwrap_or(Command::Server(self.server))
+        self.command
+            .unwrap_or_else(|| Command::Server(Box::new(self.server)))
     }
 }
 
 impl ServerArgs {
-    /// Reads file and environment, lays the flags over them, and checks the result.
+    /// Reads file and environment, overrides them by the flags, and checks the result.
     pub fn config(self) -> Result<Config, ConfigError> {
         let file = self.config.clone();
         let variables = std::env::vars_os().collect();
@@ -130,11 +316,38 @@ impl ServerArgs {
                 "client.advertise",
                 self.client_advertise,
             ),
+            ("--client-cert", "client.cert", self.client_cert),
+            ("--client-key", "client.key", self.client_key),
+            ("--client-ca", "client.ca", self.client_ca),
+            ("--client-crl", "client.crl", self.client_crl),
+            (
+                "--client-allowed-cn",
+                "client.allowed_cn",
+                self.client_allowed_cn,
+            ),
+            (
+                "--client-allowed-hosts",
+                "client.allowed_hosts",
+                self.client_allowed_hosts,
+            ),
+            (
+                "--client-require-cert",
+                "client.require_cert",
+                self.client_require_cert,
+            ),
+            ("--client-auto-tls", "client.auto_tls", self.client_auto_tls),
             ("--peer-listen", "peer.listen", self.peer_listen),
             ("--peer-advertise", "peer.advertise", self.peer_advertise),
             ("--peer-cert", "peer.cert", self.peer_cert),
             ("--peer-key", "peer.key", self.peer_key),
             ("--peer-ca", "peer.ca", self.peer_ca),
+            ("--peer-crl", "peer.crl", self.peer_crl),
+            ("--peer-allowed-cn", "peer.allowed_cn", self.peer_allowed_cn),
+            (
+                "--peer-allowed-hosts",
+                "peer.allowed_hosts",
+                self.peer_allowed_hosts,
+            ),
             ("--peer-insecure", "peer.insecure", self.peer_insecure),
             ("--initial-cluster", "cluster.initial", self.initial_cluster),
             (
@@ -150,7 +363,7 @@ impl ServerArgs {
             ("--log-level", "log.level", self.log_level),
             ("--log-format", "log.format", self.log_format),
         ];
-        let given = all.into_iter();
+        let given = all.into_iter().chain(self.security.flags());
         given
             .filter_map(|(flag, key, text)| Some((flag, key, text?)))
             .collect()
@@ -206,6 +419,29 @@ mod tests {
             );
         }
         command.debug_assert();
+    }
+
+    /// The table of docs/configuration.md has every flag, its key and its variable, and no other.
+    #[test]
+    fn every_flag_is_described() {
+        let page = include_str!("../docs/configuration.md");
+        let rows = page.lines().filter(|line| line.starts_with("| `--"));
+        let mut described: Vec<String> = rows.map(str::to_owned).collect();
+        let mut command = Cli::command();
+        command.build();
+        let server = command.find_subcommand("server").unwrap();
+        let mut expected = Vec::new();
+        for flag in server.get_arguments().filter_map(clap::Arg::get_long) {
+            if matches!(flag, "config" | "help") {
+                continue;
+            }
+            let key = flags(&format!("quorate --{flag}=x"))[0].1;
+            let variable = key.to_ascii_uppercase().replace('.', "_");
+            expected.push(format!("| `--{flag}` | `{key}` | `QUORATE_{variable}` |"));
+        }
+        described.sort();
+        expected.sort();
+        assert_eq!(described, expected);
     }
 
     #[test]

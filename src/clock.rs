@@ -53,6 +53,21 @@ pub fn entropy() -> u64 {
     RandomState::new().hash_one(0_u64)
 }
 
+/// Random bytes that nobody can guess, for secrets: from the operating system, or, in a simulation, from its seed.
+pub fn secret<const BYTES: usize>() -> [u8; BYTES] {
+    let mut secret = [0; BYTES];
+    if is_simulated() {
+        for byte in &mut secret {
+            *byte = entropy().to_le_bytes()[0];
+        }
+        return secret;
+    }
+    let random = rustls::crypto::ring::default_provider().secure_random;
+    let filled = random.fill(&mut secret);
+    assert!(filled.is_ok(), "the operating system has random bytes");
+    secret
+}
+
 /// Wall-clock time since 1970, for the validity of certificates. Nothing replicated depends on it.
 pub fn unix_time() -> Duration {
     #[expect(
@@ -62,6 +77,18 @@ pub fn unix_time() -> Duration {
     let now = std::time::SystemTime::now();
     now.duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default()
+}
+
+/// For tests: a system on one thread, whose clock stands still unless every task waits for it.
+#[cfg(test)]
+pub(crate) fn paused_system() -> actix::SystemRunner {
+    actix::System::with_tokio_rt(|| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap()
+    })
 }
 
 #[cfg(test)]

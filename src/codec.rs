@@ -27,7 +27,6 @@ pub enum CodecError {
     Malformed {
         /// Which value was expected.
         what: &'static str,
-        /// What bincode said.
         source: Box<DecodeError>,
     },
     /// The value ended before the bytes did.
@@ -82,6 +81,10 @@ pub struct Blob(pub Bytes);
 
 /// The buffer that the [`Blob`]s of a value under decoding share.
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    face,
+    expect(unnameable_types, reason = "only a parameter of bincode's trait")
+)]
 pub struct Shared(Bytes);
 
 /// Decodes a value that fills all of `bytes`, and whose [`Blob`]s share that buffer; `what` names it in errors.

@@ -28,7 +28,7 @@ pub enum FailPoint {
     BeforeApply,
     /// They are applied, and not visible to reads yet.
     AfterApply,
-    /// Records that applying, or the answer to a write, needs are about to be read from the database.
+    /// A record is about to be read from the database: for a client, for applying an entry, or for the answer to a write.
     BeforeStoredRead,
     /// A read view is about to be published.
     BeforePublish,
@@ -76,6 +76,8 @@ pub enum FailPoint {
     BeforeMemberWrite,
     /// A first start has written the file `member`, and the mark is still there.
     AfterMemberWrite,
+    /// This member has recorded that another one begins, or that it takes part itself, and nobody knows.
+    AfterStartRecorded,
     /// A refill has put the database aside.
     AfterDatabaseAside,
     /// A refill has made the database that awaits a snapshot, and the request is still there.
@@ -122,17 +124,17 @@ impl FailPoint {
     ];
 
     /// Those of commands and starts that change a data directory in several steps.
-    pub const DIRECTORY: [Self; 7] = [
+    pub const DIRECTORY: [Self; 8] = [
         Self::AfterUnfinishedMark,
         Self::BeforeMemberWrite,
         Self::AfterMemberWrite,
+        Self::AfterStartRecorded,
         Self::AfterDatabaseAside,
         Self::AfterRefillDatabase,
         Self::AfterRecoveryCopy,
         Self::BeforeRecoveryEnd,
     ];
 
-    /// All of them.
     pub fn all() -> impl Iterator<Item = Self> {
         Self::RUNNING.into_iter().chain(Self::DIRECTORY)
     }
@@ -173,6 +175,7 @@ impl FailPoint {
             Self::AfterUnfinishedMark => "after-unfinished-mark",
             Self::BeforeMemberWrite => "before-member-write",
             Self::AfterMemberWrite => "after-member-write",
+            Self::AfterStartRecorded => "after-start-recorded",
             Self::AfterDatabaseAside => "after-database-aside",
             Self::AfterRefillDatabase => "after-refill-database",
             Self::AfterRecoveryCopy => "after-recovery-copy",
@@ -190,6 +193,43 @@ pub(crate) fn hit(point: FailPoint) {
     });
 }
 
+/// The name, in `FAILPOINTS`, of what makes a member behave as one that speaks version 1 of the peer protocol only.
+#[cfg(feature = "failpoints")]
+const FIRST_PEER_VERSION: &str = "first-peer-version";
+
+/// The name, in `FAILPOINTS`, of what keeps a member from publishing its name and client URLs.
+#[cfg(feature = "failpoints")]
+const NEVER_PUBLISHES: &str = "never-publishes";
+
+/// Whether this member does not publish its name and client URLs: others know by that that it has started.
+#[cfg(feature = "failpoints")]
+pub(crate) fn never_publishes() -> bool {
+    fail::fail_point!(NEVER_PUBLISHES, |_| true);
+    false
+}
+
+/// Without the feature it does.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub(crate) const fn never_publishes() -> bool {
+    false
+}
+
+/// Whether this member behaves as one that speaks version 1 of the peer protocol only, so that tests have members of two
+/// versions.
+#[cfg(feature = "failpoints")]
+pub(crate) fn speaks_first_peer_version() -> bool {
+    fail::fail_point!(FIRST_PEER_VERSION, |_| true);
+    false
+}
+
+/// Without the feature it does not.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub(crate) const fn speaks_first_peer_version() -> bool {
+    false
+}
+
 /// Without the feature it does nothing.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
@@ -200,7 +240,8 @@ pub(crate) const fn hit(_: FailPoint) {}
 pub fn arm() -> impl Drop {
     let armed = fail::FailScenario::setup();
     for (name, action) in fail::list() {
-        let known = FailPoint::all().any(|point| point.name() == name);
+        let known = FailPoint::all().any(|point| point.name() == name)
+            || [FIRST_PEER_VERSION, NEVER_PUBLISHES].contains(&name.as_str());
         assert!(known, "FAILPOINTS names {name}, which is no failpoint");
         tracing::warn!("failpoint {name}: {action}");
     }
@@ -216,5 +257,22 @@ mod tests {
     fn each_has_a_name_of_its_own() {
         let names: BTreeSet<_> = FailPoint::all().map(FailPoint::name).collect();
         assert_eq!(names.len(), FailPoint::all().count(), "{names:?}");
+    }
+
+    #[test]
+    fn the_document_counts_them() {
+        let document = include_str!("../docs/reliability.md");
+        let (running, directory) = (FailPoint::RUNNING.len(), FailPoint::DIRECTORY.len());
+        for said in [
+            format!("compiles in {} places", running + directory),
+            format!("{running} are in a running member"),
+            format!("{directory} are in starts and"),
+            format!("a crash at each of {} places", running - 1),
+        ] {
+            assert!(
+                document.contains(&said),
+                "docs/reliability.md lacks: {said}"
+            );
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What the fuzzers in `fuzz/` call, one function a target. Compiled for them and for the tests alone.
+//! The functions that the fuzzers in `fuzz/` call, one for each target. Compiled for them and for the tests alone.
 //!
 //! The tests at the foot feed every target with the kept inputs of `fuzz/seeds` and with random bytes: an input that once found
 //! something goes there and is tried ever after.
@@ -15,7 +15,6 @@ use prost::Message;
 /// A fuzz target: its name, and what it does with bytes.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// All of them.
 pub const TARGETS: [Target; 8] = [
     ("peer_frames", net::fuzz::frames),
     ("wal_batch", storage::wal::fuzz::batch),

@@ -47,12 +47,12 @@
 //!
 //! # What a member promises
 //!
-//! - A request is answered once its effect is on disk at a quorum of the members. Whatever happens to the machine then, it stays.
+//! - A request is answered once its effect is on disk at a quorum of the members. No crash of this machine undoes it then.
 //! - All requests take effect in one order, which the revisions number. A read sees every write that was acknowledged anywhere
-//!   before the read began, unless it is marked as serializable; then it sees what this member has.
+//!   before the read began, unless it is marked as serializable; then it sees the state that this member has applied.
 //! - A [`Txn`](ext::Txn) compares and then reads or writes, atomically.
 //! - A [`Watch`](ext::Watch) yields every change of its range from a revision on: in order, once, whole revisions together.
-//! - Keys that hang on a lease go when the lease ends. [`ext::lock`] and [`ext::election`] build on that.
+//! - Keys that are attached to a lease are deleted when the lease ends. [`ext::lock`] and [`ext::election`] build on that.
 //! - History is kept until it is compacted ([`CompactHistory`](ext::CompactHistory)).
 //!
 //! # The parts
@@ -62,13 +62,15 @@
 //! - [`Node`] runs on threads of its own. An error of its disk, or a bug, ends the process, since a member that goes on without
 //!   one of its parts harms the others; [`Node::start_with`] lets the caller decide otherwise.
 //! - [`LocalNode`] runs on the current thread and on a disk that the caller brings: for simulations and tests.
-//! - [`ext`] has everything that is asked and answered.
+//! - [`ext`] has the types of all requests and answers.
 //!
 //! The folder `examples` has whole programs: `embedded`, `config_subscriber`, `service_registry`, `leader_worker`. The default
-//! feature `bench` brings the load generator of the program; a program that embeds a member turns it off.
+//! feature `bench` includes the load generator of the program; a program that embeds a member turns it off.
 
 mod actors;
 mod api;
+mod audit;
+mod auth;
 mod cli;
 mod clock;
 mod codec;
@@ -77,23 +79,39 @@ pub mod ext;
 mod failpoint;
 #[cfg(any(test, fuzzing))]
 mod fuzzing;
+mod jwt;
 mod kv;
 mod local_cluster;
 mod log;
+mod log_gate;
 mod mutation;
 mod net;
 mod node;
 mod raft;
 mod services;
 mod storage;
+mod tls;
 mod types;
 
 pub use config::Config;
 pub use node::{LocalNode, Node};
 
-/// Everything else, for the program `quorate` and this package's tests, benchmarks and fuzzers. It changes without notice.
+/// Everything else, for the program `quorate` and this package's tests, benchmarks and fuzzers. It changes without notice. The
+/// check of the public face (`cfg(face)`, see `check`) leaves it out.
 #[doc(hidden)]
+#[cfg(not(face))]
 pub mod internals {
+    use crate::{
+        actors::{
+            held::HeldBytes, published::Published, request_error::RequestError, requests::Requests,
+            watch_hub::WatchHub, watch_stream::WatchStream,
+        },
+        auth::{Caller, change::PasswordHash},
+        kv::command::{Command, Outcome},
+        types::Revision,
+    };
+    use std::sync::Arc;
+
     macro_rules! all_of {
         ($($(#[$condition:meta])* $module:ident)*) => {
             $(
@@ -108,6 +126,8 @@ pub mod internals {
     all_of! {
         actors
         api
+        audit
+        auth
         cli
         clock
         codec
@@ -115,6 +135,7 @@ pub mod internals {
         failpoint
         #[cfg(any(test, fuzzing))]
         fuzzing
+        jwt
         kv
         local_cluster
         log
@@ -124,6 +145,88 @@ pub mod internals {
         raft
         services
         storage
+        tls
         types
+    }
+
+    /// The part of [`Requests`] that tests need and others do not.
+    pub trait Inspect {
+        /// The newest view, without any promise on how new it is.
+        fn published(&self) -> Arc<Published>;
+
+        /// The actor behind all watches.
+        fn watch_hub(&self) -> &actix::Addr<WatchHub>;
+
+        /// Opens a stream of watches.
+        fn watch_stream(&self) -> impl Future<Output = Result<WatchStream, RequestError>> + Send;
+
+        /// What the member holds in memory for others.
+        fn held(&self) -> HeldBytes;
+
+        /// The same front end on behalf of a caller.
+        fn on_behalf(&self, caller: Caller) -> Requests;
+
+        /// Proposes a command that nobody has checked.
+        fn propose(
+            &self,
+            command: &Command,
+        ) -> impl Future<Output = Result<Outcome, RequestError>> + Send;
+
+        /// A token for who knows a user's password.
+        fn log_in(
+            &self,
+            name: String,
+            password: String,
+        ) -> impl Future<Output = Result<(String, Revision), RequestError>> + Send;
+
+        /// The hash of a password.
+        fn hash_password(
+            &self,
+            password: String,
+        ) -> impl Future<Output = Result<PasswordHash, RequestError>> + Send;
+    }
+
+    impl Inspect for Requests {
+        fn published(&self) -> Arc<Published> {
+            Self::published(self)
+        }
+
+        fn watch_hub(&self) -> &actix::Addr<WatchHub> {
+            Self::watch_hub(self)
+        }
+
+        fn watch_stream(&self) -> impl Future<Output = Result<WatchStream, RequestError>> + Send {
+            Self::watch_stream(self)
+        }
+
+        fn held(&self) -> HeldBytes {
+            Self::held(self)
+        }
+
+        fn on_behalf(&self, caller: Caller) -> Requests {
+            Self::on_behalf(self, caller)
+        }
+
+        fn propose(
+            &self,
+            command: &Command,
+        ) -> impl Future<Output = Result<Outcome, RequestError>> + Send {
+            Self::propose(self, command)
+        }
+
+        fn log_in(
+            &self,
+            name: String,
+            password: String,
+        ) -> impl Future<Output = Result<(String, Revision), RequestError>> + Send {
+            Self::log_in(self, name, password, std::net::Ipv4Addr::LOCALHOST.into())
+        }
+
+        fn hash_password(
+            &self,
+            password: String,
+        ) -> impl Future<Output = Result<PasswordHash, RequestError>> + Send {
+            Self::hash_password(self, password)
+        }
     }
 }

@@ -2,10 +2,16 @@
 //!
 //! Each member is a process of its own, so that one can be killed and started again by hand. Certificates, configuration, data
 //! and logs are in one folder. A second run goes on with the members that the folder holds, as their files configure them.
+//!
+//! A folder can grow: the members it has are started, and each further one is added and then started. A run that is
+//! cut short at any step leaves what the next one goes on with: the founders are those that the first member's file names, a
+//! member that the cluster lists is not added again, and one that has data is started with the founders.
 
 use crate::{
-    config::{Config, ConfigError, Sources},
-    net::{TlsError, cert},
+    api::cluster_client::{self, CallError, proto::Member},
+    config::{ClientAddress, Config, ConfigError, Sources},
+    net::cert,
+    tls::TlsError,
 };
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
@@ -39,7 +45,7 @@ pub struct ClusterArgs {
     /// The folder for certificates, configuration, data and logs
     #[arg(long, value_name = "DIR", default_value = "quorate-cluster")]
     dir: PathBuf,
-    /// How many members a new cluster has; 3 if not given
+    /// How many members the cluster has: a new one 3 if not given, an existing one as many as before or more
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=i64::from(MEMBERS_MAX)))]
     members: Option<u16>,
     /// The first member's port for clients, 2379 if not given; the others' follow in steps of 10
@@ -56,14 +62,12 @@ pub enum LocalClusterError {
     /// The folder, a file in it, or a process.
     #[error("cannot {action} {what}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         action: &'static str,
-        /// To what.
         what: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
-    /// The certificates.
     #[error(transparent)]
     Cert(#[from] TlsError),
     /// A member's configuration in the folder.
@@ -74,14 +78,11 @@ pub enum LocalClusterError {
         "{flag} {asked} differs from {file}, which has {stored}: leave the flag out to go on with the members in this folder, or \
          give another --dir"
     )]
-    Differs {
-        /// The flag.
+    SettingDiffers {
         flag: &'static str,
-        /// Its value.
         asked: String,
         /// The file, or the folder.
         file: String,
-        /// What that has.
         stored: String,
     },
     /// All members have ended by themselves.
@@ -93,6 +94,10 @@ struct Local {
     name: String,
     /// Where clients connect, as its configuration says.
     client: String,
+    /// Where other members find it, as the cluster lists it.
+    peer_url: String,
+    /// It is not of the founders, and has not begun to run.
+    joins: bool,
     config: PathBuf,
     log: PathBuf,
     /// Where the log of this run begins in the file.
@@ -110,17 +115,20 @@ pub fn run(args: &ClusterArgs) -> Result<(), LocalClusterError> {
         cert::make_ca(dir, VALID_DAYS)?;
     }
     let mut members = Vec::new();
-    for n in 0..size(args, dir)? {
-        let mut member = prepare(args, dir, n)?;
-        member.child = Some(start(&program, &member)?);
+    let founders = founders(args, dir)?;
+    for n in 0..size(args, dir, founders)? {
+        let mut member = prepare(args, dir, n, founders)?;
+        if !member.joins {
+            member.child = Some(start(&program, &member)?);
+        }
         members.push(member);
     }
-    tell(&program, dir, &members);
+    print_how_to_use(&program, dir, &members);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let runtime = runtime.map_err(failed("start", Path::new("a runtime")))?;
-    let ended = runtime.block_on(look_after(&mut members, dir));
+    let ended = runtime.block_on(look_after(&program, &mut members, dir));
     stop(&mut members);
     ended
 }
@@ -131,48 +139,73 @@ fn name(n: u16) -> String {
     format!("n{}", n + 1)
 }
 
-/// How many members there are: those in the folder, or, in a new one, as many as asked for.
-fn size(args: &ClusterArgs, dir: &Path) -> Result<u16, LocalClusterError> {
-    let exists = |n: u16| dir.join(format!("{}.toml", name(n))).exists();
-    let stored = (0..MEMBERS_MAX)
-        .find(|n| !exists(*n))
-        .unwrap_or(MEMBERS_MAX);
+fn config_file(dir: &Path, n: u16) -> PathBuf {
+    dir.join(format!("{}.toml", name(n)))
+}
+
+fn load(file: PathBuf) -> Result<Config, ConfigError> {
+    Config::load(Sources {
+        file: Some(file),
+        ..Sources::default()
+    })
+}
+
+/// How many members formed the cluster, as the first one's file says; in a new folder, as many as asked for.
+fn founders(args: &ClusterArgs, dir: &Path) -> Result<u16, LocalClusterError> {
+    let first = config_file(dir, 0);
+    if !first.exists() {
+        return Ok(args.members.unwrap_or(MEMBERS));
+    }
+    let initial = load(first)?.cluster.initial.len();
+    Ok(u16::try_from(initial).unwrap_or(MEMBERS_MAX).max(1))
+}
+
+/// How many members there are: those in the folder, or more if asked for.
+fn size(args: &ClusterArgs, dir: &Path, founders: u16) -> Result<u16, LocalClusterError> {
+    let further = (founders..MEMBERS_MAX).take_while(|n| config_file(dir, *n).exists());
+    let stored = further.last().map_or(founders, |last| last + 1);
     match args.members {
-        None if stored == 0 => Ok(MEMBERS),
-        Some(asked) if stored == 0 => Ok(asked),
-        Some(asked) if asked != stored => Err(LocalClusterError::Differs {
+        Some(asked) if asked < stored => Err(LocalClusterError::SettingDiffers {
             flag: "--members",
             asked: asked.to_string(),
             file: dir.display().to_string(),
             stored: format!("{stored} members"),
         }),
-        Some(_) | None => Ok(stored),
+        Some(asked) => Ok(asked),
+        None => Ok(stored),
     }
 }
 
 /// Certificate and configuration of a member, made unless they are there.
-fn prepare(args: &ClusterArgs, dir: &Path, n: u16) -> Result<Local, LocalClusterError> {
+fn prepare(
+    args: &ClusterArgs,
+    dir: &Path,
+    n: u16,
+    founders: u16,
+) -> Result<Local, LocalClusterError> {
     let name = name(n);
     let certificate = dir.join(format!("{name}.pem"));
     if !certificate.exists() {
         cert::make_member(dir, dir, &name, &[HOST.to_owned()], VALID_DAYS)?;
     }
-    let file = dir.join(format!("{name}.toml"));
+    let file = config_file(dir, n);
     if !file.exists() {
-        let text = configuration(args, dir, n);
-        fs::write(&file, text).map_err(failed("write", &file))?;
+        let text = configuration(first_ports(args, dir)?, dir, n, founders);
+        // Whole or not at all: the next run uses what is there without checks.
+        let unfinished = dir.join(format!("{name}.toml.new"));
+        fs::write(&unfinished, text).map_err(failed("write", &unfinished))?;
+        fs::rename(&unfinished, &file).map_err(failed("write", &file))?;
     }
-    let config = Config::load(Sources {
-        file: Some(file.clone()),
-        ..Sources::default()
-    })?;
+    let config = load(file.clone())?;
+    let client = config.client.listen.iter().find_map(ClientAddress::tcp);
     let ports = [
-        ("--client-port", args.client_port, config.client.listen.port),
-        ("--peer-port", args.peer_port, config.peer.listen.port),
+        ("--client-port", args.client_port, client.map(|at| at.port)),
+        ("--peer-port", args.peer_port, Some(config.peer.listen.port)),
     ];
     for (flag, asked, stored) in ports {
+        let stored = stored.unwrap_or_default();
         if let Some(asked) = asked.filter(|asked| asked + 10 * n != stored) {
-            return Err(LocalClusterError::Differs {
+            return Err(LocalClusterError::SettingDiffers {
                 flag,
                 asked: asked.to_string(),
                 file: file.display().to_string(),
@@ -182,7 +215,9 @@ fn prepare(args: &ClusterArgs, dir: &Path, n: u16) -> Result<Local, LocalCluster
     }
     let log = dir.join(format!("{name}.log"));
     Ok(Local {
-        client: config.client.listen.to_string(),
+        client: config.client.listen[0].to_string(),
+        peer_url: format!("{}://{}", config.peer.tls.scheme(), config.peer_advertise()),
+        joins: n >= founders && !config.data_dir.exists(),
         config: file,
         log_start: fs::metadata(&log).map_or(0, |file| file.len()),
         log,
@@ -191,13 +226,26 @@ fn prepare(args: &ClusterArgs, dir: &Path, n: u16) -> Result<Local, LocalCluster
     })
 }
 
-fn configuration(args: &ClusterArgs, dir: &Path, n: u16) -> String {
-    let first = args.peer_port.unwrap_or(PORTS.1);
-    let peer = |n: u16| format!("{HOST}:{}", first + 10 * n);
-    let client = args.client_port.unwrap_or(PORTS.0) + 10 * n;
-    let initial: Vec<String> = (0..args.members.unwrap_or(MEMBERS))
+/// The first member's ports, for clients and for members: as its file has them, or, in a new folder, as asked for.
+fn first_ports(args: &ClusterArgs, dir: &Path) -> Result<(u16, u16), LocalClusterError> {
+    let first = config_file(dir, 0);
+    if first.exists() {
+        let config = load(first)?;
+        let client = config.client.listen.iter().find_map(ClientAddress::tcp);
+        let client = client.map_or(PORTS.0, |address| address.port);
+        return Ok((client, config.peer.listen.port));
+    }
+    let asked = (args.client_port, args.peer_port);
+    Ok((asked.0.unwrap_or(PORTS.0), asked.1.unwrap_or(PORTS.1)))
+}
+
+fn configuration(ports: (u16, u16), dir: &Path, n: u16, founders: u16) -> String {
+    let peer = |n: u16| format!("{HOST}:{}", ports.1 + 10 * n);
+    let client = ports.0 + 10 * n;
+    let initial: Vec<String> = (0..founders.max(n + 1))
         .map(|n| format!("\"{}={}\"", name(n), peer(n)))
         .collect();
+    let state = if n < founders { "new" } else { "existing" };
     let name = name(n);
     let file = |file: String| format!("{:?}", dir.join(file).display().to_string());
     format!(
@@ -205,7 +253,7 @@ fn configuration(args: &ClusterArgs, dir: &Path, n: u16) -> String {
          data_dir = {}\n\n\
          [client]\nlisten = \"{HOST}:{client}\"\n\n\
          [peer]\nlisten = \"{}\"\ncert = {}\nkey = {}\nca = {}\n\n\
-         [cluster]\ninitial = [{}]\n",
+         [cluster]\ninitial = [{}]\nstate = \"{state}\"\n",
         file(name.clone()),
         peer(n),
         file(format!("{name}.pem")),
@@ -232,15 +280,13 @@ fn start(program: &Path, member: &Local) -> Result<Child, LocalClusterError> {
         .map_err(failed("start", program))
 }
 
-#[expect(
-    clippy::print_stdout,
-    reason = "the command's own words to whoever runs it"
-)]
-fn tell(program: &Path, dir: &Path, members: &[Local]) {
-    let endpoints: Vec<&str> = members.iter().map(|member| &*member.client).collect();
+#[expect(clippy::print_stdout, reason = "output of the command")]
+fn print_how_to_use(program: &Path, dir: &Path, members: &[Local]) {
+    let started: Vec<&Local> = members.iter().filter(|member| !member.joins).collect();
+    let endpoints: Vec<&str> = started.iter().map(|member| &*member.client).collect();
     println!(
         "{} members run; their files and logs are in {}",
-        members.len(),
+        started.len(),
         dir.display()
     );
     println!(
@@ -248,47 +294,133 @@ fn tell(program: &Path, dir: &Path, members: &[Local]) {
         endpoints.join(",")
     );
     println!("Kill one from another terminal, and start it again:");
-    for member in members {
-        let id = member.child.as_ref().map_or(0, Child::id);
-        println!(
-            "  {}: kill -9 {id}; {} --config {}",
-            member.name,
-            program.display(),
-            member.config.display()
-        );
+    for member in started {
+        println!("  {}", how_to_kill(program, member));
     }
     println!("Ctrl-C stops all of those that this command started.");
 }
 
+fn how_to_kill(program: &Path, member: &Local) -> String {
+    format!(
+        "{}: kill -9 {}; {} --config {}",
+        member.name,
+        member.child.as_ref().map_or(0, Child::id),
+        program.display(),
+        member.config.display()
+    )
+}
+
 /// Returns once a signal comes, or no member runs any more.
-#[expect(
-    clippy::print_stdout,
-    reason = "the command's own words to whoever runs it"
-)]
-async fn look_after(members: &mut [Local], dir: &Path) -> Result<(), LocalClusterError> {
+async fn look_after(
+    program: &Path,
+    members: &mut [Local],
+    dir: &Path,
+) -> Result<(), LocalClusterError> {
     let listen = |kind| signal(kind).map_err(failed("await", Path::new("signals")));
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
+    tokio::select! {
+        _ = interrupt.recv() => Ok(()),
+        _ = terminate.recv() => Ok(()),
+        ended = grow_and_watch(program, members, dir) => ended,
+    }
+}
+
+/// Returns once no member runs any more.
+async fn grow_and_watch(
+    program: &Path,
+    members: &mut [Local],
+    dir: &Path,
+) -> Result<(), LocalClusterError> {
+    grow(program, members, dir).await?;
     loop {
-        tokio::select! {
-            _ = interrupt.recv() => return Ok(()),
-            _ = terminate.recv() => return Ok(()),
-            () = tokio::time::sleep(LOOK) => {}
-        }
-        for member in &mut *members {
-            let ended = member.child.as_mut().map(Child::try_wait);
-            if let Some(Ok(Some(status))) = ended {
-                member.child = None;
-                println!("{} has ended: {status}; its last words:", member.name);
-                for line in last_lines(member) {
-                    println!("  {line}");
-                }
+        pause(members, dir).await?;
+    }
+}
+
+/// Waits a little, then reports members that have ended. Fails if none runs any more.
+#[expect(clippy::print_stdout, reason = "output of the command")]
+async fn pause(members: &mut [Local], dir: &Path) -> Result<(), LocalClusterError> {
+    tokio::time::sleep(LOOK).await;
+    for member in &mut *members {
+        let ended = member.child.as_mut().map(Child::try_wait);
+        if let Some(Ok(Some(status))) = ended {
+            member.child = None;
+            println!("{} has ended: {status}; its last words:", member.name);
+            for line in last_lines(member) {
+                println!("  {line}");
             }
         }
-        if members.iter().all(|member| member.child.is_none()) {
-            return Err(LocalClusterError::AllEnded(dir.display().to_string()));
+    }
+    if members.iter().all(|member| member.child.is_none()) {
+        return Err(LocalClusterError::AllEnded(dir.display().to_string()));
+    }
+    Ok(())
+}
+
+/// Adds the members that have not begun to run, one after the other, and starts each.
+#[expect(clippy::print_stdout, reason = "output of the command")]
+async fn grow(program: &Path, members: &mut [Local], dir: &Path) -> Result<(), LocalClusterError> {
+    for at in 0..members.len() {
+        if !members[at].joins {
+            continue;
+        }
+        let mut printed = String::new();
+        loop {
+            let added = add(members, &members[at].peer_url).await;
+            let Err(error) = added.map_err(|error| error.to_string()) else {
+                break;
+            };
+            if error != printed {
+                println!("{} cannot be added yet: {error}", members[at].name);
+                printed = error;
+            }
+            pause(members, dir).await?;
+        }
+        members[at].child = Some(start(program, &members[at])?);
+        members[at].joins = false;
+        println!("{}", how_to_kill(program, &members[at]));
+        // Until it has started, or has ended, which is reported.
+        while members[at].child.is_some() && !has_started(members, &members[at].peer_url).await {
+            pause(members, dir).await?;
+        }
+        if members[at].child.is_some() {
+            println!("{} has joined", members[at].name);
         }
     }
+    Ok(())
+}
+
+/// Lists the members at the first of ours that answers; gives its address, too.
+async fn list(members: &[Local]) -> Result<(&str, Vec<Member>), CallError> {
+    let mut failure = None;
+    for member in members.iter().filter(|member| member.child.is_some()) {
+        match cluster_client::members(&member.client).await {
+            Ok(listed) => return Ok((member.client.as_str(), listed)),
+            Err(error) => failure = Some(error),
+        }
+    }
+    Err(failure.unwrap_or_else(|| CallError::Refused("no member runs".to_owned())))
+}
+
+/// Adds a member, unless the cluster lists it: an earlier run may have added it.
+async fn add(members: &[Local], peer_url: &str) -> Result<(), CallError> {
+    let (address, listed) = list(members).await?;
+    if listed.iter().any(|known| is_at(known, peer_url)) {
+        return Ok(());
+    }
+    cluster_client::add_member(address, peer_url.to_owned()).await
+}
+
+fn is_at(member: &Member, peer_url: &str) -> bool {
+    member.peer_ur_ls.iter().any(|url| url == peer_url)
+}
+
+/// Whether the cluster lists a member as started: then it has said where its clients connect.
+async fn has_started(members: &[Local], peer_url: &str) -> bool {
+    let started = |known: &Member| is_at(known, peer_url) && !known.client_ur_ls.is_empty();
+    let listed = list(members).await;
+    listed.is_ok_and(|(_, listed)| listed.iter().any(started))
 }
 
 /// The last lines that a member logged in this run.
@@ -327,7 +459,7 @@ fn failed(action: &'static str, what: &Path) -> impl Fn(io::Error) -> LocalClust
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::PeerTls;
+    use crate::config::{ClusterState, PeerTls};
 
     fn args(dir: &Path) -> ClusterArgs {
         ClusterArgs {
@@ -348,26 +480,62 @@ mod tests {
             client_port: Some(5_000),
             ..args(dir)
         };
-        assert_eq!(size(&asked, dir).unwrap(), 2);
+        assert_eq!(founders(&asked, dir).unwrap(), 2);
+        assert_eq!(size(&asked, dir, 2).unwrap(), 2);
         for n in 0..2 {
             let client = format!("127.0.0.1:{}", 5_000 + 10 * n);
-            assert_eq!(prepare(&asked, dir, n).unwrap().client, client);
+            let member = prepare(&asked, dir, n, 2).unwrap();
+            assert_eq!((member.client, member.joins), (client, false));
         }
-        assert_eq!(size(&args(dir), dir).unwrap(), 2, "what is there");
-        let second = prepare(&args(dir), dir, 1).unwrap();
+        assert_eq!(size(&args(dir), dir, 2).unwrap(), 2, "what is there");
+        let second = prepare(&args(dir), dir, 1, 2).unwrap();
         assert_eq!(second.client, "127.0.0.1:5010", "what really listens");
-        let more = ClusterArgs {
-            members: Some(5),
+        let fewer = ClusterArgs {
+            members: Some(1),
             ..args(dir)
         };
-        let refused = size(&more, dir).unwrap_err().to_string();
+        let refused = size(&fewer, dir, 2).unwrap_err().to_string();
         assert!(refused.contains("which has 2 members"), "{refused}");
         let moved = ClusterArgs {
             client_port: Some(6_000),
             ..args(dir)
         };
-        let refused = prepare(&moved, dir, 1).err().unwrap().to_string();
+        let refused = prepare(&moved, dir, 1, 2).err().unwrap().to_string();
         assert!(refused.contains("port 5010 for n2"), "{refused}");
+    }
+
+    #[test]
+    fn a_folder_grows_and_a_run_cut_short_is_gone_on_with() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        cert::make_ca(dir, VALID_DAYS).unwrap();
+        let two = ClusterArgs {
+            members: Some(2),
+            client_port: Some(5_000),
+            ..args(dir)
+        };
+        // A first run that came to the first member only.
+        prepare(&two, dir, 0, 2).unwrap();
+        assert_eq!(founders(&args(dir), dir).unwrap(), 2, "as its file says");
+        assert_eq!(size(&args(dir), dir, 2).unwrap(), 2);
+        prepare(&args(dir), dir, 1, 2).unwrap();
+        let four = ClusterArgs {
+            members: Some(4),
+            ..args(dir)
+        };
+        assert_eq!(founders(&four, dir).unwrap(), 2);
+        assert_eq!(size(&four, dir, 2).unwrap(), 4);
+        let third = prepare(&four, dir, 2, 2).unwrap();
+        assert!(third.joins, "it is added first");
+        assert_eq!(third.client, "127.0.0.1:5020", "ports follow the first's");
+        assert_eq!(third.peer_url, "https://127.0.0.1:2400");
+        let config = load(third.config).unwrap();
+        assert_eq!(config.cluster.initial.len(), 3, "those before it");
+        assert_eq!(config.cluster.state, ClusterState::Existing);
+        assert_eq!(size(&args(dir), dir, 2).unwrap(), 3, "what is there");
+        fs::create_dir(config.data_dir).unwrap();
+        let started = prepare(&args(dir), dir, 2, 2).unwrap();
+        assert!(!started.joins, "it has data, so it was added");
     }
 
     #[test]
@@ -376,7 +544,7 @@ mod tests {
         cert::make_ca(dir.path(), VALID_DAYS).unwrap();
         let log = dir.path().join("n1.log");
         fs::write(&log, "of an earlier run\n").unwrap();
-        let member = prepare(&args(dir.path()), dir.path(), 0).unwrap();
+        let member = prepare(&args(dir.path()), dir.path(), 0, 3).unwrap();
         assert_eq!(last_lines(&member), [] as [String; 0]);
         fs::write(&log, "of an earlier run\n1\n2\n3\n\nquorate: it fails\n").unwrap();
         assert_eq!(last_lines(&member), ["2", "3", "quorate: it fails"]);
@@ -387,14 +555,14 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let args = args(dir.path());
         cert::make_ca(dir.path(), VALID_DAYS).unwrap();
-        let second = prepare(&args, dir.path(), 1).unwrap();
+        let second = prepare(&args, dir.path(), 1, 3).unwrap();
         let config = Config::load(Sources {
             file: Some(second.config),
             ..Sources::default()
         })
         .unwrap();
         assert_eq!(config.name, "n2");
-        assert_eq!(config.client.listen.to_string(), "127.0.0.1:2389");
+        assert_eq!(config.client.listen[0].to_string(), "127.0.0.1:2389");
         assert_eq!(config.peer.listen.to_string(), "127.0.0.1:2390");
         assert_eq!(config.cluster.initial.len(), 3);
         assert!(

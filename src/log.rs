@@ -1,11 +1,10 @@
-//! Logging of the program: what `tracing` events become on standard error. Programs that embed a node bring their own.
+//! Logging of the program: formats `tracing` events on standard error. Programs that embed a node install a subscriber of their
+//! own.
 
 use crate::config::{LogConfig, LogFormat};
 use std::io::{IsTerminal, stderr};
 use tracing::Level;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::layer;
-use tracing_subscriber::prelude::*;
+use tracing_subscriber::{filter::Targets, fmt::layer, prelude::*};
 
 /// Sends events to standard error from now on. Call it once, at the start of the program.
 pub fn start(config: &LogConfig) {

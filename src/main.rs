@@ -2,8 +2,11 @@
 
 use clap::Parser;
 use quorate::internals::{
+    actors::fail_stop::EXIT_REFUSED,
     cli::{Cli, Command, RecoverArgs, ServerArgs},
+    config::ConfigError,
     net::cert::CertArgs,
+    node::StartError,
 };
 use std::{error::Error, process::ExitCode};
 
@@ -14,12 +17,12 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
     let done = match Cli::parse().asked() {
-        Command::Server(args) => serve(args),
+        Command::Server(args) => serve(*args),
         Command::Cluster(args) => quorate::internals::local_cluster::run(&args).map_err(Into::into),
         Command::Cert(args) => make_certificates(&args),
         Command::Recover(args) => recover(&args),
         #[cfg(feature = "bench")]
-        Command::Bench(args) => quorate_bench::run(args).map_err(Into::into),
+        Command::Bench(args) => quorate_bench::run(*args).map_err(Into::into),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -35,10 +38,18 @@ fn serve(args: ServerArgs) -> Result<(), Box<dyn Error>> {
     Ok(quorate::internals::node::run(&config)?)
 }
 
-#[expect(clippy::print_stdout, reason = "the result of the command")]
+#[expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the result of the command"
+)]
 fn make_certificates(args: &CertArgs) -> Result<(), Box<dyn Error>> {
-    for file in args.run()? {
+    let made = args.run()?;
+    for file in made.files {
         println!("{}", file.display());
+    }
+    if let Some(note) = made.note {
+        eprintln!("{note}");
     }
     Ok(())
 }
@@ -47,7 +58,8 @@ fn make_certificates(args: &CertArgs) -> Result<(), Box<dyn Error>> {
 fn recover(args: &RecoverArgs) -> Result<(), Box<dyn Error>> {
     #[cfg(feature = "failpoints")]
     let _armed = quorate::internals::failpoint::arm();
-    let done = quorate::internals::node::recover_quorum(&args.data_dir, &args.into)?;
+    let done =
+        quorate::internals::node::recover_quorum(&args.data_dir, &args.into, args.key().as_ref())?;
     println!("{done}");
     Ok(())
 }
@@ -57,7 +69,15 @@ fn recover(args: &RecoverArgs) -> Result<(), Box<dyn Error>> {
     clippy::print_stderr,
     reason = "the last word of the program, for whoever started it"
 )]
-fn complain(error: &dyn Error) -> ExitCode {
+fn complain(error: &(dyn Error + 'static)) -> ExitCode {
     eprintln!("quorate: {error}");
-    ExitCode::FAILURE
+    let needs_operator = match error.downcast_ref::<StartError>() {
+        Some(error) => error.needs_operator(),
+        None => error.is::<ConfigError>(),
+    };
+    if needs_operator {
+        ExitCode::from(EXIT_REFUSED)
+    } else {
+        ExitCode::FAILURE
+    }
 }

@@ -8,26 +8,26 @@
 //! The bugs are compiled in with the feature `mutations` only; without it `mutated` is the constant `false`. With it, a bug is
 //! switched on for one thread at a time, which is enough for a simulation and leaves other tests in the same process alone.
 
-/// A deliberate bug.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mutation {
     /// The log is written and not synced.
     SkipSync,
     /// A member acknowledges entries before they are durable.
     AcknowledgeBeforeSync,
-    /// A leader commits entries that only it has, without a quorum.
+    /// The simulated network acknowledges entries in the name of followers that do not have them yet, so that a leader commits
+    /// what only it has.
     AcknowledgeBeforeCommit,
     /// A leader counts entries of earlier terms as if they were of its own.
     CommitOldTerm,
     /// Term and vote are not written.
     ForgetVote,
-    /// Some entries are applied twice.
+    /// The simulated network delivers some forwarded proposals twice, so that some commands are applied twice.
     ApplyTwice,
     /// One event of some revisions reaches no watcher.
     DropWatchEvent,
-    /// A resumed watch begins one revision late.
+    /// The simulated front end resumes a watch one revision late.
     ResumeOneLate,
-    /// A linearizable read is served from the newest view, without asking the leader.
+    /// The simulated network answers a follower's question for a read index by itself, so that the leader is not asked.
     ReadWithoutIndex,
     /// A compaction removes records that a read at its own revision needs.
     CompactionOffByOne,
@@ -45,11 +45,20 @@ pub enum Mutation {
     SnapshotWithoutLastEntry,
     /// A starting member takes what any one member says for confirmed by a quorum.
     TrustFirstAnswer,
+    /// A command is judged by the state of the member that proposes it, not where it stands in the log.
+    RightsOfProposer,
+    /// What users may do is not compiled anew when a permission of their roles changes.
+    StaleGrants,
+    /// The tokens of a removed user stay, and are good again once a user of that name is added.
+    TokenOutlivesUser,
+    /// The watch hub keeps all recent events, whatever their bytes.
+    RecentWithoutBound,
+    /// A starting member without data is told that nobody has recorded its beginning, so a voter that lost its disk begins again.
+    ForgetBeginnings,
 }
 
 impl Mutation {
-    /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 22] = [
         Self::SkipSync,
         Self::AcknowledgeBeforeSync,
         Self::AcknowledgeBeforeCommit,
@@ -67,6 +76,11 @@ impl Mutation {
         Self::DatabaseWithoutLastRecord,
         Self::SnapshotWithoutLastEntry,
         Self::TrustFirstAnswer,
+        Self::RightsOfProposer,
+        Self::StaleGrants,
+        Self::TokenOutlivesUser,
+        Self::RecentWithoutBound,
+        Self::ForgetBeginnings,
     ];
 }
 
@@ -83,13 +97,13 @@ pub fn mutate(mutation: Option<Mutation>) {
 
 /// Whether this thread's members have this bug.
 #[cfg(feature = "mutations")]
-pub(crate) fn mutated(mutation: Mutation) -> bool {
+pub fn mutated(mutation: Mutation) -> bool {
     PRESENT.get() == Some(mutation)
 }
 
 /// Without the feature there are no bugs.
 #[cfg(not(feature = "mutations"))]
 #[inline]
-pub(crate) const fn mutated(_: Mutation) -> bool {
+pub const fn mutated(_: Mutation) -> bool {
     false
 }

@@ -32,9 +32,7 @@ number! {
 /// Which member of which cluster. Data and connections of another one are refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, bincode::Encode, bincode::Decode)]
 pub struct Identity {
-    /// The cluster.
     pub cluster: ClusterId,
-    /// The member.
     pub member: MemberId,
 }
 
@@ -49,7 +47,6 @@ impl fmt::Display for Identity {
 }
 
 number! {
-    /// A Raft term.
     Term(u64)
 }
 number! {
@@ -153,7 +150,6 @@ pub enum RecordKind {
 pub struct Record {
     /// Its place in history.
     pub rev: Rev,
-    /// What it did.
     pub kind: RecordKind,
     /// The encoded `mvccpb.KeyValue`.
     pub kv: Bytes,
@@ -177,9 +173,7 @@ pub enum EntryKind {
 pub struct Entry {
     /// The term of the leader that appended it.
     pub term: Term,
-    /// Its position.
     pub index: LogIndex,
-    /// What `data` is.
     pub kind: EntryKind,
     /// The payload; opaque to consensus and to the WAL.
     pub data: Bytes,
@@ -223,7 +217,6 @@ impl fmt::Display for LogPosition {
 }
 
 impl Entry {
-    /// Where it stands.
     pub fn position(&self) -> LogPosition {
         LogPosition::new(self.term, self.index)
     }
@@ -234,7 +227,7 @@ impl Entry {
 pub struct HardState {
     /// The newest term this member has seen.
     pub term: Term,
-    /// Whom it voted for in that term.
+    /// The candidate it voted for in that term.
     pub vote: Option<MemberId>,
     /// How far it knew the log to be committed. A hint: it may lag, never lead.
     pub commit: LogIndex,

@@ -23,13 +23,20 @@ struct Server {
 
 impl Server {
     fn etcd() -> Self {
+        Self::start("http", &[], |_| ())
+    }
+
+    /// Starts an etcd that clients reach by `scheme`; `reach` are the flags of `quorate bench` for that.
+    fn start(scheme: &str, reach: &[&str], settings: impl FnOnce(&mut Command)) -> Self {
         let data = tempfile::tempdir().unwrap();
         let (client, peer) = (free_port(), free_port());
         let (endpoint, peer) = (
-            format!("127.0.0.1:{client}"),
+            format!("{scheme}://127.0.0.1:{client}"),
             format!("http://127.0.0.1:{peer}"),
         );
-        let process = etcd_command(data.path(), &format!("http://{endpoint}"), &peer)
+        let mut command = etcd_command(data.path(), &endpoint, &peer);
+        settings(&mut command);
+        let process = command
             .spawn()
             .unwrap_or_else(|error| panic!("cannot run etcd: {error}"));
         let server = Self {
@@ -37,7 +44,7 @@ impl Server {
             endpoint,
             _data: data,
         };
-        let output = server.bench(&["wait", "--duration", "60"]);
+        let output = server.bench(&[&["wait", "--duration", "60"], reach].concat());
         assert!(
             output.status.success(),
             "etcd does not answer: {}",
@@ -260,6 +267,99 @@ fn every_watcher_gets_every_event() {
 }
 
 #[test]
+fn a_load_can_log_in() {
+    let etcd = Server::etcd();
+    let user = ["--user", "bench:secret"];
+    etcd.measure(&[&["enable-auth"][..], &user].concat());
+    let limited = ["--requests", "60", "--warmup", "0", "--clients", "4"];
+    let json = etcd.measure(&[&["put"][..], &user, &limited].concat());
+    assert!((figure(&json, "operations") - 60.0).abs() < 0.5, "{json}");
+    etcd.measure(&[&["get"][..], &user, &limited].concat());
+    let json = etcd.measure(&[&["login"][..], &user, &limited].concat());
+    for kind in ["login", "put"] {
+        let done = figure(&json, &format!("{kind}_operations"));
+        assert!(done > 0.0, "no {kind} in {json}");
+    }
+    let output = etcd.bench(&["put", "--requests", "1"]);
+    let report = String::from_utf8_lossy(&output.stdout);
+    assert!(report.contains("user name is empty"), "without: {report}");
+    let output = etcd.bench(&["put", "--requests", "1", "--user", "bench:wrong"]);
+    assert!(stderr(&output).contains("authentication failed"), "wrong");
+}
+
+#[test]
+fn a_load_goes_over_mutual_tls() {
+    let certs = tempfile::tempdir().unwrap();
+    let file = |name: &str| certs.path().join(name).to_str().unwrap().to_owned();
+    let folder = file("");
+    for line in [
+        &["ca", "--dir", &folder][..],
+        &["server", "--ca", &folder, "--host", "127.0.0.1"],
+        &["client", "--ca", &folder, "--name", "bench"],
+    ] {
+        let mut made = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        assert!(
+            made.arg("cert")
+                .args(line)
+                .output()
+                .unwrap()
+                .status
+                .success(),
+            "{line:?}"
+        );
+    }
+    let files = ["ca.pem", "bench.pem", "bench-key.pem"].map(file);
+    let shown = [
+        "--cacert", &files[0], "--cert", &files[1], "--key", &files[2],
+    ];
+    let server = ["ca.pem", "server.pem", "server-key.pem"].map(file);
+    let etcd = Server::start("https", &shown, |command| {
+        command.args(["--trusted-ca-file", &server[0], "--client-cert-auth"]);
+        command.args(["--cert-file", &server[1], "--key-file", &server[2]]);
+    });
+    let limited = ["--requests", "60", "--warmup", "0", "--clients", "4"];
+    let user = ["--user", "bench:secret"];
+    for line in [
+        &[&["put"][..], &shown, &limited].concat(),
+        &[&["get"][..], &shown, &limited].concat(),
+        &[&["enable-auth"][..], &shown, &user].concat(),
+        &[
+            &["k8s", "--duration", "1", "--warmup", "0"][..],
+            &shown,
+            &user,
+        ]
+        .concat(),
+        &[&["put"][..], &shown, &limited, &user].concat(),
+        &[&["login"][..], &shown, &limited, &user].concat(),
+    ] {
+        etcd.measure(line);
+    }
+    let port = etcd.endpoint.trim_start_matches("https://");
+    for (endpoint, line, named) in [
+        (
+            &*etcd.endpoint,
+            &["put", "--cacert", &files[0]][..],
+            "first error: connection: ",
+        ),
+        (port, &["put"], "first error: connection: "),
+        (&etcd.endpoint, &["put"], "https:// needs --cacert FILE"),
+        (
+            port,
+            &[&["put", "--cacert", &files[1]], &shown[2..]].concat(),
+            "UnknownIssuer",
+        ),
+    ] {
+        let output = bench(endpoint, &[line, &["--requests", "1"]].concat());
+        let report = String::from_utf8_lossy(&output.stdout);
+        let said = format!("{report}{}", stderr(&output));
+        assert!(
+            !output.status.success() && said.contains(named),
+            "{line:?}: {said}"
+        );
+    }
+}
+
+#[test]
 fn history_is_replayed_from_the_first_revision() {
     let etcd = Server::etcd();
     let json = etcd.measure(&["watch-history"]);
@@ -336,7 +436,7 @@ fn errors_of_the_server_make_the_run_fail_and_are_told_once() {
     );
     assert!(
         json.contains("grpc status"),
-        "the first one's text is told: {json}"
+        "the first one's text is in it: {json}"
     );
     assert!(
         stderr(&output).contains("4 errors"),

@@ -11,7 +11,7 @@ use std::{env, process::Command};
 fn run(example: &str) -> Vec<String> {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
     let mut command = Command::new(env!("CARGO"));
-    // What cargo tells a test about its package would have dependencies built anew.
+    // With the variables that cargo sets for a test, dependencies would be rebuilt.
     for (name, _) in env::vars_os() {
         let name = name.to_string_lossy();
         if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST") {
@@ -56,7 +56,7 @@ fn the_service_registry_sees_instances_come_and_go() {
     );
 }
 
-/// Who leads, and that whoever was paused for longer than its lease lived is fenced off.
+/// One worker leads at a time, and one that was paused for longer than its lease is fenced off.
 #[test]
 fn one_worker_leads_at_a_time_and_a_late_write_changes_nothing() {
     let lines = run("leader_worker");

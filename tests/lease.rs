@@ -6,36 +6,42 @@
 )]
 
 use actix::System;
-use quorate::internals::{
-    actors::{
-        fail_stop::FailStop,
-        requests::{RequestError, Requests},
+use quorate::{
+    Config, LocalNode,
+    internals::{
+        actors::{
+            fail_stop::FailStop,
+            requests::{RequestError, Requests},
+        },
+        kv::{
+            KvError,
+            command::{AlarmKind, Put, RangeQuery, SetAlarm},
+            record::KeyValue,
+        },
+        services::{
+            election::{self, ElectionError},
+            lock::{self, LockError},
+        },
+        storage::{disk::Disk, sim_disk::SimDisk},
+        types::{LeaseId, Revision},
     },
-    kv::{
-        KvError,
-        command::{AlarmKind, Put, RangeQuery, SetAlarm},
-        record::KeyValue,
-    },
-    services::{
-        election::{self, ElectionError},
-        lock::{self, LockError},
-    },
-    storage::{disk::Disk, sim_disk::SimDisk},
-    types::{LeaseId, Revision},
 };
-use quorate::{Config, LocalNode};
 use std::{sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep, timeout};
 
-/// What a scan may come late, and a little for the log.
+/// How late a scan may be, and some time for the log.
 const LATE: Duration = Duration::from_millis(600);
 
-/// Runs `test` on a node on `disk`, in one life of the node.
-fn life<T>(disk: &SimDisk, test: impl AsyncFnOnce(Requests) -> T) -> T {
-    life_as(&Config::default(), disk, test)
+/// Starts a node on `disk`, runs `test` on it, and stops it.
+fn with_node<T>(disk: &SimDisk, test: impl AsyncFnOnce(Requests) -> T) -> T {
+    with_configured_node(&Config::default(), disk, test)
 }
 
-fn life_as<T>(config: &Config, disk: &SimDisk, test: impl AsyncFnOnce(Requests) -> T) -> T {
+fn with_configured_node<T>(
+    config: &Config,
+    disk: &SimDisk,
+    test: impl AsyncFnOnce(Requests) -> T,
+) -> T {
     let system = System::with_tokio_rt(|| {
         tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -54,7 +60,7 @@ fn life_as<T>(config: &Config, disk: &SimDisk, test: impl AsyncFnOnce(Requests) 
 }
 
 fn on_a_node<T>(test: impl AsyncFnOnce(Requests) -> T) -> T {
-    life(&SimDisk::new(1), test)
+    with_node(&SimDisk::new(1), test)
 }
 
 async fn put(requests: &Requests, key: &str, lease: LeaseId) -> Result<Revision, RequestError> {
@@ -197,7 +203,7 @@ fn there_are_as_many_leases_as_may_be() {
     let mut config = Config::default();
     config.limits.leases_max = 3;
     let disk = SimDisk::new(4);
-    life_as(&config, &disk, async |node| {
+    with_configured_node(&config, &disk, async |node| {
         for _ in 0..2 {
             grant(&node, 600).await;
         }
@@ -209,7 +215,7 @@ fn there_are_as_many_leases_as_may_be() {
             };
             assert_eq!(refused, KvError::TooManyLeases { max: 3 });
         }
-        // Those that are there live on, and make room when they end.
+        // Existing leases stay, and free their places when they end.
         assert_eq!(node.keep_alive(short).await.unwrap(), Some(3));
         secs(4).await;
         let third = grant(&node, 600).await;
@@ -217,7 +223,7 @@ fn there_are_as_many_leases_as_may_be() {
         node.revoke_lease(third).await.unwrap();
         grant(&node, 600).await;
     });
-    life_as(&config, &disk, async |node| {
+    with_configured_node(&config, &disk, async |node| {
         let refused = node.grant_lease(None, 600).await.unwrap_err();
         assert!(
             matches!(refused, RequestError::Kv(_)),
@@ -246,16 +252,16 @@ fn an_id_that_is_granted_again_is_another_lease() {
 #[test]
 fn a_restart_gives_a_short_lease_all_of_its_time() {
     let disk = SimDisk::new(2);
-    let lease = life(&disk, async |node| {
+    let lease = with_node(&disk, async |node| {
         let lease = grant(&node, 20).await;
         put(&node, "a", lease).await.unwrap();
         secs(14).await;
         lease
     });
-    life(&disk, async |node| {
+    with_node(&disk, async |node| {
         let time = node.time_to_live(lease, true).await.unwrap().unwrap();
         assert_eq!(time.ttl_secs, 20);
-        // From its start on, which an election follows.
+        // Counted from the start, which an election follows.
         assert!((17..=20).contains(&time.left_secs), "{time:?}");
         assert_eq!(time.keys.len(), 1, "keys are attached again");
         secs(16).await;
@@ -269,14 +275,14 @@ fn a_restart_gives_a_short_lease_all_of_its_time() {
 #[test]
 fn a_restart_gives_a_lease_that_was_just_renewed_all_of_its_time() {
     let disk = SimDisk::new(2);
-    let lease = life(&disk, async |node| {
+    let lease = with_node(&disk, async |node| {
         let lease = grant(&node, 20).await;
         secs(14).await;
         assert_eq!(node.keep_alive(lease).await.unwrap(), Some(20));
         secs(5).await;
         lease
     });
-    life(&disk, async |node| {
+    with_node(&disk, async |node| {
         let time = node.time_to_live(lease, false).await.unwrap().unwrap();
         assert!((17..=20).contains(&time.left_secs), "{time:?}");
     });
@@ -316,7 +322,7 @@ fn renewals_pass_while_alarms_are_raised() {
 #[test]
 fn a_checkpoint_outlives_a_restart_and_a_renewal_takes_it_back() {
     let disk = SimDisk::new(3);
-    let lease = life(&disk, async |node| {
+    let lease = with_node(&disk, async |node| {
         let lease = grant(&node, 1_000).await;
         secs(310).await;
         lease
@@ -325,14 +331,14 @@ fn a_checkpoint_outlives_a_restart_and_a_renewal_takes_it_back() {
         let time = node.time_to_live(lease, false).await.unwrap();
         time.unwrap().left_secs
     };
-    life(&disk, async |node| {
+    with_node(&disk, async |node| {
         let left_secs = left(node.clone()).await;
         assert!((697..=700).contains(&left_secs), "{left_secs}");
         assert_eq!(node.keep_alive(lease).await.unwrap(), Some(1_000));
         let left_secs = left(node.clone()).await;
         assert!((999..=1_000).contains(&left_secs), "{left_secs}");
     });
-    life(&disk, async |node| {
+    with_node(&disk, async |node| {
         let left_secs = left(node.clone()).await;
         assert!((997..=1_000).contains(&left_secs), "{left_secs}");
     });
@@ -485,7 +491,7 @@ fn who_stops_waiting_leaves_the_line() {
         assert!(timeout(Duration::from_secs(2), waiting).await.is_err());
         secs(1).await;
         assert_eq!(get(&node, &format!("L/{:x}", waiter.0)).await, None);
-        // A lease that the lock service granted goes with the place.
+        // A lease that the lock service granted is revoked together with the place in the queue.
         let waiting = lock::lock(&node, "L".into(), LeaseId(0));
         assert!(timeout(Duration::from_secs(2), waiting).await.is_err());
         secs(1).await;
@@ -550,7 +556,7 @@ fn an_observer_sees_every_leader_and_every_value_in_order() {
             matches!(refused, Err(ElectionError::NotLeader)),
             "{refused:?}"
         );
-        // In line already, with another value: it becomes this one.
+        // It is in the queue already, with another value, which is replaced.
         election::campaign(&node, name(), two, "2b".into())
             .await
             .unwrap();

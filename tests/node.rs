@@ -1,4 +1,4 @@
-//! A node inside this process: its messages, its restarts, and what it does when its disk fails or its power goes.
+//! A node inside this process: its messages, its restarts, and what it does when its disk fails or loses power.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,6 +11,7 @@ use quorate::{
             requests::RequestError,
             store::{CompactHistory, DeleteKeys, PutKey, ReadRange, RunTxn},
         },
+        config::EncryptionKey,
         kv::{
             KvError,
             command::{DeleteRange, Put, RangeQuery, Txn, TxnOp},
@@ -142,7 +143,26 @@ async fn a_restarted_node_goes_on_where_it_stopped() {
 
 #[test]
 fn a_failed_disk_stops_the_member_and_nothing_is_acknowledged_after() {
-    for nth in 1..60 {
+    fail_disks(&Config::default(), 1..60);
+}
+
+#[test]
+fn a_failed_disk_stops_an_encrypted_member_too() {
+    let dir = tempfile::tempdir().unwrap();
+    fail_disks(&encrypted(&dir), (1..60).step_by(3));
+}
+
+/// A member alone with encryption, whose key is in `dir`.
+fn encrypted(dir: &tempfile::TempDir) -> Config {
+    let key = dir.path().join("key");
+    std::fs::write(&key, "5a".repeat(32)).unwrap();
+    let mut config = Config::default();
+    config.encryption.key = Some(EncryptionKey::File(key));
+    config
+}
+
+fn fail_disks(config: &Config, operations: impl Iterator<Item = u64>) {
+    for nth in operations {
         let disk = Arc::new(SimDisk::new(nth));
         let fault = if nth % 2 == 0 {
             Fault::Io
@@ -158,7 +178,7 @@ fn a_failed_disk_stops_the_member_and_nothing_is_acknowledged_after() {
         });
         let shared: Arc<dyn Disk> = disk.clone();
         let acknowledged = paused_system().block_on(async move {
-            let node = LocalNode::start(&Config::default(), &shared, &fail_stop).unwrap();
+            let node = LocalNode::start(config, &shared, &fail_stop).unwrap();
             node.requests().put(put("first", "1")).await.unwrap();
             disk.fail_nth(nth, fault);
             let acknowledged = Arc::new(AtomicUsize::new(1));
@@ -177,7 +197,7 @@ fn a_failed_disk_stops_the_member_and_nothing_is_acknowledged_after() {
         let (acknowledged, shared) = acknowledged;
         paused_system().block_on(async move {
             let fail_stop = FailStop::new(|reason| panic!("the disk is well again: {reason}"));
-            let node = LocalNode::start(&Config::default(), &shared, &fail_stop).unwrap();
+            let node = LocalNode::start(config, &shared, &fail_stop).unwrap();
             let read = node.requests().range(prefix("a", "z")).await.unwrap();
             let acknowledged = i64::try_from(acknowledged).unwrap();
             assert!(
@@ -189,7 +209,7 @@ fn a_failed_disk_stops_the_member_and_nothing_is_acknowledged_after() {
     }
 }
 
-/// Writers of one life of a member: what was acknowledged, by key.
+/// Writers during one run of a member: the acknowledged revisions, by key.
 async fn write_until(
     node: &LocalNode,
     life: u64,
@@ -220,7 +240,8 @@ async fn write_until(
     all.clone()
 }
 
-/// What was acknowledged is there, at its revision or a later one: a write under way at the crash may have happened too.
+/// Asserts that acknowledged writes exist, at their revision or a later one: a write in flight at the crash may have happened
+/// too.
 async fn check(node: &LocalNode, acknowledged: &BTreeMap<String, (String, i64)>) -> i64 {
     let read = node.requests().range(prefix("w", "x")).await.unwrap();
     let found: BTreeMap<String, KeyValue> = read
@@ -242,7 +263,17 @@ async fn check(node: &LocalNode, acknowledged: &BTreeMap<String, (String, i64)>)
 
 #[test]
 fn acknowledged_writes_survive_a_loss_of_power() {
-    let seeds = std::env::var("SEED").map_or(0..12, |seed| {
+    lose_power(&Config::default(), 0..12);
+}
+
+#[test]
+fn acknowledged_writes_of_an_encrypted_member_survive_a_loss_of_power() {
+    let dir = tempfile::tempdir().unwrap();
+    lose_power(&encrypted(&dir), 0..6);
+}
+
+fn lose_power(config: &Config, seeds: std::ops::Range<u64>) {
+    let seeds = std::env::var("SEED").map_or(seeds, |seed| {
         let seed = seed.parse().unwrap();
         seed..seed + 1
     });
@@ -255,7 +286,7 @@ fn acknowledged_writes_survive_a_loss_of_power() {
             let before = acknowledged.clone();
             let (now, revision) = paused_system().block_on(async move {
                 let fail_stop = FailStop::new(|reason| panic!("{reason}"));
-                let node = LocalNode::start(&Config::default(), &shared, &fail_stop)
+                let node = LocalNode::start(config, &shared, &fail_stop)
                     .unwrap_or_else(|error| panic!("SEED={seed}, life {life}: {error}"));
                 let revision = check(&node, &before).await;
                 let writes = usize::try_from(seed * 31 + life * 57).unwrap() % 150 + 10;

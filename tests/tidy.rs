@@ -3,6 +3,10 @@
 
 #[path = "tidy/circles.rs"]
 mod circles;
+#[path = "tidy/imports.rs"]
+mod imports;
+#[path = "tidy/picture.rs"]
+mod picture;
 #[path = "tidy/source.rs"]
 mod source;
 
@@ -21,6 +25,11 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "the only reader of time and entropy knows nothing it could bias",
     ),
     ("codec", &[], "one way to spell bytes, whatever they mean"),
+    (
+        "log_gate",
+        &["clock"],
+        "whether a text is news depends on when it was logged, and on nothing else",
+    ),
     (
         "failpoint",
         &[],
@@ -47,8 +56,23 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "consensus that knows no disk and no store can be simulated",
     ),
     (
+        "auth",
+        &["codec", "mutation"],
+        "who may do what follows from the log alone, so it is the same on every member",
+    ),
+    (
+        "jwt",
+        &[],
+        "what a token says follows from its text, the keys and the time, whoever asks",
+    ),
+    (
+        "audit",
+        &["clock", "log_gate"],
+        "it writes lines down and knows nothing of the calls they are about",
+    ),
+    (
         "kv",
-        &["types", "codec", "mutation"],
+        &["types", "codec", "mutation", "auth"],
         "a data model without I/O gives the same bytes on every member",
     ),
     (
@@ -57,8 +81,13 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "it keeps bytes; what they mean is others' business",
     ),
     (
+        "tls",
+        &["clock"],
+        "what a certificate is worth does not depend on who connects",
+    ),
+    (
         "net",
-        &["types", "clock", "raft", "codec"],
+        &["types", "clock", "log_gate", "raft", "codec", "tls"],
         "peers exchange consensus messages, no more; dialling again takes a clock",
     ),
     (
@@ -67,9 +96,12 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
             "types",
             "clock",
             "codec",
+            "log_gate",
             "failpoint",
             "mutation",
             "raft",
+            "auth",
+            "jwt",
             "kv",
             "storage",
             "net",
@@ -78,12 +110,23 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
     ),
     (
         "services",
-        &["types", "kv", "actors"],
+        &["types", "auth", "kv", "actors"],
         "locks and elections are recipes on top of the requests that everyone has",
     ),
     (
         "api",
-        &["types", "clock", "failpoint", "kv", "actors", "services"],
+        &[
+            "types",
+            "clock",
+            "log_gate",
+            "failpoint",
+            "audit",
+            "auth",
+            "kv",
+            "actors",
+            "services",
+            "tls",
+        ],
         "front ends ask the actors; they never touch disk or consensus themselves",
     ),
     (
@@ -95,19 +138,22 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
             "config",
             "failpoint",
             "mutation",
+            "audit",
+            "jwt",
             "raft",
             "kv",
             "storage",
             "net",
             "actors",
             "api",
+            "tls",
         ],
         "the composition root; the program around it is not its business",
     ),
     (
         "local_cluster",
-        &["config", "net"],
-        "it makes files and starts processes; what they do is theirs",
+        &["config", "net", "tls", "api::cluster_client"],
+        "it makes files, starts processes and adds members; what they do is theirs",
     ),
     (
         "log",
@@ -139,7 +185,7 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
 const CIRCLES_LEFT: &[&str] = &[];
 
 /// Modules whose results must follow from their inputs alone.
-const PURE: [&str; 3] = ["types", "kv", "raft"];
+const PURE: [&str; 4] = ["types", "auth", "kv", "raft"];
 
 /// What they stay away from: a path, or a name anywhere in one; and why.
 const IMPURE: &[(&str, &str)] = &[
@@ -246,18 +292,22 @@ fn some_crates_are_used_in_their_place_only() {
     report("modules use crates that they must not", &findings);
 }
 
-/// Whoever embeds a member has no more than the examples have.
+/// A program that embeds a member has no more than the examples have; `tests/face.rs` tries the public face as such a program.
 #[test]
 fn examples_use_only_what_is_public() {
     let mut findings = Vec::new();
-    for file in sources("examples") {
+    let face = sources("tests").into_iter();
+    let face = face.filter(|file| file.shown() == "tests/face.rs");
+    let files: Vec<Source> = sources("examples").into_iter().chain(face).collect();
+    assert!(files.len() > 1, "the rule is for no file");
+    for file in files {
         if file
             .paths
             .iter()
             .any(|path| begins_with(path, "quorate::internals"))
         {
             findings.push(format!(
-                "{}: uses `quorate::internals`, but an example shows what others can do",
+                "{}: uses `quorate::internals`, but only what others can use is tried here",
                 file.shown()
             ));
         }
@@ -382,6 +432,53 @@ fn pure_modules_touch_nothing_of_the_machine() {
 }
 
 #[test]
+fn the_picture_of_the_actors_shows_the_messages_of_the_code() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/architecture.md");
+    let page = std::fs::read_to_string(page).expect("the page is there");
+    let (shown, handled) = (picture::shown(&page), picture::handled(&sources("src")));
+    assert!(
+        handled.len() > 40,
+        "the handlers are not where this test looks"
+    );
+    let missing = handled.difference(&shown);
+    let missing = missing.map(|(actor, message)| format!("{actor} receives {message}: draw it"));
+    let wrong = shown.difference(&handled);
+    let wrong = wrong.map(|(actor, message)| format!("{actor} does not receive {message}"));
+    let unnamed = picture::unnamed(&page).into_iter();
+    let unnamed = unnamed.map(|message| format!("`{message}` is in no text"));
+    let findings: Vec<String> = missing.chain(wrong).chain(unnamed).collect();
+    report(
+        "the picture in docs/architecture.md is not that of the code",
+        &findings,
+    );
+}
+
+#[test]
+fn the_table_of_behaviours_names_files_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = std::fs::read_to_string(root.join("docs/architecture.md"));
+    let page = page.expect("the page is there");
+    let (_, table) = page
+        .split_once("\n## Where a behaviour is\n")
+        .expect("the section is there");
+    let (table, _) = table.split_once("\n## ").expect("others follow");
+    let rows = table.lines().filter(|line| line.starts_with("| "));
+    let files: Vec<&str> = rows
+        .filter_map(|row| row.split('|').nth(3))
+        .flat_map(|files| files.split('`').skip(1).step_by(2))
+        .collect();
+    assert!(files.len() > 50, "the table is not where this test looks");
+    let missing = files
+        .iter()
+        .filter(|file| !root.join("src").join(file).exists());
+    let findings: Vec<String> = missing.map(|file| format!("src/{file}")).collect();
+    report(
+        "docs/architecture.md names files that do not exist",
+        &findings,
+    );
+}
+
+#[test]
 fn files_are_readable() {
     let mut findings = Vec::new();
     for file in ["src", "crates", "tests", "examples", "benches"]
@@ -418,6 +515,17 @@ fn files_are_readable() {
         }
     }
     report("files are hard to read", &findings);
+}
+
+#[test]
+fn imports_are_grouped_by_root() {
+    let files = ["src", "crates", "tests", "examples", "benches"];
+    let scattered = files.into_iter().flat_map(sources).flat_map(|file| {
+        let roots = imports::scattered(&file.text);
+        let finding = |root| format!("{}: several `use` of `{root}`: make them one", file.shown());
+        roots.into_iter().map(finding).collect::<Vec<_>>()
+    });
+    report("imports are scattered", &scattered.collect::<Vec<_>>());
 }
 
 #[test]

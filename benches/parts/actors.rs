@@ -1,10 +1,10 @@
-//! What it costs to ask an actor, on the same arbiter and across two.
+//! The cost of a message to an actor and its answer, on the same arbiter and across two.
 
 use actix::prelude::*;
 use divan::{Bencher, counter::ItemsCount};
 use futures_of::all;
 
-/// Questions that are under way together.
+/// Messages in flight at a time.
 const BURST: u64 = 64;
 
 #[derive(Default)]
@@ -59,7 +59,7 @@ mod futures_of {
 
     use std::{future::poll_fn, pin::Pin, task::Poll};
 
-    /// Drives all of them until none is left.
+    /// Polls all of them until each is ready.
     pub(super) async fn all<F: Future>(futures: impl Iterator<Item = F>) {
         let mut left: Vec<Pin<Box<F>>> = futures.map(Box::pin).collect();
         poll_fn(|context| {

@@ -1,6 +1,6 @@
 //! Micro-benchmarks of the parts that requests pass through: `cargo bench --bench parts`, with a part's name as filter.
 //!
-//! They say which part a change made slower or faster. What the whole costs, `quorate bench` and `benches/compare` measure.
+//! They show which part a change made slower or faster. `quorate bench` and `benches/compare` measure the whole.
 
 #![expect(
     clippy::unwrap_used,

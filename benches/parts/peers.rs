@@ -1,11 +1,11 @@
-//! Between members: messages to bytes and back, and what a connection on the loopback makes of them.
+//! Between members: encoding and decoding of messages, and their throughput on a connection over the loopback.
 
 use crate::VALUE_BYTES;
 use divan::{Bencher, counter::ItemsCount};
 use quorate::internals::{
     net::{
         Delivery, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot, Lane, Listener, Pacing,
-        PeerAddress, PeerRequest, PeerSecurity, decode_messages, encode_messages,
+        PeerAddress, PeerRequest, PeerSecurity, VERSION_HIGH, decode_messages, encode_messages,
     },
     raft::{Envelope, Message, MessageBody},
     types::{ClusterId, Entry, EntryKind, Identity, LogIndex, LogPosition, MemberId, Term},
@@ -51,7 +51,7 @@ fn peer_frame_decode(bencher: Bencher<'_, '_>, entries: u64) {
         .bench_local_values(|bytes| decode_messages(Lane::Log, bytes).unwrap());
 }
 
-/// Sends so many appends and waits until the other member has them all.
+/// Sends this many appends and waits until the other member has received all of them.
 #[divan::bench(args = [1, 10, 100])]
 fn messages_over_quic(bencher: Bencher<'_, '_>, burst: u64) {
     let bed = Bed::new();
@@ -59,19 +59,19 @@ fn messages_over_quic(bencher: Bencher<'_, '_>, burst: u64) {
     bencher
         .counter(ItemsCount::new(burst))
         .with_inputs(|| (0..burst).map(|_| append(1)).collect())
-        .bench_local_values(|messages| bed.run(one.tell(&two, messages)));
+        .bench_local_values(|messages| bed.run(one.send(&two, messages)));
     bed.run(async { one.hub.shut() });
 }
 
-/// A message and one back.
+/// A round trip: one message in each direction.
 #[divan::bench]
 fn round_trip_over_quic(bencher: Bencher<'_, '_>) {
     let bed = Bed::new();
     let (one, two) = bed.pair();
     bencher.bench_local(|| {
         bed.run(async {
-            one.tell(&two, vec![heartbeat()]).await;
-            two.tell(&one, vec![heartbeat()]).await;
+            one.send(&two, vec![heartbeat()]).await;
+            two.send(&one, vec![heartbeat()]).await;
         });
     });
     bed.run(async { one.hub.shut() });
@@ -112,7 +112,7 @@ impl Bed {
             two.hub.update(vec![one.address.clone()]);
             for (from, to) in [(&one, &two), (&two, &one)] {
                 from.post.until(|post| post.connected.get()).await;
-                from.tell(to, vec![heartbeat()]).await;
+                from.send(to, vec![heartbeat()]).await;
             }
             (one, two)
         })
@@ -139,6 +139,7 @@ impl Member {
             queue_bytes_max: 64 * 1024 * 1024,
             seed: id,
             boot: id,
+            version_high: VERSION_HIGH,
         };
         let listener = Listener::open("127.0.0.1:0", settings).unwrap();
         let address = PeerAddress {
@@ -152,7 +153,7 @@ impl Member {
     }
 
     /// Sends messages and waits until they have arrived.
-    async fn tell(&self, other: &Self, messages: Vec<Message>) {
+    async fn send(&self, other: &Self, messages: Vec<Message>) {
         let expected = other.post.messages.get() + messages.len();
         let envelope = |message| Envelope {
             to: other.address.id,
@@ -166,7 +167,7 @@ impl Member {
     }
 }
 
-/// What has arrived.
+/// Counts the messages that have arrived.
 #[derive(Default)]
 struct Post {
     messages: Cell<usize>,

@@ -1,4 +1,4 @@
-//! The index and the state machine: what applying a batch costs, and what reads find.
+//! The index and the state machine: the cost of applying a batch, and of lookups.
 
 use crate::{VALUE_BYTES, key, scattered};
 use bytes::Bytes;
@@ -9,7 +9,7 @@ use quorate::internals::{
         KeyRange,
         command::{Command, EncodedKv, Put},
         index::{Index, Snapshot},
-        machine::{Machine, Restored},
+        machine::{LoadedState, Machine},
         records::{ReadError, Records},
     },
     types::{LeaseId, LogIndex, LogPosition, RecordKind, Rev, Revision, Term},
@@ -17,7 +17,7 @@ use quorate::internals::{
 
 const SIZES: [u64; 2] = [10_000, 1_000_000];
 
-/// An index with so many keys, put in order.
+/// An index with this many keys, inserted in order.
 fn filled(keys: u64) -> Index {
     let mut index = Index::new();
     for number in 0..keys {
@@ -107,15 +107,15 @@ fn between(from: u64, keys: u64) -> KeyRange {
     KeyRange::from_wire(&key(from).into(), &key(from + keys).into())
 }
 
-/// Applies so many puts, tells the index, publishes: what the applier and the index do with one batch.
+/// Applies this many puts, updates the index and publishes: the work of the applier and the index for one batch.
 #[divan::bench(args = [1, 64, 500])]
 fn applier_batch(bencher: Bencher<'_, '_>, puts: u64) {
     let mut index = filled(10_000);
-    let restored = Restored {
+    let loaded = LoadedState {
         revision: Revision(10_002),
-        ..Restored::default()
+        ..LoadedState::default()
     };
-    let mut machine = Machine::new(restored, index.snapshot());
+    let mut machine = Machine::new(loaded, index.snapshot());
     let mut log = LogIndex(0);
     let mut order = scattered(10_000);
     bencher
@@ -152,7 +152,7 @@ fn apply(commands: &[Command], machine: &mut Machine, index: &mut Index, log: &m
     machine.published(snapshot, machine.revision());
 }
 
-/// A past that no put asks for.
+/// Stored records, which a put never reads.
 struct Nothing;
 
 impl Records for Nothing {

@@ -21,7 +21,7 @@ const IDENTITY: Identity = Identity {
     member: MemberId(1),
 };
 
-/// Appends so many entries and makes them durable together: what one turn of the WAL writer does.
+/// Appends this many entries and syncs once: one turn of the WAL writer.
 #[divan::bench(args = [1, 16, 256], sample_count = 50)]
 fn wal_append_and_sync(bencher: Bencher<'_, '_>, entries: u64) {
     let dir = tempfile::tempdir().unwrap();
@@ -58,7 +58,7 @@ fn entry(index: u64) -> Entry {
     }
 }
 
-/// Commits so many records to redb: what the committer does each 100 ms.
+/// Commits this many records to redb, as the committer does every 100 ms.
 #[divan::bench(args = [100, 10_000], sample_count = 20)]
 fn redb_batch_commit(bencher: Bencher<'_, '_>, records: i64) {
     let dir = tempfile::tempdir().unwrap();

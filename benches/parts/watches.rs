@@ -1,4 +1,4 @@
-//! Events: which watchers does a change concern, and what are they sent.
+//! Events: finding the watchers that a change concerns, and encoding what they are sent.
 
 use crate::{VALUE_BYTES, key, scattered};
 use divan::{Bencher, black_box, counter::ItemsCount};
@@ -13,7 +13,7 @@ use quorate::internals::{
     types::{Record, RecordKind, Rev, Revision},
 };
 
-/// Matches a batch of 64 puts with so many watchers of single keys, and one of the prefix.
+/// Matches a batch of 64 puts with this many watchers of single keys, and one of the prefix.
 #[divan::bench(args = [1, 1_000, 100_000])]
 fn event_matching(bencher: Bencher<'_, '_>, watchers: u64) {
     let bounds = Bounds {
@@ -89,7 +89,7 @@ impl Outlet for Taken {
     }
 }
 
-/// A memory that nobody asks.
+/// Stored history, which the benchmark never reads.
 struct Nothing;
 
 impl Memory for Nothing {

@@ -1,8 +1,8 @@
-//! Tests: each actor starts alone, with recipients that the test gives it, and does its part.
+//! Tests: each actor starts alone, with recipients that the test gives it, and answers its messages.
 
 use super::{
     applier::{Applier, ApplierPeers, ApplierState, CommitPacing, ReplacePeers},
-    apply_messages::{ApplierProgress, ApplyEntries, CommittedEntry},
+    apply_messages::{ApplierProgress, ApplyEntries, Caller, CommittedEntry},
     committer::{CommitRevisions, Committed, Committer, CompactProgress, CompactRecords},
     compactor::{
         AwaitCompaction, CompactionAccepted, CompactionPacing, CompactionState, Compactor,
@@ -10,19 +10,22 @@ use super::{
     },
     consensus::{Consensus, ConsensusLimits, ConsensusPeers, Propose},
     fail_stop::{FailStop, Lifeline},
+    held::HeldBytes,
     index::{Index, IndexPublished, PruneIndex, PruneProgress, UpdateIndex},
     latest,
     lease_desk::{LeaseDesk, LeaseKeysPeer, LeasePeers},
     lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
     lease_messages::{AskLeases, CountdownAnswer, CountdownCall, PendingCall},
+    load,
+    login_bounds::LoginBounds,
     members::Members,
+    passwords::Passwords,
     published::Published,
     raft_node::{LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, SelfInfo},
     raft_status::{DiskHealth, RaftStatus},
-    replies::Reply,
+    replies::Answer,
     request_error::RequestError,
     requests::{RequestLimits, RequestPeers, Requests},
-    restore,
     snapshot_messages::{SendSnapshotTo, TransferEnded, TransferError},
     snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
     store::{ReadRange, Store},
@@ -30,7 +33,8 @@ use super::{
     watch_hub::{EventsApplied, OpenStream, StreamRequest, WatchHub, WatchRequest},
 };
 use crate::{
-    codec,
+    auth::{self, AuthState, Change, caller::UserRef},
+    clock, codec,
     kv::{
         KeyRange,
         command::{Command, Put, RangeQuery},
@@ -50,6 +54,7 @@ use crate::{
         db::{CommitBatch, Db, DbOptions, DbSite},
         disk::Disk,
         sim_disk::SimDisk,
+        starts::{Origin, Starts},
         wal::{Wal, WalOptions},
     },
     types::{
@@ -113,13 +118,7 @@ fn ignored<M: Message<Result = ()> + Send + 'static>() -> Recipient<M> {
 
 /// Runs a test on one thread, whose clock stands still unless everybody waits for it.
 fn alone(test: impl AsyncFnOnce()) {
-    let system = System::with_tokio_rt(|| {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build()
-            .unwrap()
-    });
+    let system = clock::paused_system();
     system.block_on(async {
         let outcome = tokio::time::timeout(Duration::from_mins(1), test()).await;
         outcome.expect("the actor does its part");
@@ -191,11 +190,14 @@ fn published(db: &Db, newest: Revision) -> Published {
         applied: db.applied(),
         alarms: Arc::default(),
         members: Arc::new(Members::default()),
+        auth: Arc::default(),
+        hash: None,
         stored,
         stored_through: newest,
         stored_applied: db.applied().index,
         file_bytes: db.size(),
         used_bytes: db.size_in_use(),
+        unstored_bytes: 0,
     }
 }
 
@@ -211,7 +213,7 @@ fn status(leads: bool) -> latest::Receiver<RaftStatus> {
     latest::channel(status).1
 }
 
-/// A handle to consensus, and what comes to the Raft node through it.
+/// A handle to consensus, and the messages that it sends to the Raft node.
 fn consensus() -> (Consensus, mpsc::UnboundedReceiver<Propose>) {
     let (propose, proposed) = caught();
     let limits = ConsensusLimits {
@@ -221,6 +223,7 @@ fn consensus() -> (Consensus, mpsc::UnboundedReceiver<Propose>) {
     let peers = ConsensusPeers {
         propose,
         reads: ignored(),
+        held: HeldBytes::default(),
     };
     let handle = Consensus::start(&Arbiter::current(), MEMBER, limits, peers);
     (handle, proposed)
@@ -247,7 +250,7 @@ fn the_wal_writer_reports_what_is_durable() {
         let disk = disk();
         let (raft, mut reports) = caught::<Persisted>();
         let writer = WalWriter::new(open_wal(&disk), disk.clone(), raft, life()).start();
-        let persist = raft::Persist {
+        let persist = raft::LogWrite {
             seq: 5,
             reset: None,
             entries: Vec::new(),
@@ -296,11 +299,28 @@ fn the_committer_reports_what_the_database_holds() {
     });
 }
 
+fn caller(reply: oneshot::Sender<Answer>) -> Caller {
+    Caller {
+        deadline: clock::now() + Duration::from_mins(1),
+        reply: reply.into(),
+    }
+}
+
+fn replace_peers() -> ReplacePeers {
+    ReplacePeers {
+        committer: ignored(),
+        index: ignored(),
+        leases: ignored(),
+        compactor: ignored(),
+        raft: ignored(),
+    }
+}
+
 #[test]
 fn the_applier_answers_once_the_index_has_published() {
     alone(async || {
         let db = open(&site());
-        let (restored, mut tree) = restore::restore(&db).unwrap();
+        let (loaded, mut tree) = load::load_state(&db).unwrap();
         let (to_index, mut updates) = caught::<UpdateIndex>();
         let (raft, mut progress) = caught::<ApplierProgress>();
         let peers = ApplierPeers {
@@ -312,16 +332,13 @@ fn the_applier_answers_once_the_index_has_published() {
             leases: ignored(),
             watches: ignored(),
             views: views_at(&db, Revision::FIRST).0,
-            replace: ReplacePeers {
-                committer: ignored(),
-                index: ignored(),
-                leases: ignored(),
-                compactor: ignored(),
-                raft: ignored(),
-            },
+            auth_on: Arc::default(),
+            held: HeldBytes::default(),
+            entry_bytes_max: 1 << 20,
+            replace: replace_peers(),
         };
         let state = ApplierState {
-            machine: Machine::new(restored, tree.snapshot()),
+            machine: Machine::new(loaded, tree.snapshot()),
             snapshot: tree.snapshot(),
             applied: db.applied(),
             begun_compaction: Revision::NEVER_COMPACTED,
@@ -350,7 +367,7 @@ fn the_applier_answers_once_the_index_has_published() {
                 kind: EntryKind::Command,
                 data: data.into(),
             },
-            reply: Some(Reply::Alone(reply)),
+            caller: Some(caller(reply)),
         }];
         applier.send(ApplyEntries { entries }).await.unwrap();
         let update = updates.recv().await.unwrap();
@@ -447,7 +464,7 @@ fn the_lease_manager_proposes_renewals_while_it_leads() {
         let renewal = proposals.pop().unwrap();
         let command: Command = codec::decode_shared("command", &renewal.data.slice(16..)).unwrap();
         assert!(matches!(command, Command::RenewLeases(_)), "{command:?}");
-        // The node stops: the caller is told to ask again.
+        // The node stops: the caller gets the answer to ask again.
         drop(renewal);
         assert_eq!(answer.await, Ok(CountdownAnswer::TryAgain));
     });
@@ -458,8 +475,19 @@ fn the_watch_hub_sends_events_to_a_stream() {
     alone(async || {
         let db = open(&site());
         let (views_in, views) = views_at(&db, Revision::FIRST);
-        let hub = WatchHub::new(views, Duration::from_mins(10), life()).start();
-        let outbox = hub.send(OpenStream).await.unwrap().unwrap().outbox;
+        let hub = WatchHub::new(
+            views,
+            Duration::from_mins(10),
+            &HeldBytes::default(),
+            life(),
+        )
+        .start();
+        let outbox = hub
+            .send(OpenStream { holder: None })
+            .await
+            .unwrap()
+            .unwrap()
+            .outbox;
         let range = KeyRange::from_wire(&Bytes::from("k"), &Bytes::new());
         let create = StreamRequest {
             stream: outbox.stream(),
@@ -478,8 +506,100 @@ fn the_watch_hub_sends_events_to_a_stream() {
         hub.send(EventsApplied { records, published })
             .await
             .unwrap();
-        let told = outbox.take().await.unwrap();
-        assert!(matches!(told.body, Body::Events { .. }), "{told:?}");
+        let response = outbox.take().await.unwrap();
+        assert!(matches!(response.body, Body::Events { .. }), "{response:?}");
+    });
+}
+
+/// A batch was sent before a right was given, and reaches the hub after the watch that the right allows.
+#[test]
+fn the_watch_hub_judges_no_watch_by_an_older_state() {
+    alone(async || {
+        let db = open(&site());
+        let mut auth = AuthState::default();
+        let user = |name: &str| Change::AddUser {
+            name: name.to_owned(),
+            password: None,
+        };
+        let role = |user: &str, role: &str| Change::GrantRole {
+            user: user.to_owned(),
+            role: role.to_owned(),
+        };
+        for change in [
+            user("root"),
+            role("root", "root"),
+            user("u"),
+            Change::Enable,
+        ] {
+            auth.apply(&change, 1, &mut Vec::new()).unwrap();
+        }
+        let view = |auth: &AuthState| {
+            Arc::new(Published {
+                auth: Arc::new(auth.clone()),
+                ..published(&db, Revision::FIRST)
+            })
+        };
+        let before = view(&auth);
+        auth.apply(&role("u", "root"), 2, &mut Vec::new()).unwrap();
+        let views = latest::channel(view(&auth)).1;
+        let hub = WatchHub::new(
+            views,
+            Duration::from_mins(10),
+            &HeldBytes::default(),
+            life(),
+        );
+        let hub = hub.start();
+        let opened = hub.send(OpenStream { holder: None }).await.unwrap();
+        let outbox = opened.unwrap().outbox;
+        let range = KeyRange::from_wire(&Bytes::from("k"), &Bytes::new());
+        let mut spec = WatchSpec::of(range);
+        spec.caller = auth::Caller::User(Arc::new(UserRef {
+            name: "u".into(),
+            added: auth.user("u").unwrap().added(),
+            token: 0,
+        }));
+        let batch = |published| EventsApplied {
+            records: Arc::from([]),
+            published,
+        };
+        hub.send(batch(view(&auth))).await.unwrap();
+        let create = StreamRequest {
+            stream: outbox.stream(),
+            request: WatchRequest::Create(spec),
+        };
+        hub.send(create).await.unwrap();
+        hub.send(batch(before)).await.unwrap();
+        assert!(matches!(outbox.take().await.unwrap().body, Body::Created));
+        assert!(outbox.try_take().is_err(), "it goes on");
+    });
+}
+
+#[test]
+fn proposals_that_wait_for_the_raft_node_are_bounded_in_bytes() {
+    alone(async || {
+        let (handle, mut proposed) = consensus();
+        let put = Command::Put(Put {
+            value: Bytes::from(vec![0; 1 << 20]).into(),
+            ..Put::default()
+        });
+        // The task that sends them does not run meanwhile.
+        let mut taken = 0;
+        let refused = loop {
+            assert!(taken < 100, "there is no bound");
+            match handle.submit(&put) {
+                Ok(_) => taken += 1,
+                Err(refused) => break refused,
+            }
+        };
+        assert!(
+            matches!(refused, RequestError::TooManyRequests),
+            "{refused}"
+        );
+        let held = handle.held().parts().remove(0);
+        assert!(held.bytes() > taken << 20 && held.bytes() <= held.bytes_max());
+        assert_eq!(proposed.recv().await.unwrap().proposals.len(), taken);
+        assert_eq!(held.bytes(), 0);
+        assert!(handle.submit(&put).is_ok(), "there is room again");
     });
 }
 
@@ -563,10 +683,14 @@ fn the_raft_node_applies_what_the_log_holds() {
             ),
             consensus: handle.clone(),
             views,
+            starts: Starts::new(Origin::Formed, true),
+            starts_disk: disk.clone(),
+            starts_written: ignored(),
             answered: ignored(),
             hashes: ignored(),
             hash_received: ignored(),
             log_read: ignored(),
+            held: HeldBytes::default(),
         };
         let node = RaftNode::new(core, member, pacing, peers, life()).start();
         // The disk is as fast as can be.
@@ -587,7 +711,7 @@ fn the_raft_node_applies_what_the_log_holds() {
         node.send(proposed.recv().await.unwrap()).await.unwrap();
         let reply = loop {
             let ApplyEntries { entries } = batches.recv().await.unwrap();
-            if let Some(reply) = entries.into_iter().find_map(|entry| entry.reply) {
+            if let Some(Caller { reply, .. }) = entries.into_iter().find_map(|entry| entry.caller) {
                 break reply;
             }
         };
@@ -602,7 +726,12 @@ fn the_store_answers_reads_from_the_newest_view() {
         let db = open(&site());
         let (handle, _proposed) = consensus();
         let views = views_at(&db, Revision(4)).1;
-        let hub = WatchHub::new(views.clone(), Duration::from_mins(10), life());
+        let hub = WatchHub::new(
+            views.clone(),
+            Duration::from_mins(10),
+            &HeldBytes::default(),
+            life(),
+        );
         let peers = RequestPeers {
             leases: LeaseDesk::start(
                 &Arbiter::current(),
@@ -616,6 +745,10 @@ fn the_store_answers_reads_from_the_newest_view() {
             views,
             raft_status: status(true),
             disk: watch::channel(DiskHealth::default()).1,
+            auth_on: Arc::default(),
+            passwords: Passwords::new(4, 1),
+            logins: Arc::new(LoginBounds::new(None)),
+            jwt: None,
         };
         let limits = RequestLimits {
             request_bytes_max: 1 << 20,

@@ -1,16 +1,32 @@
-//! What the Raft node and the applier tell each other: committed entries go one way, progress comes back.
+//! The messages between the Raft node and the applier: committed entries go one way, progress comes back.
 
 use super::{replies::Reply, snapshot_messages::ReceivedSnapshot};
 use crate::types::{Entry, LogIndex, LogPosition};
 use actix::prelude::*;
+use tokio::time::Instant;
 
 /// A committed entry, with the caller that waits for it if it entered the log through this member.
 #[derive(Debug)]
 pub struct CommittedEntry {
-    /// The entry.
     pub entry: Entry,
     /// Who waits for its outcome.
-    pub reply: Option<Reply>,
+    pub caller: Option<Caller>,
+}
+
+/// Who waits for the outcome of an entry, and for how long.
+#[derive(Debug)]
+pub struct Caller {
+    /// When it gets an error instead of the answer.
+    pub deadline: Instant,
+    /// Where the outcome goes.
+    pub reply: Reply,
+}
+
+impl CommittedEntry {
+    /// Takes the caller if its deadline is not after `now`.
+    pub fn take_expired(&mut self, now: Instant) -> Option<Caller> {
+        self.caller.take_if(|caller| caller.deadline <= now)
+    }
 }
 
 /// Applies committed entries, which follow those applied before. Answered by [`ApplierProgress`].
@@ -44,6 +60,5 @@ pub struct ReplaceState {
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct StateReplaced {
-    /// Its log position.
     pub applied: LogPosition,
 }

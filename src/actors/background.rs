@@ -1,7 +1,7 @@
 //! Blocking tasks: work that takes long runs on a thread of its own, so that no actor waits for it.
 //!
-//! A simulation has one thread: there the work runs on that thread after a short while, which the seed draws. So whatever may
-//! happen while a thread works may happen there too.
+//! A simulation has one thread: there the work runs on that thread after a short delay, which follows from the seed. So events
+//! that can happen during a blocking task can happen in a simulation too.
 
 use crate::clock;
 use std::time::Duration;

@@ -1,14 +1,13 @@
 //! Committer: owns the database's one write transaction.
 //!
-//! It makes batches of applied revisions durable behind the applier, and removes in small steps what a compaction gave up. It
-//! blocks on the disk, so it has an arbiter to itself. Nothing waits for it on the way of a request: the WAL already holds
-//! what it has not committed yet.
+//! It commits batches of applied revisions after the applier has published them, and removes compacted records in small steps. It
+//! blocks on the disk, so it has an arbiter to itself. No request waits for it: the WAL already holds what it has not committed
+//! yet.
 
 use super::fail_stop::{FailStop, Lifeline};
-use crate::failpoint::{FailPoint, hit};
-use crate::mutation::{Mutation, mutated};
 use crate::{
     clock,
+    failpoint::{FailPoint, hit},
     kv::{
         command::EncodedKv,
         index::Snapshot,
@@ -18,6 +17,7 @@ use crate::{
         view::StoredRecords,
         watch::Visit,
     },
+    mutation::{Mutation, mutated},
     storage::db::{CommitBatch, CompactSpan, Db, DbError, DbReader, DbSite, OnDamage},
     types::{LogIndex, LogPosition, RecordKind, Rev, Revision},
 };
@@ -27,15 +27,14 @@ use std::time::Duration;
 /// Messages that may wait: one batch and one compaction step.
 const MAILBOX_MAX: usize = 16;
 
-/// How often a replaced database is looked at: whether it is still read.
+/// How often the committer checks whether a replaced database still has readers.
 const RETIRE_PAUSE: Duration = Duration::from_millis(500);
 
-/// Owns the database.
 #[derive(Debug)]
 pub struct Committer {
     db: Db,
     site: DbSite,
-    /// Databases that snapshots replaced, for as long as somebody reads them.
+    /// Databases that snapshots replaced, for as long as readers use them.
     retired: Vec<Db>,
     applier: Recipient<Committed>,
     replaced: Recipient<DatabaseReplaced>,
@@ -43,7 +42,7 @@ pub struct Committer {
     life: Lifeline,
 }
 
-/// What a member does that cannot read its own database: it stops, and its next start says what is wrong.
+/// Stops a member that cannot read its own database. Its next start names the damage.
 pub fn stop_on_damage(fail_stop: &FailStop) -> OnDamage {
     let fail_stop = fail_stop.clone();
     OnDamage::new(move |error| fail_stop.because("cannot read the database", error))
@@ -74,7 +73,6 @@ impl Committer {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct CommitRevisions {
-    /// What to store.
     pub batch: CommitBatch,
     /// The newest revision after it.
     pub through: Revision,
@@ -95,11 +93,11 @@ pub struct ForgetRecords {
 pub struct Committed {
     /// The log position the database contains.
     pub applied: LogPosition,
-    /// A log position that stays sufficient even if the newest commit turns out to be lost: entries up to it can go.
+    /// The log position of the commit before: it suffices even if the newest commit turns out to be lost, so the log can release
+    /// entries up to it.
     pub log_needed_after: LogIndex,
-    /// The newest revision in it; nothing after a mere compaction step.
+    /// The newest revision in it; `None` after a step of a compaction.
     pub through: Option<Revision>,
-    /// Reads it.
     pub reader: DbReader,
     /// Size of the file, in bytes.
     pub file_bytes: u64,
@@ -110,11 +108,10 @@ pub struct Committed {
 }
 
 /// Puts a received database, which is open and verified, in place of the present one. Answered by [`DatabaseReplaced`] when
-/// that is durable. What was asked for before is done first.
+/// that is durable. Earlier messages are carried out first.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ReplaceDatabase {
-    /// The received one.
     pub db: Db,
 }
 
@@ -122,7 +119,6 @@ pub struct ReplaceDatabase {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct DatabaseReplaced {
-    /// Reads it.
     pub reader: DbReader,
     /// How far its newest compaction got.
     pub compaction: Option<(Revision, Option<Rev>)>,
@@ -144,11 +140,11 @@ pub struct CompactRecords {
     pub from: Rev,
     /// Records to visit at most.
     pub records_max: usize,
-    /// Tells what must stay.
+    /// Names the records that must stay.
     pub keys: Snapshot,
 }
 
-/// Where the next step goes on; nothing when the compaction is complete.
+/// Where the next step goes on; `None` when the compaction is complete.
 #[derive(Debug, MessageResponse)]
 pub struct CompactProgress {
     /// The next place in history.
@@ -191,7 +187,14 @@ impl Committer {
             return;
         }
         hit(FailPoint::AfterDbCommit);
-        self.report(Some(commit.through), clock::micros(start.elapsed()));
+        let micros = clock::micros(start.elapsed());
+        tracing::debug!(
+            applied = commit.batch.applied.index.0,
+            revision = commit.through.0,
+            micros,
+            "committed to the database"
+        );
+        self.report(Some(commit.through), micros);
     }
 }
 
@@ -224,8 +227,8 @@ impl Handler<ReplaceDatabase> for Committer {
 
     fn handle(&mut self, replace: ReplaceDatabase, ctx: &mut Self::Context) {
         let db = self.site.switch(replace.db);
-        let tell = self.on_damage.clone();
-        let switched = db.and_then(|db| Ok((db.reader()?.telling(tell), db)));
+        let on_damage = self.on_damage.clone();
+        let switched = db.and_then(|db| Ok((db.reader()?.with_on_damage(on_damage), db)));
         let (reader, db) = match switched {
             Ok(switched) => switched,
             Err(error) => {
@@ -298,7 +301,7 @@ impl Handler<CompactRecords> for Committer {
 }
 
 impl Committer {
-    /// Reads that began before a snapshot came end with the database they began with.
+    /// Reads that began before a snapshot was installed end with the old database; it is closed when the last has ended.
     fn close_retired(&mut self, ctx: &mut Context<Self>) {
         self.retired.retain(Db::has_readers);
         if !self.retired.is_empty() {
@@ -308,7 +311,7 @@ impl Committer {
 
     fn report(&self, through: Option<Revision>, commit_micros: u64) {
         let reader = match self.db.reader() {
-            Ok(reader) => reader.telling(self.on_damage.clone()),
+            Ok(reader) => reader.with_on_damage(self.on_damage.clone()),
             Err(error) => {
                 self.life
                     .fail_stop()
@@ -330,6 +333,10 @@ impl Committer {
 }
 
 impl StoredRecords for DbReader {
+    fn cached(&self, rev: Rev) -> Option<EncodedKv> {
+        self.cached_put(rev)
+    }
+
     fn scan(&self, from: Rev, to: Rev, visit: &mut Visit<'_>) -> Result<(), ReadError> {
         Self::scan(self, from..to, |record| {
             visit(record.rev, record.kind, record.kv)
@@ -341,13 +348,35 @@ impl StoredRecords for DbReader {
     }
 }
 
+/// A record that was returned is in memory afterwards. One that was only visited is not: long ranges would displace all others.
 impl Records for DbReader {
     fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError> {
-        found(rev, self.get_put(rev))
+        if let Some(kv) = self.cached_put(rev) {
+            return Ok(kv);
+        }
+        let kv = found(rev, self.get_put(rev))?;
+        self.keep_put(rev, kv.clone());
+        Ok(kv)
+    }
+
+    fn get_within(&self, rev: Rev, bytes_max: usize) -> Result<Option<EncodedKv>, ReadError> {
+        if let Some(kv) = self.cached_put(rev) {
+            return Ok((kv.len() <= bytes_max).then_some(kv));
+        }
+        let copy = |kv: &[u8]| (kv.len() <= bytes_max).then(|| EncodedKv::copy_from_slice(kv));
+        let kv = found(rev, self.visit_put(rev, copy))?;
+        if let Some(kv) = &kv {
+            self.keep_put(rev, kv.clone());
+        }
+        Ok(kv)
     }
 
     fn visit(&self, rev: Rev, seen: &mut dyn FnMut(&[u8])) -> Result<(), ReadError> {
-        found(rev, self.visit_put(rev, seen))
+        match self.cached_put(rev) {
+            Some(kv) => seen(&kv),
+            None => found(rev, self.visit_put(rev, seen))?,
+        }
+        Ok(())
     }
 }
 

@@ -1,12 +1,12 @@
 //! Compactor: carries out compactions step by step, and asks for them where auto-compaction is on.
 //!
-//! A compaction is decided in the log; readers see it at once. What is left is to give space back: first the index forgets the
+//! A compaction is decided in the log; readers see it at once. Then space is freed: first the index drops the
 //! history, then the committer removes the records that no read needs any more, a bounded number at a time with a pause
 //! between, so that no request waits long behind it. After a restart it goes on where the database says it stopped.
 //!
 //! Invariant: no record is removed before the database holds the log entry that decided the compaction. A member that lost power
-//! in between would come back without the records and without knowing that they are compacted, and answer reads of old
-//! revisions with too little. So the compactor waits for [`Published::stored_applied`], and the database asserts it.
+//! in between would start without the records and without the compaction, and its answers to reads of old revisions
+//! would lack keys. So the compactor waits for [`Published::stored_applied`], and the database asserts it.
 
 use super::{
     committer::CompactRecords,
@@ -26,6 +26,7 @@ use crate::{
         index::Snapshot,
         retention::{AutoCompaction, Retention},
     },
+    log_gate::{self, LogGate},
     mutation::{Mutation, mutated},
     types::{LogIndex, Millis, Rev, Revision},
 };
@@ -38,6 +39,9 @@ const MAILBOX_MAX: usize = 1_024;
 
 /// Keys that one prune step visits.
 const PRUNE_KEYS_MAX: usize = 1_000;
+
+/// Warnings of automatic compactions that failed and are tried again.
+static AGAIN: LogGate = LogGate::new();
 
 /// How a compaction is paced.
 #[derive(Clone, Copy, Debug)]
@@ -68,16 +72,13 @@ pub struct Compactor {
     _life: Lifeline,
 }
 
-/// Whom the compactor talks to.
+/// The actors that the compactor sends to.
 #[derive(Clone, Debug)]
 pub struct CompactorPeers {
-    /// Forgets history.
     pub index: Recipient<PruneIndex>,
-    /// Removes records.
     pub committer: Recipient<CompactRecords>,
     /// Takes auto-compactions through the log.
     pub consensus: Consensus,
-    /// The newest view.
     pub views: latest::Receiver<Arc<Published>>,
     /// Who leads: only the leader compacts on its own.
     pub raft_status: latest::Receiver<RaftStatus>,
@@ -86,7 +87,6 @@ pub struct CompactorPeers {
 /// A compaction that the log has decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Decision {
-    /// The compacted revision.
     pub revision: Revision,
     /// A log index at or after the entry that decided it: once the database holds the effects of this entry, a restart knows of
     /// the compaction.
@@ -153,7 +153,6 @@ pub struct HistoryReplaced(pub CompactionState);
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct AwaitCompaction {
-    /// The compacted revision.
     pub revision: Revision,
 }
 
@@ -277,17 +276,14 @@ impl Compactor {
                     compactor.auto.compacted(clock::since(compactor.began), at);
                 }
                 Err(error) => {
-                    tracing::warn!(
-                        revision = at.0,
-                        "auto-compaction will be tried again: {error}"
-                    );
+                    log_gate::warn!(AGAIN, "auto-compaction will be tried again: {error}");
                 }
             });
         ctx.spawn(then);
     }
 }
 
-/// Carries out one compaction; tells how many records went. Nothing if the node is stopping.
+/// Carries out one compaction; returns how many records went. Nothing if the node is stopping.
 async fn compact(
     mut peers: CompactorPeers,
     pacing: CompactionPacing,

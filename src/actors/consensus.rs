@@ -1,10 +1,11 @@
-//! What the rest of a member asks of consensus: to append commands to the log, to confirm that a read is linearizable, and to
+//! What the rest of a member requests of consensus: to append commands to the log, to confirm that a read is linearizable, and to
 //! change the membership or the leader.
 //!
 //! [`Consensus`] is the handle for the first two. Within one turn of its event loop it collects all proposals, and all reads,
 //! into one message each to the Raft node: a message per request would cost more, across threads, than the request.
 
 use super::{
+    held::{self, HeldBytes, HeldPart},
     latest,
     membership_change::{ChangeRefusal, MemberChange},
     published::Published,
@@ -13,8 +14,7 @@ use super::{
 };
 use crate::{
     clock, codec,
-    kv::command::{AlarmKind, Command, SetAlarm},
-    mutation::{Mutation, mutated},
+    kv::command::{AlarmKind, Command, Outcome, SetAlarm},
     types::{LogIndex, MemberId},
 };
 use actix::prelude::*;
@@ -25,8 +25,11 @@ use std::{
 };
 use tokio::sync::{Notify, oneshot};
 
-/// Proposals and reads that may wait in one handle for the next turn; past it callers are told to come again.
+/// Proposals and reads that may wait in one handle for the next turn; past it callers get `TooManyRequests`.
 const WAITING_MAX: usize = 16_384;
+
+/// Bytes of proposals that may wait in one handle for the next turn, besides the first; past it callers get the same error.
+const WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The log's own encoding of a request may be a little larger than etcd's, by which the API judges the size.
 const ENVELOPE_SLACK_BYTES: usize = 4_096;
@@ -37,7 +40,7 @@ pub const PROPOSAL_HEADER_BYTES: usize = 16;
 /// A command on its way into the log.
 #[derive(Debug)]
 pub struct Proposal {
-    /// Its number, which this member gives once.
+    /// Its number, unique at this member.
     pub id: u64,
     /// Proposer and number, then the encoded command.
     pub data: Bytes,
@@ -49,7 +52,6 @@ pub struct Proposal {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct Propose {
-    /// The commands.
     pub proposals: Vec<Proposal>,
 }
 
@@ -58,7 +60,6 @@ pub struct Propose {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct AskReadIndex {
-    /// Who asks.
     pub waiting: Vec<ReadReply>,
 }
 
@@ -69,9 +70,7 @@ pub type ReadReply = oneshot::Sender<Result<LogIndex, RequestError>>;
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ChangeMembership {
-    /// The change.
     pub change: MemberChange,
-    /// Who asks.
     pub reply: ChangeReply,
 }
 
@@ -82,10 +81,16 @@ pub type ChangeReply = oneshot::Sender<Result<Bytes, ChangeRefusal>>;
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct MoveLeader {
-    /// The next leader.
     pub to: MemberId,
-    /// Who asks.
     pub reply: oneshot::Sender<Result<(), RequestError>>,
+}
+
+/// This member is about to stop: if it leads, it hands leadership to another voter, and it never leads again. The reply comes
+/// once another member leads, or when probably none can take over; at once in a member that does not lead.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct HandOver {
+    pub done: oneshot::Sender<()>,
 }
 
 /// The proposer of an entry's command, and the proposal's number there.
@@ -99,10 +104,11 @@ pub fn proposal_of(data: &Bytes) -> Option<(MemberId, u64)> {
 /// Where a [`Consensus`] sends what it collects.
 #[derive(Clone, Debug)]
 pub struct ConsensusPeers {
-    /// Takes proposals.
     pub propose: Recipient<Propose>,
     /// Answers with read indices.
     pub reads: Recipient<AskReadIndex>,
+    /// Counts what waits.
+    pub held: HeldBytes,
 }
 
 /// Bounds on what goes through a [`Consensus`].
@@ -126,6 +132,9 @@ struct Shared {
     limits: ConsensusLimits,
     queue: Mutex<Queue>,
     wake: Notify,
+    bytes_max: usize,
+    held: Arc<HeldPart>,
+    all_held: HeldBytes,
 }
 
 /// The proposals and reads that this turn has collected.
@@ -133,6 +142,7 @@ struct Shared {
 struct Queue {
     next_id: u64,
     proposals: Vec<Proposal>,
+    proposal_bytes: usize,
     reads: Vec<ReadReply>,
     closed: bool,
 }
@@ -140,15 +150,23 @@ struct Queue {
 impl Consensus {
     /// A handle for `member`, with a task on `arbiter` that sends what each of its turns has collected.
     ///
-    /// Proposals are numbered from a random start: entries of an earlier life of this member, or of another handle, must not
-    /// answer today's callers.
+    /// Proposals are numbered from a random start: entries of an earlier run of this member, or of another handle, must not
+    /// answer callers of this one.
     pub fn start(
         arbiter: &ArbiterHandle,
         member: MemberId,
         limits: ConsensusLimits,
         peers: ConsensusPeers,
     ) -> Self {
+        let bytes_max = held::bound(WAITING_BYTES_MAX);
+        let entry_bytes_max = limits
+            .request_bytes_max
+            .saturating_add(ENVELOPE_SLACK_BYTES);
+        let name = "proposals that wait for the Raft node";
         let shared = Arc::new(Shared {
+            bytes_max,
+            held: peers.held.part(name, bytes_max.max(entry_bytes_max)),
+            all_held: peers.held.clone(),
             member,
             limits,
             queue: Mutex::new(Queue {
@@ -175,8 +193,25 @@ impl Consensus {
         self.shared.limits.request_bytes_max
     }
 
+    /// What the member holds.
+    pub(super) fn held(&self) -> &HeldBytes {
+        &self.shared.all_held
+    }
+
+    /// The largest entry of the log, in bytes.
+    pub(super) fn entry_bytes_max(&self) -> usize {
+        let max = self.shared.limits.request_bytes_max;
+        max.saturating_add(ENVELOPE_SLACK_BYTES)
+    }
+
     /// Proposes a command and waits for its outcome.
-    pub async fn propose(&self, command: &Command) -> Answer {
+    pub async fn propose(&self, command: &Command) -> Result<Outcome, RequestError> {
+        let answered = self.propose_unread(command).await?;
+        answered.complete(self.shared.limits.timeout).await
+    }
+
+    /// As [`Consensus::propose`], with what is missing of a long outcome left to the caller.
+    pub async fn propose_unread(&self, command: &Command) -> Answer {
         let outcome = self.submit(command)?;
         outcome.await.unwrap_or(Err(RequestError::Stopped))
     }
@@ -205,7 +240,7 @@ impl Consensus {
             });
         }
         let member = self.shared.member;
-        self.enqueue(|queue| {
+        self.enqueue(data.len(), |queue| {
             let id = queue.next_id;
             queue.next_id = id.wrapping_add(1);
             data[..8].copy_from_slice(&member.0.to_le_bytes());
@@ -232,7 +267,7 @@ impl Consensus {
     /// that it leads.
     pub async fn read_index(&self) -> Result<LogIndex, RequestError> {
         let (reply, index) = oneshot::channel();
-        self.enqueue(|queue| queue.reads.push(reply))?;
+        self.enqueue(0, |queue| queue.reads.push(reply))?;
         index.await.unwrap_or(Err(RequestError::Stopped))
     }
 
@@ -241,9 +276,7 @@ impl Consensus {
         &self,
         views: &latest::Receiver<Arc<Published>>,
     ) -> Result<Arc<Published>, RequestError> {
-        if mutated(Mutation::ReadWithoutIndex) {
-            return Ok(views.borrow().clone());
-        }
+        let deadline = clock::now() + self.shared.limits.timeout;
         let index = self.read_index().await?;
         let newest = views.borrow().clone();
         if newest.applied.index >= index {
@@ -252,7 +285,7 @@ impl Consensus {
         let mut views = views.clone();
         let reached = views.wait_for(|published| published.applied.index >= index);
         // A member that lost its connections in the meantime may not get so far.
-        let reached = tokio::time::timeout(self.shared.limits.timeout, reached).await;
+        let reached = tokio::time::timeout_at(deadline, reached).await;
         reached
             .map_err(|_| RequestError::TimedOut)?
             .map_err(|_| RequestError::Stopped)
@@ -264,15 +297,20 @@ impl Consensus {
         self.shared.wake.notify_one();
     }
 
-    fn enqueue(&self, add: impl FnOnce(&mut Queue)) -> Result<(), RequestError> {
+    /// Adds a proposal of so many bytes, or a read, which has none.
+    fn enqueue(&self, bytes: usize, add: impl FnOnce(&mut Queue)) -> Result<(), RequestError> {
         let mut queue = self.shared.lock();
         if queue.closed {
             return Err(RequestError::Stopped);
         }
         let waiting = queue.proposals.len() + queue.reads.len();
-        if waiting >= WAITING_MAX {
+        let held = queue.proposal_bytes.saturating_add(bytes);
+        let too_long = held > self.shared.bytes_max && queue.proposal_bytes > 0 && bytes > 0;
+        if waiting >= WAITING_MAX || too_long {
             return Err(RequestError::TooManyRequests);
         }
+        queue.proposal_bytes = held;
+        self.shared.held.set(held);
         add(&mut queue);
         drop(queue);
         if waiting == 0 {
@@ -289,7 +327,7 @@ impl Shared {
 }
 
 /// Sends what each turn of the event loop has collected. It waits until the Raft node has taken one turn before it sends the
-/// next, so a busy node is sent fewer and larger messages, and its mailbox always has room.
+/// next, so a busy node gets fewer and larger messages, and its mailbox always has room.
 async fn send_turns(shared: Arc<Shared>, peers: ConsensusPeers) {
     loop {
         shared.wake.notified().await;
@@ -298,9 +336,11 @@ async fn send_turns(shared: Arc<Shared>, peers: ConsensusPeers) {
             let queue = &mut *queue;
             let proposals = std::mem::take(&mut queue.proposals);
             let reads = std::mem::take(&mut queue.reads);
+            queue.proposal_bytes = 0;
+            shared.held.set(0);
             (proposals, reads, queue.closed)
         };
-        // A Raft node that is gone drops the callers' replies, which tells them that it stopped.
+        // A Raft node that is gone has dropped the callers' replies, so each caller gets `Stopped`.
         if !proposals.is_empty() {
             let propose = Propose { proposals };
             peers.propose.send(propose).await.unwrap_or_default();
@@ -324,7 +364,9 @@ fn encoded_size_hint(command: &Command) -> usize {
         Command::Compact(_)
         | Command::GrantLease(_)
         | Command::RevokeLease(_)
-        | Command::SetAlarm(_) => FIXED,
+        | Command::SetAlarm(_)
+        | Command::Auth(_) => FIXED,
+        Command::Checked(checked) => encoded_size_hint(&checked.command) + FIXED,
         Command::ExpireLeases(_) | Command::CheckpointLeases(_) | Command::RenewLeases(_) => 4_096,
     }
 }

@@ -1,4 +1,5 @@
-//! How fast leases end if thousands of them are due at once: how many one log entry ends, and how long the pause after it is.
+//! The pace at which leases end when thousands are due at once: how many one log entry ends, and the length of the pause after
+//! it.
 //!
 //! An entry with expiries delays the puts behind it while it is applied, so it should be small. But all leases should end soon
 //! after their time, so entries must be large if each takes long. A round is one entry and the pause after it; the time left
@@ -11,7 +12,7 @@ use std::time::Duration;
 /// A backlog should be gone so long after its first lease was due.
 const SPREAD: Millis = Millis(1_000);
 
-/// The least leases in an entry: each entry has a fixed cost.
+/// The fewest leases in an entry: each entry has a fixed cost.
 const LEASES_MIN: usize = 16;
 
 /// The most leases in an entry.

@@ -1,12 +1,16 @@
-//! What an essential actor does when it cannot go on: the whole member stops, with a clear last log line.
+//! Fail-stop: when an essential actor cannot go on, the whole member stops, with a clear last log line.
 //!
 //! A member that goes on although one of its actors ended, or its disk failed, is worse than a stopped one: peers and clients
-//! would wait for it. So no actor is restarted; the process ends, and its next startup, the one tested path, recovers.
+//! would wait for it. So no actor is restarted: the process ends, and the next startup, which is tested, begins from what is on
+//! disk.
 
 use std::{fmt, sync::Arc, thread};
 
 /// Exit code of a member that was removed from its cluster: starting it again is of no use.
 pub const EXIT_REMOVED: i32 = 3;
+
+/// Exit code of a start that an operator has to put right: starting again, with nothing changed, is refused again.
+pub const EXIT_REFUSED: u8 = 4;
 
 /// Exit code of a member that cannot go on: starting it again may help.
 const EXIT_FAILED: i32 = 1;

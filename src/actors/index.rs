@@ -4,8 +4,8 @@
 //! tree: readers and the applier hold snapshots.
 
 use super::fail_stop::Lifeline;
-use crate::failpoint::{FailPoint, hit};
 use crate::{
+    failpoint::{FailPoint, hit},
     kv::{
         index::{Index as Tree, Snapshot},
         keys::KeyChange,
@@ -17,7 +17,6 @@ use actix::prelude::*;
 /// Messages that may wait: the applier's batches, which the Raft node bounds, and one prune step.
 const MAILBOX_MAX: usize = 256;
 
-/// Owns the tree.
 #[derive(Debug)]
 pub struct Index {
     tree: Tree,
@@ -50,7 +49,6 @@ pub struct UpdateIndex {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct IndexPublished {
-    /// The tree.
     pub snapshot: Snapshot,
     /// The newest revision in it.
     pub through: Revision,
@@ -60,13 +58,12 @@ pub struct IndexPublished {
 #[derive(Debug, Message)]
 #[rtype(result = "PruneProgress")]
 pub struct PruneIndex {
-    /// The compacted revision.
     pub at: Revision,
     /// Keys to visit at most.
     pub keys_max: usize,
 }
 
-/// How a prune went on.
+/// The outcome of a prune.
 #[derive(Debug, MessageResponse)]
 pub enum PruneProgress {
     /// There is more to drop.
@@ -79,7 +76,6 @@ pub enum PruneProgress {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ReplaceTree {
-    /// The tree.
     pub tree: Tree,
 }
 

@@ -14,7 +14,6 @@ use tokio::sync::{
 #[error("the sender is gone")]
 pub struct Closed;
 
-/// Replaces the value.
 #[derive(Debug)]
 pub struct Sender<T> {
     // Dropped in this order, so that the readers woken by the drop find the channel closed.

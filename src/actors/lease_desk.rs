@@ -1,8 +1,8 @@
 //! A front end's lease calls: collects what comes in one turn of its event loop and takes it to the leader's lease manager.
 //!
 //! On the leader that is the lease manager beside it; on another member the calls of a turn travel to the leader together. A
-//! renewal is answered once its entry is applied; the time left after a quorum has confirmed that the member which counts it
-//! still leads.
+//! renewal is answered once its entry is applied; the time left is returned after a quorum has confirmed that the member which
+//! counts it still leads.
 
 use super::{
     consensus::Consensus,
@@ -35,7 +35,7 @@ use tokio::{
 /// Calls that may wait in one front end; further ones are refused.
 const CALLS_MAX: usize = 16_384;
 
-/// How long a call waits before it is sent again, to a leader that can answer or until an expired lease has ended.
+/// The pause before a call is sent again, while there is no leader that can answer, or an expired lease has not ended yet.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Calls in one message to the leader. A call that takes long delays the others of its message only.
@@ -44,7 +44,6 @@ const FORWARDED_CALLS_MAX: usize = 512;
 /// What a front end needs for leases.
 #[derive(Clone, Debug)]
 pub struct LeasePeers {
-    /// Counts leases down.
     pub manager: Recipient<AskLeases>,
     /// How many leases there are, as far as this member has applied.
     pub leases: watch::Receiver<usize>,
@@ -60,9 +59,7 @@ pub struct LeasePeers {
     pub timeout: Duration,
     /// Confirms that this member leads.
     pub consensus: Consensus,
-    /// The newest view.
     pub views: latest::Receiver<Arc<Published>>,
-    /// Who leads.
     pub raft_status: latest::Receiver<RaftStatus>,
 }
 
@@ -103,7 +100,6 @@ pub struct LeaseDesk {
 /// What a call does if as many calls wait as are allowed.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum WhenFull {
-    /// It is refused.
     Refuse,
     /// It waits for a place.
     Wait,

@@ -1,12 +1,13 @@
-//! Lease manager: knows which leases exist, counts their time down, and acts on the countdown while this member leads.
+//! Lease manager: keeps the table of leases, counts their time down, and acts on the countdown while this member leads.
 //!
-//! Which leases exist is replicated state; the applier tells this actor of each change. It never deletes a key. An expiry becomes
+//! Which leases exist is replicated state; the applier sends each change to this actor. It never deletes a key. An expiry becomes
 //! a proposal for many leases, so that every member deletes the same keys at one log index, and so does a renewal, so that every
 //! member restarts the countdown. The rules are those of [`LeaseClock`]; `docs/leases.md` explains them. A leader acts once it
-//! has applied an entry of its own term: only then does it know every lease, renewal, expiry and checkpoint that earlier leaders
-//! got into the log.
+//! has applied an entry of its own term: only then has it applied every lease, renewal, expiry and checkpoint that earlier
+//! leaders got into the log.
 
 use super::{
+    answered::Answered,
     consensus::Consensus,
     expiry_pace::{self, ExpiryPace},
     fail_stop::Lifeline,
@@ -22,7 +23,7 @@ use crate::{
         command::{Command, ExpireLeases, Outcome, RenewLeases},
         lease::{LeaseChange, LeaseMark, LeaseRow},
         lease_clock::{ClockSettings, LeaseClock, Renewal},
-        machine::Restored,
+        machine::LoadedState,
     },
     mutation::{Mutation, mutated},
     types::{LeaseId, Millis, Term},
@@ -87,7 +88,6 @@ struct PendingRenewal {
 pub struct LeaseManagerPeers {
     /// Takes its proposals into the log.
     pub consensus: Consensus,
-    /// Who leads.
     pub raft_status: latest::Receiver<RaftStatus>,
 }
 
@@ -102,8 +102,8 @@ pub struct LeaseState {
 
 impl LeaseState {
     /// The leases of a state that was read from disk, applied up to an entry of `applied_term`.
-    pub fn of(restored: &Restored, applied_term: Term) -> Self {
-        let leases = restored.leases.iter();
+    pub fn of(loaded: &LoadedState, applied_term: Term) -> Self {
+        let leases = loaded.leases.iter();
         Self {
             leases: leases.map(|(id, lease)| (id, lease.row)).collect(),
             applied_term,
@@ -142,7 +142,6 @@ impl LeaseManager {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct LeasesChanged {
-    /// The changes.
     pub changes: Vec<LeaseChange>,
     /// The term of the batch's last entry.
     pub term: Term,
@@ -173,7 +172,7 @@ impl Handler<LeasesChanged> for LeaseManager {
         for change in &changed.changes {
             self.clock.applied(change, now);
         }
-        self.tell_count();
+        self.publish_count();
         self.propose_renewals(ctx);
     }
 }
@@ -184,7 +183,7 @@ impl Handler<LeasesReplaced> for LeaseManager {
     fn handle(&mut self, LeasesReplaced(state): LeasesReplaced, _: &mut Self::Context) {
         self.applied_term = state.applied_term;
         self.clock.replace(state.leases, self.stamp());
-        self.tell_count();
+        self.publish_count();
         self.refuse_waiting();
         self.follow_leadership();
     }
@@ -219,7 +218,7 @@ impl LeaseManager {
         Millis(self.now().0 + 1)
     }
 
-    fn tell_count(&self) {
+    fn publish_count(&self) {
         let now = self.clock.len();
         self.count
             .send_if_modified(|count| std::mem::replace(count, now) != now);
@@ -447,5 +446,9 @@ impl LeaseManager {
 async fn outcome(
     submitted: Result<oneshot::Receiver<Answer>, RequestError>,
 ) -> Result<Outcome, RequestError> {
-    submitted?.await.unwrap_or(Err(RequestError::Stopped))
+    let answer = submitted?.await.unwrap_or(Err(RequestError::Stopped));
+    match answer? {
+        Answered::Complete(outcome) => Ok(outcome),
+        Answered::Unread(_) => unreachable!("no command of this manager reads records"),
+    }
 }

@@ -40,16 +40,14 @@ pub enum CountdownAnswer {
 /// A call that waits for its answer. It holds its place among the calls that may wait at all.
 #[derive(Debug)]
 pub struct PendingCall {
-    /// What is asked.
     pub call: CountdownCall,
-    /// Who asks.
     pub reply: oneshot::Sender<CountdownAnswer>,
     /// Given back with the answer.
     pub place: OwnedSemaphorePermit,
 }
 
 impl PendingCall {
-    /// Whether nobody waits for the answer any more.
+    /// Whether the caller no longer waits for the answer.
     pub fn is_abandoned(&self) -> bool {
         self.reply.is_closed()
     }
@@ -74,14 +72,12 @@ pub struct AskLeases {
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Option<Vec<Bytes>>")]
 pub struct ListLeaseKeys {
-    /// Which lease.
     pub id: LeaseId,
 }
 
 /// What only the leader can answer, as it travels between members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, bincode::Decode)]
 pub enum LeaseCall {
-    /// Renew the lease.
     Renew(LeaseId),
     /// How much time has the lease left?
     TimeLeft(LeaseId),
@@ -95,7 +91,6 @@ pub enum LeaseAnswer {
         /// Its time to live, in seconds.
         ttl_secs: i64,
     },
-    /// The lease's time.
     Time {
         /// What is left, in whole seconds.
         left_secs: i64,
@@ -117,6 +112,5 @@ pub enum LeaseAnswer {
 pub struct ForwardLeaseCalls {
     /// Who leads, as far as the sender knows.
     pub leader: MemberId,
-    /// The calls.
     pub calls: Vec<LeaseCall>,
 }

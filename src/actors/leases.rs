@@ -11,6 +11,7 @@ use super::{
     requests::Requests,
 };
 use crate::{
+    auth::Caller,
     clock,
     kv::{
         KvError,
@@ -35,14 +36,11 @@ pub struct LeaseTime {
     pub keys: Vec<Bytes>,
 }
 
-/// A granted lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeaseGranted {
-    /// Its id.
     pub id: LeaseId,
     /// Its time to live, in seconds: what was asked for, or the least that is granted.
     pub ttl_secs: i64,
-    /// The store's revision.
     pub revision: Revision,
 }
 
@@ -106,11 +104,17 @@ impl Requests {
     }
 
     /// As [`Requests::keep_alive`], but if too many calls wait, this one waits too instead of failing. Callers bound how many do.
-    pub async fn keep_alive_in_turn(&self, id: LeaseId) -> Result<Option<i64>, RequestError> {
+    pub(crate) async fn keep_alive_in_turn(
+        &self,
+        id: LeaseId,
+    ) -> Result<Option<i64>, RequestError> {
         self.renew(id, WhenFull::Wait).await
     }
 
     async fn renew(&self, id: LeaseId, when_full: WhenFull) -> Result<Option<i64>, RequestError> {
+        if self.is_auth_on() || *self.caller() == Caller::BadToken {
+            self.allow_lease(id, Right::Write).await?;
+        }
         match self
             .lease_desk()
             .call(LeaseCall::Renew(id), when_full)
@@ -131,6 +135,13 @@ impl Requests {
         id: LeaseId,
         keys: bool,
     ) -> Result<Option<LeaseTime>, RequestError> {
+        if self.is_auth_on() || *self.caller() == Caller::BadToken {
+            self.newest_view()?.auth.require_identity(self.caller())?;
+            if keys {
+                self.allow_lease(id, Right::Read).await?;
+            }
+        }
+        let deadline = clock::now() + self.limits().timeout;
         let call = LeaseCall::TimeLeft(id);
         let (left_secs, ttl_secs) = match self.lease_desk().call(call, WhenFull::Refuse).await? {
             LeaseAnswer::Time {
@@ -148,10 +159,13 @@ impl Requests {
             keys: Vec::new(),
         };
         if keys {
-            self.view_for(false).await?;
+            let viewed = tokio::time::timeout_at(deadline, self.view_for(false)).await;
+            viewed.map_err(|_| RequestError::TimedOut)??;
             let Some(attached) = self.lease_desk().peers().keys.ask(id).await? else {
                 return Ok(None);
             };
+            // As of now: keys may have been attached, and rights taken, while the call was under way.
+            self.allow_keys(&attached, Right::Read)?;
             time.keys = attached;
         }
         Ok(Some(time))
@@ -159,8 +173,46 @@ impl Requests {
 
     /// All leases that this member has applied, by their remaining time as it counts. All who ask in one turn share the list.
     pub async fn leases(&self) -> Result<Arc<[LeaseId]>, RequestError> {
-        self.lease_desk().list().await
+        let leases = self.lease_desk().list().await?;
+        if self.is_auth_on() || *self.caller() == Caller::BadToken {
+            for id in leases.iter() {
+                self.allow_lease(*id, Right::Read).await?;
+            }
+            self.newest_view()?.auth.require_identity(self.caller())?;
+        }
+        Ok(leases)
     }
+
+    /// Refuses a caller who may not do this to every key that is attached to a lease. etcd: as of this member's own state, and a
+    /// lease that does not exist needs no right.
+    async fn allow_lease(&self, id: LeaseId, right: Right) -> Result<(), RequestError> {
+        let published = self.newest_view()?;
+        published.auth.note_use(self.caller());
+        if published.auth.rights(self.caller())?.is_all() {
+            return Ok(());
+        }
+        let keys = self.lease_desk().peers().keys.ask(id).await?;
+        self.allow_keys(&keys.unwrap_or_default(), right)
+    }
+
+    fn allow_keys(&self, keys: &[Bytes], right: Right) -> Result<(), RequestError> {
+        let published = self.newest_view()?;
+        let rights = published.auth.rights(self.caller())?;
+        for key in keys {
+            match right {
+                Right::Read => rights.read(key, &[])?,
+                Right::Write => rights.write(key, &[])?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What a call does to the keys of a lease.
+#[derive(Clone, Copy, Debug)]
+enum Right {
+    Read,
+    Write,
 }
 
 /// A positive id.

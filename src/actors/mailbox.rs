@@ -97,7 +97,7 @@ mod tests {
             let (left, right) = (Mailbox::<Partner>::default(), Mailbox::default());
             let last = Mailbox::<Last>::default();
             let addresses = [left.address(), right.address()];
-            let (told, outcome) = tokio::sync::oneshot::channel();
+            let (ended, outcome) = tokio::sync::oneshot::channel();
             let done = last.address();
             // Sent before anybody runs.
             addresses[0].try_send(Left(9)).unwrap();
@@ -106,7 +106,7 @@ mod tests {
                 let done = done.clone().recipient();
                 mailbox.start(&arbiters[at].handle(), move || Partner { other, done });
             }
-            last.start(&Arbiter::current(), move || Last(Some(told)));
+            last.start(&Arbiter::current(), move || Last(Some(ended)));
             assert_eq!(outcome.await, Ok(0));
             for arbiter in arbiters {
                 arbiter.stop();

@@ -47,11 +47,9 @@ impl MemberInfo {
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterMember {
-    /// Its id.
     pub id: MemberId,
     /// Whether it has no vote.
     pub learner: bool,
-    /// Name and addresses.
     pub info: MemberInfo,
 }
 
@@ -79,7 +77,7 @@ pub struct Members(Vec<ClusterMember>);
 
 impl Members {
     /// The members of a membership.
-    pub fn of(membership: &Membership) -> Result<Self, CodecError> {
+    pub(crate) fn of(membership: &Membership) -> Result<Self, CodecError> {
         let voters = membership.voters().map(|member| (member, false));
         let learners = membership.learners().map(|member| (member, true));
         let mut members = Vec::new();
@@ -107,7 +105,7 @@ impl Members {
     }
 
     /// The address at which the others reach each of them.
-    pub fn addresses(&self) -> Vec<PeerAddress> {
+    pub(crate) fn addresses(&self) -> Vec<PeerAddress> {
         let address = |member: &ClusterMember| PeerAddress {
             id: member.id,
             name: member.info.name.clone(),

@@ -36,18 +36,11 @@ pub enum MemberChange {
         learner: bool,
     },
     /// Makes a learner a voter, if it has caught up.
-    Promote {
-        /// The learner.
-        id: MemberId,
-    },
+    Promote { id: MemberId },
     /// Removes a member for good.
-    Remove {
-        /// The member.
-        id: MemberId,
-    },
+    Remove { id: MemberId },
     /// Changes a member's peer URLs.
     Move {
-        /// The member.
         id: MemberId,
         /// Where the others reach it from now on.
         peer_urls: Vec<String>,
@@ -56,7 +49,6 @@ pub enum MemberChange {
     Publish {
         /// The member, which asks for this itself.
         id: MemberId,
-        /// Its name.
         name: String,
         /// Where clients reach it.
         client_urls: Vec<String>,
@@ -90,7 +82,7 @@ pub enum ChangeRefusal {
     /// Too few voters certainly run to form a quorum after the change.
     #[error("unhealthy cluster")]
     Unhealthy,
-    /// This member does not lead and knows no leader, or lost the connection to it.
+    /// This member does not lead, and there is no known leader or no connection to it.
     #[error("not leader")]
     NotLeader,
     /// It was not committed in time; it may be committed later.
@@ -99,7 +91,7 @@ pub enum ChangeRefusal {
     /// No more members are possible.
     #[error("the cluster has as many members as it may have")]
     TooMany,
-    /// This member has no connections to others, so nobody can join it.
+    /// This member has no peer port, so no other member can join it.
     #[error("this member has no certificates for peers and cannot be joined")]
     NoPeers,
     /// The membership does not decode.
@@ -107,7 +99,7 @@ pub enum ChangeRefusal {
     Unreadable,
 }
 
-/// What the leader knows when it judges a change.
+/// What a leader's decision on a change depends on.
 #[derive(Debug)]
 pub struct ClusterState<'a> {
     /// The membership in force.
@@ -123,7 +115,10 @@ pub struct ClusterState<'a> {
 
 impl MemberChange {
     /// The change for consensus.
-    pub fn judge(&self, state: &ClusterState<'_>) -> Result<MembershipChange, ChangeRefusal> {
+    pub(crate) fn judge(
+        &self,
+        state: &ClusterState<'_>,
+    ) -> Result<MembershipChange, ChangeRefusal> {
         let members = Members::of(state.membership).map_err(|_| ChangeRefusal::Unreadable)?;
         let find = |id: MemberId| members.get(id).ok_or(ChangeRefusal::NotFound);
         match self {

@@ -17,42 +17,51 @@
 //! [`apply_messages`], [`snapshot_messages`], [`lease_messages`], [`state_check`] and [`raft_status`] hold what several actors
 //! send or read; they import no actor. [`published::Published`] is the view that reads use, and [`request_error::RequestError`]
 //! the reasons for which a request fails. [`latest`] publishes the newest value of something to many readers, [`mailbox`] gives
-//! an actor its address before it starts, and [`fail_stop`] ends a member that cannot go on.
+//! an actor its address before it starts, and [`fail_stop`] ends a member that cannot go on, and [`held`] counts
+//! the bytes that a member holds.
 
 #[cfg(test)]
 mod alone;
+pub mod answered;
 pub mod applier;
 pub mod apply_messages;
+pub mod auth_requests;
 mod background;
 pub mod committer;
 pub mod compactor;
 pub mod consensus;
 mod expiry_pace;
 pub mod fail_stop;
+pub mod held;
 pub mod index;
+mod installation;
+pub mod jwt_keys;
 pub mod latest;
 pub mod lease_desk;
 pub mod lease_manager;
 pub mod lease_messages;
 pub mod leases;
+pub mod load;
+pub mod login_bounds;
 pub mod mailbox;
 pub mod members;
 pub mod membership_change;
+pub mod passwords;
 pub mod peer_ask;
 pub mod peer_hub;
 pub mod published;
 pub mod raft_node;
 pub mod raft_status;
 pub mod range_chunks;
-mod replacement;
 pub mod replies;
 pub mod request_error;
 pub mod requests;
-pub mod restore;
+mod short_reads;
 pub mod snapshot_messages;
 pub mod snapshots;
 pub mod state_check;
 pub mod store;
+pub mod token_keeper;
 pub mod wal_writer;
 mod watch_clock;
 #[cfg(test)]

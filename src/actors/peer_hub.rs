@@ -1,6 +1,6 @@
 //! Peer hub: owns the connections to the other members.
 //!
-//! It sends the messages of the Raft node, delivers the messages of peers, and knows which peers are connected. It reads no
+//! It sends the messages of the Raft node, delivers the messages of peers, and tracks which peers are connected. It reads no
 //! message, makes no decision and stores nothing. All messages to and from it are in this file: another actor that takes the same
 //! messages, such as a simulated network, can replace it.
 //!
@@ -8,6 +8,7 @@
 
 use super::fail_stop::Lifeline;
 use crate::{
+    log_gate::{self, LogGate},
     net::{
         Delivery, ForwardReply, GuestQuestion, Hub, Inbox, IncomingSnapshot, Listener, NetError,
         PeerAddress, PeerRequest, PeerStats, SnapshotError, SnapshotSender,
@@ -22,6 +23,9 @@ use std::rc::Rc;
 /// Messages that may wait: each is one turn of the Raft node or of a front end, which bound its size.
 const MAILBOX_MAX: usize = 4_096;
 
+/// Facts that a full mailbox did not take.
+static DROPPED: LogGate = LogGate::new();
+
 /// Owns the connections to peers.
 #[derive(Debug)]
 pub struct PeerHub {
@@ -35,34 +39,27 @@ pub struct PeerHub {
 pub struct HubPeers {
     /// Takes consensus messages from members.
     pub messages: Recipient<PeerMessages>,
-    /// Is told which member has a connection now.
+    /// Receives each member to which a connection is up.
     pub connected: Recipient<PeerConnected>,
-    /// Is told which member has no connection any more.
+    /// Receives each member whose last connection ended.
     pub disconnected: Recipient<PeerDisconnected>,
-    /// Is told which member's messages were dropped.
+    /// Receives each member to which messages were dropped.
     pub dropped: Recipient<MessagesDropped>,
-    /// Is told which member refuses this one.
+    /// Receives the refusals of other members.
     pub refused: Recipient<RefusedByPeer>,
-    /// Serves forwarded requests.
     pub requests: Recipient<ServeRequests>,
     /// Answers processes that are not members yet.
     pub guests: Recipient<ServeGuest>,
-    /// Takes snapshots.
     pub snapshots: Recipient<ReceiveSnapshot>,
 }
 
 /// The recipients of the actor that sends a member's messages: the peer hub, or one that replaces it.
 #[derive(Clone, Debug)]
 pub struct PeerPorts {
-    /// Carries consensus.
     pub send: Recipient<SendMessages>,
-    /// Carries requests.
     pub forward: Recipient<ForwardRequests>,
-    /// Knows addresses.
     pub book: Recipient<UpdatePeers>,
-    /// Carries snapshots.
     pub snapshots: Recipient<OpenSnapshot>,
-    /// Ends it.
     pub close: Recipient<ClosePeers>,
 }
 
@@ -102,7 +99,6 @@ impl PeerHub {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct SendMessages {
-    /// The messages.
     pub messages: Vec<Envelope>,
 }
 
@@ -119,8 +115,9 @@ pub struct UpdatePeers {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ForwardRequests {
-    /// The member.
     pub to: MemberId,
+    /// The version of the peer protocol that has these requests.
+    pub version: u16,
     /// The requests, and who waits for their answers.
     pub requests: Vec<(Bytes, ForwardReply)>,
 }
@@ -129,9 +126,8 @@ pub struct ForwardRequests {
 #[derive(Debug, Message)]
 #[rtype(result = "Result<SnapshotSender, SnapshotError>")]
 pub struct OpenSnapshot {
-    /// The receiver.
     pub to: MemberId,
-    /// What the receiver must know before the first chunk.
+    /// What the receiver needs before the first chunk.
     pub header: Bytes,
 }
 
@@ -140,7 +136,7 @@ pub struct OpenSnapshot {
 #[rtype(result = "Vec<PeerStats>")]
 pub struct ReadPeerStats;
 
-/// Ends all connections, and tells the peers. The reply comes when they know, or after a few seconds.
+/// Closes all connections. The reply comes when the peers have confirmed that, or after a few seconds.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ClosePeers;
@@ -151,7 +147,6 @@ pub struct ClosePeers;
 pub struct PeerMessages {
     /// The sender; authenticated.
     pub from: MemberId,
-    /// The messages.
     pub messages: Vec<raft::Message>,
 }
 
@@ -159,7 +154,6 @@ pub struct PeerMessages {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct PeerConnected {
-    /// The member.
     pub id: MemberId,
 }
 
@@ -167,7 +161,6 @@ pub struct PeerConnected {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct PeerDisconnected {
-    /// The member.
     pub id: MemberId,
 }
 
@@ -175,7 +168,6 @@ pub struct PeerDisconnected {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct MessagesDropped {
-    /// The member.
     pub id: MemberId,
 }
 
@@ -183,11 +175,9 @@ pub struct MessagesDropped {
 #[derive(Clone, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct RefusedByPeer {
-    /// Who refuses.
     pub by: MemberId,
     /// The code of the [`Refusal`](crate::net::Refusal).
     pub code: u64,
-    /// Its text.
     pub text: String,
 }
 
@@ -195,11 +185,10 @@ pub struct RefusedByPeer {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ServeRequests {
-    /// The requests.
     pub requests: Vec<PeerRequest>,
 }
 
-/// A question of a process that is not a member yet, such as one that joins. It may be told the membership; it must not be able
+/// A question of a process that is not a member yet, such as one that joins. It may learn the membership; it must not be able
 /// to change anything.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
@@ -249,7 +238,8 @@ impl Handler<ForwardRequests> for PeerHub {
 
     fn handle(&mut self, forward: ForwardRequests, _: &mut Self::Context) {
         for (request, reply) in forward.requests {
-            self.hub.forward(forward.to, request, reply);
+            self.hub
+                .forward(forward.to, forward.version, request, reply);
         }
     }
 }
@@ -296,12 +286,15 @@ where
 
 /// Sends a fact without waiting. If the receiver's mailbox is full the fact is lost, which does no harm: consensus finds out
 /// which members do not answer, and refusals repeat.
-fn tell<M>(to: &Recipient<M>, fact: M)
+fn notify<M>(to: &Recipient<M>, fact: M)
 where
     M: Message<Result = ()> + Send + 'static,
 {
     if let Err(SendError::Full(_)) = to.try_send(fact) {
-        tracing::warn!("a fact about a peer was dropped: the mailbox is full");
+        log_gate::warn!(
+            DROPPED,
+            "a fact about a peer was dropped: the mailbox is full"
+        );
     }
 }
 
@@ -323,19 +316,19 @@ impl Inbox for ActorInbox {
     }
 
     fn connected(&self, id: MemberId) {
-        tell(&self.peers.connected, PeerConnected { id });
+        notify(&self.peers.connected, PeerConnected { id });
     }
 
     fn disconnected(&self, id: MemberId) {
-        tell(&self.peers.disconnected, PeerDisconnected { id });
+        notify(&self.peers.disconnected, PeerDisconnected { id });
     }
 
     fn dropped(&self, id: MemberId) {
-        tell(&self.peers.dropped, MessagesDropped { id });
+        notify(&self.peers.dropped, MessagesDropped { id });
     }
 
     fn refused(&self, by: MemberId, code: u64, text: &str) {
-        tell(
+        notify(
             &self.peers.refused,
             RefusedByPeer {
                 by,
@@ -351,7 +344,7 @@ mod tests {
     use super::*;
     use crate::{
         actors::fail_stop::FailStop,
-        net::{HubSettings, Pacing, PeerSecurity},
+        net::{HubSettings, Pacing, PeerSecurity, VERSION_HIGH},
         raft::{Message as Said, MessageBody},
         types::{ClusterId, Identity, LogIndex, Term},
     };
@@ -359,26 +352,26 @@ mod tests {
 
     /// What arrived, in one line each; requests and snapshots are answered.
     struct Node {
-        heard: mpsc::UnboundedSender<String>,
+        received: mpsc::UnboundedSender<String>,
     }
 
     impl Actor for Node {
         type Context = Context<Self>;
     }
 
-    macro_rules! hears {
+    macro_rules! records {
         ($($message:ident($value:ident) => $line:expr;)*) => {
             $(impl Handler<$message> for Node {
                 type Result = ();
 
                 fn handle(&mut self, $value: $message, _: &mut Self::Context) {
-                    self.heard.send($line).unwrap();
+                    self.received.send($line).unwrap();
                 }
             })*
         };
     }
 
-    hears! {
+    records! {
         PeerMessages(said) => format!("{} says {:?}", said.from, said.messages[0].body);
         PeerConnected(up) => format!("{} up", up.id);
         PeerDisconnected(down) => format!("{} down", down.id);
@@ -413,23 +406,23 @@ mod tests {
         type Result = ();
 
         fn handle(&mut self, receive: ReceiveSnapshot, ctx: &mut Self::Context) {
-            let (mut incoming, heard) = (receive.incoming, self.heard.clone());
+            let (mut incoming, received) = (receive.incoming, self.received.clone());
             let reading = async move {
                 let mut bytes = 0;
                 while let Ok(Some(chunk)) = incoming.next().await {
                     bytes += chunk.len();
                 }
-                heard.send(format!("snapshot of {bytes} bytes")).unwrap();
+                received.send(format!("snapshot of {bytes} bytes")).unwrap();
                 incoming.answer(Ok(()));
             };
             ctx.spawn(reading.into_actor(self));
         }
     }
 
-    /// A hub on an arbiter of its own, what its node hears, and its entry in the address book.
+    /// A hub on an arbiter of its own, what its node receives, and its entry in the address book.
     fn start(id: u64) -> (Addr<PeerHub>, mpsc::UnboundedReceiver<String>, PeerAddress) {
-        let (heard, news) = mpsc::unbounded_channel();
-        let node = Node { heard }.start();
+        let (received, news) = mpsc::unbounded_channel();
+        let node = Node { received }.start();
         let peers = HubPeers {
             messages: node.clone().recipient(),
             connected: node.clone().recipient(),
@@ -452,6 +445,7 @@ mod tests {
             queue_bytes_max: 1_000_000,
             seed: id,
             boot: id,
+            version_high: VERSION_HIGH,
         };
         let listener = Listener::open("127.0.0.1:0", settings).unwrap();
         let addresses = vec![listener.local_address().to_string()];
@@ -508,6 +502,7 @@ mod tests {
         let requests = vec![(Bytes::from_static(b"put"), reply)];
         one.send(ForwardRequests {
             to: MemberId(2),
+            version: VERSION_HIGH,
             requests,
         })
         .await

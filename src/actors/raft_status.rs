@@ -1,6 +1,6 @@
-//! What every part of a member may know of consensus: who leads, in which term, and how the disk of the log does.
+//! What consensus publishes for the rest of the member: who leads, in which term, and how fast the log's disk is.
 //!
-//! The Raft node alone publishes both values; everybody else reads the newest.
+//! The Raft node alone publishes both values; all other parts read the newest.
 
 use super::request_error::RequestError;
 use crate::{
@@ -11,14 +11,13 @@ use crate::{
 /// A new latency counts an eighth in the mean.
 const MEAN_WEIGHT: u64 = 8;
 
-/// What everyone may know of consensus.
+/// What consensus publishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RaftStatus {
     /// The leader, if one is known.
     pub leader: Option<MemberId>,
     /// Whether this member leads.
     pub leads: bool,
-    /// The current term.
     pub term: Term,
     /// A committed entry; at most a tick behind the newest.
     pub commit: LogIndex,

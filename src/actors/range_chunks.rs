@@ -21,7 +21,6 @@ const FIRST_KEYS: usize = 10;
 /// A part of a streamed range.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeChunk {
-    /// The next results.
     pub kvs: Vec<EncodedKv>,
     /// With the last part: what a whole answer would say.
     pub end: Option<RangeStreamEnd>,
@@ -156,6 +155,8 @@ impl RangeChunks {
     async fn pin(&mut self) -> Result<Pinned, RequestError> {
         check::range(&self.query)?;
         let published = self.requests.view_for(self.query.serializable).await?;
+        self.requests
+            .allow_read(&published, &self.query.key, &self.query.range_end)?;
         let window = published.view.window;
         let at = window.resolve(self.query.revision)?;
         let range = self.range.clone();
@@ -174,6 +175,8 @@ impl RangeChunks {
 
     async fn page(&self, pinned: Pinned) -> Result<Page, RequestError> {
         let published = self.requests.published();
+        self.requests
+            .allow_read(&published, &self.query.key, &self.query.range_end)?;
         published.view.window.check(pinned.read_at)?;
         let (range, keys_only) = (self.range.clone(), self.query.keys_only);
         let mut limit = self.keys_max.min(self.left);

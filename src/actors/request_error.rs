@@ -1,7 +1,10 @@
 //! Why a node does not carry out a request.
 
 use super::membership_change::ChangeRefusal;
-use crate::kv::{KvError, records::ReadError};
+use crate::{
+    auth::AuthError,
+    kv::{KvError, records::ReadError},
+};
 use tokio::sync::oneshot;
 
 /// Why a request fails.
@@ -12,18 +15,10 @@ pub enum RequestError {
     Kv(#[from] KvError),
     /// It is over the limit on the size of a replicated request.
     #[error("request is too large: {bytes} bytes, at most {max}")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        max: usize,
-    },
+    TooLarge { bytes: usize, max: usize },
     /// It was carried out, and its answer is longer than one may be.
     #[error("the answer takes more than {bytes_max} bytes")]
-    AnswerTooLarge {
-        /// The limit.
-        bytes_max: usize,
-    },
+    AnswerTooLarge { bytes_max: usize },
     /// Too many requests are in flight; try again later.
     #[error("too many requests")]
     TooManyRequests,
@@ -39,7 +34,7 @@ pub enum RequestError {
     /// There was no leader during all of its time; it was not carried out.
     #[error("deadline exceeded while there was no leader")]
     DeadlineNoLeader,
-    /// There is no leader now, and the caller asked to be told so.
+    /// There is no leader now, and the caller asked for an error in that case.
     #[error("no leader")]
     NoLeader,
     /// Only the leader can do this.
@@ -54,15 +49,18 @@ pub enum RequestError {
     /// This member has no vote; it serves only serializable reads and its status.
     #[error("rpc not supported for learner")]
     Learner,
-    /// The leader changed while the request was in flight.
-    #[error("leader changed")]
-    LeaderChanged,
     /// The node is stopping; the request was not carried out, unless it was proposed before.
     #[error("server stopped")]
     Stopped,
     /// This member cannot read its own records.
     #[error(transparent)]
     Unreadable(#[from] ReadError),
+}
+
+impl From<AuthError> for RequestError {
+    fn from(error: AuthError) -> Self {
+        Self::Kv(KvError::Auth(error))
+    }
 }
 
 /// Answers a caller. One that has gone away in the meantime does not matter.

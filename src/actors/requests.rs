@@ -1,4 +1,4 @@
-//! Requests: what front ends and embedding programs ask of a node.
+//! Requests: the interface of a node for front ends and embedding programs.
 //!
 //! A [`Requests`] checks a request, proposes it or reads from a view, and waits for the answer. It owns no state of the store and
 //! stores nothing.
@@ -7,32 +7,50 @@ use super::{
     background::in_background,
     compactor::AwaitCompaction,
     consensus::{ChangeMembership, Consensus, MoveLeader},
+    held::HeldBytes,
+    jwt_keys::{JwtDesk, JwtKeys},
     latest,
     lease_desk::LeaseDesk,
+    login_bounds::{LoginBounds, LoginCounts},
     members::Members,
     membership_change::{ChangeRefusal, MemberChange},
+    passwords::Passwords,
     raft_status::{DiskHealth, RaftStatus},
-    replies::Reply,
+    replies::{Answer, Reply},
+    short_reads::ShortReads,
     watch_hub::WatchHub,
 };
 use crate::{
+    auth::{AuthError, Caller},
     clock,
     kv::{
-        KvError, check,
+        KvError, authorize, check,
         command::{
-            AlarmKind, Command, Compact, DeleteRange, DeleteRangeDone, Outcome, Put, PutDone,
-            RangeDone, RangeQuery, SetAlarm, Txn, TxnDone,
+            AlarmKind, Checked, Command, Compact, DeleteRange, DeleteRangeDone, Outcome, Put,
+            PutDone, RangeDone, RangeQuery, SetAlarm, Txn, TxnDone,
         },
         hash::HistoryHash,
         records::ReadError,
+        watch::HolderId,
     },
+    mutation::{Mutation, mutated},
     types::{ClusterId, Identity, LogIndex, MemberId, Revision, Term},
 };
 use actix::prelude::*;
-use std::{sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 use tokio::sync::{Semaphore, oneshot, watch};
 
-pub use super::{published::Published, request_error::RequestError};
+pub use super::{
+    published::{Published, Quick},
+    request_error::RequestError,
+};
 
 /// The pause between two attempts to find the leader.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -40,7 +58,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Background reads of one front end at once.
 const BACKGROUND_READS_MAX: usize = 4;
 
-/// Bounds on requests.
 #[derive(Clone, Copy, Debug)]
 pub struct RequestLimits {
     /// Size of a replicated request, in bytes.
@@ -58,21 +75,16 @@ pub struct RequestLimits {
 /// A member's state, for operators.
 #[derive(Clone, Debug)]
 pub struct NodeStatus {
-    /// The cluster.
     pub cluster: ClusterId,
-    /// This member.
     pub member: MemberId,
     /// The leader, if one is known.
     pub leader: Option<MemberId>,
-    /// The current term.
     pub term: Term,
     /// The newest committed entry.
     pub commit: LogIndex,
     /// The newest applied entry.
     pub applied: LogIndex,
-    /// The newest revision.
     pub revision: Revision,
-    /// The compacted revision.
     pub compacted: Revision,
     /// Size of the database file, in bytes.
     pub db_bytes: u64,
@@ -82,7 +94,6 @@ pub struct NodeStatus {
     pub quota_bytes: u64,
     /// Whether this member has no vote.
     pub learner: bool,
-    /// Raised alarms.
     pub alarms: Vec<(MemberId, AlarmKind)>,
     /// How fast the write-ahead log's disk is.
     pub disk: DiskHealth,
@@ -92,6 +103,9 @@ pub struct NodeStatus {
 #[derive(Clone, Debug)]
 pub struct Requests {
     shared: Arc<Shared>,
+    caller: Caller,
+    /// Whose watchers it creates; `None` for the program's own.
+    holder: Option<HolderId>,
 }
 
 #[derive(Debug)]
@@ -99,7 +113,8 @@ struct Shared {
     identity: Identity,
     limits: RequestLimits,
     consensus: Consensus,
-    background_reads: Semaphore,
+    background_reads: Arc<Semaphore>,
+    short_reads: Arc<ShortReads>,
     views: latest::Receiver<Arc<Published>>,
     raft_status: latest::Receiver<RaftStatus>,
     disk: watch::Receiver<DiskHealth>,
@@ -108,6 +123,11 @@ struct Shared {
     compactor: Recipient<AwaitCompaction>,
     watches: Addr<WatchHub>,
     leases: Arc<LeaseDesk>,
+    auth_on: Arc<AtomicBool>,
+    passwords: Arc<Passwords>,
+    logins: Arc<LoginBounds>,
+    /// Signed tokens, if they are set.
+    jwt: Option<JwtDesk>,
 }
 
 /// What a [`Requests`] needs of its node.
@@ -115,32 +135,38 @@ struct Shared {
 pub struct RequestPeers {
     /// Takes commands into the log, and confirms reads.
     pub consensus: Consensus,
-    /// Changes the membership.
     pub changes: Recipient<ChangeMembership>,
-    /// Hands on leadership.
     pub moves: Recipient<MoveLeader>,
-    /// Knows when compactions end.
+    /// Waits for the end of compactions.
     pub compactor: Recipient<AwaitCompaction>,
     /// Sends events to watchers.
     pub watches: Addr<WatchHub>,
     /// Takes lease calls to the leader.
     pub leases: Arc<LeaseDesk>,
-    /// The newest view.
     pub views: latest::Receiver<Arc<Published>>,
     /// Leader, term and commit index.
     pub raft_status: latest::Receiver<RaftStatus>,
     /// How fast the write-ahead log's disk is.
     pub disk: watch::Receiver<DiskHealth>,
+    /// Whether the newest view has authentication on.
+    pub auth_on: Arc<AtomicBool>,
+    /// Hashes and compares passwords.
+    pub passwords: Arc<Passwords>,
+    /// Bounds failed logins.
+    pub logins: Arc<LoginBounds>,
+    /// The keys of signed tokens, if they are set.
+    pub jwt: Option<Arc<JwtKeys>>,
 }
 
 impl Requests {
     /// A front end of a node.
-    pub fn new(identity: Identity, limits: RequestLimits, peers: RequestPeers) -> Self {
+    pub(crate) fn new(identity: Identity, limits: RequestLimits, peers: RequestPeers) -> Self {
         let shared = Arc::new(Shared {
             identity,
             limits,
             consensus: peers.consensus,
-            background_reads: Semaphore::new(BACKGROUND_READS_MAX),
+            background_reads: Arc::new(Semaphore::new(BACKGROUND_READS_MAX)),
+            short_reads: Arc::default(),
             views: peers.views,
             raft_status: peers.raft_status,
             disk: peers.disk,
@@ -149,8 +175,107 @@ impl Requests {
             compactor: peers.compactor,
             watches: peers.watches,
             leases: peers.leases,
+            auth_on: peers.auth_on,
+            passwords: peers.passwords,
+            logins: peers.logins,
+            jwt: peers.jwt.map(|keys| JwtDesk::new(keys, identity.cluster.0)),
         });
-        Self { shared }
+        Self {
+            shared,
+            caller: Caller::Node,
+            holder: None,
+        }
+    }
+
+    /// The same front end on behalf of a caller, with the caller's rights. Without this, requests are the node's own.
+    #[must_use]
+    pub(crate) fn on_behalf(&self, caller: Caller) -> Self {
+        Self {
+            shared: self.shared.clone(),
+            caller,
+            holder: self.holder,
+        }
+    }
+
+    /// The same front end for a holder, whose share of the member's watchers its watchers count for.
+    #[must_use]
+    pub(crate) fn held_by(self, holder: Option<HolderId>) -> Self {
+        Self { holder, ..self }
+    }
+
+    /// Whose watchers it creates.
+    pub(crate) fn holder(&self) -> Option<HolderId> {
+        self.holder
+    }
+
+    /// On whose behalf requests are made.
+    pub(crate) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// Whether the newest view has authentication on.
+    pub(crate) fn is_auth_on(&self) -> bool {
+        self.shared.auth_on.load(Ordering::Acquire)
+    }
+
+    /// What the member holds in memory for others.
+    pub(crate) fn held(&self) -> HeldBytes {
+        self.shared.consensus.held().clone()
+    }
+
+    /// Hashes and compares passwords.
+    pub(super) fn passwords(&self) -> &Passwords {
+        &self.shared.passwords
+    }
+
+    /// Bounds failed logins.
+    pub(super) fn logins(&self) -> &LoginBounds {
+        &self.shared.logins
+    }
+
+    /// Logins of clients since the start, by how they ended.
+    pub fn login_counts(&self) -> &LoginCounts {
+        self.shared.logins.totals()
+    }
+
+    /// Signed tokens, if they are set.
+    pub(super) fn jwt(&self) -> Option<&JwtDesk> {
+        self.shared.jwt.as_ref()
+    }
+
+    /// Refuses a read that the caller may not make, in the state that is read.
+    pub(super) fn allow_read(
+        &self,
+        published: &Published,
+        key: &[u8],
+        range_end: &[u8],
+    ) -> Result<(), RequestError> {
+        let rights = published.auth.rights(&self.caller)?;
+        Ok(rights.read(key, range_end)?)
+    }
+
+    /// The command with its caller, whose rights are checked when it is applied. A caller that cannot have any right is refused
+    /// at once: entries without effect must not fill the log.
+    pub(crate) fn sign<'a>(&self, command: &'a Command) -> Result<Cow<'a, Command>, RequestError> {
+        let checked = || {
+            let (caller, command) = (self.caller.clone(), Box::new(command.clone()));
+            Ok(Cow::Owned(Command::Checked(Checked { caller, command })))
+        };
+        // Without a caller, these are the members' own, and allowed.
+        let also_own = matches!(command, Command::Compact(_) | Command::SetAlarm(_));
+        match &self.caller {
+            _ if matches!(command, Command::Checked(_)) => Ok(Cow::Borrowed(command)),
+            Caller::User(_) if mutated(Mutation::RightsOfProposer) && self.is_auth_on() => {
+                authorize::allow_now(&self.published().auth, &self.caller, command)?;
+                self.on_behalf(Caller::Node).sign(command)
+            }
+            Caller::User(_) | Caller::Jwt(_) => checked(),
+            Caller::BadToken => Err(AuthError::InvalidToken.into()),
+            Caller::Nobody if self.is_auth_on() => Err(AuthError::UserEmpty.into()),
+            Caller::Nobody if also_own => checked(),
+            Caller::Node if self.is_auth_on() => checked(),
+            Caller::Nobody | Caller::Node => Ok(Cow::Borrowed(command)),
+        }
     }
 
     /// The cluster and the member that answer.
@@ -158,12 +283,10 @@ impl Requests {
         self.shared.identity
     }
 
-    /// Bounds on requests.
     pub fn limits(&self) -> RequestLimits {
         self.shared.limits
     }
 
-    /// The current term.
     pub fn term(&self) -> Term {
         self.shared.raft_status.borrow().term
     }
@@ -174,7 +297,7 @@ impl Requests {
     }
 
     /// Returns once no leader was known for all of `patience`.
-    pub async fn leaderless(&self, patience: Duration) {
+    pub(crate) async fn leaderless(&self, patience: Duration) {
         let mut status = self.raft_status();
         // An error means that the node is gone, and no leader will be known again.
         while status.wait_for(|now| now.leader.is_none()).await.is_ok() {
@@ -186,7 +309,7 @@ impl Requests {
     }
 
     /// The actor behind [`Requests::watch_stream`].
-    pub fn watch_hub(&self) -> &Addr<WatchHub> {
+    pub(crate) fn watch_hub(&self) -> &Addr<WatchHub> {
         &self.shared.watches
     }
 
@@ -194,16 +317,25 @@ impl Requests {
     pub async fn range(&self, query: RangeQuery) -> Result<RangeDone, RequestError> {
         check::range(&query)?;
         let published = self.view_for(query.serializable).await?;
+        self.allow_read(&published, &query.key, &query.range_end)?;
         match published.try_range(&query)? {
-            Some(done) => Ok(done),
-            None => {
-                self.read_in_background(move || published.view.range(&query))
-                    .await
+            Quick::Done(done) => return Ok(done),
+            Quick::NotInMemory => {
+                let (query, published) = (query.clone(), published.clone());
+                let bytes = query.bytes();
+                let read = self
+                    .short_read(bytes, move || published.short_range(&query))
+                    .await?;
+                if let Some(done) = read? {
+                    return Ok(done);
+                }
             }
+            Quick::Long => {}
         }
+        self.read_in_background(move || published.view.range(&query))
+            .await
     }
 
-    /// Writes one key.
     pub async fn put(&self, put: Put) -> Result<PutDone, RequestError> {
         check::put(&put)?;
         match self.propose(&Command::Put(put)).await? {
@@ -212,7 +344,6 @@ impl Requests {
         }
     }
 
-    /// Deletes keys.
     pub async fn delete_range(&self, delete: DeleteRange) -> Result<DeleteRangeDone, RequestError> {
         check::delete_range(&delete)?;
         match self.propose(&Command::DeleteRange(delete)).await? {
@@ -257,7 +388,6 @@ impl Requests {
         Ok(now)
     }
 
-    /// Raised alarms.
     pub fn alarms(&self) -> Vec<(MemberId, AlarmKind)> {
         self.published().alarms.iter().copied().collect()
     }
@@ -271,32 +401,51 @@ impl Requests {
     }
 
     /// Proposes a command and waits for its outcome. The caller has checked the request itself.
-    pub async fn propose(&self, command: &Command) -> Result<Outcome, RequestError> {
+    pub(crate) async fn propose(&self, command: &Command) -> Result<Outcome, RequestError> {
+        let answered = self.propose_unread(command).await?;
+        answered.complete(self.shared.limits.timeout).await
+    }
+
+    /// As [`Requests::propose`]; the caller reads what is missing of a long outcome.
+    pub(crate) async fn propose_unread(&self, command: &Command) -> Answer {
         self.require_vote()?;
-        if !matches!(command, Command::SetAlarm(_)) {
+        if !matches!(command.unchecked(), Command::SetAlarm(_)) {
             self.require_same_state()?;
         }
         if command.takes_space() {
             self.check_quota().await?;
         }
-        self.shared.consensus.propose(command).await
+        let signed = self.sign(command)?;
+        let outcome = self.shared.consensus.propose_unread(&signed).await;
+        let refused = matches!(
+            outcome,
+            Err(RequestError::Kv(KvError::Auth(AuthError::UserEmpty)))
+        );
+        if refused && self.caller == Caller::Node && matches!(signed, Cow::Borrowed(_)) {
+            // Authentication was turned on meanwhile: the command had no effect, and the node itself needs no rights.
+            let (caller, command) = (Caller::Node, Box::new(command.clone()));
+            let signed = Command::Checked(Checked { caller, command });
+            return self.shared.consensus.propose_unread(&signed).await;
+        }
+        outcome
     }
 
     /// Proposes a command whose outcome goes where `reply` says, without waiting for anything: so not while the database is at
     /// its quota, see [`Requests::is_at_quota`]. `reply` is called only if the proposal is taken.
-    pub fn propose_to(
+    pub(crate) fn propose_to(
         &self,
         command: &Command,
         reply: impl FnOnce() -> Reply,
     ) -> Result<(), RequestError> {
         self.require_vote()?;
-        if !matches!(command, Command::SetAlarm(_)) {
+        if !matches!(command.unchecked(), Command::SetAlarm(_)) {
             self.require_same_state()?;
         }
-        self.shared.consensus.submit_to(command, reply)
+        let signed = self.sign(command)?;
+        self.shared.consensus.submit_to(&signed, reply)
     }
 
-    /// This member's state, as far as it knows.
+    /// This member's state. Leader, term and commit index may be out of date.
     pub fn status(&self) -> NodeStatus {
         let published = self.published();
         let raft = *self.shared.raft_status.borrow();
@@ -318,7 +467,7 @@ impl Requests {
         }
     }
 
-    /// The members: as of every change acknowledged before now, or, if not linearizable, as this member knows them.
+    /// The members: as of every change acknowledged before now, or, if not linearizable, as of this member's applied index.
     pub async fn members(&self, linearizable: bool) -> Result<Arc<Members>, RequestError> {
         Ok(self.view_of_any_state(!linearizable).await?.members.clone())
     }
@@ -377,40 +526,53 @@ impl Requests {
         self.shared.raft_status.borrow().require_same_state()
     }
 
-    /// Follows the newest view.
-    pub fn views(&self) -> latest::Receiver<Arc<Published>> {
+    #[cfg(test)]
+    pub(super) fn views(&self) -> latest::Receiver<Arc<Published>> {
         self.shared.views.clone()
     }
 
     /// The newest view, without any promise on how new it is.
-    pub fn published(&self) -> Arc<Published> {
+    pub(crate) fn published(&self) -> Arc<Published> {
         self.shared.views.borrow().clone()
     }
 
     /// Refuses all requests from now on. What was collected is still sent.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.shared.consensus.close();
     }
 
     async fn read_txn(&self, txn: Txn) -> Result<TxnDone, RequestError> {
         let published = self.view_for(txn.is_serializable()).await?;
+        authorize::allow_reads(&published.auth, &self.caller, &txn)?;
         match published.try_read_txn(&txn)? {
-            Some(done) => Ok(done),
-            None => {
-                self.read_in_background(move || published.view.read_txn(&txn))
-                    .await
+            Quick::Done(done) => return Ok(done),
+            Quick::NotInMemory => {
+                let (txn, published) = (txn.clone(), published.clone());
+                let bytes = txn.read_bytes();
+                let read = self
+                    .short_read(bytes, move || published.short_read_txn(&txn))
+                    .await?;
+                if let Some(done) = read? {
+                    return Ok(done);
+                }
             }
+            Quick::Long => {}
         }
+        self.read_in_background(move || published.view.read_txn(&txn))
+            .await
     }
 
     /// This member's newest view: what a serializable read sees.
-    pub fn newest_view(&self) -> Result<Arc<Published>, RequestError> {
+    pub(crate) fn newest_view(&self) -> Result<Arc<Published>, RequestError> {
         self.require_same_state()?;
         Ok(self.published())
     }
 
     /// A view that holds every write acknowledged before now, anywhere; or, for a serializable read, this member's newest.
-    pub async fn view_for(&self, serializable: bool) -> Result<Arc<Published>, RequestError> {
+    pub(crate) async fn view_for(
+        &self,
+        serializable: bool,
+    ) -> Result<Arc<Published>, RequestError> {
         self.require_same_state()?;
         self.view_of_any_state(serializable).await
     }
@@ -438,40 +600,49 @@ impl Requests {
         &self.shared.leases
     }
 
-    /// Follows who leads.
     pub(super) fn raft_status(&self) -> latest::Receiver<RaftStatus> {
         self.shared.raft_status.clone()
     }
 
-    /// Runs a long read as a blocking task. Only a few run at once; the others wait for their turn.
-    pub async fn read_in_background<T: Send + 'static>(
+    /// Runs a long read as a blocking task. Only a few run at once; the others wait for their turn. A read whose caller has gone
+    /// keeps its turn for as long as its thread runs.
+    pub(crate) async fn read_in_background<T: Send + 'static>(
         &self,
         read: impl FnOnce() -> Result<Result<T, KvError>, ReadError> + Send + 'static,
     ) -> Result<T, RequestError> {
-        let turn = self.shared.background_reads.acquire().await;
-        let turn = turn.map_err(|_| RequestError::Stopped)?;
-        let reading = in_background(read).await;
-        drop(turn);
-        Ok(reading.map_err(|_| RequestError::Stopped)???)
+        let turns = self.shared.background_reads.clone();
+        let done = in_turn(turns, read).await.ok_or(RequestError::Stopped)?;
+        Ok(done??)
+    }
+
+    /// Runs a short read, whose request has `bytes` bytes, as a blocking task, within the time that a request may take.
+    pub(crate) async fn short_read<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, RequestError> {
+        let reading = self.shared.short_reads.run(bytes, read);
+        let read = tokio::time::timeout(self.shared.limits.timeout, reading).await;
+        read.map_err(|_| RequestError::TimedOut)?
     }
 
     /// Returns once this member's state differs from the others'.
-    pub async fn taken_out(&self) {
+    pub(crate) async fn taken_out(&self) {
         let mut status = self.raft_status();
-        // An error means that the node is gone, which its callers learn otherwise.
+        // An error means that the node is gone. Its callers get `Stopped` from the call itself.
         if status.wait_for(|status| status.out).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
     /// Whether a read would be answered now. A member without a vote answers this too.
-    pub async fn probe(&self, serializable: bool) -> Result<(), RequestError> {
+    pub(crate) async fn probe(&self, serializable: bool) -> Result<(), RequestError> {
         self.require_same_state()?;
         self.view_of_anyone(serializable).await.map(drop)
     }
 
     /// Whether the database has reached its quota, so that writes that take space must raise the alarm first.
-    pub fn is_at_quota(&self) -> bool {
+    pub(crate) fn is_at_quota(&self) -> bool {
         let quota = self.shared.limits.quota_bytes;
         quota.is_some_and(|quota| self.shared.views.borrow().quota_bytes() >= quota)
     }
@@ -489,4 +660,48 @@ impl Requests {
 
 fn unexpected<T>(outcome: &Outcome) -> Result<T, RequestError> {
     unreachable!("the machine answers each command in kind, not with {outcome:?}")
+}
+
+/// Runs `read` as a blocking task that holds one of `turns`: from before it begins until it ends, even if its caller no longer
+/// waits. If its caller is gone before it begins, it does not. `None` if the thread ended early.
+async fn in_turn<T: Send + 'static>(
+    turns: Arc<Semaphore>,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let turn = turns.acquire_owned().await.ok()?;
+    let caller = Arc::new(());
+    let waiting = Arc::downgrade(&caller);
+    let reading = in_background(move || {
+        let done = (waiting.strong_count() > 0).then(read);
+        drop(turn);
+        done
+    });
+    let done = reading.await.ok()?;
+    drop(caller);
+    done
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+
+    #[actix::test]
+    async fn a_read_whose_caller_is_gone_keeps_its_turn_until_it_ends() {
+        let turns = Arc::new(Semaphore::new(1));
+        let (begun, begins) = oneshot::channel();
+        let (end, ends) = mpsc::channel::<()>();
+        let read = in_turn(turns.clone(), move || {
+            begun.send(()).expect("the test waits");
+            ends.recv()
+        });
+        let caller = actix::spawn(read);
+        begins.await.expect("it begins");
+        caller.abort();
+        assert!(caller.await.is_err(), "the caller is gone");
+        assert_eq!(turns.available_permits(), 0, "its thread still runs");
+        end.send(()).expect("it waits");
+        let next = in_turn(turns, || "read").await;
+        assert_eq!(next, Some("read"), "when it has ended, the next one begins");
+    }
 }

@@ -1,9 +1,9 @@
-//! What the Raft node and the actor [`Snapshots`](super::snapshots::Snapshots) tell each other: which member needs a snapshot,
+//! The messages between the Raft node and the actor [`Snapshots`](super::snapshots::Snapshots): which member needs a snapshot,
 //! how its transfer ended, and which received snapshot is to be installed.
 
 use super::members::Members;
 use crate::{
-    kv::{index::Index as Tree, machine::Restored},
+    kv::{index::Index as Tree, machine::LoadedState},
     net::SnapshotError,
     raft::Membership,
     storage::db::{Db, DbError},
@@ -17,7 +17,6 @@ use tokio::sync::oneshot;
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "()")]
 pub struct SendSnapshotTo {
-    /// The member.
     pub to: MemberId,
 }
 
@@ -25,7 +24,6 @@ pub struct SendSnapshotTo {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct TransferEnded {
-    /// The receiver.
     pub to: MemberId,
     /// The log position that the receiver has now.
     pub outcome: Result<LogIndex, TransferError>,
@@ -34,19 +32,19 @@ pub struct TransferEnded {
 /// Why a snapshot did not reach its receiver.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
-    /// The stream ended, or the receiver does not want it.
+    /// The stream ended, or the receiver refused it.
     #[error(transparent)]
     Stream(#[from] SnapshotError),
     /// This member's database cannot be read.
     #[error(transparent)]
     Db(#[from] DbError),
-    /// The other side sent or took nothing for too long.
+    /// The other side neither sent nor took a chunk for too long.
     #[error("the other side was silent for {}s", .0.as_secs())]
     Silent(Duration),
     /// As many transfers as are allowed at once are under way.
     #[error("{0} snapshots are on their way already")]
     Busy(usize),
-    /// There is nobody to send to, or the node is stopping.
+    /// There is no connection to the receiver, or the node is stopping.
     #[error("this member has no connections")]
     NoPeers,
 }
@@ -55,19 +53,16 @@ pub enum TransferError {
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct InstallSnapshot {
-    /// The snapshot.
     pub received: Box<ReceivedSnapshot>,
-    /// Who waits.
     pub done: oneshot::Sender<Result<(), String>>,
 }
 
 /// A received snapshot: a database that is open and verified, under a temporary name, and the state loaded from it.
 #[derive(Debug)]
 pub struct ReceivedSnapshot {
-    /// The database.
     pub db: Db,
     /// The state besides keys and records.
-    pub restored: Restored,
+    pub loaded: LoadedState,
     /// The index of its records.
     pub tree: Tree,
     /// The membership at its log position.

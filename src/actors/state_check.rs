@@ -9,16 +9,14 @@ use actix::prelude::*;
 use std::collections::VecDeque;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
-/// Questions that may wait for an entry that is not applied yet. Each asker asks again; the oldest gets no answer.
+/// Questions that may wait for an entry that is not applied yet. Past it the oldest gets no answer; its sender repeats it.
 const WAITING_MAX: usize = 16;
 
 /// Asks for the hash after an entry, which may not be applied yet. Without an answer the hash is not known here.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct TellStateHash {
-    /// The entry.
+pub struct ReportStateHash {
     pub index: LogIndex,
-    /// Who asks.
     pub reply: oneshot::Sender<StateHash>,
     /// Bounds the questions in the applier's mailbox.
     pub turn: OwnedSemaphorePermit,
@@ -62,11 +60,11 @@ impl HashDesk {
             return;
         }
         for (index, reply) in std::mem::take(&mut self.waiting) {
-            self.tell(index, reply);
+            self.answer(index, reply);
         }
     }
 
-    pub(super) fn tell(&mut self, index: LogIndex, reply: oneshot::Sender<StateHash>) {
+    pub(super) fn answer(&mut self, index: LogIndex, reply: oneshot::Sender<StateHash>) {
         let Some(recent) = &self.recent else { return };
         if recent.newest() < index {
             if self.waiting.len() == WAITING_MAX {
@@ -86,7 +84,7 @@ mod tests {
 
     fn ask(desk: &mut HashDesk, index: u64) -> oneshot::Receiver<StateHash> {
         let (reply, answer) = oneshot::channel();
-        desk.tell(LogIndex(index), reply);
+        desk.answer(LogIndex(index), reply);
         answer
     }
 
@@ -129,7 +127,10 @@ mod tests {
     fn an_older_versions_store_is_not_compared() {
         let mut desk = HashDesk::new(LogIndex(3), None);
         desk.applied(LogIndex(4), None);
-        assert!(ask(&mut desk, 4).try_recv().is_err(), "no hash to tell");
-        assert!(desk.waiting.is_empty(), "nobody waits for what never comes");
+        assert!(ask(&mut desk, 4).try_recv().is_err(), "no hash to report");
+        assert!(
+            desk.waiting.is_empty(),
+            "no question waits for a hash that never comes"
+        );
     }
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 /// Messages that may wait. The requests they become are bounded by [`Requests`].
 const MAILBOX_MAX: usize = 1_024;
 
-/// A front end that speaks messages.
+/// A front end for actors: it takes requests as messages.
 #[derive(Debug)]
 pub struct Store {
     requests: Requests,
@@ -82,7 +82,6 @@ pub struct GrantLease {
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<Revision, RequestError>")]
 pub struct RevokeLease {
-    /// Which.
     pub id: LeaseId,
 }
 
@@ -91,7 +90,6 @@ pub struct RevokeLease {
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<Option<i64>, RequestError>")]
 pub struct KeepLeaseAlive {
-    /// Which.
     pub id: LeaseId,
 }
 
@@ -99,7 +97,6 @@ pub struct KeepLeaseAlive {
 #[derive(Clone, Copy, Debug, Message)]
 #[rtype(result = "Result<Option<LeaseTime>, RequestError>")]
 pub struct ReadLeaseTime {
-    /// Which.
     pub id: LeaseId,
     /// Whether to list its keys.
     pub keys: bool,

@@ -5,10 +5,11 @@
 //! next. It reports to the Raft node what is durable, and decides nothing about entries.
 
 use super::fail_stop::Lifeline;
-use crate::failpoint::{FailPoint, hit};
-use crate::mutation::{Mutation, mutated};
 use crate::{
-    clock, raft,
+    clock,
+    failpoint::{FailPoint, hit},
+    mutation::{Mutation, mutated},
+    raft,
     storage::{
         disk::Disk,
         wal::{Append, Wal, WalError},
@@ -56,7 +57,7 @@ impl WalWriter {
 /// sync.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Persist(pub Vec<raft::Persist>);
+pub struct Persist(pub Vec<raft::LogWrite>);
 
 /// Everything up to this sequence number of the Raft core's output is durable.
 #[derive(Clone, Copy, Debug, Message)]
@@ -81,7 +82,7 @@ pub struct ReleaseEntries {
 #[rtype(result = "()")]
 pub struct SealLog;
 
-/// The mailbox is empty: time for one write and one sync for all messages that were in it.
+/// The mailbox is empty: one write and one sync follow for all messages that were in it.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 struct FlushDue;
@@ -179,7 +180,7 @@ impl WalWriter {
         self.resting = Some(ctx.run_later(REST_AFTER, |writer, _| writer.rest()));
     }
 
-    fn append(&mut self, persist: &raft::Persist) -> Result<(), WalError> {
+    fn append(&mut self, persist: &raft::LogWrite) -> Result<(), WalError> {
         let state = Some(persist.hard_state).filter(|_| !mutated(Mutation::ForgetVote));
         self.wal.append(&Append {
             snapshot: persist.reset,

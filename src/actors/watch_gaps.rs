@@ -1,14 +1,15 @@
-//! Tests: batches that the watch hub was never told of. The hub under test reads the views of a whole node beside it, and is told
-//! of batches by the test alone.
+//! Tests: batches that never reached the watch hub. The hub under test reads the views of a whole node beside it, and gets
+//! batches from the test alone.
 
 use super::{
     fail_stop::{FailStop, Lifeline},
+    held::HeldBytes,
     requests::Requests,
     watch_hub::{EventsApplied, OpenStream, StreamRequest, WatchHub, WatchRequest},
     watch_outbox::WatchOutbox,
 };
 use crate::{
-    Config, LocalNode,
+    Config, LocalNode, clock,
     kv::{
         KeyRange,
         command::Put,
@@ -28,13 +29,7 @@ struct World {
 
 /// Runs a test beside a node, on one thread, whose clock stands still unless everybody waits for it.
 fn beside_a_node(test: impl AsyncFnOnce(World)) {
-    let system = System::with_tokio_rt(|| {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build()
-            .unwrap()
-    });
+    let system = clock::paused_system();
     system.block_on(async move {
         let stopped = FailStop::new(|reason| panic!("the member stops: {reason}"));
         let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
@@ -44,7 +39,13 @@ fn beside_a_node(test: impl AsyncFnOnce(World)) {
         let written = put(&requests).await;
         assert_eq!(written, Revision(2), "the first write");
         let life = Lifeline::new("the watch hub under test", stopped.clone());
-        let hub = WatchHub::new(requests.views(), Duration::from_mins(10), life).start();
+        let hub = WatchHub::new(
+            requests.views(),
+            Duration::from_mins(10),
+            &HeldBytes::default(),
+            life,
+        )
+        .start();
         test(World { requests, hub }).await;
         node.stop().await;
     });
@@ -60,8 +61,8 @@ async fn put(requests: &Requests) -> Revision {
 }
 
 impl World {
-    /// Tells the hub of a revision, as the applier does.
-    async fn tell(&self, revision: Revision) {
+    /// Sends a revision to the hub, as the applier does.
+    async fn publish(&self, revision: Revision) {
         let published = self.requests.views().borrow().clone();
         let mut records = Vec::new();
         let scanned = published
@@ -74,7 +75,7 @@ impl World {
         scanned.unwrap();
         assert_eq!(
             published.view.window.newest, revision,
-            "told as it becomes visible"
+            "sent as it becomes visible"
         );
         let records = records.into();
         self.hub
@@ -83,7 +84,7 @@ impl World {
             .unwrap();
     }
 
-    /// Tells it only that there is something new, as the applier does later for a batch that did not fit.
+    /// Sends the hub only that there is something new, as the applier does later for a batch that did not fit.
     async fn hint(&self) {
         let published = self.requests.views().borrow().clone();
         let records = Arc::default();
@@ -94,7 +95,12 @@ impl World {
     }
 
     async fn watch(&self, spec: WatchSpec) -> Arc<WatchOutbox> {
-        let opened = self.hub.send(OpenStream).await.unwrap().unwrap();
+        let opened = self
+            .hub
+            .send(OpenStream { holder: None })
+            .await
+            .unwrap()
+            .unwrap();
         let (stream, request) = (opened.outbox.stream(), WatchRequest::Create(spec));
         self.hub
             .send(StreamRequest { stream, request })
@@ -139,13 +145,13 @@ fn a_batch_after_lost_ones_brings_what_they_held() {
             })
             .await;
         let revision = put(&world.requests).await;
-        world.tell(revision).await;
+        world.publish(revision).await;
         for _ in 0..2 {
             put(&world.requests).await;
         }
         let last = put(&world.requests).await;
         assert_eq!(last, Revision(6), "two are lost, this one is not");
-        world.tell(last).await;
+        world.publish(last).await;
         let all: Vec<Revision> = (3..=6).map(Revision).collect();
         assert_eq!(revisions(&plain, last).await, all, "from now on");
         assert_eq!(
@@ -159,7 +165,7 @@ fn a_batch_after_lost_ones_brings_what_they_held() {
             "from the future on"
         );
         let next = put(&world.requests).await;
-        world.tell(next).await;
+        world.publish(next).await;
         for outbox in [&plain, &with_prev, &future] {
             assert_eq!(revisions(outbox, next).await, [next], "synced again");
         }
@@ -173,7 +179,7 @@ fn lost_batches_without_a_later_one_are_found_by_the_hint() {
         for _ in 0..3 {
             put(&world.requests).await;
         }
-        assert!(outbox.try_take().is_err(), "it was told of nothing");
+        assert!(outbox.try_take().is_err(), "nothing was sent to it");
         world.hint().await;
         let all: Vec<Revision> = (3..=5).map(Revision).collect();
         assert_eq!(
@@ -210,9 +216,9 @@ fn a_request_waits_for_the_batch_of_what_its_client_could_read() {
             .send(StreamRequest { stream, request })
             .await
             .unwrap();
-        let told = outbox.take().await.unwrap();
+        let response = outbox.take().await.unwrap();
         assert_eq!(
-            (told.watch, told.revision, told.body),
+            (response.watch, response.revision, response.body),
             (WatchId::NONE, revision, Body::Progress)
         );
     });

@@ -1,25 +1,28 @@
 //! Watch hub: owns all watchers of this member, and sends their events to their streams.
 //!
-//! The applier tells it of changes and never waits for it. A watcher that is behind reads stored history; such reads are
+//! The applier sends it changes and never waits for it. A watcher that is behind reads stored history; such reads are
 //! bounded blocking tasks, so the hub's own thread never reads the disk. The rules are those of
-//! [`kv::watch`](crate::kv::watch); `docs/watch.md` tells how the parts work together.
+//! [`kv::watch`](crate::kv::watch); `docs/watch.md` describes how the parts work together.
 
 use super::{
     background::in_background,
     fail_stop::Lifeline,
+    held::{self, HeldBytes, HeldPart},
     latest,
     published::Published,
     request_error::RequestError,
     watch_clock::ProgressClock,
-    watch_outbox::{FrontEndEvent, FrontEndEvents, WatchOutbox},
+    watch_outbox::{ALL_BYTES_MAX, FrontEndEvent, FrontEndEvents, WatchOutbox},
 };
 use crate::{
+    auth::AuthState,
     clock,
     kv::{
         records::ReadError,
         tail::RecordBatch,
         watch::{
-            Bounds, CatchUp, Outlet, ReadTask, Response, StreamId, WatchId, WatchSpec, Watches,
+            Bounds, CatchUp, HolderId, Outlet, ReadTask, Refusal, Response, StreamId, WatchId,
+            WatchSpec, Watches,
         },
     },
     mutation::{Mutation, mutated},
@@ -37,6 +40,8 @@ use tokio::{sync::oneshot, time::Instant};
 const MAILBOX_MAX: usize = 16_384;
 /// Bytes of recent events.
 const RECENT_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes that are queued for all streams: past the first bound, each stream may get one more response.
+const QUEUED_BYTES_MAX: usize = ALL_BYTES_MAX + 64 * 1024 * 1024;
 /// Watchers of this member.
 const WATCHERS_MAX: usize = 1 << 20;
 /// Streams of this member.
@@ -46,7 +51,6 @@ const HISTORY_READS_MAX: usize = 2;
 /// Reads of recent events between two messages.
 const RECENT_READS_PER_TURN: usize = 4;
 
-/// Owns the watchers.
 pub struct WatchHub {
     watches: Watches,
     outboxes: Outboxes,
@@ -57,14 +61,17 @@ pub struct WatchHub {
     parked: VecDeque<(Revision, StreamRequest, oneshot::Sender<()>)>,
     next_stream: u64,
     history_reads: usize,
+    /// Auth revision, and whether authentication is on, when watches were last checked.
+    checked: (u64, bool),
     ended: bool,
     events: Arc<FrontEndEvents>,
     views: latest::Receiver<Arc<Published>>,
     progress_interval: Duration,
+    held_recent: Arc<HeldPart>,
+    held_queued: Arc<HeldPart>,
     life: Lifeline,
 }
 
-/// The streams' queues.
 #[derive(Default)]
 struct Outboxes(BTreeMap<StreamId, Arc<WatchOutbox>>);
 
@@ -85,10 +92,16 @@ impl WatchHub {
     pub fn new(
         views: latest::Receiver<Arc<Published>>,
         progress_interval: Duration,
+        held: &HeldBytes,
         life: Lifeline,
     ) -> Self {
+        let recent_bytes_max = held::bound(RECENT_BYTES_MAX);
         let bounds = Bounds {
-            recent_bytes_max: RECENT_BYTES_MAX,
+            recent_bytes_max: if mutated(Mutation::RecentWithoutBound) {
+                usize::MAX
+            } else {
+                recent_bytes_max
+            },
             watchers_max: WATCHERS_MAX,
         };
         let newest = views.borrow().view.window.newest;
@@ -100,10 +113,13 @@ impl WatchHub {
             parked: VecDeque::new(),
             next_stream: 0,
             history_reads: 0,
+            checked: (0, false),
             ended: false,
             events: Arc::default(),
             views,
             progress_interval,
+            held_recent: held.part("recent events", recent_bytes_max),
+            held_queued: held.part("events queued for watch streams", QUEUED_BYTES_MAX),
             life,
         }
     }
@@ -116,14 +132,17 @@ impl WatchHub {
 pub struct EventsApplied {
     /// The batch's changes, whole revisions in order.
     pub records: RecordBatch,
-    /// The store after it.
+    /// The store's state after it.
     pub published: Arc<Published>,
 }
 
 /// Opens a stream of watches. It ends when the client drops its end of the outbox.
 #[derive(Debug, Message)]
 #[rtype(result = "Result<StreamOpened, RequestError>")]
-pub(super) struct OpenStream;
+pub(super) struct OpenStream {
+    /// Whose watchers it has; `None` for this program's own.
+    pub(super) holder: Option<HolderId>,
+}
 
 /// The client's end of a stream.
 #[derive(Debug)]
@@ -142,11 +161,10 @@ pub(super) struct StreamRequest {
 /// What a stream can ask for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WatchRequest {
-    /// A new watch.
     Create(WatchSpec),
     /// The end of a watch.
     Cancel(WatchId),
-    /// Up to which revision all watches of the stream have seen events.
+    /// A request for progress: the revision up to which all watches of the stream have got events.
     Progress,
 }
 
@@ -163,10 +181,10 @@ pub struct CountWatches;
 /// How much the hub holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, MessageResponse)]
 pub struct WatchCounts {
-    /// Open streams.
     pub streams: usize,
-    /// Watchers.
     pub watchers: usize,
+    /// Those that count for the share of a holder.
+    pub of_holders: usize,
     /// Watchers that are synced.
     pub synced: usize,
     /// Bytes of recent events.
@@ -193,19 +211,22 @@ impl Handler<EventsApplied> for WatchHub {
             let kept = applied.records.iter();
             applied.records = kept.filter(|record| !lost(record.rev)).cloned().collect();
         }
+        self.check(&applied.published.auth);
         let view = &applied.published.view;
         let newest = view.window.newest;
         self.watches
             .publish(&applied.records, newest, view, &mut self.outboxes);
         self.unpark();
+        self.held_recent.set(self.watches.recent_bytes());
         self.read_on(ctx);
+        self.held_queued.set(self.events.queued_bytes());
     }
 }
 
 impl Handler<OpenStream> for WatchHub {
     type Result = Result<StreamOpened, RequestError>;
 
-    fn handle(&mut self, _: OpenStream, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, open: OpenStream, ctx: &mut Self::Context) -> Self::Result {
         if self.ended {
             return Err(RequestError::Stopped);
         }
@@ -216,7 +237,7 @@ impl Handler<OpenStream> for WatchHub {
         self.next_stream += 1;
         let outbox = Arc::new(WatchOutbox::new(stream, self.events.clone()));
         self.outboxes.0.insert(stream, outbox.clone());
-        self.watches.open(stream);
+        self.watches.open_for(stream, open.holder);
         let interval = jittered(self.progress_interval);
         self.clock.add(stream, interval, clock::now());
         self.set_timer(ctx);
@@ -265,6 +286,7 @@ impl Handler<CountWatches> for WatchHub {
         WatchCounts {
             streams: self.outboxes.0.len(),
             watchers: self.watches.len(),
+            of_holders: self.watches.of_holders(),
             synced: self.watches.synced(),
             recent_bytes: self.watches.recent_bytes(),
             queued_bytes: self.events.queued_bytes(),
@@ -295,7 +317,7 @@ impl WatchHub {
         self.timer = Some((next, timer));
     }
 
-    /// Waits for what front ends report, again and again.
+    /// Receives the reports of front ends until the hub stops.
     fn listen(&mut self, ctx: &mut Context<Self>) {
         let events = self.events.clone();
         let woken = async move { events.wait().await };
@@ -339,7 +361,12 @@ impl WatchHub {
     fn perform(&mut self, StreamRequest { stream, request }: StreamRequest) {
         match request {
             WatchRequest::Create(spec) => {
-                let compacted = self.views.borrow().view.window.compacted;
+                let published = self.views.borrow().clone();
+                let compacted = published.view.window.compacted;
+                if let Err(refusal) = may_create(&published.auth, &spec) {
+                    self.watches.refuse(stream, refusal, &mut self.outboxes);
+                    return;
+                }
                 self.watches
                     .create(stream, spec, compacted, &mut self.outboxes);
             }
@@ -348,12 +375,29 @@ impl WatchHub {
         }
     }
 
+    /// Once users, roles or permissions have changed, ends the watches whose callers may not go on: before they are sent anything
+    /// that was written after the change.
+    fn check(&mut self, auth: &AuthState) {
+        // Ascending with the log. A batch that was sent before the newest view was looked at may be behind it.
+        let now = (auth.revision(), auth.is_enabled());
+        if now <= self.checked {
+            return;
+        }
+        self.checked = now;
+        let allowed = |spec: &WatchSpec| {
+            let (key, range_end) = spec.range.wire();
+            auth.may_go_on_watching(&spec.caller, key, range_end)
+        };
+        self.watches.deny(allowed, &mut self.outboxes);
+    }
+
     /// Serves watchers that are behind: from recent events here, from stored history in blocking tasks.
     fn read_on(&mut self, ctx: &mut Context<Self>) {
         if !self.watches.anyone_queued() {
             return;
         }
         let published = self.views.borrow().clone();
+        self.check(&published.auth);
         for turn in 0.. {
             if turn == RECENT_READS_PER_TURN {
                 self.events.wake();
@@ -399,6 +443,8 @@ impl WatchHub {
     ) {
         self.history_reads -= 1;
         if let Some(found) = self.or_stop(found) {
+            let published = self.views.borrow().clone();
+            self.check(&published.auth);
             self.watches.complete(task, found, &mut self.outboxes);
             self.read_on(ctx);
         }
@@ -419,6 +465,18 @@ impl Drop for WatchHub {
     fn drop(&mut self) {
         self.outboxes.0.values().for_each(|outbox| outbox.end());
     }
+}
+
+/// Whether a watch may begin, as of the newest state that is visible here. etcd: the start is looked at first.
+fn may_create(auth: &AuthState, spec: &WatchSpec) -> Result<(), Refusal> {
+    if spec.start < Revision(0) {
+        return Err(Refusal::NegativeStart);
+    }
+    let (key, range_end) = spec.range.wire();
+    auth.note_use(&spec.caller);
+    let rights = auth.rights(&spec.caller);
+    let allowed = rights.and_then(|rights| rights.read(key, range_end));
+    allowed.map_err(Refusal::Denied)
 }
 
 /// Up to a tenth longer, so that streams opened together do not send progress together. etcd: the same.

@@ -23,9 +23,7 @@ pub struct WatchKeys(pub WatchSpec);
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Subscription, WatchError>")]
 pub struct Subscribe {
-    /// What to watch.
     pub spec: WatchSpec,
-    /// Who is told.
     pub to: Recipient<WatchNews>,
 }
 
@@ -65,7 +63,7 @@ impl Handler<Subscribe> for Store {
             let watch = requests.watch(spec).await?;
             let created_at = watch.created_at();
             let (held, dropped) = oneshot::channel();
-            actix::spawn(tell(watch, to, dropped));
+            actix::spawn(send_news(watch, to, dropped));
             Ok(Subscription {
                 created_at,
                 _ends_when_dropped: held,
@@ -75,7 +73,7 @@ impl Handler<Subscribe> for Store {
 }
 
 /// Sends a subscriber one message after the other, until it is gone or its subscription is dropped.
-async fn tell(mut watch: Watch, to: Recipient<WatchNews>, mut dropped: oneshot::Receiver<()>) {
+async fn send_news(mut watch: Watch, to: Recipient<WatchNews>, mut dropped: oneshot::Receiver<()>) {
     loop {
         let news = tokio::select! {
             biased;

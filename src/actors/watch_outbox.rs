@@ -35,7 +35,7 @@ pub(super) struct WatchOutbox {
 struct OutboxState {
     queue: VecDeque<Response>,
     bytes: usize,
-    /// The hub found no room, and is to be told when there is some.
+    /// The hub found no room and awaits a message when there is some.
     starved: bool,
     /// The client is gone.
     closed: bool,
@@ -102,8 +102,8 @@ impl WatchOutbox {
         self.stream
     }
 
-    /// Whether there is room for events. If not, the hub is told once there is. A queue whose client is gone always has room: it
-    /// drops what is put in.
+    /// Whether there is room for events. If not, the hub gets a message once there is. A queue whose client is gone always has
+    /// room: it drops what is put in.
     pub(super) fn has_room(&self) -> bool {
         let mut state = unpoisoned(&self.state);
         let crowded = self.events.queued_bytes.load(Ordering::Relaxed) >= ALL_BYTES_MAX;
@@ -130,7 +130,7 @@ impl WatchOutbox {
         }
     }
 
-    /// Takes the next response; nothing once the node has stopped and everything is taken. For one task at a time.
+    /// Takes the next response; `None` once the node has stopped and everything is taken. For one task at a time.
     pub(super) async fn take(&self) -> Option<Response> {
         let mut taken = Vec::with_capacity(1);
         self.take_some(1, &mut taken).await;
@@ -183,7 +183,7 @@ impl WatchOutbox {
         Ok(())
     }
 
-    /// Waits until the client has taken enough that its requests may add to the queue; tells whether the stream goes on.
+    /// Waits until the client has taken enough that its requests may add to the queue; returns whether the stream goes on.
     pub(super) async fn room_for_requests(&self) -> bool {
         loop {
             let emptied = self.emptied.notified();
@@ -201,7 +201,7 @@ impl WatchOutbox {
         }
     }
 
-    /// The client is gone: what is queued is dropped, and the hub is told.
+    /// The client is gone: what is queued is dropped, and the hub gets a message.
     pub(super) fn close(&self) {
         let mut state = unpoisoned(&self.state);
         let first = !std::mem::replace(&mut state.closed, true);
@@ -226,7 +226,7 @@ impl WatchOutbox {
     }
 }
 
-/// Why there is nothing to take.
+/// Why a queue has no response to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Empty {
     /// Something may come.

@@ -10,11 +10,11 @@ use super::{
     watch_outbox::WatchOutbox,
 };
 use crate::{
+    auth::{AuthError, Caller},
     kv::{
         record::{KeyValue, RecordError},
-        watch::{Body, Event, Refusal, Response, WatchSpec},
+        watch::{Body, Event, HolderId, Refusal, Response, WatchSpec},
     },
-    mutation::{Mutation, mutated},
     types::{RecordKind, Rev, Revision},
 };
 use actix::{Addr, MailboxError};
@@ -23,7 +23,6 @@ use std::sync::Arc;
 /// A stream of watches.
 #[derive(Debug)]
 pub struct WatchStream {
-    /// Sends requests.
     pub requests: WatchRequests,
     /// Receives responses. Dropping it ends the stream and its watches.
     pub responses: WatchResponses,
@@ -34,6 +33,7 @@ pub struct WatchStream {
 pub struct WatchRequests {
     hub: Addr<WatchHub>,
     outbox: Arc<WatchOutbox>,
+    caller: Caller,
 }
 
 /// The half of a stream that receives responses.
@@ -43,25 +43,34 @@ pub struct WatchResponses {
 }
 
 impl Requests {
-    /// Opens a stream of watches on this member.
-    pub async fn watch_stream(&self) -> Result<WatchStream, RequestError> {
+    /// Opens a stream of watches on this member, for the holder of these requests.
+    pub(crate) async fn watch_stream(&self) -> Result<WatchStream, RequestError> {
+        self.watch_stream_of(self.holder()).await
+    }
+
+    /// As [`Requests::watch_stream`]. All streams of a `holder` together have at most its share of the member's watchers.
+    pub(crate) async fn watch_stream_of(
+        &self,
+        holder: Option<HolderId>,
+    ) -> Result<WatchStream, RequestError> {
         self.require_same_state()?;
         let hub = self.watch_hub().clone();
-        let StreamOpened { outbox } = hub.send(OpenStream).await.map_err(stopped)??;
+        let StreamOpened { outbox } = hub.send(OpenStream { holder }).await.map_err(stopped)??;
         let responses = WatchResponses {
             outbox: outbox.clone(),
         };
         Ok(WatchStream {
-            requests: WatchRequests { hub, outbox },
+            requests: WatchRequests {
+                hub,
+                outbox,
+                caller: self.caller().clone(),
+            },
             responses,
         })
     }
 
     /// Watches a range of keys: every change from the spec's start on, in order, once.
-    pub async fn watch(&self, mut spec: WatchSpec) -> Result<Watch, WatchError> {
-        if mutated(Mutation::ResumeOneLate) && spec.start > Revision::FIRST.next() {
-            spec.start = spec.start.next();
-        }
+    pub async fn watch(&self, spec: WatchSpec) -> Result<Watch, WatchError> {
         let stream = self.watch_stream().await?;
         stream.requests.ask(WatchRequest::Create(spec)).await?;
         let mut watch = Watch {
@@ -75,6 +84,7 @@ impl Requests {
             | Body::Events { .. }
             | Body::Progress
             | Body::Cancelled
+            | Body::Denied
             | Body::Compacted { .. } => {
                 watch.created_at = created.revision;
                 Ok(watch)
@@ -90,7 +100,10 @@ fn stopped(_: MailboxError) -> RequestError {
 impl WatchRequests {
     /// Sends a request; its outcome is among the responses. Waits while the stream's queue is full, so another task must take
     /// responses in the meantime.
-    pub async fn ask(&self, request: WatchRequest) -> Result<(), RequestError> {
+    pub async fn ask(&self, mut request: WatchRequest) -> Result<(), RequestError> {
+        if let WatchRequest::Create(spec) = &mut request {
+            spec.caller = self.caller.clone();
+        }
         if !self.outbox.room_for_requests().await {
             return Err(RequestError::Stopped);
         }
@@ -143,10 +156,7 @@ pub enum WatchError {
     Refused(#[from] Refusal),
     /// What it should see next is compacted. A new watch from `oldest` on works, after a fresh read of the range.
     #[error("the next events are compacted, oldest is {oldest}")]
-    Compacted {
-        /// The compacted revision.
-        oldest: Revision,
-    },
+    Compacted { oldest: Revision },
     /// The node is stopping, or takes no more streams. A watch on another member, or a later one, can resume.
     #[error(transparent)]
     Request(#[from] RequestError),
@@ -176,7 +186,6 @@ pub struct EventBatch {
 pub struct KeyEvent {
     /// Its place in history. To resume after it, watch from the next revision on.
     pub rev: Rev,
-    /// Put or deletion.
     pub kind: RecordKind,
     /// The key's state after it; of a deletion, the key and its revision.
     pub kv: KeyValue,
@@ -220,6 +229,7 @@ impl Watch {
                 Body::Compacted { oldest } => Err(WatchError::Compacted { oldest }),
                 Body::Refused(refusal) => Err(refusal.into()),
                 Body::Cancelled => Err(RequestError::Stopped.into()),
+                Body::Denied => Err(RequestError::from(AuthError::PermissionDenied).into()),
                 Body::Created => continue,
             };
         }

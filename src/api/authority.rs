@@ -9,24 +9,23 @@
 //! The replacement has as many bytes as the original value. An entry of the header compression's table counts by its decoded
 //! length, so the tables of client and server keep evicting the same entries, and later blocks may refer to the replaced value.
 
-use super::huffman;
+use super::{
+    frame_budget::{FRAME_HEADER_BYTES, FrameHeader, Tally},
+    huffman,
+};
 use http::uri::Authority;
 use std::{borrow::Cow, mem};
 
 /// The first bytes of an HTTP/2 connection.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// Length, type, flags and stream of a frame.
-const FRAME_HEADER_BYTES: usize = 9;
 /// The longest frame that a client may send by default.
 const FRAME_BYTES_MAX: usize = 16 * 1024;
-/// The type of the frame that opens a stream. Pseudo-headers come first, so `:authority` is not expected in CONTINUATION.
-const HEADERS: u8 = 1;
 const PADDED: u8 = 0x08;
 const PRIORITY: u8 = 0x20;
 /// `:authority` in the static header table.
 const AUTHORITY: usize = 1;
 const AUTHORITY_NAME: &[u8] = b":authority";
-/// The static table's entry itself, an empty authority.
+/// The field that refers to the static table's entry, which has an empty authority.
 const EMPTY_AUTHORITY: u8 = 0x81;
 
 /// Checks what a client sends, and repairs it as it passes.
@@ -35,6 +34,10 @@ pub struct Repair {
     stage: Stage,
     /// Bytes that cannot pass before more are received: part of the preface, of a frame's header, or of a header block.
     held: Vec<u8>,
+    /// Cost and earnings of the frames that passed since the last [`Repair::take_tally`].
+    tally: Tally,
+    /// The streams that the client has reset since the last [`Repair::take_resets`].
+    resets: Vec<u32>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,7 +52,7 @@ enum Stage {
 }
 
 impl Repair {
-    /// Takes the received bytes, none at the end of the connection, and passes on what can pass.
+    /// Takes received bytes, or none at the end of the connection, and passes those on to `out` that are checked.
     pub fn pass(&mut self, bytes: &[u8], out: &mut impl FnMut(&[u8])) {
         let joined;
         let received = if self.held.is_empty() {
@@ -67,6 +70,16 @@ impl Repair {
         } else {
             self.held.extend_from_slice(kept);
         }
+    }
+
+    /// What the frames that passed since the last call cost and earned.
+    pub(super) fn take_tally(&mut self) -> Tally {
+        mem::take(&mut self.tally)
+    }
+
+    /// The streams that the client has reset since the last call.
+    pub(super) fn take_resets(&mut self) -> Vec<u32> {
+        mem::take(&mut self.resets)
     }
 
     /// Whether the client uses HTTP/2, once that is known.
@@ -113,13 +126,17 @@ impl Repair {
                         break;
                     };
                     let len = FRAME_HEADER_BYTES + frame.len;
-                    if frame.kind == HEADERS && frame.len <= FRAME_BYTES_MAX {
+                    if frame.kind == FrameHeader::HEADERS && frame.len <= FRAME_BYTES_MAX {
                         let Some(whole) = rest.get(..len) else { break };
                         if let Some(repaired) = repaired(frame, whole) {
                             out(&bytes[passed..at]);
                             out(&repaired);
                             passed = at + len;
                         }
+                    }
+                    self.tally.count(frame);
+                    if frame.kind == FrameHeader::RST_STREAM {
+                        self.resets.push(frame.stream);
                     }
                     self.stage = Stage::Frames { skip: len };
                 }
@@ -129,21 +146,6 @@ impl Repair {
             out(&bytes[passed..at]);
         }
         &bytes[at..]
-    }
-}
-
-#[derive(Clone, Copy)]
-struct FrameHeader {
-    len: usize,
-    kind: u8,
-    flags: u8,
-}
-
-impl FrameHeader {
-    fn of(bytes: &[u8]) -> Option<Self> {
-        let &[high, middle, low, kind, flags, _, _, _, _] = bytes.first_chunk::<9>()?;
-        let len = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-        Some(Self { len, kind, flags })
     }
 }
 
@@ -313,6 +315,8 @@ mod tests {
     use crate::api::wire::Wire;
     use std::rc::Rc;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    const HEADERS: u8 = FrameHeader::HEADERS;
 
     /// RFC 7541's codes of the characters used here.
     fn huffman(text: &str) -> Vec<u8> {

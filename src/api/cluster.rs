@@ -3,7 +3,7 @@
 //!
 //! etcd: the headers of Cluster's responses have no revision, and a learner serves none of these calls.
 
-use super::{Api, proto::etcdserverpb as pb, status::Status};
+use super::{Api, lines, proto::etcdserverpb as pb, status::Status};
 use crate::{
     actors::{
         members::{ClusterMember, Members},
@@ -14,7 +14,6 @@ use crate::{
 };
 
 impl Api {
-    /// `Cluster.MemberList`.
     pub async fn member_list(
         &self,
         request: pb::MemberListRequest,
@@ -27,11 +26,11 @@ impl Api {
         })
     }
 
-    /// `Cluster.MemberAdd`.
     pub async fn member_add(
         &self,
         request: pb::MemberAddRequest,
     ) -> Result<pb::MemberAddResponse, Status> {
+        self.about(|| lines::of_other("peer_urls", request.peer_ur_ls.join(",")));
         self.require_vote()?;
         let urls = request.peer_ur_ls;
         let members = self
@@ -49,12 +48,12 @@ impl Api {
         })
     }
 
-    /// `Cluster.MemberRemove`.
     pub async fn member_remove(
         &self,
         request: pb::MemberRemoveRequest,
     ) -> Result<pb::MemberRemoveResponse, Status> {
         let id = MemberId(request.id);
+        self.about(|| lines::of_other("target_member", id.hex()));
         let members = self.changed(MemberChange::Remove { id }).await?;
         Ok(pb::MemberRemoveResponse {
             header: Some(self.cluster_header()),
@@ -62,11 +61,11 @@ impl Api {
         })
     }
 
-    /// `Cluster.MemberUpdate`.
     pub async fn member_update(
         &self,
         request: pb::MemberUpdateRequest,
     ) -> Result<pb::MemberUpdateResponse, Status> {
+        self.about(|| lines::of_other("target_member", MemberId(request.id).hex()));
         let (id, peer_urls) = (MemberId(request.id), request.peer_ur_ls);
         let members = self.changed(MemberChange::Move { id, peer_urls }).await?;
         Ok(pb::MemberUpdateResponse {
@@ -75,12 +74,12 @@ impl Api {
         })
     }
 
-    /// `Cluster.MemberPromote`.
     pub async fn member_promote(
         &self,
         request: pb::MemberPromoteRequest,
     ) -> Result<pb::MemberPromoteResponse, Status> {
         let id = MemberId(request.id);
+        self.about(|| lines::of_other("target_member", id.hex()));
         let members = self.changed(MemberChange::Promote { id }).await?;
         Ok(pb::MemberPromoteResponse {
             header: Some(self.cluster_header()),
@@ -93,6 +92,7 @@ impl Api {
         &self,
         request: pb::MoveLeaderRequest,
     ) -> Result<pb::MoveLeaderResponse, Status> {
+        self.about(|| lines::of_other("target_member", MemberId(request.target_id).hex()));
         self.require_vote()?;
         self.requests
             .move_leader(MemberId(request.target_id))
@@ -100,7 +100,6 @@ impl Api {
         Ok(pb::MoveLeaderResponse::default())
     }
 
-    /// `Maintenance.HashKV`.
     pub async fn hash_kv(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, Status> {
         self.require_vote()?;
         let hashed = self.requests.hash_kv(Revision(request.revision)).await?;

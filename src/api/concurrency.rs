@@ -1,11 +1,12 @@
 //! `v3lockpb.Lock` and `v3electionpb.Election`.
 
 use super::{
-    Api,
+    Api, lines,
     proto::{mvccpb, v3electionpb as ep, v3lockpb as lp},
     status::Status,
 };
 use crate::{
+    audit::Subject,
     kv::record::KeyValue,
     services::{
         election::{self, LeaderSeen, Leadership},
@@ -17,8 +18,8 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 impl Api {
-    /// `Lock.Lock`.
     pub async fn lock(&self, request: lp::LockRequest) -> Result<lp::LockResponse, Status> {
+        self.about(|| lines::of_leased_key(&request.name, request.lease));
         let lease = LeaseId(request.lease);
         let locking = lock::lock(&self.requests, owned(&request.name), lease);
         let locked = self.unless_stopping(async { Ok(locking.await?) }).await?;
@@ -28,18 +29,18 @@ impl Api {
         })
     }
 
-    /// `Lock.Unlock`.
     pub async fn unlock(&self, request: lp::UnlockRequest) -> Result<lp::UnlockResponse, Status> {
+        self.about(|| Subject::of_range(&request.key, &[]));
         let revision = lock::unlock(&self.requests, request.key).await?;
         let header = Some(self.header(revision).into());
         Ok(lp::UnlockResponse { header })
     }
 
-    /// `Election.Campaign`.
     pub async fn campaign(
         &self,
         request: ep::CampaignRequest,
     ) -> Result<ep::CampaignResponse, Status> {
+        self.about(|| lines::of_leased_key(&request.name, request.lease));
         let (name, value) = (owned(&request.name), owned(&request.value));
         let lease = LeaseId(request.lease);
         let winning = election::campaign(&self.requests, name, lease, value);
@@ -56,19 +57,19 @@ impl Api {
         })
     }
 
-    /// `Election.Proclaim`.
     pub async fn proclaim(
         &self,
         request: ep::ProclaimRequest,
     ) -> Result<ep::ProclaimResponse, Status> {
         let leadership = leadership(request.leader)?;
+        self.about(|| lines::of_leased_key(&leadership.key, leadership.lease.0));
         let proclaimed = election::proclaim(&self.requests, &leadership, request.value).await;
         let header = Some(self.header(proclaimed?).into());
         Ok(ep::ProclaimResponse { header })
     }
 
-    /// `Election.Leader`.
     pub async fn leader(&self, request: ep::LeaderRequest) -> Result<ep::LeaderResponse, Status> {
+        self.about(|| Subject::of_range(&request.name, &[]));
         let seen = election::leader(&self.requests, &request.name).await?;
         Ok(self.leader_response(seen))
     }
@@ -79,6 +80,7 @@ impl Api {
         request: ep::LeaderRequest,
         out: mpsc::Sender<Result<ep::LeaderResponse, Status>>,
     ) -> Result<(), Status> {
+        self.about(|| Subject::of_range(&request.name, &[]));
         let mut observer = election::observe(&self.requests, owned(&request.name)).await?;
         loop {
             let next = observer.next();
@@ -89,9 +91,9 @@ impl Api {
         }
     }
 
-    /// `Election.Resign`.
     pub async fn resign(&self, request: ep::ResignRequest) -> Result<ep::ResignResponse, Status> {
         let leadership = leadership(request.leader)?;
+        self.about(|| lines::of_leased_key(&leadership.key, leadership.lease.0));
         let revision = election::resign(&self.requests, &leadership).await?;
         let header = Some(self.header(revision).into());
         Ok(ep::ResignResponse { header })

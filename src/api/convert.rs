@@ -3,6 +3,7 @@
 
 use super::proto::etcdserverpb as pb;
 use crate::{
+    auth::Caller,
     kv::{
         KeyRange,
         command::{
@@ -61,6 +62,7 @@ pub fn watch(request: &pb::WatchCreateRequest) -> WatchSpec {
         prev_kv: request.prev_kv,
         progress_notify: request.progress_notify,
         fragment: request.fragment,
+        caller: Caller::Nobody,
     }
 }
 
@@ -111,7 +113,7 @@ fn compare(request: pb::Compare) -> Compare {
     }
 }
 
-/// etcd: if the `oneof` has another member than the target names, the operand is zero or empty.
+/// etcd: if the `oneof` has another variant than `target` names, the operand is zero or empty.
 fn operand(target: i32, union: Option<TargetUnion>) -> Operand {
     match (CompareTarget::try_from(target), union) {
         (Ok(CompareTarget::Version), Some(TargetUnion::Version(operand))) => {

@@ -13,7 +13,7 @@ use tonic::body::Body;
 /// What is still to be sent of a response.
 #[derive(Debug)]
 pub struct DeadlineBody {
-    /// Replaced by an empty body at the deadline: the call that produces messages ends when its receiver is dropped.
+    /// At the deadline an empty body replaces it: that drops the receiver of the call's messages, which ends the call.
     body: Body,
     deadline: Option<Pin<Box<Sleep>>>,
 }

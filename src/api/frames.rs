@@ -7,9 +7,14 @@
 //! Bytes that exist already, such as stored records, are not copied if they are long: the frame refers to them, between pieces
 //! of the buffer that everything else is written to.
 
-use super::{payload::Payload, status::Status};
+use super::{
+    answer_budget::{Budget, Charge},
+    payload::Payload,
+    status::Status,
+};
 use crate::kv::record::{put_varint, varint_len};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
+use std::sync::Arc;
 
 /// Bytes before each gRPC message: a compression flag and the length.
 pub const PREFIX_BYTES: usize = 5;
@@ -57,7 +62,7 @@ pub(super) trait Sink: Sized {
         }
     }
 
-    /// A message that contains no other messages. It is measured where it is written.
+    /// A message that contains no other messages. Each sink computes its length anew, so the length is not stored.
     fn leaf(&mut self, field: u8, message: &impl Fields) {
         self.length_delimited(field, Measure::of(message).len());
         message.write(self);
@@ -89,14 +94,17 @@ impl Measure {
 
     /// The prefix of the message's frame.
     fn prefix(&self) -> Result<[u8; PREFIX_BYTES], Status> {
-        let len = self.len();
-        match u32::try_from(len) {
-            Ok(short) if len <= MESSAGE_BYTES_MAX => {
-                let [a, b, c, d] = short.to_be_bytes();
-                Ok([0, a, b, c, d])
-            }
-            Ok(_) | Err(_) => Err(Status::sent_too_large(len, MESSAGE_BYTES_MAX)),
+        prefix(self.len())
+    }
+}
+
+fn prefix(len: usize) -> Result<[u8; PREFIX_BYTES], Status> {
+    match u32::try_from(len) {
+        Ok(short) if len <= MESSAGE_BYTES_MAX => {
+            let [a, b, c, d] = short.to_be_bytes();
+            Ok([0, a, b, c, d])
         }
+        Ok(_) | Err(_) => Err(Status::sent_too_large(len, MESSAGE_BYTES_MAX)),
     }
 }
 
@@ -212,7 +220,7 @@ impl Encoded {
     /// One frame with `message`.
     pub(super) fn of(message: &impl Fields) -> Result<Self, Status> {
         let measure = Measure::of(message);
-        // Before the allocation, which a message that is too long must not cause.
+        // Checked before the allocation: a message that is too long must not allocate.
         measure.prefix()?;
         let mut frames = Frames::with_capacity(PREFIX_BYTES + measure.copied);
         frames.add_measured(message, measure)?;
@@ -227,6 +235,49 @@ impl Encoded {
     /// All bytes, prefixes included.
     pub fn into_frame(self) -> Payload {
         self.0
+    }
+
+    /// How many bytes, prefixes included.
+    pub fn len(&self) -> usize {
+        self.0.remaining()
+    }
+
+    /// Whether there is no frame.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Counts the bytes as unsent, unless they count already.
+    #[must_use]
+    pub(super) fn counted(self, budget: &Arc<Budget>) -> Self {
+        if self.0.is_charged() {
+            return self;
+        }
+        let len = self.len();
+        self.charged(budget.unsent(len))
+    }
+
+    /// Counts the bytes against a budget until they are sent.
+    #[must_use]
+    pub(super) fn charged(self, charge: Charge) -> Self {
+        Self(self.0.charged(charge))
+    }
+
+    /// The fields of a message without a prefix: a part of a message whose frame has begun.
+    pub(super) fn part(fields: &impl Fields) -> Self {
+        let measure = Measure::of(fields);
+        let mut frames = Frames::with_capacity(measure.copied);
+        frames.nested = measure.nested.into_iter();
+        fields.write(&mut frames);
+        frames.into()
+    }
+
+    /// The beginning of a frame: the prefix of a message of `len` bytes, and its first fields.
+    pub(super) fn beginning(len: usize, fields: &impl Fields) -> Result<Self, Status> {
+        let mut frames = Frames::default();
+        frames.written.extend_from_slice(&prefix(len)?);
+        fields.write(&mut frames);
+        Ok(frames.into())
     }
 }
 

@@ -13,7 +13,6 @@ pub struct Front {
 }
 
 impl Front {
-    /// Serves `api`.
     pub fn new(api: Api) -> Self {
         let services = Services::new(&api);
         Self {

@@ -8,18 +8,23 @@
 
 use super::{
     Api,
+    answer_budget::Budget,
+    encoding::Encoding,
     frames::Encoded,
     front::Front,
     kv::Hot,
-    message_reader::{Encoding, MessageReader},
+    lines::{self, Asker},
+    message_reader::MessageReader,
     method,
     response_body::ResponseBody,
+    sockets::ClientPeer,
     status::Status,
     streaming, trailers,
 };
+use crate::kv::watch::HolderId;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, header::CONTENT_TYPE};
-use std::{rc::Rc, time::Duration};
+use std::{rc::Rc, sync::Arc, time::Duration};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
@@ -42,24 +47,43 @@ pub fn is_grpc(headers: &HeaderMap) -> bool {
     }
 }
 
-/// What the headers of an admitted call ask for.
-#[derive(Clone, Copy, Debug)]
+/// What the headers of an admitted call say.
+#[derive(Clone, Debug)]
 pub struct Admission {
     /// When the caller stops waiting.
     pub deadline: Option<Instant>,
     /// How the caller's messages are encoded.
     pub encoding: Encoding,
+    /// Who makes it, and whose watchers the call's watches are.
+    pub asker: Asker,
     leader_required: bool,
 }
 
-/// Checks whether this member can serve what a call asks for. Its headers are not needed afterwards.
-pub fn admit(api: &Api, path: &str, headers: &HeaderMap) -> Result<Admission, Status> {
+impl Admission {
+    /// The same, but the call's watches count against the share of `holder`.
+    #[must_use]
+    pub fn of(mut self, holder: HolderId) -> Self {
+        self.asker.holder = Some(holder);
+        self
+    }
+}
+
+/// Checks whether this member can serve a call of `peer`, and takes from its headers all that is needed later. `user` is the name
+/// in the client's certificate.
+pub fn admit(
+    api: &Api,
+    path: &str,
+    headers: &HeaderMap,
+    peer: ClientPeer,
+    user: Option<&Arc<str>>,
+) -> Result<Admission, Status> {
     let bytes = list_bytes(headers);
     if bytes > METADATA_BYTES_MAX {
         return Err(Status::metadata_too_large(bytes, METADATA_BYTES_MAX));
     }
-    if !method::is_served_by_learners(path) {
-        api.require_vote()?;
+    if !method::is_served_by_learners(path) && api.require_vote().is_err() {
+        let version = headers.get("client-api-version");
+        return Err(Status::learner(version.map(HeaderValue::as_bytes)));
     }
     let encoding = Encoding::of(headers)?;
     if let Some(version) = headers.get("client-api-version")
@@ -86,6 +110,7 @@ pub fn admit(api: &Api, path: &str, headers: &HeaderMap) -> Result<Admission, St
     Ok(Admission {
         deadline,
         encoding,
+        asker: api.asker(path, api.caller(headers, user), peer),
         leader_required,
     })
 }
@@ -104,18 +129,33 @@ pub async fn answer<B>(
     path: &str,
     admission: Admission,
     messages: MessageReader<B>,
+    budget: Arc<Budget>,
 ) -> Response<ResponseBody>
 where
     B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
 {
-    let answered = if method::is_spliced(path) {
-        let answered = answer_spliced(&front.api, path, admission, messages).await;
+    let line = admission.asker.line.clone();
+    let answered = if let Err(status) = front.api.allow(path, &admission.asker.caller) {
+        Err(status)
+    } else if method::is_spliced(path) {
+        let answered = answer_spliced(&front.api, path, admission, messages, budget.clone()).await;
         answered.map(Response::new)
     } else {
-        // Boxed: the futures of spliced calls need no room for it.
+        // Boxed, so that it does not make the futures of spliced calls larger.
         let services = &front.services;
-        Box::pin(services.answer(path, messages, admission.deadline)).await
+        let (asker, deadline) = (admission.asker, admission.deadline);
+        Box::pin(services.answer(path, asker, messages, deadline)).await
     };
+    if let Some(line) = line
+        && (answered.is_err() || !method::answers_stream(path))
+    {
+        lines::close(&line, answered.as_ref().err());
+    }
+    let counted = |body| match body {
+        ResponseBody::Message(encoded) => ResponseBody::Message(encoded.counted(&budget)),
+        other => other,
+    };
+    let answered = answered.map(|response| response.map(counted));
     let mut response = answered.unwrap_or_else(|status| {
         let mut response = Response::new(ResponseBody::Empty);
         *response.headers_mut() = trailers::failure(&status);
@@ -131,18 +171,31 @@ async fn answer_spliced<B>(
     path: &str,
     admission: Admission,
     messages: MessageReader<B>,
+    budget: Arc<Budget>,
 ) -> Result<ResponseBody, Status>
 where
     B: http_body::Body<Data = Bytes> + Unpin + 'static,
 {
-    let deadline = admission.deadline;
+    let Admission {
+        deadline,
+        leader_required,
+        asker,
+        ..
+    } = admission;
+    let holder = asker.holder;
+    let api = &if asker.is_plain() {
+        api.clone()
+    } else {
+        Rc::new(api.asked_by(asker))
+    };
     if path == method::WATCH {
         let api = api.clone();
         return Ok(stream(deadline, |out| async move {
-            api.watch(messages, admission.leader_required, &out).await
+            let watching = api.watch(messages, leader_required, holder, &out);
+            api.streamed(watching).await
         }));
     }
-    let answering = route(api, path, messages, deadline);
+    let answering = route(api, path, messages, deadline, budget);
     match deadline {
         // `timeout_at` polls the call first, so one that is ready at once registers no timer.
         Some(deadline) => timeout_at(deadline, answering)
@@ -177,13 +230,14 @@ async fn route<B>(
     path: &str,
     mut messages: MessageReader<B>,
     deadline: Option<Instant>,
+    budget: Arc<Budget>,
 ) -> Result<ResponseBody, Status>
 where
     B: http_body::Body<Data = Bytes> + Unpin,
 {
     if let Some(hot) = Hot::of(path) {
         let message = messages.only_bytes().await?;
-        return api.call(hot, message).await.map(ResponseBody::Message);
+        return api.call(hot, message, &budget).await;
     }
     match path {
         "/etcdserverpb.KV/Compact" => {
@@ -195,7 +249,7 @@ where
             let request = read.map_err(|status| method::unread_message(path, status))?;
             let api = api.clone();
             Ok(stream(deadline, |out| async move {
-                api.range_stream(request, &out).await
+                api.streamed(api.range_stream(request, &out, &budget)).await
             }))
         }
         _ => Err(method::unknown(path)),

@@ -1,6 +1,8 @@
 //! The plain HTTP paths on the client port: `/version` and `/health`. Every other path gets 404.
 
-use super::{Api, ETCD_VERSION, maintenance::alarm_name, response_body::ResponseBody};
+use super::{
+    Api, ETCD_CLUSTER_VERSION, ETCD_VERSION, maintenance::alarm_name, response_body::ResponseBody,
+};
 use crate::{kv::command::AlarmKind, types::MemberId};
 use http::{
     HeaderName, HeaderValue, Method, Response, StatusCode, Uri,
@@ -27,9 +29,9 @@ pub async fn answer(api: &Api, method: &Method, uri: &Uri) -> Response<ResponseB
 }
 
 fn version() -> String {
-    let version = ETCD_VERSION;
+    let (version, cluster) = (ETCD_VERSION, ETCD_CLUSTER_VERSION);
     format!(
-        "{{\"etcdserver\":\"{version}\",\"etcdcluster\":\"{version}\",\"storage\":\"{version}\"}}"
+        "{{\"etcdserver\":\"{version}\",\"etcdcluster\":\"{cluster}\",\"storage\":\"{cluster}\"}}"
     )
 }
 
@@ -49,7 +51,7 @@ async fn unhealthy_reason(api: &Api, query: &HealthQuery<'_>) -> Option<String> 
     let own = api.requests.identity().member;
     // A member whose state differs is unhealthy; the members that found the difference are not.
     let mine =
-        |(member, kind): &(MemberId, AlarmKind)| *kind != AlarmKind::Differs || *member == own;
+        |(member, kind): &(MemberId, AlarmKind)| *kind != AlarmKind::StateDiffers || *member == own;
     let mut names = alarms
         .into_iter()
         .filter(mine)
@@ -86,13 +88,13 @@ impl<'a> HealthQuery<'a> {
     }
 }
 
-fn health_body(healthy: bool, reason: &str) -> String {
+pub(super) fn health_body(healthy: bool, reason: &str) -> String {
     let reason = reason.replace('\\', "\\\\").replace('"', "\\\"");
     format!("{{\"health\":\"{healthy}\",\"reason\":\"{reason}\"}}")
 }
 
 /// An error in the form of Go's HTTP server: the text and a line end.
-fn refusal(status: StatusCode, text: &str) -> Response<ResponseBody> {
+pub(super) fn refusal(status: StatusCode, text: &str) -> Response<ResponseBody> {
     let mut response = respond(status, TEXT, format!("{text}\n"));
     set(&mut response, X_CONTENT_TYPE_OPTIONS, "nosniff");
     response
@@ -131,7 +133,7 @@ mod tests {
         assert_eq!(health_body(true, ""), r#"{"health":"true","reason":""}"#);
         let quoted = health_body(false, r#"RANGE ERROR:"x""#);
         assert_eq!(quoted, r#"{"health":"false","reason":"RANGE ERROR:\"x\""}"#);
-        let expected = r#"{"etcdserver":"3.7.3","etcdcluster":"3.7.3","storage":"3.7.3"}"#;
+        let expected = r#"{"etcdserver":"3.7.3","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
         assert_eq!(version(), expected);
     }
 }

@@ -1,6 +1,6 @@
 //! `etcdserverpb.Lease`.
 
-use super::{Api, proto::etcdserverpb as pb, status::Status};
+use super::{Api, lines, proto::etcdserverpb as pb, status::Status};
 use crate::{actors::leases::LeaseTime, types::LeaseId};
 use tokio::{sync::mpsc, task::JoinHandle};
 
@@ -11,11 +11,11 @@ const RENEWALS_MAX: usize = 128;
 type Renewing = JoinHandle<Result<pb::LeaseKeepAliveResponse, Status>>;
 
 impl Api {
-    /// `Lease.LeaseGrant`.
     pub async fn lease_grant(
         &self,
         request: pb::LeaseGrantRequest,
     ) -> Result<pb::LeaseGrantResponse, Status> {
+        self.about(|| lines::of_lease(request.id, request.ttl));
         let id = (request.id != 0).then_some(LeaseId(request.id));
         let granted = self.requests.grant_lease(id, request.ttl).await?;
         Ok(pb::LeaseGrantResponse {
@@ -26,11 +26,11 @@ impl Api {
         })
     }
 
-    /// `Lease.LeaseRevoke`.
     pub async fn lease_revoke(
         &self,
         request: pb::LeaseRevokeRequest,
     ) -> Result<pb::LeaseRevokeResponse, Status> {
+        self.about(|| lines::of_lease(request.id, 0));
         let revision = self.requests.revoke_lease(LeaseId(request.id)).await?;
         let header = Some(self.header(revision).into());
         Ok(pb::LeaseRevokeResponse { header })
@@ -42,6 +42,7 @@ impl Api {
         &self,
         request: pb::LeaseKeepAliveRequest,
     ) -> Result<pb::LeaseKeepAliveResponse, Status> {
+        self.about(|| lines::of_lease(request.id, 0));
         let header = self.header_now();
         let ttl_secs = self
             .requests
@@ -90,6 +91,7 @@ impl Api {
         &self,
         request: pb::LeaseTimeToLiveRequest,
     ) -> Result<pb::LeaseTimeToLiveResponse, Status> {
+        self.about(|| lines::of_lease(request.id, 0));
         let id = LeaseId(request.id);
         let time = self.requests.time_to_live(id, request.keys).await?;
         let time = time.unwrap_or(LeaseTime {
@@ -105,7 +107,7 @@ impl Api {
         })
     }
 
-    /// `Lease.LeaseLeases`: the leases that this member knows.
+    /// `Lease.LeaseLeases`: the leases in the state that this member has applied.
     pub async fn lease_leases(
         &self,
         _: pb::LeaseLeasesRequest,

@@ -1,17 +1,28 @@
-//! The client port: one listener, its connections spread evenly over the API arbiters.
+//! The client port: its listeners, and their connections spread evenly over the API arbiters.
 //!
-//! One task accepts connections and hands each to the arbiter with the fewest open ones, where it stays. Each arbiter serves
-//! HTTP/1.1 and HTTP/2 on its own thread. The server stops in phases ([`ServingPhase`]): it accepts no new connections and sends
-//! GOAWAY on the open ones, then waits a limited time for calls in flight, then closes all connections.
+//! One task accepts the connections of all listeners and hands each to the arbiter with the fewest open ones, where it stays.
+//! Each arbiter serves HTTP/1.1 and HTTP/2 on its own thread. The server stops in phases ([`ServingPhase`]): it accepts no new
+//! connections and sends GOAWAY on the open ones, then waits a limited time for calls in flight, then closes all connections.
 
 use super::{
     Api,
+    client_pools::ClientPools,
+    connection_shares::{Slot, Slots},
     front::Front,
+    handshakes::{Handshakes, HandshakesHandle, Secured},
     http, http2,
-    serving::{Failure, ListenLimits, SILENCE_MAX, ServingPhase},
+    serving::{Failure, ListenLimits, ServingPhase},
+    sockets::{
+        Accepted, ClientListener, ClientPeer, ClientStream, Detached, DetachedStream, Listeners,
+    },
     wire::{Buffers, Wire},
 };
-use crate::actors::requests::Requests;
+use crate::{
+    actors::requests::Requests,
+    audit::Audit,
+    log_gate::{self, LogGate},
+    tls::ClientTls,
+};
 use ::http::Request;
 use actix_rt::ArbiterHandle;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -20,7 +31,6 @@ use std::{
     convert::Infallible,
     future::poll_fn,
     io,
-    net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
     pin::pin,
     rc::Rc,
     sync::{
@@ -30,7 +40,6 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
     sync::{mpsc, watch},
     time::{sleep, timeout},
 };
@@ -40,6 +49,11 @@ const HANDOVER_MAX: usize = 256;
 
 /// How long accepting pauses after an error, such as the lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+static ACCEPT_FAILURES: LogGate = LogGate::new();
+
+/// Clients that speak TLS to a plain port.
+static TLS_TO_PLAIN: LogGate = LogGate::new();
 
 /// How long connections may take to close in the last phase.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -54,65 +68,79 @@ pub struct ApiArbiter {
     pub arbiter: ArbiterHandle,
     /// Its handle to the node.
     pub requests: Requests,
+    /// The member's audit log, if it is on.
+    pub audit: Option<Audit>,
 }
 
 /// The running server. Dropping it closes all connections at once; [`ApiServer::stop`] lets calls in flight end.
 #[derive(Debug)]
 pub struct ApiServer {
-    address: SocketAddr,
     phase: watch::Sender<ServingPhase>,
     stop_timeout: Duration,
+    /// `None` without TLS.
+    handshakes: Option<Handshakes>,
 }
 
 impl ApiServer {
-    /// Starts serving on `listener`, with one task on each of `arbiters`; the first one accepts as well.
+    /// Starts serving on `listeners`, with one task on each of `arbiters`; the first one accepts as well. Listeners for TLS need
+    /// `tls`.
     pub fn start(
-        listener: StdListener,
+        listeners: Vec<ClientListener>,
         arbiters: &[ApiArbiter],
         limits: ListenLimits,
+        tls: Option<ClientTls>,
     ) -> io::Result<Self> {
         assert!(
             !arbiters.is_empty(),
             "connections need an arbiter to be served on"
         );
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
         let (phase, phases) = watch::channel(ServingPhase::Serving);
+        let (pools, slots) = (Arc::default(), Slots::new(limits.connections_max));
         let mut sinks = Vec::with_capacity(arbiters.len());
-        for ApiArbiter { arbiter, requests } in arbiters {
+        for api_arbiter in arbiters {
+            let ApiArbiter {
+                arbiter,
+                requests,
+                audit,
+            } = api_arbiter;
             let (sink, connections) = ConnectionSink::new();
-            let api = Api::new(requests.clone(), phases.clone());
+            let api = Api::new(requests, phases.clone(), audit.clone());
+            let (pools, slots) = (Arc::clone(&pools), slots.clone());
             let served = arbiter.spawn_fn(move || {
-                drop(actix_rt::spawn(serve(api, limits, connections)));
+                drop(actix_rt::spawn(serve(
+                    api,
+                    limits,
+                    pools,
+                    slots,
+                    connections,
+                )));
             });
             if !served {
                 return Err(io::Error::other("an API arbiter has stopped"));
             }
             sinks.push(sink);
         }
+        let handshakes = tls.map(Handshakes::start);
         let spread = Spread {
             sinks,
-            connections_max: limits.connections_max,
-            refusing: false,
+            slots,
+            handshakes: handshakes.as_ref().map(Handshakes::handle),
         };
-        if !arbiters[0].arbiter.spawn(accept(listener, spread, phases)) {
+        if !arbiters[0].arbiter.spawn(accept(listeners, spread, phases)) {
             return Err(io::Error::other("the accepting arbiter has stopped"));
         }
         Ok(Self {
-            address,
             phase,
             stop_timeout: limits.stop_timeout,
+            handshakes,
         })
-    }
-
-    /// The address it listens on.
-    pub fn address(&self) -> SocketAddr {
-        self.address
     }
 
     /// Stops. Calls in flight still get the answers that arrive within `stop_timeout`. Returns when every connection is closed.
     pub async fn stop(self) {
         self.phase.send_replace(ServingPhase::Draining);
+        // Handshakes are not calls in flight, so they end now.
+        drop(self.handshakes);
         if timeout(self.stop_timeout, self.phase.closed())
             .await
             .is_err()
@@ -135,9 +163,18 @@ struct ConnectionSink {
 /// An accepted connection; counted as open until it is dropped.
 #[derive(Debug)]
 struct Connection {
-    stream: StdStream,
-    peer: SocketAddr,
-    open: OpenCount,
+    stream: DetachedStream,
+    peer: ClientPeer,
+    /// The user that the client's certificate names; `None` if it has none, or no user's.
+    user: Option<Arc<str>>,
+    open: Open,
+}
+
+/// Counts a connection as open, for its arbiter and for its address, until this is dropped.
+#[derive(Debug)]
+struct Open {
+    _count: OpenCount,
+    _slot: Slot,
 }
 
 /// Counts a connection until it is dropped.
@@ -178,39 +215,53 @@ impl ConnectionSink {
 #[derive(Debug)]
 struct Spread {
     sinks: Vec<ConnectionSink>,
-    connections_max: usize,
-    /// Whether the last connection was refused, so that reaching the limit is logged once, not for every client.
-    refusing: bool,
+    slots: Arc<Slots>,
+    /// `None` without TLS.
+    handshakes: Option<HandshakesHandle>,
 }
 
 impl Spread {
-    /// The arbiter with the fewest open connections, if there is room for one more.
-    fn choose(&mut self) -> Option<&ConnectionSink> {
-        let open: usize = self.sinks.iter().map(ConnectionSink::open).sum();
-        let full = open >= self.connections_max;
-        if full && !self.refusing {
-            tracing::warn!(
-                open,
-                limit = self.connections_max,
-                "too many client connections: closing new ones until some end"
-            );
-        }
-        self.refusing = full;
-        if full {
-            None
-        } else {
-            self.sinks.iter().min_by_key(|sink| sink.open())
-        }
+    /// The arbiter with the fewest open connections, and a slot; `None` if the client's share of the slots is used up.
+    fn choose(&self, peer: ClientPeer) -> Option<(&ConnectionSink, Open)> {
+        let slot = self.slots.admit(peer.origin())?;
+        let sink = self.sinks.iter().min_by_key(|sink| sink.open())?;
+        let open = Open {
+            _count: OpenCount::new(&sink.open),
+            _slot: slot,
+        };
+        Some((sink, open))
     }
 
-    async fn hand_over(&mut self, stream: TcpStream, peer: SocketAddr) {
-        let Some(sink) = self.choose() else { return };
-        let prepared = stream.set_nodelay(true).and_then(|()| stream.into_std());
-        match prepared {
-            Ok(stream) => {
-                let open = OpenCount::new(&sink.open);
-                // An arbiter that has stopped takes no more connections: the client sees it closed.
-                drop(sink.handover.send(Connection { stream, peer, open }).await);
+    async fn hand_over(&self, accepted: Accepted, peer: ClientPeer) {
+        let Some((sink, open)) = self.choose(peer) else {
+            return;
+        };
+        let sink = sink.handover.clone();
+        match accepted.detach() {
+            Ok(Detached::Plain(stream)) => {
+                let user = None;
+                let connection = Connection {
+                    stream,
+                    peer,
+                    user,
+                    open,
+                };
+                // If the arbiter has stopped, the connection is dropped, which closes it.
+                drop(sink.send(connection).await);
+            }
+            Ok(Detached::Tls(stream)) => {
+                let handshakes = self.handshakes.as_ref();
+                let handshakes =
+                    handshakes.expect("a listener for TLS was opened with certificates");
+                handshakes.begin(stream, peer, async move |Secured { stream, user }| {
+                    let connection = Connection {
+                        stream,
+                        peer,
+                        user,
+                        open,
+                    };
+                    drop(sink.send(connection).await);
+                });
             }
             Err(error) => tracing::debug!(%peer, %error, "a client left before it was served"),
         }
@@ -219,12 +270,12 @@ impl Spread {
 
 /// Accepts until the server stops.
 async fn accept(
-    listener: StdListener,
-    mut spread: Spread,
+    listeners: Vec<ClientListener>,
+    spread: Spread,
     mut phase: watch::Receiver<ServingPhase>,
 ) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
+    let mut listeners = match Listeners::new(listeners) {
+        Ok(listeners) => listeners,
         Err(error) => {
             tracing::error!(%error, "cannot accept clients");
             return;
@@ -234,13 +285,13 @@ async fn accept(
         let accepted = tokio::select! {
             biased;
             _ = phase.wait_for(|phase| phase.is_stopping()) => return,
-            accepted = listener.accept() => accepted,
+            accepted = poll_fn(|context| listeners.poll_accept(context)) => accepted,
         };
         match accepted {
             Ok((stream, peer)) => spread.hand_over(stream, peer).await,
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => {
-                tracing::warn!(%error, "cannot accept a client");
+                log_gate::warn!(ACCEPT_FAILURES, "cannot accept clients: {error}");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -256,12 +307,24 @@ fn is_of_the_connection(error: &io::Error) -> bool {
 }
 
 /// Serves the connections of one arbiter.
-async fn serve(api: Api, limits: ListenLimits, mut connections: mpsc::Receiver<Connection>) {
+async fn serve(
+    api: Api,
+    limits: ListenLimits,
+    pools: Arc<ClientPools>,
+    slots: Arc<Slots>,
+    mut connections: mpsc::Receiver<Connection>,
+) {
     let front = Rc::new(Front::new(api));
     let shared = Shared {
-        tables: Rc::new(http2::Shared::new(front.clone())),
+        tables: Rc::new(http2::Shared::new(
+            front.clone(),
+            pools,
+            slots.clone(),
+            &limits,
+        )),
         buffers: Rc::default(),
         front,
+        slots,
         limits,
     };
     while let Some(connection) = connections.recv().await {
@@ -275,30 +338,46 @@ struct Shared {
     front: Rc<Front>,
     tables: Rc<http2::Shared>,
     buffers: Rc<Buffers>,
+    slots: Arc<Slots>,
     limits: ListenLimits,
 }
 
 async fn serve_connection(shared: Shared, connection: Connection) {
-    let Connection { stream, peer, open } = connection;
+    let Connection {
+        stream,
+        peer,
+        user,
+        open,
+    } = connection;
+    let is_tls = matches!(stream, DetachedStream::Tls(_));
     let Shared {
         front,
         tables,
         buffers,
+        slots,
         limits,
     } = shared;
     let mut phase = front.api.phase.clone();
     let begun = async {
-        let wire = Wire::new(TcpStream::from_std(stream)?, buffers);
+        let wire = Wire::new(stream.attach()?, buffers);
         let is_http2 = tokio::select! {
-            known = timeout(SILENCE_MAX, poll_fn(|context| wire.poll_is_http2(context))) => known??,
+            known = slots.wait_for(poll_fn(|context| wire.poll_is_http2(context))) => known??,
             _ = phase.wait_for(|phase| phase.is_stopping()) => return Ok(None),
         };
-        // Both are boxed: a client that has sent no bytes does not need their room.
+        // Both are boxed, so that a connection on which no bytes have arrived takes less memory.
         if is_http2 {
-            let handshake = http2::Connection::handshake(tables, wire, &limits);
+            let handshake = http2::Connection::handshake(tables, wire, user, &limits, peer);
             Box::pin(handshake).await.map(Some)
         } else {
-            Box::pin(serve_http1(front, wire, &mut phase)).await?;
+            if !is_tls && wire.begins_with_tls() {
+                let whose = peer.origin();
+                log_gate::warn!(
+                    TLS_TO_PLAIN,
+                    "a client at {whose} speaks TLS to a port without it: use http://, or https:// in client.listen"
+                );
+            }
+            let silence_max = slots.silence_max();
+            Box::pin(serve_http1(front, wire, silence_max, &mut phase)).await?;
             Ok(None)
         }
     };
@@ -319,7 +398,8 @@ async fn serve_connection(shared: Shared, connection: Connection) {
 /// Serves HTTP/1.1 until the client leaves or the server stops.
 async fn serve_http1(
     front: Rc<Front>,
-    wire: Wire<TcpStream>,
+    wire: Wire<ClientStream>,
+    silence_max: Duration,
     phase: &mut watch::Receiver<ServingPhase>,
 ) -> Result<(), Failure> {
     let service = service_fn(move |request: Request<Incoming>| {
@@ -331,7 +411,7 @@ async fn serve_http1(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(SILENCE_MAX)
+        .header_read_timeout(silence_max)
         .max_buf_size(HEADER_BYTES_MAX)
         .serve_connection(TokioIo::new(wire), service);
     let mut connection = pin!(connection);
@@ -350,19 +430,22 @@ async fn serve_http1(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::SocketAddr;
 
-    fn spread(arbiters: usize, connections_max: usize) -> Spread {
+    fn spread(arbiters: usize) -> Spread {
         // The receiving ends are not needed to choose among the sinks.
         let sinks = (0..arbiters).map(|_| ConnectionSink::new().0).collect();
+        let slots = Slots::new(100);
         Spread {
             sinks,
-            connections_max,
-            refusing: false,
+            slots,
+            handshakes: None,
         }
     }
 
-    fn open(spread: &mut Spread) -> Option<OpenCount> {
-        spread.choose().map(|sink| OpenCount::new(&sink.open))
+    fn open(spread: &Spread) -> Option<Open> {
+        let peer = ClientPeer::Tcp(SocketAddr::from(([127, 0, 0, 1], 1)));
+        spread.choose(peer).map(|(_, open)| open)
     }
 
     fn counts(spread: &Spread) -> Vec<usize> {
@@ -371,8 +454,8 @@ mod tests {
 
     #[test]
     fn a_connection_goes_to_the_arbiter_with_the_fewest() {
-        let mut spread = spread(3, 100);
-        let mut connections: Vec<_> = (0..7).map(|_| open(&mut spread).unwrap()).collect();
+        let spread = spread(3);
+        let mut connections: Vec<_> = (0..7).map(|_| open(&spread).unwrap()).collect();
         assert_eq!(counts(&spread), [3, 2, 2]);
         connections.remove(0);
         connections.remove(2);
@@ -381,19 +464,18 @@ mod tests {
             [1, 2, 2],
             "two of the first arbiter's have ended"
         );
-        drop(open(&mut spread));
-        connections.push(open(&mut spread).unwrap());
+        drop(open(&spread));
+        connections.push(open(&spread).unwrap());
         assert_eq!(counts(&spread), [2, 2, 2]);
     }
 
     #[test]
     fn a_full_server_refuses_until_a_connection_ends() {
-        let mut spread = spread(2, 3);
-        let mut connections: Vec<_> = (0..3).map(|_| open(&mut spread).unwrap()).collect();
-        assert!(open(&mut spread).is_none(), "the limit is reached");
-        assert!(spread.refusing, "and logged");
+        let spread = spread(2);
+        let mut connections: Vec<_> = std::iter::from_fn(|| open(&spread)).collect();
+        assert_eq!(connections.len(), 75, "the share of an address");
+        assert!(open(&spread).is_none());
         connections.pop();
-        assert!(open(&mut spread).is_some(), "there is room again");
-        assert!(!spread.refusing, "so the next refusal is logged again");
+        assert!(open(&spread).is_some(), "there is room again");
     }
 }

@@ -1,7 +1,7 @@
 //! The calls of operators and load balancers: Maintenance.Status and Alarm, and the gRPC health check.
 
 use super::{
-    Api, ETCD_VERSION,
+    Api, ETCD_CLUSTER_VERSION, ETCD_VERSION,
     proto::{
         etcdserverpb as pb,
         healthpb::{HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus},
@@ -37,9 +37,13 @@ impl Api {
         status_response(&status, header)
     }
 
-    /// `Maintenance.Alarm`.
     pub async fn alarm(&self, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, Status> {
         let asked = AlarmType::try_from(request.alarm);
+        if request.action == i32::from(AlarmAction::Get) {
+            self.only_reads();
+        } else {
+            self.require_root()?;
+        }
         let alarms = match AlarmAction::try_from(request.action) {
             Ok(AlarmAction::Get) => self.raised(request.alarm),
             Ok(AlarmAction::Activate) => self.set(request.member_id, asked.ok(), true).await?,
@@ -53,7 +57,7 @@ impl Api {
         })
     }
 
-    /// `Health.Check`. Only the empty name, the server as a whole, has a health.
+    /// `Health.Check`. Only the empty name, which means the whole server, has a health status.
     pub fn health_check(
         &self,
         request: &HealthCheckRequest,
@@ -160,7 +164,7 @@ fn health(status: ServingStatus) -> HealthCheckResponse {
 fn entry(member: MemberId, kind: AlarmKind) -> pb::AlarmMember {
     let alarm = match kind {
         AlarmKind::NoSpace => AlarmType::Nospace,
-        AlarmKind::Corrupt | AlarmKind::Differs => AlarmType::Corrupt,
+        AlarmKind::Corrupt | AlarmKind::StateDiffers => AlarmType::Corrupt,
     };
     pb::AlarmMember {
         member_id: member.0,
@@ -182,13 +186,13 @@ fn status_response(status: &NodeStatus, header: Header) -> pb::StatusResponse {
         errors: status_errors(status),
         db_size_in_use: signed(status.db_bytes_in_use),
         is_learner: status.learner,
-        storage_version: ETCD_VERSION.into(),
+        storage_version: ETCD_CLUSTER_VERSION.into(),
         db_size_quota: signed(status.quota_bytes),
         downgrade_info: Some(pb::DowngradeInfo::default()),
     }
 }
 
-/// etcd: alarms are printed in the text format of their message, with the blank at its end.
+/// etcd: alarms are printed in protobuf's text format, including the space at its end.
 fn status_errors(status: &NodeStatus) -> Vec<String> {
     let mut errors = Vec::new();
     if status.leader.is_none() {
@@ -209,15 +213,17 @@ fn status_errors(status: &NodeStatus) -> Vec<String> {
 pub fn alarm_name(kind: AlarmKind) -> &'static str {
     match kind {
         AlarmKind::NoSpace => "NOSPACE",
-        AlarmKind::Corrupt | AlarmKind::Differs => "CORRUPT",
+        AlarmKind::Corrupt | AlarmKind::StateDiffers => "CORRUPT",
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::actors::raft_status::DiskHealth;
-    use crate::types::{ClusterId, LogIndex, Revision, Term};
+    use crate::{
+        actors::raft_status::DiskHealth,
+        types::{ClusterId, LogIndex, Revision, Term},
+    };
 
     fn node() -> NodeStatus {
         NodeStatus {
@@ -253,7 +259,7 @@ mod tests {
         );
         assert_eq!(
             (answer.version.as_str(), answer.storage_version.as_str()),
-            ("3.7.3", "3.7.3")
+            ("3.7.3", "3.7.0")
         );
         assert!(answer.downgrade_info.is_some(), "always present");
         assert!(answer.errors.is_empty(), "healthy");

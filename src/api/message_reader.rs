@@ -1,69 +1,34 @@
 //! Reads gRPC messages from a request body. Every call of the API reads its messages here.
 //!
+//! A message that has not arrived completely needs room (`message_room`). One that finds none is held
+//! back: no more is read of its stream until there is room, or until it has waited for too long and is refused.
+//!
 //! Each message has a prefix: one byte that says whether the message is compressed, and four bytes with its length. A message
 //! that arrived in one piece shares the transport's buffer; one that arrived in several is copied together.
 //!
-//! A client that says so in `grpc-encoding` may compress its messages with gzip. The limit on a message's length counts after
-//! decompression too. Responses are never compressed.
-//!
 //! etcd: malformed framing gets the codes and texts of etcd's gRPC library.
 
-use super::{frames::PREFIX_BYTES, proto::wire_types, status::Status};
+use super::{
+    encoding::Encoding,
+    frames::PREFIX_BYTES,
+    message_room::{FIRST_BYTES, MessageRoom, NoRoom, Room, Taken},
+    proto::wire_types,
+    status::Status,
+};
+use crate::actors::requests::RequestError;
 use bytes::{Buf, Bytes, BytesMut};
-use flate2::read::MultiGzDecoder;
-use http::{HeaderMap, HeaderValue};
 use prost::Message;
 use std::{
     future::poll_fn,
-    io::Read,
     mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 /// How much of a message that is too large is received and dropped before the client gets its error. An immediate answer would
 /// reset the stream while the client still sends, and some clients then report a failed transport instead of the error.
 const DISCARD_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// How a client encodes the messages that it marks as compressed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Encoding {
-    /// Compressed messages are an error.
-    #[default]
-    Identity,
-    /// RFC 1952.
-    Gzip,
-}
-
-impl Encoding {
-    /// The encoding that a request's headers declare.
-    pub(super) fn of(headers: &HeaderMap) -> Result<Self, Status> {
-        match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
-            None | Some(b"identity") => Ok(Self::Identity),
-            Some(b"gzip") => Ok(Self::Gzip),
-            Some(other) => Err(Status::unknown_encoding(&String::from_utf8_lossy(other))),
-        }
-    }
-
-    /// The message that `compressed` contains, of at most `bytes_max` bytes.
-    fn decompress(self, compressed: &[u8], bytes_max: usize) -> Result<Bytes, Status> {
-        match self {
-            Self::Identity => Err(Status::unexpected_compression()),
-            Self::Gzip => {
-                let mut message = Vec::new();
-                // One byte more shows that the message is too large.
-                MultiGzDecoder::new(compressed)
-                    .take(bytes_max as u64 + 1)
-                    .read_to_end(&mut message)
-                    .map_err(|error| Status::malformed_compression(&error))?;
-                if message.len() > bytes_max {
-                    return Err(Status::decompressed_too_large(bytes_max));
-                }
-                Ok(message.into())
-            }
-        }
-    }
-}
 
 /// Reads the messages of one request body. It keeps a partly received message when a read is cancelled.
 #[derive(Debug)]
@@ -74,6 +39,10 @@ pub struct MessageReader<B> {
     state: State,
     encoding: Encoding,
     message_bytes_max: usize,
+    /// Where room is taken; `None` while its bytes do not count.
+    room: Option<Arc<MessageRoom>>,
+    /// What was taken; `None` before a message needed any. Most readers never do.
+    taken: Option<Box<Room>>,
 }
 
 /// What the next byte belongs to.
@@ -108,10 +77,18 @@ where
             state: State::Prefix,
             encoding,
             message_bytes_max,
+            room: None,
+            taken: None,
         }
     }
 
-    /// Goes on reading from what `replace` makes of the body.
+    /// From now on the bytes of an unfinished message count, those that have arrived with the next read.
+    pub(super) fn within(mut self, room: &Arc<MessageRoom>) -> Self {
+        self.room = Some(room.clone());
+        self
+    }
+
+    /// Replaces the body, and keeps the bytes that were received already.
     pub(super) fn map_body<C>(self, replace: impl FnOnce(B) -> C) -> MessageReader<C> {
         MessageReader {
             body: replace(self.body),
@@ -119,6 +96,8 @@ where
             state: self.state,
             encoding: self.encoding,
             message_bytes_max: self.message_bytes_max,
+            room: self.room,
+            taken: self.taken,
         }
     }
 
@@ -137,7 +116,24 @@ where
             if matches!(self.state, State::Ended) {
                 return Poll::Ready(None);
             }
-            match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+            if let Some(room) = &mut self.taken
+                && let Some(freed) = room.poll_freed(context)
+            {
+                if let Err(NoRoom) = ready!(freed) {
+                    self.give_up();
+                }
+                continue;
+            }
+            let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
+                if let (State::Message { begun, .. }, Some(room)) = (&self.state, &mut self.taken)
+                    && let Poll::Ready(NoRoom) = room.poll_stalled(context, begun.len())
+                {
+                    self.give_up();
+                    continue;
+                }
+                return Poll::Pending;
+            };
+            match frame {
                 Some(Ok(frame)) => {
                     // A client's trailers carry no meaning in gRPC.
                     let data = frame.into_data().unwrap_or_default();
@@ -196,7 +192,7 @@ where
                         let message = self.received.split_to(len);
                         return Some(self.finish(prefix, message));
                     } else {
-                        let begun = BytesMut::with_capacity(len);
+                        let begun = BytesMut::new();
                         self.state = State::Message { begun, prefix };
                     }
                 }
@@ -204,12 +200,38 @@ where
                     let prefix = *prefix;
                     let missing = prefix.len - begun.len();
                     let taken = self.received.len().min(missing);
+                    let taking = match &self.room {
+                        Some(of) => {
+                            let room = self.taken.get_or_insert_with(|| Box::new(Room::new(of)));
+                            room.take(begun.len() + taken, prefix.len)
+                        }
+                        None => Taken::Yes,
+                    };
+                    match taking {
+                        Taken::Yes => {}
+                        Taken::Waits => return None,
+                        Taken::Refused => {
+                            self.give_up();
+                            continue;
+                        }
+                    }
+                    if begun.capacity() < begun.len() + taken {
+                        let whole = begun.len() + taken > FIRST_BYTES;
+                        begun.reserve(if whole {
+                            missing
+                        } else {
+                            missing.min(FIRST_BYTES)
+                        });
+                    }
                     begun.extend_from_slice(&self.received.split_to(taken));
                     if taken < missing {
                         return None;
                     }
                     let message = mem::take(begun).freeze();
                     self.state = State::Prefix;
+                    if let Some(room) = &mut self.taken {
+                        room.clear();
+                    }
                     return Some(self.finish(prefix, message));
                 }
                 State::Discard { left, refusal } => {
@@ -219,6 +241,16 @@ where
                 }
                 State::Ended => return None,
             }
+        }
+    }
+
+    /// Drops the begun message, for which there is no room.
+    fn give_up(&mut self) {
+        if let State::Message { begun, prefix } = &self.state {
+            self.state = State::Discard {
+                left: prefix.len - begun.len(),
+                refusal: RequestError::TooManyRequests.into(),
+            };
         }
     }
 
@@ -311,9 +343,15 @@ mod tests {
         testing::{Pieces, frame},
         *,
     };
-    use crate::api::{proto::etcdserverpb as pb, status::Code};
+    use crate::api::{
+        message_room::WINDOW_EXTRA_MAX,
+        proto::etcdserverpb as pb,
+        shares::{Pool, Size},
+        status::Code,
+    };
     use flate2::{Compression, write::GzEncoder};
-    use std::{collections::VecDeque, io::Write};
+    use http_body::Frame;
+    use std::{collections::VecDeque, convert::Infallible, io::Write, task::Waker};
 
     const BYTES_MAX: usize = 100;
 
@@ -405,6 +443,306 @@ mod tests {
                 assert_eq!(after, Ok(None), "nothing follows an error");
             }
         }
+    }
+
+    fn pool(total: usize) -> Arc<Pool> {
+        Pool::new(Size { total, factor: 1 })
+    }
+
+    /// Room of a connection of which no message is held back.
+    fn room_of(pool: &Arc<Pool>) -> Arc<MessageRoom> {
+        MessageRoom::new(pool, &self::pool(0), Waker::noop().clone())
+    }
+
+    /// Reads what has arrived.
+    fn poll<B>(reader: &mut MessageReader<B>) -> Poll<Option<Result<Bytes, Status>>>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
+        reader.poll_message(&mut Context::from_waker(Waker::noop()))
+    }
+
+    /// A body that is never complete.
+    struct Unfinished(Pieces);
+
+    impl http_body::Body for Unfinished {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            match Pin::new(&mut self.0).poll_frame(context) {
+                Poll::Ready(None) => Poll::Pending,
+                data => data,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn unfinished_messages_take_no_more_than_their_share() {
+        let pool = pool(1_000);
+        let room = room_of(&pool);
+        let message = frame(&[7; 90]);
+        let reader_of = |len: usize| {
+            let body = Unfinished(Pieces::of(&message[..len], 10));
+            MessageReader::new(body, Encoding::Identity, BYTES_MAX).within(&room)
+        };
+        let mut begun = Vec::new();
+        let refused = loop {
+            let mut reader = reader_of(85);
+            match poll(&mut reader) {
+                Poll::Pending if matches!(reader.state, State::Message { .. }) => {
+                    begun.push(reader);
+                    assert!(begun.len() < 100, "there is no bound");
+                }
+                // Its bytes are dropped as they come; the client gets its error once it has sent all.
+                Poll::Pending => break reader,
+                Poll::Ready(read) => panic!("it is not complete: {read:?}"),
+            }
+        };
+        assert_eq!(begun.len(), 500 / 80, "half of all, 80 bytes each");
+        assert!(matches!(refused.state, State::Discard { .. }));
+        drop(refused);
+        assert_eq!(pool.used(), begun.len() * 80, "it takes no memory");
+        let whole = MessageReader::new(Pieces::of(&message, 10), Encoding::Identity, BYTES_MAX);
+        let read = whole.within(&room).only_bytes().await;
+        assert_eq!(read, Err(RequestError::TooManyRequests.into()));
+        let mut other = MessageReader::new(Pieces::of(&message, 10), Encoding::Identity, BYTES_MAX)
+            .within(&room_of(&pool));
+        assert_eq!(
+            other.only_bytes().await.unwrap(),
+            [7; 90][..],
+            "others go on"
+        );
+        drop(other);
+        begun.clear();
+        assert_eq!(pool.used(), 0, "all is given back");
+        let mut reader =
+            MessageReader::new(Pieces::of(&message, 10), Encoding::Identity, BYTES_MAX)
+                .within(&room);
+        assert!(reader.only_bytes().await.is_ok());
+        assert_eq!(pool.used(), 0, "a finished message is not held");
+    }
+
+    #[tokio::test]
+    async fn bytes_that_came_before_there_was_a_share_count() {
+        let message = frame(&[7; 90]);
+        let begin = || {
+            let body = Unfinished(Pieces::of(&message[..65], 13));
+            let mut reader = MessageReader::new(body, Encoding::Identity, BYTES_MAX);
+            assert!(poll(&mut reader).is_pending());
+            reader
+        };
+        let pool = pool(150);
+        let room = room_of(&pool);
+        let [mut first, mut second] = [(); 2].map(|()| begin().within(&room));
+        assert!(poll(&mut first).is_pending());
+        assert_eq!(pool.used(), 60);
+        assert!(poll(&mut second).is_pending());
+        assert!(matches!(second.state, State::Discard { left: 30, .. }));
+        drop(first);
+        assert_eq!(pool.used(), 0);
+    }
+
+    /// A message so long that it takes room for all of it, of which all but the last bytes have arrived.
+    const LONG: usize = 3 * FIRST_BYTES;
+
+    fn long(left: usize) -> MessageReader<Unfinished> {
+        let message = frame(&vec![7; LONG]);
+        let arrived = &message[..message.len() - left];
+        MessageReader::new(
+            Unfinished(Pieces::of(arrived, 1_000)),
+            Encoding::Identity,
+            LONG,
+        )
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_is_held_back_until_there_is_room() {
+        let (bytes, held_back) = (pool(2 * LONG), pool(1 << 20));
+        let room = MessageRoom::new(&bytes, &held_back, Waker::noop().clone());
+        let mut first = long(1).within(&room);
+        assert!(poll(&mut first).is_pending());
+        assert_eq!(bytes.used(), LONG, "room for all of it");
+        let mut second = long(0).within(&room);
+        assert!(poll(&mut second).is_pending());
+        assert!(
+            matches!(second.state, State::Message { .. }),
+            "it is not refused"
+        );
+        assert!(bytes.used() <= LONG + FIRST_BYTES);
+        assert!(
+            room.window_extra() > 0,
+            "the connection's window makes up for it"
+        );
+        let waits = tokio::spawn(async move { second.only_bytes().await });
+        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        assert!(!waits.is_finished());
+        drop(first);
+        assert_eq!(waits.await.unwrap().unwrap(), vec![7; LONG]);
+        assert_eq!((bytes.used(), held_back.used()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_is_not_held_back_for_ever() {
+        let (bytes, held_back) = (pool(2 * LONG), pool(1 << 20));
+        let room = MessageRoom::new(&bytes, &held_back, Waker::noop().clone());
+        let mut first = long(1).within(&room);
+        assert!(poll(&mut first).is_pending());
+        let began = tokio::time::Instant::now();
+        let refused = long(0).within(&room).only_bytes().await;
+        assert_eq!(refused, Err(RequestError::TooManyRequests.into()));
+        assert_eq!(began.elapsed().as_secs(), 7);
+        assert_eq!(held_back.used(), 0);
+        assert!(
+            matches!(first.state, State::Message { .. }),
+            "a connection that is short of room ends none of its own messages"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_stops_makes_room_for_those_of_others() {
+        // The first connection takes half, and the second needs more than half of the rest.
+        let (bytes, held_back) = (pool(2 * LONG), pool(1 << 20));
+        let [greedy, other] =
+            [(); 2].map(|()| MessageRoom::new(&bytes, &held_back, Waker::noop().clone()));
+        let mut stalled = long(1).within(&greedy);
+        assert!(poll(&mut stalled).is_pending());
+        let stalled = tokio::spawn(async move {
+            let read = poll_fn(|context| {
+                let read = stalled.poll_message(context);
+                if matches!(stalled.state, State::Discard { .. }) {
+                    return Poll::Ready(None);
+                }
+                read.map(Some)
+            });
+            (read.await, stalled)
+        });
+        tokio::time::sleep(std::time::Duration::from_mins(10)).await;
+        assert!(
+            !stalled.is_finished(),
+            "it may take its time while nobody waits"
+        );
+        let small = MessageReader::new(Pieces::of(&frame(&[7; 90]), 10), Encoding::Identity, LONG);
+        assert!(small.within(&other).only_bytes().await.is_ok());
+        let read = long(0).within(&other).only_bytes().await;
+        assert_eq!(read.unwrap(), vec![7; LONG]);
+        let (read, stalled) = stalled.await.unwrap();
+        assert!(read.is_none());
+        assert!(matches!(stalled.state, State::Discard { left: 1, .. }));
+    }
+
+    /// Polls a reader until its message has lost its room.
+    async fn loses_room(mut reader: MessageReader<Unfinished>) {
+        poll_fn(|context| match reader.poll_message(context) {
+            _ if matches!(reader.state, State::Discard { .. }) => Poll::Ready(()),
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(read) => panic!("it is not complete: {read:?}"),
+        })
+        .await;
+    }
+
+    /// Fills `bytes` with messages of 20 connections, of which as much has arrived as takes no room for the whole, and then no
+    /// more. Returns their connections and readers.
+    fn idle(
+        bytes: &Arc<Pool>,
+        held_back: &Arc<Pool>,
+    ) -> (Vec<Arc<MessageRoom>>, Vec<MessageReader<Unfinished>>) {
+        let rooms: Vec<_> = (0..20)
+            .map(|_| MessageRoom::new(bytes, held_back, Waker::noop().clone()))
+            .collect();
+        let mut readers = Vec::new();
+        for room in &rooms {
+            loop {
+                let mut reader = long(LONG - FIRST_BYTES).within(room);
+                assert!(poll(&mut reader).is_pending());
+                if room.window_extra() > 0 {
+                    break;
+                }
+                readers.push(reader);
+            }
+        }
+        assert!(
+            readers.len() > 60,
+            "they take nearly all: {}",
+            readers.len()
+        );
+        assert_eq!(held_back.used(), 0);
+        (rooms, readers)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn messages_that_stop_at_their_beginning_make_room_for_those_of_others() {
+        let (bytes, held_back) = (pool(64 * FIRST_BYTES), pool(1 << 20));
+        let (_rooms, readers) = idle(&bytes, &held_back);
+        let tasks: Vec<_> = readers
+            .into_iter()
+            .map(|reader| tokio::spawn(loses_room(reader)))
+            .collect();
+        tokio::time::sleep(std::time::Duration::from_mins(10)).await;
+        assert!(
+            tasks.iter().all(|task| !task.is_finished()),
+            "they may take their time while nobody waits"
+        );
+        let honest = MessageRoom::new(&bytes, &held_back, Waker::noop().clone());
+        let began = tokio::time::Instant::now();
+        let read = long(0).within(&honest).only_bytes().await;
+        assert_eq!(read.unwrap(), vec![7; LONG]);
+        assert!(began.elapsed().as_secs() < 7, "the clock of the test");
+        assert!(tasks.iter().any(tokio::task::JoinHandle::is_finished));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_has_its_share_ends_no_messages_of_others() {
+        let (bytes, held_back) = (pool(8 * LONG), pool(1 << 20));
+        let [greedy, slow] =
+            [(); 2].map(|()| MessageRoom::new(&bytes, &held_back, Waker::noop().clone()));
+        let mut stopped = long(1).within(&slow);
+        assert!(poll(&mut stopped).is_pending());
+        let stopped = tokio::spawn(loses_room(stopped));
+        let mut begun: Vec<_> = (0..3).map(|_| long(1).within(&greedy)).collect();
+        for reader in &mut begun {
+            assert!(poll(reader).is_pending());
+        }
+        let refused = long(0).within(&greedy).only_bytes().await;
+        assert_eq!(refused, Err(RequestError::TooManyRequests.into()));
+        assert_eq!(bytes.used(), 4 * LONG, "the pool had room");
+        assert!(!stopped.is_finished());
+    }
+
+    #[tokio::test]
+    async fn messages_that_are_held_back_open_the_window_up_to_a_bound() {
+        let (bytes, held_back) = (pool(0), pool(1 << 26));
+        let room = MessageRoom::new(&bytes, &held_back, Waker::noop().clone());
+        let mut readers: Vec<_> = (0..40).map(|_| long(0).within(&room)).collect();
+        for reader in &mut readers {
+            assert!(poll(reader).is_pending());
+            assert!(room.window_extra() > 0 && room.window_extra() <= WINDOW_EXTRA_MAX);
+        }
+        assert!(held_back.used() > WINDOW_EXTRA_MAX as usize);
+        drop(readers);
+        assert_eq!(room.window_extra(), 0);
+    }
+
+    #[test]
+    fn a_prefix_alone_takes_no_room() {
+        const LONG: usize = 2 * 1024 * 1024;
+        let bytes = frame(&vec![7; LONG]);
+        let capacity = |len: usize| {
+            let body = Unfinished(Pieces::of(&bytes[..len], 10_000));
+            let mut reader = MessageReader::new(body, Encoding::Identity, LONG);
+            assert!(poll(&mut reader).is_pending());
+            match reader.state {
+                State::Message { begun, .. } => begun.capacity(),
+                state => panic!("{state:?}"),
+            }
+        };
+        assert_eq!(capacity(PREFIX_BYTES), 0);
+        assert!(capacity(PREFIX_BYTES + 10) <= 2 * FIRST_BYTES);
+        assert!(capacity(PREFIX_BYTES + FIRST_BYTES) <= 2 * FIRST_BYTES);
+        assert!(capacity(100_000) >= LONG, "room for all of it at once");
     }
 
     fn gzip(message: &[u8]) -> Vec<u8> {

@@ -5,7 +5,6 @@ use super::status::Status;
 /// The services whose answers are spliced from stored bytes; tonic's generated servers serve all others.
 const SPLICED: [&str; 2] = ["/etcdserverpb.KV/", "/etcdserverpb.Watch/"];
 
-/// The watch stream.
 pub(super) const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
 /// etcd: the methods that a learner serves. Of ranges it serves only the serializable ones, which the range itself checks.
@@ -26,12 +25,28 @@ const SERVER_STREAMS: [&str; 4] = [
     "/v3electionpb.Election/Observe",
 ];
 
+/// The methods of tonic's services that watch keys for their caller.
+const WATCHING: [&str; 3] = [
+    "/v3lockpb.Lock/Lock",
+    "/v3electionpb.Election/Campaign",
+    "/v3electionpb.Election/Observe",
+];
+
+pub(super) fn is_watching(path: &str) -> bool {
+    WATCHING.contains(&path)
+}
+
 pub(super) fn is_spliced(path: &str) -> bool {
     SPLICED.iter().any(|service| path.starts_with(service))
 }
 
 pub(super) fn is_served_by_learners(path: &str) -> bool {
     LEARNER.contains(&path)
+}
+
+/// Whether the answer goes on after the call's function has returned.
+pub(super) fn answers_stream(path: &str) -> bool {
+    path == WATCH || takes_stream(path) || SERVER_STREAMS.contains(&path)
 }
 
 pub(super) fn takes_stream(path: &str) -> bool {

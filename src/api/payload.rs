@@ -1,7 +1,8 @@
 //! The bytes of a response as a list of pieces, so that long stored values and shared events are sent without a copy.
 
+use super::answer_budget::Charge;
 use bytes::{Buf, Bytes};
-use std::collections::VecDeque;
+use std::{collections::VecDeque, time::Duration};
 
 /// Bytes in pieces. Nearly every response is short and has one.
 ///
@@ -10,6 +11,8 @@ use std::collections::VecDeque;
 pub struct Payload {
     front: Bytes,
     rest: Option<Box<Rest>>,
+    /// The budget that its bytes count against until they are sent.
+    charge: Option<Charge>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -33,6 +36,23 @@ impl Payload {
         rest.pieces.push_back(piece);
     }
 
+    /// Counts the bytes against a budget until they are sent or dropped.
+    #[must_use]
+    pub(super) fn charged(mut self, charge: Charge) -> Self {
+        self.charge = Some(charge);
+        self
+    }
+
+    /// Whether its bytes count against a budget.
+    pub(super) fn is_charged(&self) -> bool {
+        self.charge.is_some()
+    }
+
+    /// How long the client may take for a part of it; `None` if there is no limit.
+    pub(super) fn stall_max(&self) -> Option<Duration> {
+        self.charge.as_ref().and_then(Charge::stall_max)
+    }
+
     /// Removes the first `len` bytes, which must exist.
     #[must_use]
     pub fn split_to(&mut self, mut len: usize) -> Self {
@@ -41,7 +61,11 @@ impl Payload {
             "a payload of {} bytes has no {len}",
             self.remaining()
         );
-        let mut taken = Self::default();
+        let charge = self.charge.as_mut();
+        let mut taken = Self {
+            charge: charge.map(|charge| charge.split(len)),
+            ..Self::default()
+        };
         while len > 0 {
             let piece = self.front.split_to(len.min(self.front.len()));
             len -= piece.len();
@@ -57,7 +81,7 @@ impl Payload {
         self.copy_to_bytes(len)
     }
 
-    /// Restores the invariant of `front`.
+    /// Makes the invariant of `front` hold again.
     fn refill(&mut self) {
         let Some(rest) = self.rest.as_mut().filter(|_| self.front.is_empty()) else {
             return;
@@ -71,7 +95,11 @@ impl Payload {
 
 impl From<Bytes> for Payload {
     fn from(front: Bytes) -> Self {
-        Self { front, rest: None }
+        Self {
+            front,
+            rest: None,
+            charge: None,
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use crate::{
     kv::{
         command::{DeleteRangeDone, EncodedKv, OpDone, PutDone, RangeDone, TxnDone},
         range::COPIED_MIN,
+        record::varint_len,
     },
     types::{ClusterId, MemberId, Revision, Term},
 };
@@ -18,20 +19,76 @@ use bytes::Bytes;
 
 /// The header of a response: who answered, in which state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(
+    face,
+    expect(
+        unnameable_types,
+        reason = "only in a conversion to a type of protobuf"
+    )
+)]
 pub struct Header {
-    /// The cluster.
     pub cluster: ClusterId,
     /// The member that answered.
     pub member: MemberId,
-    /// The store's revision.
     pub revision: Revision,
-    /// The member's term.
     pub term: Term,
 }
 
 /// `RangeResponse`.
 pub fn range(header: &Header, done: &RangeDone) -> Result<Encoded, Status> {
     Encoded::of(&RangeFields::of(Some(header), done))
+}
+
+/// A `RangeResponse` that is sent in parts, because it is long.
+#[derive(Clone, Copy, Debug)]
+pub struct RangeParts {
+    /// Whether the limit cut results off.
+    pub more: bool,
+    /// Keys in the range.
+    pub count: i64,
+}
+
+impl RangeParts {
+    /// What a result of `len` bytes takes in the message.
+    pub fn kv_len(len: usize) -> usize {
+        1 + varint_len(len as u64) + len
+    }
+
+    /// The beginning, if all results take `kvs_len` bytes in the message.
+    pub fn beginning(&self, header: &Header, kvs_len: usize) -> Result<Encoded, Status> {
+        let ends = RangeFields {
+            header: Some(header),
+            kvs: &[],
+            more: self.more,
+            count: self.count,
+        };
+        let begins = RangeFields {
+            more: false,
+            count: 0,
+            ..ends
+        };
+        Encoded::beginning(message_len(&ends) + kvs_len, &begins)
+    }
+
+    /// Some of the results.
+    pub fn kvs(kvs: &[EncodedKv]) -> Encoded {
+        Encoded::part(&RangeFields {
+            header: None,
+            kvs,
+            more: false,
+            count: 0,
+        })
+    }
+
+    /// The end, after all results.
+    pub fn end(&self) -> Encoded {
+        Encoded::part(&RangeFields {
+            header: None,
+            kvs: &[],
+            more: self.more,
+            count: self.count,
+        })
+    }
 }
 
 /// `PutResponse`.
@@ -72,7 +129,6 @@ pub fn stream_end(header: &Header, done: &RangeDone) -> Result<Encoded, Status> 
 /// The fields of a `WatchResponse` except its events.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WatchReply {
-    /// The header.
     pub header: Header,
     /// The watch, or -1.
     pub watch_id: i64,

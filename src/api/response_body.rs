@@ -18,7 +18,6 @@ use tokio::sync::mpsc;
 pub enum ResponseBody {
     /// No bytes: the response has ended, or the headers have a gRPC error.
     Empty,
-    /// Plain bytes.
     Plain(Bytes),
     /// One gRPC message, then the trailers.
     Message(Encoded),

@@ -17,6 +17,8 @@ pub struct ListenLimits {
     pub streams_max: u32,
     /// How long a connection may be idle before it is pinged.
     pub keepalive_interval: Duration,
+    /// The same while client connections are scarce.
+    pub keepalive_scarce: Duration,
     /// How long the client may take to answer a ping.
     pub keepalive_timeout: Duration,
     /// How long calls in flight may take to end when the server stops.
@@ -29,6 +31,7 @@ impl Default for ListenLimits {
             connections_max: 20_000,
             streams_max: 16_384,
             keepalive_interval: Duration::from_hours(2),
+            keepalive_scarce: Duration::from_mins(1),
             keepalive_timeout: Duration::from_secs(20),
             stop_timeout: Duration::from_secs(5),
         }

@@ -7,16 +7,18 @@ use crate::{
     actors::{
         membership_change::ChangeRefusal, range_chunks::NotStreamable, requests::RequestError,
     },
+    auth::AuthError,
     kv::KvError,
     services::{election::ElectionError, lock::LockError},
 };
 use std::borrow::Cow;
 
-/// How the refusal of a message begins that cannot be decoded.
+/// The beginning of the error for a message that cannot be decoded.
 const MALFORMED: &str = "grpc: error unmarshalling request: ";
 
 /// A gRPC status code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(face, expect(unnameable_types, reason = "a part of `Status`"))]
 pub enum Code {
     /// The caller cancelled the call or left.
     Canceled = 1,
@@ -28,6 +30,8 @@ pub enum Code {
     DeadlineExceeded = 4,
     /// Something that the request names does not exist.
     NotFound = 5,
+    /// The user may not do this.
+    PermissionDenied = 7,
     /// A size or a quota is exhausted.
     ResourceExhausted = 8,
     /// The current state does not allow the operation.
@@ -42,13 +46,40 @@ pub enum Code {
     Unavailable = 14,
     /// The replicated state is damaged.
     DataLoss = 15,
+    /// The credentials are not good.
+    Unauthenticated = 16,
+}
+
+impl Code {
+    /// gRPC's name of it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Canceled => "Canceled",
+            Self::Unknown => "Unknown",
+            Self::InvalidArgument => "InvalidArgument",
+            Self::DeadlineExceeded => "DeadlineExceeded",
+            Self::NotFound => "NotFound",
+            Self::PermissionDenied => "PermissionDenied",
+            Self::ResourceExhausted => "ResourceExhausted",
+            Self::FailedPrecondition => "FailedPrecondition",
+            Self::OutOfRange => "OutOfRange",
+            Self::Unimplemented => "Unimplemented",
+            Self::Internal => "Internal",
+            Self::Unavailable => "Unavailable",
+            Self::DataLoss => "DataLoss",
+            Self::Unauthenticated => "Unauthenticated",
+        }
+    }
 }
 
 /// The error of a call, as the client receives it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{code:?}: {message}")]
+#[cfg_attr(
+    face,
+    expect(unnameable_types, reason = "only in a conversion to a type of tonic")
+)]
 pub struct Status {
-    /// Its class.
     pub code: Code,
     /// etcd's text.
     pub message: Cow<'static, str>,
@@ -63,6 +94,46 @@ impl Status {
         }
     }
 
+    /// The text, if the call was refused because of its caller's credentials or rights. Locks and elections return that text with
+    /// another code.
+    pub(super) fn refusal(&self) -> Option<&'static str> {
+        let texts = [
+            AuthError::PermissionDenied,
+            AuthError::InvalidToken,
+            AuthError::UserEmpty,
+            AuthError::OldRevision,
+            AuthError::AuthenticationFailed,
+            AuthError::NoPasswordUser,
+            AuthError::TooManyFailedLogins,
+        ]
+        .map(|error| Self::from(error).message);
+        let found = texts.into_iter().find_map(|text| match text {
+            Cow::Borrowed(text) if self.message == text => Some(text),
+            Cow::Borrowed(_) | Cow::Owned(_) => None,
+        })?;
+        Some(found.split_once(": ").map_or(found, |(_, reason)| reason))
+    }
+
+    /// The member is starting.
+    pub fn not_started(waits_for: &str) -> Self {
+        let text = format!("etcdserver: not started yet: {waits_for}");
+        Self::new(Code::Unavailable, text)
+    }
+
+    /// A member without a vote refuses a call. etcd: up to 3.5 the code was another one. etcd's Go clients try their next
+    /// endpoint only if code and text are those of their own version, which they send in each call.
+    pub fn learner(client_version: Option<&[u8]>) -> Self {
+        let of = |version: &[u8], minor: &[u8]| {
+            let rest = version.strip_prefix(minor);
+            rest.is_some_and(|rest| rest.first().is_none_or(|next| *next == b'.'))
+        };
+        let old = client_version.is_some_and(|it| of(it, b"3.4") || of(it, b"3.5"));
+        match Self::from(RequestError::Learner) {
+            status if old => Self::new(Code::Unavailable, status.message),
+            status => status,
+        }
+    }
+
     /// The message on the wire is longer than the server receives.
     pub fn received_too_large(len: usize, max: usize) -> Self {
         let text = format!("grpc: received message larger than max ({len} vs. {max})");
@@ -72,6 +143,12 @@ impl Status {
     /// The response is longer than a gRPC message can be.
     pub fn sent_too_large(len: usize, max: usize) -> Self {
         let text = format!("grpc: trying to send message larger than max ({len} vs. {max})");
+        Self::new(Code::ResourceExhausted, text)
+    }
+
+    /// Too many bytes of long answers wait for slow clients.
+    pub fn answers_wait() -> Self {
+        let text = "etcdserver: too many answers wait for their clients";
         Self::new(Code::ResourceExhausted, text)
     }
 
@@ -90,7 +167,7 @@ impl Status {
         Self::new(Code::Unknown, "unexpected EOF")
     }
 
-    /// The same refusal of a message, if the call answers one message with a stream.
+    /// The same error as gRPC words it for a call that answers one message with a stream.
     pub(super) fn of_server_stream(self) -> Self {
         if self == Self::no_message() {
             let text =
@@ -146,14 +223,6 @@ impl Status {
         Self::new(Code::ResourceExhausted, text)
     }
 
-    /// etcd: a password cannot be checked while authentication is off.
-    pub fn auth_not_enabled() -> Self {
-        Self::new(
-            Code::FailedPrecondition,
-            "etcdserver: authentication is not enabled",
-        )
-    }
-
     /// The request's path is not `/service/method`.
     pub fn malformed_path(path: &str) -> Self {
         Self::new(
@@ -162,7 +231,6 @@ impl Status {
         )
     }
 
-    /// No such service.
     pub fn unknown_service(service: &str) -> Self {
         Self::new(Code::Unimplemented, format!("unknown service {service}"))
     }
@@ -216,7 +284,7 @@ impl Status {
         Self::new(Code::Unknown, "\"leader\" field must be provided")
     }
 
-    /// etcd: locks and elections are clients inside the server, and the errors that they pass on lose their codes.
+    /// etcd: locks and elections use a client inside the server, so the errors that they return have lost their codes.
     fn without_code(error: RequestError) -> Self {
         Self::new(Code::Unknown, Self::from(error).message)
     }
@@ -238,6 +306,69 @@ impl From<ElectionError> for Status {
             ElectionError::NoLeader => Self::new(Code::Unknown, "election: no leader"),
             ElectionError::NotLeader => Self::new(Code::Unknown, "election: not leader"),
         }
+    }
+}
+
+impl From<AuthError> for Status {
+    fn from(error: AuthError) -> Self {
+        use Code::{FailedPrecondition, InvalidArgument, PermissionDenied, Unauthenticated};
+        let (code, text) = match error {
+            AuthError::RootUserMissing => {
+                (FailedPrecondition, "etcdserver: root user does not exist")
+            }
+            AuthError::RootRoleMissing => (
+                FailedPrecondition,
+                "etcdserver: root user does not have root role",
+            ),
+            AuthError::UserExists => (FailedPrecondition, "etcdserver: user name already exists"),
+            AuthError::UserEmpty => (InvalidArgument, "etcdserver: user name is empty"),
+            AuthError::UserNotFound => (FailedPrecondition, "etcdserver: user name not found"),
+            AuthError::RoleExists => (FailedPrecondition, "etcdserver: role name already exists"),
+            AuthError::RoleEmpty => (InvalidArgument, "etcdserver: role name is empty"),
+            AuthError::RoleNotFound => (FailedPrecondition, "etcdserver: role name not found"),
+            AuthError::AuthenticationFailed => (
+                InvalidArgument,
+                "etcdserver: authentication failed, invalid user ID or password",
+            ),
+            // etcd: its table lacks these three.
+            AuthError::NoPasswordUser => (
+                Code::Unknown,
+                "auth: authentication failed, password was given for no password user",
+            ),
+            AuthError::PasswordTooLong => {
+                (Code::Unknown, "bcrypt: password length exceeds 72 bytes")
+            }
+            AuthError::PermissionNotGiven => (InvalidArgument, "etcdserver: permission not given"),
+            AuthError::PermissionDenied => (PermissionDenied, "etcdserver: permission denied"),
+            AuthError::RoleNotGranted => (
+                FailedPrecondition,
+                "etcdserver: role is not granted to the user",
+            ),
+            AuthError::PermissionNotGranted => (
+                FailedPrecondition,
+                "etcdserver: permission is not granted to the role",
+            ),
+            AuthError::NotEnabled => (
+                FailedPrecondition,
+                "etcdserver: authentication is not enabled",
+            ),
+            AuthError::InvalidToken => (Unauthenticated, "etcdserver: invalid auth token"),
+            AuthError::InvalidManagement => {
+                (InvalidArgument, "etcdserver: invalid auth management")
+            }
+            AuthError::VerifyOnly => (
+                Code::Unknown,
+                "auth: token signing attempted with verify-only key",
+            ),
+            AuthError::TooManyFailedLogins => (
+                Code::ResourceExhausted,
+                "etcdserver: too many failed logins, try again later",
+            ),
+            AuthError::OldRevision => {
+                (InvalidArgument, "etcdserver: revision of auth store is old")
+            }
+        };
+        Self::new(code, text)
     }
 }
 
@@ -289,6 +420,10 @@ impl From<KvError> for Status {
                 asked_secs: _,
                 max_secs: _,
             } => (Code::OutOfRange, "etcdserver: too large lease TTL"),
+            KvError::AnswerTooLarge { bytes_max: _ } => {
+                (Code::ResourceExhausted, "etcdserver: answer is too large")
+            }
+            KvError::Auth(error) => return error.into(),
         };
         Self::new(code, text)
     }
@@ -329,7 +464,6 @@ impl From<RequestError> for Status {
             ),
             RequestError::DeadlineNoLeader => return Self::deadline_exceeded(),
             RequestError::NoLeader => (Code::Unavailable, "etcdserver: no leader"),
-            RequestError::LeaderChanged => (Code::Unavailable, "etcdserver: leader changed"),
             RequestError::NotLeader => (Code::FailedPrecondition, "etcdserver: not leader"),
             RequestError::BadTransferee => (
                 Code::FailedPrecondition,
@@ -461,7 +595,24 @@ mod tests {
                 11,
                 "too large lease TTL",
             ),
+            (
+                KvError::AnswerTooLarge { bytes_max: 1 },
+                8,
+                "answer is too large",
+            ),
         ]);
+    }
+
+    #[test]
+    fn a_learner_refuses_with_the_code_that_the_client_knows() {
+        let code = |version: Option<&str>| Status::learner(version.map(str::as_bytes)).code;
+        for version in ["3.4", "3.4.27", "3.5", "3.5.30"] {
+            assert_eq!(code(Some(version)), Code::Unavailable, "{version}");
+        }
+        for version in ["3.6.0", "3.7", "3.50", ""] {
+            assert_eq!(code(Some(version)), Code::FailedPrecondition, "{version}");
+        }
+        assert_eq!(code(None), Code::FailedPrecondition);
     }
 
     #[test]
@@ -485,7 +636,6 @@ mod tests {
                 "request timed out, possibly due to connection lost",
             ),
             (RequestError::NoLeader, 14, "no leader"),
-            (RequestError::LeaderChanged, 14, "leader changed"),
             (RequestError::NotLeader, 9, "not leader"),
             (RequestError::Stopped, 14, "server stopped"),
         ]);

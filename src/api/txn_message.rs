@@ -1,7 +1,7 @@
 //! Decodes `TxnRequest`, however deep transactions nest in it, as long as their number and depth are allowed.
 //!
-//! The protobuf library stops at a hundred messages in each other, which are fifty transactions; etcd takes 128. So where they
-//! nest deeper, this splits the message at its nested transactions and has the library decode what is between them.
+//! The protobuf library decodes at most 100 levels of messages, which are 50 levels of transactions; etcd accepts 128. So a
+//! deeper message is split at its nested transactions, and the library decodes the parts between them.
 
 use super::{
     proto::{etcdserverpb as pb, wire_types},
@@ -33,11 +33,11 @@ fn deep(message: &[u8]) -> Result<pb::TxnRequest, DecodeError> {
         match number {
             SUCCESS => txn.success.push(operation(content)?),
             FAILURE => txn.failure.push(operation(content)?),
-            // Compares, and fields that nobody knows.
+            // Compares, and unknown fields.
             _ => txn.merge(fields.last_field())?,
         }
     }
-    // What cannot be split into fields is for the library to name.
+    // The library reports what cannot be split into fields.
     txn.merge(fields.rest())?;
     Ok(txn)
 }
@@ -98,7 +98,7 @@ mod tests {
             assert_eq!(decoded(bytes.clone()), Some(txn.clone()), "{levels} levels");
             assert_eq!(deep(&bytes).ok(), Some(txn), "{levels} levels");
             let mut more = bytes.clone();
-            more.extend_from_slice(b"\x78\x01"); // a field that nobody knows
+            more.extend_from_slice(b"\x78\x01"); // an unknown field
             assert!(decoded(more).is_some(), "{levels} levels");
             let cut = &bytes[..bytes.len().saturating_sub(1)];
             assert_eq!(decoded(cut.to_vec()).is_some(), levels == 1);

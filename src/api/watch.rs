@@ -1,31 +1,37 @@
 //! `etcdserverpb.Watch`: one stream of requests, one of responses, with any number of watches.
 //!
-//! Requests are read one at a time, and only while the queue of responses has room: a client that does not read responses cannot
-//! make the queue longer.
+//! A stream takes no room among the member's streams before its first watch. Requests are read one at a time, and only while the
+//! queue of responses has room: a client that does not read responses cannot make the queue longer.
 
 use super::{
     Api, convert,
     frames::{Encoded, Frames, SPLICED_BYTES_MIN},
+    lines,
     message_reader::MessageReader,
     proto::etcdserverpb as pb,
     reply::WatchReply,
     status::Status,
 };
-use crate::failpoint::{FailPoint, hit};
 use crate::{
     actors::{
         requests::RequestError,
         watch_hub::WatchRequest,
         watch_stream::{WatchRequests, WatchResponses, WatchStream},
     },
+    audit::{Ended, Subject},
+    auth::AuthError,
+    failpoint::{FailPoint, hit},
     kv::{
         KvError,
-        watch::{Body, Event, Events, Refusal, Response, WatchId},
+        watch::{Body, Event, Events, HolderId, Refusal, Response, WatchId, WatchSpec},
     },
 };
 use bytes::Bytes;
 use pb::watch_request::RequestUnion;
-use std::cell::Cell;
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+};
 use tokio::sync::mpsc;
 
 /// Available responses are sent together, up to this many bytes: about the size of an HTTP/2 frame.
@@ -34,6 +40,13 @@ const PIECE_BYTES: usize = 16 * 1024;
 /// The approximate length of a response without its events.
 const WITHOUT_EVENTS_BYTES: usize = 64;
 
+/// The reason in the last response of a watch whose user has lost the right to it.
+const PERMISSION_DENIED: &str = "etcdserver: permission denied";
+
+/// The most create requests whose ranges are kept for the audit log until they are answered. The lines of further ones have no
+/// range.
+const SUBJECTS_MAX: usize = 256;
+
 type Out = mpsc::Sender<Result<Encoded, Status>>;
 
 /// What both directions of a stream share: whether a response can still follow.
@@ -41,29 +54,27 @@ type Out = mpsc::Sender<Result<Encoded, Status>>;
 struct Outstanding {
     /// Create requests without a response so far.
     creating: Cell<usize>,
-    /// Watches that exist.
     watches: Cell<usize>,
     /// Whether the client has closed its side.
     half_closed: Cell<bool>,
+    /// What the oldest of those create requests ask for, if the audit log is on: they are answered in their order.
+    asked: RefCell<VecDeque<Subject>>,
 }
 
 impl Api {
     /// `Watch.Watch`. It ends with OK only if the client has closed its side and has no watch left. After `Unavailable`, etcd's
-    /// clients resume their watches at another member.
+    /// clients resume their watches at another member. All watches of a `holder` count against its share of the member's
+    /// watchers.
     pub async fn watch<B>(
         &self,
-        messages: MessageReader<B>,
+        mut messages: MessageReader<B>,
         leader_required: bool,
+        holder: Option<HolderId>,
         out: &Out,
     ) -> Result<(), Status>
     where
         B: http_body::Body<Data = Bytes> + Unpin,
     {
-        let WatchStream {
-            requests,
-            responses,
-        } = self.requests.watch_stream().await?;
-        let outstanding = Outstanding::default();
         let leader_lost = async {
             if leader_required {
                 let patience = self.requests.limits().leader_patience;
@@ -72,19 +83,55 @@ impl Api {
                 std::future::pending::<()>().await;
             }
         };
+        let watching = async {
+            match first_watch(&mut messages).await? {
+                // Boxed: a stream without watches does not need its room.
+                Some(first) => {
+                    Box::pin(self.serve_watches(first, &mut messages, holder, out)).await
+                }
+                None => Ok(()),
+            }
+        };
         tokio::select! {
-            ended = self.take_requests(messages, &requests, &outstanding) => ended,
-            ended = self.send_responses(responses, &outstanding, out) => ended,
+            ended = watching => ended,
             () = self.requests.taken_out() => Err(RequestError::Kv(KvError::Corrupt).into()),
             () = leader_lost => Err(RequestError::NoLeader.into()),
             () = self.stopping() => Err(RequestError::Stopped.into()),
         }
     }
 
+    /// Opens a stream and serves it to its end.
+    async fn serve_watches<B>(
+        &self,
+        first: WatchSpec,
+        messages: &mut MessageReader<B>,
+        holder: Option<HolderId>,
+        out: &Out,
+    ) -> Result<(), Status>
+    where
+        B: http_body::Body<Data = Bytes> + Unpin,
+    {
+        let WatchStream {
+            requests,
+            responses,
+        } = self.requests.watch_stream_of(holder).await?;
+        let outstanding = Outstanding::default();
+        let taking = async {
+            self.note_asked(&first, &outstanding);
+            outstanding.creating.set(1);
+            requests.ask(WatchRequest::Create(first)).await?;
+            self.take_requests(messages, &requests, &outstanding).await
+        };
+        tokio::select! {
+            ended = taking => ended,
+            ended = self.send_responses(responses, &outstanding, out) => ended,
+        }
+    }
+
     /// Reads requests until the client closes its side. Then it never returns unless every watch has ended.
     async fn take_requests<B>(
         &self,
-        mut messages: MessageReader<B>,
+        messages: &mut MessageReader<B>,
         requests: &WatchRequests,
         outstanding: &Outstanding,
     ) -> Result<(), Status>
@@ -97,8 +144,10 @@ impl Api {
             };
             let request = match request {
                 RequestUnion::CreateRequest(create) => {
+                    let spec = convert::watch(&create);
+                    self.note_asked(&spec, outstanding);
                     outstanding.creating.set(outstanding.creating.get() + 1);
-                    WatchRequest::Create(convert::watch(&create))
+                    WatchRequest::Create(spec)
                 }
                 RequestUnion::CancelRequest(cancel) => {
                     WatchRequest::Cancel(WatchId(cancel.watch_id))
@@ -125,6 +174,7 @@ impl Api {
             responses.next_some(PIECE_BYTES, &mut taken).await?;
             let mut piece = Frames::with_capacity(taken.iter().map(written_len).sum());
             let written = taken.drain(..).try_for_each(|response| {
+                self.log_watch(&response, outstanding);
                 outstanding.note(&response);
                 self.write_response(&response, &mut piece)
             });
@@ -138,6 +188,49 @@ impl Api {
             if outstanding.is_done() {
                 return Ok(());
             }
+        }
+    }
+
+    fn note_asked(&self, spec: &WatchSpec, outstanding: &Outstanding) {
+        let mut asked = outstanding.asked.borrow_mut();
+        if self.line.is_some()
+            && asked.len() < SUBJECTS_MAX
+            && asked.len() == outstanding.creating.get()
+        {
+            asked.push_back(lines::of_watch(spec));
+        }
+    }
+
+    /// Logs what became of a watch: that it was created or refused, or that its user may not have it any more.
+    fn log_watch(&self, response: &Response, outstanding: &Outstanding) {
+        let Some(line) = &self.line else {
+            return;
+        };
+        let next = || {
+            outstanding
+                .asked
+                .borrow_mut()
+                .pop_front()
+                .unwrap_or_default()
+        };
+        match &response.body {
+            Body::Created => line.part(next(), &Ended::OK),
+            Body::Refused(refusal) => {
+                let status = match refusal {
+                    Refusal::Denied(error) => Status::from(*error),
+                    Refusal::TooManyWatchers => RequestError::TooManyRequests.into(),
+                    Refusal::DuplicateId
+                    | Refusal::ReservedId
+                    | Refusal::EmptyRange
+                    | Refusal::NegativeStart => Status::canceled(),
+                };
+                line.part(next(), &lines::ended(&status));
+            }
+            Body::Denied => {
+                let watch = lines::of_other("watch_id", response.watch.0.to_string());
+                line.part(watch, &lines::ended(&AuthError::PermissionDenied.into()));
+            }
+            Body::Events { .. } | Body::Progress | Body::Cancelled | Body::Compacted { .. } => {}
         }
     }
 
@@ -164,6 +257,10 @@ impl Api {
             }
             Body::Progress => {}
             Body::Cancelled => reply.canceled = true,
+            Body::Denied => {
+                reply.canceled = true;
+                reply.cancel_reason = PERMISSION_DENIED;
+            }
             Body::Compacted { oldest } => {
                 reply.canceled = true;
                 reply.compact_revision = oldest.0;
@@ -171,6 +268,19 @@ impl Api {
         }
         piece.add_watch(&reply, Bytes::new())
     }
+}
+
+/// The first watch that a client asks for; `None` once it has closed its side. Without a watch, the other requests get no answer.
+async fn first_watch<B>(messages: &mut MessageReader<B>) -> Result<Option<WatchSpec>, Status>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    while let Some(request) = messages.next::<pb::WatchRequest>().await? {
+        if let Some(RequestUnion::CreateRequest(create)) = request.request_union {
+            return Ok(Some(convert::watch(&create)));
+        }
+    }
+    Ok(None)
 }
 
 /// The approximate number of bytes that are copied for a response: long events are not.
@@ -216,6 +326,16 @@ fn cancel_reason(refusal: Refusal) -> &'static str {
         Refusal::ReservedId => "mvcc: watch ID -1 is reserved",
         Refusal::EmptyRange => "mvcc: watcher range is empty",
         Refusal::NegativeStart => "etcdserver: mvcc: required revision has been compacted",
+        // etcd: these reasons are whole errors of gRPC, which its client compares.
+        Refusal::Denied(AuthError::InvalidToken) => {
+            "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token"
+        }
+        Refusal::Denied(AuthError::UserEmpty) => {
+            "rpc error: code = InvalidArgument desc = etcdserver: user name is empty"
+        }
+        Refusal::Denied(_) => {
+            "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
+        }
         Refusal::TooManyWatchers => "etcdserver: too many requests",
     }
 }
@@ -229,7 +349,7 @@ impl Outstanding {
                 watches.set(watches.get() + 1);
             }
             Body::Refused(_) => creating.set(creating.get().saturating_sub(1)),
-            Body::Cancelled | Body::Compacted { .. } => {
+            Body::Cancelled | Body::Denied | Body::Compacted { .. } => {
                 watches.set(watches.get().saturating_sub(1));
             }
             Body::Events { .. } | Body::Progress => {}

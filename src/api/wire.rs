@@ -6,14 +6,22 @@
 //! the connection's task calls at the end of its turn. The buffers belong to the arbiter: a connection has some only while bytes
 //! wait.
 //!
+//! What frames cost besides their bytes is counted here (see `frame_budget`): a turn has room for some thousand of them, or some
+//! dozens of cancelled calls, and a client that sends frames without calls and without end is reported by [`Wire::take_flood`]. A
+//! connection that has used up its turn goes on once the event loop has looked at all sockets, so clients that ask for little go
+//! first.
+//!
 //! Header blocks are repaired as they are received; see [`authority`](super::authority).
 
-use super::authority::Repair;
+use super::{
+    authority::Repair,
+    frame_budget::{Exhausted, FrameBudget},
+};
 use bytes::{Buf, BytesMut};
 use std::{
     cell::{Cell, RefCell},
     io, mem,
-    pin::Pin,
+    pin::{Pin, pin},
     rc::Rc,
     task::{Context, Poll, ready},
 };
@@ -27,6 +35,9 @@ pub const TURN_BYTES_MAX: usize = 4 * READ_BYTES;
 
 /// Unsent bytes; a writer with more waits for the client to read.
 const UNSENT_BYTES_MAX: usize = 64 * 1024;
+
+/// How a TLS handshake begins: with the type of its record, and the major version, which is 3 in the records of TLS 1.x.
+const TLS_HANDSHAKE: [u8; 2] = [0x16, 0x03];
 
 /// A buffer with more capacity than this is not kept.
 const KEPT_BYTES_MAX: usize = 2 * UNSENT_BYTES_MAX;
@@ -60,6 +71,15 @@ struct End<S> {
     held: Cell<bool>,
     reads: Cell<u64>,
     turn_bytes: Cell<usize>,
+    flood: Cell<Flood>,
+}
+
+/// Whether the client sends frames that carry no call, without end. Then nothing more is read from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flood {
+    No,
+    Found,
+    Reported,
 }
 
 #[derive(Debug)]
@@ -70,6 +90,9 @@ struct Socket<S> {
     /// Received and not read yet.
     ready: BytesMut,
     ended: bool,
+    budget: FrameBudget,
+    /// How many bytes of a turn the frames in `ready` take besides their own.
+    weight: usize,
     /// Written bytes, of which the first `sent` were sent.
     unsent: Vec<u8>,
     sent: usize,
@@ -91,6 +114,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             buffers,
             ready: BytesMut::new(),
             ended: false,
+            budget: FrameBudget::default(),
+            weight: 0,
             unsent: Vec::new(),
             sent: 0,
         };
@@ -99,6 +124,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             held: Cell::new(false),
             reads: Cell::new(0),
             turn_bytes: Cell::new(0),
+            flood: Cell::new(Flood::No),
         };
         Self { end: Rc::new(end) }
     }
@@ -110,8 +136,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             if let Some(http2) = socket.repair.is_http2() {
                 return Poll::Ready(Ok(http2));
             }
-            ready!(socket.poll_receive(context, &mut ReadBuf::new(&mut [])))?;
+            // The reads that follow report a flood.
+            drop(ready!(
+                socket.poll_receive(context, &mut ReadBuf::new(&mut []))
+            )?);
         }
+    }
+
+    /// Whether what was received first, after [`Wire::poll_is_http2`], is the beginning of a TLS handshake.
+    pub fn begins_with_tls(&self) -> bool {
+        self.end.socket.borrow().ready.starts_with(&TLS_HANDSHAKE)
     }
 
     /// From now on only [`Wire::poll_send`] sends, unless more than `UNSENT_BYTES_MAX` wait.
@@ -129,6 +163,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.end.socket.borrow_mut().poll_send(context)
     }
 
+    /// Whether the client has exceeded its budget of frames without calls, so that the connection must be closed. True only once.
+    pub fn take_flood(&self) -> bool {
+        let found = self.end.flood.get() == Flood::Found;
+        if found {
+            self.end.flood.set(Flood::Reported);
+        }
+        found
+    }
+
+    /// The streams that the client has reset. Empty while received bytes are unread, so that the library has read these resets
+    /// too.
+    pub fn take_resets(&self) -> Vec<u32> {
+        let socket = &mut *self.end.socket.borrow_mut();
+        if socket.ready.is_empty() {
+            socket.repair.take_resets()
+        } else {
+            Vec::new()
+        }
+    }
+
     /// Counts the reads that returned bytes.
     pub fn reads(&self) -> u64 {
         self.end.reads.get()
@@ -136,18 +190,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
-    /// Receives what has arrived, into `out` and what does not fit there into `ready`; or notes the end.
+    /// Reads once from the socket, into `out`; what does not fit there goes into `ready`. Returns [`Exhausted`] if the client has
+    /// sent too many frames that carry no call.
     fn poll_receive(
         &mut self,
         context: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<io::Result<Result<(), Exhausted>>> {
         let Self {
             stream,
             repair,
             buffers,
             ready,
             ended,
+            budget,
+            weight,
             ..
         } = self;
         let mut scratch = buffers.read.borrow_mut();
@@ -165,7 +222,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
             out.put_slice(&bytes[..fits]);
             ready.extend_from_slice(&bytes[fits..]);
         });
-        Poll::Ready(Ok(()))
+        let tally = repair.take_tally();
+        *weight += tally.turn_bytes();
+        Poll::Ready(Ok(budget.received(tally)))
     }
 
     /// Moves bytes from `ready` to the caller.
@@ -182,13 +241,26 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         &mut self,
         context: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<io::Result<Result<(), Exhausted>>> {
         let before = out.filled().len();
         while self.ready.is_empty() && !self.ended && out.filled().len() == before {
-            ready!(self.poll_receive(context, out))?;
+            if let Err(flood) = ready!(self.poll_receive(context, out))? {
+                return Poll::Ready(Ok(Err(flood)));
+            }
         }
         self.give(out);
-        Poll::Ready(Ok(()))
+        Poll::Ready(Ok(Ok(())))
+    }
+
+    /// The part of `weight` that falls to `given` bytes, which were just read.
+    fn take_weight(&mut self, given: usize) -> usize {
+        if self.weight == 0 {
+            return 0;
+        }
+        let all = given + self.ready.len();
+        let part = (self.weight * given).checked_div(all).unwrap_or_default();
+        self.weight -= part;
+        part
     }
 
     fn poll_write(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
@@ -197,7 +269,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
         }
         if self.unsent.is_empty() {
             if bytes.len() > UNSENT_BYTES_MAX {
-                return Pin::new(&mut self.stream).poll_write(context, bytes);
+                let sent = ready!(Pin::new(&mut self.stream).poll_write(context, bytes))?;
+                self.budget.sent(sent);
+                return Poll::Ready(Ok(sent));
             }
             self.unsent = mem::take(&mut *self.buffers.write.borrow_mut());
         }
@@ -217,6 +291,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.sent += sent;
+            self.budget.sent(sent);
         }
         if self.sent > 0 {
             self.sent = 0;
@@ -226,8 +301,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Socket<S> {
                 *self.buffers.write.borrow_mut() = used;
             }
         }
-        Poll::Ready(Ok(()))
+        // TLS may hold bytes that the socket did not take; other streams have none.
+        Pin::new(&mut self.stream).poll_flush(context)
     }
+}
+
+/// Ends a turn whose client has sent more: its task goes on once the event loop has looked at all sockets. If the task were woken
+/// at once, the loop would look only after some sixty turns, and a client that was idle would wait for all of them.
+fn end_turn<T>(context: &mut Context<'_>) -> Poll<T> {
+    // The first poll hands the waker to the event loop.
+    let later = pin!(tokio::task::yield_now()).poll(context);
+    if later.is_ready() {
+        context.waker().wake_by_ref();
+    }
+    Poll::Pending
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
@@ -236,14 +323,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<S> {
         context: &mut Context<'_>,
         out: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let turn_bytes = self.end.turn_bytes.get();
-        if turn_bytes >= TURN_BYTES_MAX && self.end.held.get() {
-            context.waker().wake_by_ref();
+        if self.end.flood.get() != Flood::No {
             return Poll::Pending;
         }
+        let turn_bytes = self.end.turn_bytes.get();
+        if turn_bytes >= TURN_BYTES_MAX && self.end.held.get() {
+            return end_turn(context);
+        }
         let before = out.filled().len();
-        ready!(self.end.socket.borrow_mut().poll_read(context, out))?;
-        let turn_bytes = turn_bytes + out.filled().len() - before;
+        let mut socket = self.end.socket.borrow_mut();
+        if ready!(socket.poll_read(context, out))?.is_err() {
+            self.end.flood.set(Flood::Found);
+            return Poll::Pending;
+        }
+        let given = out.filled().len() - before;
+        let turn_bytes = turn_bytes + given + socket.take_weight(given);
         self.end.turn_bytes.set(turn_bytes);
         self.end.reads.set(self.end.reads.get().wrapping_add(1));
         Poll::Ready(Ok(()))
@@ -372,6 +466,90 @@ mod tests {
         }
     }
 
+    /// A connection whose client sends without end; counts its turns.
+    async fn busy(wire: Wire<tokio::net::TcpStream>, turns: Rc<Cell<usize>>) {
+        let mut wire = wire;
+        wire.hold();
+        let mut room = vec![0; READ_BYTES];
+        poll_fn(|context| {
+            wire.begin_turn();
+            turns.set(turns.get() + 1);
+            loop {
+                let mut read = ReadBuf::new(&mut room);
+                let read = Pin::new(&mut wire).poll_read(context, &mut read);
+                if ready!(read).is_err() {
+                    return Poll::Ready(());
+                }
+            }
+        })
+        .await;
+    }
+
+    /// A connection of this machine: the end of a server, and that of a client.
+    async fn connection() -> (tokio::net::TcpStream, std::net::TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (listener.accept().await.unwrap().0, client)
+    }
+
+    /// How many turns the connections of busy clients have while a client that was idle waits for its own.
+    #[tokio::test]
+    async fn busy_connections_have_a_turn_each_before_an_idle_one_has_its_own() {
+        const BUSY: usize = 3;
+        const ROUNDS: usize = 20;
+        let local = tokio::task::LocalSet::new();
+        let buffers = Rc::<Buffers>::default();
+        let turns = Rc::<Cell<usize>>::default();
+        let mut floods = Vec::new();
+        for _ in 0..BUSY {
+            use std::io::Write as _;
+            let (server, mut client) = connection().await;
+            let wire = Wire::new(server, buffers.clone());
+            local.spawn_local(busy(wire, turns.clone()));
+            floods.push(std::thread::spawn(move || {
+                let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+                client.write_all(preface).unwrap();
+                // DATA of one byte.
+                let frames = b"\0\0\x01\0\0\0\0\0\x01x".repeat(10_000);
+                while client.write_all(&frames).is_ok() {}
+            }));
+        }
+        let (mut server, client) = connection().await;
+        let mut client = tokio::net::TcpStream::from_std({
+            client.set_nonblocking(true).unwrap();
+            client
+        })
+        .unwrap();
+        let waited = local
+            .run_until(async move {
+                let echo = tokio::task::spawn_local(async move {
+                    let mut byte = [0];
+                    while server.read_exact(&mut byte).await.is_ok() {
+                        server.write_all(&byte).await.unwrap();
+                    }
+                });
+                let mut byte = [7];
+                let before = turns.get();
+                for _ in 0..ROUNDS {
+                    client.write_all(&byte).await.unwrap();
+                    client.read_exact(&mut byte).await.unwrap();
+                }
+                echo.abort();
+                turns.get() - before
+            })
+            .await;
+        drop(local);
+        for flood in floods {
+            flood.join().unwrap();
+        }
+        // The request and its answer are noticed by one look at the sockets each.
+        let most = ROUNDS * BUSY * 4;
+        assert!(
+            waited <= most,
+            "{waited} turns of others for {ROUNDS} calls"
+        );
+    }
+
     #[tokio::test]
     async fn the_preface_tells_http2() {
         let table: [(&[u8], bool); 4] = [
@@ -384,8 +562,8 @@ mod tests {
             let (mut wire, mut client) = wire(100);
             client.write_all(bytes).await.unwrap();
             drop(client);
-            let told = poll_fn(|context| wire.poll_is_http2(context)).await;
-            assert_eq!(told.unwrap(), expected, "{bytes:?}");
+            let detected = poll_fn(|context| wire.poll_is_http2(context)).await;
+            assert_eq!(detected.unwrap(), expected, "{bytes:?}");
             let mut read = Vec::new();
             wire.read_to_end(&mut read).await.unwrap();
             assert_eq!(read, bytes, "and all bytes can still be read");

@@ -1,8 +1,6 @@
 //! What can be wrong with a configuration. The member does not start; nothing but a changed setting helps.
 
-use std::fmt;
-use std::io;
-use std::path::PathBuf;
+use std::{fmt, io, path::PathBuf};
 
 /// Where a value was set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,7 +9,6 @@ pub enum Origin {
     Default,
     /// In the file given with `--config`.
     File {
-        /// The file.
         path: PathBuf,
         /// The line, counted from 1.
         line: usize,
@@ -39,15 +36,13 @@ pub enum ConfigError {
     /// The file given with `--config` cannot be read.
     #[error("cannot read the configuration file {}: {source}", path.display())]
     Unreadable {
-        /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The file is not TOML.
     #[error("{}:{line}: not valid TOML: {message}", path.display())]
     Syntax {
-        /// The file.
         path: PathBuf,
         /// The line, counted from 1.
         line: usize,
@@ -57,11 +52,9 @@ pub enum ConfigError {
     /// A key that no member has.
     #[error("{origin}: unknown key {key} = {value}; {hint}")]
     UnknownKey {
-        /// Where it stands.
         origin: Origin,
         /// The key with its section.
         key: String,
-        /// Its value.
         value: String,
         /// The known key that is spelled alike, if there is one, and the keys its section takes.
         hint: String,
@@ -72,9 +65,7 @@ pub enum ConfigError {
          each is QUORATE_ and a key of config/node.toml in capitals, with _ for the dot"
     )]
     UnknownVariable {
-        /// The variable.
         name: String,
-        /// Its value.
         value: String,
         /// A question about the known variable that is spelled most like it; empty if none is spelled alike.
         suggestion: String,
@@ -91,7 +82,7 @@ pub enum ConfigError {
         /// What the key takes.
         allowed: String,
     },
-    /// Several members, and no certificates by which they know each other.
+    /// Several members, and no certificates to authenticate each other.
     #[error(
         "members of a cluster need certificates to know each other: set peer.cert, peer.key and peer.ca (--peer-cert, \
          --peer-key, --peer-ca; `quorate cert` makes them), or --peer-insecure on a network where everybody may join"

@@ -1,14 +1,11 @@
 //! The layers a configuration is made of: defaults, file, environment, flags, each over the one before.
 //!
 //! The defaults are the text of `config/node.toml`, so the keys there are the keys there are, and the kind of
-//! each default is the kind its key takes. This file knows keys, kinds and where a value came from; what a
+//! each default is the kind its key takes. This file has keys, kinds and where a value came from; what a
 //! value may be is checked by `config`.
 
 use super::error::{ConfigError, Origin};
-use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fmt;
-use std::path::Path;
+use std::{collections::BTreeMap, ffi::OsString, fmt, path::Path};
 use toml::de::{DeTable, DeValue};
 
 /// The commented file that is both the documentation and the defaults.
@@ -35,7 +32,7 @@ impl Value {
             Self::Text(_) => "a string",
             Self::Integer(_) => "an integer of at most 64 bits",
             Self::Switch(_) => "true or false",
-            Self::List(_) => "a list of strings",
+            Self::List(_) => "a string or a list of strings",
         }
     }
 
@@ -57,19 +54,30 @@ impl Value {
         }
     }
 
+    /// A list's items, from text in which commas separate them.
+    fn items(text: &str) -> Vec<String> {
+        let items = text.split(',').map(str::trim);
+        items
+            .filter(|item| !item.is_empty())
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// This value as the kind that `key` takes: a list may be written as one string.
+    fn into_kind_of(self, key: &Self) -> Option<Self> {
+        match (self, key) {
+            (Self::Text(text), Self::List(_)) => Some(Self::List(Self::items(&text))),
+            (value, key) => (value.kind() == key.kind()).then_some(value),
+        }
+    }
+
     /// A value of this one's kind, from a flag or the environment.
     fn same_kind(&self, text: &str) -> Option<Self> {
         match self {
             Self::Text(_) => Some(Self::Text(text.to_owned())),
             Self::Integer(_) => text.parse().ok().map(Self::Integer),
             Self::Switch(_) => text.parse().ok().map(Self::Switch),
-            Self::List(_) => {
-                let items = text
-                    .split(',')
-                    .map(str::trim)
-                    .filter(|item| !item.is_empty());
-                Some(Self::List(items.map(str::to_owned).collect()))
-            }
+            Self::List(_) => Some(Self::List(Self::items(text))),
         }
     }
 }
@@ -195,7 +203,6 @@ impl Layers {
         setting.expect("asserted above")
     }
 
-    /// All keys.
     #[cfg(test)]
     pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
@@ -219,12 +226,12 @@ impl Layers {
                 (true, _) => Err(self.unknown(key, shown(value), origin)),
             };
         };
-        match Value::from_toml(value) {
-            Some(value) if value.kind() == setting.value.kind() => {
+        match Value::from_toml(value).and_then(|value| value.into_kind_of(&setting.value)) {
+            Some(value) => {
                 *setting = Setting { value, origin };
                 Ok(())
             }
-            _ => Err(bad(origin, key, shown(value), setting.value.kind())),
+            None => Err(bad(origin, key, shown(value), setting.value.kind())),
         }
     }
 

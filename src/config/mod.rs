@@ -4,21 +4,31 @@
 //! checks the result once, so no other module has to. An error says where the value was set, the key, the value, and what is
 //! allowed.
 //!
-//! This file has the allowed values of each key, `layers` the keys and which source overrides which, `values` the notations.
-//! It reads one file and nothing else of the machine; it opens no socket and creates no directory.
+//! This file has the allowed values of each key (`tls` those of TLS), `layers` the keys and which source overrides which, `read`
+//! reads one of its kind, `values` has the notations.
+//! It reads one file and no other state of the machine; it opens no socket and creates no directory.
 
+mod audit;
+mod encryption;
 mod error;
 mod layers;
+mod read;
+mod tls;
+mod tokens;
 mod values;
 
+pub use audit::{AuditConfig, AuditLevel, AuditOutput};
+pub use encryption::{EncryptionAlgorithm, EncryptionConfig, EncryptionKey};
 pub use error::{ConfigError, Origin};
-pub use values::{HostPort, InitialMember};
+#[cfg(test)]
+pub(crate) use tls::SUITES;
+pub use tls::{AllowedNames, ClientCertificates, ClientTls, ServerCertificate, TlsProtocol};
+pub use tokens::{JwtConfig, SIGN_METHODS, TokenKind};
+pub use values::{ClientAddress, HostPort, InitialMember};
 
-use layers::{Layers, Value, bad};
-use std::ffi::OsString;
-use std::ops::RangeInclusive;
-use std::path::PathBuf;
-use std::time::Duration;
+use layers::Layers;
+use read::{choice, filled, integer, list, millis, number, refuse, switch, text};
+use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 /// The longest interval that may be set, in milliseconds.
 const DAY_MS: u64 = 86_400_000;
@@ -26,19 +36,16 @@ const DAY_MS: u64 = 86_400_000;
 /// A configuration that was checked. `Config::default()` is one member alone, on its default ports.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// The member's name.
     pub name: String,
     /// The directory that holds everything the member must not lose.
     pub data_dir: PathBuf,
     /// What is logged, and how.
     pub log: LogConfig,
-    /// Where clients connect.
     pub client: ClientConfig,
     /// Where other members connect.
     pub peer: PeerConfig,
     /// Which cluster this is a member of.
     pub cluster: ClusterConfig,
-    /// Timeouts of consensus.
     pub raft: RaftConfig,
     /// Limits past which requests are refused.
     pub limits: Limits,
@@ -46,14 +53,21 @@ pub struct Config {
     pub auto_compaction: AutoCompaction,
     /// The pace of a compaction.
     pub compaction: CompactionPace,
-    /// Intervals of watches.
     pub watch: WatchConfig,
-    /// Intervals of leases.
     pub lease: LeaseConfig,
+    pub auth: AuthConfig,
+    /// The audit log.
+    pub audit: AuditConfig,
+    /// Encryption of the data directory.
+    pub encryption: EncryptionConfig,
     /// Sizes and intervals of the log and the database.
     pub storage: StorageConfig,
     /// Threads, and what runs on them.
     pub runtime: RuntimeConfig,
+    /// A private key that every user of the machine may read stops the start.
+    pub refuse_readable_keys: bool,
+    /// Cipher suites that were set and cannot be used.
+    pub weak_suites: Vec<String>,
     /// Environment variables that look like those that Kubernetes sets for a service, and were skipped.
     pub skipped_variables: Vec<String>,
 }
@@ -78,13 +92,14 @@ pub enum LogFormat {
     Json,
 }
 
-/// Where clients connect.
 #[derive(Clone, Debug)]
 pub struct ClientConfig {
-    /// The address to listen on.
-    pub listen: HostPort,
-    /// The address clients are told to use; without one, the address listened on.
-    pub advertise: Option<HostPort>,
+    /// The addresses to listen on, at least one.
+    pub listen: Vec<ClientAddress>,
+    /// The addresses that clients get to connect to; without any, those listened on.
+    pub advertise: Vec<ClientAddress>,
+    /// TLS; `None` if no address uses it.
+    pub tls: Option<ClientTls>,
 }
 
 /// Where other members connect.
@@ -94,11 +109,9 @@ pub struct PeerConfig {
     pub listen: HostPort,
     /// The address the other members use; without one, the address listened on.
     pub advertise: Option<HostPort>,
-    /// TLS between members.
     pub tls: PeerTls,
 }
 
-/// TLS between members.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerTls {
     /// None was set. One member alone needs none; more refuse to start.
@@ -107,12 +120,14 @@ pub enum PeerTls {
     Insecure,
     /// Members prove who they are by certificates of one authority. All are PEM files.
     Files {
-        /// The certificate chain.
         cert: PathBuf,
-        /// The private key.
         key: PathBuf,
-        /// The authority.
+        /// The authority; several stand one after the other.
         ca: PathBuf,
+        /// Certificates that were revoked (PEM or DER).
+        crl: Option<PathBuf>,
+        /// Which of the certificates are taken.
+        allowed: AllowedNames,
     },
 }
 
@@ -144,7 +159,6 @@ pub struct ClusterConfig {
 pub enum ClusterState {
     /// Forms it, with the other initial members.
     New,
-    /// Joins it.
     Existing,
 }
 
@@ -181,7 +195,6 @@ pub struct Limits {
 /// When history is compacted without a client asking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AutoCompaction {
-    /// Never.
     Off,
     /// To the revision that was the newest this long ago.
     Periodic(Duration),
@@ -198,18 +211,28 @@ pub struct CompactionPace {
     pub pause: Duration,
 }
 
-/// Intervals of watches.
 #[derive(Clone, Debug)]
 pub struct WatchConfig {
     /// How often a watch without events gets a progress notification.
     pub progress_interval: Duration,
 }
 
-/// Intervals of leases.
 #[derive(Clone, Debug)]
 pub struct LeaseConfig {
     /// How often the leader checkpoints the remaining time of long leases.
     pub checkpoint_interval: Duration,
+}
+
+#[derive(Clone, Debug)]
+pub struct AuthConfig {
+    /// How long a token is good after its last use.
+    pub token_ttl: Duration,
+    /// The bcrypt cost of new passwords.
+    pub bcrypt_cost: u32,
+    /// What Authenticate answers with.
+    pub token: TokenKind,
+    /// How many wrong passwords are free, of a user from an address; without a number there is no bound.
+    pub failed_logins_max: Option<u32>,
 }
 
 /// Sizes and intervals of the log and the database.
@@ -217,8 +240,10 @@ pub struct LeaseConfig {
 pub struct StorageConfig {
     /// One segment of the write-ahead log, in bytes; a multiple of 4096.
     pub wal_segment_bytes: u64,
-    /// The database's cache, in bytes.
+    /// The database's cache of pages, in bytes.
     pub database_cache_bytes: usize,
+    /// The cache of single records, in bytes.
+    pub record_cache_bytes: usize,
     /// The longest that revisions wait until they are committed to the database.
     pub commit_interval: Duration,
     /// The most revisions that wait until they are committed to the database.
@@ -302,12 +327,22 @@ impl Config {
         })
     }
 
-    /// The address clients are told to use, given the one listened on.
-    pub fn client_advertise(&self) -> &HostPort {
-        self.client
-            .advertise
-            .as_ref()
-            .unwrap_or(&self.client.listen)
+    /// The addresses that clients get to connect to, given those listened on: sockets of this machine only where there is nothing
+    /// else.
+    pub fn client_advertise(&self) -> Vec<ClientAddress> {
+        let ClientConfig {
+            listen, advertise, ..
+        } = &self.client;
+        if !advertise.is_empty() {
+            return advertise.clone();
+        }
+        let ports = listen.iter().filter(|address| address.tcp().is_some());
+        let ports: Vec<_> = ports.cloned().collect();
+        if ports.is_empty() {
+            listen.clone()
+        } else {
+            ports
+        }
     }
 
     /// The address other members use, given the one listened on.
@@ -316,7 +351,6 @@ impl Config {
     }
 }
 
-/// Checks every key.
 fn check(layers: &Layers) -> Result<Config, ConfigError> {
     let name = text(layers, "name");
     if !values::is_name(name) {
@@ -327,13 +361,21 @@ fn check(layers: &Layers) -> Result<Config, ConfigError> {
         ));
     }
     let cluster = cluster(layers, name)?;
+    let tls = tls::client(layers)?;
     let config = Config {
         name: name.to_owned(),
         data_dir: filled(layers, "data_dir")?.into(),
         log: log(layers)?,
         client: ClientConfig {
-            listen: listen(layers, "client.listen")?,
-            advertise: advertise(layers, "client.advertise")?,
+            listen: client_listen(layers, tls.is_some())?,
+            advertise: client_addresses(
+                layers,
+                "client.advertise",
+                tls.is_some(),
+                |address| address.tcp().is_none_or(HostPort::is_reachable),
+                "empty, or a list of HOST:PORT that clients can reach (a port above 0, and not 0.0.0.0 or [::]) and unix:///PATH",
+            )?,
+            tls,
         },
         peer: peer(layers, name, &cluster.initial)?,
         cluster,
@@ -350,8 +392,19 @@ fn check(layers: &Layers) -> Result<Config, ConfigError> {
         lease: LeaseConfig {
             checkpoint_interval: millis(layers, "lease.checkpoint_interval_ms", 1_000..=DAY_MS)?,
         },
+        auth: AuthConfig {
+            token_ttl: Duration::from_secs(number(layers, "auth.token_ttl_secs", 1..=86_400)?),
+            bcrypt_cost: number(layers, "auth.bcrypt_cost", 4..=31)?,
+            token: token_kind(layers)?,
+            failed_logins_max: Some(number(layers, "auth.failed_logins_max", 0..=1_000)?)
+                .filter(|count| *count > 0),
+        },
+        audit: audit::read(layers)?,
+        encryption: encryption::read(layers)?,
         storage: storage(layers)?,
         runtime: runtime(layers)?,
+        refuse_readable_keys: switch(layers, "tls.refuse_readable_keys"),
+        weak_suites: tls::weak_suites(layers),
         skipped_variables: Vec::new(),
     };
     authenticated_members(&config)?;
@@ -387,13 +440,22 @@ fn log(layers: &Layers) -> Result<LogConfig, ConfigError> {
     })
 }
 
+fn token_kind(layers: &Layers) -> Result<TokenKind, ConfigError> {
+    let written = tokens::Written {
+        token: text(layers, tokens::KEY),
+        sign_method: text(layers, tokens::SIGN_METHOD),
+        private_key: text(layers, tokens::PRIVATE_KEY),
+        public_keys: list(layers, tokens::PUBLIC_KEYS),
+        ttl_secs: number(layers, tokens::TTL, 1..=tokens::TTL_SECS_MAX)?,
+    };
+    let kind = written.kind();
+    kind.map_err(|unusable| refuse(layers, unusable.key, &unusable.allowed))
+}
+
 fn cluster(layers: &Layers, name: &str) -> Result<ClusterConfig, ConfigError> {
     const KEY: &str = "cluster.initial";
-    let Value::List(items) = &layers.get(KEY).value else {
-        unreachable!("the default of {KEY} is a list, so every value is")
-    };
     let mut initial: Vec<InitialMember> = Vec::new();
-    for item in items {
+    for item in list(layers, KEY) {
         let Some(member) = InitialMember::parse(item) else {
             return Err(refuse(
                 layers,
@@ -457,9 +519,31 @@ fn peer(layers: &Layers, name: &str, initial: &[InitialMember]) -> Result<PeerCo
         }
         (Some(_), true) => {
             let [cert, key, ca] = files.map(|(_, path)| PathBuf::from(path));
-            PeerTls::Files { cert, key, ca }
+            PeerTls::Files {
+                cert,
+                key,
+                ca,
+                crl: tls::optional(text(layers, "peer.crl")),
+                allowed: tls::allowed_names(layers, "peer.allowed_cn", "peer.allowed_hosts")?,
+            }
         }
     };
+    let checks = [
+        !text(layers, "peer.crl").is_empty(),
+        !list(layers, "peer.allowed_cn").is_empty(),
+        !list(layers, "peer.allowed_hosts").is_empty(),
+    ];
+    let keys = ["peer.crl", "peer.allowed_cn", "peer.allowed_hosts"];
+    if let (false, Some((key, _))) = (
+        matches!(tls, PeerTls::Files { .. }),
+        keys.iter().zip(checks).find(|(_, set)| *set),
+    ) {
+        return Err(refuse(
+            layers,
+            key,
+            "given together with peer.cert, peer.key and peer.ca",
+        ));
+    }
     Ok(PeerConfig {
         listen: listen(layers, "peer.listen")?,
         advertise,
@@ -538,6 +622,7 @@ fn storage(layers: &Layers) -> Result<StorageConfig, ConfigError> {
     Ok(StorageConfig {
         wal_segment_bytes,
         database_cache_bytes: number(layers, "storage.database_cache_bytes", 1 << 20..=1 << 40)?,
+        record_cache_bytes: number(layers, "storage.record_cache_bytes", 0..=1 << 40)?,
         commit_interval: millis(layers, "storage.commit_interval_ms", 1..=60_000)?,
         commit_records_max: number(layers, "storage.commit_records_max", 1..=1_000_000)?,
         log_keep_entries: number(layers, "storage.log_keep_entries", 100..=1_000_000_000)?,
@@ -563,88 +648,48 @@ fn runtime(layers: &Layers) -> Result<RuntimeConfig, ConfigError> {
     })
 }
 
-/// The error for a key's value as it was set.
-fn refuse(layers: &Layers, key: &str, allowed: &str) -> ConfigError {
-    let setting = layers.get(key);
-    bad(
-        setting.origin.clone(),
-        key,
-        setting.value.to_string(),
-        allowed,
-    )
-}
-
-fn text<'l>(layers: &'l Layers, key: &str) -> &'l str {
-    match &layers.get(key).value {
-        Value::Text(text) => text,
-        other => unreachable!("the default of {key} is a string, so {other} cannot be its value"),
-    }
-}
-
-fn switch(layers: &Layers, key: &str) -> bool {
-    match &layers.get(key).value {
-        Value::Switch(on) => *on,
-        other => unreachable!("the default of {key} is a switch, so {other} cannot be its value"),
-    }
-}
-
-fn integer(layers: &Layers, key: &str) -> i64 {
-    match &layers.get(key).value {
-        Value::Integer(number) => *number,
-        other => unreachable!("the default of {key} is a number, so {other} cannot be its value"),
-    }
-}
-
-fn filled<'l>(layers: &'l Layers, key: &str) -> Result<&'l str, ConfigError> {
-    match text(layers, key) {
-        "" => Err(refuse(layers, key, "a string that is not empty")),
-        text => Ok(text),
-    }
-}
-
-fn choice<T: Copy>(layers: &Layers, key: &str, choices: &[(&str, T)]) -> Result<T, ConfigError> {
-    let written = text(layers, key);
-    let found = choices.iter().find(|(name, _)| *name == written);
-    found.map(|(_, choice)| *choice).ok_or_else(|| {
-        let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
-        refuse(layers, key, &format!("one of {}", names.join(", ")))
-    })
-}
-
-/// A number in a range of its own type.
-fn number<T>(layers: &Layers, key: &str, range: RangeInclusive<T>) -> Result<T, ConfigError>
-where
-    T: TryFrom<i64> + PartialOrd + std::fmt::Display,
-{
-    let found = T::try_from(integer(layers, key)).ok();
-    found
-        .filter(|number| range.contains(number))
-        .ok_or_else(|| {
-            refuse(
-                layers,
-                key,
-                &format!("from {} to {}", range.start(), range.end()),
-            )
-        })
-}
-
-fn millis(layers: &Layers, key: &str, range: RangeInclusive<u64>) -> Result<Duration, ConfigError> {
-    number(layers, key, range).map(Duration::from_millis)
-}
-
 fn listen(layers: &Layers, key: &str) -> Result<HostPort, ConfigError> {
-    let found = HostPort::parse(text(layers, key));
-    found.ok_or_else(|| refuse(layers, key, "HOST:PORT, like 127.0.0.1:2379 or [::1]:2379"))
+    // An address that other members cannot use is of no use here.
+    let found = HostPort::parse(text(layers, key)).filter(|address| !address.has_scope());
+    found.ok_or_else(|| refuse(layers, key, "HOST:PORT, like 127.0.0.1:2380 or [::1]:2380"))
+}
+
+/// Where clients connect. `0.0.0.0` together with `[::]`, and sockets of several kinds, are fine.
+fn client_listen(layers: &Layers, tls: bool) -> Result<Vec<ClientAddress>, ConfigError> {
+    const KEY: &str = "client.listen";
+    const ALLOWED: &str = "a list of HOST:PORT, like 127.0.0.1:2379, https://10.0.0.1:2379 or [::1]:2379, and unix:///PATH";
+    let found = client_addresses(layers, KEY, tls, |_| true, ALLOWED)?;
+    if found.is_empty() {
+        return Err(refuse(layers, KEY, ALLOWED));
+    }
+    Ok(found)
+}
+
+/// The addresses in a list, each once, as etcd takes one that is given twice.
+fn client_addresses(
+    layers: &Layers,
+    key: &str,
+    tls: bool,
+    fits: impl Fn(&ClientAddress) -> bool,
+    allowed: &str,
+) -> Result<Vec<ClientAddress>, ConfigError> {
+    let mut found = Vec::new();
+    for item in list(layers, key) {
+        let address = ClientAddress::parse(item).filter(&fits);
+        let address = address.ok_or_else(|| refuse(layers, key, allowed))?;
+        found.push((address, item.contains("://")));
+    }
+    tls::with_schemes(layers, key, found, tls)
 }
 
 fn advertise(layers: &Layers, key: &str) -> Result<Option<HostPort>, ConfigError> {
     match (text(layers, key), HostPort::parse(text(layers, key))) {
         ("", _) => Ok(None),
-        (_, Some(address)) if address.is_reachable() => Ok(Some(address)),
+        (_, Some(address)) if address.is_reachable() && !address.has_scope() => Ok(Some(address)),
         _ => Err(refuse(
             layers,
             key,
-            "empty, or HOST:PORT that others can reach: a port above 0, and not 0.0.0.0 or [::]",
+            "empty, or HOST:PORT that others can reach: a port above 0, not 0.0.0.0 or [::], without an interface",
         )),
     }
 }

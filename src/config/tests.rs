@@ -1,6 +1,6 @@
 //! What a configuration must say, and what it says about bad ones.
 
-use super::*;
+use super::{layers::Value, *};
 
 /// Loads a file of this text, with variables and flags over it.
 fn load(
@@ -36,7 +36,12 @@ fn defaults_are_one_member_with_the_limits_of_etcd() {
     let config = Config::default();
     assert_eq!(config.name, "default");
     assert_eq!(config.data_dir, PathBuf::from("quorate-data"));
-    assert_eq!(config.client_advertise().to_string(), "127.0.0.1:2379");
+    let clients: Vec<String> = config
+        .client_advertise()
+        .iter()
+        .map(ClientAddress::url)
+        .collect();
+    assert_eq!(clients, ["http://127.0.0.1:2379"]);
     assert_eq!(config.peer_advertise().to_string(), "127.0.0.1:2380");
     assert_eq!(config.peer.tls, PeerTls::Unset);
     assert!(config.cluster.initial.is_empty(), "one member alone");
@@ -67,7 +72,7 @@ fn the_whole_commented_file_is_a_valid_one() {
     assert_eq!(format!("{config:?}"), format!("{:?}", Config::default()));
 }
 
-/// A key that `check` forgets would be accepted and do nothing: so each, made wrong, must be noticed.
+/// A key that `check` leaves out would be accepted without effect: so each key, given a wrong value, must be refused.
 #[test]
 fn every_key_is_checked() {
     for key in Layers::defaults().keys() {
@@ -75,6 +80,8 @@ fn every_key_is_checked() {
         let wrong = match &layers.get(key).value {
             Value::Text(_) if key.starts_with("peer.") && key != "peer.listen" => "x",
             Value::Text(_) if matches!(key, "name" | "data_dir" | "cluster.token") => "",
+            // Every text names a file, or is a command.
+            Value::Text(_) if key.starts_with("encryption.key_") => continue,
             Value::Text(_) => "?",
             Value::Integer(_) if key == "limits.quota_bytes" => continue, // every number means something
             Value::Integer(_) => "-7",
@@ -106,7 +113,59 @@ fn the_environment_lies_over_the_file_and_flags_over_both() {
     .unwrap();
     assert_eq!(config.name, "file");
     assert_eq!(config.data_dir, PathBuf::from("variable"));
-    assert_eq!(config.client.listen.to_string(), "flag:1");
+    assert_eq!(listened(&config), ["flag:1"]);
+}
+
+fn listened(config: &Config) -> Vec<String> {
+    let listen = config.client.listen.iter();
+    listen.map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_list_may_be_one_string_with_commas_everywhere() {
+    let expected = ["127.0.0.1:1", "[::1]:2", "unix:///run/q.sock"];
+    let text = "127.0.0.1:1, http://[::1]:2,unix:///run/q.sock,127.0.0.1:1";
+    let inputs = [
+        format!("client.listen = '{text}'"),
+        "client.listen = ['127.0.0.1:1', 'http://[::1]:2', 'unix:///run/q.sock']".to_owned(),
+    ];
+    for file in inputs {
+        assert_eq!(
+            listened(&load(&file, &[], &[]).unwrap()),
+            expected,
+            "{file}"
+        );
+    }
+    let variable = load("", &[("QUORATE_CLIENT_LISTEN", text)], &[]).unwrap();
+    assert_eq!(listened(&variable), expected);
+    let flag = load("", &[], &[("--client-listen", "client.listen", text)]).unwrap();
+    assert_eq!(listened(&flag), expected);
+    let members = load(
+        "cluster.initial = 'default=a:1,b=b:1'\npeer.insecure = true",
+        &[],
+        &[],
+    );
+    assert_eq!(members.unwrap().cluster.initial.len(), 2);
+}
+
+#[test]
+fn clients_are_told_of_ports_unless_there_are_none() {
+    for (file, expected) in [
+        (
+            "client.listen = 'a:1,unix:///q,b:2'",
+            "http://a:1 http://b:2",
+        ),
+        ("client.listen = 'unix:///q,unix://r'", "unix:///q unix://r"),
+        (
+            "client.listen = 'a:1'\nclient.advertise = ['unix:///q', '[fe80::1%eth0]:2']",
+            "unix:///q http://[fe80::1%25eth0]:2",
+        ),
+    ] {
+        let config = load(file, &[], &[]).unwrap();
+        let urls = config.client_advertise();
+        let urls: Vec<String> = urls.iter().map(ClientAddress::url).collect();
+        assert_eq!(urls.join(" "), expected, "{file}");
+    }
 }
 
 #[test]
@@ -172,8 +231,8 @@ fn unknown_keys_and_variables_are_named_with_what_is_meant() {
     assert_eq!(
         error("data-dir = 'x'"),
         "node.toml:1: unknown key data-dir = \"x\"; did you mean data_dir? the file takes \
-         auto_compaction, client, cluster, compaction, data_dir, lease, limits, log, name, peer, raft, \
-         runtime, storage, watch"
+         audit, auth, auto_compaction, client, cluster, compaction, data_dir, encryption, lease, limits, log, name, peer, raft, \
+         runtime, storage, tls, watch"
     );
     let unknown = error("[rafts]");
     assert!(
@@ -226,12 +285,13 @@ const BAD_VALUES: [(&str, &str); 18] = [
     ),
     (
         "client.listen = '2379'",
-        "node.toml:1: client.listen = \"2379\": must be HOST:PORT, like 127.0.0.1:2379 or [::1]:2379",
+        "node.toml:1: client.listen = [\"2379\"]: must be a list of HOST:PORT, like 127.0.0.1:2379, \
+             https://10.0.0.1:2379 or [::1]:2379, and unix:///PATH",
     ),
     (
         "client.advertise = 'a:0'",
-        "node.toml:1: client.advertise = \"a:0\": must be empty, or HOST:PORT that others can reach: a port \
-             above 0, and not 0.0.0.0 or [::]",
+        "node.toml:1: client.advertise = [\"a:0\"]: must be empty, or a list of HOST:PORT that clients can reach (a port \
+             above 0, and not 0.0.0.0 or [::]) and unix:///PATH",
     ),
     (
         "peer.cert = 'c'",
@@ -248,7 +308,7 @@ const BAD_VALUES: [(&str, &str); 18] = [
     ),
     (
         "cluster.initial = [1]",
-        "node.toml:1: cluster.initial = a list: must be a list of strings",
+        "node.toml:1: cluster.initial = a list: must be a string or a list of strings",
     ),
     (
         "cluster.initial = ['n1']",
@@ -359,4 +419,123 @@ fn several_members_need_to_know_each_other() {
     assert!(joins.contains("certificates"), "{joins}");
     let alone = [("--initial-cluster", "cluster.initial", "default=a:1")];
     assert!(load("", &[], &alone).is_ok(), "one member alone needs none");
+}
+
+fn auth(lines: &str) -> Result<TokenKind, String> {
+    load(&format!("[auth]\n{lines}"), &[], &[]).map(|config| config.auth.token)
+}
+
+#[test]
+fn tokens_are_set_in_our_notation_or_in_etcds() {
+    assert_eq!(Config::default().auth.token, TokenKind::Simple);
+    let jwt = |private: Option<&str>, public: &[&str], secs| {
+        TokenKind::Jwt(JwtConfig {
+            sign_method: "RS256".into(),
+            private_key: private.map(PathBuf::from),
+            public_keys: public.iter().map(PathBuf::from).collect(),
+            ttl: Duration::from_secs(secs),
+        })
+    };
+    let good = [
+        ("token = 'simple'", TokenKind::Simple),
+        (
+            "token = 'jwt,pub-key=a,priv-key=b,sign-method=RS256,ttl=10m'",
+            jwt(Some("b"), &["a"], 600),
+        ),
+        (
+            "token = 'jwt,sign-method=RS256,pub-key=a'",
+            jwt(None, &["a"], 300),
+        ),
+        (
+            "token = 'jwt'\njwt_sign_method = 'RS256'\njwt_private_key = 'b'\njwt_ttl_secs = 7",
+            jwt(Some("b"), &[], 7),
+        ),
+        (
+            "token = 'jwt,sign-method=RS256,pub-key=a'\njwt_public_keys = ['c', 'd']",
+            jwt(None, &["a", "c", "d"], 300),
+        ),
+    ];
+    for (lines, expected) in good {
+        assert_eq!(auth(lines), Ok(expected), "{lines}");
+    }
+    let bad = [
+        ("token = 'jwt'", "auth.jwt_sign_method"),
+        ("token = 'jwt,pub-key=a'", "auth.jwt_sign_method"),
+        ("token = 'jwt,pub-key=a,sign-method=none'", "sign-method"),
+        (
+            "token = 'jwt,pub-key=a,sign-method=ES512'",
+            "ES512 needs keys of P-521",
+        ),
+        (
+            "token = 'jwt'\njwt_sign_method = 'ES512'\njwt_private_key = 'b'",
+            "take ES384 or EdDSA",
+        ),
+        ("token = 'jwt,sign-method=RS256'", "priv-key"),
+        ("token = 'jwt,sign-method=RS256,pub-key=a,ttl=x'", "ttl"),
+        ("token = 'jwt,sign-method=RS256,pub-key=a,ttl=0s'", "ttl"),
+        (
+            "token = 'jwt,sign-method=RS256,pub-key=a,pub-key=b'",
+            "pub-key",
+        ),
+        ("token = 'jwt,sign-method=RS256,pub-key'", "pub-key"),
+        ("token = 'jwt,sign-method=RS256,foo=1'", "foo"),
+        ("token = 'jwt,sign-method=HS256,pub-key=a'", "priv-key"),
+        ("token = 'bearer'", "simple"),
+        ("jwt_private_key = 'a'", "auth.jwt_private_key"),
+        ("jwt_public_keys = ['a']", "auth.jwt_public_keys"),
+        ("jwt_sign_method = 'RS256'", "auth.jwt_sign_method"),
+        (
+            "token = 'jwt,sign-method=RS256,priv-key=a'\njwt_private_key = 'b'",
+            "auth.jwt_private_key",
+        ),
+    ];
+    for (lines, named) in bad {
+        let error = auth(lines).expect_err(lines);
+        assert!(error.contains(named), "{lines}: {error}");
+    }
+}
+
+#[test]
+fn encryption_has_one_source_of_keys() {
+    let read = |lines: &str| {
+        let config = load(&format!("[encryption]\n{lines}"), &[], &[]);
+        config.map(|config| config.encryption)
+    };
+    assert_eq!(Config::default().encryption.key, None);
+    let file = read("key_file = 'k'\nalgorithm = 'chacha20-poly1305'").unwrap();
+    assert_eq!(file.key, Some(EncryptionKey::File("k".into())));
+    assert_eq!(file.algorithm, EncryptionAlgorithm::ChaCha20Poly1305);
+    let command = read("key_command = 'print-key'").unwrap();
+    assert_eq!(
+        command.key,
+        Some(EncryptionKey::Command("print-key".to_owned()))
+    );
+    let both = read("key_file = 'k'\nkey_command = 'print-key'").unwrap_err();
+    for key in ["encryption.key_command", "encryption.key_file"] {
+        assert!(both.contains(key), "{both}");
+    }
+    assert!(!both.contains("print-key"), "it may hold a secret: {both}");
+    let other = read("algorithm = 'rot13'").unwrap_err();
+    assert!(
+        other.contains("one of aes-256-gcm, chacha20-poly1305"),
+        "{other}"
+    );
+}
+
+#[test]
+fn the_audit_log_goes_where_it_says() {
+    let audit = |line: &str| load(&format!("[audit]\n{line}"), &[], &[]).map(|config| config.audit);
+    assert_eq!(Config::default().audit.output, AuditOutput::Off);
+    for (output, expected) in [
+        ("stderr", AuditOutput::Stderr),
+        ("stdout", AuditOutput::Stdout),
+        ("file:/a/b", AuditOutput::File("/a/b".into())),
+    ] {
+        let found = audit(&format!("output = '{output}'")).unwrap();
+        assert_eq!((found.output, found.level), (expected, AuditLevel::Writes));
+    }
+    for output in ["file:", "file:/a/", "/a/b", "journal"] {
+        let error = audit(&format!("output = '{output}'")).unwrap_err();
+        assert!(error.contains("audit.output"), "{error}");
+    }
 }

@@ -1,19 +1,22 @@
 //! Values that configuration spells in a notation of its own: addresses, initial members, durations.
 
-use std::fmt;
-use std::time::Duration;
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// An address by name or number, with its port. Names are resolved where the address is used.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostPort {
-    /// A host name, an IPv4 address, or an IPv6 address without brackets.
+    /// A host name, an IPv4 address, or an IPv6 address without brackets, with its scope if it has one (`fe80::1%eth0`).
     pub host: String,
     /// The port; 0 lets the system choose where this is listened on.
     pub port: u16,
 }
 
 impl HostPort {
-    /// Reads `HOST:PORT`, `1.2.3.4:PORT` or `[::1]:PORT`.
+    /// Reads `HOST:PORT`, `1.2.3.4:PORT`, `[::1]:PORT` or `[fe80::1%eth0]:PORT`.
     pub fn parse(text: &str) -> Option<Self> {
         let (host, port) = text.rsplit_once(':')?;
         let digits = port.bytes().all(|byte| byte.is_ascii_digit());
@@ -21,7 +24,12 @@ impl HostPort {
         let host = match host.strip_prefix('[') {
             Some(rest) => {
                 let host = rest.strip_suffix(']')?;
-                host.parse::<std::net::Ipv6Addr>().ok().map(|_| host)?
+                let (address, scope) = host.split_once('%').unwrap_or((host, "1"));
+                address
+                    .parse::<std::net::Ipv6Addr>()
+                    .ok()
+                    .filter(|_| is_scope(scope))?;
+                host
             }
             None => Some(host).filter(|host| is_host(host))?,
         };
@@ -38,11 +46,87 @@ impl HostPort {
         self.port != 0 && !self.is_every_interface()
     }
 
+    /// Whether its scope is an interface of this machine, which is another one elsewhere.
+    pub fn has_scope(&self) -> bool {
+        self.host.contains('%')
+    }
+
+    /// As the authority of a URL, where a scope is written with `%25` (RFC 6874).
+    pub fn authority(&self) -> String {
+        self.to_string().replace('%', "%25")
+    }
+
     /// Whether it is `0.0.0.0` or `[::]`.
     pub fn is_every_interface(&self) -> bool {
         let parsed = self.host.parse::<std::net::IpAddr>();
         parsed.is_ok_and(|address| address.is_unspecified())
     }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ClientAddress {
+    /// A port, by TCP.
+    Tcp(HostPort),
+    /// A port, by TLS.
+    Tls(HostPort),
+    /// A Unix domain socket.
+    Unix(PathBuf),
+}
+
+impl ClientAddress {
+    /// Reads `HOST:PORT`, `http://HOST:PORT`, `https://HOST:PORT`, `unix:///PATH`, `unix:/PATH` or `unix://RELATIVE/PATH`.
+    pub fn parse(text: &str) -> Option<Self> {
+        if let Some(rest) = text.strip_prefix("unix:") {
+            // gRPC writes an absolute path without slashes before it, too.
+            let path = rest.strip_prefix("//").unwrap_or(rest);
+            let path = Some(path).filter(|path| rest != *path || path.starts_with('/'))?;
+            let path = Path::new(path);
+            // A path that ends in `/` has a file name too, as Rust reads it.
+            let named = path.file_name().is_some() && !text.ends_with('/');
+            return named.then(|| Self::Unix(path.to_owned()));
+        }
+        let (authority, kind): (_, fn(HostPort) -> Self) = match text.split_once("://") {
+            Some(("http", authority)) => (authority, Self::Tcp),
+            Some(("https", authority)) => (authority, Self::Tls),
+            Some(_) => return None,
+            None => return HostPort::parse(text).map(Self::Tcp),
+        };
+        let authority = authority.strip_suffix('/').unwrap_or(authority);
+        HostPort::parse(&authority.replace("%25", "%")).map(kind)
+    }
+
+    /// The port, by TCP or TLS.
+    pub fn tcp(&self) -> Option<&HostPort> {
+        match self {
+            Self::Tcp(address) | Self::Tls(address) => Some(address),
+            Self::Unix(_) => None,
+        }
+    }
+
+    /// The URL that clients use.
+    pub fn url(&self) -> String {
+        match self {
+            Self::Tcp(address) => format!("http://{}", address.authority()),
+            Self::Tls(address) => format!("https://{}", address.authority()),
+            Self::Unix(path) => format!("unix://{}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for ClientAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Tls(address) => write!(f, "https://{address}"),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
+/// Whether this can be the scope of an address: the name or the number of a network interface.
+fn is_scope(scope: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_graphic() && !matches!(byte, b'/' | b'%' | b'[' | b']');
+    !scope.is_empty() && scope.len() <= 15 && scope.bytes().all(fits)
 }
 
 /// Whether this can be a host name or an IPv4 address.
@@ -64,7 +148,6 @@ impl fmt::Display for HostPort {
 /// A member that a new cluster begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InitialMember {
-    /// Its name.
     pub name: String,
     /// Where the other members reach it.
     pub peer: HostPort,
@@ -80,6 +163,9 @@ impl InitialMember {
             .find_map(|scheme| address.strip_prefix(scheme))
             .map_or(address, |rest| rest.strip_suffix('/').unwrap_or(rest));
         let peer = HostPort::parse(address).filter(HostPort::is_reachable)?;
+        if peer.has_scope() {
+            return None;
+        }
         let name = name.trim();
         is_name(name).then(|| Self {
             name: name.to_owned(),
@@ -120,7 +206,7 @@ pub(super) fn retention_period(text: &str) -> Option<Duration> {
 }
 
 /// Reads a Go duration that is not negative.
-fn go_duration(text: &str) -> Option<Duration> {
+pub(super) fn go_duration(text: &str) -> Option<Duration> {
     let mut rest = text.strip_prefix('+').unwrap_or(text);
     let mut nanos = 0.0;
     if rest.is_empty() {
@@ -146,6 +232,8 @@ mod tests {
             "127.0.0.1:2379",
             "localhost:0",
             "[::1]:2380",
+            "[fe80::1%eth0]:2379",
+            "[fe80::1%3]:0",
             "n-1.example_x:65535",
         ] {
             let parsed = HostPort::parse(text).map(|address| address.to_string());
@@ -154,11 +242,58 @@ mod tests {
         let bad = [
             "", "a", ":1", "a:", "a:65536", "a:-1", "a:+1", "::1:2", "[::1]", "[a]:1",
         ];
+        let scopes = [
+            "[fe80::1%]:1",
+            "[fe80::1%a/b]:1",
+            "[fe80::1%a%b]:1",
+            "10.0.0.1%eth0:1",
+        ];
         for text in bad
             .into_iter()
             .chain(["http://a:1", "a b:1", "[::1:1", "a:1:2"])
+            .chain(scopes)
         {
             assert_eq!(HostPort::parse(text), None, "{text:?} is no HOST:PORT");
+        }
+    }
+
+    #[test]
+    fn addresses_of_clients() {
+        for (text, shown, url) in [
+            ("127.0.0.1:2379", "127.0.0.1:2379", "http://127.0.0.1:2379"),
+            ("http://[::1]:2379/", "[::1]:2379", "http://[::1]:2379"),
+            ("https://n1:2379", "https://n1:2379", "https://n1:2379"),
+            (
+                "http://[fe80::1%25eth0]:1",
+                "[fe80::1%eth0]:1",
+                "http://[fe80::1%25eth0]:1",
+            ),
+            (
+                "unix:///run/q.sock",
+                "unix:///run/q.sock",
+                "unix:///run/q.sock",
+            ),
+            ("unix:/q.sock", "unix:///q.sock", "unix:///q.sock"),
+            ("unix://q.sock", "unix://q.sock", "unix://q.sock"),
+        ] {
+            let parsed = ClientAddress::parse(text).unwrap();
+            assert_eq!(parsed.to_string(), shown, "{text}");
+            assert_eq!(parsed.url(), url, "{text}");
+        }
+        for text in [
+            "",
+            "unix://",
+            "unix:q.sock",
+            "unix:///",
+            "unix:///run/",
+            "unix://..",
+            "/run/q.sock",
+            "ftp://a:1",
+            "unixs:///run/q.sock",
+            "http://a",
+            "http://a:1/path",
+        ] {
+            assert_eq!(ClientAddress::parse(text), None, "{text:?} is no address");
         }
     }
 
@@ -178,6 +313,7 @@ mod tests {
             "a,b=c:1",
             "n1=0.0.0.0:1",
             "n1=[::]:1",
+            "n1=[fe80::1%eth0]:1",
         ] {
             assert_eq!(
                 InitialMember::parse(text),

@@ -1,5 +1,5 @@
-//! Checks on a request alone, before it enters the log: empty keys, contradictory options, the size and the double writes of
-//! transactions. Both branches of a transaction are checked, and so are nested ones.
+//! Checks a request before it enters the log, without the store's state: empty keys, contradictory options, the size of
+//! transactions, and keys that a transaction writes twice. Both branches of a transaction are checked, and so are nested ones.
 //!
 //! etcd: the order of the checks decides which error a request with several faults gets, so it is kept.
 
@@ -10,7 +10,6 @@ use super::{
 };
 use bytes::Bytes;
 
-/// Checks a read.
 pub fn range(query: &RangeQuery) -> Result<(), KvError> {
     not_empty(&query.key)?;
     let known = query.sort_order != SortOrder::Unknown && query.sort_target != SortTarget::Unknown;
@@ -21,7 +20,6 @@ pub fn range(query: &RangeQuery) -> Result<(), KvError> {
     }
 }
 
-/// Checks a write.
 pub fn put(put: &Put) -> Result<(), KvError> {
     not_empty(&put.key)?;
     if put.ignore_value && !put.value.is_empty() {
@@ -33,13 +31,12 @@ pub fn put(put: &Put) -> Result<(), KvError> {
     Ok(())
 }
 
-/// Checks a deletion.
 pub fn delete_range(delete: &DeleteRange) -> Result<(), KvError> {
     not_empty(&delete.key)
 }
 
-/// Checks a transaction. At each level the longest of its three lists must fit the budget, which starts at `ops_max`; nested
-/// transactions share what is left, each for itself. The bounds of `TxnSize` hold for all of them together.
+/// Checks a transaction. At each level the longest of its three lists must fit the budget, which starts at `ops_max`; each nested
+/// transaction may use all that is left of it. The bounds of `TxnSize` are on the sums over all of them.
 pub fn txn(txn: &Txn, ops_max: usize) -> Result<(), KvError> {
     let mut size = TxnSize::new(ops_max);
     operations(txn, ops_max, 1, &mut size)?;
@@ -64,11 +61,11 @@ fn operations(txn: &Txn, budget: usize, level: usize, size: &mut TxnSize) -> Res
     })
 }
 
-/// Levels of transactions in each other. etcd: with its default of 128 operations the budget by level allows no more either.
+/// How deep transactions may nest. etcd: with its default of 128 operations the budget of each level allows no more either.
 pub const NESTING_MAX: usize = 128;
 
-/// Operations of a transaction in total, nested ones included, and likewise its compares. The budget by level alone would admit
-/// as many as fit into a request.
+/// The most operations of a transaction in total, nested ones included; compares have the same bound. The budget of each level
+/// alone would allow as many as fit into a request.
 pub const OPERATIONS_MAX: usize = 65_536;
 
 /// Counts the operations, compares and levels of a transaction against what is allowed in total.
@@ -88,7 +85,7 @@ impl TxnSize {
         }
     }
 
-    /// Counts one transaction with so many compares, operations if they hold, and operations if not. The outermost is at level 1.
+    /// Counts one transaction: its compares, and the operations of its success and failure branches. The outermost is at level 1.
     pub(super) fn add_level(&mut self, level: usize, lists: [usize; 3]) -> Result<(), KvError> {
         let [compares, success, failure] = lists;
         self.compares += compares;
@@ -117,30 +114,10 @@ fn not_empty(key: &Bytes) -> Result<(), KvError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn put_op(key: &'static str) -> TxnOp {
-        TxnOp::Put(Put {
-            key: key.into(),
-            ..Put::default()
-        })
-    }
-
-    fn delete_op(key: &'static str, range_end: &'static str) -> TxnOp {
-        TxnOp::DeleteRange(DeleteRange {
-            key: key.into(),
-            range_end: range_end.into(),
-            prev_kv: false,
-        })
-    }
-
-    fn nested(success: Vec<TxnOp>, failure: Vec<TxnOp>) -> TxnOp {
-        TxnOp::Txn(Txn {
-            compares: Vec::new(),
-            success,
-            failure,
-        })
-    }
+    use super::{
+        super::testing::{delete_op, nested, put_op},
+        *,
+    };
 
     fn check(success: Vec<TxnOp>) -> Result<(), KvError> {
         txn(

@@ -1,6 +1,6 @@
-//! What can be asked of the store, and what it answers.
+//! The requests and answers of the store.
 //!
-//! A [`Command`] is what the replicated log carries; a [`RangeQuery`] alone never goes through the log. Keys, values and
+//! The replicated log carries [`Command`]s; a [`RangeQuery`] alone never goes through the log. Keys, values and
 //! stored `KeyValue`s are shared byte buffers: nothing here copies them. etcd's request messages are the model, and the
 //! field meanings are theirs (`key`/`range_end` as in [`super::KeyRange::from_wire`]).
 
@@ -9,8 +9,9 @@ use super::{
     lease::{LeaseChange, LeaseMark},
 };
 use crate::{
+    auth::{Caller, Change},
     codec::Blob,
-    types::{LeaseId, MemberId, Revision, Term},
+    types::{LeaseId, LogIndex, MemberId, Revision, Term},
 };
 use bincode::{BorrowDecode, Decode, Encode};
 use bytes::Bytes;
@@ -19,7 +20,6 @@ use bytes::Bytes;
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 #[bincode(decode_context = "crate::codec::Shared")]
 pub enum Command {
-    /// Write one key.
     Put(Put),
     /// Delete the keys of a range.
     DeleteRange(DeleteRange),
@@ -27,7 +27,6 @@ pub enum Command {
     Txn(Txn),
     /// Give up the history before a revision.
     Compact(Compact),
-    /// Create a lease.
     GrantLease(GrantLease),
     /// End a lease and delete its keys.
     RevokeLease(RevokeLease),
@@ -39,29 +38,87 @@ pub enum Command {
     CheckpointLeases(CheckpointLeases),
     /// Give leases all of their time again.
     RenewLeases(RenewLeases),
+    /// Change users, roles, permissions or tokens.
+    Auth(Change),
+    /// A command on behalf of a caller, who must be allowed it when it is applied.
+    Checked(Checked),
+}
+
+/// A command on behalf of a caller.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
+#[bincode(decode_context = "crate::codec::Shared")]
+pub struct Checked {
+    pub caller: Caller,
+    pub command: Box<Command>,
 }
 
 impl Command {
-    /// Keys that it probably reads or writes, for prefetching: results do not depend on them.
-    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
-        let (put, delete, txn) = match self {
-            Self::Put(put) => (Some(put.key.0.as_ref()), None, None),
-            Self::DeleteRange(delete) => (None, Some(delete.key.0.as_ref()), None),
-            Self::Txn(txn) => (None, None, Some(txn.keys())),
+    /// The command itself, without its caller.
+    pub fn unchecked(&self) -> &Self {
+        match self {
+            Self::Checked(checked) => checked.command.unchecked(),
+            Self::Put(_)
+            | Self::DeleteRange(_)
+            | Self::Txn(_)
+            | Self::Compact(_)
+            | Self::GrantLease(_)
+            | Self::RevokeLease(_)
+            | Self::SetAlarm(_)
+            | Self::ExpireLeases(_)
+            | Self::CheckpointLeases(_)
+            | Self::RenewLeases(_)
+            | Self::Auth(_) => self,
+        }
+    }
+
+    /// The command, if a client names keys in it.
+    pub fn on_keys(&self) -> Option<KeyCommand<'_>> {
+        match self.unchecked() {
+            Self::Put(put) => Some(KeyCommand::Put(put)),
+            Self::DeleteRange(delete) => Some(KeyCommand::DeleteRange(delete)),
+            Self::Txn(txn) => Some(KeyCommand::Txn(txn)),
             Self::Compact(_)
             | Self::GrantLease(_)
             | Self::RevokeLease(_)
             | Self::SetAlarm(_)
             | Self::ExpireLeases(_)
             | Self::CheckpointLeases(_)
-            | Self::RenewLeases(_) => (None, None, None),
+            | Self::RenewLeases(_)
+            | Self::Auth(_)
+            | Self::Checked(_) => None,
+        }
+    }
+
+    /// Keys that it probably reads or writes, for prefetching: results do not depend on them.
+    pub fn keys(&self) -> impl Iterator<Item = &[u8]> {
+        let (one, txn) = match self.on_keys() {
+            Some(KeyCommand::Put(put)) => (Some(put.key.0.as_ref()), None),
+            Some(KeyCommand::DeleteRange(delete)) => (Some(delete.key.0.as_ref()), None),
+            Some(KeyCommand::Txn(txn)) => (None, Some(txn.keys())),
+            None => (None, None),
         };
-        let one = put.or(delete);
         one.into_iter().chain(txn.into_iter().flatten())
+    }
+
+    /// Whether applying it can grow the database: refused while a member is out of space.
+    pub fn takes_space(&self) -> bool {
+        match self.on_keys() {
+            Some(KeyCommand::Put(_)) => true,
+            Some(KeyCommand::Txn(txn)) => txn.puts(),
+            Some(KeyCommand::DeleteRange(_)) => false,
+            None => matches!(self.unchecked(), Self::GrantLease(_)),
+        }
     }
 }
 
-/// Writes one key.
+/// A command in which a client names keys.
+#[derive(Clone, Copy, Debug)]
+pub enum KeyCommand<'a> {
+    Put(&'a Put),
+    DeleteRange(&'a DeleteRange),
+    Txn(&'a Txn),
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, BorrowDecode)]
 #[bincode(decode_context = "crate::codec::Shared")]
 pub struct Put {
@@ -103,7 +160,6 @@ pub struct RangeQuery {
     pub limit: i64,
     /// The revision to read at; zero or less is the newest.
     pub revision: i64,
-    /// Direction of the sort.
     pub sort_order: SortOrder,
     /// What the sort compares.
     pub sort_target: SortTarget,
@@ -120,13 +176,9 @@ pub struct RangeQuery {
 /// Inclusive bounds on a result's revisions; zero is no bound.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct RevisionFilter {
-    /// Lowest modification revision.
     pub min_mod: i64,
-    /// Highest modification revision.
     pub max_mod: i64,
-    /// Lowest creation revision.
     pub min_create: i64,
-    /// Highest creation revision.
     pub max_create: i64,
 }
 
@@ -138,16 +190,24 @@ impl RevisionFilter {
 
     /// Whether a key with these revisions passes.
     pub fn admits(&self, create: Revision, modified: Revision) -> bool {
-        let above = |bound: i64, value: i64| bound == 0 || value >= bound;
-        let below = |bound: i64, value: i64| bound == 0 || value <= bound;
-        above(self.min_mod, modified.0)
-            && below(self.max_mod, modified.0)
-            && above(self.min_create, create.0)
-            && below(self.max_create, create.0)
+        self.admits_modified(modified) && within(self.min_create, self.max_create, create)
+    }
+
+    /// Whether a key that was modified at this revision passes, unless its creation decides otherwise.
+    pub fn admits_modified(&self, modified: Revision) -> bool {
+        within(self.min_mod, self.max_mod, modified)
+    }
+
+    /// Whether it looks at the revision of a key's creation.
+    pub fn needs_create(&self) -> bool {
+        (self.min_create, self.max_create) != (0, 0)
     }
 }
 
-/// Direction of a sort.
+fn within(min: i64, max: i64, revision: Revision) -> bool {
+    (min == 0 || revision.0 >= min) && (max == 0 || revision.0 <= max)
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub enum SortOrder {
     /// By key; any other target is sorted ascending, after the limit has cut.
@@ -157,25 +217,21 @@ pub enum SortOrder {
     Ascend,
     /// Largest first.
     Descend,
-    /// Outside the enum; refused by [`super::check`].
+    /// A value that the protobuf enum does not have; refused by [`super::check`].
     Unknown,
 }
 
 /// What a sort compares.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub enum SortTarget {
-    /// The key's bytes.
     #[default]
     Key,
     /// The number of puts since creation.
     Version,
-    /// The creation revision.
     Create,
-    /// The modification revision.
     Mod,
-    /// The value's bytes.
     Value,
-    /// Outside the enum; refused by [`super::check`].
+    /// A value that the protobuf enum does not have; refused by [`super::check`].
     Unknown,
 }
 
@@ -191,19 +247,15 @@ pub struct Txn {
     pub failure: Vec<TxnOp>,
 }
 
-/// One operation of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, BorrowDecode)]
 #[bincode(decode_context = "crate::codec::Shared")]
 pub enum TxnOp {
-    /// Read.
     Range(RangeQuery),
-    /// Write one key.
     Put(Put),
     /// Delete the keys of a range.
     DeleteRange(DeleteRange),
-    /// A transaction inside the transaction.
     Txn(Txn),
-    /// An operation that names nothing; refused by [`super::check`].
+    /// An operation without a request; refused by [`super::check`].
     Empty,
 }
 
@@ -230,9 +282,8 @@ pub enum Relation {
     Greater,
     /// The property is less.
     Less,
-    /// The property differs.
     NotEqual,
-    /// etcd: a result outside the enum holds always.
+    /// etcd: a relation that the protobuf enum does not have always holds.
     Any,
 }
 
@@ -250,7 +301,7 @@ pub enum Operand {
     Value(Blob),
     /// The lease; 0 for a missing key.
     Lease(i64),
-    /// etcd: a target outside the enum compares as equal.
+    /// etcd: a target that the protobuf enum does not have compares as equal.
     Unknown,
 }
 
@@ -261,7 +312,6 @@ pub struct Compact {
     pub revision: Revision,
 }
 
-/// Creates a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct GrantLease {
     /// Its id, chosen before the command entered the log.
@@ -273,35 +323,35 @@ pub struct GrantLease {
 /// Ends a lease and deletes its keys in one revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct RevokeLease {
-    /// Which.
     pub id: LeaseId,
 }
 
-/// Ends the leases whose time is up by the proposer's countdown: each lease's keys in one revision, in this order. Without
-/// effect unless the entry is of the term it names, and on leases that are gone.
+/// Ends leases whose time is up by the proposer's countdown, in this order. Deleting the keys of one lease takes one revision.
+/// The command has no effect if the term of its entry is not the term it names, nor on leases that are gone.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ExpireLeases {
     /// The term the proposer led in when it counted.
     pub term: Term,
-    /// Which.
     pub leases: Vec<LeaseMark>,
 }
 
-/// Remembers how much time leases have left, for members that start with what is stored. Guarded as [`ExpireLeases`] is.
+/// Stores how much time leases have left, for members that start from the database. It has an effect under the same conditions as
+/// [`ExpireLeases`].
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct CheckpointLeases {
     /// The term the proposer led in when it counted.
     pub term: Term,
-    /// Which, with the seconds each has left; zero stands for all of its time.
+    /// The leases, with the seconds each has left; zero stands for its whole time to live.
     pub leases: Vec<(LeaseMark, i64)>,
 }
 
-/// Gives leases all of their time again: every member counts each from when it applies this. Guarded as [`ExpireLeases`] is.
+/// Gives leases all of their time again: every member counts each from when it applies this. It has an effect under the same
+/// conditions as [`ExpireLeases`].
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct RenewLeases {
     /// The term the proposer led in.
     pub term: Term,
-    /// Which, ascending, each once.
+    /// The leases, ascending and without duplicates.
     pub leases: Vec<LeaseMark>,
 }
 
@@ -310,18 +360,16 @@ pub struct RenewLeases {
 pub enum AlarmKind {
     /// Its database reached the quota.
     NoSpace,
-    /// Something about the cluster's state is wrong, and nobody knows whose is right: nobody serves.
+    /// The members' states differ and no majority agrees: no member serves.
     Corrupt,
     /// Its state differs from that of a majority: it does not serve, the others do. Clients see it as [`AlarmKind::Corrupt`].
-    Differs,
+    StateDiffers,
 }
 
 /// Raises an alarm, or takes it back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct SetAlarm {
-    /// Whose.
     pub member: MemberId,
-    /// Which.
     pub kind: AlarmKind,
     /// Raise (true) or take back (false).
     pub raised: bool,
@@ -330,15 +378,11 @@ pub struct SetAlarm {
 /// What a command did. `revision` is the store's revision afterwards.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Answer to [`Command::Put`].
     Put(PutDone),
-    /// Answer to [`Command::DeleteRange`].
     DeleteRange(DeleteRangeDone),
-    /// Answer to [`Command::Txn`].
     Txn(TxnDone),
     /// Answer to [`Command::Compact`]: the history before it is gone for readers; it is removed afterwards.
     Compact {
-        /// The store's revision.
         revision: Revision,
     },
     /// Answer to the lease commands.
@@ -352,31 +396,30 @@ pub enum Outcome {
     Countdown {
         /// The store's revision afterwards.
         revision: Revision,
-        /// Leases it had an effect on; the guard held for none of the others.
+        /// How many leases it changed. The others were gone, or the entry is not of the term that the command names.
         leases: usize,
-        /// Keys it deleted.
         deleted: usize,
     },
-    /// Answer to [`Command::RenewLeases`].
     Renewals {
-        /// The store's revision.
         revision: Revision,
         /// Which of the leases were gone, ascending; `None` if the entry is of another term than it names: then it had no effect.
         gone: Option<Vec<LeaseId>>,
     },
-    /// Answer to [`Command::SetAlarm`].
     Alarm {
-        /// The store's revision.
         revision: Revision,
         /// Whether the alarm existed (taking back), or exists now (raising).
         found: bool,
+    },
+    Auth {
+        revision: Revision,
+        /// The index of the log entry: the number of a token that it issued.
+        index: LogIndex,
     },
 }
 
 /// A stored `mvccpb.KeyValue`, encoded.
 pub type EncodedKv = Bytes;
 
-/// Answer to a [`RangeQuery`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeDone {
     /// The store's revision when the query ran (not the revision read at).
@@ -390,7 +433,6 @@ pub struct RangeDone {
     pub count: i64,
 }
 
-/// Answer to a [`Put`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PutDone {
     /// The revision of the write.
@@ -399,18 +441,15 @@ pub struct PutDone {
     pub prev: Option<EncodedKv>,
 }
 
-/// Answer to a [`DeleteRange`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeleteRangeDone {
     /// The revision of the write, or the store's revision if nothing was deleted.
     pub revision: Revision,
-    /// How many keys were deleted.
     pub deleted: i64,
     /// The keys before it, ascending, if asked for.
     pub prevs: Vec<EncodedKv>,
 }
 
-/// Answer to a [`Txn`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TxnDone {
     /// The store's revision afterwards.
@@ -424,20 +463,47 @@ pub struct TxnDone {
 /// Answer to one operation of a transaction. Its revision is the one visible right after the operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpDone {
-    /// Answer to [`TxnOp::Range`].
     Range(RangeDone),
-    /// Answer to [`TxnOp::Put`].
     Put(PutDone),
-    /// Answer to [`TxnOp::DeleteRange`].
     DeleteRange(DeleteRangeDone),
-    /// Answer to [`TxnOp::Txn`].
     Txn(TxnDone),
 }
 
 /// What applying a command gives: an outcome, or the refusal that every member gives alike.
 pub type Verdict = Result<Outcome, KvError>;
 
+impl RangeQuery {
+    /// About how many bytes it takes.
+    pub fn bytes(&self) -> usize {
+        size_of::<Self>() + self.key.len() + self.range_end.len()
+    }
+}
+
+impl Compare {
+    fn bytes(&self) -> usize {
+        let value = match &self.operand {
+            Operand::Value(value) => value.len(),
+            Operand::Version(_)
+            | Operand::Create(_)
+            | Operand::Mod(_)
+            | Operand::Lease(_)
+            | Operand::Unknown => 0,
+        };
+        size_of::<Self>() + self.key.len() + self.range_end.len() + value
+    }
+}
+
 impl Txn {
+    /// About how many bytes it takes, if it only reads.
+    pub fn read_bytes(&self) -> usize {
+        let compares: usize = self.compares.iter().map(Compare::bytes).sum();
+        let ranges = self.branches().map(|op| match op {
+            TxnOp::Range(query) => query.bytes(),
+            TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Txn(_) | TxnOp::Empty => 0,
+        });
+        compares + ranges.sum::<usize>()
+    }
+
     /// The keys of the operations that run if the compares hold.
     fn keys(&self) -> impl Iterator<Item = &[u8]> {
         self.success.iter().filter_map(|op| match op {
@@ -472,23 +538,6 @@ impl Txn {
     /// The operations of both branches.
     pub fn branches(&self) -> impl Iterator<Item = &TxnOp> {
         self.success.iter().chain(&self.failure)
-    }
-}
-
-impl Command {
-    /// Whether applying it can grow the database: refused while a member is out of space.
-    pub fn takes_space(&self) -> bool {
-        match self {
-            Self::Put(_) | Self::GrantLease(_) => true,
-            Self::Txn(txn) => txn.puts(),
-            Self::DeleteRange(_)
-            | Self::Compact(_)
-            | Self::RevokeLease(_)
-            | Self::SetAlarm(_)
-            | Self::ExpireLeases(_)
-            | Self::CheckpointLeases(_)
-            | Self::RenewLeases(_) => false,
-        }
     }
 }
 

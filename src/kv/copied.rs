@@ -1,7 +1,7 @@
 //! Copies of the records of a long answer.
 //!
-//! A record in memory is part of a batch of records, and whoever holds one keeps the whole batch in memory. An answer may wait
-//! for its client for long. So a long answer gets copies. They are made in pieces of 64 KiB, because an allocation for each
+//! A record in memory is part of a batch of records, and a reference to one keeps the whole batch in memory. An answer may wait
+//! long for its client. So a long answer gets copies. They are made in pieces of 64 KiB, because an allocation for each
 //! record, freed on another thread, costs more than the copy.
 
 use super::{
@@ -21,10 +21,21 @@ pub(super) struct CopyBuffer {
 }
 
 impl CopyBuffer {
-    /// A copy of the record of a put.
-    pub(super) fn read(&mut self, records: &dyn Records, rev: Rev) -> Result<EncodedKv, ReadError> {
-        records.visit(rev, &mut |kv| self.add(kv))?;
-        Ok(self.open.split().freeze())
+    /// A copy of the record of a put, unless it is longer than `bytes_max`.
+    pub(super) fn read(
+        &mut self,
+        records: &dyn Records,
+        rev: Rev,
+        bytes_max: usize,
+    ) -> Result<Option<EncodedKv>, ReadError> {
+        let mut fits = false;
+        records.visit(rev, &mut |kv| {
+            fits = kv.len() <= bytes_max;
+            if fits {
+                self.add(kv);
+            }
+        })?;
+        Ok(fits.then(|| self.open.split().freeze()))
     }
 
     fn add(&mut self, kv: &[u8]) {
@@ -61,7 +72,12 @@ mod tests {
         let rev = |len: i64| Rev::new(Revision(len), 0);
         let copies: Vec<Bytes> = lens
             .iter()
-            .map(|&len| buffer.read(&records, rev(len)).unwrap())
+            .map(|&len| {
+                buffer
+                    .read(&records, rev(len), usize::MAX)
+                    .unwrap()
+                    .unwrap()
+            })
             .collect();
         for (len, copy) in lens.into_iter().zip(&copies) {
             assert_eq!(copy, &records.get(rev(len)).unwrap());

@@ -1,4 +1,4 @@
-//! Counts what an encoded transaction holds before anybody decodes it.
+//! Counts the operations and compares of an encoded transaction before it is decoded.
 //!
 //! Decoding makes tens of bytes of each operation, however short it is on the wire: a million operations of two bytes took more
 //! than a second. This walk over the protobuf costs a few nanoseconds a field, allocates a few bytes for each nested
@@ -41,7 +41,7 @@ pub fn check(request: &[u8], ops_max: usize) -> Result<usize, KvError> {
 /// The length-delimited fields of a message, as (number, content). Skips all others. Ends where the bytes are malformed.
 #[derive(Clone, Debug)]
 pub struct Fields<'a> {
-    /// From the newest field on.
+    /// The message from the newest field on.
     from_last: &'a [u8],
     rest: &'a [u8],
 }

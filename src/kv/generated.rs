@@ -5,8 +5,8 @@ use proptest::{
     test_runner::{Config, RngAlgorithm, TestRng, TestRunner},
 };
 
-/// One value of `strategy` for every four bytes of `data`, which seed it: a fuzzer that changes, moves or repeats bytes does
-/// so to single steps of what a test does.
+/// Draws a value of `strategy` for every four bytes of `data`, which are its seed. So a fuzzer that changes, moves or repeats
+/// bytes changes, moves or repeats single steps of a test.
 pub(super) fn generate<S: Strategy>(strategy: &S, data: &[u8], most: usize) -> Vec<S::Value> {
     let values = data.chunks(4).take(most).map(|chunk| {
         let mut seed = [0; 32];

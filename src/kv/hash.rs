@@ -1,13 +1,18 @@
 //! etcd's hash of the history: members with the same history have the same hash, whatever each has physically removed.
 //!
-//! Fed with every stored record in ascending order, it follows etcd byte for byte, so that the two can be compared. What a
-//! compaction gave up is skipped whether it is still stored or not: of the records up to the compacted revision only those
-//! count that some read can still see.
+//! Fed with every stored record in ascending order, it follows etcd byte for byte, so that the two can be compared. Compacted
+//! records are skipped, whether they are still stored or not: up to the compacted revision, only those records are hashed that a
+//! read can still see.
 
-use super::{KvError, index::Snapshot, key_range::KeyRange, keys::Keys, range::RevisionWindow};
+use super::{
+    KvError,
+    index::Snapshot,
+    key_range::KeyRange,
+    keys::{Keys, Steps},
+    range::RevisionWindow,
+};
 use crate::types::{RecordKind, Rev, Revision};
 
-/// The hash of a history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HistoryHash {
     /// CRC-32C.
@@ -54,13 +59,18 @@ impl HistoryHasher {
             });
         }
         let (mut kept, mut any_kept) = (Vec::new(), false);
-        keys.visit_at(&KeyRange::all(), through, &mut |_, rev| {
-            any_kept = true;
-            if rev.major <= window.compacted {
-                kept.push(rev);
-            }
-            std::ops::ControlFlow::Continue(())
-        });
+        keys.visit_at(
+            &KeyRange::all(),
+            through,
+            &Steps::unlimited(),
+            &mut |_, rev| {
+                any_kept = true;
+                if rev.major <= window.compacted {
+                    kept.push(rev);
+                }
+                std::ops::ControlFlow::Continue(())
+            },
+        );
         kept.sort_unstable();
         Ok(Self {
             sum: crc32c::crc32c(b"key"),
@@ -71,7 +81,6 @@ impl HistoryHasher {
         })
     }
 
-    /// The next record.
     pub fn add(&mut self, rev: Rev, kind: RecordKind, kv: &[u8]) {
         let compacted = self.window.compacted;
         let given_up =

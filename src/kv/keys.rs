@@ -11,37 +11,82 @@ use super::{
 use crate::types::{LeaseId, RecordKind, Rev, Revision};
 use bytes::Bytes;
 use std::{
+    cell::Cell,
     collections::{BTreeMap, btree_map::Entry},
     ops::ControlFlow,
 };
 
-/// Read access to keys: at the head with their metadata, and at an older revision.
+/// How many more index entries may be visited, live or deleted. Several reads can share this bound.
+#[derive(Debug)]
+pub struct Steps {
+    left: Cell<u64>,
+    are_refused: Cell<bool>,
+}
+
+impl Steps {
+    pub fn new(max: u64) -> Self {
+        Self {
+            left: Cell::new(max),
+            are_refused: Cell::new(false),
+        }
+    }
+
+    /// No bound, for reads that no request can repeat often.
+    pub fn unlimited() -> Self {
+        Self::new(u64::MAX)
+    }
+
+    /// Whether a read needed more steps than were left: its result is incomplete.
+    pub fn are_used_up(&self) -> bool {
+        self.are_refused.get()
+    }
+
+    /// How many of so many were taken.
+    #[cfg(test)]
+    pub fn taken(&self, max: u64) -> u64 {
+        max - self.left.get()
+    }
+
+    /// Takes one, if there is one.
+    fn take(&self) -> bool {
+        match self.left.get().checked_sub(1) {
+            Some(left) => self.left.set(left),
+            None => self.are_refused.set(true),
+        }
+        !self.are_refused.get()
+    }
+}
+
+/// Read access to keys: at the head with their metadata, and at an older revision. A read that has used up its steps ends early,
+/// with what it has found.
 pub trait Keys {
     /// A live key's metadata.
     fn get(&self, key: &[u8]) -> Option<Meta>;
     /// The change that wrote the value the key had at revision `at`; `None` if it was not alive then.
     fn rev_at(&self, key: &[u8], at: Revision) -> Option<Rev>;
     /// Calls `visit` with the live keys of a range, ascending, until it breaks.
-    fn visit(&self, range: &KeyRange, visit: &mut dyn FnMut(&[u8], Meta) -> ControlFlow<()>);
+    fn visit(
+        &self,
+        range: &KeyRange,
+        steps: &Steps,
+        visit: &mut dyn FnMut(&[u8], Meta) -> ControlFlow<()>,
+    );
     /// Calls `visit` with the keys alive at `at`, ascending, until it breaks.
     fn visit_at(
         &self,
         range: &KeyRange,
         at: Revision,
+        steps: &Steps,
         visit: &mut dyn FnMut(&[u8], Rev) -> ControlFlow<()>,
     );
-    /// Live keys in a range.
-    fn count(&self, range: &KeyRange) -> u64;
+    fn count(&self, range: &KeyRange, steps: &Steps) -> u64;
 }
 
 /// One key's change, as the index takes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyChange {
-    /// The key.
     pub key: Bytes,
-    /// Where in history.
     pub rev: Rev,
-    /// Put or deletion.
     pub kind: RecordKind,
     /// The lease a put attached the key to.
     pub lease: LeaseId,
@@ -87,12 +132,11 @@ impl Pending {
         meta
     }
 
-    /// Records a deletion.
     pub fn delete(&mut self, key: &Bytes, rev: Rev) {
         self.change(key, rev, RecordKind::Tombstone, None);
     }
 
-    /// A newer snapshot, which holds every change up to `through`, takes the old one's place.
+    /// Replaces the snapshot by a newer one, which holds every change up to `through`.
     pub fn published(&mut self, snapshot: Snapshot, through: Revision) {
         self.snapshot = snapshot;
         self.changed.retain(|_, changed| {
@@ -122,10 +166,11 @@ impl Pending {
     fn changed_in<'a>(
         &'a self,
         range: &'a KeyRange,
+        steps: &'a Steps,
     ) -> impl Iterator<Item = (&'a Bytes, &'a Changed)> {
         self.changed
             .range(range.start.clone()..)
-            .take_while(|(key, _)| range.contains(key))
+            .take_while(|(key, _)| range.contains(key) && steps.take())
     }
 }
 
@@ -152,13 +197,18 @@ impl Keys for Pending {
         }
     }
 
-    fn visit(&self, range: &KeyRange, visit: &mut dyn FnMut(&[u8], Meta) -> ControlFlow<()>) {
+    fn visit(
+        &self,
+        range: &KeyRange,
+        steps: &Steps,
+        visit: &mut dyn FnMut(&[u8], Meta) -> ControlFlow<()>,
+    ) {
         let below = self
             .snapshot
-            .live(range)
+            .live_while(range, || steps.take())
             .map(|(key, meta)| (key.to_vec(), meta));
         let above = self
-            .changed_in(range)
+            .changed_in(range, steps)
             .map(|(key, changed)| (key, changed.live));
         merge(below, above, visit);
     }
@@ -167,26 +217,27 @@ impl Keys for Pending {
         &self,
         range: &KeyRange,
         at: Revision,
+        steps: &Steps,
         visit: &mut dyn FnMut(&[u8], Rev) -> ControlFlow<()>,
     ) {
         let below = self
             .snapshot
-            .live_at(range, at)
+            .live_at_while(range, at, || steps.take())
             .map(|(key, rev)| (key.to_vec(), rev));
-        let above = self.changed_in(range).filter_map(|(key, changed)| {
+        let above = self.changed_in(range, steps).filter_map(|(key, changed)| {
             let (rev, kind) = changed.rev_at(at)?;
             Some((key, (kind == RecordKind::Put).then_some(rev)))
         });
         merge(below, above, visit);
     }
 
-    fn count(&self, range: &KeyRange) -> u64 {
+    fn count(&self, range: &KeyRange, steps: &Steps) -> u64 {
         let (mut more, mut fewer) = (0, 0);
-        for (key, changed) in self.changed_in(range) {
+        for (key, changed) in self.changed_in(range, steps) {
             more += u64::from(changed.live.is_some());
             fewer += u64::from(self.snapshot.get(key).is_some());
         }
-        self.snapshot.count(range) + more - fewer
+        (self.snapshot.count(range) + more).saturating_sub(fewer)
     }
 }
 
@@ -230,9 +281,14 @@ impl Keys for Snapshot {
         self.rev_at(key, at)
     }
 
-    fn visit(&self, range: &KeyRange, visit: &mut dyn FnMut(&[u8], Meta) -> ControlFlow<()>) {
+    fn visit(
+        &self,
+        range: &KeyRange,
+        steps: &Steps,
+        visit: &mut dyn FnMut(&[u8], Meta) -> ControlFlow<()>,
+    ) {
         let mut whole = Vec::new();
-        for (key, meta) in self.live(range) {
+        for (key, meta) in self.live_while(range, || steps.take()) {
             key.write_to(&mut whole);
             if visit(&whole, meta).is_break() {
                 return;
@@ -244,10 +300,11 @@ impl Keys for Snapshot {
         &self,
         range: &KeyRange,
         at: Revision,
+        steps: &Steps,
         visit: &mut dyn FnMut(&[u8], Rev) -> ControlFlow<()>,
     ) {
         let mut whole = Vec::new();
-        for (key, rev) in self.live_at(range, at) {
+        for (key, rev) in self.live_at_while(range, at, || steps.take()) {
             key.write_to(&mut whole);
             if visit(&whole, rev).is_break() {
                 return;
@@ -255,7 +312,8 @@ impl Keys for Snapshot {
         }
     }
 
-    fn count(&self, range: &KeyRange) -> u64 {
+    fn count(&self, range: &KeyRange, steps: &Steps) -> u64 {
+        steps.take();
         self.count(range)
     }
 }

@@ -1,4 +1,4 @@
-//! Leases as the log knows them: which exist, and which keys each holds. When they are due each member counts for itself
+//! Leases, as the log decides them: which exist, and which keys each holds. Each member computes for itself when they are due
 //! ([`super::lease_clock`]); nothing here reads a clock.
 //!
 //! Commands that come from a countdown are guarded, because a countdown can be wrong by the time its command is applied: the
@@ -7,8 +7,10 @@
 //! where either differs. `docs/leases.md` says why that is enough.
 
 use super::KvError;
-use crate::mutation::{Mutation, mutated};
-use crate::types::{LeaseId, LogIndex, LogPosition, Term};
+use crate::{
+    mutation::{Mutation, mutated},
+    types::{LeaseId, LogIndex, LogPosition, Term},
+};
 use bincode::{Decode, Encode};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,39 +22,28 @@ pub const ALL_TIME: i64 = 0;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LeaseChange {
     /// The lease exists from now on.
-    Granted {
-        /// Which.
-        id: LeaseId,
-        /// What is known of it.
-        row: LeaseRow,
-    },
+    Granted { id: LeaseId, row: LeaseRow },
     /// It has all of its time again.
     Renewed {
-        /// Which.
         id: LeaseId,
         /// What is known of it now.
         row: LeaseRow,
-        /// Whether a checkpoint was taken back: only then is its row another one.
+        /// Whether this cleared a checkpoint: only then has the stored row changed.
         cleared: bool,
     },
-    /// Members that start with what is stored count it from another remaining time from now on.
+    /// Its stored remaining time has changed: a member that starts from the database counts it from there.
     Checkpointed {
-        /// Which.
         id: LeaseId,
         /// What is known of it now.
         row: LeaseRow,
     },
-    /// The lease is gone, and its keys with it.
-    Revoked {
-        /// Which.
-        id: LeaseId,
-    },
+    /// The lease and its keys are deleted.
+    Revoked { id: LeaseId },
 }
 
 /// Names one lease among all that ever had its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub struct LeaseMark {
-    /// Its id.
     pub id: LeaseId,
     /// The log entry that granted it.
     pub granted: LogIndex,
@@ -65,7 +56,7 @@ pub struct LeaseRow {
     pub ttl_secs: i64,
     /// The time, in seconds, from which a member that starts with this row counts it; [`ALL_TIME`] stands for all of it.
     pub remaining_secs: i64,
-    /// The log entry that granted it: two leases that bore the same id one after the other differ in it.
+    /// The log entry that granted it: it distinguishes two leases that had the same id one after the other.
     pub granted: LogIndex,
 }
 
@@ -89,7 +80,6 @@ impl LeaseRow {
     }
 }
 
-/// One lease.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lease {
     /// What is known of it.
@@ -101,12 +91,9 @@ pub struct Lease {
 /// The keys of a lease. Most leases have one, and a set for it would take ten times the space.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum LeaseKeys {
-    /// Nothing is attached.
     #[default]
     None,
-    /// One key.
     One(Bytes),
-    /// Two and more.
     Many(BTreeSet<Bytes>),
 }
 
@@ -121,7 +108,6 @@ impl LeaseKeys {
         one.into_iter().chain(many.into_iter().flatten())
     }
 
-    /// How many there are.
     pub fn len(&self) -> usize {
         match self {
             Self::None => 0,
@@ -130,7 +116,6 @@ impl LeaseKeys {
         }
     }
 
-    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         *self == Self::None
     }
@@ -162,14 +147,12 @@ impl LeaseKeys {
     }
 }
 
-/// All leases.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseTable {
     leases: BTreeMap<LeaseId, Lease>,
 }
 
 impl LeaseTable {
-    /// The lease, if it exists.
     pub fn get(&self, id: LeaseId) -> Option<&Lease> {
         self.leases.get(&id)
     }
@@ -179,7 +162,6 @@ impl LeaseTable {
         self.leases.iter().map(|(id, lease)| (*id, lease))
     }
 
-    /// Creates a lease.
     pub fn grant(&mut self, id: LeaseId, row: LeaseRow) -> Result<(), KvError> {
         if self.leases.contains_key(&id) {
             return Err(KvError::LeaseExists(id));

@@ -1,18 +1,18 @@
 //! The countdown of leases, pure: time comes in as [`Millis`], commands to propose come out.
 //!
 //! Every member counts every lease: it notes when it applied the lease's grant or its latest renewal, by its own clock, and the
-//! lease is due when its time to live has passed since. Applying comes after the client's asking, so on no member a lease is
-//! due before the time that its client was told. Only the leader acts. When another member begins to lead, it has
-//! applied all that earlier leaders may have told their clients, and goes on from its own count.
+//! lease is due when its time to live has passed since. A member applies a grant or a renewal only after the client has asked for
+//! it, so no member counts a lease as due before the time that its client was promised. Only the leader acts on the count. A new
+//! leader has applied everything that earlier leaders may have answered to their clients, and continues with its own count.
 //!
 //! Two rules keep the leader's proposals apart, so that their order in the log is the order in which it decided:
 //!
-//! - A lease with a renewal on its way is in no expiry, however late it gets: the renewal may be in the log already.
-//! - A lease whose time is up never comes back in this term: its expiry may be in the log already, and would take it away
-//!   from a client that was told it lives. A renewal that comes then learns its fate once the expiry is applied.
+//! - A lease with a renewal in flight is put into no expiry, however long the renewal takes: it may be in the log already.
+//! - A lease whose time is up is not renewed in this term: its expiry may be in the log already, and would end it although
+//!   its client's last answer was a renewal. A request to renew it is answered once the expiry is applied.
 //!
-//! A member that starts, or whose state was replaced, has rows and no times. It counts from that moment, which is later than
-//! what its rows hold: all of the time, or what a checkpoint says. Checkpoints are there for long leases alone.
+//! A member that starts, or whose state was replaced, has the stored rows but no times. From that moment it counts the time in
+//! each row: the whole time to live, or that of a checkpoint. Only long leases are checkpointed.
 //!
 //! `docs/leases.md` goes through every crash and change of leaders between these steps.
 
@@ -29,13 +29,13 @@ use std::{
 /// How leases are counted.
 #[derive(Clone, Copy, Debug)]
 pub struct ClockSettings {
-    /// No lease is due so shortly after a member began to lead: its holder could not renew it while nobody led.
+    /// For so long after a member began to lead no lease is due: its holder could not renew it while there was no leader.
     pub grace: Millis,
     /// A lease is checkpointed when it has lost so much of its time since its grant, renewal or last checkpoint.
     pub checkpoint_every: Millis,
 }
 
-/// All leases as this member knows them, with the time when each is due.
+/// All applied leases, with the time when each is due by this member's clock.
 #[derive(Debug)]
 pub struct LeaseClock {
     settings: ClockSettings,
@@ -46,9 +46,9 @@ pub struct LeaseClock {
 #[derive(Clone, Copy, Debug)]
 struct Counted {
     row: LeaseRow,
-    /// No earlier than any client was told.
+    /// When it is due; no earlier than any answer to a client says.
     due: Millis,
-    /// The leader's; without meaning elsewhere.
+    /// Used by the leader only.
     phase: LeasePhase,
 }
 
@@ -56,7 +56,7 @@ struct Counted {
 enum LeasePhase {
     /// Until it is due.
     Running,
-    /// So many renewals of it are on their way.
+    /// So many renewals of it are in flight.
     Renewing(u32),
     /// Time is up; its expiry is to be proposed.
     Overdue,
@@ -64,12 +64,11 @@ enum LeasePhase {
     Proposed,
 }
 
-/// What a leader has beside the count. Invariants: `deadlines` has exactly the running leases, and every overdue one is in
-/// `overdue`.
+/// What only a leader has. Invariants: `deadlines` has exactly the running leases, and every overdue one is in `overdue`.
 #[derive(Debug)]
 struct Leading {
     term: Term,
-    /// What was due before is counted as due then.
+    /// Leases that were due before this time count as due at this time.
     earliest: Millis,
     deadlines: BTreeSet<(Millis, LeaseId)>,
     overdue: VecDeque<LeaseId>,
@@ -82,25 +81,23 @@ struct Leading {
 pub struct Backlog {
     /// Leases whose time is up and whose end is not proposed yet; a few of them may be gone already.
     pub leases: usize,
-    /// How long the first of them has waited; `None` if nobody led when it was due.
+    /// How long the first of them has waited; `None` if there was no leader when it was due.
     pub waited: Option<Millis>,
 }
 
-/// What came of asking for a renewal.
+/// The outcome of [`LeaseClock::renew`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Renewal {
-    /// It is to be proposed, and [`LeaseClock::settle`] to be told what came of that.
+    /// It is to be proposed, and [`LeaseClock::settle`] gets the outcome.
     Begun {
-        /// Which lease.
         mark: LeaseMark,
-        /// All of its time, in seconds: what the client is told in the end.
+        /// Its whole time to live, in seconds.
         ttl_secs: i64,
     },
     /// Its time is up; it ends when its expiry is applied.
     Ending,
-    /// There is no such lease as far as this member has applied.
+    /// There is no such lease in the entries that this member has applied.
     Unknown,
-    /// This member does not lead.
     NotLeading,
 }
 
@@ -143,12 +140,10 @@ impl LeaseClock {
         by_due.into_iter().map(|(_, id)| id).collect()
     }
 
-    /// How many leases there are.
     pub fn len(&self) -> usize {
         self.leases.len()
     }
 
-    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.leases.is_empty()
     }
@@ -158,8 +153,8 @@ impl LeaseClock {
         self.leading.as_ref().map(|leading| leading.term)
     }
 
-    /// Begins to lead. An entry of `term` is applied, hence all that earlier leaders may have committed; what the last of them
-    /// did may follow in [`LeaseClock::applied`] before anything else is asked.
+    /// Begins to lead. The caller has applied an entry of `term`, and so everything that earlier leaders may have committed; the
+    /// effects of the last of these entries may still follow through [`LeaseClock::applied`], before any other call.
     pub fn lead(&mut self, term: Term, now: Millis) {
         let earliest = after(now, self.settings.grace);
         let mut deadlines = BTreeSet::new();
@@ -177,7 +172,7 @@ impl LeaseClock {
         });
     }
 
-    /// Stops leading, and counts on.
+    /// Stops leading. The countdown continues.
     pub fn follow(&mut self) {
         self.leading = None;
     }
@@ -222,7 +217,6 @@ impl LeaseClock {
         }
     }
 
-    /// Begins to renew a lease.
     pub fn renew(&mut self, id: LeaseId, now: Millis) -> Renewal {
         let Some(leading) = &mut self.leading else {
             return Renewal::NotLeading;
@@ -247,7 +241,7 @@ impl LeaseClock {
         }
     }
 
-    /// A renewal that began in `term` is over: the lease was renewed by an applied entry, or the client is told nothing.
+    /// A renewal that began in `term` is over: the lease was renewed by an applied entry, or the client gets no answer.
     pub fn settle(&mut self, term: Term, mark: LeaseMark, renewed: bool, now: Millis) {
         let leading = self.leading.as_mut();
         let Some(leading) = leading.filter(|leading| leading.term == term) else {
@@ -257,7 +251,7 @@ impl LeaseClock {
         let Some(counted) = counted.filter(|counted| counted.row.granted == mark.granted) else {
             return;
         };
-        // The caller may learn of the entry before this clock does.
+        // The caller may get the outcome before `applied` gets the entry.
         if renewed {
             counted.due = counted.due.max(after(now, millis(counted.row.ttl_secs)));
         }
@@ -372,10 +366,10 @@ impl LeaseClock {
             let left = Millis(counted.due.0.saturating_sub(now.0));
             let kept = millis(counted.row.start_secs());
             let worth = kept.0.saturating_sub(left.0) >= self.settings.checkpoint_every.0;
-            // A renewal on its way could stand before it in the log.
+            // A renewal in flight could precede the checkpoint in the log, and the checkpoint would undo it.
             if worth && left.0 > 0 && counted.phase == LeasePhase::Running {
                 let granted = counted.row.granted;
-                // Rounded up: less than it has would end it early.
+                // Rounded up, since a shorter time would end the lease early.
                 let secs = i64::try_from(left.0.div_ceil(1_000)).unwrap_or(i64::MAX);
                 let secs = secs.min(counted.row.ttl_secs);
                 leases.push((LeaseMark { id, granted }, secs));
@@ -388,8 +382,8 @@ impl LeaseClock {
         (!leases.is_empty()).then_some(CheckpointLeases { term, leases })
     }
 
-    /// How many leases one of the sweep's steps visits, so that steps `pause` apart visit all of them four times while
-    /// checkpoints are due once.
+    /// How many leases one step of the sweep visits: if steps are `pause` apart, it visits all leases four times in
+    /// `checkpoint_every`.
     pub fn sweep_step(&self, pause: Millis) -> usize {
         let every = self.settings.checkpoint_every.0.max(1);
         let share = (self.leases.len() as u64).saturating_mul(4 * pause.0) / every;
@@ -432,7 +426,7 @@ mod tests {
     };
     const TERM: Term = Term(2);
     const EARLY: Millis = Millis(1_000);
-    /// After the lease's ten seconds.
+    /// A time at which the lease of ten seconds has run out.
     const LATE: Millis = Millis(11_000);
 
     fn row() -> LeaseRow {

@@ -1,7 +1,7 @@
-//! Leases on several members, against what was promised: clocks and tables over one log, with elections, deposed leaders whose
-//! proposals arrive late, entries that get lost, members that start anew, and clocks that differ.
+//! Leases on several members, against what was promised: clocks and tables over one log, with elections, proposals of deposed
+//! leaders that arrive late, entries that get lost, restarts of members, and clocks that differ.
 //!
-//! Never early: no applied entry ends a lease before the time its client was told. Never late: no member counts a lease as due
+//! Never early: no applied entry ends a lease before the time that its client got. Never late: no member counts a lease as due
 //! later than its time to live after the member itself applied its grant or latest renewal (or began to count, or to lead),
 //! and what is due when a leader scans is proposed.
 
@@ -22,7 +22,6 @@ const SETTINGS: ClockSettings = ClockSettings {
 /// The clocks of members have nothing to do with each other.
 const CLOCK_STARTS: [u64; 3] = [0, 1_000_000, 77_000];
 
-/// An entry of the log.
 #[derive(Clone, Debug)]
 enum Logged {
     Noop,
@@ -54,7 +53,7 @@ struct Asked {
     ttl_secs: i64,
     at: u64,
     term: Term,
-    /// Nothing until it is proposed.
+    /// `None` until it is proposed.
     entry: Option<LogIndex>,
 }
 
@@ -115,7 +114,7 @@ impl Member {
     }
 }
 
-/// Members over one log. Whoever is elected has the whole log.
+/// Members over one log. An elected member has the whole log.
 #[derive(Debug)]
 struct Model {
     now: u64,
@@ -123,9 +122,9 @@ struct Model {
     leader: usize,
     log: Vec<(Term, Logged)>,
     members: Vec<Member>,
-    /// Until when a client was told each lease lives.
+    /// Until when each lease lives according to the answers that its client got.
     promised: BTreeMap<(LeaseId, LogIndex), u64>,
-    /// Proposals on their way, of whatever leader.
+    /// Proposals in flight, of the leader or of deposed ones.
     late: Vec<Logged>,
 }
 
@@ -198,7 +197,7 @@ impl Model {
         self.answer(who, at, &changes);
     }
 
-    /// What clients are told of an applied entry, by the member that proposed it, whether it still leads or not.
+    /// The answers to an applied entry that clients get from the member that proposed it, whether it still leads or not.
     fn answer(&mut self, who: usize, at: LogPosition, changes: &[LeaseChange]) {
         let time = self.time(who);
         let member = &mut self.members[who];
@@ -248,7 +247,8 @@ impl Model {
         }
     }
 
-    /// The renewals that wait go into one entry: of the log, of nobody's, or of a later term.
+    /// Proposes all waiting renewals as one entry. The entry of a deposed leader is lost, or, if `late`, it gets into the log
+    /// later.
     fn propose_renewals(&mut self, who: usize, late: bool) {
         let Some(term) = self.members[who].clock.term() else {
             return;
@@ -279,7 +279,7 @@ impl Model {
         }
     }
 
-    /// Renewals whose fate stays unknown: nobody is told anything, and they may be in the log.
+    /// Renewals whose outcome stays unknown: no client gets an answer, and they may be in the log.
     fn give_up(&mut self, who: usize) {
         let time = self.time(who);
         let member = &mut self.members[who];
@@ -288,7 +288,7 @@ impl Model {
         }
     }
 
-    /// What a member's count wants in the log.
+    /// Proposes the checkpoints and expiries that a member's clock returns.
     fn scan(&mut self, who: usize, late: bool) {
         let time = self.time(who);
         let clock = &mut self.members[who].clock;
@@ -308,7 +308,7 @@ impl Model {
         member.stored = (member.table.clone(), member.applied);
     }
 
-    /// A member starts with what it had stored, and forgets who waited.
+    /// A member restarts with its stored state, and without the renewals that clients waited for.
     fn restart(&mut self, who: usize) {
         let (now, time) = (self.now, self.time(who));
         let member = &mut self.members[who];
@@ -327,7 +327,7 @@ impl Model {
         member.asked.clear();
     }
 
-    /// No lease is counted for longer than its time from when this member learned of it, or began to lead.
+    /// No lease is counted for longer than its time from when this member applied it, or began to lead.
     fn check_lateness(&self) {
         for member in &self.members {
             for (id, lease) in member.table.iter() {
@@ -421,7 +421,7 @@ proptest! {
                 Event::GiveUp(who) => model.give_up(who),
                 Event::Scan(who, late) => model.scan(who, late),
                 Event::Store(who) => model.store(who),
-                // A leader that starts anew leads no more.
+                // A leader that restarts leads no more.
                 Event::Restart(who) if who == model.leader => {
                     model.restart(who);
                     model.elect((who + 1) % 3);

@@ -99,7 +99,7 @@ fn a_member_that_starts_gives_all_time_or_what_a_checkpoint_says() {
     let mut clock = LeaseClock::new(SETTINGS, leases, Millis(1_000));
     assert_eq!(clock.due(ID), Some(Millis(61_000)));
     assert_eq!(clock.due(LeaseId(2)), Some(Millis(8_000)));
-    // A checkpoint made since tells it more than it knew; of what it counted itself, nothing.
+    // A checkpoint made since may be newer than its state; time that it counted itself is not in it.
     let row = LeaseRow {
         remaining_secs: 30,
         ..LeaseRow::new(60, LogIndex(1))
@@ -138,7 +138,7 @@ fn a_lease_does_not_end_while_a_renewal_is_on_its_way() {
     assert!(expired_ids(&mut clock, 6_000).is_empty());
     clock.settle(Term(3), second, true, Millis(7_000));
     assert!(expired_ids(&mut clock, 8_999).is_empty());
-    // The clock hears of the entry after its asker did.
+    // The clock gets the entry after the caller has got its answer.
     clock.applied(&renewed(ID, 2, 5), Millis(7_100));
     assert!(expired_ids(&mut clock, 9_099).is_empty());
     assert_eq!(expired_ids(&mut clock, 9_100), [1]);
@@ -159,7 +159,7 @@ fn a_renewal_of_unknown_fate_leaves_the_lease_as_due_as_it_was() {
     assert!(expired_ids(&mut clock, 50_000).is_empty());
 }
 
-/// What a member that starts would give each second to a lease that nobody renews, in seconds.
+/// For each second: the seconds that a member which starts then would give a lease that is not renewed.
 fn given_after_a_restart(ttl_secs: i64, checkpoint_every: u64) -> Vec<i64> {
     let settings = ClockSettings {
         checkpoint_every: Millis(checkpoint_every),
@@ -203,7 +203,7 @@ fn a_lease_that_is_renewed_has_no_checkpoint() {
         assert_eq!(clock.take_checkpoints(now, 10, 10), None);
     }
     assert!(clock.take_checkpoints(Millis(601_000), 10, 10).is_some());
-    // One that stands behind a renewal in the log would take it back.
+    // If it came after a renewal in the log, it would undo that.
     begin(&mut clock, 601_000);
     assert_eq!(clock.take_checkpoints(Millis(602_000), 10, 10), None);
 }
@@ -283,7 +283,7 @@ struct NaiveLease {
     id: i64,
     ttl: u64,
     due: u64,
-    /// Renewals on their way.
+    /// Renewals in flight.
     renewals: Vec<LeaseMark>,
     /// Whether its end is proposed.
     proposed: bool,

@@ -9,24 +9,29 @@
 use super::{
     KeyRange, KvError,
     answer_reads::AnswerReads,
+    authorize::authorize,
+    cleared::Cleared,
     command::{
         AlarmKind, CheckpointLeases, Command, Compact, DeleteRange, DeleteRangeDone, EncodedKv,
         ExpireLeases, GrantLease, OpDone, Outcome, Put, PutDone, RangeDone, RangeQuery,
         RenewLeases, RevokeLease, SetAlarm, Txn, TxnDone, TxnOp, Verdict,
     },
     index::Snapshot,
-    keys::{KeyChange, Keys, Pending},
+    keys::{KeyChange, Keys, Pending, Steps},
     lease::{LeaseChange, LeaseRow, LeaseTable},
-    range::{self, Picked, RevisionWindow},
+    range::{self, RevisionWindow},
     record::{self, KeyValue},
     records::{ReadError, Records},
     state_hash::{Effects, StateHash},
     txn::{self, Plan},
     value_reads::value_reads,
 };
-use crate::types::{LeaseId, LogPosition, MemberId, Record, RecordKind, Rev, Revision};
+use crate::{
+    auth::{AuthState, Change, Row},
+    types::{LeaseId, LogPosition, MemberId, Record, RecordKind, Rev, Revision},
+};
 use bytes::Bytes;
-use std::{collections::BTreeSet, ops::ControlFlow};
+use std::collections::BTreeSet;
 
 /// The replicated state. Invariant: `compacted <= revision`.
 #[derive(Debug)]
@@ -34,6 +39,7 @@ pub struct Machine {
     keys: Pending,
     leases: LeaseTable,
     alarms: BTreeSet<(MemberId, AlarmKind)>,
+    auth: AuthState,
     revision: Revision,
     compacted: Revision,
     /// `None` in a store that an older version wrote: it is not compared.
@@ -52,32 +58,52 @@ pub struct Changes {
     pub leases: Vec<LeaseChange>,
     /// Whether the set of alarms changed.
     pub alarms: bool,
+    /// The parts of users, roles and tokens that changed, in order.
+    pub auth: Vec<Row>,
     /// The newest compaction among the commands.
     pub compacted: Option<Revision>,
 }
 
+/// How much has changed so far.
+#[derive(Clone, Copy, Debug)]
+struct Lens {
+    records: usize,
+    leases: usize,
+    auth: usize,
+}
+
+impl Changes {
+    fn lens(&self) -> Lens {
+        Lens {
+            records: self.records.len(),
+            leases: self.leases.len(),
+            auth: self.auth.len(),
+        }
+    }
+}
+
 /// The replicated state besides keys and records, as the database remembers it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Restored {
-    /// The newest revision.
+pub struct LoadedState {
     pub revision: Revision,
-    /// The compacted revision.
     pub compacted: Revision,
     /// Leases with the keys attached to them.
     pub leases: LeaseTable,
-    /// Raised alarms.
     pub alarms: BTreeSet<(MemberId, AlarmKind)>,
+    /// Users, roles and tokens.
+    pub auth: AuthState,
     /// The rolling hash, unless an older version wrote the store.
     pub hash: Option<StateHash>,
 }
 
-impl Default for Restored {
+impl Default for LoadedState {
     fn default() -> Self {
         Self {
             revision: Revision::FIRST,
             compacted: Revision::NEVER_COMPACTED,
             leases: LeaseTable::default(),
             alarms: BTreeSet::new(),
+            auth: AuthState::default(),
             hash: Some(StateHash::default()),
         }
     }
@@ -90,7 +116,9 @@ struct Writing<'a> {
     /// What came before it, for reads of old revisions.
     window: RevisionWindow,
     past: &'a dyn Records,
-    /// What its caller's answer needs; `None` if nobody waits for it here.
+    /// What it has deleted.
+    cleared: Cleared,
+    /// What its caller's answer needs; `None` if its caller is not at this member.
     answer: Option<&'a mut AnswerReads>,
 }
 
@@ -110,15 +138,16 @@ impl Records for Layered<'_> {
 }
 
 impl Machine {
-    /// A machine that goes on where `restored` and the index snapshot stopped.
-    pub fn new(restored: Restored, snapshot: Snapshot) -> Self {
+    /// A machine that continues from `loaded` and the index snapshot.
+    pub fn new(loaded: LoadedState, snapshot: Snapshot) -> Self {
         Self {
             keys: Pending::new(snapshot),
-            leases: restored.leases,
-            alarms: restored.alarms,
-            revision: restored.revision,
-            compacted: restored.compacted,
-            hash: restored.hash,
+            leases: loaded.leases,
+            alarms: loaded.alarms,
+            auth: loaded.auth,
+            revision: loaded.revision,
+            compacted: loaded.compacted,
+            hash: loaded.hash,
             changes: Changes::default(),
         }
     }
@@ -140,8 +169,8 @@ impl Machine {
     /// If a caller waits here, `answer` notes the reads that complete the outcome ([`AnswerReads::complete`]). Without one,
     /// ranges and previous values are left out of it.
     ///
-    /// The inner result is every member's answer. The outer error is this member's alone: it cannot read what it stored,
-    /// and must not go on.
+    /// The inner result is the same on every member. The outer error concerns only this member: it cannot read what it stored,
+    /// and must stop.
     pub fn apply(
         &mut self,
         command: &Command,
@@ -149,7 +178,7 @@ impl Machine {
         past: &dyn Records,
         answer: Option<&mut AnswerReads>,
     ) -> Result<Verdict, ReadError> {
-        let before = (self.changes.records.len(), self.changes.leases.len());
+        let before = self.changes.lens();
         let verdict = self.verdict(command, at, past, answer)?;
         self.fold(at, Some(&verdict), before);
         Ok(verdict)
@@ -157,7 +186,7 @@ impl Machine {
 
     /// Folds an entry that is no command into the hash.
     pub fn pass(&mut self, at: LogPosition) {
-        let before = (self.changes.records.len(), self.changes.leases.len());
+        let before = self.changes.lens();
         self.fold(at, None, before);
     }
 
@@ -166,8 +195,8 @@ impl Machine {
         self.hash
     }
 
-    /// Folds an entry and what it did into the hash. `before` are the numbers of records and lease changes before the entry.
-    fn fold(&mut self, at: LogPosition, verdict: Option<&Verdict>, before: (usize, usize)) {
+    /// Folds an entry and what it did into the hash. `before` are the numbers of changes before the entry.
+    fn fold(&mut self, at: LogPosition, verdict: Option<&Verdict>, before: Lens) {
         let Some(hash) = &mut self.hash else { return };
         hash.fold(
             at,
@@ -175,9 +204,10 @@ impl Machine {
                 verdict,
                 revision: self.revision,
                 compacted: self.compacted,
-                records: &self.changes.records[before.0..],
-                leases: &self.changes.leases[before.1..],
+                records: &self.changes.records[before.records..],
+                leases: &self.changes.leases[before.leases..],
                 alarms: self.alarms.len(),
+                auth: &self.changes.auth[before.auth..],
             },
         );
     }
@@ -189,6 +219,10 @@ impl Machine {
         past: &dyn Records,
         answer: Option<&mut AnswerReads>,
     ) -> Result<Verdict, ReadError> {
+        let command = match authorize(&self.auth, &self.leases, command) {
+            Ok(command) => command,
+            Err(refusal) => return Ok(Err(refusal.into())),
+        };
         if let Err(refusal) = self.check_alarms(command) {
             return Ok(Err(refusal));
         }
@@ -203,27 +237,32 @@ impl Machine {
             Command::ExpireLeases(expire) => Ok(Ok(self.apply_expiry(expire, at))),
             Command::CheckpointLeases(checkpoint) => Ok(Ok(self.apply_checkpoint(checkpoint, at))),
             Command::RenewLeases(renewals) => Ok(Ok(self.apply_renewals(renewals, at))),
+            Command::Auth(change) => Ok(self.apply_auth(change, at)),
+            Command::Checked(_) => {
+                unreachable!("`authorize` returns the command without its caller")
+            }
         }
     }
 
-    /// The newest revision.
     pub fn revision(&self) -> Revision {
         self.revision
     }
 
-    /// The compacted revision.
     pub fn compacted(&self) -> Revision {
         self.compacted
     }
 
-    /// All leases.
     pub fn leases(&self) -> &LeaseTable {
         &self.leases
     }
 
-    /// All raised alarms.
     pub fn alarms(&self) -> &BTreeSet<(MemberId, AlarmKind)> {
         &self.alarms
+    }
+
+    /// Users, roles and tokens.
+    pub fn auth(&self) -> &AuthState {
+        &self.auth
     }
 
     /// Takes what the commands since the last call have changed.
@@ -249,7 +288,10 @@ impl Machine {
         }
         let raised = |kind| self.alarms.iter().any(|&(_, raised)| raised == kind);
         // etcd: a renewal is no write.
-        let exempt = matches!(command, Command::SetAlarm(_) | Command::RenewLeases(_));
+        let exempt = matches!(
+            command,
+            Command::SetAlarm(_) | Command::RenewLeases(_) | Command::Auth(_)
+        );
         if raised(AlarmKind::Corrupt) && !exempt {
             return Err(KvError::Corrupt);
         }
@@ -423,7 +465,7 @@ impl Machine {
         } else {
             // Clients see both kinds as CORRUPT.
             let differs = alarm.kind == AlarmKind::Corrupt
-                && self.alarms.remove(&(alarm.member, AlarmKind::Differs));
+                && self.alarms.remove(&(alarm.member, AlarmKind::StateDiffers));
             self.alarms.remove(&entry) || differs
         };
         self.changes.alarms |= !alarm.raised && found;
@@ -433,12 +475,22 @@ impl Machine {
         }
     }
 
+    fn apply_auth(&mut self, change: &Change, at: LogPosition) -> Verdict {
+        self.auth
+            .apply(change, at.index.0, &mut self.changes.auth)?;
+        Ok(Outcome::Auth {
+            revision: self.revision,
+            index: at.index,
+        })
+    }
+
     fn begin<'a>(&self, past: &'a dyn Records, answer: Option<&'a mut AnswerReads>) -> Writing<'a> {
         Writing {
             major: self.revision.next(),
             sub: 0,
             window: self.window(),
             past,
+            cleared: Cleared::default(),
             answer,
         }
     }
@@ -477,7 +529,7 @@ impl Machine {
             query.revision <= 0 || writing.sub == 0 && query.revision == writing.window.newest.0;
         if let Some(answer) = &mut writing.answer {
             let at = (!head).then_some(Revision(query.revision));
-            answer.note_range(Picked::new(&self.keys, query.clone(), at, now));
+            answer.note_range(&self.keys, query, at, now);
         }
         RangeDone {
             revision: now,
@@ -512,6 +564,7 @@ impl Machine {
         });
         let key = record::key_of(&kv);
         self.keys.put(&key, rev, lease, before);
+        writing.cleared.put(&key);
         self.leases.attach(&key, old_lease, lease);
         self.record(
             Record {
@@ -530,11 +583,8 @@ impl Machine {
 
     fn delete_range(&mut self, delete: &DeleteRange, writing: &mut Writing<'_>) -> DeleteRangeDone {
         let range = KeyRange::from_wire(&delete.key, &delete.range_end);
-        let mut found = Vec::new();
-        self.keys.visit(&range, &mut |key, meta| {
-            found.push((Bytes::copy_from_slice(key), meta));
-            ControlFlow::Continue(())
-        });
+        let steps = Steps::unlimited();
+        let found = writing.cleared.take_live(&range, &self.keys, &steps);
         let asked = found.iter().filter(|_| delete.prev_kv);
         writing.note_previous(asked.map(|(_, meta)| meta.modified));
         let mut done = DeleteRangeDone::default();
@@ -585,7 +635,7 @@ impl Machine {
 impl Writing<'_> {
     fn note_previous(&mut self, revs: impl Iterator<Item = Rev>) {
         if let Some(answer) = &mut self.answer {
-            answer.note_previous(revs.collect());
+            answer.note_previous(revs);
         }
     }
 

@@ -9,14 +9,15 @@ use super::{
     answer_reads::AnswerReads,
     check,
     command::{
-        Command, Compact, Compare, DeleteRange, DeleteRangeDone, EncodedKv, GrantLease, OpDone,
-        Operand, Outcome, Put, PutDone, RangeDone, RangeQuery, Relation, RevisionFilter,
+        Command, Compact, Compare, DeleteRange, DeleteRangeDone, EncodedKv, GrantLease, KeyCommand,
+        OpDone, Operand, Outcome, Put, PutDone, RangeDone, RangeQuery, Relation, RevisionFilter,
         RevokeLease, SortOrder, SortTarget, Txn, TxnDone, TxnOp, Verdict,
     },
     generated::generate,
     index::Index,
-    machine::{Machine, Restored},
-    range::{self, RevisionWindow},
+    machine::{LoadedState, Machine},
+    pick::PickRoom,
+    range::{Picked, RevisionWindow},
     record::{self, KeyValue},
     records::{ReadError, Records},
 };
@@ -137,7 +138,9 @@ impl Naive {
             Command::SetAlarm(_)
             | Command::ExpireLeases(_)
             | Command::CheckpointLeases(_)
-            | Command::RenewLeases(_) => unreachable!("the model is not asked for these"),
+            | Command::RenewLeases(_)
+            | Command::Auth(_)
+            | Command::Checked(_) => unreachable!("the model is not asked for these"),
         };
         self.end(working);
         Ok(outcome)
@@ -330,7 +333,7 @@ fn read(state: &State, query: &RangeQuery, revision: Revision) -> RangeDone {
             SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
             SortTarget::Value => a.value.cmp(&b.value),
         };
-        // etcd: what the target does not tell apart stays in key order, whatever the direction.
+        // etcd: results with an equal target stay in key order, whatever the direction.
         if query.sort_order == SortOrder::Descend {
             order.reverse()
         } else {
@@ -405,17 +408,10 @@ fn reads_values(command: &Command) -> bool {
                 TxnOp::Range(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => false,
             })
     }
-    match command {
-        Command::Put(put) => put.ignore_value,
-        Command::Txn(whole) => txn(whole),
-        Command::DeleteRange(_)
-        | Command::Compact(_)
-        | Command::GrantLease(_)
-        | Command::RevokeLease(_)
-        | Command::SetAlarm(_)
-        | Command::ExpireLeases(_)
-        | Command::CheckpointLeases(_)
-        | Command::RenewLeases(_) => false,
+    match command.on_keys() {
+        Some(KeyCommand::Put(put)) => put.ignore_value,
+        Some(KeyCommand::Txn(whole)) => txn(whole),
+        Some(KeyCommand::DeleteRange(_)) | None => false,
     }
 }
 
@@ -435,8 +431,8 @@ impl Pair {
     fn new() -> Self {
         let index = Index::default();
         Self {
-            machine: Machine::new(Restored::default(), index.snapshot()),
-            follower: Machine::new(Restored::default(), index.snapshot()),
+            machine: Machine::new(LoadedState::default(), index.snapshot()),
+            follower: Machine::new(LoadedState::default(), index.snapshot()),
             index,
             store: Store::default(),
             naive: Naive::new(),
@@ -455,17 +451,11 @@ impl Pair {
     }
 
     fn apply(&mut self, command: &Command) {
-        let refused = match command {
-            Command::Put(put) => check::put(put),
-            Command::DeleteRange(delete) => check::delete_range(delete),
-            Command::Txn(txn) => check::txn(txn, OPS_MAX),
-            Command::Compact(_)
-            | Command::GrantLease(_)
-            | Command::RevokeLease(_)
-            | Command::SetAlarm(_)
-            | Command::ExpireLeases(_)
-            | Command::CheckpointLeases(_)
-            | Command::RenewLeases(_) => Ok(()),
+        let refused = match command.on_keys() {
+            Some(KeyCommand::Put(put)) => check::put(put),
+            Some(KeyCommand::DeleteRange(delete)) => check::delete_range(delete),
+            Some(KeyCommand::Txn(txn)) => check::txn(txn, OPS_MAX),
+            None => Ok(()),
         };
         if refused.is_err() {
             return;
@@ -577,7 +567,9 @@ impl Pair {
             return;
         };
         let head = Revision(newest);
-        let done = range::range(&self.index.snapshot(), &self.store, query, at, head);
+        let room = PickRoom::unlimited();
+        let picked = Picked::new(&self.index.snapshot(), query.clone(), at, head, &room);
+        let done = picked.read(&self.store, &mut |_| Ok::<_, ReadError>(()));
         let done = done.expect("everything readable is stored");
         let state =
             &self.naive.states[usize::try_from(revision).unwrap_or(self.naive.states.len() - 1)];

@@ -10,20 +10,24 @@
 //!
 //! # Where things are
 //!
-//! - [`command`]: what can be asked, what is answered. [`check`]: what is refused before it enters the log;
+//! - [`command`]: requests and answers. [`check`]: what is refused before it enters the log;
 //!   [`encoded_txn`]: what is refused before it is decoded.
 //! - [`machine`]: applies committed commands; [`answer_reads`]: the reads that only a caller's answer needs;
-//!   [`value_reads`]: those that the new state depends on. [`txn`]: compares and the plan of a transaction. [`range`]: reads.
+//!   [`value_reads`]: those that the new state depends on. [`authorize`]: which commands a caller may give. [`txn`]: the plan of
+//!   a transaction; `compares`: whether they hold; `cleared`: what it has deleted. [`range`]: reads; [`pick`]: which keys.
 //! - [`index`]: key → metadata and history of revisions. [`keys`]: the view on it, with what is not yet published.
-//! - [`hash`]: what etcd's members compare. [`state_hash`]: what ours do. [`record`]: the stored bytes. [`records`]: how
-//!   they are read. [`view`]: what readers get.
-//! - [`lease`]: leases as the log knows them. [`lease_clock`]: when they are due, on each member.
+//! - [`hash`]: the hash that etcd's members compare. [`state_hash`]: the hash that Quorate's members compare.
+//!   [`record`]: the stored bytes. [`records`]: how they are read. [`view`]: what readers get.
+//! - [`lease`]: leases, as the log decides them. [`lease_clock`]: when they are due, on each member.
 
 #![warn(clippy::wildcard_enum_match_arm)]
 
 pub mod answer_reads;
+pub mod authorize;
 pub mod check;
+mod cleared;
 pub mod command;
+mod compares;
 mod copied;
 pub mod encoded_txn;
 mod error;
@@ -42,6 +46,7 @@ mod lease_model;
 pub mod machine;
 #[cfg(any(test, fuzzing))]
 pub mod machine_model;
+pub mod pick;
 pub mod range;
 pub mod record;
 pub mod records;
@@ -49,6 +54,8 @@ pub mod retention;
 pub mod runs;
 pub mod state_hash;
 pub mod tail;
+#[cfg(test)]
+mod testing;
 pub mod txn;
 pub mod value_reads;
 pub mod view;

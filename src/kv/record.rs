@@ -1,7 +1,7 @@
 //! The stored form of a key's state: the protobuf `mvccpb.KeyValue` that clients receive.
 //!
 //! It is written once, when a change is applied, and from then on moved as bytes: into the database, into range responses,
-//! into watch events. Only this module knows the encoding. Fields stand in ascending order and zero values are left out, as
+//! into watch events. Only this module has the encoding. Fields stand in ascending order and zero values are left out, as
 //! etcd writes them, so that hashes over the bytes agree with etcd's.
 
 use super::command::EncodedKv;
@@ -18,7 +18,6 @@ const LEASE: u8 = 6 << 3;
 /// A key's state, decoded. Its byte strings share the buffer it was decoded from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KeyValue {
-    /// The key.
     pub key: Bytes,
     /// Revision of the put that created this incarnation.
     pub create_revision: Revision,
@@ -26,7 +25,6 @@ pub struct KeyValue {
     pub mod_revision: Revision,
     /// Puts since creation, counted from 1.
     pub version: i64,
-    /// The value.
     pub value: Bytes,
     /// The lease it is attached to, or zero.
     pub lease: LeaseId,
@@ -41,7 +39,6 @@ pub struct RecordError {
 }
 
 impl KeyValue {
-    /// Decodes stored bytes.
     pub fn decode(encoded: &EncodedKv) -> Result<Self, RecordError> {
         let mut kv = Self::default();
         let mut rest = encoded.clone();
@@ -65,7 +62,6 @@ impl KeyValue {
         Some(())
     }
 
-    /// The stored form.
     pub fn encode(&self) -> EncodedKv {
         encode(&Fields {
             key: &self.key,
@@ -81,7 +77,6 @@ impl KeyValue {
 /// A key's state about to be encoded.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fields<'a> {
-    /// The key.
     pub key: &'a [u8],
     /// Revision of the put that created this incarnation.
     pub create_revision: Revision,
@@ -89,7 +84,6 @@ pub struct Fields<'a> {
     pub mod_revision: Revision,
     /// Puts since creation.
     pub version: i64,
-    /// The value.
     pub value: &'a [u8],
     /// The lease, or zero.
     pub lease: LeaseId,
@@ -159,7 +153,7 @@ pub fn key_slice(encoded: &[u8]) -> &[u8] {
 
 /// The revision of the put that created this incarnation of the key; zero in a deletion's record.
 pub fn create_revision_of(encoded: &EncodedKv) -> Revision {
-    // A field that cannot be read is told by whoever decodes the record.
+    // The code that decodes the whole record reports a field that cannot be read.
     KeyValue::decode(encoded).map_or(Revision(0), |kv| kv.create_revision)
 }
 

@@ -18,20 +18,18 @@ pub enum Retention {
     Off,
     /// That of the newest span of time.
     Period(Millis),
-    /// That of so many newest revisions.
+    /// The history of so many newest revisions.
     Revisions(i64),
 }
 
 /// An auto-compaction under way.
 #[derive(Clone, Debug)]
 pub enum AutoCompaction {
-    /// Never compacts.
     Off,
     /// Keeps a span of time.
     Period(Period),
     /// Keeps a number of revisions.
     Revisions {
-        /// How many.
         keep: i64,
         /// The revision compacted at last.
         last: Revision,
@@ -52,7 +50,6 @@ pub struct Period {
 }
 
 impl AutoCompaction {
-    /// Begins at `now`.
     pub fn new(retention: Retention, now: Millis) -> Self {
         match retention {
             Retention::Off => Self::Off,
@@ -106,7 +103,7 @@ impl AutoCompaction {
 }
 
 impl Period {
-    /// Between two compactions.
+    /// The least time between two compactions, in milliseconds.
     fn compact_interval(&self) -> u64 {
         self.retention.0.min(HOUR)
     }
@@ -139,7 +136,7 @@ impl Period {
 mod tests {
     use super::*;
 
-    /// Samples once an interval, with as many new revisions as hours have passed, and compacts when told to.
+    /// Samples once an interval, with as many new revisions as hours have passed, and compacts when the retention asks for it.
     fn run(retention: Retention, hours: u64) -> Vec<(u64, i64)> {
         let mut auto = AutoCompaction::new(retention, Millis(0));
         let step = auto.interval().map_or(HOUR, |interval| interval.0);

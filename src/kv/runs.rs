@@ -34,7 +34,6 @@ pub trait Keyed {
     /// What the sequence is ordered by.
     type Key: Ord + Copy;
 
-    /// The item's place.
     fn key(&self) -> Self::Key;
 }
 
@@ -73,7 +72,6 @@ impl<T> Default for Runs<T> {
 }
 
 impl<T> Runs<T> {
-    /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
         self.newest.is_none()
     }
@@ -88,12 +86,10 @@ impl<T> Runs<T> {
         self.newest.as_ref().map_or(0, Arc::strong_count)
     }
 
-    /// The oldest item.
     pub fn first(&self) -> Option<&T> {
         self.runs().last()?.first()
     }
 
-    /// The newest item.
     pub fn last(&self) -> Option<&T> {
         self.runs().next()?.last()
     }

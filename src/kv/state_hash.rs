@@ -6,7 +6,7 @@
 //! disk, or a bug. Each step is invertible, so a difference never goes away by itself.
 //!
 //! [`RecentHashes`] remembers the hashes of the last entries, so that members can compare at an index that both have applied.
-//! [`judge`] tells from what the members say who is right: a majority of the voters is. Where there is none, nobody is.
+//! [`judge`] decides from the reported hashes which state is right: that of a majority of the voters. Without one, none is.
 //!
 //! The hash covers changes, not the whole state: a stored record that rots later is not noticed. `HashKV` covers that.
 
@@ -14,14 +14,17 @@ use super::{
     command::Verdict,
     lease::{LeaseChange, LeaseRow},
 };
-use crate::types::{LogIndex, LogPosition, MemberId, Record, RecordKind, Revision};
+use crate::{
+    auth::Row,
+    types::{LogIndex, LogPosition, MemberId, Record, RecordKind, Revision},
+};
 use bincode::{Decode, Encode};
 use std::{
     collections::{BTreeMap, VecDeque},
     fmt,
 };
 
-/// Odd, so that multiplying by it loses nothing.
+/// Odd, so that multiplying by it is invertible.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// Hashes that a member remembers, of as many entries: 128 KiB. Members compare every second, at an entry that the asker has
@@ -38,7 +41,7 @@ impl fmt::Display for StateHash {
     }
 }
 
-/// What an entry left behind.
+/// What applying an entry has done.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Effects<'a> {
     /// The caller's answer; `None` if it was no command.
@@ -53,6 +56,8 @@ pub(super) struct Effects<'a> {
     pub(super) leases: &'a [LeaseChange],
     /// Alarms that are raised after it.
     pub(super) alarms: usize,
+    /// The parts of users, roles and tokens that it changed.
+    pub(super) auth: &'a [Row],
 }
 
 impl StateHash {
@@ -70,6 +75,13 @@ impl StateHash {
         self.word(done.alarms as u64);
         done.records.iter().for_each(|record| self.record(record));
         done.leases.iter().for_each(|change| self.lease(change));
+        done.auth.iter().for_each(|row| self.auth(row));
+    }
+
+    fn auth(&mut self, (name, row): &Row) {
+        self.word(u64::from(crc32c::crc32c(name.as_bytes())));
+        let sum = row.as_ref().map(|row| u64::from(crc32c::crc32c(row)));
+        self.word(sum.map_or(u64::MAX, |sum| sum << 1));
     }
 
     fn record(&mut self, record: &Record) {
@@ -152,7 +164,6 @@ pub enum Judgement {
     Same,
     /// A majority of the voters is in one state, and these members are in others.
     Differ {
-        /// The majority's hash.
         right: StateHash,
         /// The members with another one, ascending.
         wrong: Vec<MemberId>,
@@ -162,23 +173,25 @@ pub enum Judgement {
 }
 
 /// Judges the hashes that members, voters or not, report after one entry. A member that reports none counts for no state.
-pub fn judge(voters: &[MemberId], told: &BTreeMap<MemberId, StateHash>) -> Judgement {
-    let mut camps: BTreeMap<StateHash, Vec<MemberId>> = BTreeMap::new();
-    for (id, hash) in told {
-        camps.entry(*hash).or_default().push(*id);
+pub fn judge(voters: &[MemberId], reported: &BTreeMap<MemberId, StateHash>) -> Judgement {
+    let mut members_by_hash: BTreeMap<StateHash, Vec<MemberId>> = BTreeMap::new();
+    for (id, hash) in reported {
+        members_by_hash.entry(*hash).or_default().push(*id);
     }
-    if camps.len() <= 1 {
+    if members_by_hash.len() <= 1 {
         return Judgement::Same;
     }
-    let majority = |camp: &[MemberId]| {
-        let with_vote = camp.iter().filter(|id| voters.contains(id));
+    let majority = |members: &[MemberId]| {
+        let with_vote = members.iter().filter(|id| voters.contains(id));
         with_vote.count() > voters.len() / 2
     };
-    let right = camps.iter().find(|(_, camp)| majority(camp));
+    let right = members_by_hash
+        .iter()
+        .find(|(_, members)| majority(members));
     let Some(right) = right.map(|(hash, _)| *hash) else {
-        return Judgement::Undecided(camps);
+        return Judgement::Undecided(members_by_hash);
     };
-    let wrong = told.iter().filter(|(_, hash)| **hash != right);
+    let wrong = reported.iter().filter(|(_, hash)| **hash != right);
     Judgement::Differ {
         right,
         wrong: wrong.map(|(id, _)| *id).collect(),
@@ -188,8 +201,10 @@ pub fn judge(voters: &[MemberId], told: &BTreeMap<MemberId, StateHash>) -> Judge
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kv::KvError;
-    use crate::types::{LeaseId, Rev, Term};
+    use crate::{
+        kv::KvError,
+        types::{LeaseId, Rev, Term},
+    };
 
     fn at(index: u64) -> LogPosition {
         LogPosition {
@@ -220,6 +235,7 @@ mod tests {
         records: &[],
         leases: &[],
         alarms: 0,
+        auth: &[],
     };
 
     fn folded(entries: &[(u64, Effects<'_>)]) -> StateHash {
@@ -302,6 +318,26 @@ mod tests {
     }
 
     #[test]
+    fn each_part_of_users_counts() {
+        let row = |name: &str, row: Option<Vec<u8>>| [(name.to_owned(), row)];
+        let rows = [
+            row("auth.user/x", Some(vec![1])),
+            row("auth.user/x", Some(vec![2])),
+            row("auth.user/y", Some(vec![1])),
+            row("auth.user/x", None),
+        ];
+        let mut hashes = vec![folded(&[(1, NOTHING)])];
+        for auth in &rows {
+            hashes.push(folded(&[(1, Effects { auth, ..NOTHING })]));
+        }
+        for (n, a) in hashes.iter().enumerate() {
+            for (m, b) in hashes.iter().enumerate() {
+                assert_eq!(a == b, n == m, "{n} and {m}");
+            }
+        }
+    }
+
+    #[test]
     fn recent_hashes_are_found_by_index_and_old_ones_forgotten() {
         let hash = |index: u64| StateHash(index * 3);
         let mut recent = RecentHashes::new(LogIndex(10), hash(10));
@@ -321,12 +357,12 @@ mod tests {
         }
     }
 
-    fn judged(voters: u64, told: &[(u64, u64)]) -> Judgement {
+    fn judged(voters: u64, reported: &[(u64, u64)]) -> Judgement {
         let voters: Vec<MemberId> = (1..=voters).map(MemberId).collect();
-        let told = told
+        let reported = reported
             .iter()
             .map(|(id, hash)| (MemberId(*id), StateHash(*hash)));
-        judge(&voters, &told.collect())
+        judge(&voters, &reported.collect())
     }
 
     fn differ(right: u64, wrong: &[u64]) -> Judgement {
@@ -350,8 +386,9 @@ mod tests {
 
     #[test]
     fn without_a_majority_nobody_is_right() {
-        let undecided =
-            |voters, told: &[(u64, u64)]| matches!(judged(voters, told), Judgement::Undecided(_));
+        let undecided = |voters, reported: &[(u64, u64)]| {
+            matches!(judged(voters, reported), Judgement::Undecided(_))
+        };
         assert!(undecided(2, &[(1, 5), (2, 6)]), "one against one");
         assert!(undecided(3, &[(1, 5), (2, 6)]), "the third may decide");
         assert!(undecided(3, &[(1, 5), (2, 6), (3, 7)]), "all differ");

@@ -36,7 +36,6 @@ impl Keyed for Filled {
 }
 
 impl Tail {
-    /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
         self.batches.is_empty()
     }
@@ -47,7 +46,6 @@ impl Tail {
         find(batch, rev)
     }
 
-    /// The oldest record.
     pub fn first(&self) -> Option<&Record> {
         self.batches.first()?.0.first()
     }

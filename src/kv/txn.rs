@@ -1,27 +1,27 @@
 //! Transactions: judged first, then run.
 //!
-//! All compares, those of nested transactions included, are judged against the state before the transaction. The [`Plan`]
-//! that comes of it names the branches that will run; what could refuse the transaction is checked along them before
-//! the first operation runs, so a transaction happens whole or not at all.
+//! All compares, those of nested transactions included, are judged against the state before the transaction. The resulting
+//! [`Plan`] names the branches that will run; on these branches everything is checked for which the transaction could be refused,
+//! before the first operation runs. So a transaction happens whole or not at all.
 
 use super::{
-    KeyRange, KvError,
-    command::{Compare, OpDone, Operand, Put, RangeQuery, Relation, Txn, TxnDone, TxnOp},
-    index::Meta,
+    KvError,
+    answer_reads::{ANSWER_BYTES_MAX, AnswerLimits},
+    command::{OpDone, Put, RangeQuery, Txn, TxnDone, TxnOp},
+    compares,
     keys::Keys,
     lease::LeaseTable,
-    range::{self, RevisionWindow},
+    pick::PickRoom,
+    range::{Picked, RevisionWindow},
     records::{ReadError, Records},
 };
 use crate::types::Revision;
-use std::{cmp::Ordering, ops::ControlFlow};
 
 /// A transaction with its branch chosen, and those of the transactions nested in that branch, in order.
 #[derive(Debug)]
 pub struct Plan<'a> {
     /// Whether all compares held.
     pub succeeded: bool,
-    /// The branch that runs.
     pub ops: &'a [TxnOp],
     /// Plans of the [`TxnOp::Txn`]s in `ops`.
     pub nested: Vec<Plan<'a>>,
@@ -30,26 +30,13 @@ pub struct Plan<'a> {
 impl<'a> Plan<'a> {
     /// Judges the compares of `txn` and of what nests in the branches that will run.
     pub fn new(txn: &'a Txn, keys: &impl Keys, records: &dyn Records) -> Result<Self, ReadError> {
-        let mut succeeded = true;
-        for compare in &txn.compares {
-            succeeded = succeeded && holds(compare, keys, records)?;
-        }
-        let ops = if succeeded {
-            &txn.success
-        } else {
-            &txn.failure
+        let ranged = compares::judge_ranged(txn, keys, records)?.map(Vec::into_iter);
+        let mut planner = Planner {
+            keys,
+            records,
+            ranged,
         };
-        let mut nested = Vec::new();
-        for op in ops {
-            if let TxnOp::Txn(inner) = op {
-                nested.push(Self::new(inner, keys, records)?);
-            }
-        }
-        Ok(Self {
-            succeeded,
-            ops,
-            nested,
-        })
+        planner.plan(txn)
     }
 
     /// Checks what could refuse the operations that will run, against the state before the transaction. etcd: the first
@@ -70,6 +57,64 @@ impl<'a> Plan<'a> {
             }
         }
         Ok(())
+    }
+}
+
+struct Planner<'k, K> {
+    keys: &'k K,
+    records: &'k dyn Records,
+    /// The results of [`compares::judge_ranged`] for the next transaction and those after it.
+    ranged: Option<std::vec::IntoIter<bool>>,
+}
+
+impl<K: Keys> Planner<'_, K> {
+    fn plan<'a>(&mut self, txn: &'a Txn) -> Result<Plan<'a>, ReadError> {
+        let ranged = self.ranged.as_mut().and_then(Iterator::next);
+        let mut succeeded = ranged.unwrap_or(true);
+        for compare in &txn.compares {
+            let is_judged = ranged.is_some() && compares::is_ranged(compare);
+            succeeded =
+                succeeded && (is_judged || compares::holds(compare, self.keys, self.records)?);
+        }
+        let (ops, other) = if succeeded {
+            (&txn.success, &txn.failure)
+        } else {
+            (&txn.failure, &txn.success)
+        };
+        // The success branch comes first.
+        if !succeeded {
+            self.pass_over(other);
+        }
+        let nested = self.plan_nested(ops)?;
+        if succeeded {
+            self.pass_over(other);
+        }
+        Ok(Plan {
+            succeeded,
+            ops,
+            nested,
+        })
+    }
+
+    fn plan_nested<'a>(&mut self, ops: &'a [TxnOp]) -> Result<Vec<Plan<'a>>, ReadError> {
+        let mut nested = Vec::new();
+        for op in ops {
+            if let TxnOp::Txn(inner) = op {
+                nested.push(self.plan(inner)?);
+            }
+        }
+        Ok(nested)
+    }
+
+    /// Skips the results for the transactions of a branch that does not run.
+    fn pass_over(&mut self, ops: &[TxnOp]) {
+        for op in ops {
+            if let (TxnOp::Txn(inner), Some(ranged)) = (op, &mut self.ranged) {
+                ranged.next();
+                self.pass_over(&inner.success);
+                self.pass_over(&inner.failure);
+            }
+        }
     }
 }
 
@@ -101,83 +146,40 @@ fn check_range(query: &RangeQuery, window: RevisionWindow) -> Result<(), KvError
     }
 }
 
-/// Runs a transaction that only reads, on a view.
+/// Runs a transaction that only reads, on a view. `None` if its results take more bytes than `limits` has.
 pub fn read(
     txn: &Txn,
     keys: &impl Keys,
     records: &dyn Records,
     window: RevisionWindow,
-) -> Result<Result<TxnDone, KvError>, ReadError> {
+    limits: AnswerLimits,
+) -> Result<Result<Option<TxnDone>, KvError>, ReadError> {
     let plan = Plan::new(txn, keys, records)?;
     if let Err(refusal) = plan.check(keys, &LeaseTable::default(), window) {
         return Ok(Err(refusal));
     }
+    let room = PickRoom::new(limits.steps, limits.picked_bytes);
+    let mut bytes_left = limits.bytes;
     let mut responses = Vec::with_capacity(plan.ops.len());
     for op in plan.ops {
         if let TxnOp::Range(query) = op {
             let at = (query.revision > 0 && query.revision != window.newest.0)
                 .then_some(Revision(query.revision));
-            let done = range::range(keys, records, query, at, window.newest)?;
+            let picked = Picked::new(keys, query.clone(), at, window.newest, &room);
+            if room.is_used_up() {
+                let bytes_max = ANSWER_BYTES_MAX;
+                return Ok(Err(KvError::AnswerTooLarge { bytes_max }));
+            }
+            let Some(done) = picked.read_within(records, &mut bytes_left)? else {
+                return Ok(Ok(None));
+            };
             responses.push(OpDone::Range(done));
+            room.refill(limits.picked_bytes);
         }
     }
-    Ok(Ok(TxnDone {
+    Ok(Ok(Some(TxnDone {
         revision: window.newest,
         succeeded: plan.succeeded,
         responses,
-    }))
-}
-
-/// Whether a compare holds for its key, or for every key of its range. An empty range is like a missing key.
-fn holds(compare: &Compare, keys: &impl Keys, records: &dyn Records) -> Result<bool, ReadError> {
-    let range = KeyRange::from_wire(&compare.key, &compare.range_end);
-    let (mut any, mut all) = (false, Ok(true));
-    let mut judge = |meta: Meta| {
-        any = true;
-        all = holds_for(compare, Some(meta), records);
-        if matches!(all, Ok(true)) {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    };
-    if range.is_single() {
-        if let Some(meta) = keys.get(&range.start) {
-            return holds_for(compare, Some(meta), records);
-        }
-    } else {
-        keys.visit(&range, &mut |_, meta| judge(meta));
-    }
-    if any {
-        all
-    } else {
-        holds_for(compare, None, records)
-    }
-}
-
-fn holds_for(
-    compare: &Compare,
-    meta: Option<Meta>,
-    records: &dyn Records,
-) -> Result<bool, ReadError> {
-    let number = |of: fn(Meta) -> i64, operand: &i64| meta.map_or(0, of).cmp(operand);
-    let order = match &compare.operand {
-        Operand::Version(operand) => number(|meta| meta.version, operand),
-        Operand::Create(operand) => number(|meta| meta.create.0, operand),
-        Operand::Mod(operand) => number(|meta| meta.modified.major.0, operand),
-        Operand::Lease(operand) => number(|meta| meta.lease.0, operand),
-        Operand::Unknown => Ordering::Equal,
-        Operand::Value(operand) => {
-            let Some(meta) = meta else { return Ok(false) };
-            let kv = range::decode(meta.modified, &records.get(meta.modified)?)?;
-            kv.value.as_ref().cmp(operand.as_ref())
-        }
-    };
-    Ok(match compare.relation {
-        Relation::Equal => order.is_eq(),
-        Relation::Greater => order.is_gt(),
-        Relation::Less => order.is_lt(),
-        Relation::NotEqual => order.is_ne(),
-        Relation::Any => true,
-    })
+    })))
 }

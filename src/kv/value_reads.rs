@@ -8,8 +8,8 @@
 
 use super::{
     KeyRange,
-    command::{Command, Compare, Operand, Put, Txn, TxnOp},
-    keys::Keys,
+    command::{Command, Compare, KeyCommand, Operand, Put, Txn, TxnOp},
+    keys::{Keys, Steps},
 };
 use crate::types::Rev;
 use std::{collections::BTreeSet, ops::ControlFlow};
@@ -22,30 +22,35 @@ pub fn value_reads<'a>(
     keys: &impl Keys,
     commands: impl Iterator<Item = &'a Command>,
 ) -> BTreeSet<Rev> {
+    collect(keys, commands, &Steps::unlimited())
+}
+
+fn collect<'a>(
+    keys: &impl Keys,
+    commands: impl Iterator<Item = &'a Command>,
+    steps: &Steps,
+) -> BTreeSet<Rev> {
     let mut reads = Reads {
         keys,
         revs: BTreeSet::new(),
+        ranges: Vec::new(),
     };
     for command in commands {
-        match command {
-            Command::Put(put) => reads.put(put),
-            Command::Txn(txn) => reads.txn(txn),
-            Command::DeleteRange(_)
-            | Command::Compact(_)
-            | Command::GrantLease(_)
-            | Command::RevokeLease(_)
-            | Command::SetAlarm(_)
-            | Command::ExpireLeases(_)
-            | Command::CheckpointLeases(_)
-            | Command::RenewLeases(_) => {}
+        match command.on_keys() {
+            Some(KeyCommand::Put(put)) => reads.put(put),
+            Some(KeyCommand::Txn(txn)) => reads.txn(txn),
+            Some(KeyCommand::DeleteRange(_)) | None => {}
         }
     }
+    reads.ranges(steps);
     reads.revs
 }
 
 struct Reads<'k, K> {
     keys: &'k K,
     revs: BTreeSet<Rev>,
+    /// Ranges with a compare of values. A key that is in several of them is visited once.
+    ranges: Vec<KeyRange>,
 }
 
 impl<K: Keys> Reads<'_, K> {
@@ -81,13 +86,20 @@ impl<K: Keys> Reads<'_, K> {
             }
             return;
         }
-        self.keys.visit(&range, &mut |_, meta| {
-            if self.revs.len() >= READS_MAX {
-                return ControlFlow::Break(());
-            }
-            self.revs.insert(meta.modified);
-            ControlFlow::Continue(())
-        });
+        self.ranges.push(range);
+    }
+
+    fn ranges(&mut self, steps: &Steps) {
+        let ranges = std::mem::take(&mut self.ranges);
+        for range in KeyRange::disjoint(ranges) {
+            self.keys.visit(&range, steps, &mut |_, meta| {
+                if self.revs.len() >= READS_MAX {
+                    return ControlFlow::Break(());
+                }
+                self.revs.insert(meta.modified);
+                ControlFlow::Continue(())
+            });
+        }
     }
 }
 
@@ -178,5 +190,22 @@ mod tests {
             ..Txn::default()
         };
         assert_eq!(majors(&index, Command::Txn(txn)).len(), READS_MAX);
+    }
+
+    #[test]
+    fn keys_that_many_compares_go_over_are_visited_once() {
+        let index = index(1_000).snapshot();
+        let steps_of = |count: usize| {
+            let all = || compare("0", "1", Operand::Value("v".into()));
+            let txn = Command::Txn(Txn {
+                compares: std::iter::repeat_with(all).take(count).collect(),
+                ..Txn::default()
+            });
+            let (max, commands) = (1_000_000_000, [txn.clone(), txn]);
+            let steps = Steps::new(max);
+            assert_eq!(collect(&index, commands.iter(), &steps).len(), 1_000);
+            steps.taken(max)
+        };
+        assert_eq!([100, 200].map(steps_of), [1_000, 1_000]);
     }
 }

@@ -165,34 +165,11 @@ impl DeletedKeys {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::kv::command::{DeleteRange, Put};
+    use super::{
+        super::testing::{delete_op, nested, put_op},
+        *,
+    };
     use proptest::prelude::*;
-
-    fn put_op(key: impl Into<Bytes>) -> TxnOp {
-        let key: Bytes = key.into();
-        TxnOp::Put(Put {
-            key: key.into(),
-            ..Put::default()
-        })
-    }
-
-    fn delete_op(key: impl Into<Bytes>, range_end: impl Into<Bytes>) -> TxnOp {
-        let (key, range_end): (Bytes, Bytes) = (key.into(), range_end.into());
-        TxnOp::DeleteRange(DeleteRange {
-            key: key.into(),
-            range_end: range_end.into(),
-            prev_kv: false,
-        })
-    }
-
-    fn nested(success: Vec<TxnOp>, failure: Vec<TxnOp>) -> TxnOp {
-        TxnOp::Txn(Txn {
-            compares: Vec::new(),
-            success,
-            failure,
-        })
-    }
 
     fn of(success: Vec<TxnOp>) -> Txn {
         Txn {

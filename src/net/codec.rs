@@ -1,5 +1,5 @@
 //! The contents of the lasting streams: which message goes on which, and how each is encoded. The only module of `net` that
-//! knows Raft's messages.
+//! depends on Raft's messages.
 //!
 //! `docs/format.md` has the bytes under "Peer frames"; the frames themselves are in `frame`.
 
@@ -12,10 +12,10 @@ use crate::{
 use bincode::{Decode, Encode};
 use bytes::{Bytes, BytesMut};
 
-/// The oldest peer protocol this member speaks.
+/// The oldest version of the peer protocol that this member supports.
 pub const VERSION_LOW: u16 = 1;
-/// The newest peer protocol this member speaks.
-pub const VERSION_HIGH: u16 = 1;
+/// The newest version of the peer protocol that this member supports.
+pub const VERSION_HIGH: u16 = 2;
 
 /// The lasting streams of a connection, one of each in each direction, so that no kind waits behind another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,10 +29,8 @@ pub enum Lane {
 }
 
 impl Lane {
-    /// All lanes.
     pub const ALL: [Self; 3] = [Self::Votes, Self::Log, Self::Requests];
 
-    /// The lane's position in [`Lane::ALL`].
     pub(super) fn index(self) -> usize {
         self as usize
     }
@@ -191,7 +189,7 @@ struct WirePosition {
     index: LogIndex,
 }
 
-/// An entry without its index, which follows from its place, and without its data, which stands behind the header.
+/// The header of an entry. Its index follows from its place in the append, and its data is in the frame's payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 struct WireEntry {
     term: Term,
@@ -535,7 +533,7 @@ pub(super) mod tests {
             bytes.truncate(cut.index(bytes.len()) + 1);
             let mut buffer = FrameBuffer::default();
             buffer.bytes.extend_from_slice(&bytes);
-            // Either is fine: most bytes are somebody's value.
+            // Either is fine: most bytes are part of some value.
             drop(decoded(&mut buffer));
         }
 

@@ -3,8 +3,11 @@
 //! The side that refuses a connection closes it with a [`Refusal`]'s code and text, so both sides can log the reason. All other
 //! errors stay on the side where they occurred.
 
-use crate::types::{ClusterId, MemberId};
-use std::{io, path::PathBuf};
+use crate::{
+    tls::TlsError,
+    types::{ClusterId, MemberId},
+};
+use std::{fmt, io};
 
 /// Why a connection to, or from, a peer is refused or ended on purpose. Its text reads the same on both sides.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -12,34 +15,27 @@ pub enum Refusal {
     /// The member is stopping. Dial again later.
     #[error("member {} stops", .0.hex())]
     Stopping(MemberId),
-    /// No protocol version is common. One side must be upgraded.
+    /// No protocol version is common. The side with the older ones must be upgraded.
     #[error(
-        "no common peer protocol version: one side speaks {theirs_low} to {theirs_high}, the other {ours_low} to {ours_high}"
+        "no common peer protocol version: {theirs}, {ours}; upgrade {}",
+        older(theirs, ours)
     )]
     Version {
-        /// The oldest the peer speaks.
-        theirs_low: u16,
-        /// The newest the peer speaks.
-        theirs_high: u16,
-        /// The oldest this member speaks.
-        ours_low: u16,
-        /// The newest this member speaks.
-        ours_high: u16,
+        /// What the peer supports.
+        theirs: Versions,
+        /// What this member supports.
+        ours: Versions,
     },
     /// The peer is of another cluster: an address or a data directory is wrong.
     #[error("member {} belongs to cluster {:x}, not to cluster {:x}", .id.hex(), .theirs.0, .ours.0)]
     Cluster {
-        /// The peer.
         id: MemberId,
-        /// Its cluster.
         theirs: ClusterId,
-        /// This member's.
         ours: ClusterId,
     },
     /// The id is not in the membership: never added, removed, or not known here yet.
     #[error("member {} ({name:?}) is not known in this cluster", .id.hex())]
     UnknownMember {
-        /// The id.
         id: MemberId,
         /// The name that came with it.
         name: String,
@@ -47,9 +43,9 @@ pub enum Refusal {
     /// Another member answers at this address.
     #[error("member {} was dialled, and member {} answers at its address", .expected.hex(), .found.hex())]
     OtherMember {
-        /// Who was dialled.
+        /// The member that was dialled.
         expected: MemberId,
-        /// Who answered.
+        /// The member that answered.
         found: MemberId,
     },
     /// Two processes have the same member id: a data directory was copied, or an address leads back to its own member.
@@ -58,7 +54,6 @@ pub enum Refusal {
     /// The membership has another name for this id.
     #[error("member {} is called {known:?} in the membership, not {claimed:?}", .id.hex())]
     Name {
-        /// The id.
         id: MemberId,
         /// The name in the membership.
         known: String,
@@ -84,6 +79,44 @@ pub enum Refusal {
     /// The member was removed, or its address changed.
     #[error("member {} is no longer in this cluster", .0.hex())]
     Removed(MemberId),
+}
+
+/// The versions of the peer protocol that a member speaks.
+#[cfg_attr(face, expect(unnameable_types, reason = "a part of `Refusal`"))]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Versions {
+    /// The member's name; empty if its hello could not be read so far.
+    pub name: String,
+    /// The oldest.
+    pub low: u16,
+    /// The newest.
+    pub high: u16,
+}
+
+impl Versions {
+    fn who(&self) -> String {
+        match self.name.as_str() {
+            "" => "the other side".to_owned(),
+            name => format!("member {name:?}"),
+        }
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { low, high, .. } = self;
+        write!(f, "{} speaks {low} to {high}", self.who())
+    }
+}
+
+/// Names the side that must be upgraded.
+fn older(theirs: &Versions, ours: &Versions) -> String {
+    if theirs.high < ours.high {
+        theirs
+    } else {
+        ours
+    }
+    .who()
 }
 
 impl Refusal {
@@ -113,57 +146,75 @@ impl Refusal {
 pub enum NetError {
     /// The address to listen on cannot be used.
     #[error("cannot listen for peers on {address}: {source}")]
-    Listen {
-        /// The address.
-        address: String,
-        /// What the system said.
-        source: io::Error,
-    },
+    Listen { address: String, source: io::Error },
     /// Certificates are missing or wrong.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// A name cannot be resolved.
     #[error("cannot resolve {address}: {source}")]
-    Resolve {
-        /// The address.
-        address: String,
-        /// What the resolver said.
-        source: io::Error,
-    },
+    Resolve { address: String, source: io::Error },
     /// The name resolves to no address that this member's socket can reach.
     #[error("{address} has no address that the listening socket can reach")]
-    NoAddress {
-        /// The name.
-        address: String,
-    },
+    NoAddress { address: String },
     /// The dial could not start.
     #[error("cannot dial {address}: {source}")]
     Dial {
-        /// The address.
         address: String,
-        /// What quinn said.
         source: quinn::ConnectError,
     },
     /// The connection failed or ended: silence, a TLS alert, a reset.
-    #[error("connection: {0}")]
+    #[error("{}", ended(.0))]
     Connection(quinn::ConnectionError),
-    /// The handshake took too long.
     #[error("the handshake was not over in time")]
     HandshakeTimeout,
-    /// This member refused.
     #[error("refused: {0}")]
     Refused(#[from] Refusal),
-    /// The peer refused.
     #[error("refused by the peer: {text}")]
-    RefusedByPeer {
-        /// The refusal's code.
-        code: u64,
-        /// Its text.
-        text: String,
-    },
+    RefusedByPeer { code: u64, text: String },
     /// A stream ended before its connection did.
     #[error("the peer ended stream {0}")]
     StreamEnded(&'static str),
+}
+
+/// TLS alerts about certificates (RFC 8446, 6).
+const BAD: u8 = 42;
+const UNSUPPORTED: u8 = 43;
+const REVOKED: u8 = 44;
+const EXPIRED: u8 = 45;
+const UNKNOWN: u8 = 46;
+const UNKNOWN_CA: u8 = 48;
+const REQUIRED: u8 = 116;
+/// What QUIC adds to the number of an alert.
+const ALERTS: u64 = 0x100;
+
+/// Why a connection ended. Where a certificate was refused, the text says whose, and what is wrong with it.
+fn ended(error: &quinn::ConnectionError) -> String {
+    let (code, reason, ours) = match error {
+        quinn::ConnectionError::TransportError(own) => (own.code, own.reason.clone(), true),
+        quinn::ConnectionError::ConnectionClosed(close) => {
+            let reason = String::from_utf8_lossy(&close.reason).into_owned();
+            (close.error_code, reason, false)
+        }
+        other => return format!("connection: {other}"),
+    };
+    let (refused, ca) = if ours {
+        ("its certificate is refused", "peer.ca")
+    } else {
+        ("it refuses this member's certificate", "its peer.ca")
+    };
+    let alert = u64::from(code).checked_sub(ALERTS);
+    let why = match alert.and_then(|alert| u8::try_from(alert).ok()) {
+        Some(UNKNOWN_CA) => format!("no authority in {ca} signed it ({reason})"),
+        // Without the library's text, which has the time: a text that was logged is not logged again.
+        Some(EXPIRED) => "it has expired, or is not valid yet".to_owned(),
+        Some(REVOKED) => format!("it was revoked ({reason})"),
+        Some(UNSUPPORTED) => {
+            format!("it is of another kind than `quorate cert member` makes ({reason})")
+        }
+        Some(REQUIRED) => "it was not shown".to_owned(),
+        Some(BAD | UNKNOWN) => reason,
+        Some(_) | None => return format!("connection: {error}"),
+    };
+    format!("{refused}: {why}")
 }
 
 impl From<quinn::ConnectionError> for NetError {
@@ -210,51 +261,6 @@ impl From<quinn::ReadExactError> for NetError {
     }
 }
 
-/// Why certificates cannot be used or made.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// A file cannot be read or written.
-    #[error("cannot {action} {path}: {source}")]
-    File {
-        /// What was being done.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A file is not PEM, or lacks what it should hold.
-    #[error("{path}: {problem}")]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
-    /// The certificate, key and authority do not fit together.
-    #[error("certificate {path}: {source}")]
-    Rejected {
-        /// The member's certificate.
-        path: PathBuf,
-        /// What rustls said.
-        source: rustls::Error,
-    },
-    /// The authority's certificates cannot verify anybody.
-    #[error("certificate authority {path}: {problem}")]
-    Authority {
-        /// The authority.
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
-    /// A certificate could not be made.
-    #[error("cannot make a certificate: {0}")]
-    Make(#[from] rcgen::Error),
-    /// The member's name cannot be in a certificate.
-    #[error("{0}")]
-    Request(&'static str),
-}
-
 /// Why a forwarded request got no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ForwardError {
@@ -264,6 +270,9 @@ pub enum ForwardError {
     /// Too many requests to the member are in flight, or its send queue is full. Nothing was sent.
     #[error("too many requests are on their way to member {}", .0.hex())]
     Overloaded(MemberId),
+    /// The member speaks an older version of the peer protocol, which does not have the request. Nothing was sent.
+    #[error("member {} speaks a version of the peer protocol that does not have this request", .0.hex())]
+    NotSpoken(MemberId),
     /// The request is longer than a frame may be. Nothing was sent.
     #[error("a request of {0} bytes is too long to forward")]
     TooLarge(usize),

@@ -33,7 +33,6 @@ pub(super) enum FrameError {
         /// The frame's.
         frame: usize,
     },
-    /// The header does not decode.
     #[error(transparent)]
     Codec(#[from] codec::CodecError),
     /// The payloads named in the header are not what follows it.
@@ -41,15 +40,12 @@ pub(super) enum FrameError {
     Payload {
         /// What the header says.
         stated: usize,
-        /// What is there.
         found: usize,
     },
     /// A message came over a stream that is not its own.
     #[error("a {what} came over stream {lane}")]
     WrongLane {
-        /// The message's kind.
         what: &'static str,
-        /// The stream.
         lane: &'static str,
     },
 }

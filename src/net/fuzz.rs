@@ -1,7 +1,9 @@
 //! Fuzz target for peers' bytes: a lane, then arbitrary bytes, in pieces of an arbitrary size.
 
-use super::codec::{Lane, decode_message, decode_request, push_message, push_request};
-use super::frame::{Frame, FrameBatch, FrameBuffer};
+use super::{
+    codec::{Lane, decode_message, decode_request, push_message, push_request},
+    frame::{Frame, FrameBatch, FrameBuffer},
+};
 
 /// Reads `data` as a peer's stream: byte 0 chooses the lane, byte 1 the size of the pieces. Every frame is refused with an
 /// error, or means the same when it is written and read once more.

@@ -4,6 +4,7 @@
 //! question and gets one answer. It is never connected as a member, and none of its bytes reach consensus.
 
 use super::{
+    codec::VERSION_HIGH,
     error::{NetError, Refusal},
     hello::{self, Hello},
     inbox::{GuestQuestion, Inbox},
@@ -22,14 +23,11 @@ const GUEST_BYTES_MAX: usize = 1024 * 1024;
 /// The member id in a guest's hello.
 pub(super) const GUEST: MemberId = MemberId(0);
 
-/// The answer to a guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuestAnswer {
     /// The cluster of the member that answers.
     pub cluster: ClusterId,
-    /// That member.
     pub member: MemberId,
-    /// The answer.
     pub answer: Bytes,
 }
 
@@ -92,7 +90,7 @@ async fn ask_at(
         cluster: ClusterId(0),
         member: GUEST,
     };
-    let ours = Hello::new(nobody, 0, name.to_owned());
+    let ours = Hello::new(nobody, VERSION_HIGH, 0, name.to_owned());
     let theirs = hello::initiate(&connection, &ours, async |_| Ok(())).await?;
     let (mut send, mut receive) = connection.open_bi().await?;
     send.write_all(&question).await?;

@@ -5,8 +5,8 @@
 //! versions only append to the hello, so that any two versions can read each other's and name what does not fit.
 
 use super::{
-    codec::{VERSION_HIGH, VERSION_LOW},
-    error::{NetError, Refusal},
+    codec::VERSION_LOW,
+    error::{NetError, Refusal, Versions},
 };
 use crate::types::{ClusterId, Identity, MemberId};
 use bytes::{Buf, BufMut};
@@ -32,10 +32,11 @@ pub(super) struct Hello {
 }
 
 impl Hello {
-    pub(super) fn new(identity: Identity, boot: u64, name: String) -> Self {
+    /// `high` is the newest version that this member speaks.
+    pub(super) fn new(identity: Identity, high: u16, boot: u64, name: String) -> Self {
         Self {
             low: VERSION_LOW,
-            high: VERSION_HIGH,
+            high,
             cluster: identity.cluster,
             member: identity.member,
             boot,
@@ -43,7 +44,7 @@ impl Hello {
         }
     }
 
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let name = self.name.as_bytes();
         let mut bytes = Vec::with_capacity(START_BYTES + 26 + name.len());
         bytes.put_slice(&MAGIC);
@@ -68,18 +69,33 @@ impl Hello {
         }
         bytes.advance(8);
         let (low, high, length) = (bytes.get_u16_le(), bytes.get_u16_le(), bytes.get_u16_le());
-        if low > VERSION_HIGH || high < VERSION_LOW || low > high {
-            return Err(Refusal::Version {
-                theirs_low: low,
-                theirs_high: high,
-                ours_low: VERSION_LOW,
-                ours_high: VERSION_HIGH,
-            });
-        }
         if usize::from(length) > BODY_BYTES_MAX {
             return Err(Refusal::Malformed(format!("a hello of {length} bytes")));
         }
         Ok((low, high, usize::from(length)))
+    }
+
+    /// The version that both sides use; `theirs` must have one in common.
+    pub(super) fn common(&self, theirs: &Self) -> u16 {
+        self.high.min(theirs.high)
+    }
+
+    /// Refuses a hello that has no version in common, whatever else is wrong with it.
+    fn versions(&self, name: &str, low: u16, high: u16) -> Result<(), Refusal> {
+        if low <= self.high && high >= self.low && low <= high {
+            return Ok(());
+        }
+        let theirs = Versions {
+            name: name.to_owned(),
+            low,
+            high,
+        };
+        let ours = Versions {
+            name: self.name.clone(),
+            low: self.low,
+            high: self.high,
+        };
+        Err(Refusal::Version { theirs, ours })
     }
 
     fn body(low: u16, high: u16, mut bytes: &[u8]) -> Result<Self, Refusal> {
@@ -117,7 +133,7 @@ pub(super) async fn initiate(
 ) -> Result<Hello, NetError> {
     let (mut send, mut receive) = connection.open_bi().await?;
     send.write_all(&ours.encode()).await?;
-    let theirs = read(connection, &mut receive).await?;
+    let theirs = read(connection, &mut receive, ours).await?;
     check(&theirs)
         .await
         .map_err(|refusal| refuse(connection, refusal))?;
@@ -133,7 +149,7 @@ pub(super) async fn respond(
     check: impl AsyncFnOnce(&Hello) -> Result<(), Refusal>,
 ) -> Result<Hello, NetError> {
     let (mut send, mut receive): (SendStream, RecvStream) = connection.accept_bi().await?;
-    let theirs = read(connection, &mut receive).await?;
+    let theirs = read(connection, &mut receive, ours).await?;
     check(&theirs)
         .await
         .map_err(|refusal| refuse(connection, refusal))?;
@@ -149,14 +165,26 @@ pub(super) async fn respond(
     }
 }
 
-async fn read(connection: &Connection, stream: &mut RecvStream) -> Result<Hello, NetError> {
+async fn read(
+    connection: &Connection,
+    stream: &mut RecvStream,
+    ours: &Hello,
+) -> Result<Hello, NetError> {
     let mut start = [0; START_BYTES];
     stream.read_exact(&mut start).await?;
     let refused = |refusal| refuse(connection, refusal);
     let (low, high, length) = Hello::start(&start).map_err(refused)?;
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
-    Hello::body(low, high, &body).map_err(refused)
+    checked(ours, low, high, &body).map_err(refused)
+}
+
+/// The other side's hello, if a version is common.
+fn checked(ours: &Hello, low: u16, high: u16, body: &[u8]) -> Result<Hello, Refusal> {
+    let theirs = Hello::body(low, high, body);
+    let name = theirs.as_ref().map_or("", |theirs| &theirs.name);
+    ours.versions(name, low, high)?;
+    theirs
 }
 
 #[cfg(test)]
@@ -167,7 +195,7 @@ mod tests {
     fn decode(bytes: &[u8]) -> Result<Hello, Refusal> {
         let (low, high, length) = Hello::start(bytes)?;
         let body = bytes[START_BYTES..].get(..length);
-        Hello::body(low, high, body.unwrap_or(&bytes[START_BYTES..]))
+        checked(&hello(), low, high, body.unwrap_or(&bytes[START_BYTES..]))
     }
 
     fn hello() -> Hello {
@@ -175,13 +203,13 @@ mod tests {
             cluster: ClusterId(7),
             member: MemberId(9),
         };
-        Hello::new(identity, 11, "n1".to_owned())
+        Hello::new(identity, 2, 11, "n1".to_owned())
     }
 
     #[test]
     fn the_hello_is_what_the_format_page_says() {
         let bytes = hello().encode();
-        assert_eq!(bytes[..14], *b"QRT-PEER\x01\x00\x01\x00\x1c\x00");
+        assert_eq!(bytes[..14], *b"QRT-PEER\x01\x00\x02\x00\x1c\x00");
         assert_eq!(bytes.len(), 14 + 26 + 2);
         assert_eq!(decode(&bytes).unwrap(), hello());
     }
@@ -195,14 +223,31 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_version_names_both_ranges() {
-        let mut bytes = hello().encode();
-        (bytes[8], bytes[10]) = (5, 6);
-        let text = decode(&bytes).unwrap_err().to_string();
-        assert!(
-            text.contains("one side speaks 5 to 6, the other 1 to 1"),
-            "{text}"
-        );
+    fn two_members_speak_the_newest_version_that_both_know() {
+        let mut older = hello();
+        older.high = 1;
+        assert_eq!(hello().common(&older), 1);
+        assert_eq!(older.common(&hello()), 1);
+        assert_eq!(hello().common(&hello()), 2);
+        assert_eq!(decode(&older.encode()).unwrap(), older, "it may connect");
+    }
+
+    #[test]
+    fn a_version_that_is_not_common_names_both_sides_and_whom_to_upgrade() {
+        let mut newer = hello();
+        newer.name = "n2".to_owned();
+        (newer.low, newer.high) = (5, 6);
+        for (name, shown) in [("n2", "member \"n2\""), ("", "the other side")] {
+            newer.name = name.to_owned();
+            let text = decode(&newer.encode()).unwrap_err().to_string();
+            let expected = format!(
+                "no common peer protocol version: {shown} speaks 5 to 6, member \"n1\" speaks 1 to 2; upgrade member \"n1\""
+            );
+            assert_eq!(text, expected);
+        }
+        let older = checked(&newer, 1, 2, &hello().encode()[START_BYTES..]);
+        let text = older.unwrap_err().to_string();
+        assert!(text.ends_with("; upgrade member \"n1\""), "{text}");
     }
 
     proptest! {

@@ -10,21 +10,24 @@
 //! | one that answers | one of another process | the new one is refused: two processes have the same member id |
 
 use super::{
-    backoff::{Backoff, LogGate},
+    admission::{Admission, Share, Slot, Verdict, canonical},
+    backoff::Backoff,
     error::{ForwardError, NetError, Refusal, SnapshotError},
     guest::{self, GUEST},
     hello::{self, Hello},
     inbox::Inbox,
     link::{self, Answers, Link},
     requests::ForwardReply,
-    settings::{
-        HANDSHAKES_MAX, HubSettings, Listener, Pacing, PeerAddress, PeerStats, server_config,
-        transport,
-    },
+    settings::{HubSettings, Listener, Pacing, PeerAddress, PeerStats, server_config, transport},
     snapshot::{self, SnapshotSender},
     tls::{self, PeerSecurity, SERVER_NAME, TlsConfigs, TlsWatch},
 };
-use crate::{clock, raft::Envelope, types::MemberId};
+use crate::{
+    clock,
+    log_gate::{self, LogGate},
+    raft::Envelope,
+    types::MemberId,
+};
 use bytes::Bytes;
 use quinn::{Connection, Endpoint, EndpointConfig, Incoming, TokioRuntime, TransportConfig};
 use rustls::pki_types::CertificateDer;
@@ -35,7 +38,10 @@ use std::{
     rc::Rc,
     sync::Arc,
 };
-use tokio::{sync::Notify, task::AbortHandle};
+use tokio::{sync::Notify, task::AbortHandle, time::Instant};
+
+/// Addresses remembered of one peer: members have a few, and what their names resolve to may change.
+const SOCKETS_MAX: usize = 16;
 
 /// The connections to all peers. Clones share them. Must stay on one thread, inside a `LocalSet`.
 #[derive(Clone)]
@@ -49,14 +55,18 @@ struct Inner {
     tls: RefCell<TlsConfigs>,
     inbox: Rc<dyn Inbox>,
     peers: RefCell<BTreeMap<MemberId, Rc<Peer>>>,
-    gate: RefCell<LogGate>,
-    handshakes: Cell<usize>,
+    gate: LogGate,
+    admission: Admission,
+    /// When a sender was last asked to prove its address, or was refused.
+    flooded: Cell<Option<Instant>>,
     tasks: RefCell<Vec<AbortHandle>>,
 }
 
 struct Peer {
     id: MemberId,
     address: RefCell<PeerAddress>,
+    /// Where it listens, as far as is known: what its names resolved to, and where its last connection came from.
+    sockets: RefCell<Vec<SocketAddr>>,
     link: RefCell<Option<Rc<Link>>>,
     /// The link or the address changed.
     changed: Notify,
@@ -101,8 +111,9 @@ impl Hub {
             tls: RefCell::new(tls),
             inbox,
             peers: RefCell::default(),
-            gate: RefCell::default(),
-            handshakes: Cell::new(0),
+            gate: LogGate::new(),
+            admission: Admission::default(),
+            flooded: Cell::default(),
             tasks: RefCell::default(),
         });
         let accepting = tokio::task::spawn_local(accept_all(Rc::clone(&inner)));
@@ -170,13 +181,16 @@ impl Hub {
         }
     }
 
-    /// Forwards a request to a member; `reply` gets the answer. Dropping the receiver of `reply` cancels the request.
-    pub fn forward(&self, to: MemberId, request: Bytes, reply: ForwardReply) {
-        match self.0.link(to) {
-            Some(link) => link.requests.forward(request, reply),
-            // The caller may have dropped its receiver.
-            None => drop(reply.send(Err(ForwardError::Unreachable(to)))),
-        }
+    /// Forwards a request to a member; `reply` gets the answer. Dropping the receiver of `reply` cancels the request. One that
+    /// came into the peer protocol with a later `version` than the member speaks is not sent.
+    pub fn forward(&self, to: MemberId, version: u16, request: Bytes, reply: ForwardReply) {
+        let refused = match self.0.link(to) {
+            Some(link) if link.version < version => ForwardError::NotSpoken(to),
+            Some(link) => return link.requests.forward(request, reply),
+            None => ForwardError::Unreachable(to),
+        };
+        // The caller may have dropped its receiver.
+        drop(reply.send(Err(refused)));
     }
 
     /// Opens a stream for a snapshot to a member.
@@ -199,10 +213,10 @@ impl Hub {
             .collect()
     }
 
-    /// The failures that were logged lately.
+    /// The failures that were logged within the last minute.
     #[cfg(test)]
     pub(super) fn reported(&self) -> Vec<String> {
-        self.0.gate.borrow().texts()
+        self.0.gate.texts()
     }
 
     /// Who dialled the connection to a member.
@@ -239,6 +253,7 @@ impl Peer {
         Self {
             id: address.id,
             address: RefCell::new(address),
+            sockets: RefCell::default(),
             link: RefCell::default(),
             changed: Notify::new(),
             dialler: RefCell::default(),
@@ -246,6 +261,17 @@ impl Peer {
             dropped: Cell::default(),
             connections: Cell::default(),
         }
+    }
+
+    /// Notes addresses at which it listens.
+    fn found_at(&self, sockets: impl IntoIterator<Item = SocketAddr>) {
+        let mut known = self.sockets.borrow_mut();
+        for socket in sockets.into_iter().map(canonical) {
+            if !known.contains(&socket) {
+                known.insert(0, socket);
+            }
+        }
+        known.truncate(SOCKETS_MAX);
     }
 
     fn end(&self, refusal: &Refusal) {
@@ -287,9 +313,23 @@ impl Inner {
         self.peers.borrow().get(&id)?.link.borrow().clone()
     }
 
+    /// The member that listens at an address.
+    fn member_at(&self, address: SocketAddr) -> Option<MemberId> {
+        let peers = self.peers.borrow();
+        let found = peers
+            .values()
+            .find(|peer| peer.sockets.borrow().contains(&address));
+        found.map(|peer| peer.id)
+    }
+
     fn hello(&self) -> Hello {
         let settings = &self.settings;
-        Hello::new(settings.identity, settings.boot, settings.name.clone())
+        Hello::new(
+            settings.identity,
+            settings.version_high,
+            settings.boot,
+            settings.name.clone(),
+        )
     }
 
     /// Whether the sender of `hello` may connect. `expected` is the member that was dialled.
@@ -301,7 +341,7 @@ impl Inner {
     ) -> Result<(), Refusal> {
         let (ours, id) = (&self.settings.identity, hello.member);
         if id == GUEST && expected.is_none() {
-            return self.check_certificate(connection, hello);
+            return self.check_certificate(connection, hello, &self.guest_hosts(connection, hello));
         }
         if hello.cluster != ours.cluster {
             return Err(Refusal::Cluster {
@@ -331,19 +371,40 @@ impl Inner {
                 claimed: name,
             });
         }
-        self.check_certificate(connection, hello)?;
+        let hosts = peer.address.borrow().hosts();
+        self.check_certificate(connection, hello, &hosts)?;
         self.check_single(&peer, hello).await
     }
 
-    /// Refuses a name that the peer's certificate does not contain.
-    fn check_certificate(&self, connection: &Connection, hello: &Hello) -> Result<(), Refusal> {
+    /// The hosts that the certificate of a guest may name: the address it connects from, and the hosts of members that were added
+    /// but have not started, if they have its name or no name yet.
+    fn guest_hosts(&self, connection: &Connection, hello: &Hello) -> Vec<String> {
+        let from = canonical(connection.remote_address()).ip().to_string();
+        let peers = self.peers.borrow();
+        let addresses = peers.values().map(|peer| peer.address.borrow());
+        let hosts =
+            addresses.filter(|address| address.name.is_empty() || address.name == hello.name);
+        let hosts = hosts.flat_map(|address| address.hosts());
+        std::iter::once(from).chain(hosts).collect()
+    }
+
+    /// Refuses a peer whose certificate is not that of the member in its hello, which others reach at `hosts`.
+    fn check_certificate(
+        &self,
+        connection: &Connection,
+        hello: &Hello,
+        hosts: &[String],
+    ) -> Result<(), Refusal> {
         if self.settings.security == PeerSecurity::Insecure {
             return Ok(());
         }
-        let (id, claimed, named) = (hello.member, hello.name.clone(), names_of(connection));
-        if tls::is_named(&named, &claimed) {
+        let (id, claimed, chain) = (hello.member, hello.name.clone(), chain_of(connection));
+        let allowed = self.settings.security.allowed();
+        let is_own = |cert| tls::is_of_member(cert, &allowed, &claimed, hosts);
+        if chain.first().is_some_and(is_own) {
             Ok(())
         } else {
+            let named = tls::shown_names(&chain);
             Err(Refusal::Certificate { id, named, claimed })
         }
     }
@@ -391,11 +452,13 @@ impl Inner {
             }
         }
         let bytes_max = self.settings.queue_bytes_max;
-        let (new, answers) = Link::new(id, dialled_by, hello.boot, connection, bytes_max);
+        peer.found_at([connection.remote_address()]);
+        let process = (hello.boot, self.hello().common(hello));
+        let (new, answers) = Link::new(id, dialled_by, process, connection, bytes_max);
         peer.link.replace(Some(Rc::clone(&new)));
         peer.connections.set(peer.connections.get() + 1);
         peer.changed.notify_waiters();
-        self.gate.borrow_mut().forget(&peer_label(&peer));
+        self.gate.forget(&peer_label(&peer));
         match old {
             Some(old) => old.close(&Refusal::Connected(own, id)),
             None => self.inbox.connected(id),
@@ -433,17 +496,28 @@ impl Inner {
         }
     }
 
+    /// Whether a sender was turned away for lack of slots within two handshake timeouts.
+    fn is_flooded(&self) -> bool {
+        let lately = 2 * self.settings.pacing.handshake_timeout;
+        let since = self.flooded.get().map(|last| clock::now() - last);
+        since.is_some_and(|since| since < lately)
+    }
+
+    /// Warns that handshakes use up their slots. The text has no address: a flood has very many, and each text would be logged.
+    fn report_flood(&self, from: SocketAddr, then: &str) {
+        self.flooded.set(Some(clock::now()));
+        let text = format!("many handshakes that peers begin fail or are not completed: {then}");
+        if self.gate.passes(&text) {
+            tracing::warn!(last_from = %from, "{text}");
+        }
+    }
+
     /// Logs a failure as a warning, unless the same text was logged within the last minute.
     fn report(&self, whose: &str, error: &NetError) {
         if is_connected(error) {
             return;
         }
-        let text = format!("{whose}: {error}");
-        if self.gate.borrow_mut().passes(clock::now(), &text) {
-            tracing::warn!("{text}");
-        } else {
-            tracing::debug!("{text}");
-        }
+        log_gate::warn!(self.gate, "{whose}: {error}");
     }
 }
 
@@ -536,6 +610,7 @@ async fn resolve(inner: &Inner, peer: &Peer, attempt: usize) -> Result<SocketAdd
     let reachable: Vec<SocketAddr> = found
         .filter(|found| inner.local.is_ipv6() || found.is_ipv4())
         .collect();
+    peer.found_at(reachable.iter().copied());
     let turn = attempt / addresses.len().max(1);
     reachable
         .get(turn % reachable.len().max(1))
@@ -547,27 +622,63 @@ async fn resolve(inner: &Inner, peer: &Peer, attempt: usize) -> Result<SocketAdd
 
 async fn accept_all(inner: Rc<Inner>) {
     while let Some(incoming) = inner.endpoint.accept().await {
-        if inner.handshakes.get() >= HANDSHAKES_MAX {
-            incoming.refuse();
-            continue;
-        }
-        inner.handshakes.set(inner.handshakes.get() + 1);
-        let inner = Rc::clone(&inner);
-        tokio::task::spawn_local(async move {
-            // Without the port, which differs from attempt to attempt: the same text is logged once.
-            let from = format!("a peer at {}", incoming.remote_address().ip());
-            if let Err(error) = accept(&inner, incoming).await {
-                inner.report(&from, &error);
+        let (from, proven) = (
+            canonical(incoming.remote_address()),
+            incoming.remote_address_validated(),
+        );
+        let member = proven.then(|| inner.member_at(from)).flatten();
+        match inner.admission.decide(from.ip(), proven, member) {
+            Verdict::Begin(slot) => {
+                tokio::task::spawn_local(accept_one(Rc::clone(&inner), incoming, slot));
             }
-            inner.handshakes.set(inner.handshakes.get() - 1);
-        });
+            Verdict::Prove => {
+                if let Err(bears_token) = incoming.retry() {
+                    bears_token.into_incoming().refuse();
+                }
+                inner.report_flood(from, "peers must prove their addresses while this lasts");
+            }
+            Verdict::Refuse => {
+                incoming.refuse();
+                inner.report_flood(from, "further ones from there are refused");
+            }
+        }
     }
 }
 
-async fn accept(inner: &Rc<Inner>, incoming: Incoming) -> Result<(), NetError> {
+/// Accepts a connection. A handshake that fails in TLS keeps its slot until the handshake timeout.
+async fn accept_one(inner: Rc<Inner>, incoming: Incoming, slot: Slot) {
+    let over = clock::now() + inner.settings.pacing.handshake_timeout;
+    // Without the port, which differs from attempt to attempt: the same text is logged once.
+    let from = format!("a peer at {}", incoming.remote_address().ip());
+    let authenticated = Cell::new(false);
+    let Err(error) = accept(&inner, incoming, &authenticated).await else {
+        return;
+    };
+    if authenticated.get() {
+        inner.report(&from, &error);
+        return;
+    }
+    if slot.share() == Share::Unproven && inner.is_flooded() {
+        tracing::debug!("{from}: {error}");
+    } else {
+        inner.report(&from, &error);
+    }
+    if !matches!(slot.share(), Share::Member(_)) {
+        // While this task waits, it must not keep the endpoint and its socket open.
+        drop(inner);
+        tokio::time::sleep_until(over).await;
+    }
+}
+
+async fn accept(
+    inner: &Rc<Inner>,
+    incoming: Incoming,
+    authenticated: &Cell<bool>,
+) -> Result<(), NetError> {
     let patience = inner.settings.pacing.handshake_timeout;
     let connected = tokio::time::timeout(patience, async {
         let connection = incoming.await?;
+        authenticated.set(true);
         let check = async |hello: &Hello| inner.check(&connection, hello, None).await;
         let hello = hello::respond(&connection, &inner.hello(), check).await?;
         Ok::<_, NetError>((connection, hello))
@@ -581,13 +692,11 @@ async fn accept(inner: &Rc<Inner>, incoming: Incoming) -> Result<(), NetError> {
     inner.take(connection, &hello, false)
 }
 
-/// The names in the peer's certificate.
-fn names_of(connection: &Connection) -> Vec<String> {
+/// The certificates that the peer has shown.
+fn chain_of(connection: &Connection) -> Vec<CertificateDer<'static>> {
     let identity = connection.peer_identity();
     let chain = identity.and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-    chain
-        .and_then(|chain| chain.first().map(tls::names))
-        .unwrap_or_default()
+    chain.map(|chain| *chain).unwrap_or_default()
 }
 
 /// Uses new certificates for new connections when their files change.

@@ -1,4 +1,4 @@
-//! Where everything goes that arrives from peers: the owner of a hub implements [`Inbox`].
+//! [`Inbox`], which the owner of a hub implements: it receives everything that arrives from peers.
 
 use super::{
     requests::{PeerRequest, Responder},
@@ -13,9 +13,7 @@ use std::pin::Pin;
 pub struct GuestQuestion {
     /// The name in its hello. Where members are authenticated, its certificate contains this name.
     pub name: String,
-    /// The question.
     pub question: Bytes,
-    /// Takes the answer.
     pub responder: Responder,
 }
 

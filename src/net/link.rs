@@ -10,7 +10,11 @@ use super::{
     send_queues::SendQueues,
     snapshot,
 };
-use crate::{clock, types::MemberId};
+use crate::{
+    clock,
+    log_gate::{self, LogGate},
+    types::MemberId,
+};
 use bytes::{Bytes, BytesMut};
 use quinn::{Connection, RecvStream, VarInt};
 use std::{cell::Cell, future::pending, rc::Rc, time::Duration};
@@ -27,12 +31,17 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// The second byte of a lasting stream, after its kind.
 const STREAM_VERSION: u8 = 1;
 
+/// Streams that no version of this program opens.
+static UNKNOWN: LogGate = LogGate::new();
+
 /// A connection whose handshake is done.
 #[derive(Debug)]
 pub(super) struct Link {
     pub(super) peer: MemberId,
     pub(super) dialled_by: MemberId,
     pub(super) boot: u64,
+    /// The version of the peer protocol that both sides speak.
+    pub(super) version: u16,
     pub(super) connection: Connection,
     pub(super) queues: Rc<SendQueues>,
     pub(super) requests: Rc<Requests>,
@@ -49,7 +58,7 @@ impl Link {
     pub(super) fn new(
         peer: MemberId,
         dialled_by: MemberId,
-        boot: u64,
+        (boot, version): (u64, u16),
         connection: Connection,
         queue_bytes_max: usize,
     ) -> (Rc<Self>, Answers) {
@@ -59,6 +68,7 @@ impl Link {
             peer,
             dialled_by,
             boot,
+            version,
             connection,
             queues,
             requests: Rc::new(requests),
@@ -74,7 +84,6 @@ impl Link {
             .close(refusal.code().into(), refusal.to_string().as_bytes());
     }
 
-    /// Whether it ended.
     pub(super) fn is_closed(&self) -> bool {
         self.connection.close_reason().is_some()
     }
@@ -221,7 +230,12 @@ async fn accept_snapshots(link: Rc<Link>, inbox: Rc<dyn Inbox>) -> Result<(), Ne
                     snapshot::receive(peer, answer, stream, deliver).await;
                 }
                 // Dropping both directions resets the stream, which the peer notices.
-                Ok(()) => tracing::warn!(peer = peer.hex(), "a stream of unknown kind {}", kind[0]),
+                Ok(()) => log_gate::warn!(
+                    UNKNOWN,
+                    "a stream of unknown kind {} from {}",
+                    kind[0],
+                    peer.hex()
+                ),
                 Err(_) => {}
             }
         });

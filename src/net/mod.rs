@@ -18,23 +18,26 @@
 //! | file | owns |
 //! |---|---|
 //! | `hub` | the known members, dialling, accepting, which connection stays |
+//! | `admission` | which handshakes begin when there are more than slots |
 //! | `hello` | the handshake: versions, cluster, member |
-//! | `inbox` | to whom everything that arrives goes |
+//! | `inbox` | the receiver of everything that arrives |
 //! | `link` | one open connection |
 //! | `send_queues` | send queues |
 //! | `frame` | frames of any header and payload |
-//! | `codec` | the contents of frames; the only file that knows Raft's messages |
+//! | `codec` | the contents of frames; the only file that depends on Raft's messages |
 //! | `requests` | forwarded requests in flight |
 //! | `snapshot` | snapshot transfers |
 //! | `settings` | this member's identity, its socket, QUIC's settings |
 //! | `guest` | questions of processes that are not members yet |
-//! | `tls`, `pem`, `cert` | who may connect; reading and making certificates |
+//! | `tls`, `cert`, `cert_names` | who may connect; making certificates, and for whom that is possible |
 //!
-//! This module never decodes an entry, a request or a snapshot, decides nothing about consensus, and knows no actor: everything
-//! that arrives goes to an [`Inbox`]. No type of quinn is public here, so a simulated network can replace it.
+//! This module never decodes an entry, a request or a snapshot, decides nothing about consensus, and depends on no actor:
+//! everything that arrives goes to an [`Inbox`]. No type of quinn is public here, so a simulated network can replace it.
 
+mod admission;
 mod backoff;
 pub mod cert;
+mod cert_names;
 mod codec;
 mod error;
 mod frame;
@@ -45,7 +48,6 @@ mod hello;
 mod hub;
 mod inbox;
 mod link;
-mod pem;
 mod requests;
 mod send_queues;
 mod settings;
@@ -55,7 +57,7 @@ mod tests;
 mod tls;
 
 pub use codec::{Lane, VERSION_HIGH, VERSION_LOW, decode_messages, encode_messages};
-pub use error::{ForwardError, NetError, Refusal, SnapshotError, TlsError};
+pub use error::{ForwardError, NetError, Refusal, SnapshotError, Versions};
 pub use frame::FRAME_BYTES_MAX;
 pub use guest::{GuestAnswer, ask};
 pub use hub::Hub;

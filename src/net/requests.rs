@@ -14,25 +14,21 @@ use std::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-/// Requests that may be in flight to a peer, and as many from it.
+/// Requests that may be in flight to a peer; as many may be in flight from it.
 pub const UNDER_WAY_MAX: usize = 4_096;
 /// The largest request, and the largest answer.
 pub const REQUEST_BYTES_MAX: usize = super::frame::FRAME_BYTES_MAX - 1_024;
 
-/// The id of a responder that was used; no request has it.
+/// The id of a responder that has answered; no request has it.
 const ANSWERED: u64 = u64::MAX;
 
 /// Takes the answer to a forwarded request. Dropping the receiver cancels the request.
 pub type ForwardReply = oneshot::Sender<Result<Bytes, ForwardError>>;
 
-/// A request from a peer.
 #[derive(Debug)]
 pub struct PeerRequest {
-    /// Who forwards it.
     pub from: MemberId,
-    /// The request.
     pub body: Bytes,
-    /// Takes the answer.
     pub responder: Responder,
 }
 
@@ -84,7 +80,6 @@ impl Drop for Responder {
     }
 }
 
-/// The requests of one connection.
 #[derive(Debug)]
 pub(super) struct Requests {
     peer: MemberId,

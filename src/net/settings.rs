@@ -15,8 +15,11 @@ use std::{
 
 /// Flow-control window of one stream: bandwidth times round-trip time of the fastest link that should be filled.
 const STREAM_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
-/// Connections in their handshake at once; others wait to dial again.
-pub(super) const HANDSHAKES_MAX: usize = 64;
+/// First packets that may wait for [`admission`](super::admission): as many as can arrive in one turn of the event loop.
+const INCOMING_MAX: usize = 1024;
+/// Bytes that are buffered of each connection that waits for admission, beyond its first packet; below, those of all together.
+const INCOMING_BYTES: u64 = 16 * 1024;
+const INCOMING_BYTES_TOTAL: u64 = 1024 * 1024;
 /// Snapshots that a peer may send at once; one more stream is the hello's.
 const SNAPSHOTS_MAX: u32 = 3;
 /// Flow-control window of one connection. Every stream can fill its own window, so a stalled one does not slow the others.
@@ -55,7 +58,7 @@ impl Default for Pacing {
             redial_least: Duration::from_millis(50),
             redial_most: Duration::from_secs(1),
             probe: Duration::from_millis(400),
-            tls_look: Duration::from_secs(5),
+            tls_look: Duration::from_secs(1),
         }
     }
 }
@@ -63,26 +66,25 @@ impl Default for Pacing {
 /// What a hub is started with.
 #[derive(Clone, Debug)]
 pub struct HubSettings {
-    /// This member.
     pub identity: Identity,
     /// Its name, which its certificate must name.
     pub name: String,
     /// How members prove who they are.
     pub security: PeerSecurity,
-    /// Timeouts and intervals.
     pub pacing: Pacing,
     /// Bytes of appends, and as many of requests, that may wait in the send queues to one member.
     pub queue_bytes_max: usize,
     /// Seeds the jitter of redials; must differ from member to member.
     pub seed: u64,
-    /// A random number that tells this process from an earlier one of the same member.
+    /// A random number that distinguishes this process from an earlier one of the same member.
     pub boot: u64,
+    /// The newest version of the peer protocol that it speaks.
+    pub version_high: u16,
 }
 
 /// A member to be connected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerAddress {
-    /// Its id.
     pub id: MemberId,
     /// Its name; empty if it is not known yet.
     pub name: String,
@@ -90,12 +92,20 @@ pub struct PeerAddress {
     pub addresses: Vec<String>,
 }
 
+impl PeerAddress {
+    pub(super) fn hosts(&self) -> Vec<String> {
+        let hosts = self.addresses.iter();
+        let hosts = hosts.filter_map(|address| Some(address.rsplit_once(':')?.0));
+        hosts
+            .map(|host| host.trim_matches(['[', ']']).to_owned())
+            .collect()
+    }
+}
+
 /// Figures about a peer, for metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerStats {
-    /// The member.
     pub id: MemberId,
-    /// Its name.
     pub name: String,
     /// The smoothed round-trip time, if there is a connection.
     pub round_trip: Option<Duration>,
@@ -122,7 +132,6 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Listens on `address`, `HOST:PORT`.
     pub fn open(address: &str, settings: HubSettings) -> Result<Self, NetError> {
         let name = settings.name.clone();
         let (watch, tls) = TlsWatch::open(settings.security.clone(), name)?;
@@ -152,7 +161,6 @@ impl Listener {
         })
     }
 
-    /// The address listened on.
     pub fn local_address(&self) -> SocketAddr {
         self.address
     }
@@ -166,7 +174,10 @@ pub(super) fn server_config(
     let crypto = Arc::<quinn::crypto::rustls::QuicServerConfig>::clone(&tls.server);
     let mut config = quinn::ServerConfig::with_crypto(crypto);
     config.transport_config(Arc::clone(transport));
-    config.max_incoming(HANDSHAKES_MAX);
+    config
+        .max_incoming(INCOMING_MAX)
+        .incoming_buffer_size(INCOMING_BYTES)
+        .incoming_buffer_size_total(INCOMING_BYTES_TOTAL);
     config
 }
 

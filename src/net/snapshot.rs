@@ -11,9 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 /// The first byte of a snapshot's stream.
 pub(super) const STREAM_KIND: u8 = 4;
-/// The longest chunk.
 pub const CHUNK_BYTES_MAX: usize = 1024 * 1024;
-/// The longest header.
 pub const SNAPSHOT_HEADER_BYTES_MAX: usize = 64 * 1024;
 /// The longest reason in a refusal.
 const REASON_BYTES_MAX: usize = 1_024;
@@ -79,7 +77,6 @@ impl SnapshotSender {
 /// A snapshot that a peer sends. Dropping it before [`answer`](Self::answer) refuses the transfer.
 #[derive(Debug)]
 pub struct IncomingSnapshot {
-    /// Who sends it.
     pub from: MemberId,
     /// Its header, which `net` does not decode.
     pub header: Bytes,
@@ -97,7 +94,7 @@ impl IncomingSnapshot {
         }
     }
 
-    /// Tells the sender that the snapshot is installed, or why it is not.
+    /// Answers the sender: the snapshot is installed, or why it is not.
     pub fn answer(self, outcome: Result<(), String>) {
         // The sender may have given up in the meantime.
         drop(self.answer.send(outcome.map_err(SnapshotError::Refused)));
@@ -288,7 +285,7 @@ async fn receive_parts(
 }
 
 fn unwanted() -> SnapshotError {
-    SnapshotError::Refused("the receiver does not want it now".to_owned())
+    SnapshotError::Refused("the receiver dropped the transfer".to_owned())
 }
 
 async fn read_u32(stream: &mut RecvStream) -> Result<u32, SnapshotError> {

@@ -1,13 +1,18 @@
 //! TLS between members: certificates and keys, read from files, and again when the files change.
 //!
-//! Both sides authenticate with a certificate of the cluster's authority. A peer's identity is the member's name in the
-//! certificate, which is compared with its hello (`hello`), not the host, since members move. Only TLS 1.3 is spoken, without
-//! session resumption: each new connection uses the certificates that are valid then.
+//! Both sides authenticate with a certificate of the cluster's authority. It must be that of the member in the hello
+//! ([`is_of_member`]): it names this member, whatever its host, since members move; or, as with etcd's certificates, it names a
+//! host of this member's addresses. Only TLS 1.3 is spoken, without session resumption: each new connection uses the certificates
+//! that are valid then.
 
-use super::{
-    cert,
-    error::TlsError,
-    pem::{authority, certificates, private_key, provider},
+use super::cert;
+use crate::{
+    clock,
+    tls::{
+        self, AllowedNames, ExpiryLog, FileWatch, NamedVerifier, OwnFiles, Revoked, ShownTo,
+        TlsError, authorities, certificates, check_key_mode, is_valid_for, member_uris,
+        private_key, provider,
+    },
 };
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
@@ -21,7 +26,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime},
     server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier},
 };
-use std::{fmt, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{fmt, path::PathBuf, sync::Arc};
 
 /// The application protocol of peers in the TLS handshake.
 const ALPN: &[u8] = b"quorate-peer";
@@ -33,7 +38,6 @@ pub(super) const SERVER_NAME: &str = "quorate";
 pub enum PeerSecurity {
     /// Not at all; connections are encrypted.
     Insecure,
-    /// By certificates.
     Files(TlsFiles),
 }
 
@@ -42,13 +46,18 @@ pub enum PeerSecurity {
 pub struct TlsFiles {
     /// The member's certificate chain.
     pub cert: PathBuf,
-    /// The member's private key.
     pub key: PathBuf,
-    /// The authority's certificates.
+    /// The authority's certificates; while it is replaced, those of both.
     pub ca: PathBuf,
+    /// Certificates that were revoked (PEM or DER).
+    pub crl: Option<PathBuf>,
+    /// Which certificates of the authority are accepted.
+    pub allowed: AllowedNames,
+    /// Whether a private key that every user of the machine may read is an error.
+    pub refuse_readable_keys: bool,
 }
 
-/// What new connections use.
+/// The TLS settings of new connections; established ones keep theirs.
 #[derive(Clone)]
 pub(super) struct TlsConfigs {
     pub(super) server: Arc<QuicServerConfig>,
@@ -62,25 +71,42 @@ impl fmt::Debug for TlsConfigs {
 }
 
 impl PeerSecurity {
-    /// Whether member `name` can use it: the files can be read, fit together, and the certificate names this member.
-    pub fn check(&self, name: &str) -> Result<(), TlsError> {
-        self.load(name)?;
+    /// Checks that member `name`, which others reach at `host`, can use the files: they can be read, they fit together, and other
+    /// members will accept the certificate as this member's.
+    pub fn check(&self, name: &str, host: &str) -> Result<(), TlsError> {
         let Self::Files(files) = self else {
-            return Ok(());
+            return self.load(name).map(drop);
         };
-        let named = certificates(&files.cert)?
-            .first()
-            .map(names)
-            .unwrap_or_default();
-        if is_named(&named, name) {
+        check_key_mode(&files.key, files.refuse_readable_keys)
+            .map_err(TlsError::in_setting("peer.key"))?;
+        files.check(None)?;
+        self.load(name)?;
+        let bad = |problem: String| {
+            let path = files.cert.clone();
+            TlsError::in_setting("peer.cert")(TlsError::Pem { path, problem })
+        };
+        let chain = certificates(&files.cert)?;
+        let own = &chain[0];
+        files
+            .allowed
+            .check(own)
+            .map_err(|error| bad(format!("other members refuse it: {}", tls::reason(&error))))?;
+        if is_of_member(own, &files.allowed, name, &[host.to_owned()]) {
             return Ok(());
         }
-        let found = named.join(", ");
-        let what = format!("it is the certificate of {found:?}, not of member {name:?}");
-        Err(TlsError::Pem {
-            path: files.cert.clone(),
-            problem: what,
-        })
+        let found = names(own).join(", ");
+        Err(bad(format!(
+            "it is the certificate of {found:?}, not of member {name:?}, and not valid for {host:?}: `quorate cert member --name \
+             {name}` makes one"
+        )))
+    }
+
+    /// Which certificates of the authority are accepted.
+    pub(super) fn allowed(&self) -> AllowedNames {
+        match self {
+            Self::Insecure => AllowedNames::default(),
+            Self::Files(files) => files.allowed.clone(),
+        }
     }
 
     /// The configurations for member `name`, from the files as they are now.
@@ -93,29 +119,55 @@ impl PeerSecurity {
 }
 
 impl TlsFiles {
+    /// Refuses a certificate that no member would take, whatever its name is; `in_force` is the one that it would replace.
+    fn check(&self, in_force: Option<&CertificateDer<'_>>) -> Result<(), TlsError> {
+        let own = OwnFiles {
+            shown_to: ShownTo::Members { ca: &self.ca },
+            cert: &self.cert,
+            key: &self.key,
+        };
+        own.check(in_force)
+    }
+
     fn load(&self) -> Result<TlsConfigs, TlsError> {
-        let roots = Arc::new(authority(&self.ca)?);
-        let chain = certificates(&self.cert)?;
+        let of_ca = TlsError::in_setting("peer.ca");
+        let (trusted, roots) = authorities(&self.ca).map_err(&of_ca)?;
+        let roots = Arc::new(roots);
+        let revoked = Revoked::load(self.crl.as_deref(), &trusted);
+        let revoked = revoked.map_err(TlsError::in_setting("peer.crl"))?;
+        let chain = certificates(&self.cert).map_err(TlsError::in_setting("peer.cert"))?;
+        let key = || private_key(&self.key).map_err(TlsError::in_setting("peer.key"));
         let rejected = |source| TlsError::Rejected {
             path: self.cert.clone(),
             source,
         };
         let provider = provider();
-        let verifier =
+        let signed =
             WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider))
                 .build()
-                .map_err(|error| TlsError::Authority {
-                    path: self.ca.clone(),
-                    problem: error.to_string(),
+                .map_err(|error| {
+                    of_ca(TlsError::Authority {
+                        path: self.ca.clone(),
+                        problem: error.to_string(),
+                    })
                 })?;
+        let verifier = Arc::new(NamedVerifier {
+            signed,
+            revoked: revoked.clone(),
+            allowed: self.allowed.clone(),
+        });
         let server = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(rejected)?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(chain.clone(), private_key(&self.key)?)
+            .with_single_cert(chain.clone(), key()?)
             .map_err(rejected)?;
         let verifier = Arc::new(AuthorityVerifier {
-            roots: Some(roots),
+            trusted: Some(Trusted {
+                roots,
+                revoked,
+                allowed: self.allowed.clone(),
+            }),
             algorithms: provider.signature_verification_algorithms,
         });
         let client = rustls::ClientConfig::builder_with_provider(provider)
@@ -123,63 +175,82 @@ impl TlsFiles {
             .map_err(rejected)?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
-            .with_client_auth_cert(chain, private_key(&self.key)?)
+            .with_client_auth_cert(chain, key()?)
             .map_err(rejected)?;
         Ok(finished(server, client))
     }
 
-    /// Modification times and lengths of the files: if they change, the files are read again.
-    fn stamps(&self) -> [Option<(SystemTime, u64)>; 3] {
-        [&self.cert, &self.key, &self.ca].map(|path| {
-            let data = std::fs::metadata(path).ok()?;
-            Some((data.modified().ok()?, data.len()))
-        })
+    fn paths(&self) -> Vec<PathBuf> {
+        let files = [&self.cert, &self.key, &self.ca].into_iter();
+        files.chain(&self.crl).cloned().collect()
     }
 }
 
-/// Detects that certificate files changed. Blocks on the file system.
+/// Detects that certificate files changed, and says how long the certificate is valid. Blocks on the file system.
 #[derive(Debug)]
 pub(super) struct TlsWatch {
     security: PeerSecurity,
     name: String,
-    seen: [Option<(SystemTime, u64)>; 3],
+    files: FileWatch,
+    /// The certificate chain of new connections; empty without files.
+    in_force: Vec<CertificateDer<'static>>,
+    expiry: Option<ExpiryLog>,
 }
 
 impl TlsWatch {
-    /// Reads the files and their modification times.
     pub(super) fn open(
         security: PeerSecurity,
         name: String,
     ) -> Result<(Self, TlsConfigs), TlsError> {
-        // Taken before the files are read, so that a change in between is detected later.
-        let seen = stamps(&security);
+        let (paths, expiry) = match &security {
+            PeerSecurity::Insecure => (Vec::new(), None),
+            PeerSecurity::Files(files) => {
+                let expiry = ExpiryLog::new("the certificate for other members", &files.cert);
+                (files.paths(), Some(expiry))
+            }
+        };
+        let files = FileWatch::new(paths);
         let configs = security.load(&name)?;
-        Ok((
-            Self {
-                security,
-                name,
-                seen,
-            },
-            configs,
-        ))
+        let mut watch = Self {
+            security,
+            name,
+            files,
+            in_force: Vec::new(),
+            expiry,
+        };
+        watch.took();
+        watch.log_expiry();
+        Ok((watch, configs))
     }
 
-    /// The new configurations, if the files changed since the last look. After an error the caller keeps the old ones, and the
-    /// files are read again once they change again.
+    /// The new configurations, if the files changed. After an error the caller keeps the old ones, and the files are read again
+    /// once they change again.
     pub(super) fn look(&mut self) -> Option<Result<TlsConfigs, TlsError>> {
-        let now = stamps(&self.security);
-        if now == self.seen {
-            return None;
+        let load = || {
+            if let PeerSecurity::Files(files) = &self.security {
+                files.check(self.in_force.first())?;
+            }
+            self.security.load(&self.name)
+        };
+        let read = self.files.look(false).then(load);
+        if let Some(Ok(_)) = &read {
+            self.took();
         }
-        self.seen = now;
-        Some(self.security.load(&self.name))
+        self.log_expiry();
+        read
     }
-}
 
-fn stamps(security: &PeerSecurity) -> [Option<(SystemTime, u64)>; 3] {
-    match security {
-        PeerSecurity::Insecure => [None; 3],
-        PeerSecurity::Files(files) => files.stamps(),
+    fn took(&mut self) {
+        if let (Some(expiry), PeerSecurity::Files(files)) = (&mut self.expiry, &self.security) {
+            self.in_force = certificates(&files.cert).unwrap_or_default();
+            expiry.took(&self.in_force);
+        }
+    }
+
+    fn log_expiry(&mut self) {
+        if let Some(expiry) = &mut self.expiry {
+            expiry.look(clock::unix_time().as_secs());
+        }
     }
 }
 
@@ -198,7 +269,7 @@ fn insecure(name: &str) -> Result<TlsConfigs, TlsError> {
         .with_single_cert(vec![cert.der().clone()], key)
         .map_err(rejected)?;
     let verifier = Arc::new(AuthorityVerifier {
-        roots: None,
+        trusted: None,
         algorithms: provider.signature_verification_algorithms,
     });
     let client = rustls::ClientConfig::builder_with_provider(provider)
@@ -234,44 +305,54 @@ fn finished(mut server: rustls::ServerConfig, mut client: rustls::ClientConfig) 
 }
 
 /// The names in a certificate: its member URIs, or, if it has none, its DNS names.
-pub(super) fn names(cert: &CertificateDer<'_>) -> Vec<String> {
+fn names(cert: &CertificateDer<'_>) -> Vec<String> {
+    let uris = member_uris(cert);
+    if !uris.is_empty() {
+        return uris;
+    }
     let Ok(cert) = webpki::EndEntityCert::try_from(cert) else {
         return Vec::new();
     };
-    let uris = cert
-        .valid_uri_names()
-        .filter(|uri| cert::is_member_uri(uri));
-    let uris: Vec<String> = uris.map(str::to_owned).collect();
-    if uris.is_empty() {
-        cert.valid_dns_names().map(str::to_owned).collect()
-    } else {
-        uris
+    cert.valid_dns_names().map(str::to_owned).collect()
+}
+
+/// Whether a certificate is that of member `name`, which others reach at `hosts`. The authority has signed it, and the lists of
+/// allowed names admit it. It must name the member, in a URI or as a DNS name. etcd: a certificate without a member's URI may
+/// also name one of the hosts; and if there is a list of allowed names, it need not name either.
+pub(super) fn is_of_member(
+    cert: &CertificateDer<'_>,
+    allowed: &AllowedNames,
+    name: &str,
+    hosts: &[String],
+) -> bool {
+    let uris = member_uris(cert);
+    if !uris.is_empty() {
+        return uris.contains(&cert::member_uri(name));
     }
+    allowed.is_set()
+        || names(cert).iter().any(|found| found == name)
+        || hosts.iter().any(|host| is_valid_for(cert, host))
 }
 
-/// Whether names from [`names`] name member `name`.
-pub(super) fn is_named(names: &[String], name: &str) -> bool {
-    let uri = cert::member_uri(name);
-    names.iter().any(|found| {
-        if cert::is_member_uri(found) {
-            *found == uri
-        } else {
-            found == name
-        }
-    })
-}
-
-#[cfg(test)]
-pub(super) fn names_in_file(path: &std::path::Path) -> Result<Vec<String>, TlsError> {
-    Ok(names(&certificates(path)?[0]))
+/// As [`names`], for the text of a refusal.
+pub(super) fn shown_names(chain: &[CertificateDer<'_>]) -> Vec<String> {
+    chain.first().map(names).unwrap_or_default()
 }
 
 /// Accepts a dialled member's certificate if the authority signed it, whatever host it names; any certificate if there is no
 /// authority.
 #[derive(Debug)]
 struct AuthorityVerifier {
-    roots: Option<Arc<RootCertStore>>,
+    trusted: Option<Trusted>,
     algorithms: WebPkiSupportedAlgorithms,
+}
+
+/// Who signs members' certificates, and which of these are not accepted.
+#[derive(Debug)]
+struct Trusted {
+    roots: Arc<RootCertStore>,
+    revoked: Revoked,
+    allowed: AllowedNames,
 }
 
 impl ServerCertVerifier for AuthorityVerifier {
@@ -283,16 +364,18 @@ impl ServerCertVerifier for AuthorityVerifier {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if let Some(roots) = &self.roots {
-            let cert = ParsedCertificate::try_from(cert)?;
+        if let Some(trusted) = &self.trusted {
+            let parsed = ParsedCertificate::try_from(cert)?;
             let algorithms = self.algorithms.all;
             verify_server_cert_signed_by_trust_anchor(
-                &cert,
-                roots,
+                &parsed,
+                &trusted.roots,
                 intermediates,
                 now,
                 algorithms,
             )?;
+            trusted.revoked.check(cert, intermediates)?;
+            trusted.allowed.check(cert)?;
         }
         Ok(ServerCertVerified::assertion())
     }
@@ -330,6 +413,9 @@ mod tests {
             cert: dir.join(format!("{name}.pem")),
             key: dir.join(format!("{name}-key.pem")),
             ca: dir.join(cert::CA_FILE),
+            crl: None,
+            allowed: AllowedNames::default(),
+            refuse_readable_keys: false,
         }
     }
 
@@ -345,16 +431,44 @@ mod tests {
     #[test]
     fn the_member_uri_counts_and_hosts_do_not() {
         let dir = made();
-        let names = names_in_file(&files(dir.path(), "n1").cert).unwrap();
-        assert!(is_named(&names, "n1"), "{names:?}");
-        assert!(!is_named(&names, "n2"), "{names:?}");
+        let own = &certificates(&files(dir.path(), "n1").cert).unwrap()[0];
+        let hosts = ["localhost".to_owned()];
+        let is_of = |name: &str, allowed: &AllowedNames| is_of_member(own, allowed, name, &hosts);
+        let any = AllowedNames::default();
+        assert!(is_of("n1", &any));
+        assert!(!is_of("n2", &any), "also at its host");
+        assert!(!is_of("localhost", &any), "a host is no member");
+        let named = AllowedNames {
+            common_names: vec!["n1".to_owned()],
+            hosts: Vec::new(),
+        };
+        assert!(!is_of("n2", &named), "whatever is allowed");
+    }
+
+    #[test]
+    fn a_certificate_without_a_member_is_of_who_is_at_its_hosts() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let sans = ["n3", "10.0.0.3", "*.etcd.svc"].map(str::to_owned);
+        let cert = rcgen::CertificateParams::new(sans)
+            .unwrap()
+            .self_signed(&key)
+            .unwrap();
+        let is_of = |name: &str, hosts: &[&str], allowed: &AllowedNames| {
+            let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+            is_of_member(cert.der(), allowed, name, &hosts)
+        };
+        let any = AllowedNames::default();
+        assert!(is_of("n3", &[], &any), "its DNS name is the member's name");
+        assert!(is_of("x", &["10.0.0.3"], &any) && is_of("x", &["10.0.0.9", "x.etcd.svc"], &any));
+        assert!(!is_of("x", &["10.0.0.4", "x.y.etcd.svc", "etcd.svc"], &any));
+        assert!(!is_of("x", &[], &any));
+        let listed = AllowedNames {
+            common_names: vec!["etcd".to_owned()],
+            hosts: Vec::new(),
+        };
         assert!(
-            !is_named(&names, "localhost"),
-            "a host is no member: {names:?}"
-        );
-        assert!(
-            is_named(&["n3".to_owned()], "n3"),
-            "a foreign certificate names by its DNS name"
+            is_of("x", &[], &listed),
+            "the handshake has checked the list"
         );
     }
 
@@ -369,7 +483,7 @@ mod tests {
         none.ca = dir.path().join("missing.pem");
         let error = none.load().unwrap_err().to_string();
         assert!(
-            error.starts_with("cannot read") && error.contains("missing.pem"),
+            error.starts_with("peer.ca: cannot read") && error.contains("missing.pem"),
             "{error}"
         );
         let mut empty = files(dir.path(), "n1");
@@ -382,7 +496,141 @@ mod tests {
         )
         .unwrap();
         empty.cert = dir.path().join("bad.pem");
-        assert!(matches!(empty.load(), Err(TlsError::Pem { .. })));
+        let error = empty.load().unwrap_err().to_string();
+        assert!(error.starts_with("peer.cert: "), "{error}");
+    }
+
+    #[test]
+    fn a_certificate_that_nobody_would_take_is_refused_with_the_remedy() {
+        let (dir, other) = (made(), made());
+        let make = |line: &[&str]| {
+            let folder = dir.path().to_str().unwrap();
+            cert::test_run(&[line, &["--ca", folder]].concat());
+        };
+        make(&["server", "--host", "localhost"]);
+        make(&["client", "--name", "user"]);
+        let check = |files: TlsFiles| {
+            let checked = PeerSecurity::Files(files).check("n1", "localhost");
+            checked.unwrap_err().to_string()
+        };
+        for (name, text) in [
+            (
+                "server",
+                "it is the certificate of a server only, and members show theirs as server and as client",
+            ),
+            ("user", "it is the certificate of a client only, and"),
+            (
+                "ca",
+                "it is the certificate of an authority: make one with `quorate cert member`",
+            ),
+            (
+                "n2",
+                "it is the certificate of \"quorate://member/n2\", not of member \"n1\"",
+            ),
+        ] {
+            let own = files(dir.path(), name);
+            let start = format!("peer.cert: {}: {text}", own.cert.display());
+            let error = check(own);
+            assert!(error.starts_with(&start), "{error}");
+        }
+        let mut strange = files(dir.path(), "n1");
+        strange.ca = files(other.path(), "n1").ca;
+        let error = check(strange);
+        let text = format!(
+            "none of the authorities in peer.ca, {}/ca.pem, signed it",
+            other.path().display()
+        );
+        assert!(
+            error.starts_with("peer.cert: ") && error.contains(&text),
+            "{error}"
+        );
+        let mut mixed = files(dir.path(), "n1");
+        mixed.key = files(dir.path(), "n2").key;
+        let error = check(mixed);
+        assert!(
+            error.starts_with("peer.key: ")
+                && error.contains("it is not the key of the certificate in "),
+            "{error}"
+        );
+        let good = PeerSecurity::Files(files(dir.path(), "n1"));
+        good.check("n1", "elsewhere").unwrap();
+    }
+
+    /// A certificate `early` of member n1, not valid before the year 2099.
+    fn make_early(dir: &Path) {
+        let issuer = cert::issuer(dir).unwrap();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = cert::member_params("n1", &[]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2099, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2100, 1, 1);
+        let made = params.signed_by(&key, &issuer).unwrap();
+        let files = files(dir, "early");
+        std::fs::write(files.cert, made.pem()).unwrap();
+        std::fs::write(files.key, key.serialize_pem()).unwrap();
+    }
+
+    /// Puts certificate and key of `from` in the place of those of `to`.
+    fn put(from: &TlsFiles, to: &TlsFiles) {
+        std::fs::copy(&from.cert, &to.cert).unwrap();
+        std::fs::copy(&from.key, &to.key).unwrap();
+    }
+
+    #[test]
+    fn dates_do_not_stop_a_start() {
+        let (dir, other) = (made(), made());
+        make_early(dir.path());
+        let old = dir.path().join("old");
+        std::fs::create_dir_all(&old).unwrap();
+        cert::make_member(dir.path(), &old, "n1", &[], 0).unwrap();
+        std::fs::copy(dir.path().join(cert::CA_FILE), old.join(cert::CA_FILE)).unwrap();
+        let ended = files(&old, "n1");
+        let check = |files: &TlsFiles| PeerSecurity::Files(files.clone()).check("n1", "localhost");
+        check(&ended).unwrap();
+        check(&files(dir.path(), "early")).unwrap();
+        // Beside the own certificate, one that has ended and is not needed.
+        let good = files(dir.path(), "n1");
+        let chain = [&good.cert, &ended.cert].map(|path| std::fs::read(path).unwrap());
+        std::fs::write(&good.cert, chain.concat()).unwrap();
+        check(&good).unwrap();
+        // Who signed it is checked all the same.
+        for mut strange in [ended, files(dir.path(), "early")] {
+            strange.ca = files(other.path(), "n1").ca;
+            let error = check(&strange).unwrap_err().to_string();
+            assert!(
+                error.contains("none of the authorities in peer.ca"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_change_to_an_ended_certificate_is_refused_and_to_an_early_one_is_taken() {
+        let dir = made();
+        let used = files(dir.path(), "n1");
+        let old = dir.path().join("old");
+        std::fs::create_dir(&old).unwrap();
+        cert::make_member(dir.path(), &old, "n1", &[], 0).unwrap();
+        make_early(dir.path());
+        let security = PeerSecurity::Files(used.clone());
+        let (mut watch, _) = TlsWatch::open(security.clone(), "n1".to_owned()).unwrap();
+        let look = |watch: &mut TlsWatch| {
+            assert!(watch.look().is_none(), "it may still be written");
+            watch.look().expect("a change").map(drop)
+        };
+        put(&files(&old, "n1"), &used);
+        let error = look(&mut watch).unwrap_err().to_string();
+        assert!(
+            error.starts_with("peer.cert: ") && error.contains("it ended on "),
+            "{error}"
+        );
+        put(&files(dir.path(), "early"), &used);
+        look(&mut watch).unwrap();
+        // Where the one in force has ended, too, other files that change must not be ignored.
+        put(&files(&old, "n1"), &used);
+        let (mut watch, _) = TlsWatch::open(security, "n1".to_owned()).unwrap();
+        let ca = std::fs::read(&used.ca).unwrap();
+        std::fs::write(&used.ca, [ca.clone(), ca].concat()).unwrap();
+        look(&mut watch).unwrap();
     }
 
     #[test]
@@ -393,6 +641,7 @@ mod tests {
         let (mut watch, _) = TlsWatch::open(security, "n1".to_owned()).unwrap();
         assert!(watch.look().is_none(), "nothing changed");
         std::fs::write(&files.cert, "broken").unwrap();
+        assert!(watch.look().is_none(), "it may still be written");
         assert!(
             watch.look().is_some_and(|read| read.is_err()),
             "a bad file is reported"
@@ -401,6 +650,7 @@ mod tests {
         std::fs::remove_file(&files.cert).unwrap();
         std::fs::remove_file(&files.key).unwrap();
         cert::make_member(dir.path(), dir.path(), "n1", &[], 1).unwrap();
+        assert!(watch.look().is_none(), "it may still be written");
         assert!(
             watch.look().is_some_and(|read| read.is_ok()),
             "a good one is taken"

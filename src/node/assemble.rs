@@ -12,18 +12,23 @@ use crate::{
         },
         committer::{Committer, stop_on_damage},
         compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers, Decision},
-        consensus::{Consensus, ConsensusLimits, ConsensusPeers},
+        consensus::{Consensus, ConsensusLimits, ConsensusPeers, HandOver},
         fail_stop::{FailStop, Lifeline},
+        held::HeldBytes,
         index::Index,
+        jwt_keys::{self, JwtKeys},
         latest,
         lease_desk::{LeaseDesk, LeaseKeysPeer, LeasePeers},
         lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
+        login_bounds::LoginBounds,
         mailbox::Mailbox,
+        passwords::Passwords,
         peer_hub::{ClosePeers, HubPeers, PeerHub, PeerPorts},
         raft_node::{LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, SelfInfo},
         raft_status::{DiskHealth, RaftStatus},
         requests::{Published, RequestLimits, RequestPeers, Requests},
         snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
+        token_keeper,
         wal_writer::{SealLog, WalWriter},
         watch_hub::{EndStreams, WatchHub},
     },
@@ -42,8 +47,11 @@ use crate::{
     types::{Identity, LogIndex, Millis, Term},
 };
 use actix::prelude::*;
-use std::{sync::Arc, time::Duration};
-use tokio::sync::watch;
+use std::{
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
+use tokio::sync::{oneshot, watch};
 
 /// Bytes of records after which a commit does not wait for its interval.
 const COMMIT_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -59,6 +67,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 pub(super) struct Running {
     /// A front end for each API arbiter, in the placement's order.
     pub requests: Vec<Requests>,
+    hand_over: Recipient<HandOver>,
     applier: Addr<Applier>,
     wal: Addr<WalWriter>,
     hub: Option<PeerPorts>,
@@ -69,33 +78,36 @@ pub(super) struct Running {
 /// Starts every actor. Must be called on the core arbiter.
 pub(super) fn assemble(
     config: &Config,
-    mut recovery: OpenMember,
+    mut opened: OpenMember,
     way: PeerWay<'_>,
+    jwt: Option<Arc<JwtKeys>>,
     placement: &Placement,
     fail_stop: &FailStop,
 ) -> Running {
-    recovery.reader = recovery.reader.telling(stop_on_damage(fail_stop));
-    let identity = recovery.owner.identity;
-    let state = State::of(&recovery);
-    let (channels, outlets) = channels(&state, &recovery.db);
+    opened.reader = opened.reader.with_on_damage(stop_on_damage(fail_stop));
+    let identity = opened.owner.identity;
+    let state = State::of(&opened);
+    let (channels, outlets) = channels(&state, &opened.db);
     let mailboxes = Mailboxes::default();
     let starting = Starting {
         config,
         placement,
         fail_stop,
         identity,
+        jwt,
         to: mailboxes.addresses(),
         channels,
     };
 
-    let log = recovery.wal.reader();
-    starting.wal_writer(mailboxes.wal, recovery.wal, recovery.site.disk.clone());
-    starting.index(mailboxes.index, recovery.tree);
-    starting.committer(mailboxes.committer, recovery.db, recovery.site.clone());
+    let log = opened.wal.reader();
+    let starts_disk = opened.site.disk.clone();
+    starting.wal_writer(mailboxes.wal, opened.wal, opened.site.disk.clone());
+    starting.index(mailboxes.index, opened.tree);
+    starting.committer(mailboxes.committer, opened.db, opened.site.clone());
     starting.applier(mailboxes.applier, state.applier, outlets.views);
     starting.watch_hub(mailboxes.watches);
     let hub = starting.peers(way);
-    starting.snapshots(mailboxes.snapshots, recovery.site, hub.as_ref());
+    starting.snapshots(mailboxes.snapshots, opened.site, hub.as_ref());
     let front_ends = starting.front_ends(hub.is_some());
     let first = &front_ends[0];
     starting.lease_manager(
@@ -105,6 +117,7 @@ pub(super) fn assemble(
         &first.consensus,
     );
     starting.compactor(mailboxes.compactor, state.compaction, &first.consensus);
+    starting.token_keeper(&first.consensus);
     let peers = RaftPeers {
         wal: starting.to.wal.clone().recipient(),
         release: starting.to.wal.clone().recipient(),
@@ -115,19 +128,24 @@ pub(super) fn assemble(
         status: outlets.raft_status,
         disk: outlets.disk,
         links: hub.as_ref().map_or(PeerLinks::Alone, links_of),
-        known_members: recovery.seed,
+        known_members: opened.known_members,
         consensus: first.consensus.clone(),
         views: starting.channels.views.clone(),
         leases: first.leases.clone(),
+        starts: opened.starts,
+        starts_disk,
+        starts_written: starting.to.raft.clone().recipient(),
         answered: starting.to.raft.clone().recipient(),
         hashes: starting.to.applier.clone().recipient(),
         hash_received: starting.to.raft.clone().recipient(),
         log_read: starting.to.raft.clone().recipient(),
+        held: starting.channels.held.clone(),
     };
-    starting.raft_node(mailboxes.raft, recovery.raft, peers);
+    starting.raft_node(mailboxes.raft, opened.raft, peers);
 
     Running {
         requests: front_ends.into_iter().map(|end| end.requests).collect(),
+        hand_over: starting.to.raft.recipient(),
         applier: starting.to.applier,
         wal: starting.to.wal,
         hub,
@@ -202,14 +220,14 @@ struct State {
 }
 
 impl State {
-    fn of(recovery: &OpenMember) -> Self {
-        let (db, restored) = (&recovery.db, &recovery.restored);
-        let snapshot = recovery.tree.snapshot();
+    fn of(opened: &OpenMember) -> Self {
+        let (db, loaded) = (&opened.db, &opened.loaded);
+        let snapshot = opened.tree.snapshot();
         Self {
-            leases: LeaseState::of(restored, db.applied().term),
+            leases: LeaseState::of(loaded, db.applied().term),
             compaction: CompactionState {
                 wanted: Decision {
-                    revision: restored.compacted,
+                    revision: loaded.compacted,
                     index: db.applied().index,
                 },
                 stored: db
@@ -217,12 +235,12 @@ impl State {
                     .map(|progress| (progress.through, progress.next)),
             },
             applier: ApplierState {
-                machine: Machine::new(restored.clone(), snapshot.clone()),
+                machine: Machine::new(loaded.clone(), snapshot.clone()),
                 snapshot,
                 applied: db.applied(),
                 begun_compaction: begun_compaction(db.compaction().map(|it| (it.through, it.next))),
-                members: Arc::new(recovery.members.clone()),
-                stored: recovery.reader.clone(),
+                members: Arc::new(opened.members.clone()),
+                stored: opened.reader.clone(),
                 file_bytes: db.size(),
                 used_bytes: db.size_in_use(),
             },
@@ -237,6 +255,10 @@ struct Channels {
     disk: watch::Receiver<DiskHealth>,
     /// How many leases there are.
     leases: watch::Receiver<usize>,
+    /// Whether the newest view has authentication on.
+    auth_on: Arc<AtomicBool>,
+    /// What the actors hold.
+    held: HeldBytes,
 }
 
 /// The writing end of each channel; one actor owns each.
@@ -270,6 +292,8 @@ fn channels(state: &State, db: &Db) -> (Channels, Outlets) {
         raft_status,
         disk,
         leases,
+        auth_on: Arc::new(AtomicBool::new(state.applier.machine.auth().is_enabled())),
+        held: HeldBytes::default(),
     };
     (channels, outlets)
 }
@@ -289,11 +313,14 @@ fn first_view(applier: &ApplierState, db: &Db) -> Published {
         applied: db.applied(),
         alarms: Arc::new(machine.alarms().clone()),
         members: applier.members.clone(),
+        auth: Arc::new(machine.auth().clone()),
+        hash: machine.state_hash(),
         stored: applier.stored.clone(),
         stored_through: machine.revision(),
         stored_applied: db.applied().index,
         file_bytes: db.size(),
         used_bytes: db.size_in_use(),
+        unstored_bytes: 0,
     }
 }
 
@@ -303,8 +330,17 @@ struct Starting<'a> {
     placement: &'a Placement,
     fail_stop: &'a FailStop,
     identity: Identity,
+    /// The keys of signed tokens, if they are set.
+    jwt: Option<Arc<JwtKeys>>,
     to: Addresses,
     channels: Channels,
+}
+
+/// What the front ends share for logins.
+#[derive(Clone)]
+struct Logins {
+    passwords: Arc<Passwords>,
+    bounds: Arc<LoginBounds>,
 }
 
 impl Starting<'_> {
@@ -362,6 +398,9 @@ impl Starting<'_> {
             leases: self.to.leases.clone().recipient(),
             watches: self.to.watches.clone().recipient(),
             views,
+            auth_on: self.channels.auth_on.clone(),
+            held: self.channels.held.clone(),
+            entry_bytes_max: self.config.limits.request_bytes_max,
             replace: ReplacePeers {
                 committer: self.to.committer.clone().recipient(),
                 index: self.to.index.clone().recipient(),
@@ -378,9 +417,12 @@ impl Starting<'_> {
 
     fn watch_hub(&self, mailbox: Mailbox<WatchHub>) {
         let (views, life) = (self.channels.views.clone(), self.life("the watch hub"));
-        let progress_interval = self.config.watch.progress_interval;
+        let (progress_interval, held) = (
+            self.config.watch.progress_interval,
+            self.channels.held.clone(),
+        );
         mailbox.start(&self.placement.services, move || {
-            WatchHub::new(views, progress_interval, life)
+            WatchHub::new(views, progress_interval, &held, life)
         });
     }
 
@@ -433,13 +475,24 @@ impl Starting<'_> {
     /// A front end for each API arbiter.
     fn front_ends(&self, has_peers: bool) -> Vec<FrontEnd> {
         let keys = LeaseKeysPeer::new(self.to.applier.clone().recipient());
+        let auth = &self.config.auth;
+        let logins = Logins {
+            passwords: Passwords::new(auth.bcrypt_cost, password_workers()),
+            bounds: Arc::new(LoginBounds::new(auth.failed_logins_max)),
+        };
         let arbiters = self.placement.api.iter();
         arbiters
-            .map(|arbiter| self.front_end(arbiter, has_peers, keys.clone()))
+            .map(|arbiter| self.front_end(arbiter, has_peers, keys.clone(), logins.clone()))
             .collect()
     }
 
-    fn front_end(&self, arbiter: &ArbiterHandle, has_peers: bool, keys: LeaseKeysPeer) -> FrontEnd {
+    fn front_end(
+        &self,
+        arbiter: &ArbiterHandle,
+        has_peers: bool,
+        keys: LeaseKeysPeer,
+        logins: Logins,
+    ) -> FrontEnd {
         let (raft, channels) = (&self.to.raft, &self.channels);
         let limits = RequestLimits {
             request_bytes_max: self.config.limits.request_bytes_max,
@@ -458,6 +511,7 @@ impl Starting<'_> {
             ConsensusPeers {
                 propose: raft.clone().recipient(),
                 reads: raft.clone().recipient(),
+                held: self.channels.held.clone(),
             },
         );
         let election = in_millis(self.config.raft.election);
@@ -485,6 +539,10 @@ impl Starting<'_> {
             views: channels.views.clone(),
             raft_status: channels.raft_status.clone(),
             disk: channels.disk.clone(),
+            auth_on: channels.auth_on.clone(),
+            passwords: logins.passwords,
+            logins: logins.bounds,
+            jwt: self.jwt.clone(),
         };
         FrontEnd {
             consensus,
@@ -537,6 +595,28 @@ impl Starting<'_> {
         });
     }
 
+    fn token_keeper(&self, consensus: &Consensus) {
+        let keeping = token_keeper::keep(
+            self.config.auth.token_ttl,
+            self.channels.views.clone(),
+            self.channels.raft_status.clone(),
+            consensus.clone(),
+        );
+        let started = self.placement.services.spawn(keeping);
+        assert!(started, "the arbiter runs as long as its actors");
+        let Some(keys) = self.jwt.clone() else {
+            return;
+        };
+        let status = self.channels.raft_status.clone();
+        let keeping = jwt_keys::keep(keys, async move {
+            // An error means that the Raft node is gone.
+            let gone = status.clone().wait_for(|_| false).await;
+            gone.map(drop).unwrap_or_default();
+        });
+        let started = self.placement.services.spawn(keeping);
+        assert!(started, "the arbiter runs as long as its actors");
+    }
+
     fn raft_node(&self, mailbox: Mailbox<RaftNode>, raft: raft::RaftCore, peers: RaftPeers) {
         let pacing = RaftPacing {
             tick: self.config.raft.heartbeat,
@@ -574,7 +654,16 @@ impl Running {
         );
     }
 
-    /// Makes durable what the next start would otherwise have to replay. What was acknowledged is durable already.
+    /// Hands leadership to another member, if this one leads. Returns once another leads, or none can; clients are served
+    /// meanwhile and afterwards.
+    pub(super) async fn hand_over(&self) {
+        let (done, over) = oneshot::channel();
+        if self.hand_over.send(HandOver { done }).await.is_ok() {
+            over.await.unwrap_or_default();
+        }
+    }
+
+    /// Commits the applied entries that the next start would otherwise replay. Acknowledged writes are durable already.
     pub(super) async fn stop(self) {
         for requests in &self.requests {
             requests.close();
@@ -592,6 +681,12 @@ impl Running {
         // An error means that the writer has stopped the member.
         self.wal.send(SealLog).await.unwrap_or_default();
     }
+}
+
+/// Threads that hash passwords at once: some cores are left for everything else.
+fn password_workers() -> usize {
+    let cores = std::thread::available_parallelism();
+    cores.map_or(1, |cores| (cores.get() / 4).clamp(1, 4))
 }
 
 fn retention(config: &Config) -> Retention {

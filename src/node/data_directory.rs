@@ -9,9 +9,12 @@ use crate::{
     failpoint::{self, FailPoint},
     storage::{
         disk::{Disk, OpenMode},
-        member::{self, MemberError, Owner},
+        encryption::{KEYRING, KEYRING_UNFINISHED},
+        member::{self, Owner},
         real_disk::LOCK_FILE,
         refill,
+        starts::{STARTS, STARTS_UNFINISHED},
+        value_file::ValueFileError,
     },
 };
 use std::{
@@ -20,7 +23,6 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The database.
 pub(super) const DATABASE: &str = "db/revisions.redb";
 /// The directory of the database.
 const DATABASE_DIR: &str = "db";
@@ -30,6 +32,8 @@ pub(super) const PUT_ASIDE: &str = "db/revisions.redb.aside";
 pub(super) const LOG: &str = "wal";
 /// Where `quorate recover` keeps the copy of the old log until the new one is complete.
 pub(super) const OLD_LOG: &str = "wal.before";
+/// The folder of the certificate that a member makes for its client port.
+pub(super) const OWN_CERTIFICATE: &str = "client-tls";
 /// Marks a directory in which a first start has begun and not ended.
 const UNFINISHED_START: &str = "unfinished-start";
 /// Marks a directory in which `quorate recover` has begun and not ended.
@@ -38,7 +42,8 @@ pub(super) const UNFINISHED_RECOVERY: &str = "unfinished-recovery";
 const MARK_BYTES_MAX: u64 = 4_096;
 
 /// The names that a member makes in its data directory.
-const OWN_NAMES: [&str; 10] = [
+const OWN_NAMES: [&str; 15] = [
+    OWN_CERTIFICATE,
     LOCK_FILE,
     "direct-io.probe",
     "member",
@@ -47,8 +52,12 @@ const OWN_NAMES: [&str; 10] = [
     LOG,
     OLD_LOG,
     refill::REFILL,
+    STARTS,
+    STARTS_UNFINISHED,
     UNFINISHED_START,
     UNFINISHED_RECOVERY,
+    KEYRING,
+    KEYRING_UNFINISHED,
 ];
 
 /// Why a data directory is not used. It is left as it was found.
@@ -60,7 +69,6 @@ pub enum DirectoryError {
          not exist yet", path.display()
     )]
     NotOurs {
-        /// The directory.
         path: PathBuf,
         /// What was found in it.
         found: String,
@@ -89,23 +97,17 @@ pub enum DirectoryError {
         "the data directory belongs to member {name} but its {what} is missing: restore it from a backup, or, in a cluster with \
          a healthy majority, remove this member, delete its data directory and add it anew"
     )]
-    Incomplete {
-        /// The member's name.
-        name: String,
-        /// The missing part.
-        what: &'static str,
-    },
+    Incomplete { name: String, what: &'static str },
     /// The file `member` cannot be read.
     #[error(transparent)]
-    Member(#[from] MemberError),
+    ValueFile(#[from] ValueFileError),
     /// The directory cannot be read, or a mark cannot be written.
     #[error("cannot {action} {what} in the data directory: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         action: &'static str,
-        /// The name.
         what: &'static str,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
 }
@@ -173,7 +175,7 @@ pub(super) fn inspect(disk: &dyn Disk) -> Result<Contents, DirectoryError> {
     let Some(owner) = member::read(disk)? else {
         return match parts.names() {
             None => Ok(Contents::New),
-            // Nothing in it was ever acknowledged: `member` is written before the member talks to anybody.
+            // Nothing in it was ever acknowledged: `member` is written before the member connects to any other.
             Some(_) if has(UNFINISHED_START) => Ok(Contents::New),
             Some(found) => Err(DirectoryError::NoMember { found }),
         };
@@ -272,6 +274,10 @@ pub(super) fn begin_first_start(disk: &dyn Disk) -> Result<(), DirectoryError> {
         if !names.is_empty() {
             disk.sync_dir(dir).map_err(failed("sync", dir))?;
         }
+    }
+    // Last: what it wraps decrypts the others.
+    for name in [KEYRING, KEYRING_UNFINISHED] {
+        remove_mark(disk, name)?;
     }
     Ok(())
 }

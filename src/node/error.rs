@@ -1,14 +1,22 @@
-//! Why a node does not start. Each text says what an operator can do about it.
+//! The errors of a start. Each text says what an operator can do about it.
 
 use super::data_directory::DirectoryError;
 use crate::{
-    actors::restore::RestoreError,
+    actors::{jwt_keys::KeyFileError, load::LoadStateError},
+    audit::AuditError,
     config::ConfigError,
-    net::{NetError, TlsError},
+    net::NetError,
     raft::{InitialStateError, MembershipError},
-    storage::{db::DbError, member::MemberError, real_disk::DiskError, wal::WalError},
+    storage::{
+        db::DbError,
+        encryption::{EncryptionError, KeySourceError},
+        real_disk::DiskError,
+        value_file::ValueFileError,
+        wal::WalError,
+    },
+    tls::TlsError,
 };
-use std::io;
+use std::{io, path::PathBuf};
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -16,18 +24,21 @@ pub enum StartError {
     /// The data directory cannot be opened or locked.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// Whoever began the start has cancelled it.
+    #[error("the start was cancelled")]
+    Cancelled,
     /// The data directory holds something else than one member's complete data.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// The file `member` cannot be read or written.
+    /// The file `member` or `starts` cannot be read or written.
     #[error(transparent)]
-    Member(#[from] MemberError),
+    ValueFile(#[from] ValueFileError),
     /// The database cannot be opened.
     #[error(transparent)]
     Db(#[from] DbError),
     /// The state in the database cannot be read.
     #[error(transparent)]
-    Restore(#[from] RestoreError),
+    Load(#[from] LoadStateError),
     /// The log cannot be opened.
     #[error(transparent)]
     Wal(#[from] WalError),
@@ -45,7 +56,6 @@ pub enum StartError {
     OtherMember {
         /// The name in the data directory.
         holds: String,
-        /// This member's name.
         name: String,
     },
     /// The port for peers cannot be opened, or a peer cannot be asked.
@@ -54,6 +64,23 @@ pub enum StartError {
     /// The certificates cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// A key of JWT cannot be used.
+    #[error("auth.token or auth.jwt_*: {0}")]
+    Jwt(#[from] KeyFileError),
+    /// There is no key to decrypt or encrypt the data directory with.
+    #[error(transparent)]
+    EncryptionKey(#[from] KeySourceError),
+    /// The data directory cannot be used with encryption, or without it.
+    #[error(transparent)]
+    Encryption(#[from] EncryptionError),
+    /// Others can read the key, and the settings refuse that.
+    #[error(
+        "others can read the key of encryption.key_file, which tls.refuse_readable_keys refuses: chmod 600 {}", path.display()
+    )]
+    ReadableEncryptionKey { path: PathBuf },
+    /// The audit log cannot begin.
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     /// The settings do not go with what the data directory holds.
     #[error(transparent)]
     Config(ConfigError),
@@ -69,7 +96,6 @@ pub enum StartError {
          --peer-urls={scheme}://{address}), then start it with cluster.state = \"existing\""
     )]
     NotAdded {
-        /// This member's name.
         name: String,
         /// The address at which it says others reach it.
         address: String,
@@ -79,12 +105,16 @@ pub enum StartError {
     /// The member has run before, and its directory is new. A quorum confirmed it.
     #[error(
         "member {name:?} has been part of this cluster already, and its data directory is gone or new: its vote and the \
-         entries it acknowledged are lost with it. Remove the member, and add it anew"
+         entries it acknowledged are lost with it. Remove the member (etcdctl member remove), add it anew (etcdctl member \
+         add), and start it with cluster.state = \"existing\""
     )]
-    HasRun {
-        /// This member's name.
-        name: String,
-    },
+    HasRun { name: String },
+    /// The member is to join a cluster, and is one of those that form it.
+    #[error(
+        "member {name:?} is one of those that form this cluster: start it with cluster.state = \"new\". If that is refused \
+         because its data directory is lost, remove the member, add it anew, and start it with cluster.state = \"existing\""
+    )]
+    FormsCluster { name: String },
     /// The file `refill` cannot be read or removed, or the database cannot be renamed.
     #[error("cannot put the database aside: {0}")]
     Refill(io::Error),
@@ -111,16 +141,13 @@ pub enum StartError {
         "member {name} waits for a snapshot: its database was put aside as db/revisions.redb.aside, and the one it has now is \
          empty. Recover from another member"
     )]
-    RecoveryWithoutState {
-        /// The member's name.
-        name: String,
-    },
+    RecoveryWithoutState { name: String },
     /// The port for clients cannot be opened.
     #[error("cannot listen for clients on {address}: {source}")]
     Listen {
         /// The address asked for.
         address: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// Signals cannot be received.
@@ -129,4 +156,96 @@ pub enum StartError {
     /// The node's thread ended before the node was up.
     #[error("the node's thread ended while starting")]
     Thread,
+}
+
+impl StartError {
+    /// Whether a start is refused again until an operator has changed the settings, the data directory or the cluster. Bad
+    /// certificates are no such reason: what issues them may replace them, and then the next start succeeds.
+    pub fn needs_operator(&self) -> bool {
+        match self {
+            Self::OtherMember { .. }
+            | Self::HasRun { .. }
+            | Self::FormsCluster { .. }
+            | Self::NobodyToAsk
+            | Self::Config(_)
+            | Self::Raft(_)
+            | Self::Membership(_)
+            | Self::RefillAlone
+            | Self::RefillLog
+            | Self::RecoveryWithoutState { .. } => true,
+            Self::Directory(error) => unusable_directory(error),
+            Self::ValueFile(error) => unusable_file(error),
+            Self::Encryption(error) => match error {
+                EncryptionError::KeyringMissing { .. }
+                | EncryptionError::NoKey { .. }
+                | EncryptionError::NotEncrypted => true,
+                EncryptionError::Keyring(_) | EncryptionError::Io { .. } => false,
+            },
+            Self::Db(error) => unusable_database(error),
+            Self::Load(error) => match error {
+                LoadStateError::Db(error) => unusable_database(error),
+                LoadStateError::Codec(_)
+                | LoadStateError::Members(_)
+                | LoadStateError::Record { .. }
+                | LoadStateError::Load(_) => true,
+            },
+            Self::Wal(error) => unusable_log(error),
+            // The network, other processes and other members may come round; the disk may be mounted.
+            Self::Disk(_)
+            | Self::Cancelled
+            | Self::Net(_)
+            | Self::Tls(_)
+            | Self::EncryptionKey(_)
+            | Self::ReadableEncryptionKey { .. }
+            | Self::Jwt(_)
+            | Self::Audit(_)
+            | Self::NotAdded { .. }
+            | Self::Refill(_)
+            | Self::RefillUnknown
+            | Self::Listen { .. }
+            | Self::Signals(_)
+            | Self::Thread => false,
+        }
+    }
+}
+
+fn unusable_directory(error: &DirectoryError) -> bool {
+    match error {
+        DirectoryError::NotOurs { .. }
+        | DirectoryError::UnfinishedRecovery { .. }
+        | DirectoryError::NoMember { .. }
+        | DirectoryError::Incomplete { .. } => true,
+        DirectoryError::ValueFile(error) => unusable_file(error),
+        DirectoryError::Io { .. } => false,
+    }
+}
+
+fn unusable_file(error: &ValueFileError) -> bool {
+    match error {
+        ValueFileError::NewerFormat { .. }
+        | ValueFileError::Damaged { .. }
+        | ValueFileError::Codec(_) => true,
+        ValueFileError::Io { .. } => false,
+    }
+}
+
+fn unusable_database(error: &DbError) -> bool {
+    match error {
+        DbError::Damaged { .. }
+        | DbError::NewerFormat { .. }
+        | DbError::ForeignIdentity { .. }
+        | DbError::OutOfOrder { .. } => true,
+        DbError::Io { .. } | DbError::Poisoned { .. } | DbError::Redb { .. } => false,
+    }
+}
+
+fn unusable_log(error: &WalError) -> bool {
+    match error {
+        WalError::Damaged { .. }
+        | WalError::MissingSegment { .. }
+        | WalError::NewerFormat { .. }
+        | WalError::Foreign { .. }
+        | WalError::StartsTooLate { .. } => true,
+        WalError::Io { .. } | WalError::Poisoned | WalError::Released { .. } => false,
+    }
 }

@@ -3,12 +3,23 @@
 use super::error::StartError;
 use crate::{
     actors::members::{MemberInfo, Members, id_of},
-    config::{Config, HostPort},
+    config::{ClientAddress, Config, HostPort},
     raft::Membership,
     storage::member::Owner,
     types::{ClusterId, Identity, MemberId},
 };
 use std::collections::{BTreeMap, BTreeSet};
+
+/// Refuses data that belong to another member than the configuration names.
+pub(super) fn require_own(config: &Config, owner: &Owner) -> Result<(), StartError> {
+    if owner.name == config.name {
+        return Ok(());
+    }
+    Err(StartError::OtherMember {
+        holds: owner.name.clone(),
+        name: config.name.clone(),
+    })
+}
 
 /// This member in the cluster that its configuration forms.
 pub(super) fn formed_member(config: &Config) -> Owner {
@@ -85,7 +96,11 @@ pub(super) fn first_membership(config: &Config) -> Result<Membership, StartError
 
 /// The URLs at which clients reach this member.
 pub(super) fn client_urls(config: &Config) -> Vec<String> {
-    vec![format!("http://{}", config.client_advertise())]
+    config
+        .client_advertise()
+        .iter()
+        .map(ClientAddress::url)
+        .collect()
 }
 
 /// Logs what the configuration gives and the data directory has otherwise: a member that has data ignores `cluster.initial`.

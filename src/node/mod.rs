@@ -11,42 +11,62 @@
 //! | `refill`, `quorum_recovery` | an operator's requests that replace a database, or a cluster |
 //! | `identity` | ids and membership that a configuration gives |
 //! | `network` | how peers are reached, and guests answered |
+//! | `client_sockets` | the sockets that clients connect to |
+//! | `client_tls` | their TLS, and what is said of open ports |
 //! | `placement`, `assemble` | threads, and the actors on them |
+//! | `at_rest` | the keys of encryption at rest |
+//! | `audit_log` | the settings of the audit log |
+//! | `signed_tokens` | the settings of JWT, and its keys |
+//! | `progress` | what a start waits for, as the client port and systemd report it |
 //! | `readiness` | what a start logs, and when the member is ready |
 
 mod assemble;
+mod at_rest;
+mod audit_log;
+mod client_sockets;
+mod client_tls;
 mod data_directory;
 mod error;
 mod identity;
 mod network;
 mod placement;
+mod progress;
 mod questions;
 mod quorum_recovery;
 mod readiness;
 mod refill;
+mod signed_tokens;
 mod startup;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod users_tests;
 
 pub use data_directory::DirectoryError;
 pub use error::StartError;
 pub use network::{Asked, PeerNetwork};
-pub use quorum_recovery::{QuorumRecovery, QuorumRecoveryError, recover_quorum};
+pub use quorum_recovery::{QuorumRecovery, QuorumRecoveryError, recover_quorum, recover_quorum_on};
 
 use crate::{
     actors::{fail_stop::FailStop, requests::Requests, store::Store},
     api::{
+        early::EarlyServer,
         listen::{ApiArbiter, ApiServer},
         serving::ListenLimits,
+        sockets::ClientListener,
     },
+    audit::Audit,
     config::{ClusterState, Config, ConfigError},
     storage::{descriptors, disk::Disk, member::Owner, real_disk::RealDisk},
+    tls::ClientTls,
     types::Identity,
 };
 use actix::{Actor, Addr, System};
 use assemble::{Running, assemble};
+use client_sockets::ClientSockets;
 use network::PeerWay;
 use placement::Placement;
+use progress::Progress;
 use startup::{OpenMember, Plan};
 use std::{
     sync::{Arc, mpsc},
@@ -81,13 +101,30 @@ impl Node {
 
     /// As [`Node::start`], but calls `fail_stop` when the node cannot go on.
     pub fn start_with(config: &Config, fail_stop: FailStop) -> Result<Self, StartError> {
+        let (_keep, cancelled) = oneshot::channel();
+        Self::start_unless(config, fail_stop, cancelled)
+    }
+
+    /// As [`Node::start_with`], but a start that waits for other members ends with [`StartError::Cancelled`] when the sender of
+    /// `cancelled` sends, or is dropped.
+    pub fn start_unless(
+        config: &Config,
+        fail_stop: FailStop,
+        cancelled: oneshot::Receiver<()>,
+    ) -> Result<Self, StartError> {
         let config = config.clone();
         let (up, started) = mpsc::channel();
         let (stop, stopping) = oneshot::channel::<oneshot::Sender<()>>();
         let body = move || {
             let system = System::new();
             let stopped = system.block_on(async move {
-                match start_here(&config, &fail_stop).await {
+                let progress = Progress::default();
+                let started = tokio::select! {
+                    biased;
+                    started = start_here(&config, &fail_stop, &progress) => started,
+                    _ = cancelled => Err(StartError::Cancelled),
+                };
+                match started {
                     Err(error) => {
                         drop(up.send(Err(error)));
                         None
@@ -96,6 +133,7 @@ impl Node {
                         drop(up.send(Ok(running.requests[0].clone())));
                         let stopped = stopping.await.ok();
                         if stopped.is_some() {
+                            running.hand_over().await;
                             running.stop().await;
                         }
                         placement.stop();
@@ -135,7 +173,8 @@ impl Node {
         self.requests.identity()
     }
 
-    /// Stops the node: what it has acknowledged is durable, and the next start has nothing to replay.
+    /// Stops the node: a leader first hands its leadership over, what it has acknowledged is durable, and the next start has
+    /// nothing to replay.
     pub async fn stop(mut self) {
         let (stopped, done) = oneshot::channel();
         if let Some(stop) = self.stop.take()
@@ -152,51 +191,88 @@ pub fn run(config: &Config) -> Result<(), StartError> {
     descriptors::raise_limit();
     let system = System::new();
     system.block_on(async {
-        // The port first: that it is taken should show before a long start.
-        let address = config.client.listen.to_string();
-        let listening = std::net::TcpListener::bind(&address);
-        let listener = listening.map_err(|source| StartError::Listen {
-            address: address.clone(),
+        let from_files = client_tls::from_files(config)?;
+        // The ports first: that one is taken should show before a long start.
+        let ClientSockets {
+            listeners,
+            addresses,
+            files,
+        } = ClientSockets::open(&config.client.listen)?;
+        let config = &readiness::with_reachable_addresses(config, &addresses);
+        let audit = audit_log::open(&config.audit)?;
+        let mut signals = Signals::new()?;
+        let (fail_stop, progress) = (FailStop::process(), Progress::default());
+        // A Unix socket and a port with TLS answer only once the member serves: probes use plain ports.
+        let ports = listeners.iter().filter_map(ClientListener::plain_port);
+        let early = ports.map(|port| EarlyServer::start(port, progress.follow()));
+        let early = early.collect::<Result<Vec<_>, _>>();
+        let early = early.map_err(|source| StartError::Listen {
+            address: readiness::list(&addresses),
             source,
         })?;
-        let config = &readiness::with_reachable_addresses(config);
-        let mut signals = Signals::new()?;
-        let fail_stop = FailStop::process();
+        let (tls, keeper) = from_files.unzip();
+        let _looking = keeper.map(client_tls::look_on_hangups).transpose()?;
         let (running, placement) = tokio::select! {
-            started = start_here(config, &fail_stop) => started?,
+            started = start_here(config, &fail_stop, &progress) => started?,
             signal = signals.next() => {
                 tracing::info!("{signal} while starting: nothing to finish");
                 return Ok(());
             }
         };
-        let server = start_api(config, listener, &running, &placement)
-            .map_err(|source| StartError::Listen { address, source })?;
+        drop(early);
+        let shown = readiness::list(&addresses);
+        client_tls::report_open_ports(config, &running.requests[0]);
+        let (own_tls, _own_keeper) = client_tls::own(config)?.unzip();
+        let tls = tls.or(own_tls);
         let requests = running.requests[0].clone();
+        let audit = audit_log::start(&config.audit, audit, requests.identity().member)?;
+        let server = start_api(config, listeners, tls, &running, audit.as_ref(), &placement);
+        let server = server.map_err(|source| StartError::Listen {
+            address: shown.clone(),
+            source,
+        })?;
+        let attempt = client_tls::etcdctl(config, requests.is_auth_on());
         let ready = actix::spawn(readiness::report_ready(
             requests,
-            server.address(),
+            shown,
             config.data_dir.clone(),
+            attempt,
         ));
         let signal = signals.next().await;
         ready.abort();
-        readiness::notify("STOPPING=1");
-        tracing::info!("{signal}: stopping; requests under way are answered first");
-        server.stop().await;
-        running.stop().await;
+        progress::notify("STOPPING=1");
+        // From here on no new request is served.
+        drop(files);
+        tracing::info!(
+            "{signal}: stopping; hands over leadership and answers requests under way first. A second signal stops at once"
+        );
+        let stopping = async {
+            running.hand_over().await;
+            server.stop().await;
+            running.stop().await;
+            audit_log::finish(audit).await;
+        };
+        tokio::select! {
+            () = stopping => tracing::info!("stopped"),
+            again = signals.next() => tracing::warn!("{again} again: stops at once; acknowledged writes are in the log"),
+        }
         placement.stop();
-        tracing::info!("stopped");
         Ok(())
     })
 }
 
 fn start_api(
     config: &Config,
-    listener: std::net::TcpListener,
+    listeners: Vec<ClientListener>,
+    tls: Option<ClientTls>,
     running: &Running,
+    audit: Option<&Audit>,
     placement: &Placement,
 ) -> std::io::Result<ApiServer> {
+    // The log has a file for each segment that it keeps, two that are prepared, and some that wait to be released.
+    let segments = config.storage.log_keep_bytes / config.storage.wal_segment_bytes + 4;
     let limits = ListenLimits {
-        connections_max: config.limits.connections_max,
+        connections_max: descriptors::connections_max(config.limits.connections_max, segments),
         streams_max: config.limits.concurrent_streams_max,
         ..ListenLimits::default()
     };
@@ -205,9 +281,10 @@ fn start_api(
         .map(|(arbiter, requests)| ApiArbiter {
             arbiter: arbiter.clone(),
             requests: requests.clone(),
+            audit: audit.cloned(),
         })
         .collect();
-    ApiServer::start(listener, &arbiters, limits)
+    ApiServer::start(listeners, &arbiters, limits, tls)
 }
 
 /// The signals that end a member.
@@ -248,34 +325,17 @@ impl LocalNode {
         disk: &Arc<dyn Disk>,
         fail_stop: &FailStop,
     ) -> Result<Self, StartError> {
-        let open = startup::open(config, disk, startup::plan_alone(config, disk)?)?;
+        let (disk, keeper) = at_rest::open(config, at_rest::Keys::read(config)?, disk.clone())?;
+        let open = startup::open(config, &disk, startup::plan_alone(config, &disk)?)?;
         let way = if is_alone(config, &open) {
             PeerWay::Alone
         } else {
             listen_for_peers(config, &open.owner)?
         };
-        let running = assemble(config, open, way, &Placement::one_thread(), fail_stop);
-        Ok(Self { running })
-    }
-
-    /// As [`LocalNode::start`], as a member of a cluster whose members reach each other through `network`. A member without data
-    /// that joins a running cluster asks there first.
-    pub async fn start_among(
-        config: &Config,
-        disk: &Arc<dyn Disk>,
-        network: &dyn PeerNetwork,
-        fail_stop: &FailStop,
-    ) -> Result<Self, StartError> {
-        // Before anything is waited for: meanwhile other nodes may start on this thread, in systems of their own.
+        let jwt = signed_tokens::keys(&config.auth)?;
         let placement = Placement::one_thread();
-        let plan = startup::plan(config, disk, Some(network)).await?;
-        let open = startup::open(config, disk, plan)?;
-        let way = PeerWay::Given(network);
-        let awaits_snapshot = open.awaits_snapshot;
-        let running = assemble(config, open, way, &placement, fail_stop);
-        if awaits_snapshot {
-            running.has_state().await;
-        }
+        let running = assemble(config, open, way, jwt, &placement, fail_stop);
+        keeper.run_on(&placement);
         Ok(Self { running })
     }
 
@@ -284,23 +344,53 @@ impl LocalNode {
         &self.running.requests[0]
     }
 
-    /// Makes durable what the next start would otherwise have to replay. The actors end with their system.
+    /// Commits the applied entries that the next start would otherwise replay. The actors end with their system.
     pub async fn stop(self) {
         self.running.stop().await;
     }
+}
+
+/// As [`LocalNode::start`], as a member of a cluster whose members reach each other through `network`. A member without data that
+/// joins a running cluster asks there first. Not part of the public face: a [`PeerNetwork`] carries messages of consensus, which
+/// change without notice.
+pub async fn start_among(
+    config: &Config,
+    disk: &Arc<dyn Disk>,
+    network: &dyn PeerNetwork,
+    fail_stop: &FailStop,
+) -> Result<LocalNode, StartError> {
+    // Before anything is waited for: meanwhile other nodes may start on this thread, in systems of their own.
+    let placement = Placement::one_thread();
+    let (disk, keeper) = at_rest::open(config, at_rest::Keys::read(config)?, disk.clone())?;
+    let plan = startup::plan(config, &disk, Some(network), &Progress::default()).await?;
+    let open = startup::open(config, &disk, plan)?;
+    let way = PeerWay::Given(network);
+    let awaits_snapshot = open.awaits_snapshot;
+    let jwt = signed_tokens::keys(&config.auth)?;
+    let running = assemble(config, open, way, jwt, &placement, fail_stop);
+    keeper.run_on(&placement);
+    if awaits_snapshot {
+        running.has_state().await;
+    }
+    Ok(LocalNode { running })
 }
 
 /// Starts a node on the current arbiter's system. Whatever can be checked is checked before the first byte is written.
 async fn start_here(
     config: &Config,
     fail_stop: &FailStop,
+    progress: &Progress,
 ) -> Result<(Running, Placement), StartError> {
     data_directory::require_own(&config.data_dir)?;
     if let Some(security) = network::security(config) {
-        security.check(&config.name)?;
+        security.check(&config.name, &config.peer_advertise().host)?;
     }
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
-    let plan = startup::plan(config, &disk, None).await?;
+    let jwt = signed_tokens::keys(&config.auth)?;
+    let keys = at_rest::Keys::read_aside(config).await?;
+    let disk = Arc::new(RealDisk::open(&config.data_dir)?);
+    let (disk, keeper) = at_rest::open(config, keys, disk)?;
+    let plan = startup::plan(config, &disk, None, progress).await?;
+    readiness::report_first_start(config, &plan);
     let early = listen_before_first_start(config, &plan).await?;
     let open = startup::open(config, &disk, plan)?;
     let way = match early {
@@ -311,11 +401,13 @@ async fn start_here(
     readiness::report_start(&open);
     let placement = Placement::new(&config.runtime);
     let awaits_snapshot = open.awaits_snapshot;
-    let running = assemble(config, open, way, &placement, fail_stop);
+    let running = assemble(config, open, way, jwt, &placement, fail_stop);
+    keeper.run_on(&placement);
     if awaits_snapshot {
         tracing::warn!(
             "this member has no state: it serves no clients before a snapshot is in place"
         );
+        progress.waits_for("a snapshot from the leader has to be in place");
         running.has_state().await;
     }
     Ok((running, placement))
@@ -345,7 +437,7 @@ async fn listen_before_first_start(
 /// Whether this member has no peers, and was given no certificates for them: then it needs no socket.
 fn is_alone(config: &Config, open: &OpenMember) -> bool {
     open.members.iter().count() <= 1
-        && open.seed.iter().count() <= 1
+        && open.known_members.iter().count() <= 1
         && config.cluster.state == ClusterState::New
         && network::security(config).is_none()
 }

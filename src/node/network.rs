@@ -4,13 +4,16 @@ use super::error::StartError;
 use crate::{
     actors::peer_hub::{HubPeers, PeerPorts},
     clock,
-    config::{Config, PeerTls},
+    config::{self, Config, PeerTls},
+    failpoint::speaks_first_peer_version,
     net::{
         self, Delivery, GuestAnswer, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot,
-        Listener, NetError, Pacing, PeerAddress, PeerRequest, PeerSecurity, TlsFiles,
+        Listener, NetError, Pacing, PeerAddress, PeerRequest, PeerSecurity, TlsFiles, VERSION_HIGH,
+        VERSION_LOW,
     },
     raft::Message,
     storage::member::Owner,
+    tls::AllowedNames,
     types::{Identity, MemberId},
 };
 use bytes::Bytes;
@@ -41,7 +44,6 @@ pub trait PeerNetwork: fmt::Debug {
 pub(super) enum PeerWay<'a> {
     /// There are no peers, and no socket.
     Alone,
-    /// Over QUIC.
     Quic(Box<Listener>),
     /// Through the caller's network.
     Given(&'a dyn PeerNetwork),
@@ -49,14 +51,13 @@ pub(super) enum PeerWay<'a> {
 
 /// How a starting process asks members, and answers others that start.
 pub(super) enum Questions<'a> {
-    /// Over QUIC.
     Quic(PeerSecurity),
     /// Through the caller's network.
     Given(&'a dyn PeerNetwork),
 }
 
 impl<'a> Questions<'a> {
-    /// `None` if nobody can be asked: there is no network, and no certificates were set.
+    /// `None` if no other member can be asked: there is no network, and no certificates were set.
     pub(super) fn of(config: &Config, network: Option<&'a dyn PeerNetwork>) -> Option<Self> {
         let quic = || security(config).map(Self::Quic);
         network.map(Self::Given).or_else(quic)
@@ -142,7 +143,7 @@ impl Inbox for Announcing {
     }
 
     fn requests(&self, _: Vec<PeerRequest>) -> Delivery {
-        // Dropping their responders tells the senders that there is no answer.
+        // Dropping their responders means to the senders that there is no answer.
         dropped()
     }
 
@@ -170,11 +171,28 @@ pub(super) fn security(config: &Config) -> Option<PeerSecurity> {
     match &config.peer.tls {
         PeerTls::Unset => None,
         PeerTls::Insecure => Some(PeerSecurity::Insecure),
-        PeerTls::Files { cert, key, ca } => Some(PeerSecurity::Files(TlsFiles {
+        PeerTls::Files {
+            cert,
+            key,
+            ca,
+            crl,
+            allowed,
+        } => Some(PeerSecurity::Files(TlsFiles {
             cert: cert.clone(),
             key: key.clone(),
             ca: ca.clone(),
+            crl: crl.clone(),
+            allowed: allowed_names(allowed),
+            refuse_readable_keys: config.refuse_readable_keys,
         })),
+    }
+}
+
+/// Which certificates of an authority are taken.
+pub(super) fn allowed_names(allowed: &config::AllowedNames) -> AllowedNames {
+    AllowedNames {
+        common_names: allowed.common_names.clone(),
+        hosts: allowed.hosts.clone(),
     }
 }
 
@@ -199,5 +217,10 @@ fn settings(owner: &Owner, security: PeerSecurity) -> HubSettings {
         queue_bytes_max: PEER_QUEUE_BYTES_MAX,
         seed: clock::entropy(),
         boot: clock::entropy(),
+        version_high: if speaks_first_peer_version() {
+            VERSION_LOW
+        } else {
+            VERSION_HIGH
+        },
     }
 }

@@ -14,17 +14,18 @@
 //! The WAL writer, the committer and snapshots block on the disk, so nothing ever shares their threads. On a small machine a
 //! cross-thread wake-up costs more than the work it hands over, so everything else stays together there.
 //!
-//! Nobody waits for the committer and for snapshots, so their threads are niced: where there are fewer cores than threads with
-//! something to do, requests go first. Not by much: a thread that never got its turn would hold up the writes behind it.
+//! No request waits for the committer or for snapshots, so their threads are niced: where there are fewer cores than runnable
+//! threads, requests go first. The nice value is small: a thread that never ran would hold up the writes behind it.
 
 use crate::config::{RuntimeConfig, Spread};
 use actix_rt::{Arbiter, ArbiterHandle};
 use std::thread;
 
-/// Cores from which the spread placement pays.
+/// From so many cores on the placement `Many` is faster.
 const SPREAD_CORES_MIN: usize = 4;
 
-/// How much nicer than the others the threads are that nobody waits for. It gives them a quarter of a core that both want.
+/// The nice value of the threads that no request waits for, above that of the others. With it they get a quarter of a contended
+/// core.
 const NICER: i32 = 5;
 
 /// The table, with its threads running.
@@ -42,10 +43,10 @@ pub(super) struct Placement {
     threads: Vec<Arbiter>,
 }
 
-/// Lets the other threads go before this one.
+/// Raises the nice value of this thread.
 fn nicer(arbiter: ArbiterHandle) -> ArbiterHandle {
     let begun = arbiter.spawn_fn(|| {
-        // It is this thread's own value, on Linux. A system that refuses leaves it as it is.
+        // On Linux each thread has a nice value of its own. If the system refuses the change, it stays as it is.
         if let Err(error) = rustix::process::nice(NICER) {
             tracing::debug!("a thread of the node is as nice as the others: {error}");
         }

@@ -1,13 +1,16 @@
 //! What a starting member asks the other members: whether it has run before, its id in a running cluster, and the membership.
 //!
-//! One member alone may be behind, so its word decides nothing. An answer counts if the answering member confirmed it with a read
-//! index, that is, with a quorum. Without a confirmed answer
+//! One member alone may be behind, so its answer alone does not decide. An answer counts if the answering member confirmed it
+//! with a read index, that is, with a quorum. Without a confirmed answer
 //!
 //! - a member of a new cluster begins once enough others have said that they hold no entry of this cluster: so many that every
 //!   majority with this member in it includes one of them;
 //! - a member that joins a running cluster waits;
 //! - a member that is to be refilled takes the membership in its own database; if that is unreadable, the newest one that the
 //!   other members answered, once a majority of the voters, this member included, has been asked.
+//!
+//! And it begins only if enough others have not recorded that it begins (see `actors::raft_node`, `beginning`): so many that
+//! those which recorded it before it took part would be among them.
 //!
 //! Until then the start waits, a first start writes nothing, and the log says what it waits for.
 //!
@@ -19,9 +22,15 @@ use super::{
     error::StartError,
     identity::{formed_id, formed_member},
     network::{PeerNetwork, Questions},
+    progress::Progress,
 };
 use crate::{
-    actors::{members::Members, peer_ask::GuestInfo, restore::RestoreError},
+    actors::{
+        load::LoadStateError,
+        members::Members,
+        peer_ask::{GuestInfo, RecordedStart},
+        raft_node::{recorders, witnesses},
+    },
     clock, codec,
     config::{ClusterState, Config, InitialMember},
     mutation::{Mutation, mutated},
@@ -35,15 +44,14 @@ use tokio::time::Instant;
 
 /// The pause between two rounds of questions.
 const ROUND_PAUSE: Duration = Duration::from_millis(200);
-/// What a start waits for is logged after so long, and then again and again.
+/// The time after which a start logs what it waits for, and the interval at which it repeats that.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 
-/// What a member that joins a running cluster was told.
+/// The answer that a member which joins a running cluster got.
 #[derive(Debug)]
 pub(super) struct Joined {
     pub(super) cluster: ClusterId,
     pub(super) id: MemberId,
-    /// The membership, encoded.
     pub(super) membership: Bytes,
 }
 
@@ -61,6 +69,8 @@ pub(super) enum Beginning {
 struct Answer<'a> {
     from: &'a InitialMember,
     outcome: Result<(ClusterId, GuestInfo), NetError>,
+    /// Whether it has recorded that this member begins; `None` if it did not say.
+    start: Option<RecordedStart>,
 }
 
 /// What follows from a round of answers.
@@ -75,6 +85,7 @@ enum Verdict<T> {
 pub(super) async fn first_start(
     config: &Config,
     network: Option<&dyn PeerNetwork>,
+    progress: &Progress,
 ) -> Result<Beginning, StartError> {
     let others = others(config);
     let (Some(questions), false) = (Questions::of(config, network), others.is_empty()) else {
@@ -92,10 +103,10 @@ pub(super) async fn first_start(
         }
     };
     let verdict = |answers: &[Answer<'_>]| match config.cluster.state {
-        ClusterState::New => may_form(config, answers),
+        ClusterState::New => may_begin(config, answers),
         ClusterState::Existing => may_join(config, answers),
     };
-    let decided = rounds(config, &questions, &others, verdict).await;
+    let decided = rounds(config, &questions, &others, progress, verdict).await;
     if let Some(announcement) = announcement {
         announcement.end().await;
     }
@@ -108,13 +119,15 @@ pub(super) async fn members_for_refill(
     network: Option<&dyn PeerNetwork>,
     owner: &Owner,
     own: Option<Bytes>,
+    progress: &Progress,
 ) -> Result<Option<Bytes>, StartError> {
     let others = others(config);
     let (Some(questions), false) = (Questions::of(config, network), others.is_empty()) else {
         return Ok(own);
     };
     let verdict = |answers: &[Answer<'_>]| newest_members(owner, own.clone(), answers);
-    rounds(config, &questions, &others, verdict).await.map(Some)
+    let decided = rounds(config, &questions, &others, progress, verdict);
+    decided.await.map(Some)
 }
 
 /// Asks in rounds until there is a verdict.
@@ -122,6 +135,7 @@ async fn rounds<T>(
     config: &Config,
     questions: &Questions<'_>,
     others: &[&InitialMember],
+    progress: &Progress,
     verdict: impl Fn(&[Answer<'_>]) -> Result<Verdict<T>, StartError>,
 ) -> Result<T, StartError> {
     let began = clock::now();
@@ -132,6 +146,7 @@ async fn rounds<T>(
             Verdict::Decided(decided) => return Ok(decided),
             Verdict::Wait(what) => what,
         };
+        progress.waits_for(&waits_for);
         if clock::now() >= report_at {
             report_at = clock::now() + REPORT_EVERY;
             let waited_secs = began.elapsed().as_secs();
@@ -161,9 +176,43 @@ async fn ask_all<'a>(
             Ok(answered) => answered.and_then(|answered| read(&answered)),
             Err(_) => Err(NetError::StreamEnded("without an answer")),
         };
-        answers.push(Answer { from, outcome });
+        answers.push(Answer {
+            from,
+            outcome,
+            start: None,
+        });
+    }
+    if config.cluster.state == ClusterState::New {
+        ask_for_starts(config, questions, &mut answers).await;
     }
     answers
+}
+
+/// Asks those that have data whether they have recorded that this member begins. A process without data has no records.
+async fn ask_for_starts(config: &Config, questions: &Questions<'_>, answers: &mut [Answer<'_>]) {
+    let own = formed_member(config).identity;
+    let mut asked = Vec::new();
+    for answer in answers {
+        match &answer.outcome {
+            Ok((cluster, _)) if *cluster != own.cluster => {}
+            Ok((_, info)) if info.membership.is_empty() => {
+                answer.start = Some(RecordedStart::NotRecorded);
+            }
+            Ok(_) => {
+                let question = RecordedStart::question(own.member);
+                let to = answer.from.peer.to_string();
+                let asking = actix::spawn(questions.ask(&config.name, to, question));
+                asked.push((answer, asking));
+            }
+            Err(_) => {}
+        }
+    }
+    for (answer, asking) in asked {
+        let said = asking.await.ok().and_then(Result::ok);
+        answer.start = said
+            .filter(|said| said.cluster == own.cluster)
+            .and_then(|said| RecordedStart::decode(&said.answer));
+    }
 }
 
 fn read(answered: &GuestAnswer) -> Result<(ClusterId, GuestInfo), NetError> {
@@ -194,12 +243,45 @@ fn formed_addresses(config: &Config) -> Vec<PeerAddress> {
     initial.filter_map(address).collect()
 }
 
-/// Whether a member of a new cluster may begin.
+/// Whether a member of a new cluster may begin: what the others know of the cluster allows it, and what they have recorded shows
+/// that it has never begun. Only so many can have recorded it as do not say that they have not.
+fn may_begin(config: &Config, answers: &[Answer<'_>]) -> Result<Verdict<Beginning>, StartError> {
+    let members = config.cluster.initial.len();
+    let said = |wanted| answers.iter().filter(|it| it.start == Some(wanted)).count();
+    if said(RecordedStart::Recorded) >= recorders(members) {
+        return Err(StartError::HasRun {
+            name: config.name.clone(),
+        });
+    }
+    let verdict = may_form(config, answers)?;
+    let needed = witnesses(members);
+    if matches!(verdict, Verdict::Decided(_)) && said(RecordedStart::NotRecorded) < needed {
+        let missing = answers.iter().filter_map(|answer| {
+            let name = &answer.from.name;
+            match answer.start {
+                Some(RecordedStart::NotRecorded) => None,
+                Some(RecordedStart::Recorded) => {
+                    Some(format!("{name} has recorded that it begins"))
+                }
+                Some(RecordedStart::WasNotThere) => Some(format!("{name} was added later")),
+                None => Some(format!("{name} does not answer")),
+            }
+        });
+        let missing: Vec<String> = missing.collect();
+        return Ok(Verdict::Wait(format!(
+            "{needed} of the other members have to say that they have not seen this one begin: {}",
+            missing.join("; ")
+        )));
+    }
+    Ok(verdict)
+}
+
+/// Whether what the others know of the cluster allows a member of a new one to begin.
 fn may_form(config: &Config, answers: &[Answer<'_>]) -> Result<Verdict<Beginning>, StartError> {
     let formed = formed_member(config).identity.cluster;
     let mut without_entries = 0;
     let mut missing = Vec::new();
-    for Answer { from, outcome } in answers {
+    for Answer { from, outcome, .. } in answers {
         match outcome {
             Ok((cluster, info)) if *cluster == formed && info.confirmed => {
                 return if info.started {
@@ -227,7 +309,7 @@ fn may_form(config: &Config, answers: &[Answer<'_>]) -> Result<Verdict<Beginning
         }
     }
     let members = config.cluster.initial.len();
-    let needed = others_that_meet_every_quorum(members);
+    let needed = recorders(members);
     if without_entries >= needed {
         return Ok(Verdict::Decided(Beginning::Forms));
     }
@@ -237,16 +319,10 @@ fn may_form(config: &Config, answers: &[Answer<'_>]) -> Result<Verdict<Beginning
     )))
 }
 
-/// Of a cluster with so many members, how many others intersect every majority that contains this member.
-fn others_that_meet_every_quorum(members: usize) -> usize {
-    let majority = members / 2 + 1;
-    members - majority + 1
-}
-
 /// Where a member that joins a running cluster belongs.
 fn may_join(config: &Config, answers: &[Answer<'_>]) -> Result<Verdict<Beginning>, StartError> {
     let mut missing = Vec::new();
-    for Answer { from, outcome } in answers {
+    for Answer { from, outcome, .. } in answers {
         match outcome {
             Ok((cluster, info)) if info.confirmed => {
                 return placed(config, *cluster, info).map(Verdict::Decided);
@@ -269,7 +345,14 @@ fn placed(config: &Config, cluster: ClusterId, info: &GuestInfo) -> Result<Begin
     }
     let id = info.id.ok_or_else(|| not_added(config))?;
     let membership = Bytes::from(info.membership.clone());
-    Members::decode(&membership).map_err(RestoreError::from)?;
+    let members = Members::decode(&membership).map_err(LoadStateError::from)?;
+    // A member is added as a learner, and becomes a voter only once the log says that it has started. So a voter that has not
+    // started is one of those that formed the cluster, and only the records of the others say whether it took part.
+    if members.get(id).is_some_and(|member| !member.learner) {
+        return Err(StartError::FormsCluster {
+            name: config.name.clone(),
+        });
+    }
     tracing::info!(id = id.hex(), "joins a running cluster");
     Ok(Beginning::Joins(Joined {
         cluster,
@@ -287,7 +370,7 @@ fn newest_members(
     let mut missing = Vec::new();
     let mut newest: Option<&GuestInfo> = None;
     let mut asked = Vec::new();
-    for Answer { from, outcome } in answers {
+    for Answer { from, outcome, .. } in answers {
         match outcome {
             Ok((cluster, info)) if *cluster == owner.identity.cluster => {
                 if info.confirmed {
@@ -307,7 +390,7 @@ fn newest_members(
     }
     if let Some(newest) = newest.filter(|newest| !newest.membership.is_empty()) {
         let bytes = Bytes::from(newest.membership.clone());
-        let members = Members::decode(&bytes).map_err(RestoreError::from)?;
+        let members = Members::decode(&bytes).map_err(LoadStateError::from)?;
         let voters = members.iter().filter(|other| !other.learner).count();
         // This member's own log is one of those that a majority has.
         if asked.len() + 1 > voters / 2 {
@@ -340,6 +423,7 @@ mod tests {
         config::{HostPort, PeerTls},
         raft::Membership,
     };
+    use std::collections::BTreeSet;
 
     /// The configuration of member `own` of `size` that form a cluster.
     fn config(own: usize, size: usize) -> Config {
@@ -399,12 +483,19 @@ mod tests {
     fn answers(config: &Config, outcomes: Vec<Outcome>) -> Vec<Answer<'_>> {
         let pairs = others(config).into_iter().zip(outcomes);
         pairs
-            .map(|(from, outcome)| Answer { from, outcome })
+            .map(|(from, outcome)| {
+                let start = outcome.is_ok().then_some(RecordedStart::NotRecorded);
+                Answer {
+                    from,
+                    outcome,
+                    start,
+                }
+            })
             .collect()
     }
 
     fn forms(config: &Config, outcomes: Vec<Outcome>) -> Result<Verdict<Beginning>, StartError> {
-        may_form(config, &answers(config, outcomes))
+        may_begin(config, &answers(config, outcomes))
     }
 
     #[track_caller]
@@ -419,7 +510,7 @@ mod tests {
     fn every_majority_with_a_member_meets_so_many_others() {
         for members in 2..=9 {
             let (majority, others) = (members / 2 + 1, members - 1);
-            let asked = others_that_meet_every_quorum(members);
+            let asked = recorders(members);
             assert!(asked <= others, "so many others there are");
             // The others outside of those asked, and this member, are no majority.
             assert!(others - asked + 1 < majority, "{members}: it may be missed");
@@ -446,7 +537,7 @@ mod tests {
     #[test]
     fn a_stale_member_s_word_does_not_start_a_voter_that_lost_its_disk() {
         let three = config(1, 3);
-        // n2 never heard that this member had started; n3, with which it acknowledged entries, is down.
+        // n2 does not know that this member had started; n3, with which it acknowledged entries, is down.
         let stale = GuestInfo {
             last: LogIndex(1),
             ..says(&three, false, false)
@@ -487,6 +578,170 @@ mod tests {
             matches!(stops, Err(StartError::NotAdded { .. })),
             "{stops:?}"
         );
+    }
+
+    #[test]
+    fn a_voter_that_has_not_started_does_not_join() {
+        let mut first = config(1, 3);
+        first.cluster.state = ClusterState::Existing;
+        let confirmed = Ok(here(&first, says(&first, false, true)));
+        let stops = may_join(&first, &answers(&first, vec![confirmed, silent()]));
+        assert!(
+            matches!(stops, Err(StartError::FormsCluster { .. })),
+            "{stops:?}"
+        );
+    }
+
+    /// Member 1 of some, which may lose its disk at any time; the others do not. Of these, some have recorded that it begins.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    struct World {
+        life: Life,
+        /// A bit for each of the others.
+        recorded: u8,
+        /// It has taken part in consensus: it may have voted, and acknowledged entries.
+        took_part: bool,
+    }
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    enum Life {
+        WithoutData,
+        /// It has data and asks the others; a bit for each that has answered.
+        Asking {
+            answered: u8,
+        },
+        TakesPart,
+    }
+
+    /// Whether it may begin when the others of `silent` do not answer. The rest say that it is a member, and has not started:
+    /// that is what a quorum says until this member has published itself.
+    fn begins(config: &Config, recorded: u8, silent: u8) -> bool {
+        let others = config.cluster.initial.len() - 1;
+        let says = || Ok(here(config, says(config, false, true)));
+        let outcomes = (0..others).map(|at| {
+            if silent & 1 << at == 0 {
+                says()
+            } else {
+                self::silent()
+            }
+        });
+        let mut answers = answers(config, outcomes.collect());
+        for (at, answer) in answers.iter_mut().enumerate() {
+            if answer.start.is_some() && recorded & 1 << at != 0 {
+                answer.start = Some(RecordedStart::Recorded);
+            }
+        }
+        matches!(may_begin(config, &answers), Ok(Verdict::Decided(_)))
+    }
+
+    /// All states that `size` members reach, where `needed` others have to record a member before it takes part. Gives one in
+    /// which a member that took part begins again without data.
+    fn explore(size: usize, needed: u32) -> Option<World> {
+        let config = config(1, size);
+        let others = size - 1;
+        let start = World {
+            life: Life::WithoutData,
+            recorded: 0,
+            took_part: false,
+        };
+        let (mut open, mut seen) = (vec![start], BTreeSet::from([start]));
+        while let Some(world) = open.pop() {
+            let mut next = Vec::new();
+            match world.life {
+                Life::WithoutData => {
+                    for silent in 0..1 << others {
+                        if begins(&config, world.recorded, silent) {
+                            if world.took_part {
+                                return Some(world);
+                            }
+                            let life = Life::Asking { answered: 0 };
+                            next.push(World { life, ..world });
+                        }
+                    }
+                }
+                Life::Asking { answered } => {
+                    for at in 0..others {
+                        // It is durable, and the answer is on its way or lost.
+                        let recorded = world.recorded | 1 << at;
+                        next.push(World { recorded, ..world });
+                        let life = Life::Asking {
+                            answered: answered | 1 << at,
+                        };
+                        next.push(World {
+                            life,
+                            recorded,
+                            ..world
+                        });
+                    }
+                    // It restarts, and asks anew.
+                    let life = Life::Asking { answered: 0 };
+                    next.push(World { life, ..world });
+                    if answered.count_ones() >= needed {
+                        next.push(World {
+                            life: Life::TakesPart,
+                            took_part: true,
+                            ..world
+                        });
+                    }
+                }
+                Life::TakesPart => {}
+            }
+            let life = Life::WithoutData;
+            next.push(World { life, ..world });
+            for world in next {
+                if seen.insert(world) {
+                    open.push(world);
+                }
+            }
+        }
+        assert!(seen.iter().any(|it| it.took_part), "{size}: it takes part");
+        None
+    }
+
+    #[test]
+    fn a_member_that_took_part_never_begins_again_without_its_data() {
+        for size in 2..=6 {
+            let needed = u32::try_from(recorders(size)).unwrap();
+            assert_eq!(explore(size, needed), None, "of {size}");
+            let found = explore(size, needed - 1);
+            assert!(found.is_some(), "of {size}: fewer records would do");
+        }
+    }
+
+    #[test]
+    fn a_member_that_never_took_part_begins_however_late() {
+        for size in 2..=6 {
+            let config = config(1, size);
+            let members = witnesses(size);
+            // The fewest that have to answer, and all of them.
+            let silent = (1_u8 << (size - 1 - members)) - 1;
+            assert!(begins(&config, 0, silent), "of {size}");
+            assert!(begins(&config, 0, 0), "of {size}");
+            // It asked one to record it, and lost its data before it took part.
+            let once = recorders(size) > 1;
+            assert_eq!(begins(&config, 1, 0), once, "of {size}");
+        }
+    }
+
+    #[test]
+    fn a_record_stops_a_member_whose_start_no_quorum_knows_yet() {
+        let three = config(1, 3);
+        let mut told = answers(
+            &three,
+            vec![
+                Ok(here(&three, says(&three, false, true))),
+                Ok(here(&three, says(&three, false, true))),
+            ],
+        );
+        told[1].start = Some(RecordedStart::Recorded);
+        let one = may_begin(&three, &told).unwrap();
+        assert!(matches!(one, Verdict::Decided(_)), "{one:?}");
+        told[0].start = None;
+        waits(may_begin(&three, &told), "n3 has recorded that it begins");
+        told[0].start = Some(RecordedStart::WasNotThere);
+        waits(may_begin(&three, &told), "n2 was added later");
+        told[0].start = Some(RecordedStart::Recorded);
+        let both = may_begin(&three, &told);
+        assert!(matches!(both, Err(StartError::HasRun { .. })), "{both:?}");
     }
 
     #[test]

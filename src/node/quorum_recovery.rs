@@ -10,20 +10,23 @@
 //! cluster become entries without effect; the only member is this one, under its old id.
 
 use super::{
+    at_rest,
     data_directory::{self, Contents, DATABASE, LOG, OLD_LOG, UNFINISHED_RECOVERY},
     error::StartError,
 };
 use crate::{
     actors::{
+        load::{self, LoadStateError},
         members::{MemberInfo, Members},
-        restore::{self, RestoreError},
     },
     clock,
+    config::EncryptionKey,
     failpoint::{self, FailPoint},
     raft::Membership,
     storage::{
         db::{Db, DbOptions},
         disk::{Disk, OpenMode},
+        encryption::{self, EncryptedDisk},
         member::{self, Owner},
         real_disk::RealDisk,
         wal::{Append, Recovered, Wal, WalOptions},
@@ -31,7 +34,11 @@ use crate::{
     types::{ClusterId, Entry, EntryKind, Identity, LogIndex, LogPosition, MemberId},
 };
 use bytes::Bytes;
-use std::{fmt, io, path::Path, path::PathBuf, sync::Arc};
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 /// Bytes that are copied, and entries that are read, at once.
 const COPY_BYTES: usize = 4 * 1024 * 1024;
@@ -41,38 +48,28 @@ const COPY_BYTES: usize = 4 * 1024 * 1024;
 pub enum QuorumRecoveryError {
     /// There is no member's data to begin with.
     #[error("{} holds no member's data: it has no file named member", path.display())]
-    NoMember {
-        /// The directory.
-        path: PathBuf,
-    },
+    NoMember { path: PathBuf },
     /// The new directory is there already.
     #[error("{} exists and is not empty: recover into a directory of its own", path.display())]
-    NotEmpty {
-        /// The directory.
-        path: PathBuf,
-    },
+    NotEmpty { path: PathBuf },
     /// An earlier run into the new directory did not finish.
     #[error(
         "{} holds the result of a `quorate recover` that did not finish: delete it, and run the command again", path.display()
     )]
-    Unfinished {
-        /// The directory.
-        path: PathBuf,
-    },
+    Unfinished { path: PathBuf },
     /// A file cannot be copied.
     #[error("cannot copy {name}: {source}")]
     Copy {
         /// Which file of the data directory.
         name: String,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// A file cannot be removed, or a directory read.
     #[error("cannot use {}: {source}", path.display())]
     Io {
-        /// Where.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// The data cannot be read, as at a start.
@@ -133,24 +130,50 @@ impl fmt::Display for QuorumRecovery {
     }
 }
 
-/// Makes the data of the stopped member in `from` those of a new cluster, in `into`.
-pub fn recover_quorum(from: &Path, into: &Path) -> Result<QuorumRecovery, QuorumRecoveryError> {
-    let old = open_old(from)?;
-    let Contents::Member(owner) = data_directory::inspect(&old).map_err(StartError::from)? else {
+/// Makes the data of the stopped member in `from` those of a new cluster, in `into`. If they are encrypted, `key` says with what,
+/// and those of the new cluster are too.
+pub fn recover_quorum(
+    from: &Path,
+    into: &Path,
+    key: Option<&EncryptionKey>,
+) -> Result<QuorumRecovery, QuorumRecoveryError> {
+    let old: Arc<dyn Disk> = Arc::new(open_old(from)?);
+    let Contents::Member(owner) = data_directory::inspect(&*old).map_err(StartError::from)? else {
         return Err(QuorumRecoveryError::NoMember {
             path: from.to_owned(),
         });
     };
+    let encrypted = decrypted(&old, key)?;
     require_empty(into)?;
     let new: Arc<dyn Disk> = Arc::new(RealDisk::open(into).map_err(StartError::from)?);
+    let (old, new): (Arc<dyn Disk>, Arc<dyn Disk>) = match encrypted {
+        Some(old) => {
+            let new = old.sibling(new);
+            (old, new)
+        }
+        None => (old, new),
+    };
     let command = format!(
         "`quorate recover --data-dir {} --into {}` did not finish",
         from.display(),
         into.display()
     );
-    let mut done = recover_into(&old, owner, &new, &command)?;
+    let mut done = recover_into(&*old, owner, &new, &command)?;
     (done.from, done.into) = (from.to_owned(), into.to_owned());
     Ok(done)
+}
+
+/// As [`recover_quorum`], on disks that the caller brings; `new` is empty. For simulations.
+pub fn recover_quorum_on(
+    old: &Arc<dyn Disk>,
+    new: &Arc<dyn Disk>,
+) -> Result<QuorumRecovery, QuorumRecoveryError> {
+    let Contents::Member(owner) = data_directory::inspect(&**old).map_err(StartError::from)? else {
+        return Err(QuorumRecoveryError::NoMember {
+            path: PathBuf::new(),
+        });
+    };
+    recover_into(&**old, owner, new, "`quorate recover` did not finish")
 }
 
 /// The steps of the command. A crash before the last one leaves a directory that no start accepts.
@@ -181,6 +204,19 @@ pub(super) fn recover_into(
     failpoint::hit(FailPoint::BeforeRecoveryEnd);
     data_directory::end_recovery(&**new).map_err(StartError::from)?;
     Ok(done)
+}
+
+/// The old directory, if it is encrypted. Without `key` it must not be.
+fn decrypted(
+    old: &Arc<dyn Disk>,
+    key: Option<&EncryptionKey>,
+) -> Result<Option<Arc<EncryptedDisk>>, StartError> {
+    let Some(key) = key else {
+        encryption::require_plain(&**old)?;
+        return Ok(None);
+    };
+    let wrapping = at_rest::source(key).read()?;
+    Ok(EncryptedDisk::open_to_read(old.clone(), wrapping).map(Some)?)
 }
 
 fn open_old(from: &Path) -> Result<RealDisk, QuorumRecoveryError> {
@@ -256,11 +292,11 @@ fn rebuild(disk: &Arc<dyn Disk>, owner: Owner) -> Result<QuorumRecovery, StartEr
     let mut db = Db::open(&**disk, DATABASE, DbOptions::default(), owner.identity)?;
     let options = WalOptions::new(owner.identity, clock::entropy());
     let (old, recovered) = Wal::open(disk.clone(), OLD_LOG, options, db.applied().index)?;
-    if restore::awaits_snapshot(&db)? {
+    if load::awaits_snapshot(&db)? {
         return Err(StartError::RecoveryWithoutState { name: owner.name });
     }
     let before = newest_membership(&db, &recovered)?;
-    let members = Members::of(&before).map_err(RestoreError::from)?;
+    let members = Members::of(&before).map_err(LoadStateError::from)?;
     let alone = alone(&members, &owner)?;
 
     let identity = Identity {
@@ -272,7 +308,7 @@ fn rebuild(disk: &Arc<dyn Disk>, owner: Owner) -> Result<QuorumRecovery, StartEr
     copy_log(&old, &recovered, db.applied(), &mut log)?;
     log.seal()?;
     let applied = db.applied().index;
-    db.adopt(identity, &restore::alone_meta(&alone.encode()))?;
+    db.change_identity(identity, &load::alone_meta(&alone.encode()))?;
     let name = owner.name.clone();
     member::write(&**disk, &Owner { identity, name })?;
     let others = members.iter().filter(|other| other.id != identity.member);
@@ -292,7 +328,7 @@ fn rebuild(disk: &Arc<dyn Disk>, owner: Owner) -> Result<QuorumRecovery, StartEr
 
 /// The last membership that the member had, committed or not.
 fn newest_membership(db: &Db, recovered: &Recovered) -> Result<Membership, StartError> {
-    let mut newest = restore::membership(db)?;
+    let mut newest = load::membership(db)?;
     for entry in &recovered.entries {
         if entry.kind == EntryKind::Membership {
             newest = Some(entry.data.clone());

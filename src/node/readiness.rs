@@ -1,21 +1,21 @@
-//! What a start says: who the member is, what it waits for, and when it is ready. The same goes to systemd, where it asks for it.
+//! The log lines of a start: which member it is, what it waits for, and when it is ready. systemd gets the same if it asks for
+//! it.
 
-use super::startup::OpenMember;
+use super::{
+    progress::notify,
+    questions::Beginning,
+    startup::{OpenMember, Plan},
+};
 use crate::{
     actors::{
         members::{ClusterMember, Members},
         requests::Requests,
     },
-    config::{Config, HostPort},
+    config::{ClientAddress, Config, HostPort, PeerTls},
 };
 use rustix::process::{Resource, getrlimit};
 use std::{
-    env,
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-    os::{
-        linux::net::SocketAddrExt,
-        unix::net::{SocketAddr as UnixAddress, UnixDatagram},
-    },
+    net::{IpAddr, Ipv4Addr, UdpSocket},
     path::PathBuf,
     time::Duration,
 };
@@ -35,7 +35,7 @@ pub(super) fn report_start(open: &OpenMember) {
     let known = if open.members.iter().next().is_some() {
         &open.members
     } else {
-        &open.seed
+        &open.known_members
     };
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -45,6 +45,17 @@ pub(super) fn report_start(open: &OpenMember) {
         members = names(known),
         descriptors = limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string()),
         "starting"
+    );
+    let usage = open.db.usage();
+    tracing::debug!(
+        applied = open.db.applied().index.0,
+        revision = open.loaded.revision.0,
+        records = usage.records,
+        bytes = usage.bytes,
+        compacted = open.loaded.compacted.0,
+        log_ends_at = open.raft.last().index.0,
+        term = open.raft.status().term.0,
+        "its data"
     );
 }
 
@@ -63,8 +74,30 @@ fn names(members: &Members) -> String {
     members.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
+/// Warns of a member that forms a cluster of its own although it has certificates for others: its cluster was perhaps forgotten.
+pub(super) fn report_first_start(config: &Config, plan: &Plan) {
+    let forms = matches!(plan.beginning, Some(Beginning::Forms));
+    let PeerTls::Files { .. } = config.peer.tls else {
+        return;
+    };
+    if forms && config.cluster.initial.is_empty() {
+        tracing::warn!(
+            "cluster.initial is empty, so {:?} forms a cluster of its own, of which it is the only member. If it is to be one of \
+             several, stop it, delete {}, and start it with the cluster.initial that the others have (--initial-cluster)",
+            config.name,
+            config.data_dir.display()
+        );
+    }
+}
+
 /// Logs that the member is ready once it has a leader and serves a linearizable read; until then, what it waits for.
-pub(super) async fn report_ready(requests: Requests, clients: SocketAddr, data_dir: PathBuf) {
+/// `etcdctl` is how clients call it on this machine.
+pub(super) async fn report_ready(
+    requests: Requests,
+    clients: String,
+    data_dir: PathBuf,
+    etcdctl: String,
+) {
     loop {
         match tokio::time::timeout(REPORT_EVERY, serves(&requests)).await {
             Ok(()) => break,
@@ -73,9 +106,9 @@ pub(super) async fn report_ready(requests: Requests, clients: SocketAddr, data_d
     }
     let data = data_dir.display();
     tracing::info!(
-        "ready: clients on {clients}, data in {data}; try: etcdctl --endpoints={clients} put greeting hello"
+        "ready: clients on {clients}, data in {data}; try: {etcdctl} put greeting hello"
     );
-    notify("READY=1");
+    notify("READY=1\nSTATUS=ready");
 }
 
 /// Returns once there is a leader and, in a member with a vote, a read index was answered.
@@ -95,68 +128,86 @@ fn report_wait(requests: &Requests) {
     let voters = published.members.iter().filter(|member| !member.learner);
     let voters = voters.count();
     match status.leader {
-        None => tracing::warn!(
-            members = names(&published.members),
-            term = status.term.0,
-            "not ready: there is no leader; {} of {voters} voters have to be running and reachable",
-            voters / 2 + 1,
-        ),
-        Some(leader) => tracing::warn!(
-            leader = leader.hex(),
-            applied = status.applied.0,
-            commit = status.commit.0,
-            "not ready: there is a leader, and this member has not caught up with it yet",
-        ),
+        None => {
+            tracing::warn!(
+                members = names(&published.members),
+                term = status.term.0,
+                "not ready: there is no leader; {} of {voters} voters have to be running and reachable",
+                voters / 2 + 1,
+            );
+            notify("STATUS=not ready: there is no leader");
+        }
+        Some(leader) => {
+            tracing::warn!(
+                leader = leader.hex(),
+                applied = status.applied.0,
+                commit = status.commit.0,
+                "not ready: there is a leader, and this member has not caught up with it yet",
+            );
+            notify("STATUS=not ready: this member has not caught up with its leader yet");
+        }
     }
 }
 
-/// Tells systemd, if the service is of a type that waits for it.
-pub(super) fn notify(state: &str) {
-    let Some(path) = env::var_os("NOTIFY_SOCKET") else {
-        return;
-    };
-    let path = path.to_string_lossy();
-    let address = match path.strip_prefix('@') {
-        Some(name) => UnixAddress::from_abstract_name(name),
-        None => UnixAddress::from_pathname(&*path),
-    };
-    let sent = address
-        .and_then(|address| UnixDatagram::unbound()?.send_to_addr(state.as_bytes(), &address));
-    if let Err(error) = sent {
-        tracing::warn!("cannot notify systemd at {path}: {error}");
-    }
+/// Addresses as `etcdctl --endpoints` takes them.
+pub(super) fn list(addresses: &[ClientAddress]) -> String {
+    let shown = addresses.iter().map(ToString::to_string);
+    shown.collect::<Vec<_>>().join(",")
 }
 
-/// The configuration with addresses that others can use: a member that listens on all addresses of its machine advertises the
-/// one that leads outside, as etcd does. Logs that such a port is open to everybody.
-pub(super) fn with_reachable_addresses(config: &Config) -> Config {
+/// The configuration with addresses that others can use, of a member that listens for clients on `clients`: one that listens on
+/// all addresses of its machine advertises the one that leads outside, as etcd does. Logs that such a port is open to everybody.
+pub(super) fn with_reachable_addresses(config: &Config, clients: &[ClientAddress]) -> Config {
     let mut config = config.clone();
+    config.client.listen = clients.to_vec();
     for name in &config.skipped_variables {
         tracing::info!(
             "environment variable {name} is skipped: Kubernetes sets it for a service, it is no setting"
         );
     }
-    let (client, peer) = (config.client.listen.clone(), config.peer.listen.clone());
-    if client.is_every_interface() {
-        let advertised = advertised(&mut config.client.advertise, &client);
+    config.client.advertise = advertised_to_clients(&config);
+    let ports = clients.iter().filter_map(ClientAddress::tcp);
+    let open: Vec<_> = ports.filter(|port| port.is_every_interface()).collect();
+    for port in open {
+        let advertised = list(&config.client.advertise);
         tracing::warn!(
-            "clients on {client}: the port is open to everybody who reaches this machine; clients are told to use {advertised} \
+            "clients on {port}: the port is open to everybody who reaches this machine; clients are told to use {advertised} \
              (client.advertise)"
         );
     }
+    let peer = config.peer.listen.clone();
     if peer.is_every_interface() {
-        advertised(&mut config.peer.advertise, &peer);
+        config.peer.advertise.get_or_insert_with(|| outward(&peer));
     }
     config
 }
 
-/// Chooses the address to advertise, unless one is set.
-fn advertised(set: &mut Option<HostPort>, listen: &HostPort) -> HostPort {
-    set.get_or_insert_with(|| HostPort {
+/// The addresses that clients get to connect to, each once: those set, or those listened on, as clients can use them.
+fn advertised_to_clients(config: &Config) -> Vec<ClientAddress> {
+    let mut advertised = Vec::new();
+    for address in config.client_advertise() {
+        let reachable = match &address {
+            ClientAddress::Tcp(port) if port.is_every_interface() => {
+                ClientAddress::Tcp(outward(port))
+            }
+            ClientAddress::Tls(port) if port.is_every_interface() => {
+                ClientAddress::Tls(outward(port))
+            }
+            ClientAddress::Tcp(_) | ClientAddress::Tls(_) | ClientAddress::Unix(_) => address,
+        };
+        if !advertised.contains(&reachable) {
+            advertised.push(reachable);
+        }
+    }
+    advertised
+}
+
+/// The address of this machine's interface that leads outside, for one that means all of them.
+fn outward(listen: &HostPort) -> HostPort {
+    HostPort {
         host: outward_address().map_or_else(|| "localhost".to_owned(), |ip| ip.to_string()),
         port: listen.port,
-    })
-    .clone()
+    }
 }
 
 /// The address of the interface that leads outside.

@@ -1,4 +1,4 @@
-//! Refill: an operator's request that a member's database is set aside and filled again by a leader's snapshot.
+//! Refill: an operator's request that a member's database is put aside and filled again by a leader's snapshot.
 //!
 //! ```text
 //! refill (a file)           db/revisions.redb                 what the next start does
@@ -17,7 +17,7 @@
 
 use super::{data_directory::PUT_ASIDE, error::StartError};
 use crate::{
-    actors::{members::Members, restore},
+    actors::{load, members::Members},
     failpoint::{self, FailPoint},
     storage::{
         db::{CommitBatch, Db, DbSite},
@@ -57,7 +57,7 @@ pub(super) fn put_aside(site: &DbSite, members: Option<&Bytes>) -> Result<(), St
         return granted(site);
     }
     let membership = members.ok_or(StartError::RefillUnknown)?;
-    let members = Members::decode(membership).map_err(restore::RestoreError::from)?;
+    let members = Members::decode(membership).map_err(load::LoadStateError::from)?;
     if members.iter().count() < 2 {
         return Err(StartError::RefillAlone);
     }
@@ -77,7 +77,7 @@ pub(super) fn put_aside(site: &DbSite, members: Option<&Bytes>) -> Result<(), St
     let mut db = Db::open(disk, site.name, site.options, site.identity)?;
     db.commit(&CommitBatch {
         applied: db.applied(),
-        meta: restore::refill_meta(membership),
+        meta: load::refill_meta(membership),
         ..CommitBatch::default()
     })?;
     drop(db);
@@ -107,9 +107,9 @@ fn read(site: &DbSite, name: &str) -> Option<Old> {
         return None;
     }
     let db = Db::open(&*site.disk, name, site.options, site.identity).ok()?;
-    let membership = restore::membership(&db).ok()?;
+    let membership = load::membership(&db).ok()?;
     Some(Old {
-        awaits: restore::awaits_snapshot(&db).ok()?,
+        awaits: load::awaits_snapshot(&db).ok()?,
         is_empty: membership.is_none() && db.applied() == LogPosition::default(),
         membership,
     })

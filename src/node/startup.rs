@@ -7,25 +7,28 @@
 use super::{
     data_directory::{self, Contents, DATABASE, LOG},
     error::StartError,
-    identity::{first_membership, formed_member, report_differences},
+    identity::{first_membership, formed_member, report_differences, require_own},
     network::{self, PeerNetwork},
+    progress::Progress,
     questions::{self, Beginning, Joined},
     refill,
 };
 use crate::{
     actors::{
+        held,
+        load::{self, LoadStateError},
         members::Members,
-        restore::{self, RestoreError},
     },
     clock,
     config::Config,
     failpoint::{self, FailPoint},
-    kv::{index::Index as Tree, machine::Restored},
+    kv::{index::Index as Tree, machine::LoadedState},
     raft::{self, InitialState, Membership},
     storage::{
         db::{CommitBatch, Db, DbOptions, DbReader, DbSite},
         disk::Disk,
         member::{self, Owner},
+        starts::{self, Origin, Starts},
         wal::{Append, Recovered, Wal, WalOptions, WalReader},
     },
     types::{Entry, Identity, LogIndex, LogPosition, MemberId},
@@ -43,15 +46,16 @@ pub(super) struct OpenMember {
     pub site: DbSite,
     pub reader: DbReader,
     pub wal: Wal,
-    pub restored: Restored,
+    pub loaded: LoadedState,
     pub tree: Tree,
     pub raft: raft::RaftCore,
     /// The members at the applied index.
     pub members: Members,
     /// The members that were there when this one joined, or began to wait for a snapshot.
-    pub seed: Members,
+    pub known_members: Members,
     /// The database is one that a snapshot has to replace.
     pub awaits_snapshot: bool,
+    pub starts: Starts,
 }
 
 /// Which member this is, and how it begins. A first start has written nothing when it is made.
@@ -70,6 +74,7 @@ pub(super) async fn plan(
     config: &Config,
     disk: &Arc<dyn Disk>,
     network: Option<&dyn PeerNetwork>,
+    progress: &Progress,
 ) -> Result<Plan, StartError> {
     match data_directory::inspect(&**disk)? {
         Contents::Member(owner) => {
@@ -78,18 +83,19 @@ pub(super) async fn plan(
             if refill::is_asked_for(&**disk)? && !refill::is_nearly_done(&site) {
                 let own = refill::own_members(&site);
                 plan.refill_members =
-                    questions::members_for_refill(config, network, &plan.owner, own).await?;
+                    questions::members_for_refill(config, network, &plan.owner, own, progress)
+                        .await?;
             }
             Ok(plan)
         }
         Contents::New => Ok(plan_first_start(
             config,
-            questions::first_start(config, network).await?,
+            questions::first_start(config, network, progress).await?,
         )),
     }
 }
 
-/// As [`plan`], of a member that asks nobody.
+/// As [`plan`], for a member that has no other member to ask.
 pub(super) fn plan_alone(config: &Config, disk: &Arc<dyn Disk>) -> Result<Plan, StartError> {
     match data_directory::inspect(&**disk)? {
         Contents::Member(owner) => {
@@ -104,12 +110,7 @@ pub(super) fn plan_alone(config: &Config, disk: &Arc<dyn Disk>) -> Result<Plan, 
 }
 
 fn plan_restart(config: &Config, owner: Owner) -> Result<Plan, StartError> {
-    if owner.name != config.name {
-        return Err(StartError::OtherMember {
-            holds: owner.name,
-            name: config.name.clone(),
-        });
-    }
+    require_own(config, &owner)?;
     Ok(Plan {
         owner,
         beginning: None,
@@ -141,6 +142,7 @@ fn site(config: &Config, disk: &Arc<dyn Disk>, owner: &Owner) -> DbSite {
         name: DATABASE,
         options: DbOptions {
             cache_bytes: config.storage.database_cache_bytes,
+            record_cache_bytes: config.storage.record_cache_bytes,
         },
         identity: owner.identity,
     }
@@ -163,8 +165,8 @@ pub(super) fn open(
         Some(_) => data_directory::begin_first_start(&**disk)?,
     }
     let mut db = Db::open(&**disk, DATABASE, site.options, site.identity)?;
-    let awaits_snapshot = restore::awaits_snapshot(&db)?;
-    let (restored, tree) = restore::restore(&db)?;
+    let awaits_snapshot = load::awaits_snapshot(&db)?;
+    let (loaded, tree) = load::load_state(&db)?;
     let wal_options = WalOptions {
         segment_bytes: config.storage.wal_segment_bytes,
         ..WalOptions::new(owner.identity, clock::entropy())
@@ -179,28 +181,25 @@ pub(super) fn open(
         tracing::warn!("a crash tore the log's last write, which was never acknowledged: {cut:?}");
     }
     begin_after_snapshot(&mut wal, &mut recovered, applied)?;
-    let fresh = beginning.is_some();
+    let origin = beginning.as_ref().map(|beginning| match beginning {
+        Beginning::Forms => Origin::Formed,
+        Beginning::Joins(_) => Origin::Joined,
+    });
     let mut membership = membership(config, &mut db, beginning)?;
-    let members = Members::of(&membership).map_err(RestoreError::from)?;
-    let seed = seed(&db)?;
-    if fresh {
-        failpoint::hit(FailPoint::BeforeMemberWrite);
-        member::write(&**disk, &owner)?;
-        failpoint::hit(FailPoint::AfterMemberWrite);
-    } else {
-        report_differences(config, &owner, &members);
-    }
+    let members = Members::of(&membership).map_err(LoadStateError::from)?;
+    let known_members = known_members(&db)?;
+    let starts = finish(config, disk, &owner, &members, origin)?;
     data_directory::end_first_start(&**disk)?;
     // Only a member that has no port for peers is sure to stay alone.
     let alone = members.iter().count() <= 1
-        && seed.iter().next().is_none()
+        && known_members.iter().next().is_none()
         && network::security(config).is_none();
     let history = if alone {
         History::none(applied)
     } else {
         History::read(applied, &wal.reader(), &recovered)?
     };
-    if let (true, Some(bytes)) = (awaits_snapshot, restore::seed(&db)?) {
+    if let (true, Some(bytes)) = (awaits_snapshot, load::known_members(&db)?) {
         membership = Membership::decode(&bytes)?;
     }
     let mut state = initial_state(applied, membership, history, recovered);
@@ -213,42 +212,64 @@ pub(super) fn open(
         site,
         reader,
         wal,
-        restored,
+        loaded,
         tree,
         raft,
         members,
-        seed,
+        known_members,
         awaits_snapshot,
+        starts,
     })
 }
 
+/// Writes who owns the new data and whether it takes part yet, if it is a first start, by which the data came from `origin`.
+fn finish(
+    config: &Config,
+    disk: &Arc<dyn Disk>,
+    owner: &Owner,
+    members: &Members,
+    origin: Option<Origin>,
+) -> Result<Starts, StartError> {
+    let Some(origin) = origin else {
+        report_differences(config, owner, members);
+        return Ok(starts::read(&**disk)?);
+    };
+    let others = members.iter().count() > 1;
+    let starts = Starts::new(origin, origin != Origin::Formed || !others);
+    starts::write(disk, &starts)?;
+    failpoint::hit(FailPoint::BeforeMemberWrite);
+    member::write(&**disk, owner)?;
+    failpoint::hit(FailPoint::AfterMemberWrite);
+    Ok(starts)
+}
+
 /// The members that were there when this one joined, or began to wait for a snapshot.
-fn seed(db: &Db) -> Result<Members, StartError> {
-    Ok(match restore::seed(db)? {
-        Some(bytes) => Members::decode(&bytes).map_err(RestoreError::from)?,
+fn known_members(db: &Db) -> Result<Members, StartError> {
+    Ok(match load::known_members(db)? {
+        Some(bytes) => Members::decode(&bytes).map_err(LoadStateError::from)?,
         None => Members::default(),
     })
 }
 
 /// The membership at the applied index. A new directory gets the one that the cluster begins with. A member that joins has none:
-/// the log brings it, and until then the member listens to those of the membership that it was told.
+/// the log brings it, and until then the member listens to those of the membership that it received when it joined.
 fn membership(
     config: &Config,
     db: &mut Db,
     beginning: Option<Beginning>,
 ) -> Result<Membership, StartError> {
-    if let Some(bytes) = restore::membership(db)? {
+    if let Some(bytes) = load::membership(db)? {
         return Ok(Membership::decode(&bytes)?);
     }
     let (membership, meta) = match beginning {
         // It joined in an earlier start, and the log has not brought a membership yet.
         None => return Ok(Membership::default()),
         Some(Beginning::Joins(Joined { membership, .. })) => {
-            (Membership::default(), restore::seed_meta(&membership))
+            (Membership::default(), load::known_members_meta(&membership))
         }
         Some(Beginning::Forms) => {
             let first = first_membership(config)?;
-            let meta = restore::membership_meta(&first.encode());
+            let meta = load::membership_meta(&first.encode());
             (first, meta)
         }
     };
@@ -260,7 +281,7 @@ fn membership(
     Ok(membership)
 }
 
-/// If a snapshot was installed and the process ended before the log was told, the log ends before the snapshot, or has another
+/// If a snapshot was installed and the process ended before the log was cut, the log ends before the snapshot, or has another
 /// entry at the snapshot's index, which was never committed. Either way only the term and the vote in it still count: the log
 /// begins anew after the snapshot.
 fn begin_after_snapshot(
@@ -372,9 +393,14 @@ fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<LogPosition, S
 
 fn raft_config(config: &Config, node: MemberId) -> raft::Config {
     let election = config.raft.election.as_millis() / config.raft.heartbeat.as_millis().max(1);
+    let usual = raft::Config::new(node, clock::entropy());
     raft::Config {
         election_ticks: u32::try_from(election).unwrap_or(u32::MAX),
-        ..raft::Config::new(node, clock::entropy())
+        inflight_bytes_max: held::bound(usual.inflight_bytes_max),
+        uncommitted_bytes_max: held::bound(usual.uncommitted_bytes_max),
+        cached_bytes_max: held::bound(usual.cached_bytes_max),
+        applying_bytes_max: held::bound(usual.applying_bytes_max),
+        ..usual
     }
 }
 

@@ -2,6 +2,7 @@
 //! directory and leaves it as it is. And the sets of files that no step leaves, each refused by name.
 
 use super::{
+    at_rest,
     data_directory::{self, Contents, LOG, PUT_ASIDE, UNFINISHED_RECOVERY},
     error::StartError,
     quorum_recovery::recover_into,
@@ -9,29 +10,33 @@ use super::{
 };
 use crate::{
     LocalNode,
-    actors::{fail_stop::FailStop, restore},
-    config::{Config, HostPort, InitialMember, PeerTls},
+    actors::{fail_stop::FailStop, load},
+    clock,
+    config::{Config, EncryptionKey, HostPort, InitialMember, PeerTls},
     kv::command::{Put, RangeQuery},
     storage::{
         db::{Db, DbOptions},
         disk::Disk,
+        encryption::{EncryptedDisk, KEYRING, testing},
         member, refill,
         sim_disk::{Fault, SimDisk},
         wal::Append,
     },
     types::{Entry, EntryKind, HardState, LogIndex, Term},
 };
-use actix::System;
 use bytes::Bytes;
 use std::sync::Arc;
 
 /// Keys that the member under test has.
 const KEYS: i64 = 20;
 
-/// One member alone.
 fn alone() -> Config {
     let mut config = Config::default();
     config.storage.wal_segment_bytes = 1 << 20;
+    if testing::is_on() {
+        let key = format!("echo {}", "09".repeat(32));
+        config.encryption.key = Some(EncryptionKey::Command(key));
+    }
     config
 }
 
@@ -58,19 +63,19 @@ fn shared(disk: &SimDisk) -> Arc<dyn Disk> {
     Arc::new(disk.clone())
 }
 
-fn system() -> actix::SystemRunner {
-    System::with_tokio_rt(|| {
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .start_paused(true)
-            .build()
-            .unwrap()
-    })
+/// The disks of a quorum recovery.
+fn pair(old: &SimDisk, new: &SimDisk) -> (Arc<dyn Disk>, Arc<dyn Disk>) {
+    if !testing::is_on() {
+        return (shared(old), shared(new));
+    }
+    let old = EncryptedDisk::open_to_read(shared(old), testing::wrapping(&[9])).unwrap();
+    let new = old.sibling(shared(new));
+    (old, new)
 }
 
 /// Starts the member, as far as its actors.
 fn open(config: &Config, disk: &SimDisk) -> Result<OpenMember, StartError> {
-    let disk = shared(disk);
+    let (disk, _) = at_rest::open(config, at_rest::Keys::read(config)?, shared(disk))?;
     let plan = startup::plan_alone(config, &disk)?;
     startup::open(config, &disk, plan)
 }
@@ -79,7 +84,7 @@ fn open(config: &Config, disk: &SimDisk) -> Result<OpenMember, StartError> {
 fn with_history() -> SimDisk {
     let disk = SimDisk::new(1);
     let shared = shared(&disk);
-    system().block_on(async move {
+    clock::paused_system().block_on(async move {
         let fail_stop = FailStop::new(|reason| panic!("{reason}"));
         let node = LocalNode::start(&alone(), &shared, &fail_stop).unwrap();
         for n in 0..KEYS {
@@ -99,7 +104,7 @@ fn with_history() -> SimDisk {
 /// How many keys a member serves that starts on the disk.
 fn keys_served(disk: &SimDisk) -> i64 {
     let shared = shared(disk);
-    system().block_on(async move {
+    clock::paused_system().block_on(async move {
         let fail_stop = FailStop::new(|reason| panic!("{reason}"));
         let node = LocalNode::start(&alone(), &shared, &fail_stop).unwrap();
         let all = RangeQuery {
@@ -148,10 +153,14 @@ fn a_first_start_that_is_cut_short_anywhere_is_done_again() {
 
 #[test]
 fn a_first_start_that_was_cut_short_leaves_nothing_to_a_corrected_one() {
-    let corrected = Config {
+    let mut corrected = Config {
         name: "other".to_owned(),
         ..alone()
     };
+    if testing::is_on() {
+        let key = format!("echo {}", "0a".repeat(32));
+        corrected.encryption.key = Some(EncryptionKey::Command(key));
+    }
     for step in (2..).step_by(3) {
         let disk = SimDisk::new(step);
         disk.fail_nth(step, Fault::Io);
@@ -177,7 +186,8 @@ fn a_quorum_recovery_that_is_cut_short_anywhere_is_refused_or_complete() {
     for step in 1.. {
         let new = SimDisk::new(step);
         new.fail_nth(step, Fault::Io);
-        let done = recover_into(&old, owner.clone(), &shared(&new), "recover A B").is_ok();
+        let (from, into) = pair(&old, &new);
+        let done = recover_into(&*from, owner.clone(), &into, "recover A B").is_ok();
         crash(&new, step);
         let refused = match data_directory::inspect(&new) {
             Err(error) => error.to_string(),
@@ -251,10 +261,13 @@ fn a_refill_that_is_cut_short_anywhere_goes_on_and_keeps_the_old_database() {
             let again = open(&one_of_two(), &disk)
                 .unwrap_or_else(|error| panic!("operation {step}: the next start fails: {error}"));
             assert!(again.awaits_snapshot, "operation {step}");
-            assert_eq!(again.seed.iter().count(), 2, "operation {step}");
+            assert_eq!(again.known_members.iter().count(), 2, "operation {step}");
         }
-        let kept = Db::open(&disk, PUT_ASIDE, DbOptions::default(), identity).unwrap();
-        let members = restore::membership(&kept).unwrap();
+        let config = one_of_two();
+        let keys = at_rest::Keys::read(&config).unwrap();
+        let (opened, _) = at_rest::open(&config, keys, shared(&disk)).unwrap();
+        let kept = Db::open(&*opened, PUT_ASIDE, DbOptions::default(), identity).unwrap();
+        let members = load::membership(&kept).unwrap();
         assert!(members.is_some(), "operation {step}: the old one is kept");
         assert!(refill::requested(&disk).unwrap().is_none(), "it is granted");
         if !failed {
@@ -381,4 +394,37 @@ fn a_directory_of_another_program_is_refused_before_anything_is_written() {
     std::fs::write(dir.path().join("LOCK"), "").unwrap();
     data_directory::require_own(dir.path()).unwrap();
     data_directory::require_own(&dir.path().join("none")).unwrap();
+}
+
+/// The other member's database was encrypted, under a key that it does not have, before its name was compared.
+#[test]
+fn a_directory_of_another_member_is_refused_before_it_is_encrypted() {
+    let disk = SimDisk::new(1);
+    drop(open(&alone(), &disk).unwrap());
+    let names = ["member", "db/revisions.redb"];
+    let before = names.map(|name| disk.contents(name).unwrap());
+    let mut other = Config {
+        name: "other".to_owned(),
+        ..alone()
+    };
+    let key = format!("echo {}", "0a".repeat(32));
+    other.encryption.key = Some(EncryptionKey::Command(key));
+    let refused = open(&other, &disk).map(|open| open.owner).unwrap_err();
+    assert!(
+        matches!(refused, StartError::OtherMember { .. }),
+        "{refused}"
+    );
+    assert_eq!(names.map(|name| disk.contents(name).unwrap()), before);
+    let top = disk.list("").unwrap();
+    assert!(!top.iter().any(|name| name == KEYRING), "{top:?}");
+}
+
+#[test]
+fn a_start_a_refill_or_a_recovery_of_an_encrypted_directory_that_is_cut_short_anywhere_is_done_again()
+ {
+    testing::encrypted(a_first_start_that_is_cut_short_anywhere_is_done_again);
+    testing::encrypted(a_first_start_that_was_cut_short_leaves_nothing_to_a_corrected_one);
+    testing::encrypted(a_quorum_recovery_that_is_cut_short_anywhere_is_refused_or_complete);
+    testing::encrypted(a_refill_that_is_cut_short_anywhere_goes_on_and_keeps_the_old_database);
+    testing::encrypted(sets_of_files_that_no_step_leaves_are_refused_by_name);
 }

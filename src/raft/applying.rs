@@ -1,7 +1,9 @@
-//! What the state machine was given to apply, and whether it may be given more.
+//! Which entries the state machine was given to apply, and whether it may be given more.
 
-use super::interface::{ReadLog, Reader};
-use super::log::{Log, Slice, entry_bytes};
+use super::{
+    interface::{ReadLog, Reader},
+    log::{Log, Slice, entry_bytes},
+};
 use crate::types::{Entry, LogIndex};
 use std::collections::VecDeque;
 
@@ -41,6 +43,11 @@ impl Applying {
 
     pub(super) fn index(&self) -> LogIndex {
         self.applied
+    }
+
+    /// Bytes of entries that are delivered and not applied.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(super) fn awaits_snapshot(&self) -> bool {

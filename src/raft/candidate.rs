@@ -1,7 +1,9 @@
 //! A candidate, or pre-candidate: the votes it has received, and how long it waits for more.
 
-use super::quorum::{VoteOutcome, tally};
-use super::state::CoreState;
+use super::{
+    quorum::{VoteOutcome, tally},
+    state::CoreState,
+};
 use crate::types::MemberId;
 use std::collections::BTreeMap;
 

@@ -74,7 +74,7 @@ impl Durability {
         }
     }
 
-    /// A snapshot at `id` replaced the whole log; the next write tells the WAL.
+    /// A snapshot at `id` replaced the whole log; the next write passes that on to the WAL.
     pub(super) fn log_replaced(&mut self, id: LogPosition) {
         self.reset = Some(id);
         for (_, durable) in &mut self.in_flight {
@@ -103,7 +103,6 @@ impl Durability {
         }
     }
 
-    /// Asserts the invariants.
     pub(super) fn check(&self) {
         assert!(
             self.durable_seq <= self.last_seq,

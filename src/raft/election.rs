@@ -2,9 +2,11 @@
 //!
 //! A candidate's own vote counts like any other: once it is durable.
 
-use super::message::MessageBody;
-use super::quorum::VoteOutcome;
-use super::raft_core::{RaftCore, Role};
+use super::{
+    message::MessageBody,
+    quorum::VoteOutcome,
+    raft_core::{RaftCore, Role},
+};
 use crate::types::{LogPosition, MemberId, Term};
 
 impl RaftCore {
@@ -144,9 +146,11 @@ impl RaftCore {
 
 #[cfg(test)]
 mod tests {
-    use super::super::interface::{Config, InitialState};
-    use super::super::message::Message;
-    use super::super::testing::voters;
+    use super::super::{
+        interface::{Config, InitialState},
+        message::Message,
+        testing::voters,
+    };
     use super::*;
 
     fn member_of(size: u64) -> RaftCore {

@@ -1,9 +1,8 @@
 //! A follower: appends the leader's entries, acknowledges those that are durable, and asks the leader for read indexes.
 
-use super::interface::StepError;
-use super::message::MessageBody;
-use super::read_index::ReadIndexQuery;
-use super::state::CoreState;
+use super::{
+    interface::StepError, message::MessageBody, read_index::ReadIndexQuery, state::CoreState,
+};
 use crate::types::{Entry, LogIndex, LogPosition, MemberId};
 
 /// What only a follower has. All of it concerns one term.
@@ -200,8 +199,10 @@ impl Follower {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{index, voters};
-    use super::super::{Config, InitialState, Message, RaftCore};
+    use super::super::{
+        Config, InitialState, Message, RaftCore,
+        testing::{index, voters},
+    };
     use super::*;
     use crate::types::{EntryKind, Term};
     use bytes::Bytes;

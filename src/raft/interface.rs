@@ -1,8 +1,10 @@
 //! The values that the caller of consensus passes in and gets back: configuration and what the disk contained, a
 //! [`Ready`], and the errors.
 
-use super::membership::{Membership, MembershipError};
-use super::message::Envelope;
+use super::{
+    membership::{Membership, MembershipError},
+    message::Envelope,
+};
 use crate::types::{Entry, HardState, LogIndex, LogPosition, MemberId, Term};
 
 /// Settings of a [`RaftCore`](super::RaftCore). The caller defines the length of a tick; all members must use the same.
@@ -53,6 +55,29 @@ impl Config {
             check_quorum: true,
         }
     }
+
+    /// The most that [`RaftCore::held`](super::RaftCore::held) can be, if no entry is larger than `entry_bytes_max`. Beyond what
+    /// is cached, the log keeps entries that are not committed or not durable: those that a leader admits, and those that are in
+    /// flight to a follower.
+    pub fn held_max(&self, entry_bytes_max: usize) -> HeldEntries {
+        let in_flight = self.inflight_bytes_max + self.append_bytes_max.max(entry_bytes_max);
+        HeldEntries {
+            log: self.cached_bytes_max + self.uncommitted_bytes_max + in_flight + entry_bytes_max,
+            applying: self.applying_bytes_max + entry_bytes_max,
+            in_flight,
+        }
+    }
+}
+
+/// Bytes of entries that consensus holds in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldEntries {
+    /// The newest part of the log.
+    pub log: usize,
+    /// In [`Ready::committed`] and not reported applied.
+    pub applying: usize,
+    /// Sent to one follower and not acknowledged; of the follower with the most.
+    pub in_flight: usize,
 }
 
 /// What a member finds on its disks when it starts. `InitialState::default()` for one that starts for the first time, with
@@ -74,7 +99,7 @@ pub struct InitialState {
     /// The WAL's entries up to its end: consecutive, starting at `applied + 1` or before, and always including the last one.
     /// The more there are, the fewer WAL reads a lagging follower causes.
     pub entries: Vec<Entry>,
-    /// The state machine's database is lost: `applied` is an entry that the log knows to be committed, `membership` the
+    /// The state machine's database is lost: `applied` is an entry that is committed according to the log, `membership` the
     /// newest known. Until a snapshot is installed, the member votes and appends entries, but applies none and does not campaign.
     pub awaits_snapshot: bool,
 }
@@ -91,7 +116,6 @@ pub enum InitialStateError {
     Gap {
         /// The first entry given.
         first: LogIndex,
-        /// The applied index.
         applied: LogIndex,
     },
     /// Entries do not follow each other.
@@ -107,7 +131,6 @@ pub enum InitialStateError {
     Lost {
         /// The end of the log.
         last: LogIndex,
-        /// The applied index.
         applied: LogIndex,
         /// The hard state's commit index.
         commit: LogIndex,
@@ -115,7 +138,6 @@ pub enum InitialStateError {
     /// A membership entry is damaged.
     #[error("membership entry {index}: {source}")]
     Membership {
-        /// The entry.
         index: LogIndex,
         /// Why it does not decode.
         source: MembershipError,
@@ -137,12 +159,11 @@ pub enum InitialStateError {
 #[derive(Debug, Default)]
 pub struct Ready {
     /// What to write to the WAL.
-    pub persist: Option<Persist>,
+    pub persist: Option<LogWrite>,
     /// What to send to other members now.
     pub messages: Vec<Envelope>,
     /// What to apply now: consecutive entries, each once.
     pub committed: Vec<Entry>,
-    /// Answers to reads.
     pub reads: Vec<ReadState>,
     /// Members that need a snapshot. Answer each with `snapshot_sent` or `snapshot_failed`.
     pub snapshots: Vec<SendSnapshot>,
@@ -166,7 +187,7 @@ impl Ready {
 
 /// A write to the WAL. A crash may leave a prefix of it, in the order reset, entries, hard state.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Persist {
+pub struct LogWrite {
     /// Consecutive numbers; a report for one covers all before it.
     pub seq: u64,
     /// Drop the whole log first: a snapshot at this entry, already durable, replaced it.
@@ -194,7 +215,6 @@ pub struct ReadLost;
 /// A member needs entries that were released, so it needs a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendSnapshot {
-    /// The member.
     pub to: MemberId,
     /// The leader's term, to be sent with the snapshot.
     pub term: Term,
@@ -205,7 +225,6 @@ pub struct SendSnapshot {
 pub enum Reader {
     /// The state machine.
     Apply,
-    /// A follower.
     Peer(MemberId),
 }
 
@@ -217,7 +236,6 @@ pub struct ReadLog {
     pub reader: Reader,
     /// The first index; repeated in the answer.
     pub from: LogIndex,
-    /// The last index.
     pub to: LogIndex,
     /// Counted as [`entry_bytes`](super::entry_bytes) does.
     pub bytes_max: usize,
@@ -245,16 +263,13 @@ pub enum RoleName {
     PreCandidate,
     /// Has asked for votes in a new term.
     Candidate,
-    /// Leads its term.
     Leader,
 }
 
 /// Role, term and leader of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
-    /// This member's role.
     pub role: RoleName,
-    /// Its term.
     pub term: Term,
     /// The leader of the term, if known; the member itself if it leads.
     pub leader: Option<MemberId>,
@@ -263,7 +278,6 @@ pub struct Status {
 /// How far replication to a member is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerStatus {
-    /// The member.
     pub id: MemberId,
     /// Its log is durable, and equals the leader's, up to here.
     pub matched: LogIndex,
@@ -294,10 +308,7 @@ pub enum ProposeError {
     },
     /// Leadership is being transferred; retry at the next leader.
     #[error("leadership is being transferred to {}", .to.hex())]
-    Transferring {
-        /// The next leader.
-        to: MemberId,
-    },
+    Transferring { to: MemberId },
 }
 
 /// Why a membership change was not accepted. Nothing was appended.
@@ -355,9 +366,7 @@ pub enum StepError {
     /// Two members claim to lead the same term: a member voted twice in it.
     #[error("{} claims to lead term {term}, which {} leads", .claims.hex(), .leads.hex())]
     SecondLeader {
-        /// The term.
         term: Term,
-        /// The sender.
         claims: MemberId,
         /// The leader known so far.
         leads: MemberId,
@@ -384,8 +393,6 @@ pub enum StepError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the snapshot at {snapshot} is no newer than what is committed here, {commit}")]
 pub struct SnapshotRefused {
-    /// The snapshot.
     pub snapshot: LogPosition,
-    /// This member's commit index.
     pub commit: LogIndex,
 }

@@ -1,17 +1,19 @@
 //! A leader: appends proposals, replicates them, commits what a quorum has, and confirms by heartbeats that it still leads.
 
-use super::interface::{
-    ChangeError, PeerStatus, ProposeError, ReadLog, Reader, SendSnapshot, StepError,
+use super::{
+    interface::{ChangeError, PeerStatus, ProposeError, ReadLog, Reader, SendSnapshot, StepError},
+    log::{ENTRY_OVERHEAD_BYTES, Slice, entry_bytes},
+    membership::{Membership, MembershipChange},
+    message::MessageBody,
+    progress::{Progress, ReplicationState},
+    quorum::{agreed, majority},
+    read_index::Rounds,
+    state::CoreState,
 };
-use super::log::{ENTRY_OVERHEAD_BYTES, Slice, entry_bytes};
-use super::membership::{Membership, MembershipChange};
-use super::message::MessageBody;
-use super::progress::{Progress, ReplicationState};
-use super::quorum::{agreed, majority};
-use super::read_index::Rounds;
-use super::state::CoreState;
-use crate::mutation::{Mutation, mutated};
-use crate::types::{Entry, EntryKind, LogIndex, LogPosition, MemberId};
+use crate::{
+    mutation::{Mutation, mutated},
+    types::{Entry, EntryKind, LogIndex, LogPosition, MemberId},
+};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 
@@ -26,7 +28,6 @@ pub(super) struct Leader {
     /// The first entry of this leader's term. Only entries from here on are committed by counting (Raft paper, 5.4.2).
     first_own: LogIndex,
     uncommitted_bytes: usize,
-    /// Ticks since the last heartbeat.
     heartbeat_elapsed: u32,
     /// Ticks since the last quorum check.
     quorum_elapsed: u32,
@@ -90,7 +91,8 @@ impl Leader {
         if let Some(transfer) = &self.transfer {
             return Err(ProposeError::Transferring { to: transfer.to });
         }
-        let waiting = self.uncommitted_bytes;
+        // On a slow disk entries may be committed long before they are durable here: they stay in memory until then.
+        let waiting = self.uncommitted_bytes.max(state.log.pinned_bytes());
         if waiting > 0 && waiting.saturating_add(bytes) > state.config.uncommitted_bytes_max {
             return Err(ProposeError::TooMuchUncommitted { bytes: waiting });
         }
@@ -128,7 +130,8 @@ impl Leader {
         Ok(id)
     }
 
-    /// Whether `id` has the log but for entries in flight: it replied lately, and needs neither older entries nor a snapshot.
+    /// Whether `id` has the whole log but for entries in flight: it replied recently, and needs neither older entries nor a
+    /// snapshot.
     fn has_caught_up(&self, state: &CoreState, id: MemberId) -> bool {
         self.peers.get(&id).is_some_and(|peer| {
             peer.active
@@ -167,10 +170,7 @@ impl Leader {
     /// Commits the entries that a quorum has, durably. True if that committed this leader's own removal.
     pub(super) fn advance_commit(&mut self, state: &mut CoreState) -> bool {
         let before = state.log.commit();
-        let mut index = self.agreed(state, state.log.stable(), |peer| peer.matched);
-        if mutated(Mutation::AcknowledgeBeforeCommit) {
-            index = state.log.stable();
-        }
+        let index = self.agreed(state, state.log.stable(), |peer| peer.matched);
         // Entries of earlier terms are committed only together with one of this term (Raft paper, figure 8).
         let own = index >= self.first_own || mutated(Mutation::CommitOldTerm);
         if index <= before || !own {
@@ -181,8 +181,8 @@ impl Leader {
         !state.history.is_changing() && !state.membership().is_voter(state.id())
     }
 
-    /// The last messages of a leader whose removal is committed: the others learn that it is, and the most up-to-date of
-    /// them campaigns.
+    /// Sends the last messages of a leader whose removal is committed: the commit index to the other members, and to the most
+    /// up-to-date of them the request to campaign.
     pub(super) fn announce_resignation(&mut self, state: &mut CoreState) {
         let commit = state.log.commit();
         for (&id, peer) in &self.peers {
@@ -198,13 +198,14 @@ impl Leader {
         }
     }
 
-    /// The most up-to-date voter that is active and replicates.
+    /// The most up-to-date voter that is active and replicates; of several, the one that replied last: one that has just died
+    /// still counts as active.
     fn best_successor(&self, state: &CoreState) -> Option<MemberId> {
         let voters = self.peers.iter().filter(|(id, peer)| {
             state.membership().is_voter(**id) && peer.active && peer.is_replicating()
         });
         voters
-            .max_by_key(|(_, peer)| peer.matched)
+            .max_by_key(|(_, peer)| (peer.matched, peer.replied_at))
             .map(|(&id, _)| id)
     }
 
@@ -490,6 +491,11 @@ impl Leader {
     }
 
     // --- observers ---
+
+    pub(super) fn in_flight_bytes(&self) -> usize {
+        let peers = self.peers.values();
+        peers.map(Progress::in_flight_bytes).max().unwrap_or(0)
+    }
 
     pub(super) fn peers(&self) -> impl Iterator<Item = PeerStatus> {
         self.peers.iter().map(|(&id, peer)| PeerStatus {

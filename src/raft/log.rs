@@ -91,9 +91,18 @@ impl Log {
         self.start
     }
 
-    /// The end of the log.
     pub(super) fn last(&self) -> LogPosition {
         self.last
+    }
+
+    /// Bytes of entries in memory.
+    pub(super) fn cached_bytes(&self) -> usize {
+        self.cached_bytes
+    }
+
+    /// Bytes of entries in memory beyond what is cached: they are not committed, or not durable here.
+    pub(super) fn pinned_bytes(&self) -> usize {
+        self.cached_bytes.saturating_sub(self.cached_bytes_max)
     }
 
     pub(super) fn commit(&self) -> LogIndex {

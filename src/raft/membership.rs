@@ -13,7 +13,7 @@
 //! change, the membership before it is in force again.
 //!
 //! Each entry contains the whole membership after the change: a new member that receives only the newest entries
-//! knows all members, and nothing has to be computed from earlier changes.
+//! has all members, and nothing has to be computed from earlier changes.
 
 use crate::types::{LogIndex, MemberId};
 use bytes::Bytes;
@@ -37,7 +37,6 @@ pub struct Membership {
     learners: BTreeMap<MemberId, Bytes>,
 }
 
-/// One change of the membership.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MembershipChange {
     /// Adds a member that receives the log but does not vote and is not counted for a quorum.
@@ -55,22 +54,11 @@ pub enum MembershipChange {
         context: Bytes,
     },
     /// Makes a learner a voter, if it has caught up.
-    Promote {
-        /// A learner.
-        id: MemberId,
-    },
+    Promote { id: MemberId },
     /// Removes a voter or learner; the leader may remove itself.
-    Remove {
-        /// A member.
-        id: MemberId,
-    },
+    Remove { id: MemberId },
     /// Replaces a member's context.
-    Update {
-        /// A member.
-        id: MemberId,
-        /// The new context.
-        context: Bytes,
-    },
+    Update { id: MemberId, context: Bytes },
 }
 
 /// Why a change cannot be made to a membership.
@@ -82,7 +70,6 @@ pub enum MembershipError {
     /// There is no such member.
     #[error("member {} is not in the cluster", .0.hex())]
     NotFound(MemberId),
-    /// Only learners can be promoted.
     #[error("member {} is not a learner", .0.hex())]
     NotLearner(MemberId),
     /// The last voter cannot be removed.

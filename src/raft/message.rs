@@ -5,12 +5,9 @@
 
 use crate::types::{Entry, LogIndex, LogPosition, MemberId, Term};
 
-/// A message and its receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Envelope {
-    /// The receiver.
     pub to: MemberId,
-    /// The message.
     pub message: Message,
 }
 
@@ -20,7 +17,6 @@ pub struct Message {
     /// The sender's current term. A newer one makes the receiver a follower in that term ([`MessageBody::PreVote`]
     /// excepted); a message with an older one is late.
     pub term: Term,
-    /// Kind and content.
     pub body: MessageBody,
 }
 

@@ -3,7 +3,7 @@
 //! This module is **pure**: no clock, no disk, no network, no threads. Input goes in by method calls on a
 //! [`RaftCore`] (a message arrived, a tick passed, a client proposes, the disk finished); what must be done about it
 //! comes out as a [`Ready`]. So a whole cluster runs in one thread from one seed, which is how it is tested.
-//! It does not read commands, keeps no list of waiting clients, and knows members by id only: names and
+//! It does not read commands, keeps no list of waiting clients, and has members by id only: names and
 //! addresses are a context that it stores beside the id.
 //!
 //! It follows the Raft paper and Ongaro's thesis, and etcd where they leave a choice.
@@ -66,7 +66,7 @@
 //! host.carry_out(&mut core); // the only voter elects itself
 //! assert!(core.is_leader());
 //!
-//! core.tick(); // every 100 ms; with other members, heartbeats and elections come of it
+//! core.tick(); // every 100 ms; with other members, heartbeats and elections follow
 //! let id = core.propose(Bytes::from_static(b"color=blue"))?;
 //! core.read_index(7)?;
 //! host.carry_out(&mut core);
@@ -89,7 +89,7 @@
 //!    acknowledgement is a promise, and is sent only when the entry is durable.
 //! 4. Member 1 receives it. If its own disk has reported too, 1 and 2 are a majority of three: 8 is committed.
 //!    (If member 3 has answered as well, it is committed without member 1's disk.) `ready()` contains
-//!    `committed: [8]` and a `Commit` for those who acknowledged it.
+//!    `committed: [8]` and a `Commit` for the members that acknowledged it.
 //! 5. The caller applies entry 8, answers the client whose id is `8@t4`, and calls `applied(8)`. Members 2 and 3
 //!    apply it when the `Commit` arrives.
 //!
@@ -108,15 +108,15 @@
 //! | a pre-vote and its reply | nothing: they promise nothing |
 //! | an entry, to the state machine | that entry, here: the state machine's disk is never ahead of the own log |
 //!
-//! The caller need not know this table: consensus holds back what must wait, and `persisted` releases it. The
-//! leader's own disk counts towards a quorum like that of any other voter, when it has reported.
+//! Callers need not follow this table: consensus holds back what must wait, and `persisted` releases it. The leader's own disk
+//! counts towards a quorum like that of any other voter, when it has reported.
 //!
 //! # Choices
 //!
 //! - **Membership** changes one member at a time, in force when appended: [`membership`] says why that is safe.
 //! - **Pre-vote and check-quorum**: a member asks whether it could win before it enters a new term; a leader steps down when no
 //!   quorum replies to it for an election timeout; members with a recent leader refuse votes. So a member that is cut off and
-//!   returns disturbs nobody. A transfer of leadership is exempt: the leader asked for it.
+//!   returns causes no election. A transfer of leadership is exempt: the leader asked for it.
 //! - **Reads** ([`read_index`](RaftCore::read_index)) are confirmed by a heartbeat round, never by a clock.
 //! - **Replication** to a follower is in one of three states: probing where the logs match, replicating ahead of replies
 //!   within a bound in bytes, and waiting for a snapshot. A rejection contains the last entry that can match, so that
@@ -125,7 +125,7 @@
 //!   there are too many. Followers that lag, and a slow state machine, get them from the WAL: [`Ready::log_reads`] requests,
 //!   [`log_read`](RaftCore::log_read) answers later, and nothing waits. Terms stay in memory as runs, so that comparing logs
 //!   never reads the WAL. When the WAL has dropped what a follower needs, [`Ready::snapshots`] requests a snapshot for it.
-//! - **A stalled disk** ([`report_disk_stall`](RaftCore::report_disk_stall)) transfers leadership to the most up-to-date
+//! - **A stalled disk** ([`yield_leadership`](RaftCore::yield_leadership)) transfers leadership to the most up-to-date
 //!   active follower; heartbeats go on meanwhile, since they need no disk.
 //! - The rolling hash of the state machine is not part of consensus: members exchange it by requests of their own.
 //!
@@ -170,9 +170,9 @@ mod testing;
 mod transitions;
 
 pub use interface::{
-    ChangeError, Config, InitialState, InitialStateError, LogReadError, PeerStatus, Persist,
-    ProposeError, ReadError, ReadLog, ReadLost, ReadState, Reader, Ready, Released, RoleName,
-    SendSnapshot, SnapshotRefused, Status, StepError, TransferError,
+    ChangeError, Config, HeldEntries, InitialState, InitialStateError, LogReadError, LogWrite,
+    PeerStatus, ProposeError, ReadError, ReadLog, ReadLost, ReadState, Reader, Ready, Released,
+    RoleName, SendSnapshot, SnapshotRefused, Status, StepError, TransferError,
 };
 pub use log::entry_bytes;
 pub use membership::{Membership, MembershipChange, MembershipError};

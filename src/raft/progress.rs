@@ -1,4 +1,4 @@
-//! What a leader knows of one other member: how far its log matches the leader's, and how entries are sent to it.
+//! A leader's record of one other member: how far its log matches the leader's, and how entries are sent to it.
 //!
 //! ```text
 //!            an acknowledgement arrives                 the entries it needs are released
@@ -76,7 +76,7 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// A member of which nothing is known; `last` is the end of the leader's log.
+    /// A member that has not replied yet; `last` is the end of the leader's log.
     pub(super) fn new(last: LogIndex) -> Self {
         Self {
             matched: LogIndex(0),
@@ -111,6 +111,14 @@ impl Progress {
                 ReplicationState::Replicate(inflight) => inflight.bytes < inflight_bytes_max,
                 ReplicationState::Snapshot => false,
             }
+    }
+
+    /// Bytes of entries that were sent to it and not acknowledged.
+    pub(super) fn in_flight_bytes(&self) -> usize {
+        match &self.replication {
+            ReplicationState::Replicate(inflight) => inflight.bytes,
+            ReplicationState::Probe { .. } | ReplicationState::Snapshot => 0,
+        }
     }
 
     pub(super) fn is_probing(&self) -> bool {
@@ -203,7 +211,6 @@ impl Progress {
         }
     }
 
-    /// Asserts the invariants.
     pub(super) fn check(&self, last: LogIndex) {
         assert!(
             self.matched < self.next,

@@ -4,17 +4,19 @@
 //! The other inputs are in files of their own: `step` takes peers' messages, `reports` what disk and state machine report.
 //! `election` and `transitions` change roles.
 
-use super::applying::Applying;
-use super::candidate::Candidate;
-use super::follower::Follower;
-use super::interface::{
-    ChangeError, Config, InitialState, InitialStateError, PeerStatus, ProposeError, ReadError,
-    Ready, RoleName, Status, TransferError,
+use super::{
+    applying::Applying,
+    candidate::Candidate,
+    follower::Follower,
+    interface::{
+        ChangeError, Config, HeldEntries, InitialState, InitialStateError, PeerStatus,
+        ProposeError, ReadError, Ready, RoleName, Status, TransferError,
+    },
+    leader::Leader,
+    membership::{Membership, MembershipChange},
+    startup::{check_config, load_log},
+    state::CoreState,
 };
-use super::leader::Leader;
-use super::membership::{Membership, MembershipChange};
-use super::startup::{check_config, load_log};
-use super::state::CoreState;
 use crate::types::{LogIndex, LogPosition, MemberId, Term};
 use bytes::Bytes;
 
@@ -61,7 +63,6 @@ impl RaftCore {
 
     // --- time ---
 
-    /// One tick passed.
     pub fn tick(&mut self) {
         let state = &mut self.state;
         state.now += 1;
@@ -128,9 +129,10 @@ impl RaftCore {
         Ok(())
     }
 
-    /// This member's disk is too slow for a leader: transfers leadership to the most up-to-date voter that is active, and
-    /// returns its id. None if this member does not lead, or no other voter is active. Call it again while the disk stalls.
-    pub fn report_disk_stall(&mut self) -> Option<MemberId> {
+    /// This member should not lead on: its disk is too slow, or it is about to stop. Transfers leadership to the most up-to-date
+    /// voter that is active, and returns its id. None if this member does not lead, or no other voter is active. A transfer may
+    /// fail, so call this again for as long as the reason lasts.
+    pub fn yield_leadership(&mut self) -> Option<MemberId> {
         match &mut self.role {
             Role::Leader(leader) => leader.transfer_to_best(&self.state),
             Role::Follower(_) | Role::Candidate(_) => None,
@@ -139,7 +141,7 @@ impl RaftCore {
 
     /// Forbids this member to lead, or allows it again. While forbidden it does not campaign, even if a leader asks it to;
     /// it votes, follows and stores entries as before. A leader transfers leadership to the most up-to-date active voter;
-    /// that may fail, so call this again for as long as it leads. A sole voter keeps leading: there is nobody else.
+    /// that may fail, so call this again for as long as it leads. A sole voter keeps leading: it is a quorum by itself.
     pub fn forbid_leading(&mut self, forbidden: bool) {
         let sole_voter = self.state.membership().is_sole_voter(self.state.id());
         self.state.leading_forbidden = forbidden && !sole_voter;
@@ -192,7 +194,6 @@ impl RaftCore {
 
     // --- observers ---
 
-    /// Role, term and leader.
     pub fn status(&self) -> Status {
         let role = match &self.role {
             Role::Follower(_) => RoleName::Follower,
@@ -216,7 +217,7 @@ impl RaftCore {
         }
     }
 
-    /// Whether this member leads, as far as it knows.
+    /// Whether this member has the role of leader. A newer leader may exist already.
     pub fn is_leader(&self) -> bool {
         matches!(self.role, Role::Leader(_))
     }
@@ -229,6 +230,23 @@ impl RaftCore {
     /// The membership in force: the newest in the log, committed or not.
     pub fn membership(&self) -> &Membership {
         self.state.membership()
+    }
+
+    /// Bytes of entries in memory.
+    pub fn held(&self) -> HeldEntries {
+        HeldEntries {
+            log: self.state.log.cached_bytes(),
+            applying: self.state.applying.bytes(),
+            in_flight: match &self.role {
+                Role::Leader(leader) => leader.in_flight_bytes(),
+                Role::Follower(_) | Role::Candidate(_) => 0,
+            },
+        }
+    }
+
+    /// Bounds on [`RaftCore::held`]: see [`Config::held_max`].
+    pub fn held_max(&self, entry_bytes_max: usize) -> HeldEntries {
+        self.state.config.held_max(entry_bytes_max)
     }
 
     /// How far the log is known to be committed.
@@ -266,7 +284,10 @@ impl RaftCore {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{index, voters};
+    use super::super::{
+        message::{Message, MessageBody},
+        testing::{index, voters},
+    };
     use super::*;
     use crate::types::Entry;
 
@@ -307,6 +328,48 @@ mod tests {
         ));
         assert_eq!(settle(&mut node).len(), 1);
         node.propose(value).unwrap();
+    }
+
+    /// The other two voters commit what the leader's own disk has not stored yet, so that the leader has to keep it in memory.
+    #[test]
+    fn entries_that_wait_for_a_slow_disk_count_against_the_bound() {
+        let mut config = Config::new(MemberId(1), 1);
+        (config.cached_bytes_max, config.uncommitted_bytes_max) = (0, 1_000);
+        config.pre_vote = false;
+        let state = InitialState {
+            membership: voters([1, 2, 3]),
+            ..InitialState::default()
+        };
+        let mut node = RaftCore::new(config, state).unwrap();
+        for _ in 0..30 {
+            node.tick();
+            settle(&mut node);
+        }
+        let receive = |node: &mut RaftCore, from, body| {
+            let term = node.status().term;
+            node.step(MemberId(from), Message { term, body }).unwrap();
+        };
+        receive(&mut node, 2, MessageBody::Vote { granted: true });
+        settle(&mut node);
+        assert!(node.is_leader());
+        let value = Bytes::from(vec![0; 400]);
+        let (mut seq, mut refused) = (0, 0);
+        for _ in 0..6 {
+            refused += u32::from(node.propose(value.clone()).is_err());
+            while let Some(ready) = node.ready() {
+                seq = ready.persist.map_or(seq, |persist| persist.seq);
+            }
+            let matched = node.last().index;
+            for from in [2, 3] {
+                receive(&mut node, from, MessageBody::AppendReply { matched });
+            }
+        }
+        assert_eq!(node.commit(), node.last().index, "the others have it");
+        assert_eq!(refused, 4, "two fit");
+        node.persisted(seq);
+        settle(&mut node);
+        node.propose(value).unwrap();
+        node.check();
     }
 
     #[test]

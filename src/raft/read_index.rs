@@ -130,7 +130,7 @@ pub(super) struct Round {
 }
 
 impl Rounds {
-    /// The number that heartbeats contain.
+    /// The newest round, which heartbeats contain.
     pub(super) fn last(&self) -> u64 {
         self.last
     }

@@ -1,8 +1,10 @@
 //! Inputs from this member's own parts: the WAL, the state machine, and snapshot transfers report what they have done.
 
-use super::interface::{LogReadError, Reader, Released, SnapshotRefused};
-use super::membership::Membership;
-use super::raft_core::{RaftCore, Role};
+use super::{
+    interface::{LogReadError, Reader, Released, SnapshotRefused},
+    membership::Membership,
+    raft_core::{RaftCore, Role},
+};
 use crate::types::{Entry, LogIndex, LogPosition, MemberId};
 
 impl RaftCore {
@@ -31,6 +33,10 @@ impl RaftCore {
         if !self.awaits_log_read(reader, from) {
             return Ok(());
         }
+        // Entries that were released meanwhile can no longer be compared with the log. Only a peer may be behind them, since what
+        // is not applied is not released.
+        let is_released = from <= self.state.log.start().index;
+        let result = if is_released { Err(Released) } else { result };
         if let Ok(entries) = &result
             && (entries.is_empty() || !self.state.log.recognises_durable(from, entries))
         {
@@ -88,7 +94,7 @@ impl RaftCore {
         }
         assert!(
             !self.is_leader(),
-            "a leader has every committed entry: nobody can send it newer ones"
+            "a leader has every committed entry: no member can send it newer ones"
         );
         if matches!(self.role, Role::Candidate(_)) {
             self.become_follower(self.state.term, None);
@@ -139,20 +145,12 @@ impl RaftCore {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{index, voters};
-    use super::super::{Config, InitialState, Message, MessageBody, ReadLog};
+    use super::super::{
+        Config, InitialState, Message, MessageBody, ReadLog,
+        testing::{entry, index, voters},
+    };
     use super::*;
-    use crate::types::{EntryKind, HardState, Term};
-    use bytes::Bytes;
-
-    fn entry(at: u64, term: u64) -> Entry {
-        Entry {
-            term: Term(term),
-            index: index(at),
-            kind: EntryKind::Command,
-            data: Bytes::new(),
-        }
-    }
+    use crate::types::{HardState, Term};
 
     /// Member 1 of three in term 3: its log has entries 5 to 9, all committed and none in memory; `applied` are applied.
     fn started(applied: u64) -> RaftCore {
@@ -233,6 +231,21 @@ mod tests {
         assert!(
             matches!(&sent[0].message.body, MessageBody::Append { entries, .. } if entries[0].index.0 == 7)
         );
+    }
+
+    /// The leader stopped: it could not compare the entries, since it had released the first of them.
+    #[test]
+    fn entries_that_are_released_while_they_are_read_are_not_sent() {
+        let (mut core, read) = leader_that_reads();
+        core.log_released(index(8));
+        core.check();
+        core.log_read(read.reader, read.from, Ok(vec![entry(7, 3), entry(8, 3)]))
+            .unwrap();
+        assert!(!core.awaits_log_read(read.reader, read.from));
+        let ready = core.ready();
+        let appends = ready.iter().flat_map(|ready| &ready.messages);
+        let is_append = |body: &MessageBody| matches!(body, MessageBody::Append { .. });
+        assert!(!appends.clone().any(|sent| is_append(&sent.message.body)));
     }
 
     #[test]

@@ -1,13 +1,11 @@
 //! Prints what a member does with every message in every role, and compares that with `role_table.md`.
 //!
-//! `UPDATE_GOLDENFILES=1 cargo test raft::role_table` writes the file anew; commit only what you can explain.
+//! `UPDATE_GOLDENFILES=1 cargo test raft::role_table` writes the file again; commit only what you can explain.
 
-use super::testing::{index, voters};
+use super::testing::{entry, index, voters};
 use super::*;
-use crate::types::{Entry, EntryKind, HardState, LogPosition, MemberId, Term};
-use bytes::Bytes;
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use crate::types::{HardState, LogPosition, MemberId, Term};
+use std::{collections::BTreeMap, fmt::Write as _};
 
 const TABLE: &str = "src/raft/role_table.md";
 
@@ -43,15 +41,6 @@ const STARTS: [(Start, &str); 5] = [
 fn message(term: u64, body: MessageBody) -> Message {
     let term = Term(term);
     Message { term, body }
-}
-
-fn entry(at: u64, term: u64) -> Entry {
-    Entry {
-        term: Term(term),
-        index: index(at),
-        kind: EntryKind::Command,
-        data: Bytes::new(),
-    }
 }
 
 /// Everything that comes out until there is no more output; all writes are durable at once.

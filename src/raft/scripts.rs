@@ -1,6 +1,6 @@
-//! Runs `testscripts/`: one situation a file, told as commands and what the members then do.
+//! Runs the scripts in `testscripts/`. Each file shows one situation: commands, and what the members then do.
 //!
-//! `UPDATE_GOLDENFILES=1 cargo test raft::scripts` writes the outputs anew; commit only what you can explain.
+//! `UPDATE_GOLDENFILES=1 cargo test raft::scripts` writes the outputs again; commit only what you can explain.
 //!
 //! | command | does |
 //! |---|---|
@@ -17,7 +17,7 @@
 //! | `hold 1`, `release-disk 1` | the disk of a member stalls; goes on |
 //! | `crash 1`, `restart 1` | loses what is not durable; comes back |
 //! | `forget 1` | the state machine's disk catches up and the WAL drops what is applied |
-//! | `trace on`, `trace off` | whether messages are told |
+//! | `trace on`, `trace off` | whether messages are printed |
 //! | `state` | each member's role, log end and commit index |
 
 use super::testing::{Disk, Host, Judge, voters};
@@ -25,9 +25,11 @@ use super::*;
 use crate::types::{Entry, EntryKind, MemberId};
 use bytes::Bytes;
 use goldenscript::{Command, Context, Runner};
-use std::collections::{BTreeMap, BTreeSet};
-use std::error::Error;
-use std::fmt::Write as _;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    fmt::Write as _,
+};
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -90,10 +92,10 @@ impl Script {
             host.to_apply.extend(ready.committed);
             host.log_reads.extend(ready.log_reads);
             if let Some(status) = ready.status {
-                self.tell_status(id, status);
+                self.describe_status(id, status);
             }
             for read in ready.reads {
-                self.tell_read(id, read);
+                self.describe_read(id, read);
             }
             for SendSnapshot { to, .. } in ready.snapshots {
                 self.say(id, &format!("sends n{to} a snapshot"));
@@ -101,7 +103,7 @@ impl Script {
             }
             for envelope in ready.messages {
                 if self.trace {
-                    let text = format!("→ n{}: {}", envelope.to, tell(&envelope.message));
+                    let text = format!("→ n{}: {}", envelope.to, describe(&envelope.message));
                     self.say(id, &text);
                 }
                 self.network.push((id, envelope));
@@ -109,7 +111,7 @@ impl Script {
         }
     }
 
-    fn tell_status(&mut self, id: u64, status: Status) {
+    fn describe_status(&mut self, id: u64, status: Status) {
         let before = self.statuses.insert(id, status).expect("start() noted it");
         let role = |status: Status| match (status.role, status.leader) {
             (RoleName::Follower, Some(leader)) => format!("follower of n{leader}"),
@@ -123,7 +125,7 @@ impl Script {
         }
     }
 
-    fn tell_read(&mut self, id: u64, read: ReadState) {
+    fn describe_read(&mut self, id: u64, read: ReadState) {
         self.judge.saw_read(read);
         let name = self.reads.remove(&read.context).expect("read() noted it");
         match read.outcome {
@@ -155,7 +157,7 @@ impl Script {
         while let Some(entry) = self.hosts.get_mut(&id).and_then(Host::apply_one) {
             self.judge
                 .saw_applied(&entry, self.hosts[&id].node.status().term);
-            self.say(id, &format!("applied {}", tell_entry(&entry)));
+            self.say(id, &format!("applied {}", describe_entry(&entry)));
             moved = true;
         }
         self.collect(id);
@@ -291,7 +293,10 @@ impl Script {
             if let Some(host) = self.hosts.get_mut(&from) {
                 host.node.snapshot_failed(MemberId(to));
             }
-            self.say(from, &format!("hears that the snapshot for n{to} was lost"));
+            self.say(
+                from,
+                &format!("learns that the snapshot for n{to} was lost"),
+            );
         }
     }
 
@@ -333,7 +338,7 @@ impl Script {
                 node.status().role,
                 node.last(),
                 node.commit(),
-                tell_membership(node.membership())
+                describe_membership(node.membership())
             );
             self.say(id, &text);
         }
@@ -376,7 +381,7 @@ impl Script {
             "campaign" => self.host(id)?.node.campaign(),
             "transfer" => self.transfer(id, member()?)?,
             "stall" => {
-                let to = self.host(id)?.node.report_disk_stall();
+                let to = self.host(id)?.node.yield_leadership();
                 self.say(id, &format!("hands over to {to:?}"));
             }
             "add-learner" => {
@@ -461,7 +466,7 @@ fn group(text: &str) -> Result<BTreeSet<u64>, Box<dyn Error>> {
     Ok(text.split('-').map(str::parse).collect::<Result<_, _>>()?)
 }
 
-fn tell_membership(membership: &Membership) -> String {
+fn describe_membership(membership: &Membership) -> String {
     let ids = |ids: Vec<MemberId>| {
         ids.iter()
             .map(ToString::to_string)
@@ -477,19 +482,19 @@ fn tell_membership(membership: &Membership) -> String {
     }
 }
 
-fn tell_entry(entry: &Entry) -> String {
+fn describe_entry(entry: &Entry) -> String {
     let id = entry.position();
     match entry.kind {
         EntryKind::Noop => format!("{id}"),
         EntryKind::Command => format!("{id} {}", String::from_utf8_lossy(&entry.data)),
         EntryKind::Membership => {
             let membership = Membership::decode(&entry.data).unwrap();
-            format!("{id} members {}", tell_membership(&membership))
+            format!("{id} members {}", describe_membership(&membership))
         }
     }
 }
 
-fn tell(message: &Message) -> String {
+fn describe(message: &Message) -> String {
     let name = message.body.name();
     match &message.body {
         MessageBody::RequestVote {
@@ -507,7 +512,7 @@ fn tell(message: &Message) -> String {
             commit,
             entries,
         } => {
-            let entries: Vec<_> = entries.iter().map(tell_entry).collect();
+            let entries: Vec<_> = entries.iter().map(describe_entry).collect();
             format!(
                 "{name} after {prev} [{}] commit {commit}",
                 entries.join(", ")

@@ -7,11 +7,13 @@ use super::testing::{Disk, Host, Judge, index, voters};
 use super::*;
 use crate::types::{LogIndex, LogPosition, MemberId, SplitMix64};
 use bytes::Bytes;
-use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+};
 
 const STEPS: u32 = 8_000;
-/// Steps with no more faults, after which everybody must agree.
+/// Steps without faults at the end, after which all members must agree.
 const HEALED_ROUNDS: u32 = 150;
 
 enum Packet {
@@ -74,7 +76,7 @@ impl World {
         let mut config = Config::new(MemberId(id), self.random.next_u64());
         config.election_ticks = 5;
         config.pre_vote = !self.seed.is_multiple_of(3);
-        // Without both, members that do not know of their removal may disturb elections for ever.
+        // Without both, a removed member that has not received its removal may disturb elections for ever.
         config.check_quorum = !config.pre_vote || !self.seed.is_multiple_of(5);
         config.append_bytes_max = 200;
         config.inflight_bytes_max = 600;
@@ -288,7 +290,7 @@ impl World {
             .copied()
             .collect();
         let one_way = self.one_in(3);
-        // Half of the time around a leader: then it goes stale.
+        // Half of the partitions isolate a leader, which then becomes stale.
         let alone = self.one_in(2).then(|| self.some_leader()).flatten();
         let sides: Vec<bool> = ids
             .iter()
@@ -340,7 +342,7 @@ impl World {
                 }
             }
             994..996 => {
-                self.hosts.get_mut(&id).unwrap().node.report_disk_stall();
+                self.hosts.get_mut(&id).unwrap().node.yield_leadership();
             }
             996..998 => self.hosts.get_mut(&id).unwrap().node.campaign(),
             _ => {
@@ -444,7 +446,7 @@ impl World {
     }
 }
 
-/// Returns how much happened, so that a schedule in which nothing does is noticed.
+/// Returns how much happened, so that a schedule without any event fails.
 fn run(seed: u64) -> (u64, u64, u64) {
     let mut world = World::new(seed, if seed.is_multiple_of(2) { 3 } else { 5 });
     for step in 0..STEPS {

@@ -1,11 +1,13 @@
 //! Builds the log and its memberships from what the disk contained. All of that is input, and checked here.
 
-use super::interface::{Config, InitialState, InitialStateError};
-use super::log::Log;
-use super::membership::{History, Membership};
+use super::{
+    interface::{Config, InitialState, InitialStateError},
+    log::Log,
+    membership::{History, Membership},
+};
 use crate::types::{EntryKind, LogIndex, LogPosition, MemberId};
 
-/// A configuration must make sense by itself.
+/// Checks the configuration by itself: whether its values fit together.
 pub(super) fn check_config(config: &Config) -> Result<(), InitialStateError> {
     let wrong = InitialStateError::Config;
     if config.id == MemberId(0) {
@@ -101,21 +103,12 @@ fn check_runs(
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{index, voters};
-    use super::super::{Message, MessageBody, RaftCore};
+    use super::super::{
+        Message, MessageBody, RaftCore,
+        testing::{index, opaque_entry as entry, voters},
+    };
     use super::*;
-    use crate::types::{Entry, HardState, Term};
-    use bytes::Bytes;
-
-    fn entry(term: u64, at: u64, kind: EntryKind) -> Entry {
-        let data = Bytes::from_static(b"not a membership");
-        Entry {
-            term: Term(term),
-            index: index(at),
-            kind,
-            data,
-        }
-    }
+    use crate::types::{HardState, Term};
 
     #[test]
     fn disks_that_lost_something_are_refused() {

@@ -1,12 +1,14 @@
 //! What a member has in every role: term and vote, the log, the membership, and the effects that the next `Ready` returns.
 
-use super::applying::Applying;
-use super::durability::Durability;
-use super::interface::{Config, Persist, ReadLog, ReadState, SendSnapshot};
-use super::log::Log;
-use super::membership::{History, Membership};
-use super::message::{Envelope, Message, MessageBody};
-use super::read_index::ReadQueue;
+use super::{
+    applying::Applying,
+    durability::Durability,
+    interface::{Config, LogWrite, ReadLog, ReadState, SendSnapshot},
+    log::Log,
+    membership::{History, Membership},
+    message::{Envelope, Message, MessageBody},
+    read_index::ReadQueue,
+};
 use crate::types::{
     Entry, EntryKind, HardState, LogIndex, LogPosition, MemberId, SplitMix64, Term,
 };
@@ -21,7 +23,6 @@ pub(super) struct Effects {
     pub(super) log_reads: Vec<ReadLog>,
 }
 
-/// See the file's doc.
 #[derive(Debug)]
 pub(super) struct CoreState {
     pub(super) config: Config,
@@ -69,7 +70,6 @@ impl CoreState {
         self.config.id
     }
 
-    /// The membership in force.
     pub(super) fn membership(&self) -> &Membership {
         self.history.current()
     }
@@ -175,7 +175,7 @@ impl CoreState {
     // --- durability ---
 
     /// The next write, if there is anything to write.
-    pub(super) fn take_persist(&mut self) -> Option<Persist> {
+    pub(super) fn take_persist(&mut self) -> Option<LogWrite> {
         if !self.durability.needs_write() && !self.log.has_unsubmitted() {
             return None;
         }
@@ -185,7 +185,7 @@ impl CoreState {
             vote: self.vote,
             commit: self.log.commit(),
         };
-        Some(Persist {
+        Some(LogWrite {
             seq,
             reset,
             entries: self.log.submit(),
@@ -214,7 +214,7 @@ impl CoreState {
     /// A snapshot at `id` has replaced the state machine, durably.
     pub(super) fn snapshot_installed(&mut self, id: LogPosition, membership: Membership) {
         if self.log.contains(id) {
-            // The entries after it stay. Those before may not be durable yet, but nobody needs them.
+            // The entries after it stay. Those before may not be durable yet, but no member needs them.
             self.commit_to(id.index);
             if self.applying.awaits_snapshot() {
                 self.history.rebase(id.index, membership);

@@ -1,9 +1,11 @@
-//! Messages from other members: the rules about terms and senders that hold in every role, and who handles what.
+//! Takes messages from other members: the rules about terms and senders that hold in every role, and which role handles what.
 
-use super::interface::StepError;
-use super::membership::Membership;
-use super::message::{Message, MessageBody};
-use super::raft_core::{RaftCore, Role};
+use super::{
+    interface::StepError,
+    membership::Membership,
+    message::{Message, MessageBody},
+    raft_core::{RaftCore, Role},
+};
 use crate::types::{EntryKind, MemberId, Term};
 
 impl RaftCore {
@@ -162,7 +164,8 @@ impl RaftCore {
     }
 }
 
-/// Checks that an append's entries are consecutive, of terms that the sender can know, and decode.
+/// Checks an append's entries: indexes are consecutive, terms do not fall and are not newer than the sender's, memberships
+/// decode.
 fn check_entries(term: Term, body: &MessageBody) -> Result<(), StepError> {
     let MessageBody::Append { prev, entries, .. } = body else {
         return Ok(());
@@ -182,21 +185,12 @@ fn check_entries(term: Term, body: &MessageBody) -> Result<(), StepError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{index, voters};
-    use super::super::{Config, InitialState};
+    use super::super::{
+        Config, InitialState,
+        testing::{index, opaque_entry as entry, voters},
+    };
     use super::*;
     use crate::types::{Entry, LogPosition};
-    use bytes::Bytes;
-
-    fn entry(term: u64, at: u64, kind: EntryKind) -> Entry {
-        let data = Bytes::from_static(b"not a membership");
-        Entry {
-            term: Term(term),
-            index: index(at),
-            kind,
-            data,
-        }
-    }
 
     fn started(size: u64) -> RaftCore {
         let state = InitialState {

@@ -14,6 +14,26 @@ pub(super) fn voters(ids: impl IntoIterator<Item = u64>) -> Membership {
     Membership::of_voters(ids.into_iter().map(|id| (MemberId(id), Bytes::new()))).unwrap()
 }
 
+/// An empty command.
+pub(super) fn entry(at: u64, term: u64) -> Entry {
+    Entry {
+        term: Term(term),
+        index: index(at),
+        kind: EntryKind::Command,
+        data: Bytes::new(),
+    }
+}
+
+/// An entry whose bytes are no membership.
+pub(super) fn opaque_entry(term: u64, at: u64, kind: EntryKind) -> Entry {
+    Entry {
+        term: Term(term),
+        index: index(at),
+        kind,
+        data: Bytes::from_static(b"not a membership"),
+    }
+}
+
 /// What survives a crash.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Disk {
@@ -48,7 +68,7 @@ impl Disk {
     }
 
     /// Writes all of `persist`, or only some of its entries.
-    pub(super) fn write(&mut self, persist: &Persist, entries_max: Option<usize>) {
+    pub(super) fn write(&mut self, persist: &LogWrite, entries_max: Option<usize>) {
         if let Some(start) = persist.reset {
             self.start = start;
             self.entries.clear();
@@ -89,7 +109,7 @@ impl Disk {
         }
     }
 
-    /// What a member finds when it starts; `tail` entries at most come along beyond those to apply.
+    /// What a member finds when it starts: the entries to apply, and at most `tail` entries before them.
     pub(super) fn recover(&mut self, tail: usize) -> InitialState {
         if self.last().index < self.applied.index
             || self.start.index > self.applied.index
@@ -140,7 +160,7 @@ pub(super) struct Host {
     pub(super) node: RaftCore,
     pub(super) disk: Disk,
     /// Writes that are not durable yet.
-    pub(super) writes: VecDeque<Persist>,
+    pub(super) writes: VecDeque<LogWrite>,
     pub(super) log_reads: VecDeque<ReadLog>,
     /// The state machine in memory.
     pub(super) applied: LogPosition,

@@ -1,9 +1,11 @@
 //! Changes of role. Each says which roles it may come from; nothing else assigns `role`.
 
-use super::candidate::Candidate;
-use super::follower::Follower;
-use super::leader::Leader;
-use super::raft_core::{RaftCore, Role};
+use super::{
+    candidate::Candidate,
+    follower::Follower,
+    leader::Leader,
+    raft_core::{RaftCore, Role},
+};
 use crate::types::{MemberId, Term};
 
 impl RaftCore {
@@ -22,7 +24,10 @@ impl RaftCore {
         if term > self.state.term {
             self.state.enter_term(term);
         }
-        assert_eq!(term, self.state.term, "nobody goes back to an older term");
+        assert_eq!(
+            term, self.state.term,
+            "a member never goes back to an older term"
+        );
         self.role = Role::Follower(Follower::new(&mut self.state, leader));
     }
 

@@ -12,7 +12,12 @@ use crate::{
         requests::{RequestError, Requests},
         watch_stream::{KeyEvent, Watch, WatchError},
     },
-    kv::{KeyRange, command::RangeQuery, record::KeyValue, watch::WatchSpec},
+    kv::{
+        KeyRange,
+        command::RangeQuery,
+        record::KeyValue,
+        watch::{Refusal, WatchSpec},
+    },
     types::{LeaseId, RecordKind, Revision},
 };
 use bytes::Bytes;
@@ -21,10 +26,8 @@ use std::collections::{BTreeMap, VecDeque};
 /// Why an election call fails.
 #[derive(Debug, thiserror::Error)]
 pub enum ElectionError {
-    /// A request failed.
     #[error(transparent)]
     Request(#[from] RequestError),
-    /// Nobody leads.
     #[error("election: no leader")]
     NoLeader,
     /// The leadership of the call has ended, or its lease ended while the call waited for it.
@@ -44,7 +47,6 @@ impl From<QueueError> for ElectionError {
 /// A leadership, which lasts until its key is deleted or its lease ends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leadership {
-    /// What is led.
     pub name: Bytes,
     /// The key that says so.
     pub key: Bytes,
@@ -68,7 +70,7 @@ pub struct LeaderSeen {
 /// place and gets this value. Also returns the revision at which it entered the queue.
 ///
 /// There is no limit to the wait. Dropping the future gives up the place in the queue.
-// etcd: a candidate whose lease has ended is told that it leads; here it is not.
+// etcd: a candidate whose lease has ended gets the answer that it leads; here it gets an error.
 pub async fn campaign(
     requests: &Requests,
     name: Bytes,
@@ -115,7 +117,6 @@ pub async fn resign(
     Ok(remove(requests, &leadership.key, leadership.created).await?)
 }
 
-/// Who leads now.
 pub async fn leader(requests: &Requests, name: &[u8]) -> Result<LeaderSeen, ElectionError> {
     let done = requests.range(first_in_line(name)).await?;
     let kv = first_of(&done)?.ok_or(ElectionError::NoLeader)?;
@@ -222,6 +223,10 @@ impl Observer {
         match error {
             WatchError::Compacted { .. } => self.read_line().await,
             WatchError::Request(error) => Err(error.into()),
+            WatchError::Refused(Refusal::Denied(error)) => Err(RequestError::from(error).into()),
+            WatchError::Refused(Refusal::TooManyWatchers) => {
+                Err(RequestError::TooManyRequests.into())
+            }
             WatchError::Refused(_) | WatchError::Record(_) => Err(RequestError::Stopped.into()),
         }
     }

@@ -1,6 +1,6 @@
 //! Locks: the first candidate in the queue of a name holds the lock until its lease ends.
 //!
-//! A lock cannot stop a holder that was paused until its lease had ended and does not know it. What the lock protects must refuse
+//! A lock cannot stop a holder that was paused until after its lease had ended. What the lock protects must refuse
 //! such a holder: send [`Locked::created`] with every request as a fencing token, and refuse any number below the highest seen.
 
 use super::queue::{Candidate, Place, QueueError, come_first};
@@ -14,7 +14,6 @@ use bytes::Bytes;
 /// Why a lock is not held.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
-    /// A request failed.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// The lease ended while the call waited for the lock.

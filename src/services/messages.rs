@@ -18,7 +18,6 @@ use bytes::Bytes;
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<Locked, LockError>")]
 pub struct TakeLock {
-    /// Its name.
     pub name: Bytes,
     /// The candidate's lease; for zero one is granted.
     pub lease: LeaseId,
@@ -28,7 +27,6 @@ pub struct TakeLock {
 #[derive(Clone, Debug, Message)]
 #[rtype(result = "Result<Revision, LockError>")]
 pub struct ReleaseLock {
-    /// The lock's key.
     pub key: Bytes,
 }
 
@@ -40,7 +38,6 @@ pub struct Campaign {
     pub name: Bytes,
     /// The candidate's lease; for zero one is granted.
     pub lease: LeaseId,
-    /// The leader's value.
     pub value: Bytes,
 }
 
@@ -50,7 +47,6 @@ pub struct Campaign {
 pub struct Proclaim {
     /// The leadership of the caller.
     pub leadership: Leadership,
-    /// The new value.
     pub value: Bytes,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`queue`] is what both share: candidates queue in the order of the revisions that created their keys; [`lock`] and
 //! [`election`] are two interfaces to it. Names and order of the keys are those of etcd's own services and of the recipes in its
-//! client libraries, so all of them can share a queue. [`messages`] offers the same to programs that speak in messages.
+//! client libraries, so all of them can share a queue. [`messages`] offers the same as actor messages.
 //! `docs/leases.md` says what a lock guarantees, and what it does not.
 
 pub mod election;

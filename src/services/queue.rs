@@ -4,7 +4,7 @@
 //! creation revision is first. A candidate watches the newest key before its own, and reads the queue again when that key is
 //! deleted: so one departure wakes one candidate, and writes to other keys wake none.
 //!
-//! A candidate whose caller stops waiting leaves the queue: the wait runs as a task of its own, which notices that the caller is
+//! A candidate whose caller stops waiting leaves the queue: the wait runs as a task of its own, which detects that the caller is
 //! gone and deletes the candidate's key.
 
 use crate::{
@@ -13,6 +13,7 @@ use crate::{
         watch_hub::WatchRequest,
         watch_stream::WatchResponses,
     },
+    auth::AuthError,
     kv::{
         KeyRange,
         command::{
@@ -28,13 +29,19 @@ use crate::{
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-/// The time to live, in seconds, of a lease that is granted for a candidate without one. Nobody renews it.
+/// The time to live, in seconds, of a lease that is granted for a candidate without one. It is not renewed.
 pub const OWN_LEASE_SECS: i64 = 60;
 
 /// Why a candidate does not become first.
 #[derive(Debug, thiserror::Error)]
+#[cfg_attr(
+    face,
+    expect(
+        unnameable_types,
+        reason = "only in conversions to the errors of locks and elections"
+    )
+)]
 pub enum QueueError {
-    /// A request failed.
     #[error(transparent)]
     Request(#[from] RequestError),
     /// The candidate's key was deleted while it waited: its lease has ended, or a client deleted the key.
@@ -351,6 +358,8 @@ async fn first_gone(responses: &mut WatchResponses) -> Result<WatchId, RequestEr
             Body::Events { .. } => return Ok(response.watch),
             Body::Compacted { .. } => return Ok(BEFORE),
             Body::Refused(Refusal::TooManyWatchers) => return Err(RequestError::TooManyRequests),
+            Body::Refused(Refusal::Denied(error)) => return Err(error.into()),
+            Body::Denied => return Err(AuthError::PermissionDenied.into()),
             Body::Refused(_) | Body::Cancelled => return Err(RequestError::Stopped),
         }
     }
@@ -386,7 +395,13 @@ pub(super) async fn remove(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Config, LocalNode, actors::fail_stop::FailStop, storage::sim_disk::SimDisk};
+    use crate::{
+        Config, LocalNode,
+        actors::{fail_stop::FailStop, watch_hub::CountWatches},
+        kv::watch::HolderId,
+        services::{election, lock},
+        storage::sim_disk::SimDisk,
+    };
     use actix::System;
     use std::{cell::Cell, sync::Arc};
     use tokio::sync::mpsc;
@@ -449,6 +464,42 @@ mod tests {
             ..RangeQuery::default()
         };
         requests.range(query).await.expect("a count").count
+    }
+
+    #[test]
+    fn watches_of_locks_and_elections_count_for_their_holder() {
+        on_a_node(async |node| {
+            let held = node.clone().held_by(Some(HolderId(7)));
+            let counts = async || {
+                let counts = node.watch_hub().send(CountWatches).await;
+                let counts = counts.expect("the hub answers");
+                (counts.watchers, counts.of_holders)
+            };
+            let lock = |lease| lock::lock(&held, "L".into(), LeaseId(lease));
+            lock(0).await.expect("the first has the lock");
+            let second = tokio::task::spawn_local({
+                let held = held.clone();
+                async move { lock::lock(&held, "L".into(), LeaseId(0)).await }
+            });
+            let mut observer = election::observe(&held, "E".into())
+                .await
+                .expect("it begins");
+            let observing = tokio::task::spawn_local(async move { observer.next().await });
+            while counts().await.0 < 3 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(
+                counts().await,
+                (3, 3),
+                "two of the lock, one of the observer"
+            );
+            second.abort();
+            observing.abort();
+            while counts().await.0 > 0 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(counts().await, (0, 0));
+        });
     }
 
     /// A thousand wait for one lock. It goes from one to the next in the order in which they got in line; each looks at the line

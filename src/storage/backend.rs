@@ -1,7 +1,7 @@
 //! redb over the disk seam: the database's storage backend is one [`DiskFile`].
 //!
-//! So a simulated disk injects the same faults into redb as into the WAL. It takes no lock: the data directory is locked as a
-//! whole.
+//! So a simulated disk injects the same faults into redb as into the WAL. It does not lock the file: the data directory is locked
+//! as a whole.
 
 use super::disk::DiskFile;
 use std::{io, sync::Arc, thread};
@@ -41,7 +41,7 @@ impl redb::StorageBackend for DiskBackend {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        // A commit writes hundreds of pages and nobody waits for it: other threads that need this core run first.
+        // A commit writes hundreds of pages, and no request waits for it: other threads that need this core run first.
         thread::yield_now();
         self.file.write_at(offset, data)
     }
@@ -50,8 +50,10 @@ impl redb::StorageBackend for DiskBackend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::storage::disk::{Disk, OpenMode};
-    use crate::storage::real_disk::RealDisk;
+    use crate::storage::{
+        disk::{Disk, OpenMode},
+        real_disk::RealDisk,
+    };
     use redb::{Database, ReadableDatabase, TableDefinition};
 
     const TABLE: TableDefinition<u64, &[u8]> = TableDefinition::new("numbers");

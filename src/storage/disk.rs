@@ -4,6 +4,7 @@
 //! Names are relative to the data directory and use `/` (`wal/0000000000000001.seg`). Nothing here retries: an error
 //! from a write or a sync is final for its caller.
 
+use super::encryption::Sealer;
 use std::{fmt, io, sync::Arc, time::Duration};
 
 /// How a file is opened.
@@ -12,23 +13,26 @@ pub struct OpenMode {
     /// Create the file if there is none (its directory too).
     pub create: bool,
     /// Bypass the page cache: every write's buffer address, length and offset are multiples of [`DIRECT_ALIGN`].
-    /// Where the file system refuses, the file is opened without it; [`DiskFile::is_direct`] tells.
+    /// Where the file system refuses, the file is opened without it; [`DiskFile::is_direct`] returns which.
     pub direct: bool,
 }
 
 /// Alignment of direct writes, in bytes.
 pub const DIRECT_ALIGN: usize = 4096;
 
-/// A zeroed buffer, and where in it the aligned `len` bytes start that direct I/O needs.
+/// A zeroed buffer, and the offset in it at which `len` bytes start that are aligned for direct I/O.
 pub fn aligned_zeros(len: usize) -> (Vec<u8>, usize) {
     let buffer = vec![0; len + DIRECT_ALIGN];
     let start = buffer.as_ptr().align_offset(DIRECT_ALIGN);
     assert!(
         start <= DIRECT_ALIGN,
-        "bytes can always be aligned by skipping some, yet {start} were to be skipped"
+        "a byte buffer can be aligned within {DIRECT_ALIGN} bytes, not only after {start}"
     );
     (buffer, start)
 }
+
+/// Bytes that [`DiskFile::write_again`] writes at a time.
+const AGAIN_BYTES: usize = 1024 * 1024;
 
 /// A directory of files.
 pub trait Disk: fmt::Debug + Send + Sync + 'static {
@@ -38,18 +42,20 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     fn list(&self, dir: &str) -> io::Result<Vec<String>>;
     /// Renames, replacing `to`. Durable only after [`Disk::sync_dir`] of both directories.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
-    /// Removes a file.
     fn remove(&self, name: &str) -> io::Result<()>;
     /// Makes creations, renames and removals in `dir` durable.
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
-    /// How long the caller has to wait, on the simulated clock, before the next write and its sync: in a simulation no call
-    /// blocks. Zero for a real disk, whose calls block.
+    /// The time that the next write and its sync take, for which the caller must wait on the simulated clock: in a simulation no
+    /// call blocks. Zero for a real disk, whose calls block.
     fn takes(&self) -> Duration {
         Duration::ZERO
     }
+    /// What the log encrypts its batches with; `None` without encryption. An encrypted disk makes its keyring durable first.
+    fn sealer(&self) -> io::Result<Option<Arc<Sealer>>> {
+        Ok(None)
+    }
 }
 
-/// One open file.
 pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
     /// Writes all of `data` at `offset`.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;
@@ -67,4 +73,22 @@ pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// Whether writes bypass the page cache, and so must be aligned.
     fn is_direct(&self) -> bool;
+    /// Writes all bytes of the file again and syncs: after a failed sync they may be in the page cache only.
+    ///
+    /// Each byte of the medium stays as it is or becomes what it should be, so a write that is cut short destroys nothing. A file
+    /// that changes the bytes on their way to another one must therefore call this method of that one. Not for direct I/O.
+    fn write_again(&self) -> io::Result<()> {
+        let len = self.len()?;
+        self.set_len(len)?;
+        let mut chunk = vec![0; AGAIN_BYTES];
+        let mut at = 0;
+        while at < len {
+            let left = usize::try_from(len - at).unwrap_or(usize::MAX);
+            let part = &mut chunk[..left.min(AGAIN_BYTES)];
+            self.read_at(at, part)?;
+            self.write_at(at, part)?;
+            at += part.len() as u64;
+        }
+        self.sync_data()
+    }
 }

@@ -3,13 +3,18 @@
 //! It owns the data directory's lock and finds out once, with a probe, whether the file system supports direct I/O. What a file
 //! holds, when it is synced, and what to do about an error is up to the callers.
 
-use super::descriptors::Reserve;
-use super::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode, aligned_zeros};
+use super::{
+    descriptors::Reserve,
+    disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode, aligned_zeros},
+};
 use rustix::fs::OFlags;
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::{Component, Path, PathBuf};
-use std::{io, sync::Arc};
+use std::{
+    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
+    path::{Component, Path, PathBuf},
+    sync::Arc,
+};
 
 /// The file that a process locks while it uses the data directory, besides the directory itself. Programs that lock only this
 /// file are kept away too.
@@ -35,7 +40,7 @@ pub enum DiskError {
     NotCreatable {
         /// The path asked for.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// Files cannot be created or written in the directory.
@@ -43,7 +48,7 @@ pub enum DiskError {
     NotWritable {
         /// The path asked for.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         source: io::Error,
     },
     /// Another process has the directory open.
@@ -68,11 +73,12 @@ impl RealDisk {
     pub fn open(path: impl AsRef<Path>) -> Result<Self, DiskError> {
         let root = path.as_ref().to_path_buf();
         create_root(&root)?;
+        warn_if_open(&root);
         let not_writable = |source| DiskError::NotWritable {
             path: root.clone(),
             source,
         };
-        // The directory too: anybody can delete the lock file, and a second process would make and lock another one.
+        // The directory too: the lock file can be deleted, and then a second process would make and lock another one.
         let directory = File::open(&root).map_err(not_writable)?;
         match directory.try_lock() {
             Ok(()) => {}
@@ -117,7 +123,6 @@ impl RealDisk {
         self.takes_direct
     }
 
-    /// The directory.
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -147,7 +152,9 @@ impl RealDisk {
         self.create_parent(parent)?;
         DirBuilder::new().mode(0o700).create(parent)?;
         match parent.parent() {
-            Some(above) if above.starts_with(&self.root) => File::open(above)?.sync_all(),
+            Some(above) if above.starts_with(&self.root) => {
+                self.reserve.open(|| File::open(above))?.sync_all()
+            }
             _ => Ok(()),
         }
     }
@@ -291,6 +298,20 @@ fn create_root(root: &Path) -> Result<(), DiskError> {
             path: path(),
             source,
         }),
+    }
+}
+
+/// Warns if users other than its owner may enter the directory. It leaves the mode as it is, since an operator or an init
+/// container may have set it.
+fn warn_if_open(root: &Path) {
+    let mode = fs::metadata(root).map(|found| found.permissions().mode() & 0o777);
+    if let Ok(mode) = mode
+        && mode & 0o077 != 0
+    {
+        let path = root.display();
+        tracing::warn!(
+            "data directory {path} is open to other users of this machine (mode {mode:o}): chmod 700 {path}"
+        );
     }
 }
 

@@ -1,8 +1,8 @@
 //! The request for a refill: a small file in the data directory, which the next start finds.
 //!
 //! A member whose database is damaged, or differs from the others', writes the file and stops; an operator may write it too, with
-//! any content. The next start sets the database aside and waits for a leader's snapshot. Log, term, vote and identity stay, so
-//! that the member forgets no vote and no entry that it acknowledged.
+//! any content. The next start puts the database aside and waits for a leader's snapshot. Log, term, vote and identity stay, so
+//! that the member loses no vote and no entry that it acknowledged.
 
 use super::disk::{Disk, OpenMode};
 use std::io;

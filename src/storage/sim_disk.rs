@@ -10,9 +10,12 @@ use crate::{
     mutation::{Mutation, mutated},
     types::SplitMix64,
 };
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::{fmt, io, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt, io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 /// The unit of a torn write: after a crash each sector of it is either new or old.
 const SECTOR_BYTES: usize = 512;
@@ -27,6 +30,9 @@ pub enum Fault {
     Io,
     /// No space is left. A write may be done in part.
     NoSpace,
+    /// The process dies there: a write may be done in part, and nothing reaches the disk until [`SimDisk::crash`] or
+    /// [`SimDisk::kill_process`] says how it died.
+    Death,
 }
 
 /// A simulated disk. Clones are the same disk.
@@ -55,6 +61,8 @@ struct DiskState {
     operations: u64,
     /// The operation that will fail, and how.
     fault: Option<(u64, Fault)>,
+    /// The process died at an operation.
+    dead: bool,
     /// The longest that a write and its sync take, in microseconds.
     micros_max: u64,
     /// How long they take while the disk stalls, in microseconds.
@@ -162,7 +170,8 @@ impl Inode {
         self.unsynced.push(change);
     }
 
-    /// Whether the file was made before, and written to behind its first block since the last sync: so the log writes batches.
+    /// Whether the file was synced before, and all writes since then are after its first block: that is how the log writes
+    /// batches.
     fn is_appended_to(&self) -> bool {
         let behind = |change: &FileChange| matches!(change, FileChange::Write { offset, .. } if *offset >= DIRECT_ALIGN);
         !self.durable.is_empty() && self.unsynced.iter().all(behind)
@@ -193,7 +202,15 @@ impl DiskState {
             return None;
         }
         self.fault = None;
+        self.dead = fault == Fault::Death;
         Some(fault)
+    }
+
+    fn require_alive(&self) -> io::Result<()> {
+        if self.dead {
+            return Err(Fault::Death.error());
+        }
+        Ok(())
     }
 
     fn change_names(&mut self, change: NameChange) {
@@ -249,6 +266,9 @@ impl DiskState {
 
     /// Fails a sync: some of the unsynced changes will be lost in a crash, although they read back now.
     fn fail_sync(&mut self, inode: usize, fault: Fault) -> io::Error {
+        if fault == Fault::Death {
+            return fault.error();
+        }
         let mut changes = std::mem::take(&mut self.inodes[inode].unsynced);
         changes.retain(|_| self.coin());
         self.inodes[inode].unsynced = changes;
@@ -261,6 +281,7 @@ impl Fault {
         match self {
             Self::Io => io::Error::other("simulated I/O error"),
             Self::NoSpace => io::Error::new(io::ErrorKind::StorageFull, "simulated full disk"),
+            Self::Death => io::Error::other("the simulated process is dead"),
         }
     }
 }
@@ -274,6 +295,7 @@ impl SimDisk {
             life: 0,
             operations: 0,
             fault: None,
+            dead: false,
             micros_max: 0,
             stalled_micros: 0,
             inodes: Vec::new(),
@@ -296,6 +318,7 @@ impl SimDisk {
         let mut state = lock(&self.state);
         state.life += 1;
         state.fault = None;
+        state.dead = false;
         state.crash_names();
         for at in 0..state.inodes.len() {
             state.crash_inode(at);
@@ -307,6 +330,7 @@ impl SimDisk {
         let mut state = lock(&self.state);
         state.life += 1;
         state.fault = None;
+        state.dead = false;
     }
 
     /// Makes the `n`th operation from now on fail (the first is 1): a write, a sync, a change of length or of names.
@@ -315,17 +339,22 @@ impl SimDisk {
         state.fault = Some((state.operations + n.max(1), fault));
     }
 
+    /// Whether the process died at an operation ([`Fault::Death`]).
+    pub fn is_dead(&self) -> bool {
+        lock(&self.state).dead
+    }
+
     /// No operation fails from now on.
     pub fn forgive(&self) {
         lock(&self.state).fault = None;
     }
 
-    /// From now on a write with its sync takes up to so long, drawn at random: see [`Disk::takes`].
+    /// From now on a write with its sync takes a random time of at most `most`: see [`Disk::takes`].
     pub fn take_up_to(&self, most: Duration) {
         lock(&self.state).micros_max = micros(most);
     }
 
-    /// From now on a write with its sync takes at least so long; zero ends the stall.
+    /// From now on a write with its sync takes at least `least`; zero ends the stall.
     pub fn stall(&self, least: Duration) {
         lock(&self.state).stalled_micros = micros(least);
     }
@@ -335,7 +364,7 @@ impl SimDisk {
         lock(&self.state).operations
     }
 
-    /// Flips a bit (0 to 7) of the byte at `offset`, also of what was synced. False where there is no such byte.
+    /// Flips a bit (0 to 7) of the byte at `offset`, in synced data too. False if there is no such byte.
     pub fn flip_bit(&self, name: &str, offset: u64, bit: u32) -> bool {
         self.change_byte(name, offset, |byte| byte ^ (1 << (bit % 8)))
     }
@@ -355,12 +384,12 @@ impl SimDisk {
             .then_some(offset)
     }
 
-    /// Sets the byte at `offset`, also of what was synced. False where there is no such byte.
+    /// Sets the byte at `offset`, in synced data too. False if there is no such byte.
     pub fn set_byte(&self, name: &str, offset: u64, value: u8) -> bool {
         self.change_byte(name, offset, |_| value)
     }
 
-    /// Cuts a file to `len` bytes, also what was synced. False where there is no such file.
+    /// Cuts a file to `len` bytes, its synced data too. False if there is no such file.
     pub fn cut(&self, name: &str, len: u64) -> bool {
         let mut state = lock(&self.state);
         let Some(inode) = state.names.get(name).copied() else {
@@ -401,6 +430,7 @@ impl SimDisk {
 
     fn changed_names(&self) -> io::Result<MutexGuard<'_, DiskState>> {
         let mut state = lock(&self.state);
+        state.require_alive()?;
         match state.operation() {
             Some(fault) => Err(fault.error()),
             None => Ok(state),
@@ -410,7 +440,11 @@ impl SimDisk {
 
 impl Disk for SimDisk {
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
-        let known = lock(&self.state).names.get(name).copied();
+        let known = {
+            let state = lock(&self.state);
+            state.require_alive()?;
+            state.names.get(name).copied()
+        };
         let inode = match known {
             Some(inode) => inode,
             None if !mode.create => return Err(io::ErrorKind::NotFound.into()),
@@ -487,7 +521,6 @@ impl Disk for SimDisk {
     }
 }
 
-/// An open file.
 #[derive(Debug)]
 struct SimFile {
     state: Arc<Mutex<DiskState>>,
@@ -502,8 +535,9 @@ impl SimFile {
     fn alive(&self) -> io::Result<MutexGuard<'_, DiskState>> {
         let state = lock(&self.state);
         if state.life != self.life {
-            return Err(io::Error::other("the simulated process is dead"));
+            return Err(Fault::Death.error());
         }
+        state.require_alive()?;
         Ok(state)
     }
 
@@ -659,6 +693,31 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         file.write_at(3, b"two").unwrap();
         assert_eq!(disk.contents("a").unwrap(), b"onetwo");
+    }
+
+    #[test]
+    fn a_process_that_dies_at_an_operation_does_nothing_more() {
+        for power in [false, true] {
+            let disk = SimDisk::new(1);
+            let file = disk.open("a", CREATE).unwrap();
+            disk.sync_dir("").unwrap();
+            file.write_at(0, b"one").unwrap();
+            disk.fail_nth(1, Fault::Death);
+            assert!(file.sync_data().is_err());
+            assert!(disk.is_dead());
+            assert!(file.write_at(3, b"two").is_err());
+            assert!(disk.open("a", CREATE).is_err());
+            assert!(disk.rename("a", "b").is_err());
+            if power {
+                disk.crash();
+            } else {
+                disk.kill_process();
+                assert_eq!(read(&disk, "a").unwrap(), b"one", "the system has it");
+            }
+            assert!(!disk.is_dead());
+            assert!(file.write_at(3, b"two").is_err(), "of the dead process");
+            disk.open("a", CREATE).unwrap().write_at(3, b"two").unwrap();
+        }
     }
 
     #[test]

@@ -76,7 +76,7 @@ async fn a_client_that_does_not_read_holds_up_nobody_else() {
     for number in 0..20 {
         client.must_put(format!("k{number}"), "v").await;
     }
-    // All at once: they share the connection's window, so one that is not read could stop the others.
+    // Concurrently: they share the connection's window, so one that is not read could stop the others.
     let mut reading: JoinSet<_> = unread.into_iter().map(WireAnswer::read).collect();
     while let Some(answer) = reading.join_next().await {
         let answer = range(&answer.unwrap());

@@ -3,13 +3,15 @@
 
 use crate::support::{Client, Server, compare, del, get, note, op_del, op_put, put, txn};
 use fastrand::Rng;
-use quorate::internals::api::proto::etcdserverpb::compare::CompareResult::Greater;
-use quorate::internals::api::proto::etcdserverpb::compare::TargetUnion::Version;
-use quorate::internals::api::proto::etcdserverpb::{RangeRequest, ResponseHeader};
-use std::collections::{BTreeMap, BTreeSet};
-use std::env;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
+use quorate::internals::api::proto::etcdserverpb::{
+    RangeRequest, ResponseHeader,
+    compare::{CompareResult::Greater, TargetUnion::Version},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env,
+};
+use tokio::{sync::watch, task::JoinSet};
 
 const WRITERS: usize = 8;
 const ROUNDS: usize = 24;

@@ -1,14 +1,16 @@
 //! Data directories that cannot be used: each is refused with a message that says what is wrong, and none is changed.
 
 use crate::support::{Exit, Kind, Server, Setup, only_quorate_has, run_to_exit};
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 use tokio::time::{sleep, timeout};
 
 /// A value that does not occur in a file by chance.
 const MARKER: &[u8] = b"a-value-to-be-found-on-the-disk-7c1e93d05b";
-/// What is written last.
+/// The value that is written last.
 const LAST: &[u8] = b"the last of all values of this test";
 const FLUSH_MAX: Duration = Duration::from_secs(30);
 
@@ -170,7 +172,7 @@ async fn stored(server: &Server, value: &[u8]) {
 }
 
 /// A killed server with the marker in the middle of what it wrote. In the database it is in a commit before the newest: damage
-/// to the newest one alone is mended from the log.
+/// to the newest one alone is repaired from the log.
 async fn with_marker(in_database: bool) -> Server {
     let mut server = Server::start().await;
     let client = server.client().await;
@@ -271,7 +273,7 @@ async fn a_log_of_a_newer_version_is_refused_with_both_versions() {
         }
     };
     set_format(41);
-    names(&refusal(&server).await, &["has format 41", "newer than 2"]);
+    names(&refusal(&server).await, &["has format 41", "newer than 3"]);
     set_format(1);
     is_whole(&mut server).await;
 }

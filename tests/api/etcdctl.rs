@@ -1,8 +1,7 @@
 //! The real etcdctl, driven as a user would: simple and json output.
 
 use crate::support::{CtlOutput, Server, etcdctl};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Value, json};
 
 async fn ctl(server: &Server, args: &[&str]) -> CtlOutput {
@@ -217,6 +216,9 @@ async fn endpoint_status_and_health() {
     assert_eq!(status[0]["Endpoint"], endpoint.as_str(), "{status}");
     let status = &status[0]["Status"];
     assert_eq!(status["leader"], status["header"]["member_id"], "{status}");
+    if status["version"] == "3.7.3" {
+        assert_eq!(status["storageVersion"], "3.7.0", "{status}");
+    }
     assert!(
         status["dbSize"].as_i64().unwrap() > 0 && status["raftIndex"].as_i64().unwrap() > 0,
         "{status}"

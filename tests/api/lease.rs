@@ -5,9 +5,11 @@ use quorate::internals::api::proto::etcdserverpb as pb;
 use serde_json::json;
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tonic::Code;
-use tonic::codegen::tokio_stream::{Stream, StreamExt as _};
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Code,
+    codegen::tokio_stream::{Stream, StreamExt as _},
+    transport::{Channel, Endpoint},
+};
 
 type LeaseClient = pb::lease_client::LeaseClient<Channel>;
 

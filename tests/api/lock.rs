@@ -4,9 +4,11 @@ use crate::support::{Server, etcdctl};
 use quorate::internals::api::proto::{etcdserverpb as pb, v3electionpb as ep, v3lockpb as lp};
 use std::time::Duration;
 use tokio::time::timeout;
-use tonic::Code;
-use tonic::codegen::tokio_stream::StreamExt as _;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Code,
+    codegen::tokio_stream::StreamExt as _,
+    transport::{Channel, Endpoint},
+};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -220,7 +222,7 @@ async fn etcdctl_locks_hand_over() {
     let server = Server::start().await;
     let held = etcdctl(&server, &["lock", "L", "echo", "held"], "").await;
     assert_eq!(held.ok(), "held\n");
-    // Both at once: one waits for the other, with a watch of its own.
+    // Concurrently: one waits for the other, with a watch of its own.
     let (one, two) = tokio::join!(
         etcdctl(&server, &["lock", "L", "echo", "one"], ""),
         etcdctl(&server, &["lock", "L", "echo", "two"], ""),

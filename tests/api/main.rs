@@ -19,7 +19,9 @@
 
 mod support;
 
+mod audit;
 mod auth;
+mod auth_many;
 mod bad_input;
 mod compact;
 mod connection;
@@ -27,14 +29,19 @@ mod crash;
 mod data_dir;
 mod delete;
 mod differential;
+mod differential_auth;
 mod differential_leases;
 #[cfg(feature = "etcd-client-tests")]
 mod etcd_client_crate;
 mod etcdctl;
+mod etcdctl_beside_etcd;
 mod floods;
+mod jwt;
 mod lease;
 mod limits;
+mod listen;
 mod lock;
+mod logins;
 mod maintenance;
 mod put;
 mod quota;
@@ -42,11 +49,15 @@ mod range;
 mod range_order;
 mod range_stream;
 mod settings;
+mod shares;
 mod shutdown;
+mod slow_readers;
+mod tls;
 mod tolerance;
 mod transport;
 mod txn;
 mod txn_compare;
 mod txn_rules;
 mod watch;
+mod watch_fragments;
 mod write_answers;

@@ -1,8 +1,7 @@
 //! Put: revisions, versions, previous values, and what a key may be.
 
 use crate::support::{Server, del, get, put};
-use quorate::internals::api::proto::etcdserverpb::PutRequest;
-use quorate::internals::api::proto::mvccpb::KeyValue;
+use quorate::internals::api::proto::{etcdserverpb::PutRequest, mvccpb::KeyValue};
 use tonic::Code;
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use quorate::internals::api::proto::etcdserverpb::RangeRequest;
 use tonic::Code;
 
 /// Keys `a` to `e`, written at revisions 2 to 6.
-async fn letters() -> (Server, crate::support::Client) {
+async fn keys_a_to_e() -> (Server, crate::support::Client) {
     let server = Server::start().await;
     let client = server.client().await;
     for key in ["a", "b", "c", "d", "e"] {
@@ -16,7 +16,7 @@ async fn letters() -> (Server, crate::support::Client) {
 
 #[tokio::test]
 async fn range_ends() {
-    let (_server, client) = letters().await;
+    let (_server, client) = keys_a_to_e().await;
     client.must_put("\0", "zero").await;
     client.must_put("\0x", "above").await;
     let cases: [(&str, &str, &[&str]); 8] = [
@@ -43,7 +43,7 @@ async fn range_ends() {
 
 #[tokio::test]
 async fn limit_cuts_and_count_does_not() {
-    let (_server, client) = letters().await;
+    let (_server, client) = keys_a_to_e().await;
     for (limit, kvs, more) in [
         (0, 5, false),
         (-1, 5, false),
@@ -68,7 +68,7 @@ async fn limit_cuts_and_count_does_not() {
 
 #[tokio::test]
 async fn count_only_answers_the_count_alone() {
-    let (_server, client) = letters().await;
+    let (_server, client) = keys_a_to_e().await;
     let request = RangeRequest {
         count_only: true,
         limit: 2,
@@ -80,7 +80,7 @@ async fn count_only_answers_the_count_alone() {
 
 #[tokio::test]
 async fn keys_only_keeps_all_but_the_value() {
-    let (_server, client) = letters().await;
+    let (_server, client) = keys_a_to_e().await;
     client.must_put("b", "again").await;
     let answer = client
         .range(RangeRequest {
@@ -96,7 +96,7 @@ async fn keys_only_keeps_all_but_the_value() {
 
 #[tokio::test]
 async fn a_range_at_a_revision_sees_that_moment() {
-    let (_server, client) = letters().await;
+    let (_server, client) = keys_a_to_e().await;
     client.delete(del("a")).await.unwrap();
     client.must_put("b", "later").await;
     let at = |revision| RangeRequest {
@@ -131,7 +131,7 @@ async fn a_range_at_a_revision_sees_that_moment() {
 
 #[tokio::test]
 async fn revision_filters_are_inclusive_and_leave_the_count_alone() {
-    let (_server, client) = letters().await;
+    let (_server, client) = keys_a_to_e().await;
     client.must_put("a", "7").await;
     let all = get_range("a", "z");
     let cases = [
@@ -201,7 +201,7 @@ async fn revision_filters_are_inclusive_and_leave_the_count_alone() {
 
 #[tokio::test]
 async fn an_absent_key_is_no_error_and_serializable_reads_too() {
-    let (_server, client) = letters().await;
+    let (_server, client) = keys_a_to_e().await;
     for serializable in [false, true] {
         let answer = client
             .range(RangeRequest {

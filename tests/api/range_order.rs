@@ -1,8 +1,10 @@
 //! Range: sorting, including etcd's quirks.
 
 use crate::support::{Client, Difference, Server, get_range, op_put, put, refused, txn};
-use quorate::internals::api::proto::etcdserverpb::RangeRequest;
-use quorate::internals::api::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
+use quorate::internals::api::proto::etcdserverpb::{
+    RangeRequest,
+    range_request::{SortOrder, SortTarget},
+};
 use tonic::Code;
 
 /// Four keys with different orders by key, version, create revision, mod revision and value.

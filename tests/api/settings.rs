@@ -13,6 +13,7 @@ fn setup(args: &[&str], env: &[(&str, &str)]) -> Setup {
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect(),
+        ..Setup::default()
     }
 }
 
@@ -25,6 +26,8 @@ async fn refuses(setup: Setup, parts: &[&str]) {
         "{setup:?} must be refused; output:\n{output}"
     );
     assert!(!output.contains("panicked at"), "{setup:?}:\n{output}");
+    let unchanged = matches!(status.code(), Some(2 | 4));
+    assert!(unchanged, "starting it again is of no use: {status}");
     for part in parts {
         assert!(
             output.contains(part),
@@ -178,7 +181,7 @@ async fn the_start_says_where_it_is_and_what_to_try() {
             .map(str::to_owned)
             .collect()
     };
-    // It serves a moment before it says so.
+    // It serves a moment before it logs that.
     let start = quorate::internals::clock::now();
     while hints(&server.log()).is_empty() && start.elapsed() < Duration::from_secs(20) {
         tokio::time::sleep(Duration::from_millis(20)).await;

@@ -3,8 +3,7 @@
 use crate::support::{Client, Kind, Server, get_range};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::{sync::mpsc, task::JoinSet};
 
 /// Ends the server under load. Returns how many of each writer's puts were answered.
 async fn stop_under_load(server: &mut Server, signal: Signal) -> Vec<u64> {

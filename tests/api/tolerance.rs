@@ -1,10 +1,13 @@
 //! Unusual requests of well-behaved clients: each keeps its connection and is answered.
 
-use crate::support::frames::{
-    DATA, END_HEADERS, END_STREAM, FrameConnection, GOAWAY, HEADERS, RST_STREAM, call_headers,
-    encode,
+use crate::support::{
+    Difference, Server, Wire, WireAnswer, frame,
+    frames::{
+        DATA, END_HEADERS, END_STREAM, FrameConnection, GOAWAY, HEADERS, RST_STREAM, call_headers,
+        encode,
+    },
+    get, put,
 };
-use crate::support::{Difference, Server, Wire, WireAnswer, frame, get, put};
 use bytes::{Buf, Bytes};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use prost::Message;
@@ -123,6 +126,63 @@ async fn a_burst_of_cancelled_calls_does_not_end_the_connection() {
     }
 }
 
+/// Honest clients cancel many calls at once, and let the deadlines of many pass, on the connection of their watches and leases.
+#[tokio::test]
+async fn bursts_of_cancelled_calls_and_passed_deadlines_end_no_watch_and_no_keep_alive() {
+    const CALLS: usize = 2_000;
+    const DEADLINE_EXCEEDED: i32 = 4;
+    let server = Server::start().await;
+    let wire = Wire::connect(server.client_port()).await;
+    let (watched, mut watch) = wire.begin(WATCH).await;
+    watch.send_data(framed(&create("watched")), false).unwrap();
+    let mut watched = Messages::of(watched).await;
+    let created: pb::WatchResponse = watched.next().await;
+    assert!(created.created);
+    let (renewed, mut renewals) = wire.begin(KEEP_ALIVE).await;
+    let renewal = pb::LeaseKeepAliveRequest { id: 1 };
+    renewals.send_data(framed(&renewal), false).unwrap();
+    let mut renewed = Messages::of(renewed).await;
+    let first: pb::LeaseKeepAliveResponse = renewed.next().await;
+    assert_eq!(first.id, 1);
+    for burst in 0..3 {
+        let mut calls = Vec::new();
+        for n in 0..CALLS {
+            let (answer, mut send) = wire.begin(PUT).await;
+            if n % 2 == 0 {
+                send.send_data(framed(&put("k", "v")), true).unwrap();
+            }
+            calls.push((answer, send));
+        }
+        drop(calls);
+        let mut late = Vec::new();
+        for _ in 0..CALLS {
+            let (answer, mut send) = wire.begin_with(PUT, &[("grpc-timeout", "1m")]).await;
+            send.send_data(framed(&put("k", "v")), true).unwrap();
+            late.push(answer);
+        }
+        for answer in late {
+            let answer = WireAnswer::read(answer).await;
+            assert!(
+                [0, DEADLINE_EXCEEDED].contains(&answer.grpc_status),
+                "{}: {}",
+                answer.grpc_status,
+                answer.message
+            );
+        }
+        let value = format!("{burst}");
+        server
+            .client()
+            .await
+            .must_put("watched", value.clone())
+            .await;
+        let event: pb::WatchResponse = watched.next().await;
+        assert_eq!(event.events[0].kv.as_ref().unwrap().value, value);
+        renewals.send_data(framed(&renewal), false).unwrap();
+        let again: pb::LeaseKeepAliveResponse = renewed.next().await;
+        assert_eq!(again.id, 1);
+    }
+}
+
 #[tokio::test]
 async fn many_small_messages_do_not_end_the_connection() {
     const MESSAGES: i64 = 20_000;
@@ -152,7 +212,7 @@ async fn many_small_messages_do_not_end_the_connection() {
         }
         watched
     };
-    // Both at once: unread responses of one stream would use up the window of the connection.
+    // Concurrently: unread responses of one stream would use up the window of the connection.
     let ((), mut watched) = tokio::join!(read_renewals, read_watches);
     server.client().await.must_put("watched", "v").await;
     let event: pb::WatchResponse = watched.next().await;

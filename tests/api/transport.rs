@@ -2,9 +2,11 @@
 
 use crate::support::{Difference, Server, Wire, frame, get};
 use prost::Message as _;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::task::JoinSet;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+};
 
 const UNIMPLEMENTED: i32 = 12;
 const INTERNAL: i32 = 13;

@@ -4,11 +4,10 @@ use crate::support::{
     Client, Server, compare, del, del_range, get, get_range, op_del, op_get, op_put, op_txn, put,
     refused, txn,
 };
-use quorate::internals::api::proto::etcdserverpb::compare::CompareResult::Equal;
-use quorate::internals::api::proto::etcdserverpb::compare::TargetUnion::Version;
-use quorate::internals::api::proto::etcdserverpb::response_op::Response;
 use quorate::internals::api::proto::etcdserverpb::{
     Compare, PutRequest, RangeRequest, ResponseHeader, TxnRequest, TxnResponse,
+    compare::{CompareResult::Equal, TargetUnion::Version},
+    response_op::Response,
 };
 use tonic::Code;
 

@@ -2,14 +2,15 @@
 
 use crate::support::{Client, Server, compare, op_put, put, txn};
 use bytes::Bytes;
-use quorate::internals::api::proto::etcdserverpb::Compare;
-use quorate::internals::api::proto::etcdserverpb::compare::CompareResult::{
-    Equal, Greater, Less, NotEqual,
+use quorate::internals::api::proto::etcdserverpb::{
+    Compare,
+    compare::{
+        CompareResult,
+        CompareResult::{Equal, Greater, Less, NotEqual},
+        TargetUnion,
+        TargetUnion::{CreateRevision, Lease, ModRevision, Value, Version},
+    },
 };
-use quorate::internals::api::proto::etcdserverpb::compare::TargetUnion::{
-    CreateRevision, Lease, ModRevision, Value, Version,
-};
-use quorate::internals::api::proto::etcdserverpb::compare::{CompareResult, TargetUnion};
 
 /// `a` at version 2 (created at 2, changed at 3, value `m`) and `b` (created at 4, value `n`).
 async fn two_keys() -> (Server, Client) {
@@ -34,6 +35,14 @@ fn value(text: &'static str) -> TargetUnion {
 }
 
 const RESULTS: [CompareResult; 4] = [Equal, Greater, Less, NotEqual];
+
+/// Asserts of each compare whether it holds.
+async fn assert_each(client: &Client, cases: impl IntoIterator<Item = (Compare, bool)>) {
+    for (compare, expected) in cases {
+        let holds = holds(client, vec![compare.clone()]).await;
+        assert_eq!(holds, expected, "{compare:?}");
+    }
+}
 
 #[tokio::test]
 async fn every_target_and_result() {
@@ -112,13 +121,7 @@ async fn a_range_must_hold_for_each_key_and_an_empty_one_is_an_absent_key() {
         (over("x", "z", NotEqual, value("x")), false),
         (over("b", "a", Equal, CreateRevision(0)), true),
     ];
-    for (compare, expected) in cases {
-        assert_eq!(
-            holds(&client, vec![compare.clone()]).await,
-            expected,
-            "{compare:?}"
-        );
-    }
+    assert_each(&client, cases).await;
 }
 
 #[tokio::test]
@@ -166,13 +169,7 @@ async fn an_operand_of_another_target_or_none_is_0_or_empty() {
         (mismatched("a", Equal, 3, None), false),
         (mismatched("a", Equal, 4, Some(value("x"))), true),
     ];
-    for (compare, expected) in cases {
-        assert_eq!(
-            holds(&client, vec![compare.clone()]).await,
-            expected,
-            "{compare:?}"
-        );
-    }
+    assert_each(&client, cases).await;
 }
 
 #[tokio::test]

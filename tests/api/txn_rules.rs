@@ -5,10 +5,9 @@ use crate::support::{
     op_del, op_get, op_put, op_txn, put, refused, txn,
 };
 use prost::Message as _;
-use quorate::internals::api::proto::etcdserverpb::compare::CompareResult::Equal;
-use quorate::internals::api::proto::etcdserverpb::compare::TargetUnion::Version;
 use quorate::internals::api::proto::etcdserverpb::{
     Compare, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    compare::{CompareResult::Equal, TargetUnion::Version},
 };
 use tonic::Code;
 

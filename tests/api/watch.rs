@@ -149,7 +149,7 @@ fn progress(id: i64, revision: i64) -> Shape {
 }
 
 /// Type, key, value and revisions of an event.
-fn told(event: &mvccpb::Event) -> (i32, String, String, i64, i64) {
+fn fields(event: &mvccpb::Event) -> (i32, String, String, i64, i64) {
     let kv = event.kv.as_ref().expect("an event has its key");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (
@@ -222,7 +222,7 @@ async fn a_put_that_creates_its_key_has_no_previous_value() {
         ..create("k")
     };
     let mut present = Watching::created(&client, with_prev(0)).await;
-    // No other form of deletion may stand beside a put of the same key.
+    // No other form of deletion is allowed beside a put of the same key.
     let ops = vec![op_del(del_range("k", "\0")), op_put(put("k", "new"))];
     client.txn(txn(vec![], ops, vec![])).await.unwrap();
     let mut past = Watching::created(&client, with_prev(3)).await;
@@ -275,7 +275,7 @@ async fn a_revision_is_one_response() {
     client.txn(txn(vec![], success, vec![])).await.unwrap();
     let response = watching.next().await;
     assert_eq!((response.watch_id, revision(&response)), (0, 3));
-    let events: Vec<_> = response.events.iter().map(told).collect();
+    let events: Vec<_> = response.events.iter().map(fields).collect();
     let expected = [
         (0, "b".to_owned(), "1".to_owned(), 3, 3),
         (1, "a".to_owned(), String::new(), 0, 3),
@@ -307,7 +307,11 @@ async fn the_past_then_the_present() {
     };
     let mut watching = Watching::created(&client, past).await;
     let response = watching.next().await;
-    let revisions: Vec<i64> = response.events.iter().map(|event| told(event).4).collect();
+    let revisions: Vec<i64> = response
+        .events
+        .iter()
+        .map(|event| fields(event).4)
+        .collect();
     assert_eq!(
         (revisions, revision(&response)),
         (vec![3, 4, 5, 6], 6),
@@ -315,7 +319,7 @@ async fn the_past_then_the_present() {
     );
     client.must_put("k", "5").await;
     let response = watching.next().await;
-    assert_eq!((told(&response.events[0]).4, revision(&response)), (7, 7));
+    assert_eq!((fields(&response.events[0]).4, revision(&response)), (7, 7));
 }
 
 #[tokio::test]
@@ -336,7 +340,7 @@ async fn filters_drop_events_and_empty_responses() {
         let response = watching.next().await;
         seen.push((
             response.watch_id,
-            told(&response.events[0]).0,
+            fields(&response.events[0]).0,
             revision(&response),
         ));
     }
@@ -371,7 +375,7 @@ async fn a_compacted_start_is_created_then_canceled() {
         .events()
         .await
         .iter()
-        .map(|event| told(event).4)
+        .map(|event| fields(event).4)
         .collect();
     assert_eq!(revisions, [4, 5, 6]);
 }
@@ -394,7 +398,7 @@ async fn progress_comes_behind_all_events() {
                 assert_eq!(shape(&response), progress(-1, n + 2));
                 break;
             }
-            assert_eq!(told(&response.events[0]).4, n + 2);
+            assert_eq!(fields(&response.events[0]).4, n + 2);
         }
     }
     // With a watch that starts at a future revision, no watch gets a progress notification.
@@ -405,11 +409,11 @@ async fn progress_comes_behind_all_events() {
     assert_eq!(shape(&watching.create(future).await), created_as(2, 21));
     watching.ask_progress().await;
     client.must_put("k", "22").await;
-    assert_eq!(told(&watching.events().await[0]).4, 22);
+    assert_eq!(fields(&watching.events().await[0]).4, 22);
     watching.ask_progress().await;
     client.must_put("k", "23").await;
     let mut ids = [watching.next().await, watching.next().await].map(|response| {
-        assert_eq!(told(&response.events[0]).4, 23);
+        assert_eq!(fields(&response.events[0]).4, 23);
         response.watch_id
     });
     ids.sort_unstable();
@@ -419,7 +423,7 @@ async fn progress_comes_behind_all_events() {
 }
 
 /// A server that notifies idle watches of their progress every 200 ms.
-async fn talkative() -> Server {
+async fn with_frequent_progress() -> Server {
     let mut setup = Setup::default();
     match Kind::target() {
         Kind::Quorate => setup.env.push((
@@ -438,7 +442,7 @@ async fn talkative() -> Server {
 
 #[tokio::test]
 async fn quiet_watches_that_asked_are_told_of_progress_at_their_interval() {
-    let server = talkative().await;
+    let server = with_frequent_progress().await;
     let client = server.client().await;
     let notify = |progress_notify, create| WatchCreateRequest {
         progress_notify,
@@ -460,7 +464,7 @@ async fn quiet_watches_that_asked_are_told_of_progress_at_their_interval() {
 
 #[tokio::test]
 async fn a_watch_from_the_future_is_not_notified() {
-    let server = talkative().await;
+    let server = with_frequent_progress().await;
     if server.has(Difference::FutureWatchNotified) {
         return;
     }
@@ -476,13 +480,13 @@ async fn a_watch_from_the_future_is_not_notified() {
         ..create("other")
     };
     watching.create(now).await;
-    for told in 1..4 {
+    for seen in 1..4 {
         // Three rounds of notifications at each revision: all belong to the other watch.
         for _ in 0..3 {
             let response = watching.next().await;
             assert_eq!((response.watch_id, response.events.len()), (1, 0));
         }
-        assert_eq!(client.must_put("x", "1").await, told + 1);
+        assert_eq!(client.must_put("x", "1").await, seen + 1);
     }
     loop {
         let response = watching.next().await;
@@ -515,7 +519,7 @@ async fn half_close_ends_nothing_while_a_watch_lives() {
     watching.requests = None;
     for n in 2..5 {
         client.must_put("k", "v").await;
-        assert_eq!(told(&watching.events().await[0]).4, n);
+        assert_eq!(fields(&watching.events().await[0]).4, n);
     }
 }
 
@@ -624,12 +628,12 @@ async fn a_client_that_never_reads_holds_nobody_up() {
         let revision = client.put(put("k", vec![b'v'; 256 * 1024])).await.unwrap();
         let revision = revision.header.unwrap().revision;
         assert_eq!(revision, n + 2);
-        assert_eq!(told(&awake.events().await[0]).4, revision);
+        assert_eq!(fields(&awake.events().await[0]).4, revision);
     }
     let mut next = 2;
     while next < 102 {
         for event in asleep.events().await {
-            assert_eq!(told(&event).4, next, "not one is missing");
+            assert_eq!(fields(&event).4, next, "not one is missing");
             next += 1;
         }
     }

@@ -1,8 +1,8 @@
-//! What a write answers besides its revision: ranges and previous values. Nobody but its caller pays for them.
+//! What a write answers besides its revision: ranges and previous values. Only its caller waits for them.
 
 use crate::support::{
-    Client, Difference, Server, del_range, get, get_range, op_del, op_get, op_put, put, refused,
-    txn,
+    Client, Difference, Server, del_range, get, get_range, op_del, op_get, op_put, op_txn, put,
+    refused, txn,
 };
 use quorate::internals::api::proto::etcdserverpb::{TxnRequest, response_op::Response};
 use tonic::Code;
@@ -59,6 +59,61 @@ async fn ranges_of_everything_in_a_write_cost_no_more_than_one_answer() {
         replayed < PEAK_BYTES_MAX,
         "{replayed} bytes to replay the log"
     );
+
+    // A transaction that only reads can ask for as much.
+    let all = || op_get(get_range("k", "l"));
+    let reads = |count| {
+        txn(
+            vec![],
+            std::iter::repeat_with(all).take(count).collect(),
+            vec![],
+        )
+    };
+    refused(
+        client.txn(reads(RANGES)).await,
+        Code::ResourceExhausted,
+        text,
+    );
+    let one = client.txn(reads(1)).await.unwrap();
+    assert_eq!(one.responses.len(), 1, "one range of everything fits");
+    assert!(
+        server.peak_bytes() < PEAK_BYTES_MAX,
+        "{}",
+        server.peak_bytes()
+    );
+}
+
+/// What a member of a debug build takes with a few small values, and what it notes for one answer.
+const PEAK_OF_NOTES_MAX: u64 = 500_000_000;
+
+#[tokio::test]
+async fn thousands_of_ranges_in_a_write_note_a_bounded_number_of_keys() {
+    let server = Server::start().await;
+    if server.has(Difference::AnswerBound) {
+        return;
+    }
+    let client = server.client().await;
+    for list in 0..15 {
+        let puts = (0..100).map(|n| op_put(put(format!("k{list:02}{n:02}"), "v")));
+        client
+            .txn(txn(vec![], puts.collect(), vec![]))
+            .await
+            .unwrap();
+    }
+    // 4,000 ranges of 1,500 keys, in 40 KB.
+    let ranges = || std::iter::repeat_with(|| op_get(get_range("k", "l"))).take(66);
+    let list = || op_txn(txn(vec![], ranges().collect(), vec![]));
+    let lists = std::iter::repeat_with(list).take(61);
+    let ops = lists.chain([op_put(put("put", "yes"))]);
+    refused(
+        client.txn(txn(vec![], ops.collect(), vec![])).await,
+        Code::ResourceExhausted,
+        "etcdserver: answer is too large",
+    );
+    let kv = client.range(get("put")).await.unwrap().kvs.remove(0);
+    assert_eq!(kv.value, "yes", "the write has happened");
+    let peak = server.peak_bytes();
+    assert!(peak < PEAK_OF_NOTES_MAX, "{peak} bytes");
 }
 
 #[tokio::test]
@@ -88,16 +143,16 @@ async fn answers_from_disk_are_complete() {
         op_get(get_range("k", "l")),
     ];
     let done = client.txn(txn(vec![], ops, vec![])).await.unwrap();
-    let mut told: Vec<Vec<usize>> = Vec::new();
+    let mut answered: Vec<Vec<usize>> = Vec::new();
     for response in done.responses {
         match response.response.unwrap() {
             Response::ResponseRange(range) => {
-                told.push(range.kvs.iter().map(|kv| kv.value.len()).collect());
+                answered.push(range.kvs.iter().map(|kv| kv.value.len()).collect());
             }
             Response::ResponseDeleteRange(deleted) => {
-                told.push(deleted.prev_kvs.iter().map(|kv| kv.value.len()).collect());
+                answered.push(deleted.prev_kvs.iter().map(|kv| kv.value.len()).collect());
             }
-            Response::ResponsePut(_) | Response::ResponseTxn(_) => told.push(Vec::new()),
+            Response::ResponsePut(_) | Response::ResponseTxn(_) => answered.push(Vec::new()),
         }
     }
     let expected: [&[usize]; 5] = [
@@ -107,5 +162,5 @@ async fn answers_from_disk_are_complete() {
         &[3, VALUE_BYTES],
         &[VALUE_BYTES, 4],
     ];
-    assert_eq!(told, expected);
+    assert_eq!(answered, expected);
 }

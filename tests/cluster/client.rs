@@ -1,20 +1,23 @@
 //! A client of one member over gRPC, and the questions tests ask of all of them.
 
-use crate::history::{Answer, Event, Request, Revision};
-use crate::wire;
+use crate::{
+    history::{Answer, Event, Request, Revision},
+    wire,
+};
 use quorate::internals::api::proto::etcdserverpb as pb;
-use std::net::SocketAddr;
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 use tokio::time::{sleep, timeout};
 use tokio_stream::StreamExt;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{
+    Code, Status,
+    transport::{Channel, Endpoint},
+};
 
-/// How long something that must happen soon is waited for: generous, for a loaded machine and a debug build.
+/// How long a test waits for something that must happen soon: generous, for a loaded machine and a debug build.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(2);
-/// Pause between two looks.
+/// Pause between two attempts.
 const POLL: Duration = Duration::from_millis(100);
-/// A connection within one machine that takes longer is not going to be.
+/// A connection attempt within one machine that takes longer has failed.
 const CONNECT_MAX: Duration = Duration::from_secs(2);
 
 /// What a member answered: the header's revision, and the rest.
@@ -32,7 +35,7 @@ fn revision(header: Option<pb::ResponseHeader>) -> Revision {
 }
 
 impl Client {
-    /// `None` if nobody listens there, or nobody answers.
+    /// `None` if no process listens there, or it does not answer.
     pub(crate) async fn connect(address: SocketAddr) -> Option<Self> {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("a valid URI");
         let connected = timeout(CONNECT_MAX, endpoint.connect()).await;
@@ -42,7 +45,7 @@ impl Client {
         Some(Self { channel, kv })
     }
 
-    /// Connects to a member that is there, or soon will be.
+    /// Connects to a member that runs, or is about to.
     pub(crate) async fn must_connect(address: SocketAddr) -> Self {
         let start = quorate::internals::clock::now();
         loop {
@@ -107,7 +110,7 @@ impl Client {
         Ok((revision(answer.header), answer.hash))
     }
 
-    /// Every revision from `first` to `last` with its events, as a watch tells them.
+    /// Every revision from `first` to `last` with its events, as a watch delivers them.
     pub(crate) async fn events(
         &self,
         first: Revision,
@@ -156,7 +159,7 @@ impl Client {
     }
 }
 
-/// The position of the leader that all of these follow, once they agree.
+/// Waits until all of these follow one leader; returns its position.
 pub(crate) async fn leader(members: &[SocketAddr]) -> usize {
     let start = quorate::internals::clock::now();
     loop {
@@ -182,7 +185,7 @@ pub(crate) async fn leader(members: &[SocketAddr]) -> usize {
     }
 }
 
-/// Waits until all these members have one history, and gives its revision and hash.
+/// Waits until all these members have one history, and returns its revision and hash.
 pub(crate) async fn agreed(members: &[SocketAddr]) -> (Revision, u32) {
     let start = quorate::internals::clock::now();
     loop {
@@ -205,7 +208,7 @@ pub(crate) async fn agreed(members: &[SocketAddr]) -> (Revision, u32) {
     }
 }
 
-/// Whether a refusal promises that nothing happened, whatever it was asked.
+/// Whether an error promises that the request had no effect, whatever the request was.
 pub(crate) fn certainly_not_done(status: &Status) -> bool {
     matches!(
         status.code(),

@@ -2,16 +2,19 @@
 
 use crate::ctl::etcdctl;
 use quorate::internals::api::proto::{etcdserverpb as pb, v3electionpb as ep, v3lockpb as lp};
-use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Duration;
-use tokio::sync::mpsc;
-use tokio::time::timeout;
-use tonic::codegen::tokio_stream::{Stream, StreamExt as _};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Response, Status, Streaming};
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{sync::mpsc, time::timeout};
+use tonic::{
+    Response, Status, Streaming,
+    codegen::tokio_stream::{Stream, StreamExt as _},
+    transport::{Channel, Endpoint},
+};
 
-/// How long something that must happen soon is waited for: generous, for a loaded machine and a debug build.
+/// How long a test waits for something that must happen soon: generous, for a loaded machine and a debug build.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Clients of the member at one port, over one connection that is made when it is first used.
@@ -164,7 +167,7 @@ pub(crate) struct Renewals {
 }
 
 impl Renewals {
-    /// A stream that has ended takes no more; its answers tell why.
+    /// A stream that has ended takes no more; its answers say why.
     pub(crate) async fn send(&self, id: i64) {
         let sent = self.send.send(pb::LeaseKeepAliveRequest { id }).await;
         sent.unwrap_or_default();
@@ -188,7 +191,7 @@ impl<T> Stream for Sent<T> {
     }
 }
 
-/// The value of the next leader that an observer is told of.
+/// The value of the next leader that an observer receives.
 pub(crate) async fn next_leader(observed: &mut Streaming<ep::LeaderResponse>) -> String {
     let next = timeout(PATIENCE, observed.next()).await;
     let next = next.expect("a leader in time").expect("the stream goes on");
@@ -196,7 +199,7 @@ pub(crate) async fn next_leader(observed: &mut Streaming<ep::LeaderResponse>) ->
     String::from_utf8_lossy(&kv.value).into_owned()
 }
 
-/// Waits until so many stand in line.
+/// Waits until the queue has this many candidates.
 pub(crate) async fn in_line(port: u16, name: &str, count: usize) {
     let start = quorate::internals::clock::now();
     loop {

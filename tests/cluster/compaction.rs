@@ -2,20 +2,22 @@
 //!
 //! Compiled with the feature `failpoints`, which the members then have too.
 
-use crate::ctl::{etcdctl, eventually, leader};
-use crate::support::Cluster;
+use crate::{
+    ctl::{etcdctl, eventually, leader},
+    support::Cluster,
+};
 use quorate::internals::failpoint::FailPoint;
 
 const KEYS: usize = 50;
 const ROUNDS: usize = 3;
-/// Bytes of a value: with them the size of the database tells how many records it holds.
+/// Bytes of a value: with them the size of the database shows how many records it holds.
 const VALUE_BYTES: usize = 1_000;
 
 #[tokio::test]
 async fn a_member_that_dies_in_a_compaction_answers_old_reads_whole_or_not_at_all() {
     let mut cluster = Cluster::new(3).await;
     for member in &mut cluster.members {
-        // Once all writes are there they go to the database, and the compaction after them finds nothing else to go with.
+        // The database takes all writes first, so the commit of the compaction after them has nothing else in it.
         let records = (KEYS * ROUNDS).to_string();
         member.set("QUORATE_STORAGE_COMMIT_RECORDS_MAX", &records);
         member.set("QUORATE_STORAGE_COMMIT_INTERVAL_MS", "60000");
@@ -43,14 +45,14 @@ async fn a_member_that_dies_in_a_compaction_answers_old_reads_whole_or_not_at_al
     }
     let newest = newest_revision(ports[0]).await;
     let (compacted, before) = ((newest - 2).to_string(), (newest - 3).to_string());
-    // It may be answered or not: the member that answers dies as well.
+    // It may get an answer or not: the member that answers dies as well.
     drop(etcdctl(&ports, &["compaction", &compacted]).await);
     for member in &mut cluster.members {
         member.stopped().await;
         member.unset("FAILPOINTS");
     }
 
-    // Alone, it cannot learn from the others what it may have forgotten.
+    // Without the others it has nothing but its own disk.
     cluster.members[0].start();
     let args = [
         "get",

@@ -1,16 +1,14 @@
 //! Members are killed and frozen at random, under load.
 
-use crate::scene::Scene;
-use crate::support::Cluster;
-use std::env;
-use std::time::Duration;
+use crate::{scene::Scene, support::Cluster};
+use std::{env, time::Duration};
 
 /// How long it goes on, unless `QUORATE_TEST_CRASH_SECS` says otherwise.
 const CRASH_SECS: u64 = 12;
-/// The longest a member is away, and the longest that all are there again.
+/// The longest that a member is down, and the longest that all are up again.
 const TURN_MILLIS_MAX: u64 = 2_500;
 
-/// One turn in so many takes two members, so that there is no majority for a while.
+/// One turn in this many takes down two members, so that there is no majority for a while.
 const BOTH_EVERY: u32 = 4;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -37,7 +35,7 @@ async fn random_members_are_killed_and_frozen_in_turn() {
     scene.end().await;
 }
 
-/// Takes these members away for a while.
+/// Kills or freezes these members for a while.
 async fn turn(scene: &mut Scene, kill: bool, members: &[usize]) {
     let away = Duration::from_millis(scene.random.u64(1..TURN_MILLIS_MAX));
     let back = Duration::from_millis(scene.random.u64(1..TURN_MILLIS_MAX));

@@ -2,18 +2,17 @@
 
 use crate::tools;
 use serde_json::Value;
-use std::env;
-use std::process::Stdio;
-use std::time::Duration;
-use tokio::process::{Child, Command};
-use tokio::time::sleep;
+use std::{env, process::Stdio, time::Duration};
+use tokio::{
+    process::{Child, Command},
+    time::sleep,
+};
 
-/// How long something that must happen soon is waited for: generous, for a loaded machine and a debug build.
+/// How long a test waits for something that must happen soon: generous, for a loaded machine and a debug build.
 const PATIENCE: Duration = Duration::from_mins(1);
-/// Pause between two looks.
+/// Pause between two attempts.
 const POLL: Duration = Duration::from_millis(100);
 
-/// What etcdctl printed.
 #[derive(Debug)]
 pub(crate) struct Output {
     pub(crate) good: bool,
@@ -47,7 +46,7 @@ pub(crate) fn start_etcdctl(port: u16, args: &[&str]) -> Child {
     command.spawn().expect("etcdctl starts")
 }
 
-/// `etcdctl`, told where the members are.
+/// `etcdctl` with the addresses of the members.
 fn command(ports: &[u16]) -> Command {
     let endpoints: Vec<String> = ports
         .iter()
@@ -62,7 +61,7 @@ fn command(ports: &[u16]) -> Command {
     command
         .env("ETCDCTL_API", "3")
         .arg(format!("--endpoints={}", endpoints.join(",")))
-        // Longer than the servers wait, so that it is they who give up.
+        // Longer than the servers' own timeout, so that the answer is theirs.
         .arg("--command-timeout=20s")
         .stdin(Stdio::null())
         .kill_on_drop(true);
@@ -76,7 +75,7 @@ pub(crate) async fn etcdctl(ports: &[u16], args: &[&str]) -> Output {
         .output()
         .await
         .expect("etcdctl runs");
-    // Go's protobuf prints one space or two between the fields of a message, so that nobody relies on either.
+    // Go's protobuf prints one space or two between the fields of a message, so that no program relies on either.
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).replace("  alarm:", " alarm:");
     Output {
         good: output.status.success(),
@@ -85,7 +84,7 @@ pub(crate) async fn etcdctl(ports: &[u16], args: &[&str]) -> Output {
     }
 }
 
-/// Runs `etcdctl` until it succeeds and prints what is wanted.
+/// Runs `etcdctl` until it succeeds and its output satisfies the condition.
 pub(crate) async fn eventually(
     ports: &[u16],
     args: &[&str],
@@ -109,8 +108,10 @@ pub(crate) async fn eventually(
 pub(crate) async fn statuses(ports: &[u16]) -> Vec<Value> {
     let mut found = Vec::new();
     for port in ports {
-        let status = etcdctl(&[*port], &["endpoint", "status", "-w", "json"]).await;
-        found.push(status.json()[0]["Status"].clone());
+        // A member that starts refuses calls.
+        let status = eventually(&[*port], &["endpoint", "status", "-w", "json"], |_| true).await;
+        let status: Value = serde_json::from_str(&status).expect("JSON");
+        found.push(status[0]["Status"].clone());
     }
     found
 }
@@ -154,7 +155,7 @@ pub(crate) async fn same_history(ports: &[u16]) {
     }
 }
 
-/// How many keys begin with `prefix`, as the member at `port` tells.
+/// How many keys begin with `prefix`, by the count of the member at `port`.
 pub(crate) async fn keys(port: u16, prefix: &str) -> usize {
     let args = ["get", prefix, "--prefix", "--keys-only"];
     let listed = eventually(&[port], &args, |_| true).await;

@@ -1,28 +1,32 @@
 //! A flipped bit, or a file that lost its end, in one member's database or log: while it runs and at its start. The others go on,
 //! no acknowledged write is lost, the member says what is wrong, and gets its data back from the others.
 
-use crate::ctl::{etcdctl, eventually, keys, leader, same_history};
-use crate::membership::{id, join};
-use crate::snapshot::{IN_PLACE, fill, said};
-use crate::support::Cluster;
-use std::fs::{self, File, OpenOptions};
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use crate::{
+    ctl::{etcdctl, eventually, keys, leader, same_history},
+    membership::{id, join},
+    snapshot::{IN_PLACE, fill, said},
+    support::Cluster,
+};
+use std::{
+    fs::{self, File, OpenOptions},
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
 
 const DATABASE: &str = "db/revisions.redb";
-/// A value that is nowhere else.
+/// A value that occurs nowhere else.
 const MARKER: &str = "a-value-to-be-found-on-the-disk-0b3d5c6f9a";
 /// Keys written at a time.
 const KEYS: usize = 200;
-/// How often a running member is made to read all it has.
+/// How often a running member must read all its data.
 const READS: usize = 100;
 
-/// What happens to a file.
+/// How a file is damaged.
 #[derive(Clone, Copy, Debug)]
 enum Damage {
     /// A bit of the marker flips.
     Bit,
-    /// All from the marker on is gone.
+    /// The file ends at the marker.
     End,
 }
 
@@ -79,7 +83,7 @@ async fn mark(ports: &[u16], file: impl Fn() -> Vec<PathBuf>) -> PathBuf {
     panic!("the marker does not come to the disk");
 }
 
-/// All that was acknowledged is on this member.
+/// Asserts that this member has every acknowledged write.
 async fn has_all(port: u16, rounds: usize) {
     for round in 0..rounds {
         assert_eq!(
@@ -92,7 +96,7 @@ async fn has_all(port: u16, rounds: usize) {
     assert_eq!(marked.trim(), MARKER, "the marker is there");
 }
 
-/// Lets a member stop by itself: it is asked for all it has, again and again.
+/// Reads all data of a member repeatedly until it stops by itself.
 async fn stops_when_it_reads(cluster: &mut Cluster, at: usize) {
     let port = cluster.members[at].client;
     for _ in 0..READS {
@@ -120,11 +124,26 @@ fn others(cluster: &Cluster, but: usize) -> Vec<u16> {
     ports
 }
 
+/// Asserts that the stopped member names the damage of its database at its start, and refills it while the others go on.
+async fn is_refused_and_refilled(cluster: &mut Cluster, at: usize, kind: Damage, round: usize) {
+    let refusal = cluster.members[at].refusal().await;
+    let named = refusal.contains("revisions.redb is damaged");
+    assert!(named, "{kind:?}: it says {refusal}");
+
+    let ports = cluster.ports();
+    let others = others(cluster, at);
+    leader(&others).await;
+    fill(&others, &format!("{round}/"), KEYS).await;
+    refill(cluster, at, 1).await;
+    same_history(&ports).await;
+    has_all(ports[at], round + 1).await;
+}
+
 #[tokio::test]
 async fn damage_in_the_database_of_a_running_member_stops_it_and_it_is_refilled() {
     let mut cluster = Cluster::new(3).await;
     for member in &mut cluster.members {
-        // So small that what is asked for is read from the disk.
+        // The cache is so small that reads go to the disk.
         member.set("QUORATE_STORAGE_DATABASE_CACHE_BYTES", "1048576");
         member.start();
     }
@@ -140,16 +159,7 @@ async fn damage_in_the_database_of_a_running_member_stops_it_and_it_is_refilled(
         stops_when_it_reads(&mut cluster, at).await;
         let log = cluster.members[at].log();
         assert!(log.contains("revisions.redb is damaged"), "{kind:?}: {log}");
-        let refusal = cluster.members[at].refusal().await;
-        let named = refusal.contains("revisions.redb is damaged");
-        assert!(named, "{kind:?}: it says {refusal}");
-
-        let others = others(&cluster, at);
-        leader(&others).await;
-        fill(&others, &format!("{round}/"), KEYS).await;
-        refill(&mut cluster, at, 1).await;
-        same_history(&ports).await;
-        has_all(ports[at], round + 1).await;
+        is_refused_and_refilled(&mut cluster, at, kind, round).await;
         fs::remove_file(folder.join(format!("{DATABASE}.aside"))).expect("the old one is there");
     }
 }
@@ -164,24 +174,15 @@ async fn damage_in_the_database_of_a_stopped_member_is_named_at_its_start_and_it
         let at = (leader(&ports).await + round) % 3;
         let folder = cluster.members[at].data_dir();
         let file = mark(&ports, || vec![folder.join(DATABASE)]).await;
-        // Damage in the newest commit alone does no harm: the one before it and the log have all of it.
+        // Damage in the newest commit alone does no harm: the commit before it and the log have all data.
         fill(&ports, "pad/", 5_000).await;
         cluster.members[at].kill().await;
         damage(&file, kind);
-        let refusal = cluster.members[at].refusal().await;
-        let named = refusal.contains("revisions.redb is damaged");
-        assert!(named, "{kind:?}: it says {refusal}");
-
-        let others = others(&cluster, at);
-        leader(&others).await;
-        fill(&others, &format!("{round}/"), KEYS).await;
-        refill(&mut cluster, at, 1).await;
-        same_history(&ports).await;
-        has_all(ports[at], round + 1).await;
+        is_refused_and_refilled(&mut cluster, at, kind, round).await;
     }
 }
 
-/// A member whose log is damaged is not refilled: what it promised to others is lost with it. It becomes another member.
+/// A member whose log is damaged is not refilled: the log has its votes and acknowledgements. A new member replaces it.
 async fn is_replaced(kind: Damage, while_it_runs: bool) {
     let mut cluster = Cluster::start(3).await;
     let ports = cluster.ports();

@@ -1,24 +1,25 @@
-//! A caller's deadline (`grpc-timeout`) ends its call when nobody else does, on the calls that the server takes on its shortest
-//! way: here no quorum is there to answer them.
+//! A caller's deadline (`grpc-timeout`) ends a call that gets no answer, also on the server's fast path (the hot calls): here
+//! there is no quorum to answer them.
 
-use crate::ctl::leader;
-use crate::support::Cluster;
+use crate::{
+    ctl::{etcdctl, eventually, leader},
+    support::Cluster,
+};
 use bytes::Bytes;
 use h2::client::SendRequest;
 use http::{HeaderMap, Request};
 use prost::Message;
 use quorate::internals::api::proto::etcdserverpb as pb;
 use std::time::Duration;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::{net::TcpStream, time::timeout};
 
 const OK: &str = "0";
-/// What a caller is told whose time is up. When the server's own time was up, it would be told `14`.
+/// The answer to a caller whose time is up. When the server's own time was up, the answer would be `14`.
 const DEADLINE_EXCEEDED: &str = "4";
-/// What a call may take before the test gives up.
+/// How long a call may take before the test fails.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
-/// A connection whose calls are plain HTTP/2, so that no client library ends them.
+/// A connection whose calls are plain HTTP/2, so that no client library cancels them.
 struct Connection(SendRequest<Bytes>);
 
 impl Connection {
@@ -27,13 +28,13 @@ impl Connection {
         let stream = stream.expect("a connection");
         let (requests, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
         tokio::spawn(async move {
-            // Its end is seen by the calls on it.
+            // The calls on the connection see its end.
             drop(connection.await);
         });
         Self(requests)
     }
 
-    /// The code and the text that a call ends with. Its message is sent in so many pieces.
+    /// The code and the text that a call ends with. Its message is sent in this many pieces.
     async fn call(
         &self,
         method: &str,
@@ -58,7 +59,7 @@ impl Connection {
             let last = rest.peek().is_none();
             let piece = Bytes::copy_from_slice(piece);
             send.send_data(piece, last).expect("the stream takes it");
-            // Each goes out by itself.
+            // Each piece is sent by itself.
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let answered = async {
@@ -120,6 +121,56 @@ fn calls() -> [(&'static str, Vec<u8>); 4] {
 }
 
 #[tokio::test]
+async fn calls_whose_callers_gave_up_do_not_enter_the_log() {
+    let cluster = Cluster::start(3).await;
+    let ports = cluster.ports();
+    let alone = leader(&ports).await;
+    let others = [(alone + 1) % 3, (alone + 2) % 3];
+    for other in others {
+        cluster.members[other].freeze();
+    }
+    let status = ["endpoint", "status", "-w", "json"];
+    let leaderless = |text: &str| text.contains("etcdserver: no leader");
+    eventually(&ports[alone..=alone], &status, leaderless).await;
+    let put = |key: &'static str| {
+        let put = pb::PutRequest {
+            key: key.into(),
+            ..pb::PutRequest::default()
+        };
+        put.encode_to_vec()
+    };
+    let connection = Connection::open(ports[alone]).await;
+    // In one piece they are begun by the connection itself, in several by a task of their own.
+    for (key, pieces) in [("late1", 1), ("late2", 3)] {
+        let ended = connection.call("Put", put(key), Some("50m"), pieces).await;
+        assert_eq!(ended.0, DEADLINE_EXCEEDED, "{key}");
+    }
+    for (key, pieces) in [("gone1", 1), ("gone2", 3)] {
+        let leaving = Connection::open(ports[alone]).await;
+        let call = leaving.call("Put", put(key), None, pieces);
+        let ended = timeout(Duration::from_millis(200), call).await;
+        assert!(ended.is_err(), "there is no leader: {ended:?}");
+    }
+    // The connection goes on after these.
+    for (key, pieces) in [("reset1", 1), ("reset2", 3)] {
+        let call = connection.call("Put", put(key), None, pieces);
+        let ended = timeout(Duration::from_millis(200), call).await;
+        assert!(ended.is_err(), "there is no leader: {ended:?}");
+    }
+    let waits = connection.call("Put", put("waits"), None, 1);
+    let thaw = async {
+        for other in others {
+            cluster.members[other].thaw();
+        }
+    };
+    let (ended, ()) = tokio::join!(waits, thaw);
+    assert_eq!(ended.0, OK, "it is proposed to the next leader");
+    let all = ["get", "", "--prefix", "--keys-only"];
+    let keys = etcdctl(&ports[alone..=alone], &all).await.ok();
+    assert_eq!(keys.trim(), "waits", "the others were given up");
+}
+
+#[tokio::test]
 async fn hot_calls_end_when_their_callers_time_is_up() {
     let cluster = Cluster::start(3).await;
     let ports = cluster.ports();
@@ -134,7 +185,7 @@ async fn hot_calls_end_when_their_callers_time_is_up() {
         cluster.members[other].freeze();
     }
     let late = (DEADLINE_EXCEEDED.into(), "context deadline exceeded".into());
-    // In one piece they are begun by the connection itself, in several by a task of their own.
+    // A message in one piece is handled by the connection itself, one in several by a task of its own.
     for pieces in [1, 3] {
         let [a, b, c, d] = calls();
         let call =
@@ -159,7 +210,7 @@ async fn hot_calls_end_when_their_callers_time_is_up() {
     for other in others {
         cluster.members[other].thaw();
     }
-    // The connection, and the numbers of the calls that ended, are as good as ever.
+    // The connection still serves calls, and the places of those that ended are free again.
     for (method, message) in calls() {
         let served =
             async { while connection.call(method, message.clone(), None, 1).await.0 != OK {} };

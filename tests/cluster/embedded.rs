@@ -1,25 +1,72 @@
-//! Members inside one process form a cluster; programs that embed them speak in messages, with the guarantees of the API.
+//! Members inside one process form a cluster; programs that embed them send actor messages, with the guarantees of the API.
 
-use crate::clients::PATIENCE;
-use crate::support::free_port;
+use crate::{clients::PATIENCE, support::free_port};
 use actix::Addr;
 use bytes::Bytes;
-use quorate::internals::actors::store::{
-    GrantLease, KeepLeaseAlive, ListLeases, PutKey, ReadLeaseTime, ReadRange, RevokeLease, Store,
+use quorate::{
+    Config, Node,
+    internals::{
+        actors::{
+            fail_stop::FailStop,
+            store::{
+                GrantLease, KeepLeaseAlive, ListLeases, PutKey, ReadLeaseTime, ReadRange,
+                RevokeLease, Store,
+            },
+        },
+        clock,
+        config::{HostPort, InitialMember, PeerTls},
+        kv::command::{Put, RangeQuery},
+        node::StartError,
+        services::{
+            election::{ElectionError, Leadership, Observer},
+            lock::LockError,
+            messages::{
+                Campaign, ObserveLeaders, Proclaim, ReadLeader, ReleaseLock, Resign, TakeLock,
+            },
+        },
+        types::LeaseId,
+    },
 };
-use quorate::internals::clock;
-use quorate::internals::config::{HostPort, InitialMember, PeerTls};
-use quorate::internals::kv::command::{Put, RangeQuery};
-use quorate::internals::services::election::{ElectionError, Leadership, Observer};
-use quorate::internals::services::lock::LockError;
-use quorate::internals::services::messages::{
-    Campaign, ObserveLeaders, Proclaim, ReadLeader, ReleaseLock, Resign, TakeLock,
-};
-use quorate::internals::types::LeaseId;
-use quorate::{Config, Node};
 use std::time::Duration;
 use tempfile::TempDir;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+
+#[tokio::test]
+async fn a_start_that_waits_for_others_can_be_cancelled() {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let mut config = Config::default();
+    let at = |port| HostPort {
+        host: "127.0.0.1".to_owned(),
+        port,
+    };
+    config.peer.tls = PeerTls::Insecure;
+    config.name = "n1".to_owned();
+    config.data_dir = folder.path().join("n1");
+    config.cluster.initial = ["n1", "n2", "n3"]
+        .map(|name| InitialMember {
+            name: name.to_owned(),
+            peer: at(free_port()),
+        })
+        .to_vec();
+    config.peer.listen = config.cluster.initial[0].peer.clone();
+    let (cancel, cancelled) = oneshot::channel();
+    let data_dir = config.data_dir.clone();
+    let starting = tokio::task::spawn_blocking(move || {
+        Node::start_unless(&config, FailStop::new(|_| {}), cancelled)
+    });
+    // It has locked its directory, and asks.
+    while !data_dir.join("LOCK").exists() {
+        sleep(Duration::from_millis(10)).await;
+    }
+    drop(cancel);
+    let ended = timeout(PATIENCE, starting).await.expect("it ends");
+    let ended = ended.expect("no panic");
+    assert!(matches!(ended, Err(StartError::Cancelled)), "{ended:?}");
+    assert!(!data_dir.join("member").exists(), "it never began");
+}
 
 /// Three members without client ports.
 async fn start(folder: &TempDir) -> Vec<Node> {
@@ -53,7 +100,7 @@ async fn start(folder: &TempDir) -> Vec<Node> {
     started
 }
 
-/// The position of the leader that all of them follow, once they agree.
+/// Waits until all of them follow one leader; returns its position.
 async fn leader(nodes: &[Node]) -> usize {
     let start = clock::now();
     loop {
@@ -84,7 +131,7 @@ async fn grant(store: &Addr<Store>) -> LeaseId {
         .id
 }
 
-/// Waits until so many keys begin with `prefix/`.
+/// Waits until this many keys begin with `prefix/`.
 async fn in_line(store: &Addr<Store>, prefix: &str, count: i64) {
     let start = clock::now();
     loop {
@@ -189,7 +236,7 @@ async fn embedded_members_lease_lock_and_elect_in_messages() {
     }
 }
 
-/// What one member acknowledges, the others know.
+/// A write that one member acknowledges can be read at the others.
 async fn leases(stores: &[Addr<Store>; 3]) {
     let [one, other, third] = stores;
     let id = grant(one).await;
@@ -209,7 +256,7 @@ async fn leases(stores: &[Addr<Store>; 3]) {
         let time = store.send(ask).await.expect("it lives").expect("an answer");
         let time = time.expect("the lease lives");
         let found = (time.ttl_secs, time.keys);
-        assert_eq!(found, (600, vec!["leased".into()]), "any member tells");
+        assert_eq!(found, (600, vec!["leased".into()]), "any member answers");
         let renewed = store.send(KeepLeaseAlive { id }).await.expect("it lives");
         assert_eq!(renewed.expect("an answer"), Some(600), "at any member");
         let start = clock::now();

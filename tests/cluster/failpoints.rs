@@ -3,25 +3,22 @@
 //! Compiled with the feature `failpoints`, which the members then have too: `cargo test --features failpoints --test cluster
 //! failpoints`.
 
-use crate::ctl::etcdctl;
-use crate::membership::id;
-use crate::scene::Scene;
-use crate::support::Cluster;
+use crate::{ctl::etcdctl, membership::id, scene::Scene, support::Cluster};
 use quorate::internals::failpoint::FailPoint;
 use std::time::Duration;
 use tokio::time::timeout;
 
-/// Entries that the members keep for others: so few that whoever was away for a moment needs a snapshot.
+/// Entries that the members keep for others: so few that a member which was down for a moment needs a snapshot.
 const LOG_KEEP_ENTRIES: &str = "100";
-/// How long a member is away before it comes back to crash. The others write far more than they keep.
+/// How long a member is down before it starts again and crashes. Meanwhile the others write far more than they keep.
 const AWAY: Duration = Duration::from_millis(1_500);
-/// A point is passed up to so many times before the crash.
+/// A point is passed up to this many times before the crash.
 const PASSES: u32 = 12;
-/// The longest a point may take to be reached.
+/// How long a member may take to reach a point.
 const REACH_MAX: Duration = Duration::from_mins(2);
-/// How long a watch looks.
+/// How long a watch runs.
 const LOOK: Duration = Duration::from_millis(400);
-/// How long members are held up here and there.
+/// How long members are delayed at random points.
 const HOLD: Duration = Duration::from_secs(12);
 
 async fn members() -> Cluster {
@@ -86,7 +83,7 @@ fn is_rare(point: FailPoint) -> bool {
     )
 }
 
-/// Does what leads a member to all the points there are, until it has crashed at its own.
+/// Runs the operations that pass every point, until the member has crashed at its own.
 async fn crash(scene: &mut Scene, member: usize, point: FailPoint) {
     let start = quorate::internals::clock::now();
     let said = format!("failpoint {}: crash", point.name());
@@ -98,7 +95,7 @@ async fn crash(scene: &mut Scene, member: usize, point: FailPoint) {
             member + 1,
             point.name()
         );
-        stir(scene, member, turn).await;
+        request_mixture(scene, member, turn).await;
         turn += 1;
     }
     if scene.cluster.members[member].runs() {
@@ -108,8 +105,8 @@ async fn crash(scene: &mut Scene, member: usize, point: FailPoint) {
     }
 }
 
-/// What may fail here fails: members die while it goes on.
-async fn stir(scene: &mut Scene, member: usize, turn: usize) {
+/// A request that may fail: members die meanwhile.
+async fn request_mixture(scene: &mut Scene, member: usize, turn: usize) {
     let all = scene.cluster.ports();
     let others: Vec<u16> = (0..3)
         .filter(|other| *other != member)
@@ -173,7 +170,7 @@ async fn members_are_held_up_at_any_point() {
     let mut turn = 0;
     while start.elapsed() < HOLD {
         let member = scene.random.usize(..3);
-        stir(&mut scene, member, turn).await;
+        request_mixture(&mut scene, member, turn).await;
         turn += 1;
     }
     scene.end().await;

@@ -1,15 +1,17 @@
-//! Members come, go and are replaced, under load.
+//! Members are added, removed and replaced, under load.
 
-use crate::ctl::{etcdctl, eventually};
-use crate::membership::{id, join};
-use crate::scene::Scene;
-use crate::support::Cluster;
+use crate::{
+    ctl::{etcdctl, eventually},
+    membership::{id, join},
+    scene::Scene,
+    support::Cluster,
+};
 use std::time::Duration;
 
 /// How long the load runs on between two changes.
 const BETWEEN: Duration = Duration::from_secs(1);
 
-/// Positions of the members that are part of the cluster, and what they are.
+/// Positions of the members that are part of the cluster, and their roles.
 struct Changing {
     scene: Scene,
     there: Vec<usize>,
@@ -61,7 +63,7 @@ impl Changing {
         self.scene.pass(BETWEEN).await;
     }
 
-    /// Removes a member; a leader that is removed may go before it says that this is done.
+    /// Removes a member; a leader that is removed may stop before it answers.
     async fn remove(&self, id: &str) {
         loop {
             let output = etcdctl(&self.ports(), &["member", "remove", id]).await;

@@ -2,20 +2,22 @@
 //!
 //! `src/net/tests` goes through the same cases on a connection alone; here real members are attacked, over their real port.
 
-use crate::ctl::{etcdctl, eventually, leader, same_history};
-use crate::support::{Cluster, Member};
-use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
+use crate::{
+    ctl::{etcdctl, eventually, leader, same_history},
+    support::{Cluster, Member},
+};
+use quinn::{
+    ClientConfig, Connection, ConnectionError, Endpoint, crypto::rustls::QuicClientConfig,
+};
 use quorate::internals::net::cert;
-use rustls::RootCertStore;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+use rustls::{
+    RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+};
 use serde_json::Value;
-use std::fs;
-use std::net::Ipv4Addr;
-use std::path::Path;
-use std::sync::Arc;
+use std::{fs, net::Ipv4Addr, path::Path, sync::Arc};
 
-/// Who the attacker says it is.
+/// The identity that the attacker claims.
 #[derive(Clone, Copy, Debug)]
 struct Claim {
     versions: (u16, u16),
@@ -63,7 +65,7 @@ async fn connect(folder: &Path, name: &str, peer: u16) -> (Endpoint, Connection)
     (endpoint, connection.expect("TLS succeeds"))
 }
 
-/// Says hello; true if the other side answered with its own and was confirmed.
+/// Sends a hello; true if the other side answered with its own and confirmed the connection.
 async fn say_hello(connection: &Connection, claim: Claim, name: &str) -> bool {
     let Ok((mut send, mut receive)) = connection.open_bi().await else {
         return false;
@@ -109,7 +111,7 @@ async fn with_one_down() -> (Cluster, Claim) {
     (cluster, claim)
 }
 
-/// The cluster goes on, and `text` stands in the log of its first member.
+/// Asserts that the cluster still serves, and that `text` is in the log of its first member.
 async fn unmoved(cluster: &Cluster, value: &str, text: &str) {
     let ports = cluster.ports();
     etcdctl(&ports[..1], &["put", "k", value]).await.ok();
@@ -118,7 +120,7 @@ async fn unmoved(cluster: &Cluster, value: &str, text: &str) {
     logged(&cluster.members[0], text).await;
 }
 
-/// Waits until a member's log says `text`.
+/// Waits until `text` is in a member's log.
 async fn logged(member: &Member, text: &str) {
     for _ in 0..600 {
         if member.log().contains(text) {
@@ -224,19 +226,26 @@ async fn a_member_with_a_wrong_authoritys_or_an_expired_certificate() {
     cert::make_member(&own, &expired, "n3", &hosts, 0).expect("a certificate");
     fs::copy(own.join("ca.pem"), expired.join("ca.pem")).expect("the authority");
     let good = cluster.members[2].args.clone();
-    for (folder, text) in [(foreign, "UnknownIssuer"), (expired, "expired")] {
+    let shows = |folder: &Path| {
         let file = |name: &str| folder.join(name).display().to_string();
-        let member = &mut cluster.members[2];
-        member.args.extend([
+        [
             format!("--peer-cert={}", file("n3.pem")),
             format!("--peer-key={}", file("n3-key.pem")),
             format!("--peer-ca={}", file("ca.pem")),
-        ]);
+        ]
+    };
+    for (folder, text) in [(foreign, "UnknownIssuer"), (expired, "expired")] {
+        let member = &mut cluster.members[2];
+        member.args.extend(shows(&folder));
         member.start();
         unmoved(&cluster, text, text).await;
-        // It is told, too, if not at the same moment.
+        // It receives the reason too, if not at the same moment.
         logged(&cluster.members[2], text).await;
         let member = &mut cluster.members[2];
+        if text == "expired" {
+            let log = member.log();
+            assert!(log.contains("n3.pem: it ended on "), "{log}");
+        }
         member.kill().await;
         member.args.clone_from(&good);
     }

@@ -5,23 +5,26 @@
 //! | `peer` | each member's namespace | a bridge in a namespace of its own, the switch | 10.77.0.N |
 //! | `client` | each member's namespace | this machine | 198.18.S.0/30 and up: S is free on this machine |
 //!
-//! Faults are iptables rules on `peer`, so clients reach a member whatever happens between members. Everything goes when this is
-//! dropped. Namespaces bear the id of the process that made them: what a killed run left behind goes before the next one begins.
+//! Faults are iptables rules on `peer`, so clients reach a member whatever happens between members. Everything is removed when
+//! this is dropped. Names of namespaces contain the id of the process that made them: the next run removes what a killed one
+//! left.
 
 use crate::support::Place;
-use std::fs::File;
-use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::Path;
-use std::process::{self, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::{
+    fs::File,
+    io,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::Path,
+    process::{self, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 const PREFIX: &str = "quorate-test-";
 const PEER_PORT: u16 = 2380;
 const CLIENT_PORT: u16 = 2379;
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// The machine does not let us.
+/// The machine does not permit it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HostsError {
     #[error("`{command}` cannot be run: {cause}")]
@@ -37,15 +40,15 @@ pub(crate) enum HostsError {
 /// The namespaces of one cluster.
 #[derive(Debug)]
 pub(crate) struct Hosts {
-    /// The switch's and the members' names begin so.
+    /// The prefix of the switch's and the members' names.
     stem: String,
-    /// Begins the names of the clients' links, which are short.
+    /// The prefix of the names of the clients' links, which must be short.
     link: String,
     subnet: u8,
     size: usize,
 }
 
-/// Runs a command of words, and gives what it prints.
+/// Runs a command, and returns its output.
 fn run(line: &str) -> Result<String, HostsError> {
     let mut words = line.split(' ');
     let program = words.next().expect("a program");
@@ -66,7 +69,7 @@ fn run(line: &str) -> Result<String, HostsError> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// One process at a time looks for a subnet and clears away.
+/// One process at a time looks for a subnet and removes leftovers.
 fn lock() -> Result<File, HostsError> {
     let path = std::env::temp_dir().join("quorate-test-hosts.lock");
     let failed = |error| HostsError::Lock(path.display().to_string(), error);
@@ -86,12 +89,12 @@ impl Hosts {
             subnet: free_subnet()?,
             size,
         };
-        // From here on its drop clears away what a failure leaves.
+        // From here on its drop removes everything after a failure.
         hosts.make_switch()?;
         for member in 0..size {
             hosts.make(member)?;
         }
-        // Learn now whether rules can be made, not in the middle of a test.
+        // Whether rules can be made should show now, not in the middle of a test.
         run(&format!("ip netns exec {} iptables -w -L", hosts.host(0)))?;
         Ok(hosts)
     }
@@ -174,7 +177,7 @@ impl Hosts {
         }
     }
 
-    /// Packets that the rules now in force have kept away.
+    /// Packets that the rules now in force have dropped.
     pub(crate) fn dropped(&self) -> u64 {
         let of = |member| {
             let host = self.host(member);
@@ -203,7 +206,7 @@ impl Hosts {
 
 impl Drop for Hosts {
     fn drop(&mut self) {
-        // All goes on: what cannot be removed may not exist, and the next run looks again.
+        // Errors are ignored: what cannot be removed may not exist, and the next run tries again.
         for member in 0..self.size {
             drop(run(&format!("ip link del {}", self.link(member))));
             drop(run(&format!("ip netns del {}", self.host(member))));
@@ -223,7 +226,7 @@ fn free_subnet() -> Result<u8, HostsError> {
     free.ok_or(HostsError::NoSubnet)
 }
 
-/// Removes namespaces of processes that are no more, and what still runs in them.
+/// Removes namespaces of processes that have ended, and kills what still runs in them.
 fn clear_left_behind() -> Result<(), HostsError> {
     for line in run("ip netns list")?.lines() {
         let name = line.split(' ').next().unwrap_or_default();

@@ -1,8 +1,10 @@
-//! Leases on a cluster: any member serves them, and they outlive the leader that counts them.
+//! Leases on a cluster: any member serves them, and they outlive the leader that counts them down.
 
-use crate::clients::{Clients, PATIENCE};
-use crate::ctl::{etcdctl, leader, statuses};
-use crate::support::Cluster;
+use crate::{
+    clients::{Clients, PATIENCE},
+    ctl::{etcdctl, leader, statuses},
+    support::Cluster,
+};
 use quorate::internals::clock;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -12,7 +14,7 @@ fn all(cluster: &Cluster) -> Vec<Clients> {
     cluster.ports().into_iter().map(Clients::of).collect()
 }
 
-/// Calls until it succeeds.
+/// Repeats a call until it succeeds.
 async fn eventually<T, E: std::fmt::Debug>(
     what: &str,
     mut call: impl AsyncFnMut() -> Result<T, E>,
@@ -83,7 +85,7 @@ async fn a_flood_of_renewals_at_a_follower_is_answered_in_order() {
     for _ in 0..4 {
         let mut renewals = follower.renewals().await.expect("a stream");
         streams.push(tokio::spawn(async move {
-            // The stream's window is what bounds a flood: a client that never read would get stuck here.
+            // The stream's window bounds a flood: a client that never read would block here.
             let (mut sent, mut answered) = (0, 0);
             while answered < RENEWALS {
                 while sent < RENEWALS && sent < answered + 100 {
@@ -131,7 +133,7 @@ async fn a_new_leader_neither_resets_nor_shortens_what_is_left() {
         })
         .await;
         let since = i64::try_from(granted.elapsed().as_secs()).expect("small");
-        // Ten seconds were gone, and each member had counted them, from a little after the leader on.
+        // Ten seconds have passed, and each member has counted them down, beginning a little after the leader.
         let most =
             600 - i64::try_from(asked.duration_since(confirmed).as_secs()).expect("small") + 2;
         assert!(
@@ -214,7 +216,7 @@ async fn a_deposed_leader_that_wakes_up_ends_no_live_lease() {
     }
 }
 
-/// Renewals sent just when the time is up: either the lease lives on for all of its time, or the client is told that it is gone.
+/// Renewals sent just when the time is up: either the lease lives on for all of its time, or the client learns that it is gone.
 #[tokio::test]
 async fn a_renewal_that_crosses_its_expiry_is_kept_or_refused() {
     const LEASES: u64 = 60;
@@ -233,10 +235,14 @@ async fn a_renewal_that_crosses_its_expiry_is_kept_or_refused() {
             let asked = Instant::now();
             let ttl = member.renew(id).await.expect("an answer");
             if ttl == 0 {
-                assert_eq!(member.keys(&key).await, [""; 0], "told so once it is true");
+                assert_eq!(
+                    member.keys(&key).await,
+                    [""; 0],
+                    "the answer comes once it is true"
+                );
                 return Some(false);
             }
-            // Seen shortly before the promise ends, unless this test itself is late.
+            // Read shortly before the time to live ends, unless this test itself is late.
             let until = asked + Duration::from_secs(ttl.unsigned_abs());
             sleep_until(until - Duration::from_millis(500)).await;
             let found = member.keys(&key).await;

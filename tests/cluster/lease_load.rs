@@ -1,29 +1,36 @@
-//! Leases under time: thousands of leases of 5 to 10 s, half of them renewed, across the death of the leader. None may end before
-//! the time its client was promised; all that nobody renews must end.
+//! Many leases and their expiry: thousands of leases of 5 to 10 s, half of them renewed, across the death of the leader. None may
+//! end before the time that its client got; all that are not renewed must end.
 //!
 //! `QUORATE_LEASES` says how many (50,000 for the figures in `docs/leases.md`). How late leases end is printed, and held to a
 //! bound that a busy machine keeps as well.
 
-use crate::clients::{Clients, Renewals};
-use crate::ctl::leader;
-use crate::support::Cluster;
-use quorate::internals::api::proto::{etcdserverpb as pb, mvccpb};
-use quorate::internals::clock;
-use std::env;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
-use tonic::Status;
-use tonic::codegen::tokio_stream::StreamExt as _;
+use crate::{
+    clients::{Clients, Renewals},
+    ctl::leader,
+    support::Cluster,
+};
+use quorate::internals::{
+    api::proto::{etcdserverpb as pb, mvccpb},
+    clock,
+};
+use std::{
+    env,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use tonic::{Status, codegen::tokio_stream::StreamExt as _};
 
 const LEASES: usize = 5_000;
-/// Requests under way while leases are granted, and streams of renewals.
+/// Requests in flight while leases are granted, and streams of renewals.
 const GRANTERS: usize = 64;
 const STREAMS: usize = 16;
 /// Connections to each member.
 const CONNECTIONS: usize = 4;
-/// What nobody renews is gone that long after its time, or after the leader's death, at the latest.
+/// A lease that is not renewed ends at most this long after its time, or after the leader's death.
 const GONE_MAX: Duration = Duration::from_mins(1);
 /// How long the renewed ones are watched after the death of the leader.
 const WATCHED: Duration = Duration::from_secs(15);
@@ -31,7 +38,7 @@ const WATCHED: Duration = Duration::from_secs(15);
 /// What a client knows of its lease.
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
-    /// It lives until then, as the client was told.
+    /// It lives until then, by the answers to the client.
     promised: Option<Instant>,
     /// When a watcher saw its key go.
     gone: Option<Instant>,
@@ -58,12 +65,12 @@ fn ttl_secs(id: usize) -> u64 {
     5 + id as u64 % 6
 }
 
-/// One in two, of every time to live.
+/// Every second lease of each time to live is renewed.
 fn is_renewed(id: usize) -> bool {
     (id / 6).is_multiple_of(2)
 }
 
-/// Whether a call is over: a busy member turns some away, and a put finds that its lease has ended already.
+/// Whether a call need not be repeated: a busy member refuses some, and the lease of a put may have ended already.
 async fn is_over<T>(outcome: Result<T, Status>) -> bool {
     match outcome {
         Ok(_) => true,
@@ -178,7 +185,7 @@ async fn round(
     Ok(())
 }
 
-/// How late, of leases that nobody renewed.
+/// How late each lease ended that was not renewed.
 fn lateness(what: &str, mut late: Vec<Duration>) -> String {
     late.sort();
     let at =
@@ -257,7 +264,7 @@ async fn no_lease_ends_early_and_none_stays_though_the_leader_dies() {
         let left: Vec<usize> = (0..leases)
             .filter(|id| !is_renewed(*id) && known[*id].gone.is_none())
             .collect();
-        // Its key may not have got there before the lease ended.
+        // Its key may not have been put before the lease ended.
         let listed = members[0][1].list().await;
         let there = |id: &usize| listed.contains(&(i64::try_from(*id).expect("small") + 1));
         let left = left.iter().filter(|id| there(id)).count();

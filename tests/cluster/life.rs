@@ -1,7 +1,9 @@
 //! Members die and come back; nothing that was acknowledged is lost.
 
-use crate::ctl::{etcdctl, eventually, keys, leader, same_history};
-use crate::support::Cluster;
+use crate::{
+    ctl::{etcdctl, eventually, keys, leader, same_history},
+    support::Cluster,
+};
 
 #[tokio::test]
 async fn the_others_go_on_without_their_leader_and_it_catches_up() {

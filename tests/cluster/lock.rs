@@ -1,13 +1,17 @@
-//! Locks and elections on a cluster: the line has one order for all members, and outlives leaders and leases.
+//! Locks and elections on a cluster: the queue has one order on all members, and outlives leaders and leases.
 
-use crate::clients::{Clients, PATIENCE, in_line, next_leader};
-use crate::ctl::{etcdctl, leader, start_etcdctl};
-use crate::support::Cluster;
+use crate::{
+    clients::{Clients, PATIENCE, in_line, next_leader},
+    ctl::{etcdctl, leader, start_etcdctl},
+    support::Cluster,
+};
 use quorate::internals::api::proto::v3lockpb as lp;
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt as _, BufReader};
-use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    task::JoinHandle,
+    time::timeout,
+};
 use tonic::{Code, Status};
 
 /// A cluster, and clients of two members of which neither leads.
@@ -61,7 +65,7 @@ async fn a_lock_passes_in_the_order_of_the_line_though_the_leader_dies() {
         assert!(now > created, "each holder's key is younger: the fence");
         created = now;
     }
-    // The one that died comes back and serves the same line.
+    // The member that died comes back and serves the same queue.
     cluster.members[leads].start();
     leader(&cluster.ports()).await;
     let member = Clients::of(cluster.ports()[leads]);
@@ -89,16 +93,16 @@ async fn a_lease_that_is_lost_while_waiting_or_holding_leaves_the_line() {
     in_line(port, "L/", 2).await;
     let third = line(next);
     in_line(port, "L/", 3).await;
-    // Lost while waiting: its call fails, whoever waits behind it goes on waiting for the holder.
+    // The lease ends while its owner waits: the call fails, and those behind it still wait for the holder.
     one.revoke(loser).await.expect("it is there");
     let refused = soon(waits).await.unwrap_err();
     let expected = (Code::Unknown, "mutex: session is expired");
     assert_eq!((refused.code(), refused.message()), expected);
     assert!(!third.is_finished());
-    // Lost while holding: the next one holds.
+    // The lease of the holder ends: the next one gets the lock.
     other.revoke(holder).await.expect("it is there");
     assert_eq!(soon(third).await.expect("its turn").key, "L/c");
-    // And so it is if nobody says so but the clock.
+    // The same when the lease expires instead of being revoked.
     let short = one.grant(0xd, 2).await;
     one.revoke(next).await.expect("it is there");
     match one.lock("L", short).await {
@@ -117,7 +121,7 @@ async fn an_election_goes_on_through_leader_changes_and_observers_see_it_all() {
     let port = cluster.ports()[(leads + 1) % 3];
     let (first, second) = (one.grant(0xa, 600).await, other.grant(0xb, 600).await);
     let leading = one.campaign("E", first, "1a").await.expect("nobody leads");
-    // Observers at both members, from the leader that exists on.
+    // Observers at both members, beginning with the present leader.
     let mut observers = [one.observe("E").await, other.observe("E").await];
     let mut seen = [Vec::new(), Vec::new()];
     for (observer, seen) in observers.iter_mut().zip(&mut seen) {
@@ -151,7 +155,7 @@ async fn an_election_goes_on_through_leader_changes_and_observers_see_it_all() {
         }
         assert_eq!(seen, &["1a", "1b", "1c", "2a", "2b"]);
     }
-    // Its lease ends: nobody leads, at any member.
+    // Its lease ends: no member has a leader for the election.
     other.revoke(second).await.expect("it is there");
     let name = quorate::internals::api::proto::v3electionpb::LeaderRequest { name: "E".into() };
     let nobody = one.elections.clone().leader(name).await.unwrap_err();
@@ -161,7 +165,7 @@ async fn an_election_goes_on_through_leader_changes_and_observers_see_it_all() {
     );
 }
 
-/// A process that was paused until its lease had ended believes in its lock. What it writes compares the creation revision of
+/// A process that was paused until its lease had ended still behaves as the holder. Its writes compare the creation revision of
 /// the lock's key, and changes nothing.
 #[tokio::test]
 async fn a_fenced_write_of_a_former_holder_changes_nothing() {
@@ -216,7 +220,7 @@ async fn a_fenced_write_of_a_former_holder_changes_nothing() {
         !guarded(&one, &held, token, "late").await,
         "it is fenced off"
     );
-    // The same lease id in line again is another holder: its old token is worth nothing.
+    // The same lease id in the queue again is another holder: its old token is invalid.
     one.grant(first, 600).await;
     unlock(&other, next).await;
     assert_eq!(one.lock("L", first).await.expect("its turn").key, held);
@@ -260,8 +264,8 @@ async fn etcdctl_locks_and_elects_at_followers() {
     in_line(one, "L/", 0).await;
 
     let mut first = start_etcdctl(one, &["elect", "E", "one"]);
-    let mut told = BufReader::new(first.stdout.take().expect("a pipe")).lines();
-    let won = lines(&mut told, 2).await;
+    let mut output = BufReader::new(first.stdout.take().expect("a pipe")).lines();
+    let won = lines(&mut output, 2).await;
     assert!(won[0].starts_with("E/") && won[1] == "one", "{won:?}");
     let mut observer = start_etcdctl(other, &["elect", "-l", "E"]);
     let mut sees = BufReader::new(observer.stdout.take().expect("a pipe")).lines();
@@ -302,7 +306,6 @@ async fn a_waiter_that_gives_up_leaves_the_line_at_any_member() {
     in_line(port, "L/", 2).await;
     waits.abort();
     in_line(port, "L/", 1).await;
-    sleep(Duration::from_millis(100)).await;
     unlock(&other, held.key).await;
     in_line(port, "L/", 0).await;
 }

@@ -1,9 +1,11 @@
-//! A read of the log that never ends: the leader keeps leading, and everyone but the follower that needs the entries goes on.
+//! A read of the log that never ends: leadership stays, and every member but the follower that needs the entries goes on.
 
-use crate::ctl::{etcdctl, eventually, leader, same_history, statuses};
-use crate::membership::id;
-use crate::snapshot::{fill, said};
-use crate::support::Cluster;
+use crate::{
+    ctl::{etcdctl, eventually, leader, same_history, statuses},
+    membership::id,
+    snapshot::{fill, said},
+    support::Cluster,
+};
 
 const STALLS: &str = "a read of the write-ahead log does not end";
 
@@ -48,7 +50,7 @@ async fn consensus_goes_on_while_a_read_of_the_log_stalls() {
     let after = statuses(&ports[..1]).await[0]["raftTerm"].clone();
     assert_eq!(after, term, "no election");
 
-    // An election works as well, and the new leader has a disk that answers.
+    // An election succeeds as well, and the disk of the new leader works.
     let second = id(&ports[..2], &cluster.members[1].name).await;
     etcdctl(&ports[..1], &["move-leader", &second]).await.ok();
     same_history(&ports).await;

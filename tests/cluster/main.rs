@@ -1,13 +1,16 @@
 //! Several members as real processes, driven by the real etcdctl: they form a cluster, serve everywhere, and lose nothing when
 //! one of them dies.
 //!
-//! `crash`, `partition` and `growth` do worse to clusters under load, and have every request of the load judged by
-//! `tests/support/history`. They read
+//! `crash`, `partition` and `growth` disturb clusters under load, and `tests/support/history` checks every request of that load.
+//! They read
 //!
 //! - `QUORATE_TEST_SEED`: what happens, and what clients ask. It is printed; the machine's timing is not in it;
 //! - `QUORATE_TEST_CRASH_SECS`: how long `crash` goes on;
 //! - `QUORATE_TEST_NETWORK`: `hosts` for network namespaces and nothing else, `relay` for none.
 
+mod answers;
+mod auth;
+mod certificates;
 mod client;
 mod clients;
 #[cfg(feature = "failpoints")]
@@ -16,10 +19,15 @@ mod crash;
 mod ctl;
 mod damage;
 mod deadlines;
+mod descriptors;
 mod directory;
 mod embedded;
+mod encryption;
+mod etcd;
 #[cfg(feature = "failpoints")]
 mod failpoints;
+mod frozen;
+mod go_client;
 mod growth;
 mod hashkv;
 #[path = "../support/history/mod.rs"]
@@ -29,6 +37,7 @@ mod hosts;
 mod lease;
 mod lease_load;
 mod life;
+mod local_cluster;
 mod lock;
 #[cfg(feature = "failpoints")]
 mod log_reads;
@@ -39,10 +48,12 @@ mod partition;
 mod procfile;
 mod quorum_recovery;
 mod reconfig;
+mod reconnect;
 mod record;
 mod refill;
 mod refusals;
 mod relay;
+mod rolling;
 mod scene;
 mod serving;
 mod snapshot;
@@ -50,12 +61,15 @@ mod snapshot;
 mod stale;
 mod stall;
 mod standing;
+mod start_lines;
 mod state;
 #[cfg(feature = "failpoints")]
 mod stored_reads;
 mod support;
 #[path = "../support/tools.rs"]
 mod tools;
+#[cfg(feature = "failpoints")]
+mod versions;
 mod watch;
 mod wire;
 mod workload;

@@ -1,9 +1,11 @@
-//! Members come and go.
+//! Members are added, promoted and removed.
 
-use crate::ctl::{etcdctl, eventually, leader, same_history};
-use crate::support::Cluster;
+use crate::{
+    ctl::{etcdctl, eventually, leader, same_history},
+    support::Cluster,
+};
 
-/// Adds a member with the flags given, starts it, and gives its id once it is there.
+/// Adds a member with the flags given, starts it, and returns its id once it is listed.
 pub(crate) async fn join(
     cluster: &mut Cluster,
     name: &str,
@@ -23,6 +25,14 @@ pub(crate) async fn join(
         .nth(1)
         .expect("Member ID added …")
         .to_owned();
+    start_added(cluster, at);
+    let line = format!("{id}, started, {name}, ");
+    eventually(running, &["member", "list"], |list| list.contains(&line)).await;
+    id
+}
+
+/// Starts a member that the cluster has added.
+pub(crate) fn start_added(cluster: &mut Cluster, at: usize) {
     let initial = cluster.initial();
     let member = &mut cluster.members[at];
     member.args.push(format!("--initial-cluster={initial}"));
@@ -30,9 +40,6 @@ pub(crate) async fn join(
         .args
         .push("--initial-cluster-state=existing".to_owned());
     member.start();
-    let line = format!("{id}, started, {name}, ");
-    eventually(running, &["member", "list"], |list| list.contains(&line)).await;
-    id
 }
 
 /// The id of the member of this name.

@@ -1,11 +1,8 @@
-//! What stands between the members, and how a test breaks it: real hosts ([`Hosts`]), or a relay ([`Relay`]) where there cannot
-//! be any, and for what iptables cannot do.
+//! The network between the members, and its faults: network namespaces ([`Hosts`]), or a relay ([`Relay`]) where these are not
+//! permitted, and for faults that iptables cannot make.
 
-use crate::hosts::Hosts;
-use crate::relay::Relay;
-use crate::support::Place;
-use std::env;
-use std::time::Duration;
+use crate::{hosts::Hosts, relay::Relay, support::Place};
+use std::{env, time::Duration};
 
 /// Both kinds do the same: packets between two members pass, or do not. Members are named by position.
 #[derive(Debug)]
@@ -14,7 +11,7 @@ pub(crate) enum Network {
     Relay(Relay),
 }
 
-/// Whether a fault keeps packets away.
+/// Whether a fault drops packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Drops {
     Some,
@@ -22,7 +19,7 @@ pub(crate) enum Drops {
 }
 
 impl Network {
-    /// Hosts of their own for `size` members; where this is not permitted, a relay, and loud words.
+    /// Hosts of their own for `size` members; where this is not permitted, a relay and a warning.
     ///
     /// `QUORATE_TEST_NETWORK=relay` asks for the relay, `hosts` takes nothing else.
     #[expect(clippy::print_stderr, reason = "nobody may take a relay for hosts")]
@@ -48,7 +45,7 @@ impl Network {
         Self::Relay(Relay::new(size).await)
     }
 
-    /// What a test says it ran on.
+    /// The name of the kind, for the test's output.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Hosts(_) => "network namespaces",
@@ -70,7 +67,7 @@ impl Network {
         }
     }
 
-    /// Nothing gets from `from` to `to` any more. The other direction stays as it is.
+    /// Drops everything from `from` to `to`. The other direction is not changed.
     pub(crate) fn cut(&self, from: usize, to: usize) {
         match self {
             Self::Hosts(hosts) => hosts.cut(from, to),
@@ -78,7 +75,7 @@ impl Network {
         }
     }
 
-    /// Nothing gets from one group to the other, either way.
+    /// Drops everything between the two groups, in both directions.
     pub(crate) fn split(&self, some: &[usize], others: &[usize]) {
         for a in some {
             for b in others {
@@ -104,7 +101,7 @@ impl Network {
         }
     }
 
-    /// Packets that were kept away since everything last passed.
+    /// Packets that were dropped since the last fault ended.
     fn dropped(&self) -> u64 {
         match self {
             Self::Hosts(hosts) => hosts.dropped(),
@@ -112,7 +109,7 @@ impl Network {
         }
     }
 
-    /// Everything passes again. A fault that met no packet was none, unless it was a delay.
+    /// Ends all faults. Asserts that a fault dropped at least one packet, unless it was a delay.
     pub(crate) fn heal(&self, drops: Drops) {
         let dropped = self.dropped();
         assert_eq!(

@@ -4,10 +4,11 @@
 //! It is that of a member that was killed: 19 revisions (`k/a` to `k/e` three times, `k/e` deleted), compacted at 7, a lease
 //! with a key, and a learner that never started.
 
-use crate::ctl::{etcdctl, eventually};
-use crate::support::Cluster;
-use std::fs;
-use std::process::Command;
+use crate::{
+    ctl::{etcdctl, eventually},
+    support::Cluster,
+};
+use std::{fs, process::Command};
 
 const DIRECTORY: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),

@@ -1,11 +1,15 @@
 //! The files that are handed out for running a cluster work as they are.
 
-use crate::ctl::{etcdctl, leader, same_history};
-use crate::support::quorate;
+use crate::{
+    ctl::{etcdctl, leader, same_history},
+    support::quorate,
+};
 use quorate::internals::cli::{Cli, Command};
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 fn config(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -1,11 +1,11 @@
 //! Quorum recovery: a majority is lost for good, and one member's data becomes a cluster of its own, which grows again.
 
-use crate::ctl::{etcdctl, eventually, keys, leader, same_history};
-use crate::membership::join;
-use crate::support::{Cluster, quorate};
-use std::fs;
-use std::path::Path;
-use std::process::Output;
+use crate::{
+    ctl::{etcdctl, eventually, keys, leader, same_history},
+    membership::join,
+    support::{Cluster, quorate},
+};
+use std::{fs, path::Path, process::Output};
 
 pub(crate) async fn recover(from: &Path, into: &Path) -> Output {
     let mut run = quorate();
@@ -66,7 +66,7 @@ async fn one_member_goes_on_alone_with_all_it_has_and_grows_back_to_three() {
     assert_eq!(list.lines().count(), 1, "{list}");
     assert!(list.contains(", n1, "), "{list}");
 
-    // A member of the old cluster turns up again.
+    // A member of the old cluster starts again.
     cluster.members[1].start();
     join(&mut cluster, "n4", alone, &[]).await;
     join(&mut cluster, "n5", alone, &[]).await;
@@ -101,7 +101,7 @@ async fn what_is_no_members_data_or_in_use_is_refused() {
 }
 
 async fn hash_at(port: u16) -> String {
-    let told = eventually(&[port], &["endpoint", "hashkv", "-w", "json"], |_| true).await;
-    let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
-    told[0]["HashKV"]["hash"].to_string()
+    let output = eventually(&[port], &["endpoint", "hashkv", "-w", "json"], |_| true).await;
+    let output: serde_json::Value = serde_json::from_str(&output).expect("JSON");
+    output[0]["HashKV"]["hash"].to_string()
 }

@@ -1,8 +1,10 @@
 //! Which membership changes are accepted: a quorum of the voters after it must certainly run.
 
-use crate::ctl::{etcdctl, eventually, leader};
-use crate::membership::id;
-use crate::support::{Cluster, free_port};
+use crate::{
+    ctl::{etcdctl, eventually, leader},
+    membership::id,
+    support::{Cluster, free_port},
+};
 
 const UNHEALTHY: &str = "etcdserver: unhealthy cluster";
 
@@ -32,6 +34,14 @@ async fn a_member_that_has_just_come_back_is_not_removed_if_the_quorum_needs_it(
     let at_leader = &ports[leads..=leads];
     let refused = etcdctl(at_leader, &["member", "remove", &back_id]).await;
     assert!(refused.refused().contains(UNHEALTHY), "it is needed");
+    let log = cluster.members[leads].log();
+    let back = &cluster.members[back].name;
+    for why in [
+        "a membership change is refused as unhealthy".to_owned(),
+        format!("{back} has been connected for less than 5 s"),
+    ] {
+        assert!(log.contains(&why), "{why}:\n{log}");
+    }
     eventually(at_leader, &["put", "k", "w"], |_| true).await;
 }
 
@@ -43,7 +53,7 @@ async fn a_member_that_was_just_killed_does_not_count_as_running() {
     let [needed, killed] = others(leads, 3)[..] else {
         unreachable!("two of three do not lead")
     };
-    // A voter more is accepted only if all three certainly run. It never starts.
+    // Another voter is accepted only if all three certainly run. It never starts.
     let at_leader = &ports[leads..=leads];
     let add = ["member", "add", "n4", &urls()];
     eventually(at_leader, &add, |_| true).await;
@@ -51,6 +61,11 @@ async fn a_member_that_was_just_killed_does_not_count_as_running() {
     cluster.members[killed].kill().await;
     let refused = etcdctl(at_leader, &["member", "remove", &needed]).await;
     assert!(refused.refused().contains(UNHEALTHY), "two would be left");
+    let (log, killed) = (cluster.members[leads].log(), &cluster.members[killed].name);
+    // A connection that broke is noticed after some seconds.
+    let whys = ["is not connected", "has not replied since"];
+    let said = whys.map(|why| log.contains(&format!("{killed} {why}")));
+    assert!(said.contains(&true), "{killed}:\n{log}");
     eventually(at_leader, &["put", "k", "v"], |_| true).await;
 }
 
@@ -87,7 +102,7 @@ async fn without_the_strict_check_a_needed_member_can_be_removed() {
     let ports = cluster.ports();
     let leads = leader(&ports).await;
     let gone = id(&ports, &cluster.members[others(leads, 3)[0]].name).await;
-    // At once: with the check a cluster refuses this in its first five seconds.
+    // Right after the start: with the check a cluster refuses this in its first five seconds.
     let removed = etcdctl(&ports[leads..=leads], &["member", "remove", &gone]).await;
     removed.ok();
 }

@@ -1,14 +1,20 @@
-//! What all clients of a cluster asked and were told, with times of one clock, for the judge of histories.
+//! What all clients of a cluster asked and received, with times of one clock, for the checker of histories.
 
-use crate::client::{Client, certainly_not_done};
-use crate::history::{Op, Outcome, Recorder, Refusal, Request};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use crate::{
+    client::{Client, certainly_not_done},
+    history::{Op, Outcome, Recorder, Refusal, Request},
+};
+use std::{
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::time::{Instant, timeout};
 use tonic::Status;
 
-/// Lives of one member that a history can tell apart.
+/// Lives of one member that a history distinguishes.
 const LIVES_MAX: u64 = 1_000_000;
 
 /// Every request of a test. Clients share it.
@@ -16,7 +22,7 @@ const LIVES_MAX: u64 = 1_000_000;
 pub(crate) struct Record {
     start: Instant,
     ops: Mutex<Recorder>,
-    /// How often each member was started anew: what it shows may go back to what its disk knows is committed.
+    /// How often each member was started: after a restart it may show an older state, the one that its disk has as committed.
     lives: Vec<AtomicU64>,
     next: AtomicU64,
 }
@@ -32,7 +38,7 @@ impl Record {
         }
     }
 
-    /// A number that nobody else has, for a client.
+    /// A unique number for a client.
     pub(crate) fn number(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
@@ -51,7 +57,7 @@ impl Record {
         quorate::internals::clock::micros(self.start.elapsed())
     }
 
-    /// Asks a member, waits no longer than `patience`, and notes all of it. An error without a status is the wait's end.
+    /// Sends a request to a member, waits at most `patience`, and records it. Without a status it timed out.
     pub(crate) async fn ask(
         &self,
         client: u64,
@@ -72,7 +78,7 @@ impl Record {
         let mut recorder = self.recorder();
         recorder.returned(id, self.now(), outcome.clone());
         if life != self.life(member) {
-            // A connection that is made anew may have reached the next life: then it says nothing about either.
+            // A new connection may have reached the member after a restart: then the answer shows nothing about either process.
             recorder.answered_by(id, u64::MAX - self.number());
         }
         (outcome, status)

@@ -1,8 +1,10 @@
-//! A member whose database is damaged, or is not to be trusted, gets another one and keeps its promises.
+//! A member whose database is damaged or suspect is refilled, and keeps its votes and acknowledgements.
 
-use crate::ctl::{etcdctl, eventually, keys, leader, same_history};
-use crate::snapshot::{IN_PLACE, fill, follower, said};
-use crate::support::Cluster;
+use crate::{
+    ctl::{etcdctl, eventually, keys, leader, same_history},
+    snapshot::{IN_PLACE, fill, follower, said},
+    support::Cluster,
+};
 use std::fs;
 
 const DATABASE: &str = "db/revisions.redb";
@@ -24,7 +26,7 @@ async fn a_damaged_database_is_put_aside_and_replaced() {
     let refusal = cluster.members[at].refusal().await;
     assert!(refusal.contains("is damaged"), "{refusal}");
 
-    // What the others wrote meanwhile is in its log's reach, or not: it does not matter.
+    // It does not matter whether the leader's log still has what the others wrote meanwhile.
     let alive: Vec<u16> = ports.iter().copied().filter(|p| *p != ports[at]).collect();
     leader(&alive).await;
     fill(&alive, "while/", 300).await;
@@ -55,7 +57,8 @@ async fn a_member_that_waits_for_a_snapshot_votes_and_serves_nobody() {
     for member in &mut cluster.members {
         member.kill().await;
     }
-    // One waits, one other is there: the two must elect that one, which needs the vote, and then the waiting one is served.
+    // One member awaits a snapshot, one other runs: the other needs the vote of the first to be elected, and then sends it the
+    // snapshot.
     fs::write(cluster.members[0].data_dir().join("refill"), "").expect("the wish");
     cluster.members[0].start();
     said(&cluster.members[0], "this member has no state", 1).await;

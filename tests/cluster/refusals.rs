@@ -1,8 +1,10 @@
-//! What must not start does not, and says why.
+//! Members that must not start do not, and log why.
 
-use crate::ctl::{eventually, leader};
-use crate::snapshot::said;
-use crate::support::{Cluster, quorate};
+use crate::{
+    ctl::{eventually, leader},
+    snapshot::said,
+    support::{Cluster, quorate},
+};
 use std::fs;
 
 #[tokio::test]

@@ -6,16 +6,22 @@
 //! which the answers come back. The rules are for members alone.
 
 use crate::support::{Place, free_port};
-use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-use tokio::net::UdpSocket;
-use tokio::task::{AbortHandle, spawn};
-use tokio::time::sleep;
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    net::UdpSocket,
+    task::{AbortHandle, spawn},
+    time::sleep,
+};
 
-/// More than a UDP packet can hold.
+/// Larger than any UDP packet.
 const PACKET_BYTES_MAX: usize = 65_536;
 /// Packets held back at a time; more are lost, as in a router whose queue is full.
 const HELD_MAX: usize = 20_000;
@@ -109,7 +115,7 @@ impl Relay {
         self.change(|rules| rules.delay = Some((least, most)));
     }
 
-    /// Packets that the rules have kept away since everything last passed.
+    /// Packets that the rules have dropped since the last fault ended.
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }

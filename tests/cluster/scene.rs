@@ -1,27 +1,28 @@
-//! A cluster under load, to which something happens; and the verdict on what its clients saw.
+//! A cluster under load, the faults injected into it, and the check of what its clients saw.
 
-use crate::client::{self, Client};
-use crate::history::{Event, Outcome, Put, Range, Replay, Request, Revision, check};
-use crate::record::Record;
-use crate::support::Cluster;
-use crate::workload::{Targets, Workload};
+use crate::{
+    client::{self, Client},
+    history::{Event, Outcome, Put, Range, Replay, Request, Revision, check},
+    record::Record,
+    support::Cluster,
+    workload::{Targets, Workload},
+};
 use fastrand::Rng;
-use std::env;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use std::{env, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
 use tonic::Code;
 
 /// Clients at a time.
 const CLIENTS: u64 = 16;
-/// Members a test may have in its life.
+/// Members that a test may ever have.
 const MEMBERS_MAX: usize = 16;
 /// Pause between two attempts to find out whether members serve again.
 const PROBE: Duration = Duration::from_millis(20);
-/// How long an attempt is waited for: a member that knows of no leader yet answers once there is one.
+/// How long an attempt may take: a member without a leader answers once there is one.
 const PROBE_MAX: Duration = Duration::from_secs(10);
 /// The longest a cluster may take to serve again.
 const SERVE_MAX: Duration = Duration::from_mins(2);
@@ -37,9 +38,9 @@ pub(crate) struct Scene {
     seed: u64,
     start: Instant,
     load: Option<Workload>,
-    /// History that compactions may since have given up.
+    /// History that may be compacted by now.
     kept: Vec<(Revision, Vec<Event>)>,
-    /// Attempts that are under way. They belong to the history, whatever becomes of them.
+    /// Attempts in flight. They belong to the history, whatever their outcome.
     probes: JoinSet<()>,
 }
 
@@ -69,7 +70,6 @@ impl Scene {
         scene
     }
 
-    /// Tells what happens.
     #[expect(clippy::print_stderr, reason = "a failed test shows its story")]
     pub(crate) fn say(&self, text: &str) {
         eprintln!(
@@ -89,7 +89,7 @@ impl Scene {
         client::leader(&self.cluster.clients()).await
     }
 
-    /// `kill -9`, and all that follows from it.
+    /// `kill -9`; also recorded for the checker.
     pub(crate) async fn kill(&mut self, member: usize) {
         self.cluster.members[member].kill().await;
     }
@@ -141,7 +141,7 @@ impl Scene {
         self.kept.last().map_or(1, |(at, _)| at + 1)
     }
 
-    /// Gives up history, having looked at it. Whether this comes about depends on what happens meanwhile.
+    /// Reads history and then compacts it. Whether the compaction succeeds depends on the faults.
     #[cfg(feature = "failpoints")]
     pub(crate) async fn compact(&mut self, member: usize) {
         let Some(client) = Client::connect(self.addresses(&[member])[0]).await else {
@@ -152,13 +152,13 @@ impl Scene {
         };
         let seen = client.events(self.next_kept(), revision).await;
         self.kept.extend(seen);
-        // Who reads a little of the past goes on to find it.
+        // Clients that read slightly older revisions still find them.
         if let Err(status) = client.compact(revision - 100).await {
             self.say(&format!("compaction below {revision}: {status}"));
         }
     }
 
-    /// What a minority does: refuses writes and linearizable reads with etcd's errors, answers serializable reads.
+    /// Asserts what a minority does: it refuses writes and linearizable reads with etcd's errors, answers serializable reads.
     pub(crate) async fn refuses(&mut self, members: &[usize]) {
         let read = |serializable| {
             Request::Range(Range {
@@ -190,7 +190,7 @@ impl Scene {
             let said = status.map(|status| (status.code(), status.message().to_owned()));
             self.say(&format!(
                 "{name}, which is in the minority, to a {what}: {}",
-                told(&outcome, said.as_ref())
+                describe(&outcome, said.as_ref())
             ));
             if what == "serializable read" {
                 assert!(
@@ -215,12 +215,12 @@ impl Scene {
         }
     }
 
-    /// Lets the load run on.
+    /// Lets the load run for a while.
     pub(crate) async fn pass(&self, time: Duration) {
         sleep(time).await;
     }
 
-    /// Stops the load, waits until all members agree, and has the history judged.
+    /// Stops the load, waits until all members agree, and checks the history.
     pub(crate) async fn end(self) {
         let all: Vec<usize> = (0..self.cluster.members.len()).collect();
         self.end_with(&all).await;
@@ -236,7 +236,7 @@ impl Scene {
         self.judge(&self.addresses(members)).await;
     }
 
-    /// No acknowledged write is missing, no read was stale, and nothing is there that nobody asked for.
+    /// Checks that no acknowledged write is missing, no read was stale, and every change was requested.
     async fn judge(&self, members: &[SocketAddr]) {
         let (revision, hash) = client::agreed(members).await;
         let ops = self.record.ops();
@@ -245,7 +245,7 @@ impl Scene {
             .events(self.next_kept(), revision)
             .await;
         let events = self.kept.iter().cloned().chain(rest);
-        let replay = Replay::new(events).unwrap_or_else(|bad| panic!("a watch tells: {bad:?}"));
+        let replay = Replay::new(events).unwrap_or_else(|bad| panic!("a watch received: {bad:?}"));
         let (name, seed) = (self.name, self.seed);
         match check(&ops, &replay) {
             Ok(checked) => self.say(&format!(
@@ -262,7 +262,7 @@ impl Scene {
     }
 }
 
-fn told(outcome: &Outcome, said: Option<&(Code, String)>) -> String {
+fn describe(outcome: &Outcome, said: Option<&(Code, String)>) -> String {
     match (outcome, said) {
         (Outcome::Done { revision, .. }, _) => format!("done at revision {revision}"),
         (_, Some((code, text))) => format!("{code:?} {text}"),

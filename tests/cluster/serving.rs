@@ -1,7 +1,9 @@
-//! Any member serves everything, and all tell the same.
+//! Any member serves everything, and all answer the same.
 
-use crate::ctl::{etcdctl, eventually, keys, leader, same_history, statuses};
-use crate::support::Cluster;
+use crate::{
+    ctl::{etcdctl, eventually, keys, leader, same_history, statuses},
+    support::Cluster,
+};
 
 #[tokio::test]
 async fn each_member_serves_put_get_and_txn() {

@@ -1,25 +1,23 @@
 //! Members whose log is gone come back by a snapshot: after being away, in place while their clients stay, as new learners, and
 //! when either side dies in the middle.
 
-use crate::ctl::{etcdctl, eventually, leader, same_history, statuses};
-use crate::support::{Cluster, Member, quorate};
-use crate::tools;
+use crate::{
+    ctl::{etcdctl, eventually, leader, same_history, statuses},
+    support::{Cluster, Member, quorate},
+    tools,
+};
 use base64::prelude::{BASE64_STANDARD, Engine};
-use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
-use std::process::Stdio;
-use std::time::Duration;
+use std::{collections::BTreeMap, fs, path::Path, process::Stdio, time::Duration};
 use tokio::time::sleep;
 
-/// How long something that must happen soon is waited for.
+/// How long a test waits for something that must happen soon.
 const PATIENCE: Duration = Duration::from_mins(1);
 const POLL: Duration = Duration::from_millis(50);
 
-/// What a receiver says when a snapshot is in place, and when one begins.
+/// The log lines of a receiver when a snapshot is installed, and when one begins.
 pub(crate) const IN_PLACE: &str = "a snapshot took the place of the state";
 const BEGINS: &str = "receives a snapshot";
-/// What a leader says of a member that needs one.
+/// The log line of a leader about a member that needs one.
 const BEHIND: &str = "it needs a snapshot";
 
 /// Three members that keep little of their log.
@@ -54,7 +52,7 @@ pub(crate) async fn fill(ports: &[u16], prefix: &str, keys: usize) {
     assert!(filled.status.success(), "{filled:?}");
 }
 
-/// Waits until a member's log has said something so many times.
+/// Waits until a member's log contains a text this many times.
 pub(crate) async fn said(member: &Member, what: &str, times: usize) {
     let start = quorate::internals::clock::now();
     while member.log().matches(what).count() < times {
@@ -69,8 +67,8 @@ pub(crate) async fn said(member: &Member, what: &str, times: usize) {
     }
 }
 
-/// The leader of those that run, once it says that a member is too far behind; it says it once more each time. Once it has
-/// found out that nobody is there any more it sends nothing, and says nothing either: by then the log is long gone.
+/// The leader of the running members, once it has logged that a member is too far behind; each time it logs that once more. Once
+/// the connection is lost it sends nothing and logs nothing; by then it has long released the log.
 async fn too_far_behind(cluster: &Cluster, away: usize, before: usize) -> usize {
     let mut ports = others(cluster, away);
     ports.truncate(2);
@@ -87,7 +85,7 @@ async fn too_far_behind(cluster: &Cluster, away: usize, before: usize) -> usize 
         }
         assert!(
             start.elapsed() < PATIENCE,
-            "{name} is missed by nobody:\n{log}"
+            "{name} is not reported as behind:\n{log}"
         );
         sleep(POLL).await;
     }
@@ -150,7 +148,7 @@ async fn a_member_that_was_away_returns_by_snapshot() {
     let indexes = |status: &serde_json::Value| status["raftAppliedIndex"].is_number();
     assert!(found.iter().all(indexes), "{found:?}");
 
-    // What it got is durable: it goes on from there after another end.
+    // What it received is durable: after another crash it continues there.
     cluster.members[away].kill().await;
     cluster.members[away].start();
     eventually(back, &["put", "after", "v"], |_| true).await;
@@ -162,7 +160,7 @@ async fn a_member_that_was_away_returns_by_snapshot() {
     );
 }
 
-/// How often each key was written, as a member tells.
+/// How often each key was written, by the answer of a member.
 async fn written(port: u16, prefix: &str) -> BTreeMap<String, usize> {
     let got = etcdctl(&[port], &["get", prefix, "--prefix", "-w", "json"]).await;
     let got = got.json();
@@ -216,7 +214,7 @@ async fn clients_of_a_member_that_gets_one_stay_and_miss_nothing() {
         cluster.members[slow].freeze();
         let alive = others(&cluster, slow);
         fill(&alive, &format!("k/{round}/while/"), 1_500).await;
-        // What was on its way to it is gone with the connection, the rest with the log.
+        // Messages in flight were lost with the connection, and the entries are released.
         said(&cluster.members[leads], &lost, before + 1).await;
         said(&cluster.members[leads], BEHIND, round).await;
         cluster.members[slow].thaw();
@@ -259,7 +257,7 @@ async fn the_sender_dies_in_the_middle() {
     let (mut cluster, away, sender) = in_the_middle().await;
     cluster.members[sender].kill().await;
     // The other one leads now, and begins anew.
-    said(&cluster.members[away], "a snapshot was not taken", 1).await;
+    said(&cluster.members[away], "was not taken", 1).await;
     said(&cluster.members[away], IN_PLACE, 1).await;
     same_history(&others(&cluster, sender)).await;
     cluster.members[sender].start();
@@ -292,7 +290,7 @@ async fn a_learner_begins_with_a_snapshot_and_is_promoted() {
     let is_added = |text: &str| text.contains(" added ") && text.contains("to cluster");
     let added = eventually(&ports, &add, is_added).await;
     let id = added.split_whitespace().nth(1).expect("an id").to_owned();
-    // Another one goes and comes, to tell when nobody has the log's beginning any more; both get theirs at the same time.
+    // Another member restarts, which shows when no member has the log's beginning any more; both get a snapshot at the same time.
     let away = follower(&cluster).await;
     cluster.members[away].kill().await;
     fill(&others(&cluster, away)[..2], "more/", 500).await;

@@ -1,15 +1,17 @@
 //! A member without data among members that are behind. `src/node/questions.rs` has the other direction, and all sizes.
 
-use crate::ctl::{eventually, keys, leader};
-use crate::snapshot::said;
-use crate::support::Cluster;
+use crate::{
+    ctl::{eventually, keys, leader},
+    snapshot::said,
+    support::Cluster,
+};
 use std::fs;
 
 #[tokio::test]
 async fn a_member_that_is_behind_does_not_start_one_that_lost_its_disk() {
     let mut cluster = Cluster::new(3).await;
     let ports = cluster.ports();
-    // n1 ends as soon as the others elect: it never learns that they run. They do so once all three have begun.
+    // n1 stops as soon as the others elect, so it never learns that they run. They elect once all three have started.
     cluster.members[0].set("FAILPOINTS", "before-hard-state=return");
     for (member, election) in cluster.members.iter_mut().zip(["50000", "4000", "4000"]) {
         member.set("QUORATE_RAFT_ELECTION_MS", election);
@@ -26,7 +28,7 @@ async fn a_member_that_is_behind_does_not_start_one_that_lost_its_disk() {
     for at in [1, 2] {
         cluster.members[at].kill().await;
     }
-    // n3 acknowledged all of it with n2, and loses its disk.
+    // n3 and n2 acknowledged everything, and n3 loses its disk.
     fs::remove_dir_all(cluster.members[2].data_dir()).expect("the directory goes");
     cluster.members[0].start();
     cluster.members[2].start();

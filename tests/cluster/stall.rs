@@ -1,13 +1,14 @@
-//! A disk whose syncs do not end: the leader keeps sending heartbeats, and hands on its leadership.
+//! A disk whose syncs do not end: the leader keeps sending heartbeats, and transfers its leadership.
 
-use crate::ctl::{etcdctl, eventually, leader, same_history};
-use crate::support::Cluster;
+use crate::{
+    ctl::{etcdctl, eventually, leader, same_history},
+    support::Cluster,
+};
 use serde_json::Value;
-use std::fs;
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 use tokio::process::Command;
 
-/// Makes the library that holds up syncs, and lets every member run with it; gives the file that stalls each.
+/// Builds the library that stalls syncs, and lets every member run with it; returns the file that stalls each.
 async fn stallable(cluster: &mut Cluster) -> Vec<PathBuf> {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/cluster/stall.c");
     let library = cluster.folder().join("stall.so");
@@ -50,7 +51,7 @@ async fn a_leader_whose_disk_stalls_hands_on_its_leadership_and_comes_back() {
         .copied()
         .filter(|port| *port != ports[stuck])
         .collect();
-    // It waits at the leader that stalls, or goes to its successor: acknowledged either way, by the two whose disks work.
+    // It waits at the stalled leader, or goes to its successor: either way the two members whose disks work acknowledge it.
     etcdctl(&others[..1], &["put", "k", "during"]).await.ok();
     leader(&others).await;
     let log = cluster.members[stuck].log();
@@ -60,12 +61,12 @@ async fn a_leader_whose_disk_stalls_hands_on_its_leadership_and_comes_back() {
         "{log}"
     );
     assert!(term_at(others[0]).await > term, "another election");
-    let told = eventually(
+    let shown = eventually(
         &ports[stuck..=stuck],
         &["endpoint", "status", "-w", "json"],
         |text| text.contains("the disk stalls: a write is under way for"),
     );
-    told.await;
+    shown.await;
 
     fs::remove_file(&files[stuck]).expect("the file goes");
     same_history(&ports).await;

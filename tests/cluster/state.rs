@@ -1,19 +1,26 @@
-//! A member whose state differs from the others' is found, takes itself out, and can be refilled or replaced.
+//! A member whose state differs from the others' is found, stops serving, and can be refilled or replaced.
 
-use crate::ctl::{etcdctl, eventually, leader, same_history, statuses};
-use crate::membership::{id, join};
-use crate::snapshot::{IN_PLACE, said};
-use crate::support::{Cluster, Member};
-use quorate::internals::codec;
-use quorate::internals::storage::db::{CommitBatch, Db, DbOptions};
-use quorate::internals::storage::{member, real_disk::RealDisk};
-use quorate::internals::types::Revision;
+use crate::{
+    ctl::{etcdctl, eventually, leader, same_history, statuses},
+    membership::{id, join},
+    snapshot::{IN_PLACE, said},
+    support::{Cluster, Member},
+};
+use quorate::internals::{
+    codec,
+    storage::{
+        db::{CommitBatch, Db, DbOptions},
+        member,
+        real_disk::RealDisk,
+    },
+    types::Revision,
+};
 use std::fs;
 
 const CORRUPT: &str = "etcdserver: corrupt cluster";
 
-/// Makes the state of a stopped member another one, as bad memory or a bug would: it counts its revisions from a higher one on.
-/// Every checksum is right, so its start finds nothing wrong.
+/// Changes the state of a stopped member, as bad memory or a bug would: its revisions continue from a higher one. All checksums
+/// are valid, so its start finds nothing wrong.
 fn alter(stopped: &Member) {
     const REVISION: &str = "store.revision";
     let disk = RealDisk::open(stopped.data_dir()).expect("nobody else has the directory");
@@ -46,6 +53,18 @@ async fn restart_altered(cluster: &mut Cluster, at: usize) {
     let port = cluster.members[at].client;
     let follows = |text: &str| !text.contains("\"leader\":0") && text.contains("\"leader\":");
     eventually(&[port], &["endpoint", "status", "-w", "json"], follows).await;
+}
+
+/// Three members, of which the follower with this number and id has an altered state.
+async fn with_altered_follower() -> (Cluster, usize, String) {
+    let mut cluster = Cluster::start(3).await;
+    let ports = cluster.ports();
+    etcdctl(&ports, &["put", "k", "v"]).await.ok();
+    same_history(&ports).await;
+    let at = (leader(&ports).await + 1) % 3;
+    let own_id = id(&ports, &cluster.members[at].name.clone()).await;
+    restart_altered(&mut cluster, at).await;
+    (cluster, at, own_id)
 }
 
 /// As the list of alarms shows it.
@@ -83,14 +102,8 @@ async fn eventually_refused(port: u16, args: &[&str]) -> String {
 
 #[tokio::test]
 async fn a_follower_whose_state_differs_takes_itself_out_and_is_replaced() {
-    let mut cluster = Cluster::start(3).await;
+    let (mut cluster, at, own_id) = with_altered_follower().await;
     let ports = cluster.ports();
-    etcdctl(&ports, &["put", "k", "v"]).await.ok();
-    same_history(&ports).await;
-    let leads = leader(&ports).await;
-    let at = (leads + 1) % 3;
-    let own_id = id(&ports, &cluster.members[at].name.clone()).await;
-    restart_altered(&mut cluster, at).await;
     let others: Vec<u16> = (0..3).filter(|n| *n != at).map(|n| ports[n]).collect();
 
     etcdctl(&others, &["put", "k", "w"]).await.ok();
@@ -124,13 +137,8 @@ async fn a_follower_whose_state_differs_takes_itself_out_and_is_replaced() {
 
 #[tokio::test]
 async fn a_member_whose_state_differs_is_refilled_from_the_others() {
-    let mut cluster = Cluster::start(3).await;
+    let (mut cluster, at, own_id) = with_altered_follower().await;
     let ports = cluster.ports();
-    etcdctl(&ports, &["put", "k", "v"]).await.ok();
-    same_history(&ports).await;
-    let at = (leader(&ports).await + 1) % 3;
-    let own_id = id(&ports, &cluster.members[at].name.clone()).await;
-    restart_altered(&mut cluster, at).await;
     let others: Vec<u16> = (0..3).filter(|n| *n != at).map(|n| ports[n]).collect();
     etcdctl(&others, &["put", "k", "w"]).await.ok();
     let listed = alarm(&own_id);
@@ -151,13 +159,8 @@ async fn a_member_whose_state_differs_is_refilled_from_the_others() {
 
 #[tokio::test]
 async fn a_leader_that_differs_from_a_majority_hands_on_its_leadership() {
-    let mut cluster = Cluster::start(3).await;
+    let (mut cluster, at, own_id) = with_altered_follower().await;
     let ports = cluster.ports();
-    etcdctl(&ports, &["put", "k", "v"]).await.ok();
-    same_history(&ports).await;
-    let at = (leader(&ports).await + 1) % 3;
-    let own_id = id(&ports, &cluster.members[at].name.clone()).await;
-    restart_altered(&mut cluster, at).await;
     // It differs only once it applies something: the first entry of its own leadership.
     eventually(&ports, &["move-leader", &own_id], |_| true).await;
     let others: Vec<u16> = (0..3).filter(|n| *n != at).map(|n| ports[n]).collect();
@@ -172,7 +175,7 @@ async fn a_leader_that_differs_from_a_majority_hands_on_its_leadership() {
         log.contains("the state of a member differs from that of the majority"),
         "it was the leader who found it out:\n{log}"
     );
-    // Those who are right are cut off: whoever differs does not stand in for them.
+    // The members with the right state are cut off: those that differ must not serve in their place.
     let (first, second) = ((at + 1) % 3, (at + 2) % 3);
     cluster.members[first].kill().await;
     cluster.members[second].kill().await;

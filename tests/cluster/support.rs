@@ -1,17 +1,21 @@
 //! Members as child processes, with certificates of one authority in one folder.
 
 use rustix::process::{Pid, Signal, kill_process};
-use std::collections::BTreeMap;
-use std::env;
-use std::fs::{self, OpenOptions};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
-use std::path::{Path, PathBuf};
-use std::process::{self, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
-use std::time::Duration;
+use std::{
+    collections::BTreeMap,
+    env,
+    fs::{self, OpenOptions},
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket},
+    path::{Path, PathBuf},
+    process::{self, ExitStatus, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
-use tokio::time::timeout;
+use tokio::{
+    process::{Child, Command},
+    time::timeout,
+};
 
 use crate::network::Network;
 
@@ -19,7 +23,7 @@ use crate::network::Network;
 static NEXT: AtomicU16 = AtomicU16::new(0);
 const STOP_MAX: Duration = Duration::from_mins(1);
 
-/// A port of this machine that nobody listens on, for TCP and UDP.
+/// A port of this machine that is free for TCP and UDP.
 pub(crate) fn free_port() -> u16 {
     let start = u16::try_from(process::id() % 200 * 50).expect("below the count");
     for _ in 0..10_000 {
@@ -38,7 +42,7 @@ pub(crate) fn free_port() -> u16 {
 pub(crate) struct Place {
     pub(crate) client: SocketAddrV4,
     pub(crate) peer: SocketAddrV4,
-    /// Where the other members find it: not where it listens if something stands between.
+    /// The address that other members use: that of the relay, if there is one.
     pub(crate) peer_advertise: SocketAddrV4,
     /// The network namespace it runs in; none for this machine's own.
     pub(crate) host: Option<String>,
@@ -65,36 +69,44 @@ pub(crate) struct Member {
     pub(crate) client: u16,
     pub(crate) peer: u16,
     pub(crate) args: Vec<String>,
-    /// Further variables of its environment.
+    /// Environment variables of every process.
     pub(crate) env: Vec<(String, String)>,
+    /// The limit on open files, instead of the one of the tests.
+    pub(crate) open_files: Option<u32>,
     place: Place,
-    /// Variables of its own.
+    /// Environment variables of this member alone.
     variables: BTreeMap<&'static str, String>,
     child: Option<Child>,
     folder: PathBuf,
 }
 
-/// Members, and the folder that holds all of theirs.
+/// Members, and the folder with their directories and certificates.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     pub(crate) members: Vec<Member>,
     folder: TempDir,
-    /// Between the members; dropped after them.
+    /// The network between the members; dropped after them.
     pub(crate) network: Option<Network>,
 }
 
 /// The program under test.
 pub(crate) fn quorate() -> Command {
-    quorate_in(None)
+    quorate_in(None, None)
 }
 
-/// The program under test, in a network namespace.
-fn quorate_in(host: Option<&str>) -> Command {
+/// The program under test, in a network namespace, or as a process that may open so many files.
+fn quorate_in(host: Option<&str>, open_files: Option<u32>) -> Command {
     let program = env!("CARGO_BIN_EXE_quorate");
-    let mut command = match host {
-        None => Command::new(program),
-        Some(host) => {
-            // It replaces itself by the program, so that the child is the member.
+    let mut command = match (host, open_files) {
+        (None, None) => Command::new(program),
+        (None, Some(limit)) => {
+            let mut command = Command::new("sh");
+            let script = format!("ulimit -n {limit} && exec \"$0\" \"$@\"");
+            command.args(["-c", &script, program]);
+            command
+        }
+        (Some(host), _) => {
+            // `exec`, so that the child process is the member.
             let mut command = Command::new("ip");
             command.args(["netns", "exec", host, program]);
             command
@@ -135,6 +147,11 @@ impl Cluster {
         Self::prepared(size, None).await
     }
 
+    /// Members that do not run yet, whose packets to each other go through `network`.
+    pub(crate) async fn new_on(network: Network) -> Self {
+        Self::prepared(network.size(), Some(network)).await
+    }
+
     async fn prepared(size: usize, network: Option<Network>) -> Self {
         let folder = tempfile::tempdir().expect("a temporary directory");
         let mut cluster = Self {
@@ -153,7 +170,7 @@ impl Cluster {
         cluster
     }
 
-    /// Adds a member that does not run, and gives its position.
+    /// Adds a member that does not run, and returns its position.
     pub(crate) async fn prepare(&mut self, name: &str) -> usize {
         self.cert(&["member", "--name", name, "--host", "127.0.0.1"])
             .await;
@@ -173,13 +190,15 @@ impl Cluster {
                 format!("--peer-ca={}", file("ca.pem".to_owned())),
             ],
             env: Vec::new(),
+            open_files: None,
             child: None,
             folder: folder.clone(),
         });
         self.members.len() - 1
     }
 
-    async fn cert(&self, args: &[&str]) {
+    /// Makes certificates with the program, in the folder of all.
+    pub(crate) async fn cert(&self, args: &[&str]) {
         let made = quorate()
             .current_dir(self.folder.path())
             .arg("cert")
@@ -198,7 +217,7 @@ impl Cluster {
         all.join(",")
     }
 
-    /// Whether a list of members tells where the clients of all of them connect: they have started, and said so.
+    /// Whether a list of members has the client addresses of all of them: they have started and published these.
     pub(crate) fn all_listed(&self, list: &str) -> bool {
         let said =
             |member: &Member| list.contains(&format!(", http://127.0.0.1:{}, ", member.client));
@@ -236,7 +255,7 @@ impl Member {
             .open(self.log_path())
             .expect("the log opens");
         let place = &self.place;
-        let mut command = quorate_in(place.host.as_deref());
+        let mut command = quorate_in(place.host.as_deref(), self.open_files);
         command
             .args(["--name", &self.name])
             .arg(format!(
@@ -272,6 +291,17 @@ impl Member {
         matches!(child.try_wait(), Ok(None))
     }
 
+    /// The most memory that the process has had so far.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        let id = self.child.as_ref().and_then(Child::id);
+        let id = id.expect("a running member");
+        let status = fs::read_to_string(format!("/proc/{id}/status")).expect("Linux has it");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().next());
+        let kib: u64 = kib.and_then(|kib| kib.parse().ok()).expect("a number");
+        kib * 1024
+    }
+
     /// `kill -9`.
     pub(crate) async fn kill(&mut self) {
         let mut child = self.child.take().expect("a running member");
@@ -290,9 +320,14 @@ impl Member {
 
     /// `kill -TERM`, and waits for the end.
     pub(crate) async fn stop(&mut self) {
-        self.signal(Signal::TERM);
+        self.terminate();
         let status = self.stopped().await;
         assert!(status.success(), "{} stops in good order", self.name);
+    }
+
+    /// `kill -TERM`.
+    pub(crate) fn terminate(&self) {
+        self.signal(Signal::TERM);
     }
 
     fn signal(&self, signal: Signal) {
@@ -309,12 +344,21 @@ impl Member {
         status.expect("the child can be waited for")
     }
 
-    /// Starts the process, which is expected not to come up, and gives what it says.
+    /// Starts the process, which is expected not to come up, and returns its output.
     pub(crate) async fn refusal(&mut self) -> String {
         self.start();
         let status = self.stopped().await;
         let log = self.log();
         assert!(!status.success(), "{} should fail:\n{log}", self.name);
+        log
+    }
+
+    /// As [`Self::refusal`], where only an operator can help: no supervisor starts it again.
+    pub(crate) async fn refusal_for_good(&mut self) -> String {
+        self.start();
+        let status = self.stopped().await;
+        let log = self.log();
+        assert_eq!(status.code(), Some(4), "as docs/operations.md says:\n{log}");
         log
     }
 

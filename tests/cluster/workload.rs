@@ -1,35 +1,40 @@
-//! Clients that put, get, delete and compare-and-swap a few keys at all members until they are told to stop.
+//! Clients that put, get, delete and compare-and-swap a few keys at all members until they are stopped.
 //!
-//! Keys are few, so that clients meet; each value is written once, so that a history can be told apart from any other. A client
-//! whose request fails or takes too long goes to another member, as etcd's clients do, and does not ask again: whether it
-//! happened is for the judge to find out.
+//! There are few keys, so that clients conflict; each value is written once, so that each history differs from any other. A
+//! client whose request fails or takes too long goes to another member, as etcd's clients do, and does not ask again: the checker
+//! finds out whether the request happened.
 
-use crate::client::Client;
-use crate::history::{
-    Answer, Compare, DeleteRange, Operand, Outcome, Put, Range, Relation, Request, Revision, Txn,
-    TxnOp,
+use crate::{
+    client::Client,
+    history::{
+        Answer, Compare, DeleteRange, Operand, Outcome, Put, Range, Relation, Request, Revision,
+        Txn, TxnOp,
+    },
+    record::Record,
 };
-use crate::record::Record;
 use bytes::Bytes;
 use fastrand::Rng;
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
-use tokio::task::JoinSet;
-use tokio::time::sleep;
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{task::JoinSet, time::sleep};
 
 const KEYS: usize = 8;
-/// Requests on one connection before a client moves on by itself.
+/// Requests on one connection before a client changes the member.
 const STAY_MAX: u32 = 100;
 /// How long a client waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// The longest pause between two requests: the members are to be disturbed, not the machine worn down.
+/// The longest pause between two requests: long enough not to saturate the machine.
 const PAUSE_MICROS_MAX: u64 = 10_000;
 /// How far back a client looks, in revisions.
 const HISTORY: Revision = 20;
-/// After a refused connection.
+/// The pause after a refused connection.
 const RETRY: Duration = Duration::from_millis(50);
 
 /// The members that clients use, by position. May change while they run.
@@ -65,7 +70,6 @@ impl Targets {
     }
 }
 
-/// Clients at work.
 #[derive(Debug)]
 pub(crate) struct Workload {
     stop: Arc<AtomicBool>,
@@ -177,7 +181,7 @@ impl User {
         format!("{}-{}", self.number, self.written).into()
     }
 
-    /// One of all kinds of requests, about key `n` or about all.
+    /// A random request, for key `n` or for all keys.
     fn request(&mut self, n: usize) -> Request {
         let one = Range {
             key: key(n),
@@ -214,7 +218,7 @@ impl User {
         }
     }
 
-    /// Replaces the key's value if it is the one this client knows, or else looks at it.
+    /// Replaces the key's value if it is the one that this client knows, or else reads it.
     fn swap(&mut self, n: usize, look: Range) -> Txn {
         Txn {
             compares: vec![Compare {

@@ -1,11 +1,11 @@
 //! A history for each kind of violation. Each differs little from one in `good`.
 
-use crate::history::{
-    Answer, Event, KeyValue, Refusal, Replay, Request, TxnOp, Violation, check_state,
-};
-use crate::script::{
-    Script, all_of, bytes, created, delete, found, get, get_at, get_op, got, leased, put, put_op,
-    serializable,
+use crate::{
+    history::{Answer, Event, KeyValue, Refusal, Replay, Request, TxnOp, Violation, check_state},
+    script::{
+        Script, all_of, bytes, created, delete, found, get, get_at, get_op, got, leased, put,
+        put_op, serializable,
+    },
 };
 
 fn two_puts() -> Script {

@@ -7,9 +7,13 @@ use crate::history::{
     Answer, Compare, DeleteRange, Event, Op, Operand, Outcome, Put, Range, Recorder, Relation,
     Replay, Request, Revision, Txn, TxnOp, check,
 };
-use todc_utils::linearizability::WGLChecker;
-use todc_utils::linearizability::history::{Action, History};
-use todc_utils::specifications::Specification;
+use todc_utils::{
+    linearizability::{
+        WGLChecker,
+        history::{Action, History},
+    },
+    specifications::Specification,
+};
 
 /// The store as the search sees it.
 struct Store;

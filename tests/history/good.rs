@@ -1,10 +1,11 @@
 //! Histories that are in order, at the edges of the rules.
 
-use crate::history::{
-    Compare, LeaseEnd, Operand, Range, Refusal, Relation, Replay, Request, Txn, TxnOp, check_state,
-};
-use crate::script::{
-    Script, all_of, delete, get, get_at, get_op, leased, put, put_op, serializable,
+use crate::{
+    history::{
+        Compare, LeaseEnd, Operand, Range, Refusal, Relation, Replay, Request, Txn, TxnOp,
+        check_state,
+    },
+    script::{Script, all_of, delete, get, get_at, get_op, leased, put, put_op, serializable},
 };
 
 #[test]

@@ -5,7 +5,7 @@
 //! the request may have happened, or may still happen.
 
 use crate::{
-    network::{CLIENTS, Event, Job, Parcel, STEP_MILLIS, SharedNetwork, Slot},
+    network::{CLIENTS, Event, InFlight, Job, STEP_MILLIS, SharedNetwork, Slot},
     trace::digest,
 };
 use quorate::internals::actors::requests::Requests;
@@ -135,6 +135,6 @@ impl Client {
         }
         let event = Event::Job(self.number, job);
         let to = slot;
-        net.schedule(delay, Parcel { to, life, event });
+        net.schedule(delay, InFlight { to, life, event });
     }
 }

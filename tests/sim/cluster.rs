@@ -8,16 +8,18 @@ use crate::{
     clients::Client,
     hub::Uplink,
     machine::{Due, Life, Machine, panics},
-    network::{Event, Network, Parcel, STEP_MILLIS, SharedNetwork, Slot, Weather, deliver},
+    network::{Event, InFlight, LinkQuality, Network, STEP_MILLIS, SharedNetwork, Slot, deliver},
     trace::Trace,
 };
-use quorate::internals::{
-    actors::{fail_stop::FailStop, requests::Requests},
-    config::{ClusterState, HostPort, InitialMember},
-    node::StartError,
-    storage::{disk::Disk, sim_disk::SimDisk},
+use quorate::{
+    Config, LocalNode,
+    internals::{
+        actors::{fail_stop::FailStop, requests::Requests},
+        config::{ClusterState, HostPort, InitialMember},
+        node::{StartError, start_among},
+        storage::{disk::Disk, sim_disk::SimDisk},
+    },
 };
-use quorate::{Config, LocalNode};
 use std::{
     cell::{Cell, RefCell},
     collections::BTreeMap,
@@ -34,6 +36,10 @@ pub(crate) const ELECTION_MILLIS: u64 = 1_000;
 /// Size of a log segment: small, so that a run fills many.
 const WAL_SEGMENT_BYTES: u64 = 64 * 1024;
 const DATABASE_CACHE_BYTES: usize = 1024 * 1024;
+/// The cheapest there is.
+const BCRYPT_COST: u32 = 4;
+/// So short that tokens are renewed and expire within a run.
+const TOKEN_TTL: Duration = Duration::from_secs(6);
 /// The longest a write and its sync usually take.
 pub(crate) const DISK_TAKES: Duration = Duration::from_millis(3);
 
@@ -47,7 +53,7 @@ struct Process {
     requests: Option<Requests>,
     pace: Pace,
     /// What arrived while the process was paused; `None` if it is not.
-    missed: Option<Vec<Parcel>>,
+    missed: Option<Vec<InFlight>>,
 }
 
 /// How a machine's clock follows the cluster's clock.
@@ -90,6 +96,8 @@ pub(crate) struct Node {
     pub(crate) joins: bool,
     /// Synced data was damaged before this start, counted from one: once that start succeeds, the data is known to be good.
     pub(crate) damaged_before: Option<u64>,
+    /// Its disk is empty, and it took part in consensus before: it must never do so again under its old id.
+    lost_disk: bool,
     /// How often it was started.
     pub(crate) starts: u64,
     config: Config,
@@ -165,7 +173,7 @@ impl Cluster {
 
     fn shaped(seed: u64, mut rng: fastrand::Rng, size: usize, shown: bool, shape: Shape) -> Self {
         quorate::internals::clock::simulate(seed);
-        let network = Network::new(rng.fork(), Weather::fair(), Trace::new(shown));
+        let network = Network::new(rng.fork(), LinkQuality::fair(), Trace::new(shown));
         let mut cluster = Self {
             now: 0,
             network: Rc::new(RefCell::new(network)),
@@ -209,6 +217,8 @@ impl Cluster {
         config.storage.log_keep_bytes = self.shape.log_keep_bytes;
         config.storage.snapshot_bytes_per_sec = self.shape.snapshot_bytes_per_sec;
         config.storage.database_cache_bytes = DATABASE_CACHE_BYTES;
+        config.auth.bcrypt_cost = BCRYPT_COST;
+        config.auth.token_ttl = TOKEN_TTL;
         let disk = self.new_disk();
         self.nodes.push(Node {
             name,
@@ -219,6 +229,7 @@ impl Cluster {
             vacant: false,
             joins: false,
             damaged_before: None,
+            lost_disk: false,
             starts: 0,
             config,
             process: None,
@@ -250,9 +261,25 @@ impl Cluster {
         node.disk = disk;
         node.config.cluster.state = ClusterState::Existing;
         node.config.cluster.initial = known;
-        (node.vacant, node.trust) = (true, Trust::Sound);
+        (node.vacant, node.trust, node.lost_disk) = (true, Trust::Sound, false);
         (node.stopped, node.restart_at, node.damaged_before) = (None, None, None);
         self.log_event(format!("{}'s disk is a new one", member(slot).name));
+    }
+
+    /// Whether a machine's member was there when the cluster began, and was not added to it.
+    pub(crate) fn formed_cluster(&self, slot: Slot) -> bool {
+        self.nodes[slot].config.cluster.state == ClusterState::New
+    }
+
+    /// Replaces a machine's disk by an empty one. Nobody changes the configuration, so the next start is that of the same member.
+    pub(crate) fn lose_disk(&mut self, slot: Slot) {
+        self.crash(slot, Crash::Power);
+        let disk = self.new_disk();
+        let node = &mut self.nodes[slot];
+        node.disk = disk;
+        (node.trust, node.lost_disk) = (Trust::Sound, true);
+        node.damaged_before = Some(node.starts + 1);
+        self.log_event(format!("{} has lost its disk", member(slot).name));
     }
 
     /// Starts a node's process.
@@ -273,7 +300,7 @@ impl Cluster {
         let outcome = started.clone();
         machine.spawn(async move {
             let disk: Arc<dyn Disk> = Arc::new(disk);
-            let found = LocalNode::start_among(&config, &disk, &uplink, &fail_stop).await;
+            let found = start_among(&config, &disk, &uplink, &fail_stop).await;
             *outcome.borrow_mut() = Some(found);
         });
         node.stopped = None;
@@ -323,8 +350,8 @@ impl Cluster {
         } else {
             process.machine.leap(process.pace.at(now));
             let missed = process.missed.take().unwrap_or_default();
-            for parcel in missed {
-                self.network.borrow_mut().schedule(0, parcel);
+            for in_flight in missed {
+                self.network.borrow_mut().schedule(0, in_flight);
             }
         }
         let what = if paused { "is paused" } else { "is resumed" };
@@ -429,9 +456,12 @@ impl Cluster {
             self.network.borrow_mut().update_connections();
         }
         let arriving = self.network.borrow_mut().arriving(until);
-        let mut inboxes: BTreeMap<Slot, Vec<(u64, Parcel)>> = BTreeMap::new();
-        for (at, parcel) in arriving {
-            inboxes.entry(parcel.to).or_default().push((at, parcel));
+        let mut inboxes: BTreeMap<Slot, Vec<(u64, InFlight)>> = BTreeMap::new();
+        for (at, in_flight) in arriving {
+            inboxes
+                .entry(in_flight.to)
+                .or_default()
+                .push((at, in_flight));
         }
         let count = self.nodes.len();
         let first = self.rng.usize(0..=count);
@@ -453,29 +483,29 @@ impl Cluster {
         );
     }
 
-    fn step_node(&mut self, slot: Slot, inbox: Vec<(u64, Parcel)>, until: u64) {
+    fn step_node(&mut self, slot: Slot, inbox: Vec<(u64, InFlight)>, until: u64) {
         let Some(process) = self.nodes[slot].process.as_mut() else {
             return;
         };
         let life = process.machine.life().clone();
-        let meant = |parcel: &Parcel| {
-            parcel
+        let meant = |in_flight: &InFlight| {
+            in_flight
                 .life
                 .as_ref()
                 .is_none_or(|meant| Arc::ptr_eq(meant, &life))
         };
-        let inbox = inbox.into_iter().filter(|(_, parcel)| meant(parcel));
+        let inbox = inbox.into_iter().filter(|(_, in_flight)| meant(in_flight));
         if let Some(missed) = &mut process.missed {
-            missed.extend(inbox.map(|(_, parcel)| parcel));
+            missed.extend(inbox.map(|(_, in_flight)| in_flight));
             return;
         }
         let mut due = Vec::new();
-        for (at, parcel) in inbox {
-            self.network.borrow_mut().note(at, slot, &parcel.event);
+        for (at, in_flight) in inbox {
+            self.network.borrow_mut().note(at, slot, &in_flight.event);
             let (network, requests) = (self.network.clone(), process.requests.clone());
             due.push(Due {
                 at: process.pace.at(at),
-                work: Box::new(move || arrive(&network, slot, parcel.event, requests.as_ref())),
+                work: Box::new(move || arrive(&network, slot, in_flight.event, requests.as_ref())),
             });
         }
         process.machine.run(process.pace.at(until), due);
@@ -487,6 +517,11 @@ impl Cluster {
             return;
         }
         let node = &mut self.nodes[slot];
+        assert!(
+            !node.lost_disk,
+            "{} lost its disk, and takes part again under its old id",
+            node.name
+        );
         node.joins = false;
         // The start has read and verified all of its log and its database.
         if node

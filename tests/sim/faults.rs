@@ -6,15 +6,19 @@
 
 use crate::{
     cluster::{Cluster, Crash, DISK_TAKES, Node, Trust, member},
-    network::{CLIENTS, Slot, Weather},
+    network::{CLIENTS, LinkQuality, Slot},
     operator::{self, Job, Operator, Remedy, request_refill},
+    scene::Scene,
 };
 use quorate::internals::{
     actors::requests::Requests,
     storage::{disk::Disk, sim_disk::Fault as DiskFault},
+    types::Term,
 };
 use std::{collections::BTreeMap, time::Duration};
 
+/// In one run of so many, a voter loses its disk at the beginning.
+const EARLY_LOSS_IN: u8 = 6;
 /// The longest usual pause between two faults, in milliseconds.
 const PAUSE_MILLIS_MAX: u64 = 3_000;
 /// How long most faults last, in milliseconds.
@@ -64,7 +68,7 @@ pub(crate) enum Fault {
     /// Clients cannot reach a member.
     NoClients,
     /// Latency, loss and order of the network change.
-    Weather,
+    LinkQuality,
     /// Leadership is transferred.
     Transfer,
     /// A member is away for so long that it may need a snapshot.
@@ -75,6 +79,8 @@ pub(crate) enum Fault {
     FlipDatabase,
     /// A file of a member's log, or its database, loses its end.
     CutFile,
+    /// A voter loses its whole disk, and is started again as it was.
+    LoseDisk,
     /// A voter or a learner is added.
     Add,
     /// A learner is promoted.
@@ -86,7 +92,7 @@ pub(crate) enum Fault {
 }
 
 /// All faults, with their weights.
-const ALL: [(Fault, u32); 24] = [
+const ALL: [(Fault, u32); 25] = [
     (Fault::Crash, 6),
     (Fault::CrashCutOff, 2),
     (Fault::Blackout, 1),
@@ -101,12 +107,13 @@ const ALL: [(Fault, u32); 24] = [
     (Fault::Pause, 4),
     (Fault::Drift, 2),
     (Fault::NoClients, 1),
-    (Fault::Weather, 2),
+    (Fault::LinkQuality, 2),
     (Fault::Transfer, 3),
     (Fault::Away, 2),
     (Fault::FlipLog, 3),
     (Fault::FlipDatabase, 3),
     (Fault::CutFile, 1),
+    (Fault::LoseDisk, 1),
     (Fault::Add, 2),
     (Fault::Promote, 2),
     (Fault::Remove, 1),
@@ -132,6 +139,8 @@ pub(crate) struct Storm {
     /// Machines that lose power when their process stops by itself.
     loses_power: Vec<Slot>,
     pause_millis_max: u64,
+    /// A voter loses its disk as soon as all take part: the log does not say then that it has started.
+    loses_disk_early: bool,
     operator: Operator,
     /// How many members there were at the beginning.
     size: usize,
@@ -147,13 +156,23 @@ impl Storm {
         };
         Self {
             next: cluster.now + rng.u64(500..4_000),
-            rng,
             repairs: BTreeMap::new(),
             injected: 0,
             loses_power: Vec::new(),
             pause_millis_max,
+            loses_disk_early: rng.u8(0..EARLY_LOSS_IN) == 0,
             operator: Operator::default(),
             size: cluster.nodes.len(),
+            rng,
+        }
+    }
+
+    /// A storm in which a voter loses its disk at the beginning.
+    #[cfg(feature = "mutations")]
+    pub(crate) fn losing_a_disk_early(cluster: &mut Cluster) -> Self {
+        Self {
+            loses_disk_early: true,
+            ..Self::new(cluster)
         }
     }
 
@@ -161,6 +180,7 @@ impl Storm {
     pub(crate) fn silent(cluster: &mut Cluster) -> Self {
         Self {
             next: u64::MAX,
+            loses_disk_early: false,
             ..Self::new(cluster)
         }
     }
@@ -174,6 +194,10 @@ impl Storm {
             }
             let repair = entry.remove();
             Self::apply_repair(cluster, &repair);
+        }
+        if self.loses_disk_early && all_take_part(cluster) {
+            self.loses_disk_early = false;
+            self.inject(cluster, Fault::LoseDisk);
         }
         if cluster.now >= self.next {
             self.next = cluster.now + 1 + self.rng.u64(0..self.pause_millis_max);
@@ -196,8 +220,8 @@ impl Storm {
         }
         {
             let mut net = cluster.network.borrow_mut();
-            net.heal();
-            net.weather = Weather::fair();
+            net.restore_all();
+            net.quality = LinkQuality::fair();
         }
         for slot in 0..cluster.nodes.len() {
             cluster.nodes[slot].disk.forgive();
@@ -298,6 +322,7 @@ impl Storm {
                 Remedy::Restart => {}
                 Remedy::Refill => request_refill(cluster, slot),
                 Remedy::Replace => {
+                    self.operator.give_up_on_damaged(slot);
                     if !self.operator.is_at(slot) && self.operator.put_off_add() {
                         self.operator.begin(cluster, Job::replace(slot));
                     }
@@ -385,8 +410,8 @@ impl Storm {
             Fault::NoClients => {
                 self.cut(cluster, vec![(slot, CLIENTS), (CLIENTS, slot)], lasts);
             }
-            Fault::Weather => {
-                cluster.network.borrow_mut().weather = Weather::drawn(&mut self.rng);
+            Fault::LinkQuality => {
+                cluster.network.borrow_mut().quality = LinkQuality::drawn(&mut self.rng);
             }
             Fault::Transfer => {
                 if !transfer(cluster, other) {
@@ -397,6 +422,7 @@ impl Storm {
             | Fault::FlipLog
             | Fault::FlipDatabase
             | Fault::CutFile
+            | Fault::LoseDisk
             | Fault::Add
             | Fault::Promote
             | Fault::Remove
@@ -425,6 +451,7 @@ impl Storm {
             Fault::FlipLog | Fault::FlipDatabase | Fault::CutFile => {
                 self.damage(cluster, slot, fault)
             }
+            Fault::LoseDisk => self.lose_disk(cluster, slot),
             _ => {
                 let job = self.change(cluster, slot, fault);
                 let begins = job.is_some();
@@ -436,8 +463,8 @@ impl Storm {
         }
     }
 
-    /// Damages a member's synced data: never that of two members at a time.
-    fn damage(&mut self, cluster: &mut Cluster, slot: Slot, fault: Fault) -> bool {
+    /// Whether a member's synced data may be damaged: never that of two members at a time.
+    fn may_damage(&self, cluster: &Cluster, slot: Slot) -> bool {
         let operator = &self.operator;
         let busy = operator.is_at(slot) || operator.removes() || cluster.nodes[slot].vacant;
         let voters =
@@ -448,7 +475,22 @@ impl Storm {
             .nodes
             .iter()
             .any(|node| node.damaged_before.is_some());
-        if busy || learns || other || too_few {
+        !(busy || learns || other || too_few)
+    }
+
+    /// Only members that formed the cluster: one that was added begins again if it loses its disk before the others know that it
+    /// has begun (`docs/reliability.md` lists this as open).
+    fn lose_disk(&mut self, cluster: &mut Cluster, slot: Slot) -> bool {
+        if !cluster.formed_cluster(slot) || !self.may_damage(cluster, slot) {
+            return false;
+        }
+        cluster.lose_disk(slot);
+        cluster.nodes[slot].restart_at = Some(cluster.now + self.rng.u64(20..2_000));
+        true
+    }
+
+    fn damage(&mut self, cluster: &mut Cluster, slot: Slot, fault: Fault) -> bool {
+        if !self.may_damage(cluster, slot) {
             return false;
         }
         let disk = cluster.nodes[slot].disk.clone();
@@ -653,18 +695,28 @@ impl Fault {
             Self::Pause => "pause",
             Self::Drift => "clock drift",
             Self::NoClients => "clients cut off",
-            Self::Weather => "weather",
+            Self::LinkQuality => "link quality",
             Self::Transfer => "leadership transfer",
             Self::Away => "away for long",
             Self::FlipLog => "bit flipped in the log",
             Self::FlipDatabase => "bit flipped in the database",
             Self::CutFile => "file cut short",
+            Self::LoseDisk => "disk lost",
             Self::Add => "member added",
             Self::Promote => "learner promoted",
             Self::Remove => "member removed",
             Self::Replace => "member replaced",
         }
     }
+}
+
+/// Whether all members take part in consensus: each knows a term.
+pub(crate) fn all_take_part(cluster: &Cluster) -> bool {
+    let mut slots = 0..cluster.nodes.len();
+    slots.all(|slot| {
+        let requests = cluster.requests(slot);
+        requests.is_some_and(|requests| requests.status().term > Term(0))
+    })
 }
 
 /// Asks the leader to hand over to another member.
@@ -682,4 +734,30 @@ fn transfer(cluster: &mut Cluster, to: Slot) -> bool {
         moved.await.unwrap_or_default();
     });
     true
+}
+
+/// The operator asked for ever for the promotion of a learner whose log was damaged: it did not run any more.
+#[test]
+fn a_damaged_learner_that_is_to_be_promoted_is_replaced() {
+    let mut scene = Scene::of(1, 3);
+    let slot = scene.cluster.add_machine();
+    scene.add(&[0, 1, 2], slot, true);
+    scene.cluster.nodes[slot].vacant = false;
+    scene.start_all();
+    let cluster = &mut scene.cluster;
+    let mut storm = Storm::silent(cluster);
+    cluster.crash(slot, Crash::Process);
+    let node = &mut cluster.nodes[slot];
+    let segments = node.disk.list(LOG).unwrap();
+    let segment = segments.iter().find(|name| name.contains(".seg")).unwrap();
+    node.disk.flip_bit(&format!("{LOG}/{segment}"), 11, 0);
+    node.damaged_before = Some(node.starts + 1);
+    node.restart_at = Some(cluster.now + 1);
+    storm.operator.begin(cluster, Job::promote(slot));
+    let until = cluster.now + 60_000;
+    while !storm.is_settled(cluster) {
+        assert!(cluster.now < until, "{}", storm.describe(cluster));
+        storm.step_without_faults(cluster);
+    }
+    assert_eq!(cluster.nodes[slot].starts, 3, "it was added anew");
 }

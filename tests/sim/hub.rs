@@ -2,7 +2,7 @@
 
 use crate::{
     machine::Life,
-    network::{self, Announced, Endpoint, Event, Parcel, SharedNetwork, Slot},
+    network::{self, Announced, Endpoint, Event, InFlight, SharedNetwork, Slot},
 };
 use actix::{Actor, Context, Handler};
 use bytes::Bytes;
@@ -115,12 +115,12 @@ impl Uplink {
                     question,
                     responder,
                 };
-                let parcel = Parcel {
+                let in_flight = InFlight {
                     to,
                     life: Some(life),
                     event: Event::Guest { question },
                 };
-                net.schedule(network::STEP_MILLIS, parcel);
+                net.schedule(network::STEP_MILLIS, in_flight);
                 (cluster, member)
             })
         };
@@ -228,7 +228,7 @@ impl Handler<OpenSnapshot> for SimHub {
         let (far, incoming) = SnapshotSender::pair(from, open.header);
         let life = net.endpoint(to).map(|endpoint| endpoint.life.clone());
         let event = Event::Snapshot(incoming);
-        net.schedule(network::STEP_MILLIS, Parcel { to, life, event });
+        net.schedule(network::STEP_MILLIS, InFlight { to, life, event });
         tokio::task::spawn_local(carry(self.uplink.clone(), to, outgoing, far));
         Ok(near)
     }

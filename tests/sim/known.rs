@@ -5,7 +5,7 @@
 
 use crate::{
     cluster::{Cluster, Crash, ELECTION_MILLIS},
-    faults::{Fault, Storm},
+    faults::{Fault, Storm, all_take_part},
     mixed::Mixed,
     network::{STEP_MILLIS, Slot},
     operator,
@@ -13,6 +13,7 @@ use crate::{
     scene::{SEEDS, Scene, of},
 };
 use quorate::internals::{
+    Inspect,
     actors::requests::RequestError,
     kv::{
         KvError,
@@ -22,6 +23,12 @@ use quorate::internals::{
     types::Revision,
 };
 use std::{cell::RefCell, collections::BTreeSet, rc::Rc};
+
+/// Members are added and removed only while the voters have been connected for a while.
+const CONNECTED_MILLIS: u64 = 6_000;
+
+/// How long a cluster may take to form.
+const FORM_MILLIS: u64 = 20_000;
 
 /// How long the storms here last.
 const STORM_MILLIS: u64 = 15_000;
@@ -339,7 +346,7 @@ fn a_member_that_was_away_hears_of_a_leader_it_does_not_know() {
         scene.cluster.network.borrow_mut().stall(leader, away, true);
         let new = scene.add_member(&others);
         scene.cluster.crash(away, Crash::Process);
-        scene.cluster.network.borrow_mut().heal();
+        scene.cluster.network.borrow_mut().restore_all();
         let votes = scene.cluster.run_until(30_000, |cluster| {
             operator::votes(cluster, new) == Some(true)
         });
@@ -383,5 +390,102 @@ fn a_leader_whose_disk_stalls_hands_over_and_writes_go_on() {
         disk.stall(std::time::Duration::ZERO);
         scene.cluster.run(60_000);
         scene.same_everywhere();
+    }
+}
+
+/// A member is removed and added anew, with another id and without data, and then hears only of a member that was cut off before:
+/// that one says that it has run before. It waits until a quorum can be asked.
+pub(crate) fn a_new_member_hears_only_a_stale_one(seed: u64) {
+    let mut scene = Scene::of(seed, 5);
+    scene.put(&[0, 1, 2, 3, 4], "k", "v");
+    let led = scene.leader();
+    let (anew, stale) = ((led + 1) % 5, (led + 2) % 5);
+    scene.cluster.run(CONNECTED_MILLIS);
+    for apart in [anew, stale] {
+        scene.isolate(apart, true);
+    }
+    for (from, to) in [(anew, stale), (stale, anew)] {
+        scene.cluster.network.borrow_mut().cut(from, to, false);
+    }
+    let cluster = &mut scene.cluster;
+    let mut operator = operator::Operator::default();
+    operator.begin(cluster, operator::Job::replace(anew));
+    let (until, mut begun) = (cluster.now + 60_000, false);
+    while cluster.now < until {
+        cluster.step();
+        operator.step(cluster);
+        begun |= cluster.nodes[anew].joins;
+        let stopped = &cluster.nodes[anew].stopped;
+        assert!(!begun || stopped.is_none(), "it stopped: {stopped:?}");
+    }
+    assert!(begun, "it was added anew: {operator:?}");
+    assert!(cluster.requests(anew).is_none(), "it waits");
+    cluster.network.borrow_mut().restore_all();
+    let until = cluster.now + 60_000;
+    while operator.is_busy() {
+        assert!(cluster.now < until, "it never serves: {operator:?}");
+        cluster.step();
+        operator.step(cluster);
+    }
+    scene.same_everywhere();
+}
+
+/// A voter loses its disk before the log says that it has started, and is started again as it was. Only the others' records say
+/// that it took part: they stop it, and it is replaced.
+fn a_voter_loses_its_disk_at_the_beginning(seed: u64) {
+    let size = if seed.is_multiple_of(2) { 5 } else { 3 };
+    let mut cluster = Cluster::new(seed, size, false);
+    assert!(
+        cluster.run_until(FORM_MILLIS, all_take_part),
+        "the cluster does not form"
+    );
+    let mut scene = Scene { cluster };
+    let lost = (scene.leader() + 1) % size;
+    assert!(!is_started(&scene.cluster, lost), "the log would say it");
+    scene.cluster.lose_disk(lost);
+    scene.cluster.start(lost);
+    let cluster = &mut scene.cluster;
+    let ended = cluster.run_until(FORM_MILLIS, |cluster| !cluster.has_process(lost));
+    assert!(ended, "it is not stopped");
+    let reason = cluster.nodes[lost].stopped.clone().unwrap_or_default();
+    let remedy = operator::Remedy::of(&reason);
+    assert_eq!(remedy, operator::Remedy::Replace, "{reason}");
+    cluster.run(CONNECTED_MILLIS);
+    operate(cluster, operator::Job::replace(lost));
+    scene.same_everywhere();
+}
+
+/// Whether the log says that a machine's member has started.
+fn is_started(cluster: &Cluster, slot: Slot) -> bool {
+    let requests = cluster.requests(slot).expect("it runs");
+    let member = requests.identity().member;
+    let published = requests.published();
+    let own = published.members.get(member);
+    own.is_some_and(|own| own.info.is_started())
+}
+
+/// Lets an operator do a job.
+fn operate(cluster: &mut Cluster, job: operator::Job) {
+    let mut operator = operator::Operator::default();
+    operator.begin(cluster, job);
+    let until = cluster.now + 60_000;
+    while operator.is_busy() {
+        assert!(cluster.now < until, "it is not done: {operator:?}");
+        cluster.step();
+        operator.step(cluster);
+    }
+}
+
+#[test]
+fn a_voter_that_loses_its_disk_at_the_beginning_is_stopped() {
+    for seed in SEEDS {
+        a_voter_loses_its_disk_at_the_beginning(seed);
+    }
+}
+
+#[test]
+fn a_new_member_that_hears_only_a_stale_one_waits() {
+    for seed in SEEDS {
+        a_new_member_hears_only_a_stale_one(seed);
     }
 }

@@ -10,17 +10,19 @@
 //! | `clients` | how a client reaches a node |
 //! | `faults` | the faults that a seed draws |
 //! | `operator` | changes of the membership, and repairs of damaged members |
+//! | `interrupted` | the operator's work, cut short at any step and begun again |
 //! | `known` | failures that systems of this kind have had, a test each |
 //! | `run` | one run: a workload, a storm, and what must hold after it |
 //! | `mixed` | clients that use everything, and the checks of what they saw |
 //! | `message_rules` | Raft's rules, checked on every message |
+//! | `sent_log` | every log entry that was sent, and the log that was committed |
 //! | `mutations` | deliberate bugs that must be found (feature `mutations`) |
 //! | `scene` | a cluster that a test controls step by step |
 //! | `trace` | a run's events, hashed and printed |
 //!
 //! `cargo test --release --test sim` runs a fixed set of seeds. `SEEDS=n` runs n fresh ones, `SIM_SECS=n` as many as fit into n
 //! seconds; they begin with `SIM_FROM=n` or a random one. `SEED=n` replays one and prints every event. A failure prints its seed
-//! and the command that replays it.
+//! and the command that replays it. `SIM_CUTS=n` cuts an operator's work short in `n` places.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -31,6 +33,7 @@ mod clients;
 mod cluster;
 mod faults;
 mod hub;
+mod interrupted;
 mod known;
 mod machine;
 mod message_rules;
@@ -41,13 +44,28 @@ mod network;
 mod operator;
 mod run;
 mod scene;
+mod sent_log;
 mod trace;
 
 use mixed::Mixed;
 use quorate::internals::clock;
 use run::{Outcome, Plan, run};
-use std::{collections::BTreeMap, env, time::Duration};
+use std::{
+    collections::BTreeMap,
+    env,
+    panic::{catch_unwind, resume_unwind},
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 use tokio::time::Instant;
+
+/// A fifth of a run's time went to the system's allocator.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The seeds that every `cargo test` runs.
 const FIXED_SEEDS: std::ops::Range<u64> = 1..6;
@@ -68,12 +86,37 @@ fn number(name: &str) -> Option<u64> {
     )
 }
 
-/// Runs seeds and prints a summary.
-fn run_all(seeds: impl Iterator<Item = u64>) {
+/// Runs seeds, one at a time on each core, and prints a summary. The first failure ends it, once the other cores are done with
+/// the seeds that they have begun.
+fn run_all(seeds: impl Iterator<Item = u64> + Send) {
     let began = clock::now();
-    let outcomes: Vec<Outcome> = seeds
-        .map(|seed| run(Plan::of(seed), &mut Mixed::default()))
-        .collect();
+    let seeds = Mutex::new(seeds);
+    let failed = AtomicBool::new(false);
+    let some = || {
+        let next = || {
+            let mut seeds = seeds.lock().unwrap();
+            (!failed.load(Ordering::Relaxed)).then(|| seeds.next())?
+        };
+        std::iter::from_fn(next)
+            .map(|seed| {
+                let one = || run(Plan::of(seed), &mut Mixed::default());
+                catch_unwind(one).unwrap_or_else(|why| {
+                    failed.store(true, Ordering::Relaxed);
+                    resume_unwind(why)
+                })
+            })
+            .collect::<Vec<Outcome>>()
+    };
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let outcomes: Vec<Outcome> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(some)).collect();
+        let ended = threads.into_iter().map(thread::ScopedJoinHandle::join);
+        ended
+            .collect::<Vec<_>>()
+            .into_iter()
+            .flat_map(|outcomes| outcomes.unwrap_or_else(|why| resume_unwind(why)))
+            .collect()
+    });
     report(&outcomes, began);
 }
 

@@ -10,23 +10,26 @@
 use crate::{
     machine::Life,
     message_rules::MessageRules,
+    sent_log::SentLog,
     trace::{Trace, digest},
 };
 use bytes::Bytes;
 use quorate::internals::{
     actors::{
+        peer_ask::PeerAsk,
         peer_hub::{
             HubPeers, MessagesDropped, PeerConnected, PeerDisconnected, PeerMessages,
             ReceiveSnapshot, RefusedByPeer, ServeGuest, ServeRequests,
         },
         requests::Requests,
     },
+    mutation::{Mutation, mutated},
     net::{
         ForwardError, ForwardReply, GuestQuestion, IncomingSnapshot, PeerAddress, PeerRequest,
         Refusal, Responder,
     },
     raft::{Message, MessageBody},
-    types::{ClusterId, MemberId},
+    types::{ClusterId, LogIndex, MemberId},
 };
 use std::{
     cell::RefCell,
@@ -57,7 +60,7 @@ pub(crate) type Job = Box<dyn FnOnce(Requests) -> Pin<Box<dyn Future<Output = ()
 
 /// How the links between members behave.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Weather {
+pub(crate) struct LinkQuality {
     /// The least latency of a message, in milliseconds.
     pub(crate) delay_least: u64,
     /// By how much latencies usually differ, in milliseconds.
@@ -72,7 +75,7 @@ pub(crate) struct Weather {
     pub(crate) ordered: bool,
 }
 
-impl Weather {
+impl LinkQuality {
     /// A local network on a good day.
     pub(crate) fn fair() -> Self {
         Self {
@@ -190,7 +193,7 @@ pub(crate) enum Fact {
 }
 
 /// An event in flight.
-pub(crate) struct Parcel {
+pub(crate) struct InFlight {
     pub(crate) to: Slot,
     /// The process that it is for; `None` for any process on the machine.
     pub(crate) life: Option<Arc<Life>>,
@@ -245,17 +248,19 @@ pub(crate) type SharedNetwork = Rc<RefCell<Network>>;
 pub(crate) struct Network {
     pub(crate) now: u64,
     pub(crate) rng: fastrand::Rng,
-    pub(crate) weather: Weather,
+    pub(crate) quality: LinkQuality,
     pub(crate) trace: Trace,
     /// Checks every message that is sent against Raft's rules.
     pub(crate) rules: MessageRules,
+    /// Every entry that was sent.
+    pub(crate) sent_log: SentLog,
     /// How many snapshots were installed.
     pub(crate) snapshots: u64,
     /// Each machine's address, `HOST:PORT`.
     pub(crate) addresses: BTreeMap<String, Slot>,
     endpoints: BTreeMap<Slot, Endpoint>,
     announced: BTreeMap<Slot, Announced>,
-    under_way: BTreeMap<(u64, u64), Parcel>,
+    under_way: BTreeMap<(u64, u64), InFlight>,
     sent: u64,
     /// Directions that are cut.
     cut: BTreeSet<(Slot, Slot)>,
@@ -269,13 +274,14 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    pub(crate) fn new(rng: fastrand::Rng, weather: Weather, trace: Trace) -> Self {
+    pub(crate) fn new(rng: fastrand::Rng, quality: LinkQuality, trace: Trace) -> Self {
         Self {
             now: 0,
             rng,
-            weather,
+            quality,
             trace,
             rules: MessageRules::default(),
+            sent_log: SentLog::default(),
             snapshots: 0,
             addresses: BTreeMap::new(),
             endpoints: BTreeMap::new(),
@@ -325,10 +331,10 @@ impl Network {
     }
 
     /// Puts an event in flight. It arrives after `delay`, at least one step.
-    pub(crate) fn schedule(&mut self, delay: u64, parcel: Parcel) {
+    pub(crate) fn schedule(&mut self, delay: u64, in_flight: InFlight) {
         self.sent += 1;
         let at = self.now + delay.max(STEP_MILLIS);
-        self.under_way.insert((at, self.sent), parcel);
+        self.under_way.insert((at, self.sent), in_flight);
     }
 
     /// Adds an arriving event to the trace.
@@ -356,12 +362,12 @@ impl Network {
     }
 
     /// Takes what arrives before `until`, in order.
-    pub(crate) fn arriving(&mut self, until: u64) -> Vec<(u64, Parcel)> {
+    pub(crate) fn arriving(&mut self, until: u64) -> Vec<(u64, InFlight)> {
         let later = self.under_way.split_off(&(until, 0));
         let arrived = std::mem::replace(&mut self.under_way, later);
         arrived
             .into_iter()
-            .map(|((at, _), parcel)| (at, parcel))
+            .map(|((at, _), in_flight)| (at, in_flight))
             .collect()
     }
 
@@ -385,17 +391,17 @@ impl Network {
     }
 
     fn delay(&mut self) -> u64 {
-        let weather = self.weather;
-        if self.draw(weather.late_permille) {
-            return weather.delay_least + self.rng.u64(0..weather.late_most.max(1));
+        let quality = self.quality;
+        if self.draw(quality.late_permille) {
+            return quality.delay_least + self.rng.u64(0..quality.late_most.max(1));
         }
-        weather.delay_least + self.rng.u64(0..weather.delay_spread.max(1))
+        quality.delay_least + self.rng.u64(0..quality.delay_spread.max(1))
     }
 
     /// The delay of a message that leaves now, so that order is kept if it is to be kept.
     fn delay_on(&mut self, link: (Slot, Slot)) -> u64 {
         let delay = self.delay();
-        if !self.weather.ordered {
+        if !self.quality.ordered {
             return delay;
         }
         let newest = self.newest.entry(link).or_default();
@@ -410,9 +416,15 @@ impl Network {
             return;
         };
         self.rules.check(from, to, &message);
+        if let MessageBody::Append { prev, entries, .. } = &message.body {
+            self.sent_log.note(*prev, entries);
+        }
         let Some(target) = self.slot_of(to) else {
             return;
         };
+        if self.answers_itself(slot, (from, to), &message) {
+            return;
+        }
         let link = (slot, target);
         if self.cut.contains(&link) || !self.know_each_other(slot, target) {
             return;
@@ -426,7 +438,7 @@ impl Network {
             }
             return;
         }
-        let (lost, twice) = (self.weather.lost_permille, self.weather.duplicated_permille);
+        let (lost, twice) = (self.quality.lost_permille, self.quality.duplicated_permille);
         if self.draw(lost) {
             return;
         }
@@ -435,20 +447,56 @@ impl Network {
             let delay = self.delay_on(link);
             let messages = vec![message.clone()];
             let event = Event::Messages { from, to, messages };
-            let parcel = Parcel {
+            let in_flight = InFlight {
                 to: target,
                 life: None,
                 event,
             };
-            self.schedule(delay, parcel);
+            self.schedule(delay, in_flight);
         }
+    }
+
+    /// Deliberate bugs: answers a message in the name of its receiver. Returns whether the receiver does not get it.
+    fn answers_itself(
+        &mut self,
+        slot: Slot,
+        (from, to): (MemberId, MemberId),
+        message: &Message,
+    ) -> bool {
+        let (body, kept) = match &message.body {
+            MessageBody::ReadIndex { round } if mutated(Mutation::ReadWithoutIndex) => {
+                let (round, index) = (*round, LogIndex(0));
+                (MessageBody::ReadIndexReply { round, index }, true)
+            }
+            MessageBody::Append { entries, .. } if mutated(Mutation::AcknowledgeBeforeCommit) => {
+                let Some(last) = entries.last() else {
+                    return false;
+                };
+                let matched = last.index;
+                (MessageBody::AppendReply { matched }, false)
+            }
+            _ => return false,
+        };
+        let term = message.term;
+        let event = Event::Messages {
+            from: to,
+            to: from,
+            messages: vec![Message { term, body }],
+        };
+        let in_flight = InFlight {
+            to: slot,
+            life: None,
+            event,
+        };
+        self.schedule(STEP_MILLIS, in_flight);
+        kept
     }
 
     /// Notifies a node of a change of its connections.
     fn notify(&mut self, to: Slot, fact: Fact) {
         let life = self.endpoint(to).map(|endpoint| endpoint.life.clone());
         let event = Event::Fact(fact);
-        self.schedule(STEP_MILLIS, Parcel { to, life, event });
+        self.schedule(STEP_MILLIS, InFlight { to, life, event });
     }
 
     /// Whether the connection of two members is up.
@@ -577,12 +625,12 @@ impl Network {
         let waited = self.stalled.remove(&(from, to)).unwrap_or_default();
         for event in waited {
             let life = None;
-            self.schedule(STEP_MILLIS, Parcel { to, life, event });
+            self.schedule(STEP_MILLIS, InFlight { to, life, event });
         }
     }
 
     /// Restores all links and streams.
-    pub(crate) fn heal(&mut self) {
+    pub(crate) fn restore_all(&mut self) {
         self.cut.clear();
         let stalled: Vec<(Slot, Slot)> = self.stalled.keys().copied().collect();
         for (from, to) in stalled {
@@ -599,7 +647,7 @@ impl Network {
     }
 }
 
-/// Takes the answer to a forwarded request. If it is dropped without one, the asker is told that the connection was lost, after
+/// Takes the answer to a forwarded request. If it is dropped without one, the asker learns that the connection was lost, after
 /// the idle timeout.
 pub(crate) struct AnswerTo {
     network: SharedNetwork,
@@ -620,12 +668,12 @@ impl AnswerTo {
 
     fn settle(&mut self, delay: u64, outcome: Result<Bytes, ForwardError>) {
         if let Some(reply) = self.reply.take() {
-            let parcel = Parcel {
+            let in_flight = InFlight {
                 to: self.asker,
                 life: Some(self.life.clone()),
                 event: Event::Answer { reply, outcome },
             };
-            self.network.borrow_mut().schedule(delay, parcel);
+            self.network.borrow_mut().schedule(delay, in_flight);
         }
     }
 }
@@ -671,9 +719,28 @@ pub(crate) fn forward(
     }
     let delay = net.delay();
     let life = net.endpoint(target).map(|endpoint| endpoint.life.clone());
-    let event = Event::Request { from, body, back };
     let to = target;
-    net.schedule(delay, Parcel { to, life, event });
+    if mutated(Mutation::ApplyTwice) && digest(&body).is_multiple_of(8) && proposes(&body) {
+        let event = Event::Request {
+            from,
+            body: body.clone(),
+            back: AnswerTo {
+                network: network.clone(),
+                asker,
+                life: back.life.clone(),
+                reply: None,
+            },
+        };
+        let life = life.clone();
+        net.schedule(delay, InFlight { to, life, event });
+    }
+    let event = Event::Request { from, body, back };
+    net.schedule(delay, InFlight { to, life, event });
+}
+
+/// Whether a forwarded request hands proposals over.
+fn proposes(body: &Bytes) -> bool {
+    matches!(PeerAsk::decode(body), Ok(PeerAsk::ProposeIn(..)))
 }
 
 /// Passes an event that arrived to the node's actors, on its own machine.

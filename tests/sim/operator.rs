@@ -10,6 +10,7 @@ use crate::{
     scene::Scene,
 };
 use quorate::internals::{
+    Inspect,
     actors::{
         members::{ClusterMember, Members},
         membership_change::MemberChange,
@@ -130,6 +131,15 @@ impl Operator {
         self.job.is_none()
     }
 
+    /// Ends the job at a machine whose member cannot be repaired, unless the job removes that member anyway: a member that does
+    /// not run will never be promoted, nor serve.
+    pub(crate) fn give_up_on_damaged(&mut self, slot: Slot) {
+        let hopeless = |job: &Job| job.slot == slot && !job.steps.contains(&Step::Wipe);
+        if self.job.as_ref().is_some_and(hopeless) {
+            (self.job, self.asked) = (None, None);
+        }
+    }
+
     /// Resumes the postponed addition if its member was added all the same: the cluster refuses others until that one is up. If
     /// the present job's member was added as well, neither waits for the other, and the present job goes first.
     fn resume_put_off(&mut self, cluster: &Cluster) {
@@ -207,7 +217,7 @@ pub(crate) enum Remedy {
     Restart,
     /// A refill of its database from the others.
     Refill,
-    /// Its log is damaged or lost: a new member has to replace it.
+    /// Its log, or all of its data, is damaged or lost: a new member has to replace it.
     Replace,
 }
 
@@ -216,6 +226,7 @@ impl Remedy {
     pub(crate) fn of(reason: &str) -> Self {
         if reason.contains("log segment") && reason.contains("add it anew")
             || reason.contains("its log holds no entry")
+            || reason.contains("has been part of this cluster already")
         {
             return Self::Replace;
         }

@@ -8,7 +8,9 @@ use crate::{
     faults::Storm,
     network::Slot,
 };
-use quorate::internals::{actors::requests::RequestError, kv::command::Put, types::Revision};
+use quorate::internals::{
+    Inspect, actors::requests::RequestError, kv::command::Put, types::Revision,
+};
 use std::{
     cell::RefCell,
     collections::BTreeMap,
@@ -87,7 +89,8 @@ pub(crate) fn run_with(
     run_in(plan, workload, Storm::silent, inject)
 }
 
-fn run_in(
+/// As [`run_with`], in a storm that may have faults of its own.
+pub(crate) fn run_in(
     plan: Plan,
     workload: &mut dyn Workload,
     storm: fn(&mut Cluster) -> Storm,

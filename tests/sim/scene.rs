@@ -5,6 +5,7 @@ use crate::{
     network::Slot,
 };
 use quorate::internals::{
+    Inspect,
     actors::{
         membership_change::{ChangeRefusal, MemberChange},
         requests::{RequestError, Requests},

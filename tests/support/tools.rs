@@ -9,10 +9,12 @@
     reason = "not every test program that includes this file needs all of it"
 )]
 
-use std::env;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+    sync::OnceLock,
+};
 
 /// The real etcd.
 pub(crate) fn etcd() -> PathBuf {
@@ -22,6 +24,19 @@ pub(crate) fn etcd() -> PathBuf {
 /// The real etcdctl.
 pub(crate) fn etcdctl() -> PathBuf {
     find("etcdctl", "QUORATE_TEST_ETCDCTL", "etcd-client")
+}
+
+/// The tests of etcd's Go client, which `tests/etcd/build` builds; none where Go is not installed.
+pub(crate) fn go_client() -> Option<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if !env::split_paths(&path).any(|dir| dir.join("go").is_file()) {
+        return None;
+    }
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
+    let built = target.map(|target| target.join("etcd/go-client"));
+    let built = built.filter(|built| built.is_file());
+    assert!(built.is_some(), "Go is installed: run tests/etcd/build");
+    built
 }
 
 /// Finds `program`, or fails the test with the package that has it: a silent skip would look like a pass.

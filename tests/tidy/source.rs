@@ -1,7 +1,9 @@
 //! The package's source files, and what each of them imports, defines and hands on.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 use syn::visit::Visit;
 
 /// One file, and what the rules ask about it.

@@ -1,6 +1,6 @@
 //! Watches on a node in this process: what a watcher sees is the true history, whoever writes, compacts, stops or is slow.
 //!
-//! The truth is what reads at each revision tell. Situations that once broke watches elsewhere have a test each, named for it.
+//! Expected events come from reads at each revision. Situations that once broke watches elsewhere have a test each, named for it.
 
 #![expect(
     clippy::unwrap_used,
@@ -8,24 +8,27 @@
     reason = "this crate is all tests, of which clippy sees only the functions marked so"
 )]
 
-mod crowd;
+mod bounds;
 mod messages;
 
-use quorate::internals::{
-    actors::{
-        requests::{RequestError, Requests},
-        watch_hub::{CountWatches, WatchCounts, WatchRequest},
-        watch_stream::{KeyEvent, Watch, WatchError, WatchStream},
+use quorate::{
+    Config, Node,
+    internals::{
+        Inspect,
+        actors::{
+            requests::{RequestError, Requests},
+            watch_hub::{CountWatches, WatchCounts, WatchRequest},
+            watch_stream::{KeyEvent, Watch, WatchError, WatchStream},
+        },
+        kv::{
+            KeyRange,
+            command::{DeleteRange, Put, RangeQuery, Txn, TxnOp},
+            record::KeyValue,
+            watch::{Body, Response, WatchId, WatchSpec},
+        },
+        types::{RecordKind, Revision},
     },
-    kv::{
-        KeyRange,
-        command::{DeleteRange, Put, RangeQuery, Txn, TxnOp},
-        record::KeyValue,
-        watch::{Body, Response, WatchId, WatchSpec},
-    },
-    types::{RecordKind, Revision},
 };
-use quorate::{Config, Node};
 use std::{collections::BTreeMap, time::Duration};
 
 /// A node on a data directory of its own.
@@ -78,7 +81,7 @@ fn from(start: Revision) -> WatchSpec {
     WatchSpec { start, ..all() }
 }
 
-/// A change as reads and events can agree on it: revision, key, new state, state before.
+/// A change in a form that reads and events share: revision, key, new state, state before.
 type Change = (Revision, Vec<u8>, Option<KeyValue>, Option<KeyValue>);
 
 async fn state_at(requests: &Requests, at: Revision) -> BTreeMap<Vec<u8>, KeyValue> {
@@ -191,7 +194,7 @@ async fn write_together(requests: &Requests, rounds: usize) {
     }
 }
 
-/// Puts a last mark, which every watcher sees; returns its revision.
+/// Puts a last key, which every watcher sees; returns its revision.
 async fn mark(requests: &Requests) -> Revision {
     requests.put(put("mark", "mark")).await.unwrap().revision
 }
@@ -327,7 +330,7 @@ async fn bookmarkable_progress_is_in_step_with_its_stream() {
             note(&mut seen, &mut bookmarks, response);
         }
         if let Some(newest) = bookmarks.last() {
-            assert!(*newest >= read, "asked after reading {read}, told {newest}");
+            assert!(*newest >= read, "asked after reading {read}, got {newest}");
         }
     }
     writing.await.unwrap();
@@ -683,7 +686,7 @@ async fn a_stream_that_is_dropped_is_forgotten() {
             .await
             .unwrap();
     }
-    // A stream that is opened now is served after the news of those that left.
+    // A stream that is opened now is served after the end of those that left.
     while counts(requests).await.streams > 1 {
         tokio::task::yield_now().await;
     }

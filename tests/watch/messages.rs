@@ -1,23 +1,25 @@
-//! Watches as messages to the store: an actor is told one thing after the other, and a program pulls.
+//! Watches as messages to the store: an actor receives one batch after the other, and a program asks for the next.
 
 use super::{all, counts, delete, home, mark, put, range};
 use actix::prelude::*;
-use quorate::Node;
-use quorate::internals::{
-    actors::{
-        store::{CompactHistory, PutKey, Store},
-        watch_messages::{Subscribe, Subscription, WatchKeys, WatchNews},
-        watch_stream::WatchError,
+use quorate::{
+    Node,
+    internals::{
+        actors::{
+            store::{CompactHistory, PutKey, Store},
+            watch_messages::{Subscribe, Subscription, WatchKeys, WatchNews},
+            watch_stream::WatchError,
+        },
+        kv::watch::{Refusal, WatchSpec},
+        types::{RecordKind, Revision},
     },
-    kv::watch::{Refusal, WatchSpec},
-    types::{RecordKind, Revision},
 };
 use std::sync::Arc;
 use tokio::sync::{Semaphore, mpsc};
 
-/// Passes on what it is told, if it may.
+/// Passes on what it receives; each message takes a permit.
 struct Listener {
-    told: mpsc::UnboundedSender<WatchNews>,
+    passed_on: mpsc::UnboundedSender<WatchNews>,
     permits: Arc<Semaphore>,
 }
 
@@ -29,17 +31,16 @@ impl Handler<WatchNews> for Listener {
     type Result = AtomicResponse<Self, ()>;
 
     fn handle(&mut self, news: WatchNews, _: &mut Self::Context) -> Self::Result {
-        let (told, permits) = (self.told.clone(), self.permits.clone());
+        let (passed_on, permits) = (self.passed_on.clone(), self.permits.clone());
         let handled = async move {
             permits.acquire().await.unwrap().forget();
             // Nobody waits for it any more when the test ends.
-            drop(told.send(news));
+            drop(passed_on.send(news));
         };
         AtomicResponse::new(Box::pin(handled.into_actor(self)))
     }
 }
 
-/// Ends a listener.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Leave;
@@ -52,7 +53,7 @@ impl Handler<Leave> for Listener {
     }
 }
 
-/// A subscriber that may take so many news at once, and the other end of what it is told.
+/// A subscriber that may take so many messages, and the receiver of what it passes on.
 struct Subscriber {
     store: Addr<Store>,
     listener: Addr<Listener>,
@@ -62,10 +63,10 @@ struct Subscriber {
 
 impl Subscriber {
     fn start(node: &Node, permits: usize) -> Self {
-        let (told, news) = mpsc::unbounded_channel();
+        let (passed_on, news) = mpsc::unbounded_channel();
         let permits = Arc::new(Semaphore::new(permits));
         let listener = Listener {
-            told,
+            passed_on,
             permits: permits.clone(),
         };
         Self {
@@ -134,7 +135,7 @@ fn a_watch_ends_with_its_subscription_or_its_subscriber() {
         let second = Subscriber::start(&node, 1_000);
         let _subscription = second.subscribe(all()).await.unwrap();
         second.listener.send(Leave).await.unwrap();
-        // It is found to be gone when it is to be told something.
+        // The next change that is sent to it finds that it is gone.
         while counts(node.requests()).await.watchers > 0 {
             mark(node.requests()).await;
         }
@@ -144,7 +145,7 @@ fn a_watch_ends_with_its_subscription_or_its_subscriber() {
 }
 
 #[test]
-fn a_subscriber_is_told_why_its_watch_ends() {
+fn a_subscriber_receives_why_its_watch_ends() {
     System::new().block_on(async {
         let home = home();
         let node = home.start();
@@ -167,11 +168,11 @@ fn a_subscriber_is_told_why_its_watch_ends() {
             ..all()
         };
         let _subscription = subscriber.subscribe(spec).await.unwrap();
-        let told = subscriber.news.recv().await.unwrap();
+        let last = subscriber.news.recv().await.unwrap();
         let ended = WatchError::Compacted {
             oldest: Revision(4),
         };
-        match told {
+        match last {
             WatchNews::Ended(error) => assert_eq!(error.to_string(), ended.to_string()),
             WatchNews::Batch(batch) => panic!("{batch:?}"),
         }

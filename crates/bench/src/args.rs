@@ -1,14 +1,17 @@
 //! The command line of `quorate bench`, and the checked settings made of it.
 
-use super::BenchError;
+use super::{BenchError, tls, users::User};
 use clap::{Args, ValueEnum};
+use http::HeaderValue;
+use rustls::{ClientConfig, pki_types::ServerName};
 use std::{
     net::{SocketAddr, ToSocketAddrs},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
-/// Decimal digits that tell keys apart, after the prefix.
+/// Decimal digits of a key's number, after the prefix.
 pub(super) const KEY_DIGITS: usize = 10;
 /// How long a run of `--requests` may take when no `--duration` bounds it.
 const REQUESTS_TIME_MAX: Duration = Duration::from_hours(1);
@@ -46,6 +49,10 @@ pub enum Workload {
     Fill,
     /// Open --connections, use each once and leave it open; memory per connection with --server-pid
     IdleConnections,
+    /// Add root and --user, who may read and write the prefix and the keys of k8s, and turn authentication on
+    EnableAuth,
+    /// Log in as --user with half of the clients, while the others write random keys
+    Login,
     /// Wait until the server answers a linearizable read (at most --duration), and say how long it took
     Wait,
     /// Measure this machine: fdatasync in --dir, and a round trip on loopback
@@ -71,9 +78,19 @@ pub struct BenchArgs {
     /// The load
     #[arg(value_enum)]
     pub workload: Workload,
-    /// Servers, separated by commas; connections are spread over them evenly
+    /// Servers, separated by commas; connections are spread over them evenly. https:// is TLS, http:// is not; without either it
+    /// is TLS if --cacert is given
     #[arg(long, value_delimiter = ',', default_value = "127.0.0.1:2379")]
     pub endpoints: Vec<String>,
+    /// The authorities that sign the servers' certificates (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub cacert: Option<PathBuf>,
+    /// The certificate that this program shows to servers (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub cert: Option<PathBuf>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
     /// TCP connections (default: one for 16 clients, at most 64)
     #[arg(long)]
     pub connections: Option<usize>,
@@ -134,6 +151,9 @@ pub struct BenchArgs {
     /// Seconds from the first grant of lease-expiry to the second in which all leases end
     #[arg(long, default_value_t = 30)]
     pub lease_ttl: u64,
+    /// Who makes the calls; the program logs in once, before it measures
+    #[arg(long, value_name = "NAME:PASSWORD")]
+    pub user: Option<String>,
     /// The key space is filled already: do not fill it
     #[arg(long)]
     pub no_fill: bool,
@@ -151,16 +171,29 @@ pub struct BenchArgs {
     pub quiet: bool,
 }
 
+/// A server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    pub(super) address: SocketAddr,
+    /// Whom its certificate must name; `None` without TLS.
+    pub(super) tls_name: Option<ServerName<'static>>,
+}
+
 /// Checked settings.
 ///
 /// `1 <= threads <= connections`, and every number is within the bounds that [`Settings::check`] names.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
     pub(super) args: BenchArgs,
-    pub(super) endpoints: Vec<SocketAddr>,
+    pub(super) endpoints: Vec<Endpoint>,
+    /// What connections to endpoints with TLS use.
+    pub(super) tls: Option<Arc<ClientConfig>>,
     pub(super) connections: usize,
     pub(super) warmup: Duration,
     pub(super) duration: Duration,
+    pub(super) user: Option<User>,
+    /// What all calls carry.
+    pub(super) token: Option<HeaderValue>,
 }
 
 impl Settings {
@@ -205,14 +238,30 @@ impl Settings {
             (None, None) => Duration::from_secs(10),
         };
         let warmup = seconds("warmup", args.warmup)?;
+        let tls = tls::config(&args)?;
         let endpoints = args
             .endpoints
             .iter()
-            .map(|e| resolve(e))
+            .map(|e| resolve(e, tls.is_some()))
             .collect::<Result<_, _>>()?;
+        let user = match args.user.as_deref().map(User::parse) {
+            None => None,
+            Some(Some(user)) => Some(user),
+            Some(None) => {
+                let text = "--user must be NAME:PASSWORD";
+                return Err(BenchError::Argument(text.into()));
+            }
+        };
+        if user.is_none() && matches!(args.workload, Workload::EnableAuth | Workload::Login) {
+            let text = "this load needs --user NAME:PASSWORD";
+            return Err(BenchError::Argument(text.into()));
+        }
         Ok(Self {
+            user,
+            token: None,
             args,
             endpoints,
+            tls,
             connections,
             warmup,
             duration,
@@ -220,8 +269,8 @@ impl Settings {
     }
 
     /// The server that connection number `connection` goes to.
-    pub(super) fn endpoint(&self, connection: usize) -> SocketAddr {
-        self.endpoints[connection % self.endpoints.len()]
+    pub(super) fn endpoint(&self, connection: usize) -> &Endpoint {
+        &self.endpoints[connection % self.endpoints.len()]
     }
 
     /// The range of all keys of the key space, as (first, end).
@@ -270,16 +319,34 @@ fn seconds(flag: &str, secs: f64) -> Result<Duration, BenchError> {
     bounded.ok_or_else(|| BenchError::Argument(format!("--{flag} {secs} is no time up to a day")))
 }
 
-fn resolve(endpoint: &str) -> Result<SocketAddr, BenchError> {
-    let bare = endpoint
-        .strip_prefix("http://")
-        .unwrap_or(endpoint)
-        .trim_end_matches('/');
-    let bad = |why: String| BenchError::Argument(format!("--endpoints {endpoint}: {why}"));
+fn resolve(endpoint: &str, can_encrypt: bool) -> Result<Endpoint, BenchError> {
+    let bad = |why: &str| BenchError::Argument(format!("--endpoints {endpoint}: {why}"));
+    let (encrypted, bare) = match endpoint.split_once("://") {
+        Some(("https", _)) if !can_encrypt => return Err(bad("https:// needs --cacert FILE")),
+        Some(("https", bare)) => (true, bare),
+        Some(("http", bare)) => (false, bare),
+        Some(_) => {
+            return Err(bad(
+                "must be HOST:PORT, http://HOST:PORT or https://HOST:PORT",
+            ));
+        }
+        None => (can_encrypt, endpoint),
+    };
+    let bare = bare.trim_end_matches('/');
     let mut found = bare
         .to_socket_addrs()
-        .map_err(|error| bad(error.to_string()))?;
-    found.next().ok_or_else(|| bad("no address".into()))
+        .map_err(|error| bad(&error.to_string()))?;
+    let address = found.next().ok_or_else(|| bad("no address"))?;
+    let host = bare.rsplit_once(':').map_or(bare, |(host, _)| host);
+    let host = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_owned();
+    let tls_name = encrypted
+        .then(|| ServerName::try_from(host))
+        .transpose()
+        .map_err(|_| bad("no certificate can be for this host"))?;
+    Ok(Endpoint { address, tls_name })
 }
 
 #[cfg(test)]
@@ -302,11 +369,11 @@ pub(super) mod tests {
     #[test]
     fn defaults_suit_a_short_run_against_a_local_server() {
         let settings = settings(&["put"]).unwrap();
-        assert_eq!(
-            settings.endpoints,
-            ["127.0.0.1:2379".parse().unwrap()],
-            "etcd's port"
-        );
+        let expected = Endpoint {
+            address: "127.0.0.1:2379".parse().unwrap(),
+            tls_name: None,
+        };
+        assert_eq!(settings.endpoints, [expected], "etcd's port");
         assert_eq!(settings.connections, 4, "64 clients share four connections");
         assert_eq!(
             settings.duration,
@@ -318,7 +385,9 @@ pub(super) mod tests {
     #[test]
     fn endpoints_take_turns() {
         let settings = settings(&["put", "--endpoints", "http://127.0.0.1:1,127.0.0.1:2"]).unwrap();
-        let ports: Vec<u16> = (0..4).map(|c| settings.endpoint(c).port()).collect();
+        let ports: Vec<u16> = (0..4)
+            .map(|c| settings.endpoint(c).address.port())
+            .collect();
         assert_eq!(ports, [1, 2, 1, 2], "spread evenly");
     }
 
@@ -329,9 +398,19 @@ pub(super) mod tests {
             (&["put", "--key-bytes", "5"], "--key-bytes"),
             (&["put", "--rate", "0"], "--rate"),
             (&["put", "--rate", "NaN"], "--rate"),
+            (&["put", "--user", "name"], "--user"),
+            (&["login"], "--user"),
+            (&["enable-auth"], "--user"),
             (&["put", "--warmup=-1"], "--warmup"),
             (&["put", "--duration", "1e300"], "--duration"),
             (&["put", "--endpoints", "nowhere"], "--endpoints nowhere"),
+            (
+                &["put", "--endpoints", "ftp://127.0.0.1:1"],
+                "http://HOST:PORT",
+            ),
+            (&["put", "--endpoints", "https://127.0.0.1:1"], "--cacert"),
+            (&["put", "--cert", "x"], "--cacert"),
+            (&["put", "--cacert", "missing.pem"], "--cacert missing.pem"),
         ] {
             let error = settings(line).unwrap_err().to_string();
             assert!(error.contains(named), "{line:?} gives {error}");

@@ -1,15 +1,22 @@
-//! gRPC calls straight on the `h2` crate, over plain TCP.
+//! gRPC calls straight on the `h2` crate, over TCP, plain or with TLS.
 //!
 //! A call costs one HTTP/2 stream and no more: the request head is cloned from a template, the body is bytes
 //! the caller encoded, and the reply is handed over as it came in. It never retries and never reconnects: a
 //! load generator must show failures, not hide them.
+//!
+//! The reader of gRPC's frames is its own, not the server's: this crate uses nothing of the library and sees a server as any
+//! client does, so that an error in the server's framing shows here instead of cancelling out. It also needs less, since it never
+//! sends or accepts compressed messages.
 
-use super::wire::PREFIX_BYTES;
+use super::{BenchError, args::Settings, tls, wire::PREFIX_BYTES};
 use bytes::{Buf, Bytes, BytesMut};
 use h2::client::{ResponseFuture, SendRequest};
 use http::{HeaderMap, HeaderValue, Request, header};
-use std::{future::poll_fn, net::SocketAddr};
-use tokio::net::TcpStream;
+use std::{future::poll_fn, io, net::SocketAddr};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
 
 /// HTTP/2 flow control: the bytes a server may send on one stream before we extend its window. A scan of 1000 keys of 1 KiB
 /// fits many times.
@@ -55,16 +62,28 @@ pub(super) enum Method {
     LeaseGrant,
     LeaseKeepAlive,
     Watch,
+    Authenticate,
+    AuthEnable,
+    UserAdd,
+    UserGrantRole,
+    RoleAdd,
+    RoleGrantPermission,
 }
 
 impl Method {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 12] = [
         Self::Range,
         Self::Put,
         Self::Txn,
         Self::LeaseGrant,
         Self::LeaseKeepAlive,
         Self::Watch,
+        Self::Authenticate,
+        Self::AuthEnable,
+        Self::UserAdd,
+        Self::UserGrantRole,
+        Self::RoleAdd,
+        Self::RoleGrantPermission,
     ];
 
     fn path(self) -> &'static str {
@@ -75,6 +94,12 @@ impl Method {
             Self::LeaseGrant => "/etcdserverpb.Lease/LeaseGrant",
             Self::LeaseKeepAlive => "/etcdserverpb.Lease/LeaseKeepAlive",
             Self::Watch => "/etcdserverpb.Watch/Watch",
+            Self::Authenticate => "/etcdserverpb.Auth/Authenticate",
+            Self::AuthEnable => "/etcdserverpb.Auth/AuthEnable",
+            Self::UserAdd => "/etcdserverpb.Auth/UserAdd",
+            Self::UserGrantRole => "/etcdserverpb.Auth/UserGrantRole",
+            Self::RoleAdd => "/etcdserverpb.Auth/RoleAdd",
+            Self::RoleGrantPermission => "/etcdserverpb.Auth/RoleGrantPermission",
         }
     }
 }
@@ -87,23 +112,28 @@ pub(super) struct Channel {
 }
 
 impl Channel {
-    /// Connects. A task on the current `LocalSet` drives the connection, until its last channel is dropped.
-    pub(super) async fn connect(address: SocketAddr) -> Result<Self, super::BenchError> {
-        let failed = |cause| super::BenchError::Connect { address, cause };
+    /// Makes connection number `connection`, whose calls carry the token of the settings. A task on the current `LocalSet` drives
+    /// it, until its last channel is dropped.
+    pub(super) async fn connect(
+        settings: &Settings,
+        connection: usize,
+    ) -> Result<Self, BenchError> {
+        let endpoint = settings.endpoint(connection);
+        let address = endpoint.address;
+        let failed = |cause| BenchError::Connect { address, cause };
         let socket = TcpStream::connect(address).await.map_err(failed)?;
         socket.set_nodelay(true).map_err(failed)?;
-        let (sender, connection) = h2::client::Builder::new()
-            .initial_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .enable_push(false)
-            .handshake(socket)
-            .await
-            .map_err(|cause| failed(std::io::Error::other(cause)))?;
-        // Every call on the connection fails with the connection's error, so nothing needs this task's result.
-        drop(tokio::task::spawn_local(connection));
+        let (sender, scheme) = match (&endpoint.tls_name, &settings.tls) {
+            (Some(name), Some(config)) => {
+                let secured = tls::secure(config, name.clone(), socket).await;
+                (start(secured.map_err(failed)?).await, "https")
+            }
+            (Some(_) | None, _) => (start(socket).await, "http"),
+        };
+        let token = settings.token.as_ref();
         Ok(Self {
-            sender,
-            heads: Method::ALL.map(|method| head(address, method)),
+            sender: sender.map_err(failed)?,
+            heads: Method::ALL.map(|method| head(scheme, address, method, token)),
         })
     }
 
@@ -188,6 +218,23 @@ impl Channel {
     }
 }
 
+/// Begins HTTP/2.
+async fn start<T>(socket: T) -> io::Result<SendRequest<Bytes>>
+where
+    T: AsyncRead + AsyncWrite + Unpin + 'static,
+{
+    let (sender, connection) = h2::client::Builder::new()
+        .initial_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .enable_push(false)
+        .handshake(socket)
+        .await
+        .map_err(io::Error::other)?;
+    // Every call on the connection fails with the connection's error, so nothing needs this task's result.
+    drop(tokio::task::spawn_local(connection));
+    Ok(sender)
+}
+
 struct Call {
     response: ResponseFuture,
     send: h2::SendStream<Bytes>,
@@ -232,7 +279,6 @@ enum Receive {
 }
 
 impl Stream {
-    /// Sends one message.
     pub(super) fn send(&mut self, message: Bytes) -> Result<(), CallError> {
         Ok(self.send.send_data(message, false)?)
     }
@@ -302,8 +348,13 @@ impl Stream {
     }
 }
 
-fn head(address: SocketAddr, method: Method) -> Request<()> {
-    Request::post(format!("http://{address}{}", method.path()))
+fn head(
+    scheme: &str,
+    address: SocketAddr,
+    method: Method,
+    token: Option<&HeaderValue>,
+) -> Request<()> {
+    let mut head = Request::post(format!("{scheme}://{address}{}", method.path()))
         .version(http::Version::HTTP_2)
         .header(
             header::CONTENT_TYPE,
@@ -311,7 +362,11 @@ fn head(address: SocketAddr, method: Method) -> Request<()> {
         )
         .header(header::TE, HeaderValue::from_static("trailers"))
         .body(())
-        .expect("a socket address and a fixed path make a valid URI")
+        .expect("a socket address and a fixed path make a valid URI");
+    if let Some(token) = token {
+        head.headers_mut().insert("token", token.clone());
+    }
+    head
 }
 
 /// The length of the message that starts here; `None` while its prefix is not whole.

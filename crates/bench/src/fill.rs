@@ -28,7 +28,7 @@ const SETTLE_TIME: Duration = Duration::from_millis(250);
 pub(super) async fn fill(settings: &Settings) -> Result<(), BenchError> {
     let mut channels = Vec::new();
     for connection in 0..FILL_CONNECTIONS {
-        channels.push(Channel::connect(settings.endpoint(connection)).await?);
+        channels.push(Channel::connect(settings, connection).await?);
     }
     let next = Rc::new(Cell::new(0));
     let mut fillers = Vec::new();

@@ -24,13 +24,13 @@ const ATTEMPT_TIME: Duration = Duration::from_secs(10);
 pub(super) fn connections(settings: &Settings) -> Result<Report, BenchError> {
     block_on(async {
         let pids = &settings.args.server_pid;
-        let mut first = Channel::connect(settings.endpoint(0)).await?;
+        let mut first = Channel::connect(settings, 0).await?;
         read(settings, &mut first).await?;
         let before = process::usage(pids)?;
         let started = Instant::now();
         let mut open = Vec::with_capacity(settings.connections);
         for number in 0..settings.connections {
-            let mut channel = Channel::connect(settings.endpoint(number)).await?;
+            let mut channel = Channel::connect(settings, number).await?;
             read(settings, &mut channel).await?;
             open.push(channel);
         }
@@ -83,7 +83,7 @@ pub(super) fn wait(settings: &Settings) -> Result<Report, BenchError> {
 
 async fn attempt(settings: &Settings) -> Result<(), BenchError> {
     for number in 0..settings.endpoints.len() {
-        let mut channel = Channel::connect(settings.endpoint(number)).await?;
+        let mut channel = Channel::connect(settings, number).await?;
         read(settings, &mut channel).await?;
     }
     Ok(())

@@ -24,6 +24,8 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
+/// What the keys of all objects begin with.
+pub(super) const REGISTRY: &str = "/registry/";
 /// Resources; a client's objects are spread over them.
 const RESOURCES: [&str; 4] = ["pods", "leases", "configmaps", "events"];
 /// How often the API server requests progress on its watches while it serves consistent reads.
@@ -168,7 +170,7 @@ impl Workload for Kubernetes {
 
 /// The range of all objects of a resource.
 fn resource(number: usize) -> (Vec<u8>, Vec<u8>) {
-    let key = format!("/registry/{}/", RESOURCES[number % RESOURCES.len()]).into_bytes();
+    let key = format!("{REGISTRY}{}/", RESOURCES[number % RESOURCES.len()]).into_bytes();
     let end = wire::prefix_end(&key);
     (key, end)
 }
@@ -229,7 +231,7 @@ impl Controller {
         let index = self.index;
         write!(
             self.scratch.key,
-            "/registry/{resource}/ns-{index:06}/object-{object:04}"
+            "{REGISTRY}{resource}/ns-{index:06}/object-{object:04}"
         )
         .expect("vectors take any bytes");
     }

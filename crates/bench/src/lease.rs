@@ -9,7 +9,6 @@ use super::{
 };
 use bytes::BytesMut;
 
-/// Grants leases.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Grant;
 pub(super) struct GrantClient(BytesMut);

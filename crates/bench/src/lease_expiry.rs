@@ -1,8 +1,8 @@
 //! Puts while leases end: how much the end of many leases in one second slows other requests down.
 //!
 //! Before the load, `--leases` leases are granted with one key each, and with such times to live that all of them end in the
-//! same second, `--lease-ttl` seconds after the first grant. The report tells puts before that second, puts from there on for as
-//! long as leases may be ending, and puts later apart. At the end no key of a lease may be left.
+//! same second, `--lease-ttl` seconds after the first grant. The report lists separately puts before that second, puts from there
+//! on for as long as leases may be ending, and later puts. At the end no key of a lease may be left.
 
 use super::{
     args::Settings,
@@ -136,7 +136,7 @@ impl Workload for Expiry {
             count_only: true,
             ..Range::default()
         };
-        let mut channel = match Channel::connect(lane.settings.endpoint(0)).await {
+        let mut channel = match Channel::connect(&lane.settings, 0).await {
             Ok(channel) => channel,
             Err(error) => return Err(CallError::Wrong(error.to_string())),
         };

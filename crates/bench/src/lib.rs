@@ -31,7 +31,9 @@ mod machine;
 mod process;
 mod random;
 mod stats;
+mod tls;
 mod unary;
+mod users;
 mod watch;
 mod wire;
 
@@ -87,7 +89,10 @@ pub enum BenchError {
 /// # Errors
 /// [`BenchError::Errors`] after a report that counts errors; everything else comes without a report.
 pub fn run(args: BenchArgs) -> Result<(), BenchError> {
-    let settings = Settings::check(args)?;
+    let mut settings = Settings::check(args)?;
+    if settings.args.workload != Workload::EnableAuth {
+        settings.token = users::log_in(&settings)?;
+    }
     let report = measure(&settings)?;
     report.print(settings.args.output)?;
     match report.errors() {
@@ -111,6 +116,8 @@ fn measure(settings: &Settings) -> Result<Report, BenchError> {
         Workload::LeaseKeepalive => load::run(settings, lease::KeepAlive),
         Workload::LeaseExpiry => load::run(settings, lease_expiry::Expiry::default()),
         Workload::IdleConnections => idle::connections(settings),
+        Workload::EnableAuth => users::enable(settings),
+        Workload::Login => load::run(settings, users::Logins),
         Workload::Wait => idle::wait(settings),
         Workload::Machine => machine::measure(&settings.args.dir),
     }

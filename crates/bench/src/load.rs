@@ -36,19 +36,18 @@ const PROGRESS_TIME: Duration = Duration::from_secs(1);
 
 /// One client of a workload.
 pub(super) trait Operation {
-    /// Does one operation and says of which kind it was, as an index into [`Workload::KINDS`].
+    /// Does one operation and returns its kind, as an index into [`Workload::KINDS`].
     async fn perform(&mut self, channel: &mut Channel) -> Result<usize, CallError>;
 }
 
 /// A kind of load.
 pub(super) trait Workload: Clone + Send + 'static {
-    /// Names of the kinds of operation; the report tells them apart where there are several.
+    /// Names of the kinds of operation; the report lists each where there are several.
     const KINDS: &'static [&'static str];
     /// The kinds that stand for the workload, as indices; all of them where none is named.
     const HEADLINE: &'static [usize] = &[];
     /// Whether the key space must be filled first.
     const FILL: bool = false;
-    /// A client's state.
     type Client: Operation + 'static;
 
     /// Makes client number `index`; this may send requests to the server.
@@ -354,7 +353,7 @@ async fn set_up<W: Workload>(lane: &Lane, workload: &W) -> Result<Vec<ReadyClien
     let (threads, settings) = (lane.settings.args.threads, &lane.settings);
     let mut channels = Vec::new();
     for connection in (lane.thread..settings.connections).step_by(threads) {
-        channels.push(Channel::connect(settings.endpoint(connection)).await?);
+        channels.push(Channel::connect(settings, connection).await?);
     }
     workload.background(lane, &mut channels).await?;
     let mut making = Vec::new();

@@ -11,9 +11,7 @@ const TICK: Duration = Duration::from_millis(10);
 pub(super) struct Usage {
     /// User and system time since the processes started.
     pub(super) cpu: Duration,
-    /// Resident memory now.
     pub(super) resident_bytes: u64,
-    /// Peak resident memory.
     pub(super) peak_bytes: u64,
 }
 

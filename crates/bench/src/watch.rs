@@ -73,7 +73,6 @@ impl FanOut {
     const PUT: usize = 0;
     const DELIVERY: usize = 1;
 
-    /// No events yet.
     pub(super) fn new() -> Self {
         let (written, delivered) = (Arc::default(), Arc::default());
         Self {
@@ -189,7 +188,7 @@ impl Workload for FanOut {
 /// Watches all keys and reads nothing, until the run ends.
 async fn stall(lane: Lane) {
     let stalled = async {
-        let mut channel = Channel::connect(lane.settings.endpoint(0)).await?;
+        let mut channel = Channel::connect(&lane.settings, 0).await?;
         let mut stream = channel.stream(Method::Watch).await?;
         let (key, end) = lane.settings.all_keys();
         create(&mut stream, Watch::from_now_on(&key, &end)).await?;
@@ -238,7 +237,7 @@ pub(super) fn history(settings: &Settings) -> Result<Report, BenchError> {
             fill(settings).await?;
         }
         let before = process::usage(&settings.args.server_pid)?;
-        let mut channel = Channel::connect(settings.endpoint(0)).await?;
+        let mut channel = Channel::connect(settings, 0).await?;
         let replay = replay(settings, &mut channel).await?;
         let after = process::usage(&settings.args.server_pid)?;
         let mut report = Report::new("watch-history");

@@ -101,12 +101,27 @@ pub(super) fn put(out: &mut impl BufMut, key: &[u8], value: &[u8], lease: i64) {
     put_number(out, 3, lease);
 }
 
+/// Writes texts as the first fields of a message: a login, a user, a role.
+pub(super) fn texts(out: &mut impl BufMut, texts: &[&str]) {
+    for (tag, text) in (1..).zip(texts) {
+        put_bytes(out, tag, text.as_bytes());
+    }
+}
+
+/// Writes an `AuthRoleGrantPermissionRequest`: to read and write a range.
+pub(super) fn grant(out: &mut impl BufMut, role: &str, key: &[u8], range_end: &[u8]) {
+    put_bytes(out, 1, role.as_bytes());
+    put_message(out, 2, |permission| {
+        put_number(permission, 1, 2);
+        put_bytes(permission, 2, key);
+        put_bytes(permission, 3, range_end);
+    });
+}
+
 /// What a compare-and-swap does when the key's mod revision is the expected one.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Swap<'a> {
-    /// Writes the key.
     Put { value: &'a [u8], lease: i64 },
-    /// Deletes the key.
     Delete,
 }
 
@@ -185,10 +200,8 @@ pub(super) fn lease_keep_alive(out: &mut impl BufMut, id: i64) {
     put_number(out, 1, id);
 }
 
-/// One field's value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Value<'a> {
-    /// A number.
     Number(i64),
     /// Bytes, a string or a message.
     Bytes(&'a [u8]),

@@ -1,96 +1,90 @@
 //! Answers to callers whose entries are visible.
 //!
-//! Most answers are complete when their entry is applied. One that also tells previous values or ranges needs records, which may
-//! be on disk: it is completed on a thread that may block, from the view that was published with its entry. Long answers are
-//! completed one at a time; short ones do not wait for them. What bounds the bytes of completed answers that wait for their
-//! clients is the transport's business, which has no bound in bytes yet.
+//! Most answers are complete when their entry is applied. One that also has previous values or ranges needs records, which may
+//! be on disk. A short one is completed here, on a thread that may block unless all is in memory, from the view that was
+//! published with its entry. A longer one goes to its caller as it is, with that view: the caller reads the records when it has
+//! room for them. So what this sends is short, whatever a command asks for.
 
-use super::super::{
-    background::in_background, published::Published, replies::Reply, request_error::RequestError,
-};
-use crate::{
-    failpoint::{FailPoint, hit},
-    kv::{
-        answer_reads::{AnswerError, AnswerReads},
-        command::{Outcome, Verdict},
+use super::{
+    super::{
+        answered::{Answered, Unread},
+        background::in_background,
+        published::Published,
+        replies::{Deadlines, Reply},
+        request_error::RequestError,
     },
+    noted::NotedBytes,
+};
+use crate::kv::{
+    answer_reads::AnswerReads,
+    command::Verdict,
+    records::{ReadError, Records},
 };
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
-/// Bytes of records in one answer to a write. etcd: its limit is gRPC's, 2 GiB.
-const ANSWER_BYTES_MAX: usize = 256 * 1024 * 1024;
-
-/// An answer that reads more records than this is long.
+/// An answer with more records than this is long.
 const SHORT_READS_MAX: usize = 64;
 
-/// An answer that reads no more records than this, all of them in memory, is completed at once.
-const INLINE_READS_MAX: usize = 4;
+/// An answer with longer records, in bytes together, is long.
+const SHORT_BYTES_MAX: usize = 8 * 1024;
 
-/// Long answers that are completed at once.
-const LONG_ANSWERS_MAX: usize = 1;
+/// A short answer that reads no more records than this, all of them in memory, is completed at once.
+const INLINE_READS_MAX: usize = 4;
 
 /// The outcome of an entry, for the caller that waits for it here.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) reply: Reply,
+    /// When the caller gets an error instead of the answer.
+    pub(super) deadline: Instant,
     pub(super) verdict: Verdict,
     /// What the outcome lacks.
     pub(super) reads: AnswerReads,
+    /// Counts what `reads` holds.
+    pub(super) noted: Option<NotedBytes>,
 }
 
-/// Sends answers.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Answers {
-    long: Arc<Semaphore>,
-}
-
-impl Default for Answers {
-    fn default() -> Self {
-        Self {
-            long: Arc::new(Semaphore::new(LONG_ANSWERS_MAX)),
-        }
-    }
+    /// The callers of those that wait for records.
+    deadlines: Deadlines,
 }
 
 impl Answers {
     /// Sends the answers of the batch that was published as `published`. Inside an arbiter.
-    pub(super) fn send(&self, answers: Vec<Answer>, published: &Arc<Published>) {
+    pub(super) fn send(&mut self, answers: Vec<Answer>, published: &Arc<Published>) {
         let mut short = Vec::new();
         for answer in answers {
             match Effort::of(&answer.reads, published) {
                 Effort::None => answer.complete(published),
-                Effort::Short => short.push(answer),
-                Effort::Long => self.complete_long(answer, published.clone()),
+                Effort::Short => short.push(self.with_deadline(answer)),
+                Effort::Long => answer.leave_unread(published),
             }
         }
         if !short.is_empty() {
             let published = published.clone();
             // The answers go to their callers from there.
             drop(in_background(move || {
-                hit(FailPoint::BeforeStoredRead);
                 for answer in short {
-                    answer.complete(&published);
+                    match is_short(&answer.reads, &published) {
+                        Ok(true) => answer.complete(&published),
+                        Ok(false) => answer.leave_unread(&published),
+                        Err(error) => answer.reply.send(Err(error.into())),
+                    }
                 }
             }));
         }
     }
 
-    fn complete_long(&self, answer: Answer, published: Arc<Published>) {
-        let long = self.long.clone();
-        actix::spawn(async move {
-            // It is never closed.
-            let Ok(turn) = long.acquire_owned().await else {
-                return;
-            };
-            let reading = in_background(move || {
-                hit(FailPoint::BeforeStoredRead);
-                answer.complete(&published);
-                drop(turn);
-            });
-            // If the thread ended early, the dropped reply tells the caller.
-            drop(reading.await);
-        });
+    /// Tells the callers whose deadline is not after `now`, and whose answers still wait for records, that their time is up.
+    pub(super) fn expire(&mut self, now: Instant) {
+        self.deadlines.expire(now);
+    }
+
+    fn with_deadline(&mut self, answer: Answer) -> Answer {
+        let reply = self.deadlines.add(answer.deadline, answer.reply);
+        Answer { reply, ..answer }
     }
 }
 
@@ -101,37 +95,64 @@ enum Effort {
     None,
     /// A few records that may be on disk.
     Short,
-    /// Many records.
+    /// Many records, or long ones.
     Long,
 }
 
 impl Effort {
     fn of(reads: &AnswerReads, published: &Published) -> Self {
-        let tail = &published.view.tail;
-        let first = || reads.revs().take(SHORT_READS_MAX + 1);
-        let count = first().count();
+        let count = reads.count_up_to(SHORT_READS_MAX + 1);
+        if count == 0 {
+            return Self::None;
+        }
         if count > SHORT_READS_MAX {
             return Self::Long;
         }
-        let in_memory = || first().all(|rev| tail.get(rev).is_some());
-        if count == 0 || count <= INLINE_READS_MAX && in_memory() {
-            return Self::None;
+        let (tail, mut bytes) = (&published.view.tail, 0);
+        for rev in reads.revs() {
+            match tail.get(rev) {
+                Some(record) => bytes += record.kv.len(),
+                None => return Self::Short,
+            }
         }
-        Self::Short
+        match bytes {
+            0..=SHORT_BYTES_MAX if count <= INLINE_READS_MAX => Self::None,
+            0..=SHORT_BYTES_MAX => Self::Short,
+            _ => Self::Long,
+        }
     }
 }
 
+/// Whether the records of an answer with few of them are short. May wait for the disk.
+fn is_short(reads: &AnswerReads, published: &Published) -> Result<bool, ReadError> {
+    let mut bytes = 0;
+    for rev in reads.revs() {
+        published.view.visit(rev, &mut |kv| bytes += kv.len())?;
+    }
+    Ok(bytes <= SHORT_BYTES_MAX)
+}
+
 impl Answer {
-    fn complete(self, published: &Published) {
-        let reads = self.reads;
-        let complete = |outcome: Outcome| {
-            let read = reads.complete(outcome, &published.view, ANSWER_BYTES_MAX);
-            read.map_err(|error| match error {
-                AnswerError::Read(error) => error.into(),
-                AnswerError::TooLarge { bytes_max } => RequestError::AnswerTooLarge { bytes_max },
-            })
+    fn complete(self, published: &Arc<Published>) {
+        if self.reply.is_expired() {
+            return;
+        }
+        let (reads, noted, published) = (self.reads, self.noted, published.clone());
+        let complete = |outcome| {
+            let outcome = Unread::new(outcome, reads, published, noted).read()?;
+            Ok(Answered::Complete(outcome))
         };
         let answer = self.verdict.map_err(RequestError::Kv).and_then(complete);
         self.reply.send(answer);
+    }
+
+    fn leave_unread(self, published: &Arc<Published>) {
+        let (reads, noted, published) = (self.reads, self.noted, published.clone());
+        let unread = |outcome| {
+            let unread = Unread::new(outcome, reads, published, noted);
+            Answered::Unread(Box::new(unread))
+        };
+        self.reply
+            .send(self.verdict.map(unread).map_err(RequestError::Kv));
     }
 }

@@ -1,7 +1,7 @@
 //! Batches of committed entries that wait to be applied, and the stored values that the first of them needs.
 //!
 //! Entries are applied in log order. A batch whose commands compare or keep values that only the database holds waits until a
-//! thread that may block has read them; later batches wait behind it. Everything else goes on meanwhile: readers have the view
+//! thread that may block has read them; later batches wait behind it. All other work goes on meanwhile: readers have the view
 //! that was published last; the Raft node sends heartbeats, votes and replicates entries; earlier batches are published and
 //! stored.
 
@@ -45,8 +45,8 @@ impl Prefetched {
 #[derive(Debug)]
 pub(super) struct Incoming<B> {
     waiting: VecDeque<B>,
-    /// Values are being read for the batch that was taken last.
-    reading: bool,
+    /// The batch that was taken last, while values are read for it.
+    reading: Option<B>,
     /// An entry could not be applied: nothing follows it.
     stopped: bool,
 }
@@ -55,7 +55,7 @@ impl<B> Default for Incoming<B> {
     fn default() -> Self {
         Self {
             waiting: VecDeque::new(),
-            reading: false,
+            reading: None,
             stopped: false,
         }
     }
@@ -68,32 +68,37 @@ impl<B> Incoming<B> {
 
     /// The batch to apply next; `None` while values are read for the one before it.
     pub(super) fn next(&mut self) -> Option<B> {
-        if self.reading || self.stopped {
+        if self.reading.is_some() || self.stopped {
             return None;
         }
         self.waiting.pop_front()
     }
 
     /// The batch that was taken last waits for values.
-    pub(super) fn begin_reading(&mut self) {
-        assert!(!self.reading, "one batch after the other is taken");
-        self.reading = true;
+    pub(super) fn begin_reading(&mut self, batch: B) {
+        assert!(self.reading.is_none(), "one batch after the other is taken");
+        self.reading = Some(batch);
     }
 
-    /// The batch that waited is applied now.
-    pub(super) fn end_reading(&mut self) {
-        assert!(self.reading, "a read ends once");
-        self.reading = false;
+    /// The batch that waited, which is applied now.
+    pub(super) fn end_reading(&mut self) -> Option<B> {
+        assert!(self.reading.is_some(), "a read ends once");
+        self.reading.take()
     }
 
-    /// Gives out no batch any more, since an entry could not be applied.
+    /// All batches that are not applied yet.
+    pub(super) fn batches(&mut self) -> impl Iterator<Item = &mut B> {
+        self.reading.iter_mut().chain(&mut self.waiting)
+    }
+
+    /// Returns no batch from now on, since an entry could not be applied.
     pub(super) fn stop(&mut self) {
         self.stopped = true;
     }
 
     /// Whether every batch was applied.
     pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && !self.reading && !self.stopped
+        self.waiting.is_empty() && self.reading.is_none() && !self.stopped
     }
 }
 
@@ -108,15 +113,17 @@ mod tests {
         incoming.push(1);
         incoming.push(2);
         assert_eq!(incoming.next(), Some(1));
-        incoming.begin_reading();
+        incoming.begin_reading(1);
         assert_eq!(incoming.next(), None, "2 follows 1 in the log");
         incoming.push(3);
         assert!(!incoming.is_empty());
-        incoming.end_reading();
+        let batches: Vec<i32> = incoming.batches().map(|batch| *batch).collect();
+        assert_eq!(batches, [1, 2, 3], "none is applied");
+        assert_eq!(incoming.end_reading(), Some(1));
         assert_eq!(incoming.next(), Some(2));
         assert_eq!(incoming.next(), Some(3));
         assert!(incoming.is_empty());
-        incoming.begin_reading();
+        incoming.begin_reading(3);
         assert!(!incoming.is_empty(), "3 is not applied yet");
     }
 

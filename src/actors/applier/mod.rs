@@ -5,13 +5,16 @@
 //! the answers (`answers`). The records gather for the committer, which writes them to the database in large batches (`storing`).
 //!
 //! The applier reads no clock into the state. It does not wait for the disk: values that commands depend on are read
-//! ahead on another thread, and what only an answer needs is read after the entry is visible. Two cases are left in which its own
+//! ahead on another thread, and what only an answer needs is read after the entry is visible. In two cases its own
 //! thread reads: a compare over more values than are read ahead, and a key that comes into a compared range within the batch.
 
 mod answers;
 mod incoming;
+pub(super) mod noted;
 mod state;
 mod storing;
+#[cfg(test)]
+mod testing;
 mod visible;
 
 pub use state::ApplyError;
@@ -29,26 +32,29 @@ use super::{
     committer::{CommitRevisions, Committed, DatabaseReplaced, ForgetRecords, ReplaceDatabase},
     compactor::{CompactionAccepted, CompactionState, Decision, HistoryReplaced},
     fail_stop::Lifeline,
+    held::{self, HeldBytes, HeldPart},
     index::{IndexPublished, ReplaceTree, UpdateIndex},
+    installation::Installation,
     latest,
     lease_manager::{LeaseState, LeasesChanged, LeasesReplaced},
     lease_messages::ListLeaseKeys,
+    load::store_meta,
     members::Members,
     published::Published,
-    replacement::Replacement,
-    restore::store_meta,
-    state_check::{HashDesk, TellStateHash},
+    request_error::RequestError,
+    state_check::{HashDesk, ReportStateHash},
     watch_hub::EventsApplied,
 };
-use crate::failpoint::{FailPoint, hit};
-use crate::mutation::{Mutation, mutated};
 use crate::{
+    clock,
+    failpoint::{FailPoint, hit},
     kv::{
         index::Snapshot,
         machine::Machine,
         range::RevisionWindow,
         tail::{self, Tail},
     },
+    mutation::{Mutation, mutated},
     storage::db::DbReader,
     types::{LogIndex, LogPosition, Rev, Revision},
 };
@@ -56,12 +62,23 @@ use actix::prelude::*;
 use bytes::Bytes;
 use std::{
     collections::{BTreeSet, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 /// Messages that may wait: the Raft node keeps two batches under way; the index, the committer and the timer add one each, and
 /// questions for the keys of leases four.
 const MAILBOX_MAX: usize = 64;
+
+/// Records of entries that were delivered to the applier already: twice what consensus delivers at once, since a record has more
+/// bytes than its command.
+const DELIVERED_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// How often it looks for callers whose time is up.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Owns the replicated state. Invariant: `visible.applied <= state.applied`.
 pub struct Applier {
@@ -71,54 +88,72 @@ pub struct Applier {
     state: State,
     /// Applied batches whose snapshot is not published yet, oldest first.
     unpublished: VecDeque<AppliedBatch>,
-    /// What readers see.
     visible: Visible,
     answers: Answers,
     /// What the database does not hold yet.
     storing: Storing,
-    replacement: Replacement,
+    installation: Installation,
     /// What other members may compare.
     hashes: HashDesk,
     /// The watch hub's mailbox was full for some batch.
     watches_behind: bool,
+    held: Held,
     peers: ApplierPeers,
     life: Lifeline,
 }
 
-/// Whom the applier talks to.
+/// The actors that the applier sends to.
 pub struct ApplierPeers {
-    /// Takes key changes.
     pub index: Recipient<UpdateIndex>,
-    /// Takes records.
     pub committer: Recipient<CommitRevisions>,
     /// Frees the memory of records that the database holds.
     pub forget: Recipient<ForgetRecords>,
-    /// Is told what was applied, and what the database holds.
+    /// Learns what was applied, and what the database holds.
     pub raft: Recipient<ApplierProgress>,
-    /// Is told of compactions.
     pub compactor: Recipient<CompactionAccepted>,
-    /// Is told of leases.
     pub leases: Recipient<LeasesChanged>,
-    /// Is told of changes.
     pub watches: Recipient<EventsApplied>,
-    /// Readers' newest view.
     pub views: latest::Sender<Arc<Published>>,
-    /// Whom a snapshot concerns.
+    /// Tells front ends, without a lock, whether the newest view has authentication on.
+    pub auth_on: Arc<AtomicBool>,
+    /// Counts what the applier holds.
+    pub held: HeldBytes,
+    /// The largest entry of the log, in bytes.
+    pub entry_bytes_max: usize,
     pub replace: ReplacePeers,
 }
 
-/// Whom the applier tells that a snapshot takes the place of the state.
+/// The actors that replace their part of the state when a snapshot is installed.
 pub struct ReplacePeers {
-    /// Switches the database.
     pub committer: Recipient<ReplaceDatabase>,
-    /// Switches the tree.
     pub index: Recipient<ReplaceTree>,
-    /// Forgets its leases.
     pub leases: Recipient<LeasesReplaced>,
     /// Begins with another history.
     pub compactor: Recipient<HistoryReplaced>,
-    /// Is told when it is done.
+    /// Learns when the installation is complete.
     pub raft: Recipient<StateReplaced>,
+}
+
+/// The counts of what an applier holds.
+struct Held {
+    unstored: Arc<HeldPart>,
+    noted: Arc<HeldPart>,
+}
+
+impl Held {
+    fn new(storing: &Storing, state: &State, peers: &ApplierPeers) -> Self {
+        // What was delivered before the bound was reached is applied all the same. A deletion of many keys counts by its records.
+        let delivered = held::bound(DELIVERED_BYTES_MAX) + 2 * peers.entry_bytes_max;
+        let unstored = storing.waiting_bytes_max() + delivered;
+        Self {
+            unstored: peers
+                .held
+                .part("records that the database does not hold", unstored),
+            noted: peers
+                .held
+                .part("notes for answers", state.noted_bytes_max()),
+        }
+    }
 }
 
 /// One applied batch on its way to being visible.
@@ -130,6 +165,8 @@ struct AppliedBatch {
     answers: Vec<Answer>,
     leases: LeasesChanged,
     compacted: Option<Revision>,
+    /// Whether users, roles or tokens changed.
+    auth_changed: bool,
 }
 
 /// Hands everything to the committer and answers when the database holds it; for a clean stop.
@@ -140,7 +177,6 @@ pub struct DrainTail;
 /// What an applier begins with.
 #[derive(Debug)]
 pub struct ApplierState {
-    /// The replicated state.
     pub machine: Machine,
     /// The index at that state.
     pub snapshot: Snapshot,
@@ -175,14 +211,16 @@ impl Applier {
         };
         let (keys, begun) = (state.snapshot, state.begun_compaction);
         let state = State::new(machine, applied, state.members, begun);
+        let storing = Storing::new(pacing, applied, LogIndex(0), state.machine.revision());
         Self {
+            held: Held::new(&storing, &state, &peers),
             incoming: Incoming::default(),
             unpublished: VecDeque::new(),
             visible: Visible::new(&state, keys, database),
             answers: Answers::default(),
-            storing: Storing::new(pacing, applied, LogIndex(0), state.machine.revision()),
+            storing,
             state,
-            replacement: Replacement::None,
+            installation: Installation::None,
             hashes,
             watches_behind: false,
             peers,
@@ -203,6 +241,7 @@ impl Actor for Applier {
                 applier.notify_watches(tail::RecordBatch::default(), published);
             }
         });
+        ctx.run_interval(EXPIRY_INTERVAL, |applier, _| applier.expire());
         self.publish();
     }
 }
@@ -237,7 +276,8 @@ impl Handler<IndexPublished> for Applier {
         let compacts = batch.compacted.is_some() && !mutated(Mutation::CompactBeforeState);
         self.make_visible(batch);
         self.report_progress();
-        // A compaction goes on once the database knows of it.
+        self.count_held();
+        // A compaction goes on once the database holds the entry that decided it.
         if compacts || self.storing.is_due() {
             self.commit();
         }
@@ -264,6 +304,7 @@ impl Handler<Committed> for Applier {
             }
             self.report_progress();
         }
+        self.count_held();
         self.publish();
         if !spent.is_empty() {
             let forget = ForgetRecords { records: spent };
@@ -276,7 +317,7 @@ impl Handler<ReplaceState> for Applier {
     type Result = ();
 
     fn handle(&mut self, replace: ReplaceState, _: &mut Self::Context) {
-        self.replacement = Replacement::wanted(replace.received, self.state.applied);
+        self.installation = Installation::wanted(replace.received, self.state.applied);
         self.replace_database();
     }
 }
@@ -298,11 +339,11 @@ impl Handler<ListLeaseKeys> for Applier {
     }
 }
 
-impl Handler<TellStateHash> for Applier {
+impl Handler<ReportStateHash> for Applier {
     type Result = ();
 
-    fn handle(&mut self, tell: TellStateHash, _: &mut Self::Context) {
-        self.hashes.tell(tell.index, tell.reply);
+    fn handle(&mut self, asked: ReportStateHash, _: &mut Self::Context) {
+        self.hashes.answer(asked.index, asked.reply);
     }
 }
 
@@ -319,6 +360,16 @@ impl Handler<DrainTail> for Applier {
 }
 
 impl Applier {
+    /// Answers the callers whose time is up while a read of the database stalls. Their entries are applied all the same.
+    fn expire(&mut self) {
+        let now = clock::now();
+        let entries = self.incoming.batches().flatten();
+        for caller in entries.filter_map(|entry| entry.committed.take_expired(now)) {
+            caller.reply.send(Err(RequestError::TimedOut));
+        }
+        self.answers.expire(now);
+    }
+
     /// Stops the member. A program that embeds it may go on: then nothing more is applied, for the state is incomplete.
     fn cannot_apply(&mut self, error: &ApplyError) {
         self.incoming.stop();
@@ -334,14 +385,11 @@ impl Applier {
                 self.apply(entries, &Prefetched::default());
                 continue;
             }
-            self.incoming.begin_reading();
+            self.incoming.begin_reading(entries);
             let stored = self.visible.database.reader.clone();
-            let reading = in_background(move || {
-                hit(FailPoint::BeforeStoredRead);
-                Prefetched::read(&stored, reads)
-            });
+            let reading = in_background(move || Prefetched::read(&stored, reads));
             ctx.spawn(reading.into_actor(self).map(|read, applier, ctx| {
-                applier.incoming.end_reading();
+                let entries = applier.incoming.end_reading().unwrap_or_default();
                 match read {
                     Ok(Ok(values)) => applier.apply(entries, &values),
                     Ok(Err(error)) => return applier.cannot_apply(&error.into()),
@@ -393,9 +441,11 @@ impl Applier {
         self.send_to_index(answers);
     }
 
-    /// Hands on what the batch that was just applied has changed.
+    /// Sends the changes of the batch that was just applied.
     fn send_to_index(&mut self, answers: Vec<Answer>) {
         let (changes, applied) = (self.state.take_changes(), self.state.applied);
+        let auth_changed = !changes.auth.is_empty();
+        self.storing.add_rows(changes.auth);
         let records: tail::RecordBatch = changes.records.into();
         self.storing.add(&records, &changes.leases, applied);
         self.unpublished.push_back(AppliedBatch {
@@ -409,12 +459,19 @@ impl Applier {
                 term: applied.term,
             },
             compacted: changes.compacted,
+            auth_changed,
         });
         let update = UpdateIndex {
             changes: changes.keys,
             through: self.state.machine.revision(),
         };
         self.life.deliver(&self.peers.index, update);
+        self.count_held();
+    }
+
+    fn count_held(&self) {
+        self.held.unstored.set(self.storing.waiting_bytes());
+        self.held.noted.set(self.state.noted_bytes());
     }
 
     /// Publishes a batch whose keys are in the index's newest snapshot, and answers its callers.
@@ -431,7 +488,8 @@ impl Applier {
         let published = self.publish();
         hit(FailPoint::AfterPublish);
         self.answers.send(batch.answers, &published);
-        if !records.is_empty() {
+        // A right that was taken away ends watches.
+        if !records.is_empty() || batch.auth_changed {
             self.notify_watches(records, published);
         }
         if let Some(revision) = batch.compacted {
@@ -445,10 +503,18 @@ impl Applier {
     }
 
     fn publish(&mut self) -> Arc<Published> {
-        self.visible.publish(&self.storing, &self.peers.views)
+        let on = self.visible.shared.auth.is_enabled();
+        if on {
+            self.peers.auth_on.store(true, Ordering::Release);
+        }
+        let published = self.visible.publish(&self.storing, &self.peers.views);
+        if !on {
+            self.peers.auth_on.store(false, Ordering::Release);
+        }
+        published
     }
 
-    /// Sends the watch hub a batch. If its mailbox is full, it reads the batch from history once it learns that there is a newer
+    /// Sends the watch hub a batch. If its mailbox is full, the hub reads the batch from history once it gets a newer
     /// revision.
     fn notify_watches(&mut self, records: tail::RecordBatch, published: Arc<Published>) {
         let sent = self
@@ -458,7 +524,7 @@ impl Applier {
         self.watches_behind = matches!(sent, Err(SendError::Full(_)));
     }
 
-    /// Acknowledges what is visible, unless too much waits for the database.
+    /// Acknowledges the visible entries, unless too much waits for the database.
     fn report_progress(&self) {
         if self.storing.has_room() {
             let progress = ApplierProgress {
@@ -469,10 +535,10 @@ impl Applier {
         }
     }
 
-    /// Hands what has gathered to the committer, unless it is busy; tells whether it has something to do now.
+    /// Hands what has gathered to the committer, unless it is busy; returns whether it has something to do now.
     fn commit(&mut self) -> bool {
         // What a snapshot replaces is not stored any more: the snapshot holds all of it.
-        if self.replacement.is_under_way() {
+        if self.installation.is_under_way() {
             return self.storing.is_committing();
         }
         let machine = &self.state.machine;
@@ -491,7 +557,7 @@ impl Applier {
     fn replace_database(&mut self) {
         if self.incoming.is_empty()
             && self.unpublished.is_empty()
-            && let Some(db) = self.replacement.begin()
+            && let Some(db) = self.installation.begin()
         {
             self.life
                 .deliver(&self.peers.replace.committer, ReplaceDatabase { db });
@@ -501,23 +567,23 @@ impl Applier {
     /// The database is the snapshot's: everything else becomes the snapshot's too. Each actor that has a share of the state gets
     /// its new share before readers see the new state.
     fn replace_state(&mut self, replaced: DatabaseReplaced) {
-        let (state, applied) = self.replacement.end();
-        let (restored, tree) = (state.restored, state.tree);
+        let (state, applied) = self.installation.end();
+        let (loaded, tree) = (state.loaded, state.tree);
         let keys = tree.snapshot();
         let peers = &self.peers.replace;
         self.life.deliver(&peers.index, ReplaceTree { tree });
-        let leases = LeasesReplaced(LeaseState::of(&restored, applied.term));
+        let leases = LeasesReplaced(LeaseState::of(&loaded, applied.term));
         self.life.deliver(&peers.leases, leases);
         let history = CompactionState {
             wanted: Decision {
-                revision: restored.compacted,
+                revision: loaded.compacted,
                 index: applied.index,
             },
             stored: replaced.compaction,
         };
         self.life
             .deliver(&peers.compactor, HistoryReplaced(history));
-        let machine = Machine::new(restored, keys.clone());
+        let machine = Machine::new(loaded, keys.clone());
         let begun = begun_compaction(replaced.compaction);
         self.state = State::new(machine, applied, Arc::new(state.members), begun);
         let database = Database {

@@ -2,25 +2,26 @@
 
 use super::{
     super::{
-        apply_messages::CommittedEntry,
+        apply_messages::{Caller, CommittedEntry},
         consensus::PROPOSAL_HEADER_BYTES,
         members::{Members, MembersError},
     },
     answers::Answer,
     incoming::Prefetched,
+    noted::Noted,
 };
 use crate::{
+    auth::AuthState,
     codec::{self, CodecError},
     failpoint::{FailPoint, hit},
     kv::{
-        answer_reads::AnswerReads,
         command::{AlarmKind, Command, EncodedKv, Verdict},
         machine::{Changes, Machine},
         range::RevisionWindow,
         records::{ReadError, Records},
+        state_hash::StateHash,
         tail::{self, Tail},
     },
-    mutation::{Mutation, mutated},
     storage::db::DbReader,
     types::{Entry, EntryKind, LogIndex, LogPosition, MemberId, Rev, Revision},
 };
@@ -33,7 +34,6 @@ pub enum ApplyError {
     /// The entry does not hold what a proposer puts in it.
     #[error("log entry {index} holds no command")]
     Entry {
-        /// Which entry.
         index: LogIndex,
         /// What is wrong with it.
         source: CodecError,
@@ -41,7 +41,6 @@ pub enum ApplyError {
     /// The entry does not hold a membership.
     #[error("log entry {index} holds no membership: {source}")]
     Membership {
-        /// Which entry.
         index: LogIndex,
         /// What is wrong with it.
         source: MembersError,
@@ -86,6 +85,9 @@ impl DecodedEntry {
 pub(super) struct Shared {
     pub(super) alarms: Arc<BTreeSet<(MemberId, AlarmKind)>>,
     pub(super) members: Arc<Members>,
+    pub(super) auth: Arc<AuthState>,
+    /// As of the batch that this is published with.
+    pub(super) hash: Option<StateHash>,
 }
 
 /// The state after the entry at `applied`.
@@ -98,6 +100,8 @@ pub(super) struct State {
     /// The newest compaction that the database was found to have begun. Earlier versions could remove records before they stored
     /// that the log had decided so: such a database lacks history that its state does not know to be compacted.
     begun_compaction: Revision,
+    /// What the answers hold that wait for their records.
+    noted: Noted,
 }
 
 impl State {
@@ -108,12 +112,30 @@ impl State {
         begun_compaction: Revision,
     ) -> Self {
         let alarms = Arc::new(machine.alarms().clone());
+        let auth = Arc::new(machine.auth().clone());
+        let hash = machine.state_hash();
         Self {
             machine,
             applied,
-            shared: Shared { alarms, members },
+            shared: Shared {
+                alarms,
+                members,
+                auth,
+                hash,
+            },
             begun_compaction,
+            noted: Noted::default(),
         }
+    }
+
+    /// What the answers hold that wait for their records, in bytes.
+    pub(super) fn noted_bytes(&self) -> usize {
+        self.noted.bytes()
+    }
+
+    /// The bound on [`noted_bytes`](Self::noted_bytes).
+    pub(super) fn noted_bytes_max(&self) -> usize {
+        self.noted.bytes_max()
     }
 
     /// The revisions that can be read in this state.
@@ -130,6 +152,10 @@ impl State {
         if changes.alarms {
             self.shared.alarms = Arc::new(self.machine.alarms().clone());
         }
+        if !changes.auth.is_empty() {
+            self.shared.auth = Arc::new(self.machine.auth().clone());
+        }
+        self.shared.hash = self.machine.state_hash();
         changes
     }
 
@@ -140,17 +166,18 @@ impl State {
         past: &Past<'_>,
     ) -> Result<Option<Answer>, ApplyError> {
         let DecodedEntry { committed, command } = entry;
-        let CommittedEntry { entry, reply } = committed;
+        let CommittedEntry { entry, caller } = committed;
         assert_eq!(
             entry.index,
             self.applied.index.next(),
             "entries are applied in log order, each once"
         );
         self.applied = entry.position();
-        let mut reads = AnswerReads::default();
-        let answer = reply.is_some().then_some(&mut reads);
+        let mut reads = self.noted.begin();
+        let answer = caller.is_some().then_some(&mut reads);
         let verdict = if let Some(command) = &command {
-            Some(self.apply_command(command, past, answer)?)
+            let verdict = self.machine.apply(command, self.applied, past, answer);
+            Some(verdict?)
         } else {
             self.machine.pass(self.applied);
             None
@@ -158,25 +185,15 @@ impl State {
         if entry.kind == EntryKind::Membership {
             self.take_membership(&entry)?;
         }
-        let answer = |(reply, verdict)| Answer {
-            reply,
+        let noted = self.noted.count(&reads);
+        let answer = |(caller, verdict): (Caller, Verdict)| Answer {
+            reply: caller.reply,
+            deadline: caller.deadline,
             verdict,
             reads,
+            noted,
         };
-        Ok(reply.zip(verdict).map(answer))
-    }
-
-    fn apply_command(
-        &mut self,
-        command: &Command,
-        past: &Past<'_>,
-        answer: Option<&mut AnswerReads>,
-    ) -> Result<Verdict, ApplyError> {
-        let at = self.applied;
-        if mutated(Mutation::ApplyTwice) && at.index.0.is_multiple_of(61) {
-            drop(self.machine.apply(command, at, past, None)?);
-        }
-        Ok(self.machine.apply(command, at, past, answer)?)
+        Ok(caller.zip(verdict).map(answer))
     }
 
     fn take_membership(&mut self, entry: &Entry) -> Result<(), ApplyError> {
@@ -218,5 +235,163 @@ impl Records for Past<'_> {
             Some(kv) => Ok(kv.clone()),
             None => self.stored.get(rev),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            super::replies::Reply,
+            testing::{at, database, entry, put, raw_entry, record, rev},
+        },
+        *,
+    };
+    use crate::{
+        clock,
+        kv::{command::SetAlarm, index::Index, machine::LoadedState},
+        raft::Membership,
+    };
+    use tokio::sync::oneshot;
+
+    /// An empty store after entry 10.
+    fn state(begun_compaction: Revision) -> State {
+        let machine = Machine::new(LoadedState::default(), Index::new().snapshot());
+        State::new(
+            machine,
+            at(10),
+            Arc::new(Members::default()),
+            begun_compaction,
+        )
+    }
+
+    fn decoded(entry: Entry, reply: Option<Reply>) -> DecodedEntry {
+        let caller = reply.map(|reply| Caller {
+            deadline: clock::now(),
+            reply,
+        });
+        DecodedEntry::new(CommittedEntry { entry, caller }).expect("it holds a command")
+    }
+
+    /// Applies an entry that reads no record.
+    fn apply(state: &mut State, entry: DecodedEntry) -> Result<Option<Answer>, ApplyError> {
+        let (_db, stored) = database(&[]);
+        let past = Past {
+            tail: &Tail::default(),
+            unpublished: Vec::new(),
+            prefetched: &Prefetched::default(),
+            stored: &stored.reader,
+        };
+        state.apply(entry, &past)
+    }
+
+    #[test]
+    fn a_command_is_answered_to_its_caller_alone() {
+        let mut state = state(Revision::NEVER_COMPACTED);
+        let (reply, _outcome) = oneshot::channel();
+        let own = decoded(entry(11, &put("a")), Some(Reply::Alone(reply)));
+        let answer = apply(&mut state, own).expect("applied");
+        assert!(answer.is_some_and(|answer| answer.verdict.is_ok()));
+        let other = decoded(entry(12, &put("b")), None);
+        assert!(apply(&mut state, other).expect("applied").is_none());
+        assert_eq!(
+            (state.applied, state.window().newest),
+            (at(12), Revision(3))
+        );
+        let changes = state.take_changes();
+        assert_eq!((changes.records.len(), changes.keys.len()), (2, 2));
+        assert_eq!(state.take_changes().records.len(), 0, "each is taken once");
+    }
+
+    #[test]
+    fn an_entry_without_a_command_only_moves_the_position() {
+        let mut state = state(Revision::NEVER_COMPACTED);
+        let noop = decoded(raw_entry(11, EntryKind::Noop, ""), None);
+        assert!(apply(&mut state, noop).expect("applied").is_none());
+        assert_eq!(
+            (state.applied, state.window().newest),
+            (at(11), Revision(1))
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "entries are applied in log order")]
+    fn an_entry_is_never_skipped() {
+        let mut state = state(Revision::NEVER_COMPACTED);
+        drop(apply(&mut state, decoded(entry(12, &put("a")), None)));
+    }
+
+    #[test]
+    fn what_does_not_decode_is_an_error_with_its_index() {
+        for data in ["", "short", "sixteen bytes of header, then no command"] {
+            let entry = raw_entry(11, EntryKind::Command, data);
+            let decoded = DecodedEntry::new(CommittedEntry {
+                entry,
+                caller: None,
+            });
+            let error = decoded.map(|_| ()).expect_err(data);
+            assert!(error.to_string().contains("log entry 11"), "{error}");
+        }
+        let mut state = state(Revision::NEVER_COMPACTED);
+        let entry = decoded(raw_entry(11, EntryKind::Membership, "none"), None);
+        let error = apply(&mut state, entry)
+            .map(|_| ())
+            .expect_err("no membership");
+        assert!(error.to_string().contains("log entry 11"), "{error}");
+    }
+
+    #[test]
+    fn members_and_alarms_are_replaced_only_when_they_change() {
+        let mut state = state(Revision::NEVER_COMPACTED);
+        let before = state.shared.clone();
+        apply(&mut state, decoded(entry(11, &put("a")), None)).expect("applied");
+        state.take_changes();
+        assert!(Arc::ptr_eq(&state.shared.alarms, &before.alarms));
+        assert!(Arc::ptr_eq(&state.shared.members, &before.members));
+        let alarm = Command::SetAlarm(SetAlarm {
+            member: MemberId(1),
+            kind: AlarmKind::NoSpace,
+            raised: true,
+        });
+        apply(&mut state, decoded(entry(12, &alarm), None)).expect("applied");
+        state.take_changes();
+        assert_eq!(state.shared.alarms.len(), 1);
+        assert!(before.alarms.is_empty(), "published views keep theirs");
+        let membership = Membership::default().encode();
+        let changed = decoded(
+            raw_entry(13, EntryKind::Membership, membership.clone()),
+            None,
+        );
+        assert_eq!(changed.membership(), Some(&membership));
+        apply(&mut state, changed).expect("applied");
+        assert!(!Arc::ptr_eq(&state.shared.members, &before.members));
+    }
+
+    #[test]
+    fn a_compaction_that_the_database_began_hides_history() {
+        assert_eq!(state(Revision(7)).window().compacted, Revision(7));
+        let never = state(Revision::NEVER_COMPACTED);
+        assert_eq!(never.window().compacted, Revision::NEVER_COMPACTED);
+    }
+
+    #[test]
+    fn a_record_is_found_wherever_it_is() {
+        let (_db, stored) = database(&[record(2, "stored")]);
+        let (_other, ahead) = database(&[record(3, "prefetched")]);
+        let prefetched = Prefetched::read(&ahead.reader, [rev(3)].into()).expect("it exists");
+        let mut tail = Tail::default();
+        tail.push([record(4, "tail")].into());
+        let past = Past {
+            tail: &tail,
+            unpublished: vec![[record(5, "older")].into(), [record(6, "newer")].into()],
+            prefetched: &prefetched,
+            stored: &stored.reader,
+        };
+        let expected = ["stored", "prefetched", "tail", "older", "newer"];
+        for (major, kv) in (2..).zip(expected) {
+            assert_eq!(past.get(rev(major)).expect(kv), kv);
+            assert_eq!(past.in_memory(rev(major)).is_some(), major != 2, "{kv}");
+        }
+        assert!(past.get(rev(7)).is_err(), "a record that nothing holds");
     }
 }

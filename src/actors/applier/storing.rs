@@ -3,8 +3,9 @@
 //! Records gather here until a batch is due, by its size or by time. The committer takes one batch at a time. Invariant:
 //! `stored_index <= stored_applied <= committed_index`, and the next commit holds what later entries did.
 
-use super::super::restore::membership_meta;
+use super::super::{held, load::membership_meta};
 use crate::{
+    auth::Row,
     codec,
     kv::{lease::LeaseChange, tail},
     storage::db::CommitBatch,
@@ -33,6 +34,7 @@ pub struct CommitPacing {
 #[derive(Debug)]
 pub(super) struct Storing {
     pacing: CommitPacing,
+    waiting_bytes_max: usize,
     /// Records up to here are in the database.
     stored_through: Revision,
     /// Effects of entries up to here are in the database.
@@ -41,7 +43,6 @@ pub(super) struct Storing {
     stored_index: LogIndex,
     /// Entries up to here were handed to the committer.
     committed_index: LogIndex,
-    /// The next commit.
     next: CommitBatch,
     next_records: usize,
     next_bytes: usize,
@@ -62,6 +63,7 @@ impl Storing {
     ) -> Self {
         Self {
             pacing,
+            waiting_bytes_max: held::bound(WAITING_BYTES_MAX),
             stored_through: revision,
             stored_applied: applied.index,
             stored_index,
@@ -94,9 +96,19 @@ impl Storing {
         self.next.applied = applied;
     }
 
+    /// Adds changed parts of users, roles and tokens; they become durable with the entries that changed them.
+    pub(super) fn add_rows(&mut self, rows: Vec<Row>) {
+        self.next.rows.extend(rows);
+    }
+
     /// Adds the membership after a change; it becomes durable with the log position of the change.
     pub(super) fn add_membership(&mut self, encoded: &Bytes) {
         self.next.meta = membership_meta(encoded);
+    }
+
+    /// Past so many [`waiting_bytes`](Self::waiting_bytes) nothing further is applied than what was delivered already.
+    pub(super) fn waiting_bytes_max(&self) -> usize {
+        self.waiting_bytes_max
     }
 
     pub(super) fn pacing(&self) -> CommitPacing {
@@ -118,9 +130,9 @@ impl Storing {
         self.next_bytes + self.committing.unwrap_or_default()
     }
 
-    /// Whether the Raft node may be told of applied entries: the database is not too far behind.
+    /// Whether applied entries may be reported to the Raft node: the database is not too far behind.
     pub(super) fn has_room(&self) -> bool {
-        self.waiting_bytes() <= WAITING_BYTES_MAX
+        self.waiting_bytes() <= self.waiting_bytes_max
     }
 
     /// Takes the next commit, unless the committer is at work or nothing was applied since the last one. `meta` describes the
@@ -179,7 +191,7 @@ impl Storing {
         self.draining.is_empty()
     }
 
-    /// Tells those who wait that everything is stored.
+    /// Answers those who wait until everything is stored.
     pub(super) fn drained(&mut self) {
         for waiting in self.draining.drain(..) {
             // One that has given up does not matter.

@@ -28,7 +28,6 @@ pub(super) struct Database {
     pub(super) used_bytes: u64,
 }
 
-/// The published state.
 #[derive(Debug)]
 pub(super) struct Visible {
     pub(super) applied: LogPosition,
@@ -82,8 +81,14 @@ impl Visible {
         storing: &Storing,
         readers: &latest::Sender<Arc<Published>>,
     ) -> Arc<Published> {
+        let published = Arc::new(self.published(storing));
+        readers.send_replace(published.clone());
+        published
+    }
+
+    fn published(&self, storing: &Storing) -> Published {
         let database = &self.database;
-        let published = Arc::new(Published {
+        Published {
             view: View {
                 window: self.window,
                 keys: self.keys.clone(),
@@ -93,13 +98,124 @@ impl Visible {
             applied: self.applied,
             alarms: self.shared.alarms.clone(),
             members: self.shared.members.clone(),
+            auth: self.shared.auth.clone(),
+            hash: self.shared.hash,
             stored: database.reader.clone(),
             stored_through: storing.stored_through(),
             stored_applied: storing.stored_applied(),
             file_bytes: database.file_bytes,
             used_bytes: database.used_bytes,
-        });
-        readers.send_replace(published.clone());
-        published
+            unstored_bytes: storing.waiting_bytes() as u64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            storing::CommitPacing,
+            testing::{at, database, record, rev},
+        },
+        *,
+    };
+    use crate::{
+        actors::members::Members,
+        kv::{
+            index::Index,
+            machine::{LoadedState, Machine},
+        },
+        types::LogIndex,
+    };
+    use std::time::Duration;
+
+    fn state() -> State {
+        let machine = Machine::new(LoadedState::default(), Index::new().snapshot());
+        let members = Arc::new(Members::default());
+        State::new(machine, at(1), members, Revision::NEVER_COMPACTED)
+    }
+
+    fn visible(state: &State) -> Visible {
+        Visible::new(state, Index::new().snapshot(), database(&[]).1)
+    }
+
+    fn window(newest: i64) -> RevisionWindow {
+        RevisionWindow {
+            newest: Revision(newest),
+            compacted: Revision::NEVER_COMPACTED,
+        }
+    }
+
+    /// Adds a batch with one record at each of the revisions.
+    fn add(visible: &mut Visible, state: &State, index: u64, majors: std::ops::Range<i64>) {
+        let newest = majors.end - 1;
+        let records = majors.map(|major| record(major, "v")).collect();
+        visible.add(at(index), window(newest), records, state.shared.clone());
+    }
+
+    #[test]
+    fn records_stay_in_the_tail_until_the_database_has_them() {
+        let state = state();
+        let mut visible = visible(&state);
+        assert!(
+            visible.tail.is_empty(),
+            "the database holds the first state"
+        );
+        add(&mut visible, &state, 2, 2..4);
+        add(&mut visible, &state, 3, 4..6);
+        assert_eq!((visible.applied, visible.window), (at(3), window(5)));
+        let before = visible.stored(Revision(3));
+        assert_eq!(before.iter().count(), 4, "all of it, for another thread");
+        let left: Vec<Rev> = visible.tail.iter().map(|record| record.rev).collect();
+        assert_eq!(left, [rev(4), rev(5)]);
+        visible.stored(Revision(5));
+        assert!(visible.tail.is_empty());
+    }
+
+    #[test]
+    #[should_panic(expected = "batches are committed whole")]
+    fn the_database_never_holds_part_of_a_batch() {
+        let state = state();
+        let mut visible = visible(&state);
+        add(&mut visible, &state, 2, 2..4);
+        visible.stored(Revision(2));
+    }
+
+    #[test]
+    #[should_panic(expected = "revisions do not go back")]
+    fn readers_never_see_an_older_state() {
+        let state = state();
+        let mut visible = visible(&state);
+        add(&mut visible, &state, 2, 2..4);
+        let shared = state.shared.clone();
+        visible.add(at(3), window(2), Vec::new().into(), shared);
+    }
+
+    #[test]
+    fn a_published_state_does_not_change() {
+        let state = state();
+        let mut visible = visible(&state);
+        let pacing = CommitPacing {
+            interval: Duration::from_secs(1),
+            records_max: 1,
+            bytes_max: 1,
+        };
+        let storing = Storing::new(pacing, at(1), LogIndex(0), Revision(1));
+        let first = Arc::new(visible.published(&storing));
+        let (readers, newest) = latest::channel(first.clone());
+        add(&mut visible, &state, 2, 2..4);
+        assert_eq!(newest.borrow().applied, at(1), "not before it is published");
+        let second = visible.publish(&storing, &readers);
+        assert!(Arc::ptr_eq(&newest.borrow(), &second));
+        visible.stored(Revision(3));
+        let counts = [&first, &second].map(|published| published.view.tail.iter().count());
+        assert_eq!(counts, [0, 2], "each has the records of its own time");
+        assert_eq!(second.applied, at(2));
+        assert_eq!(
+            (second.stored_through, second.stored_applied),
+            (Revision(1), LogIndex(1)),
+            "what the database holds"
+        );
+        assert_eq!((second.file_bytes, second.used_bytes), (3, 2));
     }
 }

@@ -1,13 +1,17 @@
-//! Which addresses of members the peer hub has, and members that this one knows only from others.
+//! The addresses that the peer hub dials, among them those of members that this one has only from other members.
 //!
-//! A member accepts connections only from members that it knows. One that was away while another was added, which now leads,
-//! would refuse its leader for ever: the entry that adds the leader is in the log that only the leader can send. So a member
-//! without a leader asks those that are connected who the members are, one after the other, and uses the answer beside its own
-//! membership until its log has come as far.
+//! A member accepts connections only from the members of its membership. One that was away while another was added, which now
+//! leads, would refuse its leader for ever: the entry that adds the leader is in the log that only the leader can send. So a
+//! member without a leader asks those that are connected who the members are, one after the other, and uses the answer beside its
+//! own membership until its log has come as far.
+//!
+//! A member that was removed stays connected for a moment, so that it receives the entry that removed it and the answers to its
+//! requests.
 
 use crate::{
     actors::{members::Members, peer_ask::KnownMembers},
     codec,
+    log_gate::{self, LogGate},
     net::{ForwardError, PeerAddress},
     raft::Membership,
     types::{LogIndex, MemberId},
@@ -15,6 +19,9 @@ use crate::{
 use bytes::Bytes;
 use std::{collections::BTreeSet, time::Duration};
 use tokio::{sync::oneshot, time::Instant};
+
+/// Answers of other members that do not decode.
+static DROPPED: LogGate = LogGate::new();
 
 /// An answer that has not arrived yet.
 type PendingAnswer = oneshot::Receiver<Result<Bytes, ForwardError>>;
@@ -28,14 +35,43 @@ pub(super) struct MemberAddresses {
     ask_at: Option<Instant>,
     last_asked: MemberId,
     answer: Option<PendingAnswer>,
-    /// The members that another member knows at a later commit index than this one's.
+    /// The addresses of the membership that was sent last.
+    known: Vec<PeerAddress>,
+    /// Members that were removed, and until when they stay connected.
+    leaving: Vec<(PeerAddress, Instant)>,
+    /// The members that another member has at a later commit index than this one's.
     learned: Option<(LogIndex, Members)>,
 }
 
 impl MemberAddresses {
-    /// Whether the peer hub does not have the addresses of `membership` yet.
-    pub(super) fn is_outdated(&self, membership: &Membership) -> bool {
+    /// Whether the peer hub does not have the addresses of `membership` yet, or has those of a member whose time is up.
+    pub(super) fn is_outdated(&self, membership: &Membership, now: Instant) -> bool {
         self.sent.as_ref() != Some(membership)
+            || self.leaving.iter().any(|(_, until)| *until <= now)
+    }
+
+    /// `known` are the addresses of the present membership. Adds those of members that are in it no longer, until `until`; not
+    /// one whose address another member has now.
+    pub(super) fn with_leaving(
+        &mut self,
+        known: Vec<PeerAddress>,
+        now: Instant,
+        until: Instant,
+    ) -> Vec<PeerAddress> {
+        let before = std::mem::replace(&mut self.known, known.clone());
+        self.leaving.retain(|(_, until)| *until > now);
+        for peer in before {
+            if self.leaving.iter().all(|(other, _)| other.id != peer.id) {
+                self.leaving.push((peer, until));
+            }
+        }
+        let same = |one: &PeerAddress, other: &PeerAddress| {
+            one.id == other.id || one.addresses.iter().any(|it| other.addresses.contains(it))
+        };
+        self.leaving
+            .retain(|(peer, _)| !known.iter().any(|other| same(peer, other)));
+        let leaving = self.leaving.iter().map(|(peer, _)| peer.clone());
+        known.into_iter().chain(leaving).collect()
     }
 
     /// The peer hub has the addresses of `membership`.
@@ -43,7 +79,7 @@ impl MemberAddresses {
         self.sent = Some(membership);
     }
 
-    /// `known` addresses, and those of members that only others know.
+    /// `known` addresses, and those of members that only others have.
     pub(super) fn with_learned(&self, mut known: Vec<PeerAddress>) -> Vec<PeerAddress> {
         let ids: BTreeSet<MemberId> = known.iter().map(|peer| peer.id).collect();
         let learned = self.learned.as_ref();
@@ -104,10 +140,12 @@ impl MemberAddresses {
 
 fn known(bytes: &[u8]) -> Option<(LogIndex, Members)> {
     let known: KnownMembers = codec::decode("answer about members", bytes)
-        .inspect_err(|error| tracing::error!("an answer is dropped: {error}"))
+        .inspect_err(|error| log_gate::error!(DROPPED, "an answer is dropped: {error}"))
         .ok()?;
     let members = Members::decode(&Bytes::from(known.membership))
-        .inspect_err(|error| tracing::error!("an answer about members is dropped: {error}"))
+        .inspect_err(|error| {
+            log_gate::error!(DROPPED, "an answer about members is dropped: {error}");
+        })
         .ok()?;
     Some((known.commit, members))
 }
@@ -163,18 +201,41 @@ mod tests {
         addresses.asked(answer(9, &[1, 2, 3]));
         addresses.update(LogIndex(5));
         assert!(
-            addresses.is_outdated(&own),
+            addresses.is_outdated(&own, clock::now()),
             "the peer hub needs another one"
         );
         let known = Members::of(&own).unwrap().addresses();
         assert_eq!(addresses.with_learned(known.clone()).len(), 3);
         addresses.sent(own.clone());
         addresses.update(LogIndex(9));
-        assert!(addresses.is_outdated(&own));
+        assert!(addresses.is_outdated(&own, clock::now()));
         assert_eq!(
             addresses.with_learned(known),
             Members::of(&own).unwrap().addresses()
         );
+    }
+
+    #[test]
+    fn a_removed_member_stays_connected_for_a_moment_unless_another_has_its_address() {
+        let start = clock::now();
+        let until = start + PAUSE;
+        let of = |ids: &[u64]| Members::of(&membership(ids)).unwrap().addresses();
+        let ids = |peers: Vec<PeerAddress>| peers.iter().map(|peer| peer.id.0).collect::<Vec<_>>();
+        let mut addresses = MemberAddresses::default();
+        addresses.with_leaving(of(&[1, 2, 3]), start, until);
+        let after = addresses.with_leaving(of(&[1, 2]), start, until);
+        assert_eq!(ids(after), [1, 2, 3]);
+        addresses.sent(membership(&[1, 2]));
+        assert!(!addresses.is_outdated(&membership(&[1, 2]), start));
+        assert!(addresses.is_outdated(&membership(&[1, 2]), until));
+        assert_eq!(
+            ids(addresses.with_leaving(of(&[1, 2]), until, until + PAUSE)),
+            [1, 2]
+        );
+        let mut successor = of(&[1, 2]);
+        successor[1].id = MemberId(7);
+        let after = addresses.with_leaving(successor, until, until + PAUSE);
+        assert_eq!(ids(after), [1, 7], "member 7 listens where member 2 did");
     }
 
     #[test]
@@ -184,6 +245,6 @@ mod tests {
         addresses.sent(own.clone());
         addresses.asked(answer(5, &[1, 2]));
         addresses.update(LogIndex(5));
-        assert!(!addresses.is_outdated(&own));
+        assert!(!addresses.is_outdated(&own, clock::now()));
     }
 }

@@ -16,6 +16,8 @@ use crate::{
         request_error::{RequestError, answer},
     },
     clock, codec,
+    failpoint::never_publishes,
+    log_gate::{self, LogGate},
     net::{ForwardError, Responder},
     raft::{
         ChangeError, Membership, MembershipChange, MembershipError, ProposeError, TransferError,
@@ -27,7 +29,9 @@ use bytes::Bytes;
 use std::collections::BTreeSet;
 use tokio::sync::oneshot;
 
-/// What a leader does about a change that was asked for.
+static UNHEALTHY: LogGate = LogGate::new();
+
+/// A leader's decision on a requested change.
 enum Judgement {
     Change(MembershipChange),
     /// It would pass if the members that have not replied yet were known to run.
@@ -83,6 +87,7 @@ impl RaftNode {
                 asker,
                 appended: None,
                 judged_at: None,
+                hands_over_since: None,
             });
             self.drive_changes();
         }
@@ -105,11 +110,70 @@ impl RaftNode {
         for mut pending in self.changes.take_unappended() {
             let asked_at = *pending.judged_at.get_or_insert(now);
             match self.judge(&pending.change, asked_at) {
+                Judgement::Change(change) if self.hands_over_first(&mut pending, &change) => {
+                    self.changes.push(pending);
+                }
                 Judgement::Change(change) => self.make_change(pending, &change),
                 Judgement::Wait => self.changes.push(pending),
-                Judgement::Refuse(refusal) => pending.asker.answer(Err(refusal)),
+                Judgement::Refuse(refusal) => {
+                    if refusal == ChangeRefusal::Unhealthy {
+                        self.report_unhealthy(asked_at);
+                    }
+                    pending.asker.answer(Err(refusal));
+                }
             }
         }
+    }
+
+    /// Says which voters do not certainly run: the answer to the client cannot.
+    fn report_unhealthy(&self, asked_at: u64) {
+        let (stable, peers) = (self.connections.stable(clock::now()), self.raft.peers());
+        let members = Members::of(self.raft.membership()).unwrap_or_default();
+        let others = members
+            .iter()
+            .filter(|one| one.is_meant_to_vote() && one.id != self.member.id);
+        let doubts: Vec<String> = others
+            .filter_map(|one| {
+                let peer = peers.iter().find(|peer| peer.id == one.id);
+                let doubt = if !self.connections.ids().any(|id| id == one.id) {
+                    "is not connected"
+                } else if !stable.contains(&one.id) {
+                    "has been connected for less than 5 s"
+                } else if peer.is_none_or(|peer| !peer.current) {
+                    "has not caught up with the log"
+                } else if peer.is_none_or(|peer| peer.replied_at <= asked_at) {
+                    "has not replied since"
+                } else {
+                    return None;
+                };
+                let name = match one.info.name.as_str() {
+                    "" => one.id.hex(),
+                    name => name.to_owned(),
+                };
+                Some(format!("{name} {doubt}"))
+            })
+            .collect();
+        log_gate::warn!(
+            UNHEALTHY,
+            "a membership change is refused as unhealthy: after it, a quorum of the voters would not certainly run. {}",
+            doubts.join(", ")
+        );
+    }
+
+    /// Whether this leader, which is to be removed, transfers its leadership before that. Then the next leader removes it, and
+    /// no call waits for an election. A leader that finds no successor in time removes itself.
+    fn hands_over_first(&mut self, pending: &mut PendingChange, change: &MembershipChange) -> bool {
+        if *change != (MembershipChange::Remove { id: self.member.id }) {
+            return false;
+        }
+        let now = self.raft.now();
+        let since = *pending.hands_over_since.get_or_insert(now);
+        let has_time = u128::from(now - since) <= self.election_ticks();
+        has_time && self.raft.yield_leadership().is_some()
+    }
+
+    fn election_ticks(&self) -> u128 {
+        self.pacing.election.as_millis() / self.pacing.tick.as_millis().max(1)
     }
 
     /// Judges a change that was first looked at in tick `asked_at`. Members that replied before may have stopped since then, so
@@ -123,11 +187,10 @@ impl RaftNode {
                 strict: self.pacing.strict_reconfig,
             })
         };
-        let election_ticks = self.pacing.election.as_millis() / self.pacing.tick.as_millis().max(1);
         match (outcome(Some(asked_at)), outcome(None)) {
             (Ok(change), _) => Judgement::Change(change),
             (Err(ChangeRefusal::Unhealthy), Ok(_))
-                if u128::from(self.raft.now() - asked_at) <= election_ticks =>
+                if u128::from(self.raft.now() - asked_at) <= self.election_ticks() =>
             {
                 Judgement::Wait
             }
@@ -200,23 +263,35 @@ impl RaftNode {
 
     fn relay_change(&mut self, leader: MemberId, change: MemberChange, reply: ChangeReply) {
         let (asked, outcome) = oneshot::channel();
+        let mut overtaken = self.changes.watch_relay(self.raft.status().term);
         let removal = if matches!(change, MemberChange::Remove { id } if id == leader) {
             let deadline = clock::now() + self.pacing.request_timeout;
             Some(self.changes.watch_removal(leader, deadline))
         } else {
             None
         };
-        self.ask(leader, PeerAsk::Change(change).encode(), asked);
+        self.ask(leader, &PeerAsk::Change(change), asked);
         actix_rt::spawn(async move {
-            let answer = match (outcome.await, removal) {
+            let (outcome, settled) = tokio::select! {
+                biased;
+                outcome = outcome => (outcome, false),
+                // The change is in the log by now, or the leader did not append it.
+                _ = &mut overtaken => (Ok(Err(ForwardError::Abandoned)), true),
+            };
+            let answer = match (outcome, removal) {
                 (Ok(Ok(bytes)), _) => codec::decode::<ChangeAnswer>("answer to a change", &bytes)
                     .unwrap_or(Err(ChangeRefusal::TimedOut))
                     .map(Bytes::from),
                 (Ok(Err(ForwardError::Unreachable(_))), _) => Err(ChangeRefusal::NotLeader),
-                // The leader may have removed itself, and stopped: the log shows that.
-                (Ok(Err(_)) | Err(_), Some(removal)) => {
-                    removal.await.map_err(|_| ChangeRefusal::TimedOut)
+                (Ok(Err(_)) | Err(_), Some(mut removal)) if settled => {
+                    removal.try_recv().map_err(|_| ChangeRefusal::TimedOut)
                 }
+                // The leader may have removed itself, and stopped: the log shows that.
+                (Ok(Err(_)) | Err(_), Some(removal)) => tokio::select! {
+                    biased;
+                    removed = removal => removed.map_err(|_| ChangeRefusal::TimedOut),
+                    _ = &mut overtaken => Err(ChangeRefusal::TimedOut),
+                },
                 (Ok(Err(_)) | Err(_), None) => Err(ChangeRefusal::TimedOut),
             };
             // A caller that has gone away in the meantime does not matter.
@@ -229,12 +304,26 @@ impl RaftNode {
         if entry.kind != EntryKind::Membership {
             return;
         }
-        self.changes.committed(entry);
+        let until = clock::now() + self.pacing.election;
+        self.changes.committed(entry, until);
+        self.answer_promotions();
         let membership = Membership::decode(&entry.data).ok();
         if let Some(membership) = &membership {
             self.changes.removed(membership, &entry.data);
         }
         self.update_departure(membership.is_some_and(|it| it.contains(self.member.id)));
+    }
+
+    /// Answers those who asked for a promotion that the promoted member knows of: from then on it serves all calls.
+    pub(super) fn answer_promotions(&mut self) {
+        if self.changes.awaits_promoted() {
+            let peers = self.raft.peers();
+            let knows = |id: MemberId, index| {
+                let mut peers = peers.iter();
+                peers.any(|peer| peer.id == id && peer.matched >= index)
+            };
+            self.changes.answer_promotions(knows, clock::now());
+        }
     }
 
     /// A membership came with a snapshot.
@@ -250,7 +339,7 @@ impl RaftNode {
             .update(committed, in_force, leaves_at);
     }
 
-    /// A member whose removal is committed stops, after it had time to tell the others.
+    /// A member whose removal is committed stops, after it had time to send that to the others.
     pub(super) fn stop_if_removed(&self) {
         if self.changes.departure.is_due(clock::now()) {
             self.life.fail_stop().removed(
@@ -261,7 +350,7 @@ impl RaftNode {
 
     /// Publishes this member's name and client URLs, if the membership does not have them yet.
     pub(super) fn publish_self(&mut self) {
-        if self.changes.is_publishing() || self.raft.leader().is_none() {
+        if self.changes.is_publishing() || self.raft.leader().is_none() || never_publishes() {
             return;
         }
         let Ok(members) = Members::of(self.raft.membership()) else {

@@ -1,4 +1,4 @@
-//! Clients' proposals and reads: handed to consensus, parked or forwarded, and answered when their time is up.
+//! Clients' proposals and reads: they are handed to consensus, parked or forwarded, and time out here.
 
 use super::{leadership::LeaderContact, node::RaftNode, pending_reads::PendingRead};
 use crate::{
@@ -52,18 +52,34 @@ impl RaftNode {
     }
 
     fn propose(&mut self, deadline: Instant, proposal: Proposal) {
+        if proposal.reply.is_unwanted() {
+            // The caller is gone: nothing of the call may enter the log.
+            return;
+        }
+        if self.changes.departure.is_removed() {
+            // This member's log would not show what became of it.
+            proposal.reply.send(Err(RequestError::Stopped));
+            return;
+        }
         if !self.proposals.has_room() || self.is_behind_applying() {
             proposal.reply.send(Err(RequestError::TooManyRequests));
             return;
         }
-        let Err(no_leader) = self.raft.propose(proposal.data.clone()) else {
-            self.proposals.wait(deadline, proposal.id, proposal.reply);
-            return;
+        let no_leader = match self.raft.propose(proposal.data.clone()) {
+            Ok(appended) => {
+                self.proposals.wait(deadline, proposal, appended.term);
+                return;
+            }
+            Err(error) => error,
         };
         let may_hold = self.proposals.may_hold(proposal.data.len());
         match no_leader {
             ProposeError::NotLeader { leader: Some(_) } if may_hold => {
-                self.proposals.forward(deadline, proposal);
+                let term = self.raft.status().term;
+                match self.settling.part_of(term) {
+                    Some(part) => self.proposals.forward(deadline, proposal, part),
+                    None => self.proposals.park(deadline, proposal),
+                }
             }
             ProposeError::NotLeader { leader: None } | ProposeError::Transferring { .. }
                 if may_hold =>
@@ -78,13 +94,41 @@ impl RaftNode {
         }
     }
 
-    /// Proposes again what found no leader, if there is one now.
+    /// Proposes again what found no leader, if there is one now that takes proposals.
     pub(super) fn propose_parked(&mut self) {
-        if self.raft.leader().is_none() {
+        if !self.leader_takes_proposals() {
             return;
         }
         for (deadline, proposal) in self.proposals.take_parked() {
             self.propose(deadline, proposal);
+        }
+    }
+
+    /// Whether a proposal of now is handed over. If not, those that are parked stay so: there may be many, and each tick looks.
+    fn leader_takes_proposals(&mut self) -> bool {
+        match self.raft.leader() {
+            None => false,
+            Some(leader) if leader == self.member.id => true,
+            Some(_) => self.settling.part_of(self.raft.status().term).is_some(),
+        }
+    }
+
+    /// An entry of `term` is committed: what was handed over in earlier terms and is not committed never will be, so it is
+    /// proposed again.
+    pub(super) fn propose_overtaken(&mut self, term: Term) {
+        for (deadline, proposal) in self.proposals.take_overtaken(term) {
+            self.propose(deadline, proposal);
+        }
+        self.changes.overtaken(term);
+    }
+
+    /// Entries up to `committed` are committed. If the leader has named that index, what it had taken from this member before and
+    /// is not committed is in no log: it is proposed again.
+    pub(super) fn propose_lost(&mut self) {
+        if let Some(part) = self.settling.take_decided(self.committed) {
+            for (deadline, proposal) in self.proposals.take_before(part) {
+                self.propose(deadline, proposal);
+            }
         }
     }
 
@@ -105,21 +149,14 @@ impl RaftNode {
 
     /// Adds the caller that waits for `entry`, if it was proposed through this member.
     pub(super) fn with_caller(&mut self, entry: Entry) -> CommittedEntry {
-        let reply = proposal_of(&entry.data)
+        let caller = proposal_of(&entry.data)
             .filter(|(member, _)| *member == self.member.id)
             .and_then(|(_, id)| self.proposals.take(id));
-        CommittedEntry { entry, reply }
+        CommittedEntry { entry, caller }
     }
 
-    /// `leader` leads `term`.
     pub(super) fn led_by(&mut self, leader: MemberId, term: Term) {
-        let another_led = self.leadership.led_by(leader, term, clock::now());
-        // etcd: reads in progress fail when the leader changes, and clients retry them.
-        if another_led {
-            for read in self.reads.take_all() {
-                read.answer(|| Err(RequestError::LeaderChanged));
-            }
-        }
+        self.leadership.led_by(leader, term, clock::now());
         self.changes.led_by(leader);
         self.propose_parked();
         self.drive_changes();
@@ -131,6 +168,10 @@ impl RaftNode {
         let expired = self.proposals.expire(now);
         for (deadline, reply) in expired.proposed {
             reply.send(Err(self.late(deadline)));
+        }
+        for caller in self.deliveries.expire(now) {
+            let late = self.late(caller.deadline);
+            caller.reply.send(Err(late));
         }
         for (deadline, reply) in expired.parked {
             let error = match self.raft.leader() {

@@ -14,7 +14,8 @@ const STABLE_AFTER: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     connected: BTreeMap<MemberId, Instant>,
-    /// Members that refused a connection because they do not know this member. One that is connected again is taken out.
+    /// Members that refused a connection because this member is not in their membership. One that is connected again is taken
+    /// out.
     unknown_at: BTreeSet<MemberId>,
 }
 
@@ -58,7 +59,7 @@ impl Connections {
         is_majority(voters, reached)
     }
 
-    /// `by` says that it does not know this member, or that it was removed. True if a majority of `voters` says so: one member
+    /// `by` refuses this member as unknown or removed. True if a majority of `voters` says so: one member
     /// may be behind, a majority is not.
     pub(super) fn unknown_at(
         &mut self,

@@ -1,7 +1,11 @@
 //! Committed entries on their way to the applier.
 
-use crate::{actors::apply_messages::CommittedEntry, types::LogIndex};
+use crate::{
+    actors::apply_messages::{Caller, CommittedEntry},
+    types::LogIndex,
+};
 use std::collections::VecDeque;
+use tokio::time::Instant;
 
 /// Messages to the applier that it has not answered. Entries that are committed meanwhile go together in the next message.
 const IN_FLIGHT_MAX: usize = 2;
@@ -44,6 +48,14 @@ impl Deliveries {
         Some(std::mem::take(&mut self.waiting))
     }
 
+    /// Takes the callers of entries that wait, if their deadlines are not after `now`.
+    pub(super) fn expire(&mut self, now: Instant) -> Vec<Caller> {
+        let waiting = self.waiting.iter_mut();
+        waiting
+            .filter_map(|entry| entry.take_expired(now))
+            .collect()
+    }
+
     /// The applier reports that entries up to `applied` are applied.
     pub(super) fn progressed(&mut self, applied: LogIndex) {
         self.applied = applied;
@@ -64,8 +76,13 @@ impl Deliveries {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Entry, EntryKind, Term};
+    use crate::{
+        clock,
+        types::{Entry, EntryKind, Term},
+    };
     use bytes::Bytes;
+    use std::time::Duration;
+    use tokio::sync::oneshot;
 
     fn committed(index: u64) -> CommittedEntry {
         let entry = Entry {
@@ -74,7 +91,10 @@ mod tests {
             kind: EntryKind::Command,
             data: Bytes::new(),
         };
-        CommittedEntry { entry, reply: None }
+        CommittedEntry {
+            entry,
+            caller: None,
+        }
     }
 
     fn next(deliveries: &mut Deliveries) -> Option<usize> {
@@ -96,6 +116,32 @@ mod tests {
         deliveries.progressed(LogIndex(4));
         assert_eq!(deliveries.applied(), LogIndex(4));
         assert_eq!(next(&mut deliveries), None, "nothing waits");
+    }
+
+    #[test]
+    fn callers_expire_while_their_entries_wait_for_the_applier() {
+        let start = clock::now();
+        let mut deliveries = Deliveries::new(LogIndex(0));
+        for index in 1..=4 {
+            let mut entry = committed(index);
+            let (reply, _) = oneshot::channel();
+            entry.caller = Some(Caller {
+                deadline: start + Duration::from_secs(index),
+                reply: reply.into(),
+            });
+            deliveries.push(entry);
+            if index <= 2 {
+                assert_eq!(next(&mut deliveries), Some(1), "the applier has them");
+            }
+        }
+        assert!(deliveries.expire(start).is_empty());
+        let expired = deliveries.expire(start + Duration::from_secs(3));
+        assert_eq!(expired.len(), 1, "3, not 4; 1 and 2 are delivered");
+        assert!(deliveries.expire(start + Duration::from_secs(3)).is_empty());
+        deliveries.progressed(LogIndex(2));
+        let entries = deliveries.next().expect("two wait");
+        let waits: Vec<bool> = entries.iter().map(|entry| entry.caller.is_some()).collect();
+        assert_eq!(waits, [false, true], "the entry is applied nevertheless");
     }
 
     #[test]

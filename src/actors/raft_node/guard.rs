@@ -21,15 +21,19 @@ use super::{
     own_messages::HashReceived,
 };
 use crate::{
-    actors::{peer_ask::PeerAsk, state_check::TellStateHash},
+    actors::{peer_ask::PeerAsk, state_check::ReportStateHash},
     clock, codec,
     kv::{command::AlarmKind, state_hash::StateHash},
+    log_gate::{self, LogGate},
     net::Responder,
     types::{LogIndex, MemberId},
 };
 use actix::prelude::*;
 use std::collections::BTreeMap;
 use tokio::sync::oneshot;
+
+/// What repeats as long as members do not agree.
+static DISPUTED: LogGate = LogGate::new();
 
 impl Handler<HashReceived> for RaftNode {
     type Result = ();
@@ -68,9 +72,10 @@ impl RaftNode {
     /// The alarm in the replicated state decides whether this member serves its state.
     fn follow_own_alarm(&mut self) {
         let published = self.peers.views.borrow().clone();
-        let own = (self.member.id, AlarmKind::Differs);
+        let own = (self.member.id, AlarmKind::StateDiffers);
         let standing = self.guard.alarm(published.alarms.contains(&own));
-        self.raft.forbid_leading(self.guard.is_out());
+        let forbidden = self.guard.is_out() || self.stopping.is_some();
+        self.raft.forbid_leading(forbidden);
         match standing {
             (Standing::In, Standing::Out) => tracing::error!(
                 "the alarm CORRUPT is raised for this member: its state differs from the others', and it serves nothing. \
@@ -97,7 +102,7 @@ impl RaftNode {
             .filter(|id| *id != self.member.id)
         {
             let (reply, outcome) = oneshot::channel();
-            self.ask(id, PeerAsk::StateHash(index).encode(), reply);
+            self.ask(id, &PeerAsk::StateHash(index), reply);
             self.await_hash(id, index, async move {
                 let bytes = outcome.await.ok()?.ok()?;
                 codec::decode("hash of a state", &bytes).ok()
@@ -127,19 +132,19 @@ impl RaftNode {
     fn own_hash(&self, index: LogIndex) -> Option<oneshot::Receiver<StateHash>> {
         let turn = self.guard.question()?;
         let (reply, hash) = oneshot::channel();
-        let ask = TellStateHash { index, reply, turn };
+        let ask = ReportStateHash { index, reply, turn };
         self.life.deliver(&self.peers.hashes, ask);
         Some(hash)
     }
 
     /// A leader asks for the hash.
-    pub(super) fn tell_hash(&self, index: LogIndex, responder: Responder) {
+    pub(super) fn answer_hash(&self, index: LogIndex, responder: Responder) {
         let Some(own) = self.own_hash(index) else {
             return;
         };
         let time_out = self.pacing.request_timeout;
         actix_rt::spawn(async move {
-            // A dropped responder tells the leader that there is no answer.
+            // A dropped responder means to the leader that there is no answer.
             if let Ok(Ok(hash)) = tokio::time::timeout(time_out, own).await {
                 responder.answer(codec::encode(&hash).into());
             }
@@ -157,15 +162,15 @@ impl RaftNode {
                 }
             }
             Verdict::Undecided {
-                camps,
+                members_by_hash,
                 new,
                 too_long,
             } => {
                 if new {
-                    log_camps(index, &camps);
+                    log_undecided(index, &members_by_hash);
                 }
                 if too_long {
-                    self.raise_alarms(camps.into_values().flatten());
+                    self.raise_alarms(members_by_hash.into_values().flatten());
                 }
             }
         }
@@ -188,11 +193,11 @@ impl RaftNode {
         if id == self.member.id {
             self.stop_serving(index, hash, right);
         } else {
-            self.notify(id, PeerAsk::Differs(index, right).encode());
+            self.notify(id, &PeerAsk::StateDiffers(index, right));
         }
     }
 
-    /// The leader says that a majority has another hash. This member compares that with its own before it believes it.
+    /// The leader says that a majority has another hash. This member compares that with its own hash before it acts on it.
     pub(super) fn accused(&mut self, index: LogIndex, right: StateHash) {
         if self.guard.is_out() {
             return;
@@ -209,8 +214,9 @@ impl RaftNode {
             return;
         };
         if hash == right {
-            tracing::error!(
-                "the leader says that this member differs after entry {index}, which is not so"
+            log_gate::error!(
+                DISPUTED,
+                "the leader says that this member's state differs, which is not so"
             );
         } else {
             self.stop_serving(index, hash, right);
@@ -232,7 +238,7 @@ impl RaftNode {
     }
 
     fn raise_own_alarm(&self) {
-        self.raise_alarm(self.member.id, AlarmKind::Differs);
+        self.raise_alarm(self.member.id, AlarmKind::StateDiffers);
     }
 
     fn raise_alarms(&self, members: impl Iterator<Item = MemberId>) {
@@ -248,14 +254,14 @@ impl RaftNode {
         let consensus = self.peers.consensus.clone();
         actix_rt::spawn(async move {
             if let Err(error) = consensus.raise_alarm(member, kind).await {
-                tracing::warn!("the alarm CORRUPT is not raised yet: {error}");
+                log_gate::warn!(DISPUTED, "the alarm CORRUPT is not raised yet: {error}");
             }
         });
     }
 }
 
-fn log_camps(index: LogIndex, camps: &BTreeMap<StateHash, Vec<MemberId>>) {
-    for (hash, members) in camps {
+fn log_undecided(index: LogIndex, members_by_hash: &BTreeMap<StateHash, Vec<MemberId>>) {
+    for (hash, members) in members_by_hash {
         let members: Vec<String> = members.iter().map(|id| id.hex()).collect();
         tracing::error!(
             "members differ after entry {index}, and no majority agrees: {} have hash {hash}",

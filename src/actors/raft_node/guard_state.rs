@@ -1,4 +1,5 @@
-//! What is known of the members' states: comparisons under way, and whether this member's own state is the others'.
+//! The comparisons of the members' states: those under way, their results, and whether this member's own state is that of the
+//! others.
 
 use crate::{
     kv::state_hash::{Judgement, StateHash, judge},
@@ -23,7 +24,7 @@ const UNDECIDED_MAX: Duration = Duration::from_secs(10);
 /// Questions to the applier in flight. Beyond that a question gets no answer, and is asked again.
 const QUESTIONS_MAX: usize = 4;
 
-/// What the Raft node knows of the members' states.
+/// The hashes of the members' states, and what follows from them.
 #[derive(Debug)]
 pub(super) struct Guard {
     ticks: u32,
@@ -42,7 +43,7 @@ pub(super) struct Guard {
 /// Whether this member's state equals the others'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// As far as it knows.
+    /// No comparison has found a difference.
     In,
     /// It differs; its alarm is not in the log yet.
     Found,
@@ -62,7 +63,6 @@ pub(super) struct Comparison {
 pub(super) struct Differing {
     pub(super) id: MemberId,
     pub(super) hash: StateHash,
-    /// The majority's hash.
     pub(super) right: StateHash,
     /// It was not found before.
     pub(super) new: bool,
@@ -78,7 +78,7 @@ pub(super) enum Verdict {
     /// No state has a majority.
     Undecided {
         /// The members with each state.
-        camps: BTreeMap<StateHash, Vec<MemberId>>,
+        members_by_hash: BTreeMap<StateHash, Vec<MemberId>>,
         /// It was not so at the last comparison.
         new: bool,
         /// It has been so for too long: the alarm is due for all of them.
@@ -197,10 +197,10 @@ impl Guard {
                 };
                 Verdict::Differ(wrong.into_iter().map(differing).collect())
             }
-            Judgement::Undecided(camps) => {
+            Judgement::Undecided(members_by_hash) => {
                 let since = *self.undecided_since.get_or_insert(now);
                 Verdict::Undecided {
-                    camps,
+                    members_by_hash,
                     new: !std::mem::replace(&mut self.undecided_logged, true),
                     too_long: now.duration_since(since) >= UNDECIDED_MAX,
                 }

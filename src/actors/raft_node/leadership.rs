@@ -1,18 +1,19 @@
-//! The leaders that this member has known, and what that says about a request that timed out.
+//! The leaders that this member has followed, from which follows why a request timed out; and a member that must not lead any
+//! more.
 
 use crate::{
     actors::request_error::RequestError,
     types::{MemberId, Term},
 };
 use std::time::Duration;
-use tokio::time::Instant;
+use tokio::{sync::oneshot, time::Instant};
 
 /// The newest leader that this member has known, if any.
 #[derive(Debug, Default)]
-pub(super) struct Leadership(Option<Reign>);
+pub(super) struct Leadership(Option<KnownLeader>);
 
 #[derive(Clone, Copy, Debug)]
-struct Reign {
+struct KnownLeader {
     leader: MemberId,
     term: Term,
     since: Instant,
@@ -20,7 +21,7 @@ struct Reign {
     replaced_another: bool,
 }
 
-/// How this member sees the leader when a request times out.
+/// This member's relation to the leader when a request times out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeaderContact {
     /// No leader is known.
@@ -32,18 +33,16 @@ pub(super) enum LeaderContact {
 }
 
 impl Leadership {
-    /// `leader` leads `term`. Returns whether another member led before.
-    pub(super) fn led_by(&mut self, leader: MemberId, term: Term, now: Instant) -> bool {
+    pub(super) fn led_by(&mut self, leader: MemberId, term: Term, now: Instant) {
         let before = self.0;
         if before.is_none_or(|before| (before.leader, before.term) != (leader, term)) {
-            self.0 = Some(Reign {
+            self.0 = Some(KnownLeader {
                 leader,
                 term,
                 since: now,
                 replaced_another: before.is_some(),
             });
         }
-        before.is_some_and(|before| before.leader != leader)
     }
 
     /// Why a request that began `began` timed out, with etcd's distinctions. `election` is the election timeout.
@@ -53,17 +52,35 @@ impl Leadership {
         election: Duration,
         contact: LeaderContact,
     ) -> RequestError {
-        let Some(reign) = self.0 else {
+        let Some(known) = self.0 else {
             return RequestError::TimedOut;
         };
         // The former leader was lost at most so long before there was a new one.
-        let lost = reign.since.checked_sub(election * 2).unwrap_or(reign.since);
-        if began > lost && began < reign.since && reign.replaced_another {
+        let lost = known.since.checked_sub(election * 2).unwrap_or(known.since);
+        if began > lost && began < known.since && known.replaced_another {
             return RequestError::TimedOutLeaderFailed;
         }
         match contact {
             LeaderContact::ConnectionLost => RequestError::TimedOutConnectionLost,
             LeaderContact::NoLeader | LeaderContact::Connected => RequestError::TimedOut,
+        }
+    }
+}
+
+/// A member that is about to stop.
+#[derive(Debug)]
+pub(super) struct Stopping {
+    pub(super) until: Instant,
+    /// Callers that wait until another member leads.
+    pub(super) done: Option<oneshot::Sender<()>>,
+}
+
+impl Stopping {
+    /// Answers all that wait.
+    pub(super) fn end(&mut self) {
+        if let Some(done) = self.done.take() {
+            // A caller may have canceled its wait at the same moment.
+            done.send(()).unwrap_or_default();
         }
     }
 }
@@ -84,7 +101,7 @@ mod tests {
         let start = clock::now() + ELECTION * 10;
         let mut leadership = Leadership::default();
         let (one, two) = (MemberId(1), MemberId(2));
-        assert!(!leadership.led_by(one, Term(1), start), "the first");
+        leadership.led_by(one, Term(1), start);
         let connected = LeaderContact::Connected;
         let before = start - ELECTION;
         assert!(matches!(
@@ -92,8 +109,8 @@ mod tests {
             RequestError::TimedOut
         ));
         let change = start + ELECTION * 5;
-        assert!(leadership.led_by(two, Term(2), change));
-        assert!(!leadership.led_by(two, Term(2), change + ELECTION), "known");
+        leadership.led_by(two, Term(2), change);
+        leadership.led_by(two, Term(2), change + ELECTION);
         let failed = late(&leadership, change - ELECTION, connected);
         assert!(matches!(failed, RequestError::TimedOutLeaderFailed));
         let earlier = late(&leadership, change - ELECTION * 3, connected);

@@ -4,13 +4,14 @@ use super::node::{PeerLinks, RaftNode};
 use crate::{
     actors::{
         members::{Members, url_address},
-        peer_ask::{GuestInfo, KnownMembers, PeerAsk},
+        peer_ask::{GuestInfo, KnownMembers, PeerAsk, RecordedStart},
         peer_hub::{
             ForwardRequests, MessagesDropped, PeerConnected, PeerDisconnected, PeerMessages,
             RefusedByPeer, SendMessages, ServeGuest, UpdatePeers,
         },
     },
     clock, codec,
+    log_gate::{self, LogGate},
     net::{ForwardError, ForwardReply, GuestQuestion, Refusal},
     raft::{Envelope, StepError},
     types::{LogIndex, MemberId},
@@ -20,13 +21,22 @@ use bytes::Bytes;
 use std::{collections::BTreeSet, time::Duration};
 use tokio::sync::oneshot;
 
-/// How long a quorum has to confirm what a guest is answered; the guest waits for a second.
+/// How long a quorum has to confirm the answer to a guest; the guest waits for a second.
 const CONFIRM_WITHIN: Duration = Duration::from_millis(600);
+
+/// Messages of other members that are malformed.
+static DROPPED: LogGate = LogGate::new();
+/// How long a member that was removed stays connected: twice as long as it takes to stop once it has found that out.
+const LEAVING_ELECTION_TIMEOUTS: u32 = 2;
 
 impl Handler<PeerMessages> for RaftNode {
     type Result = ();
 
     fn handle(&mut self, received: PeerMessages, _: &mut Self::Context) {
+        if !self.beginning.has_begun() {
+            // Consensus repeats what gets lost.
+            return;
+        }
         for message in received.messages {
             match self.raft.step(received.from, message) {
                 Ok(()) => {}
@@ -41,7 +51,10 @@ impl Handler<PeerMessages> for RaftNode {
                     | StepError::Entry { .. }
                     | StepError::SecondLeader { .. }
                     | StepError::BeyondEnd { .. }),
-                ) => tracing::error!(peer = received.from.hex(), "a message was dropped: {error}"),
+                ) => {
+                    let peer = received.from.hex();
+                    log_gate::error!(DROPPED, "a message from {peer} was dropped: {error}");
+                }
             }
         }
         self.carry_out();
@@ -53,6 +66,7 @@ impl Handler<PeerConnected> for RaftNode {
 
     fn handle(&mut self, up: PeerConnected, _: &mut Self::Context) {
         self.connections.connected(up.id, clock::now());
+        self.settle();
     }
 }
 
@@ -78,10 +92,10 @@ impl Handler<MessagesDropped> for RaftNode {
 impl Handler<RefusedByPeer> for RaftNode {
     type Result = ();
 
-    /// A member that was removed while it was away learns that from the others.
+    /// A member that was removed while it was away gets that from the others.
     fn handle(&mut self, refused: RefusedByPeer, _: &mut Self::Context) {
         if self.changes.departure.is_removed() {
-            // It knows already, and answers the client that asked for its removal before it stops.
+            // It has found that out already, and answers the client that asked for its removal before it stops.
             return;
         }
         let unknown = Refusal::UnknownMember {
@@ -110,6 +124,10 @@ impl Handler<ServeGuest> for RaftNode {
     /// A starting process asks which member it is, by its address. What this member has applied may be old, so it asks for a read
     /// index first, and says in its answer whether a quorum confirmed it.
     fn handle(&mut self, serve: ServeGuest, ctx: &mut Self::Context) {
+        if let Some(id) = RecordedStart::asked(&serve.question.question) {
+            let answer = self.record_for_guest(id);
+            return serve.question.responder.answer(answer);
+        }
         let (consensus, views) = (self.peers.consensus.clone(), self.peers.views.clone());
         let confirmed = async move {
             let view =
@@ -128,7 +146,7 @@ impl RaftNode {
     fn answer_guest(&self, question: GuestQuestion, confirmed: Option<&Members>) {
         let asked = String::from_utf8_lossy(&question.question).into_owned();
         let membership = self.raft.membership();
-        // A dropped responder tells the guest that there is no answer.
+        // A dropped responder means to the guest that there is no answer.
         let Ok(own) = Members::of(membership) else {
             return;
         };
@@ -162,16 +180,17 @@ impl RaftNode {
     }
 
     /// Sends a request to a member. If it cannot be sent, the error comes at once.
-    pub(super) fn ask(&self, to: MemberId, request: Bytes, reply: ForwardReply) {
+    pub(super) fn ask(&self, to: MemberId, ask: &PeerAsk, reply: ForwardReply) {
         let unreachable = Err(ForwardError::Unreachable(to));
         let PeerLinks::Hub { forward, .. } = &self.peers.links else {
-            // The asker may have given up.
+            // The caller may have given up.
             drop(reply.send(unreachable));
             return;
         };
         let forwarded = forward.try_send(ForwardRequests {
             to,
-            requests: vec![(request, reply)],
+            version: ask.version(),
+            requests: vec![(ask.encode(), reply)],
         });
         if let Err(SendError::Full(lost)) = forwarded {
             for (_, reply) in lost.requests {
@@ -181,9 +200,9 @@ impl RaftNode {
     }
 
     /// Sends a request whose answer does not matter.
-    pub(super) fn notify(&self, to: MemberId, request: Bytes) {
+    pub(super) fn notify(&self, to: MemberId, ask: &PeerAsk) {
         let (reply, _) = oneshot::channel();
-        self.ask(to, request, reply);
+        self.ask(to, ask, reply);
     }
 
     /// Once a tick: addresses, snapshots and the length of the log.
@@ -211,7 +230,7 @@ impl RaftNode {
         );
         if let Some(to) = to {
             let (reply, answer) = oneshot::channel();
-            self.ask(to, PeerAsk::WhoIsMember.encode(), reply);
+            self.ask(to, &PeerAsk::WhoIsMember, reply);
             self.addresses.asked(answer);
         }
     }
@@ -231,7 +250,8 @@ impl RaftNode {
             return;
         };
         let membership = self.raft.membership();
-        if !self.addresses.is_outdated(membership) {
+        let now = clock::now();
+        if !self.addresses.is_outdated(membership, now) {
             return;
         }
         let members = match Members::of(membership) {
@@ -248,6 +268,8 @@ impl RaftNode {
         } else {
             members.addresses()
         };
+        let until = now + self.pacing.election * LEAVING_ELECTION_TIMEOUTS;
+        let known = self.addresses.with_leaving(known, now, until);
         let peers = self.addresses.with_learned(known);
         // If the hub's mailbox is full, the next tick tries again.
         if !matches!(
@@ -258,8 +280,8 @@ impl RaftNode {
         }
     }
 
-    /// Only the leader knows how far each member is, and any other may lead next. So it tells all of them, and none releases
-    /// entries that a member still needs.
+    /// Only the leader has each member's match index, and any other member may lead next. So it sends that to all of them, and
+    /// none releases entries that a member still needs.
     fn announce_progress(&mut self) {
         if !self.raft.is_leader() {
             return;
@@ -270,9 +292,9 @@ impl RaftNode {
         let through = slowest.map_or(commit, |matched| matched.min(commit));
         self.everybody_has(through);
         if self.retention.announce(through) {
-            let ask = PeerAsk::EverybodyHas(through).encode();
+            let ask = PeerAsk::EverybodyHas(through);
             for peer in peers {
-                self.notify(peer.id, ask.clone());
+                self.notify(peer.id, &ask);
             }
         }
     }

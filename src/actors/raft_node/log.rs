@@ -116,7 +116,7 @@ impl RaftNode {
         }
     }
 
-    /// Gives up the entries that nobody needs any more.
+    /// Releases the entries that no member needs any more.
     pub(super) fn release(&mut self) {
         if let Some(through) = self.retention.release(self.transfers.held()) {
             self.raft.log_released(through);
@@ -138,7 +138,7 @@ impl RaftNode {
             (None, None) | (Some(_), Some(_)) => {}
         }
         if stalled.is_some() {
-            let to = self.raft.report_disk_stall();
+            let to = self.raft.yield_leadership();
             if self.log_writes.yields_to(to) {
                 tracing::warn!(
                     to = to.map(MemberId::hex),

@@ -14,7 +14,7 @@ const SLOW_LOGGED_EVERY: Duration = Duration::from_secs(10);
 /// The writes that wait, and those that the WAL writer has not reported.
 #[derive(Debug)]
 pub(super) struct LogWrites {
-    waiting: Vec<raft::Persist>,
+    waiting: Vec<raft::LogWrite>,
     /// The last sequence number of each message in flight, and when it was sent.
     in_flight: VecDeque<(u64, Instant)>,
     stall_after: Duration,
@@ -37,12 +37,12 @@ impl LogWrites {
     }
 
     /// Consensus has something to write.
-    pub(super) fn push(&mut self, persist: Option<raft::Persist>) {
+    pub(super) fn push(&mut self, persist: Option<raft::LogWrite>) {
         self.waiting.extend(persist);
     }
 
     /// The next message to the WAL writer, if one may be sent now.
-    pub(super) fn next(&mut self, now: Instant) -> Option<Vec<raft::Persist>> {
+    pub(super) fn next(&mut self, now: Instant) -> Option<Vec<raft::LogWrite>> {
         let seq = self.waiting.last()?.seq;
         if self.in_flight.len() >= IN_FLIGHT_MAX {
             return None;
@@ -100,8 +100,8 @@ mod tests {
 
     const STALL: Duration = Duration::from_secs(1);
 
-    fn persist(seq: u64) -> raft::Persist {
-        raft::Persist {
+    fn persist(seq: u64) -> raft::LogWrite {
+        raft::LogWrite {
             seq,
             reset: None,
             entries: Vec::new(),

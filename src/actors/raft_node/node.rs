@@ -1,18 +1,20 @@
-//! The Raft node itself: the consensus core, what waits for it, and the loop that carries out what the core asks for.
+//! The Raft node itself: the consensus core, the calls that wait for it, and the loop that carries out the core's output.
 
 use super::{
     addresses::MemberAddresses,
+    beginning::Beginning,
     connections::Connections,
     deliveries::Deliveries,
     guard_state::Guard,
-    leadership::Leadership,
+    leadership::{Leadership, Stopping},
     log_reads::LogReads,
     log_writes::LogWrites,
-    own_messages::{ForwardAnswered, HashReceived, LogReadEnded},
+    own_messages::{ForwardAnswered, HashReceived, LogReadEnded, StartsWritten},
     pending_changes::PendingChanges,
     pending_proposals::PendingProposals,
     pending_reads::PendingReads,
     retention::{LogBound, Retention},
+    settling::{Parts, Settling},
     snapshot_transfers::SnapshotTransfers,
 };
 use crate::{
@@ -20,19 +22,21 @@ use crate::{
         apply_messages::{ApplyEntries, ReplaceState},
         consensus::Consensus,
         fail_stop::Lifeline,
+        held::{HeldBytes, HeldPart},
         latest,
         lease_desk::LeaseDesk,
-        members::Members,
+        members::{ClusterMember, Members},
         peer_hub::{ForwardRequests, SendMessages, UpdatePeers},
         published::Published,
         raft_status::{DiskHealth, RaftStatus},
         snapshot_messages::SendSnapshotTo,
-        state_check::TellStateHash,
+        state_check::ReportStateHash,
         wal_writer::{Persist, ReleaseEntries},
     },
+    clock,
     raft::{RaftCore, Ready, Status},
-    storage::wal::WalReader,
-    types::MemberId,
+    storage::{disk::Disk, starts::Starts, wal::WalReader},
+    types::{LogIndex, MemberId, Term},
 };
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
@@ -46,7 +50,6 @@ const MAILBOX_MAX: usize = 4_096;
 pub struct RaftPacing {
     /// Length of a tick.
     pub tick: Duration,
-    /// The election timeout.
     pub election: Duration,
     /// How long a request may take.
     pub request_timeout: Duration,
@@ -60,13 +63,18 @@ pub struct RaftPacing {
     pub log_bound: LogBound,
 }
 
-/// Owns consensus.
 #[derive(Debug)]
 pub struct RaftNode {
     pub(super) raft: RaftCore,
     pub(super) member: SelfInfo,
     pub(super) pacing: RaftPacing,
+    /// When this member takes part, and which others it has seen begin.
+    pub(super) beginning: Beginning,
     pub(super) proposals: PendingProposals,
+    /// What this member knows of its proposals at the leader.
+    pub(super) settling: Settling,
+    /// The parts of the term, of each follower's proposals, if this member leads.
+    pub(super) parts: Parts,
     pub(super) reads: PendingReads,
     pub(super) changes: PendingChanges,
     pub(super) leadership: Leadership,
@@ -78,7 +86,14 @@ pub struct RaftNode {
     pub(super) log_reads: LogReads,
     pub(super) retention: Retention,
     pub(super) deliveries: Deliveries,
+    /// The newest entry that consensus has handed out as committed.
+    pub(super) committed: LogIndex,
+    /// The newest term of which an entry is committed.
+    pub(super) committed_term: Term,
+    /// This member is about to stop.
+    pub(super) stopping: Option<Stopping>,
     pub(super) published: RaftStatus,
+    held: Held,
     pub(super) peers: RaftPeers,
     pub(super) life: Lifeline,
 }
@@ -86,17 +101,14 @@ pub struct RaftNode {
 /// The actors that the Raft node sends to, and what it reads from.
 #[derive(Debug)]
 pub struct RaftPeers {
-    /// Makes entries durable.
     pub wal: Recipient<Persist>,
     /// Removes entries that are no longer needed.
     pub release: Recipient<ReleaseEntries>,
     /// Reads entries that are no longer in memory.
     pub log: WalReader,
-    /// Applies committed entries.
     pub applier: Recipient<ApplyEntries>,
     /// Installs a snapshot as the state.
     pub replace: Recipient<ReplaceState>,
-    /// Sends snapshots.
     pub snapshots: Recipient<SendSnapshotTo>,
     /// Publishes role, term and leader.
     pub status: latest::Sender<RaftStatus>,
@@ -112,14 +124,47 @@ pub struct RaftPeers {
     pub views: latest::Receiver<Arc<Published>>,
     /// Serves other members' requests about leases.
     pub leases: Arc<LeaseDesk>,
-    /// Knows the hashes of this member's state.
-    pub hashes: Recipient<TellStateHash>,
+    /// Answers with the hashes of this member's state.
+    pub hashes: Recipient<ReportStateHash>,
+    /// What the file of starts holds.
+    pub starts: Starts,
+    /// The disk that has it.
+    pub starts_disk: Arc<dyn Disk>,
+    /// This node itself: the file of starts is written.
+    pub starts_written: Recipient<StartsWritten>,
     /// This node itself: the leader answered forwarded proposals.
     pub answered: Recipient<ForwardAnswered>,
     /// This node itself: a member has sent the hash that it was asked for.
     pub hash_received: Recipient<HashReceived>,
     /// This node itself: a read of the log has ended.
     pub log_read: Recipient<LogReadEnded>,
+    /// Counts what consensus and the proposals hold.
+    pub held: HeldBytes,
+}
+
+/// The counts of what a Raft node holds.
+#[derive(Debug)]
+struct Held {
+    proposals: Arc<HeldPart>,
+    log: Arc<HeldPart>,
+    applying: Arc<HeldPart>,
+    in_flight: Arc<HeldPart>,
+}
+
+impl Held {
+    fn new(raft: &RaftCore, proposals: &PendingProposals, peers: &RaftPeers) -> Self {
+        let part = |name, bytes_max| peers.held.part(name, bytes_max);
+        let max = raft.held_max(peers.consensus.entry_bytes_max());
+        Self {
+            proposals: part(
+                "proposals that are parked or forwarded",
+                proposals.held_bytes_max(),
+            ),
+            log: part("log entries in memory", max.log),
+            applying: part("entries that are being applied", max.applying),
+            in_flight: part("entries in flight to a follower", max.in_flight),
+        }
+    }
 }
 
 /// The connections to the other members.
@@ -131,9 +176,7 @@ pub enum PeerLinks {
     Hub {
         /// Sends messages of consensus.
         send: Recipient<SendMessages>,
-        /// Sends requests.
         forward: Recipient<ForwardRequests>,
-        /// Knows addresses.
         addresses: Recipient<UpdatePeers>,
     },
 }
@@ -144,12 +187,9 @@ impl PeerLinks {
     }
 }
 
-/// This member.
 #[derive(Clone, Debug)]
 pub struct SelfInfo {
-    /// Its id.
     pub id: MemberId,
-    /// Its name.
     pub name: String,
     /// The URLs at which clients reach it.
     pub client_urls: Vec<String>,
@@ -165,12 +205,24 @@ impl RaftNode {
         life: Lifeline,
     ) -> Self {
         let published = status_of(&raft, member.id, false);
+        let voters = if peers.links.is_alone() {
+            1
+        } else {
+            raft.membership().voters().count()
+        };
+        // Only a member that takes part changes its term.
+        let took_part = raft.status().term > Term(0);
+        let proposals = PendingProposals::default();
         Self {
+            held: Held::new(&raft, &proposals, &peers),
             deliveries: Deliveries::new(raft.commit()),
+            beginning: Beginning::new(peers.starts.clone(), took_part, voters, clock::now()),
             raft,
             member,
             pacing,
-            proposals: PendingProposals::default(),
+            proposals,
+            settling: Settling::default(),
+            parts: Parts::default(),
             reads: PendingReads::default(),
             changes: PendingChanges::default(),
             leadership: Leadership::default(),
@@ -181,6 +233,9 @@ impl RaftNode {
             log_writes: LogWrites::new(pacing.disk_stall),
             log_reads: LogReads::default(),
             retention: Retention::new(pacing.log_bound, peers.links.is_alone()),
+            committed: LogIndex(0),
+            committed_term: Term(0),
+            stopping: None,
             published,
             peers,
             life,
@@ -195,18 +250,25 @@ impl Actor for RaftNode {
         ctx.set_mailbox_capacity(MAILBOX_MAX);
         ctx.run_interval(self.pacing.tick, |node, _| node.tick());
         self.update_addresses();
+        self.write_starts();
         self.carry_out();
     }
 }
 
 impl RaftNode {
     fn tick(&mut self) {
-        self.raft.tick();
+        self.ask_for_records();
+        if self.beginning.has_begun() {
+            self.raft.tick();
+        }
         self.expire();
         self.stop_if_removed();
+        self.settle();
         self.propose_parked();
         self.publish_self();
         self.drive_changes();
+        self.answer_promotions();
+        self.check_hand_over();
         self.promote_waiting();
         self.check_disk();
         self.guard_state();
@@ -220,10 +282,23 @@ impl RaftNode {
         while let Some(ready) = self.raft.ready() {
             self.carry_out_one(ready);
         }
+        if self.published.learner {
+            // This goes before the acknowledgement of the entry that makes it a voter, upon which the leader answers the caller.
+            self.publish_status();
+        }
         self.forward();
         self.send_persists();
         self.send_entries();
         self.begin_log_reads();
+        self.count_held();
+    }
+
+    fn count_held(&self) {
+        let held = self.raft.held();
+        self.held.proposals.set(self.proposals.held_bytes());
+        self.held.log.set(held.log);
+        self.held.applying.set(held.applying);
+        self.held.in_flight.set(held.in_flight);
     }
 
     fn carry_out_one(&mut self, ready: Ready) {
@@ -232,10 +307,17 @@ impl RaftNode {
             self.send(ready.messages);
         }
         for entry in ready.committed {
+            let term = entry.term;
+            self.committed = entry.index;
             self.membership_committed(&entry);
             let committed = self.with_caller(entry);
             self.deliveries.push(committed);
+            if term > self.committed_term {
+                self.committed_term = term;
+                self.propose_overtaken(term);
+            }
         }
+        self.propose_lost();
         for read in ready.reads {
             self.read_answered(read);
         }
@@ -261,6 +343,7 @@ impl RaftNode {
         if let Some(leader) = status.leader {
             self.led_by(leader, status.term);
         }
+        self.check_hand_over();
     }
 
     pub(super) fn publish_status(&mut self) {
@@ -278,7 +361,18 @@ fn status_of(raft: &RaftCore, member: MemberId, out: bool) -> RaftStatus {
         leads: raft.is_leader(),
         term: raft.status().term,
         commit: raft.commit(),
-        learner: raft.membership().is_learner(member),
+        learner: raft.membership().is_learner(member) && !awaits_vote(raft, member),
         out,
     }
+}
+
+/// Whether this member was added as a voter and is a learner until it has caught up. It serves clients like a voter, through the
+/// leader.
+fn awaits_vote(raft: &RaftCore, member: MemberId) -> bool {
+    let members = Members::of(raft.membership());
+    members.is_ok_and(|members| {
+        members
+            .get(member)
+            .is_some_and(ClusterMember::is_meant_to_vote)
+    })
 }

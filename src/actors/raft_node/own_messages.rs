@@ -1,23 +1,39 @@
 //! Messages that the Raft node sends itself when a task that it started has ended.
 
-use super::pending_proposals::ForwardedProposal;
+use super::pending_proposals::Handed;
 use crate::{
     kv::state_hash::StateHash,
     net::ForwardError,
     raft::ReadLog,
-    storage::wal::WalError,
-    types::{Entry, LogIndex, MemberId},
+    storage::{starts::Starts, value_file::ValueFileError, wal::WalError},
+    types::{Entry, LogIndex, MemberId, Term},
 };
 use actix::prelude::*;
 use bytes::Bytes;
 
-/// The leader has answered forwarded proposals, or it cannot.
+/// The leader has answered what was forwarded to it in a term, or it cannot.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct ForwardAnswered {
-    pub(super) batch: Vec<ForwardedProposal>,
+    pub(super) forwarded: Forwarded,
     pub(super) outcome: Result<Bytes, ForwardError>,
 }
+
+/// What was asked of another member.
+#[derive(Debug)]
+pub(super) enum Forwarded {
+    /// Proposals, by their numbers.
+    Proposals { handed: Handed, ids: Vec<u64> },
+    /// The question, in this term, what of them is in the log.
+    Question(Term),
+    /// That this member begins, to this one, which may not be a leader.
+    Start(MemberId),
+}
+
+/// The file of starts is written, or it cannot be.
+#[derive(Debug, Message)]
+#[rtype(result = "()")]
+pub struct StartsWritten(pub(super) Result<Starts, ValueFileError>);
 
 /// A member has sent the hash of its state after an entry.
 #[derive(Debug, Message)]

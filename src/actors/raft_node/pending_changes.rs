@@ -10,7 +10,7 @@ use crate::{
     codec,
     net::Responder,
     raft::Membership,
-    types::{Entry, LogPosition, MemberId},
+    types::{Entry, LogIndex, LogPosition, MemberId, Term},
 };
 use bytes::Bytes;
 use std::collections::VecDeque;
@@ -51,6 +51,8 @@ pub(super) struct PendingChange {
     pub(super) appended: Option<LogPosition>,
     /// The tick in which this member, as the leader, judged it first.
     pub(super) judged_at: Option<u64>,
+    /// The tick in which this member began to hand over its leadership, since the change removes this member.
+    pub(super) hands_over_since: Option<u64>,
 }
 
 /// A transfer of leadership under way.
@@ -70,12 +72,31 @@ struct RelayedRemoval {
     done: oneshot::Sender<Bytes>,
 }
 
+/// A change that a leader was asked for by this member. Dropping `overtaken` tells its task that the outcome will stay unknown.
+#[derive(Debug)]
+struct Relay {
+    term: Term,
+    overtaken: oneshot::Sender<()>,
+}
+
+/// A promotion that is committed. Its caller is answered once the promoted member has it, or at `until`.
+#[derive(Debug)]
+struct Promotion {
+    id: MemberId,
+    index: LogIndex,
+    until: Instant,
+    asker: ChangeAsker,
+    membership: Bytes,
+}
+
 /// All of them, and this member's own removal.
 #[derive(Debug, Default)]
 pub(super) struct PendingChanges {
     changes: VecDeque<PendingChange>,
     moves: Vec<PendingMove>,
     removals: Vec<RelayedRemoval>,
+    relays: Vec<Relay>,
+    promotions: Vec<Promotion>,
     /// The outcome of publishing this member's name and client URLs, while that is pending.
     publication: Option<oneshot::Receiver<Result<Bytes, ChangeRefusal>>>,
     pub(super) departure: Departure,
@@ -104,20 +125,47 @@ impl PendingChanges {
         unappended
     }
 
-    /// The membership entry `entry` is committed: answers whoever asked for it.
-    pub(super) fn committed(&mut self, entry: &Entry) {
+    /// The membership entry `entry` is committed: answers whoever asked for it. A promotion waits for the promoted member, until
+    /// `until`.
+    pub(super) fn committed(&mut self, entry: &Entry, until: Instant) {
         for pending in std::mem::take(&mut self.changes) {
-            match pending.appended {
-                Some(id) if id.index == entry.index => {
-                    let same = id.term == entry.term;
+            match (pending.appended, &pending.change) {
+                (Some(at), MemberChange::Promote { id }) if at == entry.position() => {
+                    self.promotions.push(Promotion {
+                        id: *id,
+                        index: at.index,
+                        until,
+                        asker: pending.asker,
+                        membership: entry.data.clone(),
+                    });
+                }
+                (Some(at), _) if at.index == entry.index => {
+                    let same = at.term == entry.term;
                     pending.asker.answer(if same {
                         Ok(entry.data.clone())
                     } else {
                         Err(ChangeRefusal::TimedOut)
                     });
                 }
-                Some(_) | None => self.changes.push_back(pending),
+                (Some(_) | None, _) => self.changes.push_back(pending),
             }
+        }
+    }
+
+    /// Whether a promotion is committed that the promoted member may not have yet.
+    pub(super) fn awaits_promoted(&self) -> bool {
+        !self.promotions.is_empty()
+    }
+
+    /// Answers the promotions whose members have the entry, and those past their deadline.
+    pub(super) fn answer_promotions(
+        &mut self,
+        knows: impl Fn(MemberId, LogIndex) -> bool,
+        now: Instant,
+    ) {
+        let done = |it: &mut Promotion| it.until <= now || knows(it.id, it.index);
+        for promotion in self.promotions.extract_if(.., done) {
+            promotion.asker.answer(Ok(promotion.membership));
         }
     }
 
@@ -133,6 +181,22 @@ impl PendingChanges {
             self.removals.push(RelayedRemoval { deadline, id, done });
         }
         removed
+    }
+
+    /// The leader of `term` is asked for a change. The receiver is closed once an entry of a later term is committed: from then
+    /// on that leader appends nothing, so the change is in the log already or will not be made by it.
+    pub(super) fn watch_relay(&mut self, term: Term) -> oneshot::Receiver<()> {
+        let (overtaken, watched) = oneshot::channel();
+        self.relays.retain(|relay| !relay.overtaken.is_closed());
+        if self.relays.len() < PENDING_MAX {
+            self.relays.push(Relay { term, overtaken });
+        }
+        watched
+    }
+
+    /// An entry of `term` is committed.
+    pub(super) fn overtaken(&mut self, term: Term) {
+        self.relays.retain(|relay| relay.term >= term);
     }
 
     /// `membership` is committed; `encoded` is the same.
@@ -217,7 +281,7 @@ pub(super) struct Departure {
 
 impl Departure {
     /// A membership is committed, or came with a snapshot: it contains this member if `committed`, and so does the one in
-    /// force if `in_force`. A member that was removed stops at `leaves_at`: the time until then is for telling the others.
+    /// force if `in_force`. A member that was removed stops at `leaves_at`: until then it lets the others know.
     /// Entries from before this member was added are committed again when it starts, so it must have belonged first.
     pub(super) fn update(&mut self, committed: bool, in_force: bool, leaves_at: Instant) {
         self.belonged |= committed;
@@ -225,7 +289,7 @@ impl Departure {
         self.leaves_at = removed.then_some(leaves_at);
     }
 
-    /// Whether this member knows that it was removed.
+    /// Whether this member has found that it was removed.
     pub(super) fn is_removed(&self) -> bool {
         self.leaves_at.is_some()
     }
@@ -239,10 +303,7 @@ impl Departure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        clock,
-        types::{EntryKind, LogIndex, Term},
-    };
+    use crate::{clock, types::EntryKind};
     use std::time::Duration;
 
     type Outcome = oneshot::Receiver<Result<Bytes, ChangeRefusal>>;
@@ -255,6 +316,7 @@ mod tests {
             asker: ChangeAsker::Client(reply),
             appended,
             judged_at: None,
+            hands_over_since: None,
         };
         (pending, outcome)
     }
@@ -279,8 +341,8 @@ mod tests {
         for pending in [first, second, third] {
             changes.push(pending);
         }
-        changes.committed(&entry(2, 5));
-        changes.committed(&entry(3, 6));
+        changes.committed(&entry(2, 5), now);
+        changes.committed(&entry(3, 6), now);
         assert_eq!(done.try_recv(), Ok(Ok(Bytes::from_static(b"after"))));
         assert_eq!(overwritten.try_recv(), Ok(Err(ChangeRefusal::TimedOut)));
         assert!(waits.try_recv().is_err(), "it is not in the log");
@@ -299,6 +361,41 @@ mod tests {
         changes.expire(now);
         assert_eq!(late.try_recv(), Ok(Err(ChangeRefusal::TimedOut)));
         assert!(has_time.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_promotion_is_answered_once_the_promoted_member_knows_or_takes_too_long() {
+        let now = clock::now();
+        let later = now + Duration::from_secs(1);
+        let mut changes = PendingChanges::default();
+        let mut promote = |at: u64| {
+            let at = LogPosition::new(Term(2), LogIndex(at));
+            let (mut pending, outcome) = pending(later, Some(at));
+            pending.change = MemberChange::Promote { id: MemberId(3) };
+            changes.push(pending);
+            changes.committed(&entry(2, at.index.0), later);
+            outcome
+        };
+        let (mut first, mut second) = (promote(5), promote(9));
+        assert!(first.try_recv().is_err(), "it may not know");
+        changes.answer_promotions(|id, index| id == MemberId(3) && index.0 <= 7, now);
+        assert!(matches!(first.try_recv(), Ok(Ok(_))));
+        assert!(second.try_recv().is_err(), "it has the log up to 7");
+        changes.answer_promotions(|_, _| false, later);
+        assert!(matches!(second.try_recv(), Ok(Ok(_))));
+        assert!(!changes.awaits_promoted());
+    }
+
+    #[test]
+    fn a_relayed_change_is_given_up_once_a_later_term_has_an_entry() {
+        let mut changes = PendingChanges::default();
+        let mut relay = changes.watch_relay(Term(2));
+        changes.overtaken(Term(2));
+        let state = relay.try_recv();
+        assert_eq!(state, Err(oneshot::error::TryRecvError::Empty));
+        changes.overtaken(Term(3));
+        let state = relay.try_recv();
+        assert_eq!(state, Err(oneshot::error::TryRecvError::Closed));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! How much of the log is kept, and for whom.
+//! How much of the log this member keeps for other members.
 //!
 //! Entries stay for members that do not have them, but only up to a bound in entries and bytes: entries past it are released
 //! as soon as this member's database contains them, and a member that comes back later gets a snapshot. While a snapshot is sent,
@@ -6,7 +6,7 @@
 
 use crate::types::LogIndex;
 
-/// Entries that stay although every member has them, or the bound if that is less: a new leader does not know yet how far the
+/// Entries that stay although every member has them, or the bound if that is less: a new leader has not learned yet how far the
 /// others are, and must not send a snapshot to one that only lacks the newest entries.
 const KEPT_ENTRIES: u64 = 5_000;
 
@@ -16,9 +16,7 @@ const MEASURE_TICKS: u32 = 10;
 /// How much of the log stays for members that do not have it.
 #[derive(Clone, Copy, Debug)]
 pub struct LogBound {
-    /// Entries at most.
     pub entries: u64,
-    /// Bytes at most.
     pub bytes: u64,
 }
 
@@ -94,7 +92,7 @@ impl Retention {
         self.past_bound = self.past_bound.max(past);
     }
 
-    /// Releases the entries that nobody needs any more; those after `held` stay for the receivers of snapshots. Returns the
+    /// Releases the entries that no member needs any more; those after `held` stay for the receivers of snapshots. Returns the
     /// last released index if it is a new one.
     pub(super) fn release(&mut self, held: Option<LogIndex>) -> Option<LogIndex> {
         let through = self.dispensable(held);

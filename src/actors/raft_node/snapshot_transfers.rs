@@ -43,7 +43,6 @@ pub(super) struct Installing {
 /// Whether a transfer may begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum TransferStart {
-    /// It begins now.
     Now,
     /// One is running: its end will be reported.
     Running,
@@ -142,7 +141,7 @@ impl SnapshotTransfers {
     ) -> Vec<PeerStatus> {
         let mut found = Vec::new();
         for peer in peers {
-            // A new leader does not know how far a member is that has not replied yet.
+            // A new leader has no match index for a member that has not replied yet.
             if peer.matched >= released || peer.matched == LogIndex(0) {
                 self.too_far_behind.remove(&peer.id);
             } else if self.too_far_behind.insert(peer.id) {

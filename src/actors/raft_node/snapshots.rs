@@ -14,9 +14,13 @@ use crate::{
         },
     },
     clock,
+    log_gate::{self, LogGate},
     types::MemberId,
 };
 use actix::prelude::*;
+
+/// Snapshots that were sent and not installed.
+static FAILED: LogGate = LogGate::new();
 
 impl Handler<TransferEnded> for RaftNode {
     type Result = ();
@@ -31,7 +35,8 @@ impl Handler<TransferEnded> for RaftNode {
             }
             Err(error) => {
                 if !matches!(error, TransferError::Busy(_)) {
-                    tracing::warn!(to = to.hex(), "a snapshot did not arrive: {error}");
+                    let to = to.hex();
+                    log_gate::warn!(FAILED, "a snapshot to {to} did not arrive: {error}");
                 }
                 self.raft.snapshot_failed(to);
                 self.transfers.failed(to, now);
@@ -79,9 +84,13 @@ impl Handler<StateReplaced> for RaftNode {
         );
         // The snapshot contains the entries that were not delivered. They are committed, but their outcome is not known here.
         for committed in self.deliveries.replaced(id.index) {
-            if let Some(reply) = committed.reply {
-                reply.send(Err(RequestError::TimedOut));
+            if let Some(caller) = committed.caller {
+                caller.reply.send(Err(RequestError::TimedOut));
             }
+        }
+        // So may the entries of proposals that this member has not seen committed.
+        for reply in self.proposals.take_unknown() {
+            reply.send(Err(RequestError::TimedOut));
         }
         self.retention.set_stored(id.index);
         self.raft.snapshot_installed(id, membership);
@@ -95,6 +104,9 @@ impl Handler<StateReplaced> for RaftNode {
 
 impl RaftNode {
     fn begin_install(&mut self, received: &ReceivedSnapshot) -> Result<(), String> {
+        if !self.beginning.has_begun() {
+            return Err("this member has not begun".to_owned());
+        }
         if self.raft.is_leader() {
             return Err("this member leads: it has every committed entry".to_owned());
         }
@@ -128,7 +140,7 @@ impl RaftNode {
             && self.raft.awaits_snapshot()
             && self.transfers.should_request(clock::now())
         {
-            self.notify(leader, PeerAsk::WantSnapshot.encode());
+            self.notify(leader, &PeerAsk::WantSnapshot);
         }
     }
 

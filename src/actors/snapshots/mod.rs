@@ -43,7 +43,7 @@ pub struct Snapshots {
 pub struct SnapshotPeers {
     /// Opens a stream to a member; `None` in a member without peers.
     pub open: Option<Recipient<OpenSnapshot>>,
-    /// Is told how a transfer ended.
+    /// Receives how a transfer ended.
     pub ended: Recipient<TransferEnded>,
     /// Installs a received snapshot.
     pub install: Recipient<InstallSnapshot>,
@@ -52,7 +52,6 @@ pub struct SnapshotPeers {
 }
 
 impl Snapshots {
-    /// Without transfers.
     pub fn new(site: DbSite, pacing: SnapshotPacing, peers: SnapshotPeers, life: Lifeline) -> Self {
         Self {
             site,

@@ -4,12 +4,13 @@ use super::send::CHUNK_TIMEOUT;
 use crate::{
     actors::{
         latest,
+        load::{self, LoadStateError},
         members::{Members, MembersError},
         published::Published,
-        restore::{self, RestoreError},
         snapshot_messages::{InstallSnapshot, ReceivedSnapshot},
     },
     failpoint::{FailPoint, hit},
+    log_gate::{self, LogGate},
     net::{IncomingSnapshot, SnapshotError},
     raft::Membership,
     storage::db::{Db, DbError, DbReader, DbSite, Import, SnapshotFault, SnapshotHeader},
@@ -19,6 +20,9 @@ use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::oneshot, time::timeout};
 
+/// Snapshots that were sent here and not installed.
+static NOT_TAKEN: LogGate = LogGate::new();
+
 /// Why a received snapshot is not installed.
 #[derive(Debug, thiserror::Error)]
 enum ReceiveError {
@@ -27,7 +31,7 @@ enum ReceiveError {
     #[error(transparent)]
     Fault(#[from] SnapshotFault),
     #[error(transparent)]
-    Restore(#[from] RestoreError),
+    Load(#[from] LoadStateError),
     #[error(transparent)]
     Members(#[from] MembersError),
     #[error("the snapshot has no membership")]
@@ -57,10 +61,8 @@ pub(super) async fn receive(
 ) {
     let outcome = take(&mut incoming, &site, &views, &install).await;
     if let Err(error) = &outcome {
-        tracing::warn!(
-            from = incoming.from.hex(),
-            "a snapshot was not taken: {error}"
-        );
+        let from = incoming.from.hex();
+        log_gate::warn!(NOT_TAKEN, "a snapshot from {from} was not taken: {error}");
         if let Err(error) = site.discard_incoming() {
             tracing::warn!("the received file stays on the disk until the next start: {error}");
         }
@@ -116,13 +118,13 @@ async fn take(
 
 /// Loads the state from a received database: a database from which that fails is no snapshot.
 fn verify(db: Db) -> Result<ReceivedSnapshot, ReceiveError> {
-    let (restored, tree) = restore::restore(&db)?;
-    let encoded = restore::membership(&db)?.ok_or(ReceiveError::NoMembership)?;
+    let (loaded, tree) = load::load_state(&db)?;
+    let encoded = load::membership(&db)?.ok_or(ReceiveError::NoMembership)?;
     let membership = Membership::decode(&encoded).map_err(MembersError::from)?;
     let members = Members::of(&membership).map_err(MembersError::from)?;
     Ok(ReceivedSnapshot {
         db,
-        restored,
+        loaded,
         tree,
         membership,
         members,
@@ -132,7 +134,7 @@ fn verify(db: Db) -> Result<ReceivedSnapshot, ReceiveError> {
 /// The blobs of this member's own database that a snapshot does not replace.
 fn own_blobs(reader: &DbReader) -> Result<Vec<(&'static str, Vec<u8>)>, DbError> {
     let mut own = Vec::new();
-    for name in restore::LOCAL_BLOBS {
+    for name in load::LOCAL_BLOBS {
         if let Some(bytes) = reader.meta(name)? {
             own.push((*name, bytes));
         }

@@ -1,7 +1,7 @@
 //! Sending: one read transaction, sent a chunk at a time, with a bounded rate.
 
 use crate::{
-    actors::{peer_hub::OpenSnapshot, restore, snapshot_messages::TransferError},
+    actors::{load, peer_hub::OpenSnapshot, snapshot_messages::TransferError},
     clock,
     failpoint::{FailPoint, hit},
     net::SnapshotSender,
@@ -43,7 +43,7 @@ pub(super) async fn send(
     open: Recipient<OpenSnapshot>,
     pacing: SnapshotPacing,
 ) -> Result<LogIndex, TransferError> {
-    let mut export = Export::new(reader, restore::LOCAL_BLOBS)?;
+    let mut export = Export::new(reader, load::LOCAL_BLOBS)?;
     let (header, through) = (export.header().encode(), export.header().applied.index);
     let usage = export.header().usage;
     tracing::info!(

@@ -1,5 +1,6 @@
 //! Detects that a client is gone although its connection was never closed.
 
+use super::silence::Place;
 use crate::{api::serving::ListenLimits, clock};
 use h2::{Ping, PingPong};
 use std::{
@@ -9,78 +10,72 @@ use std::{
 };
 use tokio::time::{Sleep, sleep_until};
 
-/// Pings a client that has been silent for `interval`.
+/// Pings a client that has been silent for too long (see [`silence`](super::silence)).
 pub(super) struct KeepAlive {
+    place: Place,
     /// Created for the first ping: few connections need one.
     pings: Option<PingPong>,
-    interval: Duration,
     timeout: Duration,
-    timer: Pin<Box<Sleep>>,
     reads_seen: u64,
-    pinged: bool,
+    /// When the client must have answered a ping; `None` if it need not.
+    pinged: Option<Pin<Box<Sleep>>>,
 }
 
 impl KeepAlive {
-    pub(super) fn new(limits: &ListenLimits) -> Self {
-        let interval = limits.keepalive_interval;
+    pub(super) fn new(place: Place, limits: &ListenLimits) -> Self {
         Self {
+            place,
             pings: None,
-            interval,
             timeout: limits.keepalive_timeout,
-            timer: Box::pin(sleep_until(clock::now() + interval)),
             reads_seen: 0,
-            pinged: false,
+            pinged: None,
         }
     }
 
-    /// Ready when the client is gone. `reads` changes whenever bytes arrive; `make_pings` takes the connection's handle for
-    /// pings, which exists once.
+    /// Ready when the client is gone. `reads` changes whenever bytes arrive; `scarce` tells whether connections are scarce;
+    /// `make_pings` takes the connection's handle for pings, which exists once.
     pub(super) fn poll(
         &mut self,
         context: &mut Context<'_>,
         reads: u64,
-        mut make_pings: impl FnMut() -> Option<PingPong>,
+        scarce: impl Fn() -> bool,
+        make_pings: impl FnOnce() -> Option<PingPong>,
     ) -> Poll<()> {
-        if self.pinged
-            && let Some(pings) = &mut self.pings
-            && pings.poll_pong(context).is_ready()
-        {
-            self.wait(self.interval);
-            self.pinged = false;
+        self.place.register(context);
+        if reads != self.reads_seen {
+            self.reads_seen = reads;
+            self.place.heard();
         }
-        loop {
-            ready!(self.timer.as_mut().poll(context));
-            if self.pinged {
-                return Poll::Ready(());
+        if let (Some(timer), Some(pings)) = (&mut self.pinged, &mut self.pings) {
+            if pings.poll_pong(context).is_pending() {
+                return timer.as_mut().poll(context);
             }
-            if reads != self.reads_seen {
-                self.reads_seen = reads;
-                self.wait(self.interval);
-                continue;
-            }
-            if self.pings.is_none() {
-                self.pings = make_pings();
-            }
-            let sent = self
-                .pings
-                .as_mut()
-                .map(|pings| pings.send_ping(Ping::opaque()));
-            if !matches!(sent, Some(Ok(()))) {
-                return Poll::Ready(());
-            }
-            self.pinged = true;
-            self.wait(self.timeout);
+            self.pinged = None;
+            self.place.heard();
         }
-    }
-
-    fn wait(&mut self, span: Duration) {
-        self.timer.as_mut().reset(clock::now() + span);
+        if !self.place.is_silent(scarce) {
+            return Poll::Pending;
+        }
+        if self.pings.is_none() {
+            self.pings = make_pings();
+        }
+        let Some(pings) = &mut self.pings else {
+            return Poll::Ready(());
+        };
+        if pings.send_ping(Ping::opaque()).is_err() {
+            return Poll::Ready(());
+        }
+        let timer = Box::pin(sleep_until(clock::now() + self.timeout));
+        let timer = self.pinged.insert(timer);
+        // Both wake the task.
+        ready!(timer.as_mut().poll(context));
+        Poll::Ready(())
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::silence::Silence, *};
     use bytes::Bytes;
     use std::future::poll_fn;
     use tokio::{
@@ -92,19 +87,21 @@ mod tests {
         connections_max: 1,
         streams_max: 1,
         keepalive_interval: Duration::from_secs(10),
+        keepalive_scarce: Duration::from_secs(3),
         keepalive_timeout: Duration::from_secs(2),
         stop_timeout: Duration::ZERO,
     };
 
-    /// Waits until the server detects that its client is gone; `reads` counts what else the client has sent.
-    async fn gone(client_lives: bool, reads: impl Fn() -> u64) {
+    /// Waits until the server detects that its client is gone; `reads` counts the client's other frames.
+    async fn gone(client_lives: bool, scarce: bool, reads: impl Fn() -> u64) {
         let (client, server) = duplex(1_000);
         let (client, server) =
             tokio::join!(h2::client::handshake(client), h2::server::handshake(server));
         let ((_calls, mut client), mut server) = (client.unwrap(), server.unwrap());
-        let mut keepalive = KeepAlive::new(&LIMITS);
+        let silence = Silence::new(&LIMITS);
+        let mut keepalive = KeepAlive::new(silence.enter(), &LIMITS);
         let gone = poll_fn(|context| {
-            let gone = keepalive.poll(context, reads(), || server.ping_pong());
+            let gone = keepalive.poll(context, reads(), || scarce, || server.ping_pong());
             let accepted = server.poll_accept(context);
             assert!(accepted.is_pending(), "the client makes no calls");
             gone
@@ -115,33 +112,53 @@ mod tests {
             }
             std::future::pending::<Bytes>().await
         };
+        let ticks = async {
+            // As long as a tick of these limits.
+            let mut ticks = tokio::time::interval(Duration::from_millis(750));
+            ticks.tick().await;
+            loop {
+                ticks.tick().await;
+                silence.advance(scarce);
+            }
+        };
         tokio::select! {
             () = gone => {}
             _ = live => {}
+            () = ticks => {}
         }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_answer_is_gone() {
         let began = Instant::now();
-        gone(false, || 0).await;
-        assert_eq!(began.elapsed().as_secs(), 12, "after interval and timeout");
+        gone(false, false, || 0).await;
+        let ended = began.elapsed().as_secs();
+        assert!((12..=14).contains(&ended), "after interval and timeout");
+        let began = Instant::now();
+        gone(false, true, || 0).await;
+        let ended = began.elapsed().as_secs();
+        assert!(
+            (5..=6).contains(&ended),
+            "sooner when connections are scarce"
+        );
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_answers_stays() {
         let hour = Duration::from_hours(1);
-        assert!(timeout(hour, gone(true, || 0)).await.is_err());
+        for scarce in [false, true] {
+            assert!(timeout(hour, gone(true, scarce, || 0)).await.is_err());
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_sends_is_not_pinged() {
         let began = Instant::now();
         let reads = move || began.elapsed().as_secs().min(100);
-        gone(false, reads).await;
+        gone(false, true, reads).await;
         let ended = began.elapsed().as_secs();
         assert!(
-            (112..=132).contains(&ended),
+            (105..=108).contains(&ended),
             "pinged once it was silent: {ended}"
         );
     }

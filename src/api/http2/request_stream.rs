@@ -179,6 +179,6 @@ fn poll_data(
 
 /// Opens the client's flow control window again.
 fn release(stream: &mut RecvStream, len: usize) {
-    // It cannot fail: so many bytes were received.
+    // This cannot fail, since at least `len` bytes were received.
     drop(stream.flow_control().release_capacity(len));
 }

@@ -1,7 +1,7 @@
 //! Bounds how many calls a client cancels before they are accepted.
 //!
-//! Honest clients do that in bursts: when a deadline passes for many calls at once, or when a process was stopped for a while. A
-//! client that does nothing else costs the server time without waiting for answers ("rapid reset").
+//! Honest clients do that in bursts: when a deadline passes for many calls at once, or when a paused process continues. A client
+//! that only cancels calls costs the server time and never waits for an answer (the attack "rapid reset").
 
 use crate::clock;
 use std::time::Duration;
@@ -20,7 +20,7 @@ pub(super) struct ResetBudget(Option<Box<Spent>>);
 #[derive(Debug)]
 struct Spent {
     resets: u32,
-    /// Refilled up to here.
+    /// The time up to which the budget was refilled.
     refilled: Instant,
 }
 

@@ -4,17 +4,31 @@
 //! borrows a set with its first call and returns it, with its allocations, when no call waits. That is cheaper than allocating a
 //! new set each time, and an idle connection has none.
 
-use super::{deadlines::Deadlines, exchange::Call};
+use super::{
+    deadlines::Deadlines,
+    exchange::{Call, refuse},
+    request_stream::StreamBody,
+};
 use crate::{
     actors::{
         replies::{Answer, Inbox},
         requests::Published,
     },
-    api::{kv::Read, status::Status},
+    api::{
+        answer_budget::{ArbiterBudget, Budget},
+        grpc::Admission,
+        kv::{Hot, Read},
+        lines,
+        message_reader::MessageReader,
+        payload::Payload,
+        status::Status,
+    },
 };
+use ::http::Uri;
+use h2::server::SendResponse;
 use std::{
     cell::RefCell,
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     fmt,
     hash::{BuildHasherDefault, Hasher},
     pin::Pin,
@@ -31,16 +45,36 @@ const SPARE_MAX: usize = 64;
 /// The waiting calls of one connection.
 #[derive(Default)]
 pub(super) struct Waiting {
+    /// Keyed by the numbers of their streams. A connection uses each number once, and it returns the tables only when no outcome
+    /// is in flight, so a late outcome is never taken for that of another call.
     calls: HashMap<u64, Call, BuildHasherDefault<NumberHasher>>,
-    /// Never reused, so that a late result cannot be taken for the result of another call.
-    next_number: u64,
     inbox: Arc<Inbox>,
     /// Empty between turns; kept for its allocation.
     outcomes: Vec<(u64, Answer)>,
     /// Reads received since the last request for a view.
     pub(super) new_reads: Vec<(u64, Read)>,
     pub(super) views: Vec<ViewRequest>,
+    /// Calls that begin when the client has taken enough answers, or enough others have ended.
+    pub(super) deferred: VecDeque<Deferred>,
     deadlines: Deadlines,
+}
+
+/// A call that has not begun; only hot calls are queued. Its message stays in the HTTP/2 library, where flow control bounds its
+/// bytes.
+pub(super) struct Deferred {
+    pub(super) hot: Option<Hot>,
+    pub(super) uri: Uri,
+    pub(super) admission: Admission,
+    pub(super) messages: MessageReader<StreamBody>,
+    pub(super) respond: SendResponse<Payload>,
+}
+
+impl Deferred {
+    /// Sends an error in place of an answer.
+    pub(super) fn refuse(self, status: &Status) {
+        lines::close_if(self.admission.asker.line.as_ref(), status);
+        refuse(self.respond, status);
+    }
 }
 
 /// Reads that wait for the same view.
@@ -50,9 +84,9 @@ pub(super) struct ViewRequest {
 }
 
 impl Waiting {
-    /// The number of the call that begins next.
-    pub(super) fn next_number(&self) -> u64 {
-        self.next_number
+    /// How many calls wait.
+    pub(super) fn len(&self) -> usize {
+        self.calls.len()
     }
 
     /// Receives the outcomes of its calls.
@@ -60,10 +94,8 @@ impl Waiting {
         &self.inbox
     }
 
-    /// Adds a call, which gets the next number.
     pub(super) fn add(&mut self, call: Call) {
-        let number = self.next_number;
-        self.next_number += 1;
+        let number = call.number();
         if let Some(deadline) = call.deadline {
             self.deadlines.add(deadline, number);
         }
@@ -79,11 +111,22 @@ impl Waiting {
         Some(call)
     }
 
+    /// Removes a call that the client has cancelled, and withdraws its command unless that was handed to consensus already.
+    pub(super) fn cancel(&mut self, number: u64) {
+        if self.end(number).is_some_and(|call| call.proposed) {
+            self.inbox.give_up(number);
+        }
+    }
+
     /// Removes a call whose deadline has passed.
     pub(super) fn poll_expired(&mut self, context: &mut Context<'_>) -> Poll<Option<Call>> {
-        self.deadlines
-            .poll(context)
-            .map(|number| self.calls.remove(&number))
+        self.deadlines.poll(context).map(|number| {
+            let call = self.calls.remove(&number)?;
+            if call.proposed {
+                self.inbox.give_up(number);
+            }
+            Some(call)
+        })
     }
 
     /// The outcomes that have arrived; the caller returns the vector to [`Waiting::keep_outcomes`]. The task is woken when more
@@ -114,6 +157,7 @@ impl Waiting {
         self.calls.is_empty()
             && self.new_reads.is_empty()
             && self.views.is_empty()
+            && self.deferred.is_empty()
             && Arc::get_mut(&mut self.inbox).is_some()
     }
 }
@@ -124,15 +168,19 @@ impl Drop for Waiting {
     }
 }
 
-/// Sets of tables that no connection of the arbiter uses at the moment.
+/// Sets of tables, and budgets, that no connection of the arbiter uses at the moment.
 #[derive(Default)]
-#[expect(clippy::vec_box, reason = "they are lent and returned as pointers")]
-pub(super) struct Spare(RefCell<Vec<Box<Waiting>>>);
+pub(super) struct Spare {
+    #[expect(clippy::vec_box, reason = "they are lent and returned as pointers")]
+    tables: RefCell<Vec<Box<Waiting>>>,
+    budgets: RefCell<Vec<Arc<Budget>>>,
+    budget: Arc<ArbiterBudget>,
+}
 
 impl Spare {
     /// Lends empty tables. The task of `context` is woken when an outcome arrives.
     pub(super) fn lend(&self, context: &Context<'_>) -> Box<Waiting> {
-        let mut waiting = self.0.borrow_mut().pop().unwrap_or_default();
+        let mut waiting = self.tables.borrow_mut().pop().unwrap_or_default();
         // Discards outcomes of the last borrower's expired calls, and replaces its waker.
         let late = waiting.take_outcomes(context);
         waiting.keep_outcomes(late);
@@ -141,21 +189,36 @@ impl Spare {
 
     /// Takes back empty tables.
     pub(super) fn give_back(&self, waiting: Box<Waiting>) {
-        let mut spare = self.0.borrow_mut();
+        let mut spare = self.tables.borrow_mut();
         if spare.len() < SPARE_MAX && waiting.calls.capacity() <= ROOM_KEPT {
             spare.push(waiting);
+        }
+    }
+
+    /// Lends a budget against which nothing counts.
+    pub(super) fn lend_budget(&self) -> Arc<Budget> {
+        let kept = self.budgets.borrow_mut().pop();
+        kept.unwrap_or_else(|| Arc::new(Budget::new(self.budget.clone())))
+    }
+
+    /// Takes back a budget against which nothing counts.
+    pub(super) fn give_back_budget(&self, budget: Arc<Budget>) {
+        let mut spare = self.budgets.borrow_mut();
+        if spare.len() < SPARE_MAX {
+            spare.push(budget);
         }
     }
 }
 
 impl fmt::Debug for Spare {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let spare = self.0.borrow().len();
+        let spare = self.tables.borrow().len();
         formatter.debug_tuple("Spare").field(&spare).finish()
     }
 }
 
-/// Call numbers are consecutive; the multiplication spreads them over the bits that the hash table uses.
+/// The numbers of streams are odd, and nearly consecutive; the multiplication spreads them over the bits that the hash table
+/// uses.
 #[derive(Default)]
 struct NumberHasher(u64);
 
@@ -178,7 +241,11 @@ impl Hasher for NumberHasher {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{actors::replies::Reply, kv::command::Outcome, types::Revision};
+    use crate::{
+        actors::{answered::Answered, replies::Reply},
+        kv::command::Outcome,
+        types::Revision,
+    };
     use std::{
         sync::atomic::{AtomicUsize, Ordering},
         task::{Wake, Waker},
@@ -194,12 +261,12 @@ mod tests {
     }
 
     fn proposed(waiting: &Waiting) -> Reply {
-        Reply::Shared(waiting.inbox().ticket(waiting.next_number()))
+        Reply::Shared(waiting.inbox().ticket(1))
     }
 
-    fn done() -> Outcome {
+    fn done() -> Answered {
         let revision = Revision(1);
-        Outcome::Compact { revision }
+        Answered::Complete(Outcome::Compact { revision })
     }
 
     #[test]
@@ -225,7 +292,7 @@ mod tests {
         let waker = Waker::from(second.clone());
         let context = Context::from_waker(&waker);
         let mut waiting = spare.lend(&context);
-        assert!(spare.0.borrow().is_empty(), "the same tables");
+        assert!(spare.tables.borrow().is_empty(), "the same tables");
         assert!(
             waiting.take_outcomes(&context).is_empty(),
             "the late outcome does not belong to the second connection"
@@ -243,11 +310,11 @@ mod tests {
         let mut large = spare.lend(&context);
         large.calls.reserve(ROOM_KEPT * 2);
         spare.give_back(large);
-        assert!(spare.0.borrow().is_empty(), "large ones are dropped");
+        assert!(spare.tables.borrow().is_empty(), "large ones are dropped");
         let many: Vec<_> = (0..2 * SPARE_MAX).map(|_| spare.lend(&context)).collect();
         for waiting in many {
             spare.give_back(waiting);
         }
-        assert_eq!(spare.0.borrow().len(), SPARE_MAX);
+        assert_eq!(spare.tables.borrow().len(), SPARE_MAX);
     }
 }

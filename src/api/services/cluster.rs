@@ -1,4 +1,4 @@
-//! `etcdserverpb.Cluster` as tonic sees it.
+//! Implements tonic's trait for `etcdserverpb.Cluster`.
 
 use super::{Answer, Calls, answer};
 use crate::api::proto::etcdserverpb::{

@@ -1,4 +1,4 @@
-//! `v3electionpb.Election` as tonic sees it.
+//! Implements tonic's trait for `v3electionpb.Election`.
 
 use super::{Answer, Calls, answer, stream};
 use crate::api::proto::v3electionpb::{
@@ -23,9 +23,9 @@ impl Election for Calls {
 
     async fn observe(&self, request: Request<LeaderRequest>) -> Answer<BoxStream<LeaderResponse>> {
         let (api, request) = (self.0.clone(), request.into_inner());
-        answer(Ok(stream(
-            |out| async move { api.observe(request, out).await },
-        )))
+        answer(Ok(stream(|out| async move {
+            api.streamed(api.observe(request, out)).await
+        })))
     }
 
     async fn resign(&self, request: Request<ResignRequest>) -> Answer<ResignResponse> {

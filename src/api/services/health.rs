@@ -1,4 +1,4 @@
-//! `grpc.health.v1.Health` as tonic sees it.
+//! Implements tonic's trait for `grpc.health.v1.Health`.
 
 use super::{Answer, Calls, answer, stream};
 use crate::api::proto::healthpb::{HealthCheckRequest, HealthCheckResponse, health_server::Health};
@@ -16,7 +16,7 @@ impl Health for Calls {
     ) -> Answer<BoxStream<HealthCheckResponse>> {
         let (api, request) = (self.0.clone(), request.into_inner());
         answer(Ok(stream(|out| async move {
-            api.health_watch(&request, &out).await
+            api.streamed(api.health_watch(&request, &out)).await
         })))
     }
 }

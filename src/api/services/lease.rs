@@ -1,4 +1,4 @@
-//! `etcdserverpb.Lease` as tonic sees it.
+//! Implements tonic's trait for `etcdserverpb.Lease`.
 
 use super::{Answer, Calls, answer, stream};
 use crate::api::proto::etcdserverpb::{
@@ -27,7 +27,7 @@ impl Lease for Calls {
     ) -> Answer<BoxStream<LeaseKeepAliveResponse>> {
         let (api, renewals) = (self.0.clone(), request.into_inner());
         answer(Ok(stream(|out| async move {
-            api.lease_keep_alives(renewals, out).await
+            api.streamed(api.lease_keep_alives(renewals, out)).await
         })))
     }
 

@@ -1,4 +1,4 @@
-//! `v3lockpb.Lock` as tonic sees it.
+//! Implements tonic's trait for `v3lockpb.Lock`.
 
 use super::{Answer, Calls, answer};
 use crate::api::proto::v3lockpb::{

@@ -1,4 +1,4 @@
-//! `etcdserverpb.Maintenance` as tonic sees it.
+//! Implements tonic's trait for `etcdserverpb.Maintenance`.
 
 use super::{Answer, Calls, answer};
 use crate::api::proto::etcdserverpb::{

@@ -21,6 +21,7 @@ mod request_body;
 use super::{
     Api,
     deadline_body::DeadlineBody,
+    lines::Asker,
     message_reader::MessageReader,
     method,
     proto::{
@@ -65,7 +66,7 @@ struct Calls(Api);
 type Answer<T> = Result<tonic::Response<T>, tonic::Status>;
 
 /// Calls a method of one service.
-type Call = Box<dyn Fn(Request<TonicBody>) -> BoxFuture<Response<TonicBody>, Infallible>>;
+type Call = Box<dyn Fn(Request<TonicBody>, Asker) -> BoxFuture<Response<TonicBody>, Infallible>>;
 
 /// The services, by name.
 pub struct Services {
@@ -79,9 +80,14 @@ impl Services {
         let bytes_max = api.receive_bytes_max();
         // The message reader enforces the limit; tonic's own, 4 MiB by default, must not be smaller.
         macro_rules! serve {
-            ($server:ident) => {
-                entry($server::from_arc(calls.clone()).max_decoding_message_size(bytes_max))
-            };
+            ($server:ident) => {{
+                let serve =
+                    move |calls| $server::from_arc(calls).max_decoding_message_size(bytes_max);
+                let calls = calls.clone();
+                entry(serve(calls.clone()), move |asker| {
+                    serve(Arc::new(Calls(calls.0.asked_by(asker))))
+                })
+            }};
         }
         let table = vec![
             serve!(AuthServer),
@@ -99,6 +105,7 @@ impl Services {
     pub async fn answer<B>(
         &self,
         path: &str,
+        asker: Asker,
         messages: MessageReader<B>,
         deadline: Option<Instant>,
     ) -> Result<Response<ResponseBody>, Status>
@@ -111,7 +118,7 @@ impl Services {
         let needs_message = !method::takes_stream(path);
         let mut request = Request::new(TonicBody::new(RequestBody::new(messages, needs_message)));
         *request.uri_mut() = Uri::try_from(path).map_err(|_| Status::malformed_path(path))?;
-        let answering = call(request);
+        let answering = call(request, asker);
         let Ok(response) = match deadline {
             Some(deadline) => timeout_at(deadline, answering)
                 .await
@@ -135,8 +142,15 @@ impl fmt::Debug for Services {
     }
 }
 
-/// One line of the table.
-fn entry<S>(service: S) -> (&'static str, Call)
+const AUTHENTICATE: &str = "/etcdserverpb.Auth/Authenticate";
+
+/// Whether a call needs to know its client in any case: failed logins count by address, and watchers by connection.
+fn needs_client(path: &str) -> bool {
+    path == AUTHENTICATE || method::is_watching(path)
+}
+
+/// One line of the table: `service` for plain callers (see [`Asker::is_plain`]), and `of`, which makes it for others.
+fn entry<S>(service: S, of: impl Fn(Asker) -> S + 'static) -> (&'static str, Call)
 where
     S: NamedService + Clone + 'static,
     S: Service<
@@ -147,7 +161,13 @@ where
         >,
 {
     // A generated server is always ready.
-    let call = move |request| service.clone().call(request);
+    let call = move |request: Request<TonicBody>, asker: Asker| {
+        if asker.is_plain() && !needs_client(request.uri().path()) {
+            service.clone().call(request)
+        } else {
+            of(asker).call(request)
+        }
+    };
     (S::NAME, Box::new(call))
 }
 
@@ -213,17 +233,18 @@ impl From<Status> for tonic::Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{
-        message_reader::{
-            Encoding,
-            testing::{self, Pieces},
+    use crate::{
+        api::{
+            encoding::Encoding,
+            message_reader::testing::{self, Pieces},
+            proto::etcdserverpb as pb,
+            status::Code,
         },
-        proto::etcdserverpb as pb,
-        status::Code,
+        kv::watch::HolderId,
     };
     use pb::maintenance_server::Maintenance;
     use prost::Message;
-    use std::future::poll_fn;
+    use std::{cell::Cell, future::poll_fn, rc::Rc};
 
     const BYTES_MAX: usize = 100;
     const SERVICE: &str = "etcdserverpb.Maintenance";
@@ -257,18 +278,50 @@ mod tests {
 
     fn services() -> Services {
         Services {
-            table: vec![entry(MaintenanceServer::new(Sample))],
+            table: vec![entry(MaintenanceServer::new(Sample), |_| {
+                MaintenanceServer::new(Sample)
+            })],
         }
     }
 
     async fn call(path: &str, sent: &[u8]) -> Result<Response<ResponseBody>, Status> {
         let body = Pieces::of(sent, sent.len().max(1));
         let messages = MessageReader::new(body, Encoding::Identity, BYTES_MAX);
-        services().answer(path, messages, None).await
+        services()
+            .answer(path, Asker::nobody(), messages, None)
+            .await
     }
 
     fn frame(message: &impl Message) -> Vec<u8> {
         testing::frame(&message.encode_to_vec())
+    }
+
+    #[tokio::test]
+    async fn calls_that_watch_know_whose_watchers_they_create() {
+        let holder = Rc::<Cell<Option<HolderId>>>::default();
+        let found = holder.clone();
+        let (_, call) = entry(MaintenanceServer::new(Sample), move |asker| {
+            found.set(asker.holder);
+            MaintenanceServer::new(Sample)
+        });
+        let table = [
+            ("/v3lockpb.Lock/Lock", true),
+            ("/v3electionpb.Election/Campaign", true),
+            ("/v3electionpb.Election/Observe", true),
+            ("/v3lockpb.Lock/Unlock", false),
+            ("/etcdserverpb.Maintenance/Hash", false),
+        ];
+        for (path, watches) in table {
+            let mut request = Request::new(TonicBody::empty());
+            *request.uri_mut() = Uri::from_static(path);
+            let asker = Asker {
+                holder: Some(HolderId(7)),
+                ..Asker::nobody()
+            };
+            holder.set(None);
+            drop(call(request, asker).await);
+            assert_eq!(holder.get() == Some(HolderId(7)), watches, "{path}");
+        }
     }
 
     #[tokio::test]
@@ -360,7 +413,9 @@ mod tests {
         let messages = MessageReader::new(Silent(pieces), Encoding::Identity, BYTES_MAX);
         let deadline = Instant::now() + std::time::Duration::from_secs(1);
         let path = format!("/{SERVICE}/Hash");
-        let refused = services().answer(&path, messages, Some(deadline)).await;
+        let refused = services()
+            .answer(&path, Asker::nobody(), messages, Some(deadline))
+            .await;
         assert_eq!(refused.unwrap_err(), Status::deadline_exceeded());
     }
 

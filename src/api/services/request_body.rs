@@ -72,9 +72,9 @@ fn prefix(message: &Bytes) -> Result<Bytes, Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::message_reader::{
-        Encoding,
-        testing::{Pieces, frame},
+    use crate::api::{
+        encoding::Encoding,
+        message_reader::testing::{Pieces, frame},
     };
     use std::future::poll_fn;
 

@@ -1,4 +1,4 @@
-//! How the lists of nodes grow: hardly beyond what they need, because there are many small ones.
+//! The growth of the lists in nodes: with little spare capacity, because there are many small ones.
 
 /// Makes room for `extra` more items, and for `spare` beyond them if it has to move at all.
 pub(super) fn grow<T>(vec: &mut Vec<T>, extra: usize, spare: usize) {

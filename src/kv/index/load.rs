@@ -1,12 +1,14 @@
 //! Building the index from the store's records at start.
 //!
-//! Records come in revision order, a tree wants key order. So they are collected, sorted by key and written in
-//! ascending order, which leaves nearly full nodes and walks memory forwards; one record after the other would
-//! miss the cache at every step. What waits is bounded: past a million records, or 128 MiB of keys, the loader
-//! writes what it has and goes on.
+//! Records come in revision order, but the tree is built in key order. So they are collected, sorted by key and written in
+//! ascending order, which leaves nearly full nodes and walks memory forwards; one record after the other would miss the cache at
+//! every step. The collected records are bounded: past a million records, or 128 MiB of keys, the loader writes what it has and
+//! goes on.
 
-use super::Index;
-use super::slot::{Meta, Slot};
+use super::{
+    Index,
+    slot::{Meta, Slot},
+};
 use crate::types::{LeaseId, RecordKind, Rev, Revision};
 use std::ops::Range;
 
@@ -15,24 +17,20 @@ const PENDING_RECORDS_MAX: usize = 1 << 20;
 /// Key bytes that wait to be sorted.
 const PENDING_KEY_BYTES_MAX: usize = 128 << 20;
 
-/// One stored change, as the store hands it out at start.
+/// One stored change, as the store returns it at startup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredChange<'a> {
-    /// The key it changed.
     pub key: &'a [u8],
     /// Its place in history.
     pub rev: Rev,
     /// What it did. The fields below count for puts only.
     pub kind: RecordKind,
-    /// The stored `create_revision`.
     pub create: Revision,
-    /// The stored `version`.
     pub version: i64,
-    /// The stored `lease`.
     pub lease: LeaseId,
 }
 
-/// Why stored changes cannot be an index. The store is damaged; a retry reads the same.
+/// Why no index can be built from stored changes. The store is damaged; a retry reads the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LoadError {
     /// A change does not come after the one before it.
@@ -45,20 +43,10 @@ pub enum LoadError {
     },
     /// A put's version is not positive.
     #[error("stored revision {}.{} has version {version}", .rev.major, .rev.sub)]
-    BadVersion {
-        /// The put.
-        rev: Rev,
-        /// Its version.
-        version: i64,
-    },
+    BadVersion { rev: Rev, version: i64 },
     /// A put says that its key was created after it, or before any revision.
     #[error("stored revision {}.{} has create revision {create}", .rev.major, .rev.sub)]
-    BadCreate {
-        /// The put.
-        rev: Rev,
-        /// Its create revision.
-        create: Revision,
-    },
+    BadCreate { rev: Rev, create: Revision },
 }
 
 /// Builds an [`Index`] from stored changes in ascending [`Rev`] order.
@@ -70,7 +58,6 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// A loader that has seen nothing.
     pub fn new() -> Self {
         Self::default()
     }
@@ -83,7 +70,6 @@ impl Loader {
         }
     }
 
-    /// Takes the next change.
     pub fn add(&mut self, change: StoredChange<'_>) -> Result<(), LoadError> {
         let meta = self.checked(change)?;
         self.last = Some(change.rev);
@@ -194,8 +180,7 @@ impl Batch {
         order
     }
 
-    /// The first bytes of a key behind the prefix all share: they decide most comparisons without a look at the
-    /// keys themselves.
+    /// The first bytes of a key after the prefix that all keys share. Most comparisons need no more of the key.
     fn lead(&self, i: usize) -> u128 {
         let rest = &self.key(i)[self.shared..];
         let mut lead = [0; 16];

@@ -1,9 +1,9 @@
 //! The key index: from each user key to its metadata and to the revisions it went through.
 //!
-//! It follows etcd's `index.go` and `key_index.go`, in memory and rebuilt from the store's records at start. It
-//! answers what a key's create, mod, version and lease are, which revision to fetch for a read in the past, how many
-//! keys a range holds, and which stored records a compaction may drop. Values are not here; nor does it know the
-//! store's current or compacted revision: callers check those first.
+//! It follows etcd's `index.go` and `key_index.go`, in memory and rebuilt from the store's records at start. It answers what a
+//! key's create, mod, version and lease are, which revision to fetch for a read in the past, how many keys a range holds, and
+//! which stored records a compaction may drop. It has neither the values nor the store's current and compacted revisions: callers
+//! check a revision first.
 //!
 //! # One key, by example
 //!
@@ -18,9 +18,9 @@
 //! rev_at 6     none                         the newest change at 6 is the tombstone
 //!
 //! compact 3 →  3.0  5.0t | 7.0              2.0 can no longer be seen
-//! compact 4 →  3.0  5.0t | 7.0              nothing to drop: 3.0 is the value at 4
+//! compact 4 →  3.0  5.0t | 7.0              drops no change: 3.0 is the value at 4
 //! compact 5 →       5.0t | 7.0              a watch from 5 must still see the deletion
-//! compact 6 →              7.0              a tombstone nobody can watch any more
+//! compact 6 →              7.0              no watch can need the tombstone any more
 //! ```
 //!
 //! Two changes of one key can share a major revision, through nested transactions; then the higher sub counts for
@@ -69,8 +69,8 @@ use crate::types::{LeaseId, Rev, Revision};
 use slot::Slot;
 use std::ops::Deref;
 
-/// How many keys or children a node holds at most. More make snapshots dearer (a node is copied whole), fewer
-/// make the tree deeper.
+/// How many keys or children a node holds at most. Larger nodes make snapshots more expensive (a node is copied whole), smaller
+/// ones make the tree deeper.
 const FANOUT: usize = 48;
 
 /// What a put did.
@@ -104,7 +104,6 @@ impl Deref for Index {
 }
 
 impl Index {
-    /// An index without keys.
     pub fn new() -> Self {
         Self::default()
     }
@@ -139,7 +138,7 @@ impl Index {
         Written { now, before }
     }
 
-    /// Deletes `key` at `rev`, which must be newer than all changes of the key, and tells what it was. If it is
+    /// Deletes `key` at `rev`, which must be newer than all changes of the key, and returns what it was. If it is
     /// not live, nothing changes.
     pub fn delete(&mut self, key: &[u8], rev: Rev) -> Option<Meta> {
         let before = self.get(key)?;
@@ -181,8 +180,7 @@ impl Index {
 mod tests {
     use super::node::{Child, TreeNode};
     use super::*;
-    use crate::kv::key_range::KeyRange;
-    use crate::types::RecordKind;
+    use crate::{kv::key_range::KeyRange, types::RecordKind};
     use bytes::Bytes;
     use std::sync::Arc;
 

@@ -1,8 +1,10 @@
 //! Tests of the index against a model too simple to be wrong: a sorted map of plain lists.
 
 use super::{Index, Loader, Meta, Snapshot, StoredChange, Written};
-use crate::kv::{generated::generate, key_range::KeyRange};
-use crate::types::{LeaseId, RecordKind, Rev, Revision};
+use crate::{
+    kv::{generated::generate, key_range::KeyRange},
+    types::{LeaseId, RecordKind, Rev, Revision},
+};
 use bytes::Bytes;
 use proptest::prelude::*;
 use std::collections::BTreeMap;

@@ -3,14 +3,16 @@
 //! A node is shared by all snapshots that saw it. [`Arc::make_mut`] copies a shared node before its first change,
 //! so a snapshot never sees one, and nodes that no snapshot holds change in place.
 
-use super::grow::grow;
-use super::keys::{Key, NodeKeys, separator};
-use super::patched::Patched;
-use super::slot::Slot;
+use super::{
+    grow::grow,
+    keys::{Key, NodeKeys, separator},
+    patched::Patched,
+    slot::Slot,
+};
 use crate::types::Revision;
 use std::sync::Arc;
 
-/// What a parent knows of a subtree without looking inside.
+/// A summary of a subtree, which its parent stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Summary {
     /// How many live keys it holds. Exact.
@@ -112,12 +114,11 @@ impl Child {
         }
     }
 
-    /// Reads the count of who holds the node; see [`prefetch`](super::prefetch).
+    /// Reads the node's reference count; see [`prefetch`](super::prefetch).
     fn touch_shared(&self) -> usize {
         Arc::strong_count(&self.node)
     }
 
-    /// The slot of `key`.
     pub(super) fn slot(&self, key: &[u8]) -> Option<&Slot> {
         let mut child = self;
         loop {
@@ -163,8 +164,8 @@ impl Child {
         (change, split)
     }
 
-    /// Compacts, at `at`, the first leaf of the tree that has something to drop; tells how many keys it looked at.
-    /// What the summary promises must be at or below `at`.
+    /// Compacts, at `at`, the first leaf of the tree that has something to drop; returns how many keys it looked at. The
+    /// `prunable` of the root's summary must be at or below `at`.
     pub(super) fn prune_root(&mut self, at: Revision, fanout: usize) -> usize {
         let seen = self.prune_first(at, fanout);
         while let Some(only) = self.node.only_child() {
@@ -266,9 +267,9 @@ impl TreeNode {
     }
 }
 
-/// Where to cut a full node of `len` items that is to take one more at `at`. At the right end nothing moves, so
-/// that ascending inserts leave full nodes behind; elsewhere the cut leans towards the insert, for the same
-/// reason, but leaves a quarter on each side, so that no pattern of inserts makes a tree of tiny nodes.
+/// Where to cut a full node of `len` items that is to take one more at `at`. An insert at the right end moves nothing, so that
+/// ascending inserts leave full nodes behind. An insert near the right end moves only a quarter, for the same reason. Any other
+/// insert moves half: each side keeps at least a quarter, so that no pattern of inserts makes a tree of tiny nodes.
 fn cut(len: usize, at: usize) -> usize {
     let quarter = len / 4;
     if at == len {
@@ -316,7 +317,7 @@ impl Leaf {
         let change = Change {
             was_live,
             is_live: slot.live().is_some(),
-            // Of a longer history the two oldest changes stay what they were, and only they decide.
+            // The two oldest changes decide. If there was more than one change, this write has left both as they were.
             prunable: if was_lone {
                 slot.prunable_from()
             } else {

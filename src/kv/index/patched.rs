@@ -10,7 +10,7 @@
 //! list  a b C D e F     fresh  –              after one change too many
 //! ```
 //!
-//! An item that a fresh one replaces stays in memory until then: at most [`FRESH_MAX`] items a list.
+//! An item that a fresh one replaces stays in memory until the copy gets a list of its own: at most [`FRESH_MAX`] items a list.
 
 use super::grow::grow;
 use std::{ops::Index, sync::Arc};
@@ -23,7 +23,7 @@ const FRESH_MAX: usize = 8;
 pub(super) struct Patched<T> {
     list: Arc<Vec<T>>,
     fresh: Vec<T>,
-    /// Where in the list each fresh item belongs. Here, so that a search for a place looks at no items.
+    /// Where in the list each fresh item belongs. Stored apart from the items, so that a search for a place reads no item.
     places: [u8; FRESH_MAX],
 }
 
@@ -131,7 +131,7 @@ impl<T: Clone> Patched<T> {
             self.list = Arc::new(list);
             self.fresh = Vec::new();
         }
-        // Nobody else has the list: this copies nothing.
+        // No other owner has the list: this copies nothing.
         let list = Arc::make_mut(&mut self.list);
         for (item, place) in std::mem::take(&mut self.fresh).into_iter().zip(self.places) {
             list[usize::from(place)] = item;

@@ -6,8 +6,7 @@
 //! together in small steps; each step only reads an address that the step before it found. The result is thrown
 //! away: what counts is that the lookups and writes that follow find their nodes in the cache.
 
-use super::node::TreeNode;
-use super::snapshot::Snapshot;
+use super::{node::TreeNode, snapshot::Snapshot};
 use std::hint::black_box;
 
 /// A tree with fewer keys fits the caches.

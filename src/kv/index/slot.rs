@@ -1,9 +1,11 @@
-//! What the index knows about one key: its newest revision, and the older ones still stored.
+//! What the index holds for one key: its newest revision, and the older ones still stored.
 //!
 //! This is etcd's `key_index` with the generations flattened: a tombstone in the list ends one.
 
-use crate::kv::runs::{Keyed, Runs};
-use crate::types::{LeaseId, RecordKind, Rev, Revision};
+use crate::{
+    kv::runs::{Keyed, Runs},
+    types::{LeaseId, RecordKind, Rev, Revision},
+};
 
 /// What is known about a live key without reading its value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -262,7 +264,7 @@ impl Slot {
         }
     }
 
-    /// Drops what a compaction at `at` drops. False means that nothing is left of the key.
+    /// Drops the changes that a compaction at `at` removes. False means that the key has none left.
     pub(super) fn prune(&mut self, at: Revision) -> bool {
         let Some((newest, kind)) = self.newest_at(at) else {
             return true;

@@ -1,11 +1,15 @@
 //! The read side: an immutable view of the index at one moment.
 
-use super::keys::Key;
-use super::node::{Child, TreeNode};
-use super::slot::{Meta, Slot, kept_by_compaction};
-use super::walk::Walk;
-use crate::kv::key_range::{KeyRange, RangeEnd};
-use crate::types::{RecordKind, Rev, Revision};
+use super::{
+    keys::Key,
+    node::{Child, TreeNode},
+    slot::{Meta, Slot, kept_by_compaction},
+    walk::Walk,
+};
+use crate::{
+    kv::key_range::{KeyRange, RangeEnd},
+    types::{RecordKind, Rev, Revision},
+};
 
 /// "At the head", as a revision: no change is newer.
 const HEAD: Revision = Revision(i64::MAX);
@@ -37,13 +41,35 @@ impl Snapshot {
 
     /// The live keys in `range` at the head, ascending. Lazy: it costs what is taken of it, plus O(log n).
     pub fn live(&self, range: &KeyRange) -> impl Iterator<Item = (Key<'_>, Meta)> {
-        Walk::new(&self.root, range, HEAD).filter_map(|(key, slot)| Some((key, slot.live()?)))
+        self.live_while(range, || true)
+    }
+
+    /// As [`Self::live`], for as long as `step` allows: it is asked before each key that is passed, live or not.
+    pub fn live_while<'a>(
+        &'a self,
+        range: &KeyRange,
+        mut step: impl FnMut() -> bool + 'a,
+    ) -> impl Iterator<Item = (Key<'a>, Meta)> {
+        Walk::new(&self.root, range, HEAD)
+            .take_while(move |_| step())
+            .filter_map(|(key, slot)| Some((key, slot.live()?)))
     }
 
     /// The keys in `range` that were alive at revision `at`, ascending, with the change that wrote their value.
     /// Lazy like [`Self::live`], but it also visits keys that were dead at `at` and changed since.
     pub fn live_at(&self, range: &KeyRange, at: Revision) -> impl Iterator<Item = (Key<'_>, Rev)> {
+        self.live_at_while(range, at, || true)
+    }
+
+    /// As [`Self::live_at`], for as long as `step` allows: it is asked before each key that is passed, alive then or not.
+    pub fn live_at_while<'a>(
+        &'a self,
+        range: &KeyRange,
+        at: Revision,
+        mut step: impl FnMut() -> bool + 'a,
+    ) -> impl Iterator<Item = (Key<'a>, Rev)> {
         Walk::new(&self.root, range, at)
+            .take_while(move |_| step())
             .filter_map(move |(key, slot)| Some((key, slot.rev_at(at)?)))
     }
 
@@ -63,7 +89,6 @@ impl Snapshot {
         }
     }
 
-    /// How many keys are live.
     pub fn live_keys(&self) -> u64 {
         self.root.summary.live
     }

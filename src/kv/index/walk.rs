@@ -1,10 +1,14 @@
 //! Ascending, lazy iteration over the slots of a range.
 
-use super::keys::Key;
-use super::node::{Child, Inner, Leaf, TreeNode};
-use super::slot::Slot;
-use crate::kv::key_range::{KeyRange, RangeEnd};
-use crate::types::Revision;
+use super::{
+    keys::Key,
+    node::{Child, Inner, Leaf, TreeNode},
+    slot::Slot,
+};
+use crate::{
+    kv::key_range::{KeyRange, RangeEnd},
+    types::Revision,
+};
 
 /// Yields the slots of a range in key order. Subtrees in which nothing was alive at `at`, and nothing changed
 /// since, are skipped, so that many deleted keys waiting for compaction do not slow down a limited range.

@@ -3,7 +3,7 @@
 use super::super::{KeyRange, command::EncodedKv, records::ReadError};
 use super::{
     event::{Event, WatchedChange},
-    events::Events,
+    events::{Events, HeldBytes},
     intervals::Intervals,
     spec::{Filters, WatcherKey},
 };
@@ -13,8 +13,6 @@ use std::{convert::Infallible, ops::ControlFlow, sync::Arc};
 
 /// Records that one pass looks at, before it stops at the next revision.
 const RECORDS_MAX: usize = 10_000;
-/// Bytes of matching events, counted once for each watcher, before it stops at the next revision.
-const MATCHED_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Revisions with events for one watcher, before it stops. etcd: as many go into one response.
 const REVISIONS_MAX: usize = 1_000;
 
@@ -23,7 +21,7 @@ pub type Visit<'a> = dyn FnMut(Rev, RecordKind, &[u8]) -> ControlFlow<()> + 'a;
 
 /// The part of the past that is known without reading a disk. Publishing a change uses nothing else.
 pub trait Memory {
-    /// From this revision on history is whole.
+    /// History is complete from this revision on.
     fn compacted(&self) -> Revision;
 
     /// The change that wrote a key's state before `revision`, which is not compacted; `None` if the key did not exist.
@@ -62,8 +60,12 @@ pub(super) struct Seeker {
 #[derive(Clone, Debug)]
 pub struct ReadTask {
     pub(super) seekers: Vec<Seeker>,
-    /// The newest revision that is wanted.
+    /// The newest revision to read.
     pub(super) through: Revision,
+    /// Bytes of matching events, counted once for each watcher, before it stops at the next revision.
+    pub(super) bytes_max: usize,
+    /// Counts what it copies.
+    pub(super) held: HeldBytes,
 }
 
 /// What a pass found.
@@ -84,7 +86,6 @@ pub enum CatchUp {
 }
 
 impl ReadTask {
-    /// Where it begins.
     pub(super) fn from(&self) -> Revision {
         self.seekers
             .iter()
@@ -153,19 +154,20 @@ impl<'a> Collector<'a> {
         self.done
     }
 
-    /// Whether any watcher at all wants earlier states.
-    pub(super) fn anyone_wants_prev(&self) -> bool {
+    /// Whether any watcher asked for earlier states (`prev_kv`).
+    pub(super) fn any_wants_prev(&self) -> bool {
         self.task.seekers.iter().any(|seeker| seeker.prev_kv)
     }
 
-    /// Whether some watcher wants a change with the state before it.
+    /// Whether some watcher needs a change with the state before it.
     pub(super) fn wants_prev(&mut self, change: &WatchedChange) -> bool {
         self.look_up(change.rev(), change.kind(), change.key());
         let seekers = &self.task.seekers;
         self.hits.iter().any(|&at| seekers[at].prev_kv)
     }
 
-    /// Ends before the revision of the change just asked for in [`Collector::wants_prev`]; gives those who want it.
+    /// Ends the pass before the revision of the change last passed to [`Collector::wants_prev`]; returns the watchers that need
+    /// it.
     pub(super) fn stop(&mut self) -> Vec<usize> {
         self.done = true;
         let seekers = &self.task.seekers;
@@ -173,7 +175,7 @@ impl<'a> Collector<'a> {
         hits.filter(|&at| seekers[at].prev_kv).collect()
     }
 
-    /// Takes the next change, with the state before it if somebody wants it; breaks before a revision that it has no room for.
+    /// Takes the next change, with the state before it if a watcher needs it; breaks before a revision that it has no room for.
     pub(super) fn visit(
         &mut self,
         change: &mut WatchedChange,
@@ -215,7 +217,7 @@ impl<'a> Collector<'a> {
         }
         if rev.major != self.current {
             let full = self.records >= RECORDS_MAX
-                || self.bytes >= MATCHED_BYTES_MAX
+                || self.bytes >= self.task.bytes_max
                 || self.revisions >= REVISIONS_MAX;
             if full {
                 self.done = true;
@@ -227,7 +229,7 @@ impl<'a> Collector<'a> {
         ControlFlow::Continue(())
     }
 
-    /// Finds the watchers that want a change.
+    /// Finds the watchers that a change goes to.
     fn look_up(&mut self, rev: Rev, kind: RecordKind, key: &[u8]) {
         let (hits, seekers) = (&mut self.hits, &self.task.seekers);
         hits.clear();
@@ -268,13 +270,13 @@ impl<'a> Collector<'a> {
         };
         CatchUp::Read {
             through,
-            events: shared(&self.events),
+            events: shared(&self.events, &self.task.held),
         }
     }
 }
 
 /// Makes the responses. Neighbouring watchers with the same events, such as those of one range, share one.
-fn shared(found: &[Vec<Arc<Event>>]) -> Vec<Option<Arc<Events>>> {
+fn shared(found: &[Vec<Arc<Event>>], held: &HeldBytes) -> Vec<Option<Arc<Events>>> {
     let mut last: Option<(&[Arc<Event>], Arc<Events>)> = None;
     let mut responses = Vec::with_capacity(found.len());
     for list in found {
@@ -284,7 +286,7 @@ fn shared(found: &[Vec<Arc<Event>>]) -> Vec<Option<Arc<Events>>> {
         }
         let shared = match last.take() {
             Some((known, events)) if is_same(known, list) => events,
-            Some(_) | None => Events::new(list),
+            Some(_) | None => Events::counted(list, held),
         };
         responses.push(Some(shared.clone()));
         last = Some((list, shared));

@@ -29,7 +29,6 @@ pub(super) const EVENT_OVERHEAD_BYTES: usize = 160;
 pub struct Event {
     /// Its place in history.
     pub rev: Rev,
-    /// Put or deletion.
     pub kind: RecordKind,
     /// Field `events` of a `WatchResponse`.
     pub wire: Bytes,
@@ -80,14 +79,13 @@ impl Event {
         self.wire.slice(self.kv_at.clone())
     }
 
-    /// The key's state before the change's revision, if the watcher wants it, it existed, and it is not compacted. etcd: a put
-    /// that creates its key has none, even if the same transaction deleted the key.
+    /// The key's state before the change's revision, if the watcher asked for it, it existed, and it is not compacted. etcd: a
+    /// put that creates its key has none, even if the same transaction deleted the key.
     pub fn prev_kv(&self) -> Option<EncodedKv> {
         let at = self.prev_at.clone()?;
         Some(self.wire.slice(at))
     }
 
-    /// The key.
     pub fn key(&self) -> &[u8] {
         record::key_slice(&self.wire[self.kv_at.clone()])
     }
@@ -114,7 +112,7 @@ fn put_kv(out: &mut Vec<u8>, tag: u8, kv: &EncodedKv) -> Range<usize> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cold;
 
-/// A change with the forms of its event that were wanted so far.
+/// A change with the forms of its event that were needed so far.
 #[derive(Clone, Debug)]
 pub(super) struct WatchedChange {
     record: Record,

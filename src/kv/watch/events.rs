@@ -5,7 +5,48 @@
 
 use super::event::Event;
 use bytes::Bytes;
-use std::{ops::Deref, sync::Arc};
+use std::{
+    ops::Deref,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+/// Counts the bytes of events that were copied for responses and are still in memory, be it in a queue or for a client that reads
+/// slowly.
+#[derive(Clone, Debug, Default)]
+pub(super) struct HeldBytes(Arc<AtomicUsize>);
+
+impl HeldBytes {
+    pub(super) fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// A buffer with the bytes of `wire`, which are counted until its last part is dropped.
+    fn count(&self, wire: Vec<u8>) -> Bytes {
+        self.0.fetch_add(wire.len(), Ordering::Relaxed);
+        let held = self.clone();
+        Bytes::from_owner(Counted { wire, held })
+    }
+}
+
+struct Counted {
+    wire: Vec<u8>,
+    held: HeldBytes,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.wire
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.held.0.fetch_sub(self.wire.len(), Ordering::Relaxed);
+    }
+}
 
 /// Events of whole revisions, in order, at least one.
 #[derive(Debug, PartialEq, Eq)]
@@ -17,6 +58,15 @@ pub struct Events {
 impl Events {
     /// Several events get a buffer of their own, so that a queued response keeps nothing else in memory.
     pub fn new(events: &[Arc<Event>]) -> Arc<Self> {
+        Self::joined(events, Bytes::from)
+    }
+
+    /// As [`Events::new`], and `held` counts that buffer.
+    pub(super) fn counted(events: &[Arc<Event>], held: &HeldBytes) -> Arc<Self> {
+        Self::joined(events, |wire| held.count(wire))
+    }
+
+    fn joined(events: &[Arc<Event>], into_bytes: impl FnOnce(Vec<u8>) -> Bytes) -> Arc<Self> {
         assert!(!events.is_empty(), "no response of events is empty");
         if let [event] = events {
             return Arc::new(Self {
@@ -28,7 +78,7 @@ impl Events {
         for event in events {
             wire.extend_from_slice(&event.wire);
         }
-        let wire = Bytes::from(wire);
+        let wire = into_bytes(wire);
         let mut left = wire.clone();
         let moved = |event: &Arc<Event>| event.moved_to(left.split_to(event.wire.len()));
         let list = events.iter().map(moved).collect();
@@ -89,6 +139,22 @@ mod tests {
             let wires: Vec<u8> = parts.iter().flat_map(|part| part.wire.to_vec()).collect();
             assert_eq!(events.wire(), &wires);
         }
+    }
+
+    #[test]
+    fn what_was_copied_counts_until_its_last_part_is_gone() {
+        let held = HeldBytes::default();
+        let one = event(5, &[0x0a, 1, b'k', 0x18, 5], None);
+        let alone = Events::counted(std::slice::from_ref(&one), &held);
+        assert_eq!(held.get(), 0, "{alone:?} was not copied");
+        let events = Events::counted(&[one.clone(), one.clone()], &held);
+        let bytes = 2 * one.wire.len();
+        assert_eq!(held.get(), bytes);
+        let sent = events.wire().slice(1..2);
+        drop(events);
+        assert_eq!(held.get(), bytes, "a part of it waits for a client");
+        drop(sent);
+        assert_eq!(held.get(), 0);
     }
 
     #[test]

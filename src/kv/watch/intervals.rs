@@ -17,7 +17,6 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-/// No node.
 const NIL: usize = usize::MAX;
 
 /// Items by the range of keys each one concerns.
@@ -62,7 +61,7 @@ impl End {
 }
 
 impl<T: Copy + Ord> Intervals<T> {
-    /// Without items. The seed decides the tree's shape, nothing else: clients that do not know it cannot unbalance the tree.
+    /// The seed decides the tree's shape and nothing else: clients cannot unbalance the tree without knowing it.
     pub fn new(seed: u64) -> Self {
         Self {
             points: BTreeMap::new(),
@@ -74,17 +73,15 @@ impl<T: Copy + Ord> Intervals<T> {
         }
     }
 
-    /// How many items it holds.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Adds an item; tells whether it is new for this range.
+    /// Adds an item; returns whether it is new for this range.
     pub fn insert(&mut self, range: &KeyRange, item: T) -> bool {
         let added = match end_of(range) {
             None => self
@@ -102,7 +99,7 @@ impl<T: Copy + Ord> Intervals<T> {
         added
     }
 
-    /// Takes an item out; tells whether it was there.
+    /// Takes an item out; returns whether it was there.
     pub fn remove(&mut self, range: &KeyRange, item: T) -> bool {
         let removed = match end_of(range) {
             None => self.remove_point(&range.start, item),
@@ -166,7 +163,7 @@ impl<T: Copy + Ord> Intervals<T> {
                 added
             }
         };
-        (self.restore(at), added)
+        (self.rebalance(at), added)
     }
 
     /// Removes below `at`; returns the subtree's new root.
@@ -206,7 +203,7 @@ impl<T: Copy + Ord> Intervals<T> {
     }
 
     /// Rotates a child above `at` if its priority is greater, after an insertion below `at`.
-    fn restore(&mut self, at: usize) -> usize {
+    fn rebalance(&mut self, at: usize) -> usize {
         let (left, right) = (self.nodes[at].left, self.nodes[at].right);
         let priority = self.nodes[at].priority;
         let top = if left != NIL && self.nodes[left].priority > priority {
@@ -324,7 +321,7 @@ impl<T: Copy + Ord> Intervals<T> {
             .into_iter()
             .chain(right)
             .fold(&node.end, |max, end| max.max(end));
-        assert_eq!(max, &node.max, "a node knows the greatest end below it");
+        assert_eq!(max, &node.max, "a node stores the greatest end below it");
         assert!(!node.items.is_empty(), "a node without items is taken out");
         for child in [node.left, node.right] {
             let higher = self
@@ -337,7 +334,7 @@ impl<T: Copy + Ord> Intervals<T> {
     }
 }
 
-/// Where a range ends; nothing for a single key.
+/// Where a range ends; `None` for a single key.
 fn end_of(range: &KeyRange) -> Option<End> {
     match &range.end {
         RangeEnd::Single => None,

@@ -14,11 +14,11 @@
 //! cursor is 11, and it is queued again. The next pass, over the recent events, sends it revision 11; its cursor is 12, and
 //! it joins the intervals.
 //!
-//! Now A's client stops reading, and its stream is full when revision 12 comes: A leaves the intervals with its cursor at
-//! 12. When the stream has room again, A goes the way B went.
+//! Now A's client stops reading, and its stream is full when revision 12 comes: A leaves the intervals with its cursor at 12.
+//! When the stream has room again, A is queued and catches up as B did.
 //!
 //! An event can carry the previous value. Publishing a change never reads a disk for it: either the value is in memory (among the
-//! recent events, or among records that the database does not hold yet), or the watchers that want it are queued and read it
+//! recent events, or among records that the database does not hold yet), or the watchers that need it are queued and read it
 //! from the database, without delaying any other watcher.
 
 pub mod catch_up;
@@ -35,6 +35,6 @@ pub use catch_up::{CatchUp, History, Memory, ReadTask, Visit};
 pub use event::Event;
 pub use events::Events;
 pub use spec::{
-    Body, Filters, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec, WatcherKey,
+    Body, Filters, HolderId, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec, WatcherKey,
 };
 pub use watches::{Bounds, Watches};

@@ -148,20 +148,20 @@ impl Outlet for Queues {
     }
 }
 
-/// What a client knows of one watch.
+/// What a client has received of one watch.
 struct Seen {
     spec: WatchSpec,
     /// The first revision it is to see.
     from: Revision,
     events: Vec<Event>,
-    /// What it may be compared with: gone watches see nothing more.
+    /// The watch has ended: it must receive nothing more.
     ended: bool,
 }
 
 struct World {
     log: Log,
-    /// What the hub was told of.
-    told: Revision,
+    /// What was published to the hub.
+    published: Revision,
     watches: Watches,
     queues: Queues,
     reads: Vec<(ReadTask, CatchUp)>,
@@ -173,7 +173,7 @@ struct World {
 #[derive(Clone, Debug)]
 enum Op {
     Write(Vec<Vec<(u8, bool)>>),
-    /// The batch that tells the hub gets lost.
+    /// The batch for the hub is lost.
     LoseBatch(Vec<(u8, bool)>),
     Create {
         stream: usize,
@@ -222,7 +222,7 @@ impl World {
                 compacted: Revision::NEVER_COMPACTED,
                 ..Log::default()
             },
-            told: Revision(1),
+            published: Revision(1),
             watches: Watches::new(Revision(1), bounds, 99),
             queues: Queues {
                 max: queue_max,
@@ -252,11 +252,11 @@ impl World {
         *nth.expect("as many streams are open at all times")
     }
 
-    fn tell(&mut self) {
-        let records = self.log.since(self.told);
-        self.told = self.log.newest();
+    fn publish(&mut self) {
+        let records = self.log.since(self.published);
+        self.published = self.log.newest();
         self.watches
-            .publish(&records, self.told, &self.log, &mut self.queues);
+            .publish(&records, self.published, &self.log, &mut self.queues);
     }
 
     fn step(&mut self, op: Op) {
@@ -265,11 +265,11 @@ impl World {
                 for changes in revisions {
                     self.log.write(&changes);
                 }
-                self.tell();
+                self.publish();
             }
             Op::LoseBatch(changes) => {
                 self.log.write(&changes);
-                self.told = self.log.newest();
+                self.published = self.log.newest();
             }
             Op::Create { stream, spec, ago } => self.create(self.stream(stream), spec, ago),
             Op::Cancel { stream, id } => {
@@ -301,12 +301,12 @@ impl World {
                 self.watches.read_recent(&self.log, &mut self.queues);
             }
             Op::Compact { ago } => {
-                let at = Revision(self.told.0 - ago);
+                let at = Revision(self.published.0 - ago);
                 if at > self.log.compacted && at <= self.watches.newest() && at.0 > 0 {
                     self.log.compacted = at;
                 }
             }
-            Op::Store { ago } => self.log.stored = Revision(self.told.0 - ago),
+            Op::Store { ago } => self.log.stored = Revision(self.published.0 - ago),
             Op::Progress { stream } => {
                 let stream = self.stream(stream);
                 self.watches.request_progress(stream, &mut self.queues);
@@ -371,7 +371,7 @@ impl World {
                 );
             }
             Body::Events { events, .. } => self.receive_events(place, response.revision, &events),
-            Body::Cancelled => self.clients.get_mut(&place).unwrap().ended = true,
+            Body::Cancelled | Body::Denied => self.clients.get_mut(&place).unwrap().ended = true,
             Body::Compacted { oldest } => {
                 let seen = self.clients.get_mut(&place).unwrap();
                 seen.ended = true;
@@ -462,7 +462,7 @@ impl World {
     /// Clients take everything until nothing more comes; then every watch has seen everything.
     fn settle(&mut self) {
         self.log.write(&[(b'a', true)]);
-        self.tell();
+        self.publish();
         for turn in 0.. {
             assert!(turn < 10_000, "catching up comes to an end");
             let streams: Vec<StreamId> = self.queues.streams.keys().copied().collect();

@@ -40,7 +40,6 @@ impl Recent {
         }
     }
 
-    /// The newest revision.
     pub(super) fn newest(&self) -> Revision {
         self.newest
     }
@@ -50,7 +49,6 @@ impl Recent {
         Revision(self.newest.0 + 1 - i64::try_from(self.revisions.len()).unwrap_or(i64::MAX))
     }
 
-    /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -99,14 +97,15 @@ impl Recent {
         (change.rev() == rev).then_some(change)
     }
 
-    /// The states before the changes of a revision, for those that `collector` wants so and that are not encoded so yet.
+    /// The previous states for the changes of a revision: those that `collector` needs and that are not encoded in their events
+    /// yet.
     fn befores(
         &self,
         revised: &Revised,
         collector: &mut Collector<'_>,
         memory: &dyn Memory,
     ) -> Result<Vec<Option<EncodedKv>>, Cold> {
-        if !collector.anyone_wants_prev() {
+        if !collector.any_wants_prev() {
             return Ok(Vec::new());
         }
         let before = |change: &WatchedChange| {
@@ -119,8 +118,8 @@ impl Recent {
         revised.changes.iter().map(before).collect()
     }
 
-    /// Reads for `task`, which begins inside. The read ends before a revision that needs a record from disk; besides what was
-    /// found it returns which of the task's watchers want that revision.
+    /// Reads recent events for `task`, which must begin among them. The read ends before a revision that needs a record from
+    /// disk; then the second value has those of the task's watchers that need this revision.
     pub(super) fn read(&mut self, task: &ReadTask, memory: &dyn Memory) -> (CatchUp, Vec<usize>) {
         let oldest = self.oldest();
         assert!(

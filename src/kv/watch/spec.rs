@@ -1,7 +1,10 @@
 //! Requests for watches, and responses to them.
 
 use super::{super::KeyRange, events::Events};
-use crate::types::{RecordKind, Revision};
+use crate::{
+    auth::{AuthError, Caller},
+    types::{RecordKind, Revision},
+};
 use std::{fmt, sync::Arc};
 
 /// Names a watcher of this member. A slot is used again after its watcher has ended, with another `life`.
@@ -18,12 +21,16 @@ const RESPONSE_OVERHEAD_BYTES: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(pub u64);
 
-/// A watch on its stream, as its client knows it.
+/// The owner of streams, for which the number of watchers is bounded: a connection of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HolderId(pub u64);
+
+/// The id by which a client names a watch of its stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WatchId(pub i64);
 
 impl WatchId {
-    /// Stands for no watch, or for all of a stream.
+    /// In a response: no watch, or all watches of the stream.
     pub const NONE: Self = Self(-1);
 }
 
@@ -33,12 +40,10 @@ impl fmt::Display for WatchId {
     }
 }
 
-/// Which kinds of events a watch does not want.
+/// The kinds of events that a watch leaves out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Filters {
-    /// No puts.
     pub no_put: bool,
-    /// No deletions.
     pub no_delete: bool,
 }
 
@@ -52,23 +57,21 @@ impl Filters {
     }
 }
 
-/// What to watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchSpec {
     /// The id on its stream; zero lets the stream choose.
     pub id: WatchId,
-    /// The keys.
     pub range: KeyRange,
-    /// The first revision of interest; zero stands for "from now on".
+    /// The first revision of interest; zero means "from now on".
     pub start: Revision,
-    /// Unwanted kinds.
     pub filters: Filters,
     /// Events carry the key's previous state.
     pub prev_kv: bool,
-    /// Tell from time to time how far a quiet watch has come.
+    /// Send a quiet watch its progress from time to time.
     pub progress_notify: bool,
     /// Large responses may be cut.
     pub fragment: bool,
+    pub caller: Caller,
 }
 
 impl WatchSpec {
@@ -82,38 +85,39 @@ impl WatchSpec {
             prev_kv: false,
             progress_notify: false,
             fragment: false,
+            caller: Caller::Node,
         }
     }
 }
 
-/// Why a watch is not created. Its stream lives on.
+/// Why a watch is not created. Its stream stays open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// Another watch of the stream has this id.
     #[error("duplicate watch id on the stream")]
     DuplicateId,
-    /// The id stands for no watch.
+    /// The id is [`WatchId::NONE`].
     #[error("watch id -1 is reserved")]
     ReservedId,
     /// The range ends at or before its start.
     #[error("watcher range is empty")]
     EmptyRange,
-    /// The start is below zero.
     #[error("start revision is negative")]
     NegativeStart,
-    /// This member has as many watchers as it takes.
+    /// The caller may not read the range.
+    #[error(transparent)]
+    Denied(AuthError),
+    /// This member has as many watchers as it admits, or the stream's holder has its share of them.
     #[error("too many watchers")]
     TooManyWatchers,
 }
 
-/// A response on a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Response {
     /// Which watch it is about.
     pub watch: WatchId,
     /// The revision in its header.
     pub revision: Revision,
-    /// Its content.
     pub body: Body,
 }
 
@@ -122,7 +126,6 @@ pub struct Response {
 pub enum Body {
     /// The watch exists; without a start of its own, it sees what comes after the response's revision.
     Created,
-    /// The watch is not created.
     Refused(Refusal),
     /// Changes of whole revisions, in order.
     Events {
@@ -135,6 +138,8 @@ pub enum Body {
     Progress,
     /// The watch is gone, as asked.
     Cancelled,
+    /// The watch is gone: its caller may not read the range any more.
+    Denied,
     /// The watch is gone: what it should see next is compacted.
     Compacted {
         /// The compacted revision: a new watch from here on works.
@@ -151,13 +156,14 @@ impl Response {
             | Body::Refused(_)
             | Body::Progress
             | Body::Cancelled
+            | Body::Denied
             | Body::Compacted { .. } => 0,
         };
         RESPONSE_OVERHEAD_BYTES + events
     }
 }
 
-/// Where responses go. A stream that is gone takes everything and keeps nothing.
+/// Where responses go. Those for a stream that is gone are dropped.
 pub trait Outlet {
     /// Whether a stream takes events now. If not, the outlet's owner calls
     /// [`Watches::drained`](super::Watches::drained) once it does.

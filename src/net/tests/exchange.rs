@@ -4,7 +4,7 @@ use super::members::{Authority, Member, Post, append, heartbeat, pacing, pair, r
 use crate::{
     net::{
         CHUNK_BYTES_MAX, ForwardError, Hub, Lane, Listener, PeerSecurity, SnapshotError,
-        codec::tests::message,
+        VERSION_HIGH, VERSION_LOW, codec::tests::message,
     },
     raft::{Envelope, MessageBody},
     types::MemberId,
@@ -36,11 +36,11 @@ fn three_members_exchange_every_kind_of_message() {
                 .map(|_| message().new_tree(&mut runner).unwrap().current())
                 .collect();
             let before = to.post.bodies_from(from.id).len();
-            let letters = sent.iter().map(|said| Envelope {
+            let envelopes = sent.iter().map(|said| Envelope {
                 to: to.id,
                 message: said.clone(),
             });
-            from.hub.send(letters.collect());
+            from.hub.send(envelopes.collect());
             to.post
                 .until(|post| post.bodies_from(from.id).len() >= before + sent.len())
                 .await;
@@ -107,7 +107,8 @@ fn a_forwarded_request_is_answered_abandoned_or_cancelled() {
         let (one, two) = pair().await;
         let ask = |body: &'static [u8]| {
             let (reply, answer) = oneshot::channel();
-            one.hub.forward(two.id, Bytes::from_static(body), reply);
+            one.hub
+                .forward(two.id, VERSION_LOW, Bytes::from_static(body), reply);
             answer
         };
         let (first, second, third) = (ask(b"a"), ask(b"b"), ask(b"c"));
@@ -134,7 +135,8 @@ fn a_forwarded_request_is_answered_abandoned_or_cancelled() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let (reply, answer) = oneshot::channel();
-        one.hub.forward(MemberId(9), Bytes::new(), reply);
+        one.hub
+            .forward(MemberId(9), VERSION_LOW, Bytes::new(), reply);
         assert_eq!(
             answer.await.unwrap(),
             Err(ForwardError::Unreachable(MemberId(9)))
@@ -142,6 +144,37 @@ fn a_forwarded_request_is_answered_abandoned_or_cancelled() {
         let last = ask(b"d");
         two.hub.close().await;
         assert_eq!(last.await.unwrap(), Err(ForwardError::Lost));
+    });
+}
+
+#[test]
+fn a_member_of_the_first_version_is_connected_and_not_sent_what_it_does_not_know() {
+    run(async {
+        let authority = Authority::new();
+        let one = Member::start(1, authority.member("n1"));
+        let mut older = settings(2, authority.member("n2"));
+        older.version_high = VERSION_LOW;
+        let two = Member::start_as(older);
+        one.knows(&[&two]);
+        two.knows(&[&one]);
+        one.reaches(&two).await;
+        two.reaches(&one).await;
+        for (from, to) in [(&one, &two), (&two, &one)] {
+            let (reply, answer) = oneshot::channel();
+            from.hub
+                .forward(to.id, VERSION_HIGH, Bytes::from_static(b"new"), reply);
+            assert_eq!(answer.await.unwrap(), Err(ForwardError::NotSpoken(to.id)));
+            let (reply, answer) = oneshot::channel();
+            from.hub
+                .forward(to.id, VERSION_LOW, Bytes::from_static(b"old"), reply);
+            to.post
+                .until(|post| !post.requests.borrow().is_empty())
+                .await;
+            let asked = to.post.requests.take().remove(0);
+            assert_eq!(asked.body, &b"old"[..], "the other one was never sent");
+            asked.responder.answer(Bytes::from_static(b"done"));
+            assert_eq!(answer.await.unwrap(), Ok(Bytes::from_static(b"done")));
+        }
     });
 }
 
@@ -208,7 +241,7 @@ fn an_interrupted_snapshot_fails_on_the_other_side_and_can_start_again() {
             incoming.next().await,
             Err(SnapshotError::Interrupted(_))
         ));
-        // The receiver gives up: the sender learns it, at the latest when nothing more fits.
+        // The receiver gives up: the sender gets the error, at the latest when no further chunk fits.
         let mut sender = one.hub.open_snapshot(two.id, Bytes::new()).unwrap();
         drop(taken().await);
         let error = loop {
@@ -241,7 +274,7 @@ fn a_stalled_snapshot_stops_neither_heartbeats_nor_the_log() {
                 counted.set(counted.get() + 1);
             }
         });
-        // Nobody reads it: it comes to rest, long before all memory is full.
+        // The receiver does not read it: it stalls long before all memory is full.
         let mut rounds = 0;
         let mut seen = 0;
         while seen == 0 || seen != stalled.get() || rounds < 300 {
@@ -284,7 +317,8 @@ fn a_full_queue_drops_appends_and_nothing_else() {
         one.say(two.id, heartbeat(1));
         two.post.until(|post| heartbeats(post) == 1).await;
         let (reply, answer) = oneshot::channel();
-        one.hub.forward(two.id, Bytes::from_static(b"r"), reply);
+        one.hub
+            .forward(two.id, VERSION_LOW, Bytes::from_static(b"r"), reply);
         two.post
             .until(|post| post.requests.borrow().len() == 1)
             .await;
@@ -327,14 +361,14 @@ fn a_member_that_moved_is_found_again() {
         let new = Member::start(2, authority.member("n2"));
         assert_ne!(new.address, old.address);
         one.knows(&[&new]);
-        // It cannot dial, for it knows no address: it is found.
+        // It has no address to dial, so the other member dials it.
         new.hub.update(vec![crate::net::PeerAddress {
             addresses: Vec::new(),
             ..one.entry()
         }]);
         one.reaches(&new).await;
         assert_eq!(one.hub.dialled_by(new.id), Some(one.id));
-        // And a member whose new address nobody knows finds the others itself.
+        // And a member whose new address no other member has dials the others itself.
         new.hub.close().await;
         let newest = Member::start(2, authority.member("n2"));
         newest.knows(&[&one]);
@@ -346,7 +380,7 @@ fn a_member_that_moved_is_found_again() {
 fn a_killed_member_comes_back_before_its_silence_is_noticed() {
     let authority = Authority::new();
     run(async {
-        // Nothing is closed when a process is killed, so its runtime vanishes under it.
+        // A killed process closes nothing, so here the runtime of its connections is dropped.
         let mut patient = settings(1, authority.member("n1"));
         patient.pacing.idle_timeout = Duration::from_hours(1);
         let one = Member::start_as(patient);

@@ -1,15 +1,18 @@
-//! Peers with a right certificate and wrong bytes: the connection ends with a clear error, and the member goes on.
+//! Peers with a valid certificate that send wrong bytes: the connection ends with a clear error, and the member goes on.
 
-use super::members::{Authority, Member, run};
+use super::members::{Authority, Member, pacing, run};
 use crate::{
     net::{
+        PeerAddress, Refusal, VERSION_HIGH, Versions,
         hello::{self, Hello},
+        settings::{server_config, transport},
         tls::SERVER_NAME,
     },
     types::{ClusterId, Identity, MemberId},
 };
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use quinn::{Connection, Endpoint};
+use std::sync::Arc;
 
 /// Connects to `member` as `name`, without a hub.
 async fn connect(authority: &Authority, name: &str, member: &Member) -> (Endpoint, Connection) {
@@ -21,7 +24,7 @@ async fn connect(authority: &Authority, name: &str, member: &Member) -> (Endpoin
     (endpoint, connection)
 }
 
-/// As [`connect`], and over the hello, as member 3.
+/// As [`connect`], and completes the hello, as member 3.
 async fn introduced(authority: &Authority, member: &Member) -> (Endpoint, Connection) {
     let (endpoint, connection) = connect(authority, "n3", member).await;
     let ours = Hello::new(
@@ -29,6 +32,7 @@ async fn introduced(authority: &Authority, member: &Member) -> (Endpoint, Connec
             cluster: ClusterId(1),
             member: MemberId(3),
         },
+        VERSION_HIGH,
         crate::clock::entropy(),
         "n3".to_owned(),
     );
@@ -38,11 +42,11 @@ async fn introduced(authority: &Authority, member: &Member) -> (Endpoint, Connec
     (endpoint, connection)
 }
 
-/// A member that knows a healthy other and the hostile one, which does not listen.
+/// A member with two known peers: a healthy one, and the hostile one, which does not listen.
 async fn members(authority: &Authority) -> (Member, Member) {
     let one = Member::start(1, authority.member("n1"));
     let two = Member::start(2, authority.member("n2"));
-    let three = crate::net::PeerAddress {
+    let three = PeerAddress {
         id: MemberId(3),
         name: "n3".to_owned(),
         addresses: Vec::new(),
@@ -54,7 +58,7 @@ async fn members(authority: &Authority) -> (Member, Member) {
 }
 
 /// Why the other side closed the connection.
-async fn told(connection: &Connection) -> (u64, String) {
+async fn close_reason(connection: &Connection) -> (u64, String) {
     match connection.closed().await {
         quinn::ConnectionError::ApplicationClosed(close) => (
             close.error_code.into_inner(),
@@ -94,7 +98,7 @@ fn bytes_that_are_no_frame_end_the_connection() {
             let (_endpoint, connection) = introduced(&authority, &one).await;
             let mut stream = connection.open_uni().await.unwrap();
             stream.write_all(bytes).await.unwrap();
-            let (code, text) = told(&connection).await;
+            let (code, text) = close_reason(&connection).await;
             assert_eq!(code, 10, "{text}");
             assert!(text.contains(expected), "{text:?} names {expected:?}");
             one.reports(expected).await;
@@ -112,7 +116,7 @@ fn truncated_and_repeated_streams_end_the_connection() {
         let mut stream = connection.open_uni().await.unwrap();
         stream.write_all(&[2, 1, 5, 0, 0, 0, 1]).await.unwrap();
         stream.finish().unwrap();
-        let (_, text) = told(&connection).await;
+        let (_, text) = close_reason(&connection).await;
         assert!(text.contains("the peer ended stream log"), "{text}");
         let (_endpoint, connection) = introduced(&authority, &one).await;
         for _ in 0..2 {
@@ -121,7 +125,7 @@ fn truncated_and_repeated_streams_end_the_connection() {
             // Dropping a stream would end it.
             std::mem::forget(stream);
         }
-        let (_, text) = told(&connection).await;
+        let (_, text) = close_reason(&connection).await;
         assert!(text.contains("a second stream votes"), "{text}");
         one.reaches(&two).await;
     });
@@ -135,7 +139,7 @@ fn a_bad_hello_is_refused_with_the_reason() {
         (
             &future,
             2,
-            "no common peer protocol version: one side speaks 9 to 10, the other 1 to 1",
+            "no common peer protocol version: the other side speaks 9 to 10, member \"n1\" speaks 1 to 2; upgrade member \"n1\"",
         ),
         (b"GET / HTTP/1.1\r\n\r\n", 10, "does not begin with a hello"),
         (
@@ -156,13 +160,90 @@ fn a_bad_hello_is_refused_with_the_reason() {
             let (_endpoint, connection) = connect(&authority, "n3", &one).await;
             let (mut stream, _answer) = connection.open_bi().await.unwrap();
             stream.write_all(bytes).await.unwrap();
-            let (found, text) = told(&connection).await;
+            let (found, text) = close_reason(&connection).await;
             assert_eq!(found, code, "{text}");
             assert!(text.contains(expected), "{text}");
             one.reports(expected).await;
         }
         one.reaches(&two).await;
     });
+}
+
+/// What a member of a later version says of itself.
+fn later() -> Hello {
+    let identity = Identity {
+        cluster: ClusterId(1),
+        member: MemberId(3),
+    };
+    let mut later = Hello::new(identity, VERSION_HIGH, 7, "n3".to_owned());
+    (later.low, later.high) = (9, 10);
+    later
+}
+
+const LATER: &str = "no common peer protocol version: member \"n3\" speaks 9 to 10, member \"n1\" speaks 1 to 2; \
+                     upgrade member \"n1\"";
+
+#[test]
+fn a_later_version_that_dials_is_told_the_versions() {
+    run(async {
+        let authority = Authority::new();
+        let (one, two) = members(&authority).await;
+        for _ in 0..3 {
+            let (_endpoint, connection) = connect(&authority, "n3", &one).await;
+            let (mut stream, _answer) = connection.open_bi().await.unwrap();
+            stream.write_all(&later().encode()).await.unwrap();
+            assert_eq!(close_reason(&connection).await, (2, LATER.to_owned()));
+        }
+        logged_once(&one, LATER).await;
+        one.reaches(&two).await;
+    });
+}
+
+#[test]
+fn a_later_version_that_is_dialled_is_told_the_versions_and_tells_them() {
+    run(async {
+        let authority = Authority::new();
+        let (one, two) = members(&authority).await;
+        let tls = authority.member("n3").load("n3").unwrap();
+        let config = server_config(&tls, &Arc::new(transport(&pacing())));
+        let endpoint = Endpoint::server(config, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let three = PeerAddress {
+            id: MemberId(3),
+            name: "n3".to_owned(),
+            addresses: vec![endpoint.local_addr().unwrap().to_string()],
+        };
+        one.hub.update(vec![two.entry(), three]);
+        for _ in 0..3 {
+            let connection = endpoint.accept().await.unwrap().await.unwrap();
+            let (mut send, _receive) = connection.accept_bi().await.unwrap();
+            send.write_all(&later().encode()).await.unwrap();
+            assert_eq!(close_reason(&connection).await, (2, LATER.to_owned()));
+        }
+        logged_once(&one, LATER).await;
+        let versions = |name: &str, low, high| Versions {
+            name: name.to_owned(),
+            low,
+            high,
+        };
+        let refusal = Refusal::Version {
+            theirs: versions("n1", 1, 1),
+            ours: versions("n3", 9, 10),
+        };
+        let text = format!("refused by the peer: {refusal}");
+        assert!(text.ends_with("; upgrade member \"n1\""), "{text}");
+        let connection = endpoint.accept().await.unwrap().await.unwrap();
+        hello::refuse(&connection, refusal);
+        logged_once(&one, &text).await;
+        one.reaches(&two).await;
+    });
+}
+
+/// Waits for a line of the log, which is one for all attempts.
+async fn logged_once(member: &Member, text: &str) {
+    member.reports(text).await;
+    let reported = member.hub.reported();
+    let lines = reported.iter().filter(|line| line.ends_with(text));
+    assert_eq!(lines.count(), 1, "{reported:?}");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use crate::{
     net::{
         Delivery, GuestQuestion, Hub, HubSettings, Inbox, IncomingSnapshot, Listener, Pacing,
-        PeerAddress, PeerRequest, PeerSecurity, TlsFiles, cert,
+        PeerAddress, PeerRequest, PeerSecurity, TlsFiles, VERSION_HIGH, cert,
     },
     raft::{Envelope, Message, MessageBody},
     types::{ClusterId, Entry, EntryKind, Identity, LogIndex, LogPosition, MemberId, Term},
@@ -73,16 +73,46 @@ impl Authority {
         if !file.exists() {
             cert::make_member(dir, dir, name, &[], days).unwrap();
         }
-        let (key, ca) = (dir.join(format!("{name}-key.pem")), dir.join(cert::CA_FILE));
+        self.files(name)
+    }
+}
+
+impl Authority {
+    /// The files of a certificate that names no member: a common name, and hosts.
+    pub(in crate::net) fn foreign(&self, name: &str, hosts: &[&str]) -> PeerSecurity {
+        let dir = self.path();
+        let file = format!("foreign-{name}-{}", hosts[0]);
+        cert::make_foreign(dir, &file, name, hosts);
+        self.files(&file)
+    }
+
+    /// The same files, and a list that revokes the certificate of `bad`.
+    pub(in crate::net) fn revoking(
+        &self,
+        security: PeerSecurity,
+        bad: &PeerSecurity,
+    ) -> PeerSecurity {
+        let (PeerSecurity::Files(mut files), PeerSecurity::Files(bad)) = (security, bad) else {
+            panic!("both have files");
+        };
+        let list = cert::make_crl(self.path(), std::slice::from_ref(&bad.cert)).unwrap();
+        files.crl = list.first().cloned();
+        PeerSecurity::Files(files)
+    }
+
+    fn files(&self, name: &str) -> PeerSecurity {
+        let dir = self.path();
         PeerSecurity::Files(TlsFiles {
-            cert: file,
-            key,
-            ca,
+            cert: dir.join(format!("{name}.pem")),
+            key: dir.join(format!("{name}-key.pem")),
+            ca: dir.join(cert::CA_FILE),
+            crl: None,
+            allowed: crate::tls::AllowedNames::default(),
+            refuse_readable_keys: false,
         })
     }
 }
 
-/// Everything that arrived.
 #[derive(Default)]
 pub(in crate::net) struct Post {
     pub(in crate::net) messages: RefCell<Vec<(MemberId, Message)>>,
@@ -285,6 +315,7 @@ pub(in crate::net) fn settings(id: u64, security: PeerSecurity) -> HubSettings {
         queue_bytes_max: 1024 * 1024,
         seed: id,
         boot: crate::clock::entropy(),
+        version_high: VERSION_HIGH,
     }
 }
 

@@ -1,6 +1,8 @@
-//! Members over real QUIC on the loopback: what they exchange, whom they refuse, what they survive.
+//! Members over real QUIC on the loopback: what they exchange, which connections they refuse, which faults they survive.
 
 mod exchange;
+mod floods;
+mod foreign;
 mod hostile;
 mod members;
 mod refusals;

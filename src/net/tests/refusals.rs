@@ -1,4 +1,4 @@
-//! Whom members refuse, and that both sides can say why.
+//! Which connections members refuse, and that both sides log the reason.
 
 use super::members::{Authority, Member, Post, append, pacing, run, settings};
 use crate::{
@@ -18,7 +18,7 @@ async fn healthy(authority: &Authority) -> (Member, Member) {
     (one, two)
 }
 
-/// `bad` dials `one`, which knows `book`: both report `part`, no connection comes of it, and the healthy pair goes on.
+/// `bad` dials `one`: each reports its part, no connection comes of it, and the healthy pair goes on.
 async fn both_refuse(one: &Member, two: &Member, bad: &Member, parts: [&str; 2]) {
     bad.hub.update(vec![PeerAddress {
         name: String::new(),
@@ -38,7 +38,11 @@ fn another_authority() {
         let (one, two) = healthy(&authority).await;
         let bad = Member::start(3, Authority::new().member("n3"));
         one.knows(&[&two, &bad]);
-        both_refuse(&one, &two, &bad, ["UnknownIssuer", "UnknownIssuer"]).await;
+        let texts = [
+            "its certificate is refused: no authority in peer.ca signed it",
+            "UnknownIssuer",
+        ];
+        both_refuse(&one, &two, &bad, texts).await;
     });
 }
 
@@ -48,7 +52,11 @@ fn an_expired_certificate() {
         let authority = Authority::new();
         let (one, two) = healthy(&authority).await;
         let bad = Member::start(3, authority.member_valid("n3", 0));
-        both_refuse(&one, &two, &bad, ["certificate expired", "expired"]).await;
+        let texts = [
+            "its certificate is refused: it has expired",
+            "it has expired",
+        ];
+        both_refuse(&one, &two, &bad, texts).await;
     });
 }
 
@@ -77,8 +85,8 @@ fn an_unknown_member() {
         bad.post
             .until(|post| !post.refused.borrow().is_empty())
             .await;
-        let (by, code, told) = bad.post.refused.borrow()[0].clone();
-        assert_eq!((by, code, told.as_str()), (one.id, 4, text));
+        let (by, code, reason) = bad.post.refused.borrow()[0].clone();
+        assert_eq!((by, code, reason.as_str()), (one.id, 4, text));
     });
 }
 
@@ -134,8 +142,8 @@ fn another_member_at_the_address() {
     });
 }
 
-/// A member is removed, and its machine becomes another member with the same name and address: what was on its way to the first
-/// one must not reach the second, which has none of the log that it is about.
+/// A member is removed, and its machine becomes another member with the same name and address. Messages in flight to the first
+/// must not reach the second, which does not have the log that they are about.
 #[test]
 fn nothing_on_its_way_to_a_member_reaches_its_successor() {
     run(async {

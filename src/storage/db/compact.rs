@@ -1,27 +1,30 @@
-//! Compaction, in steps small enough to come between commits.
+//! Compaction, in steps that are short enough to run between commits.
 //!
-//! The caller decides which records are removed (the index knows which are superseded). Each step is a transaction of its own
-//! that also stores the progress, so an interrupted compaction continues after a restart. A step that is repeated after a crash
-//! removes nothing that it would have kept before.
+//! The caller decides which records are removed (the index has the revisions that later ones replaced). Each step is a
+//! transaction of its own that also stores the progress, so an interrupted compaction continues after a restart. A step that is
+//! repeated after a crash removes nothing that it would have kept before.
 
-use super::error::{DbError, from_redb};
-use super::format::{
-    CompactionProgress, KEY_BYTES, REVISIONS, Usage, lower_key, meta, parse_revision_key,
+use super::{
+    Damage, Db,
+    error::{DbError, from_redb},
+    format::{
+        CompactionProgress, KEY_BYTES, REVISIONS, Usage, lower_key, meta, parse_revision_key,
+    },
+    record::{RecordRef, open_record},
 };
-use super::record::{RecordRef, open_record};
-use super::{Damage, Db};
-use crate::codec;
-use crate::types::{LogIndex, Rev, Revision};
+use crate::{
+    codec,
+    types::{LogIndex, Rev, Revision},
+};
 use redb::{ReadableTable, Table};
 
-/// What one step of a compaction may look at.
+/// The bounds of one step of a compaction.
 #[derive(Clone, Copy, Debug)]
 pub struct CompactSpan {
     /// The first place in history: `Rev::default()` for a new compaction, then [`CompactStep::next`].
     pub from: Rev,
-    /// The compacted revision.
     pub through: Revision,
-    /// The log entry that decided the compaction, or a later one. The database holds its effects.
+    /// The log entry with the compaction command, or a later one. Its effects must be stored already.
     pub decided_at: LogIndex,
     /// Records to visit at most.
     pub records_max: usize,
@@ -48,8 +51,8 @@ type Revisions<'a> = Table<'a, &'static [u8; KEY_BYTES], &'static [u8]>;
 impl Db {
     /// Visits a bounded number of records of a span; removes, durably, those that `keep` refuses.
     ///
-    /// A compaction starts at `Rev::default()` and continues at [`CompactStep::next`], or after a restart at
-    /// [`Db::compaction`]. An error poisons, as in [`Db::commit`].
+    /// A compaction starts at `Rev::default()` and continues at [`CompactStep::next`], or after a restart at [`Db::compaction`].
+    /// After an error the database refuses all further writes, as in [`Db::commit`].
     pub fn compact_step(
         &mut self,
         span: CompactSpan,
@@ -57,7 +60,7 @@ impl Db {
     ) -> Result<CompactStep, DbError> {
         let CompactSpan { from, through, .. } = span;
         let budget = span.records_max;
-        assert!(budget > 0, "a step without budget would never get on");
+        assert!(budget > 0, "a step must visit at least one record");
         assert!(
             span.decided_at <= self.applied.index,
             "records go before entry {} is stored, which decided so (stored: {}): after a loss of power the member would \
@@ -301,6 +304,6 @@ mod tests {
                 largest = db.size();
             }
         }
-        assert_eq!(db.size(), largest, "the file stopped to grow");
+        assert_eq!(db.size(), largest, "the file stopped growing");
     }
 }

@@ -1,19 +1,26 @@
 //! Tests of what crashes, failing disks and flipped bits do to the database.
 
-use super::testing::{Dump, FILE, MemDisk, OWNER, TINY_CACHE, batch, dump, expected, open, span};
-use super::{Damage, Db, DbError, DbOptions, OnDamage};
-use crate::types::{Rev, Revision, SplitMix64};
-use std::ops::ControlFlow;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use super::{
+    Damage, Db, DbError, DbOptions, OnDamage,
+    testing::{Dump, FILE, MemDisk, OWNER, TINY_CACHE, batch, dump, expected, open, span},
+};
+use crate::{
+    storage::encryption::testing,
+    types::{Rev, Revision, SplitMix64},
+};
+use std::{
+    ops::ControlFlow,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 const WIDTH: u32 = 12;
 const BATCHES: u64 = 40;
 
-/// Commits batches from where the database stands, as long as it can; true if all went well.
+/// Commits batches after the last one, up to the first error. Returns whether all succeeded.
 fn commit_some(db: &mut Db, batches: u64) -> bool {
     let first = db.applied().index.0 + 1;
     (first..first + batches).all(|index| db.commit(&batch(index, WIDTH)).is_ok())
@@ -103,7 +110,14 @@ fn survive(disk: &MemDisk, allowed: &[(u64, Dump)]) -> Result<u64, DbError> {
 fn sweep(image: &[u8], seed: u64) -> (usize, usize, usize) {
     let allowed = [BATCHES - 1, BATCHES].map(|index| (index, expected(index, WIDTH)));
     let mut random = SplitMix64::new(seed);
-    let header = (0..320 * 8).step_by(3);
+    // With encryption, redb's header is behind the file's own.
+    let starts = if testing::is_on() {
+        vec![0, 512]
+    } else {
+        vec![0]
+    };
+    let headers = starts.into_iter().map(|start| start * 8..(start + 320) * 8);
+    let header = headers.flat_map(|bits| bits.step_by(3));
     let blocks = (0..image.len() / 4096).flat_map(|block| {
         let mut bits = vec![block * 4096 * 8, (block * 4096 + 2) * 8];
         bits.extend((0..3).map(|_| block * 4096 * 8 + random.below(4096 * 8)));
@@ -144,16 +158,16 @@ fn flipped_bits_in_a_file_left_by_a_crash_do_no_harm_or_are_named() {
 fn bits_that_flip_while_the_file_is_open_are_never_served() {
     let image = history(true);
     let mut refused = 0;
-    let told = Arc::new(AtomicUsize::new(0));
+    let reported = Arc::new(AtomicUsize::new(0));
     for seed in 0..400 {
         let mut random = SplitMix64::new(seed);
         let disk = MemDisk::with_file(image.clone());
         let mut db = open(&disk).unwrap();
-        let tells = told.clone();
+        let counter = reported.clone();
         let on_damage = OnDamage::new(move |_| {
-            tells.fetch_add(1, Ordering::Relaxed);
+            counter.fetch_add(1, Ordering::Relaxed);
         });
-        let reader = db.reader().unwrap().telling(on_damage);
+        let reader = db.reader().unwrap().with_on_damage(on_damage);
         disk.flip(random.below(image.len() * 8));
         let outcome = catch_unwind(AssertUnwindSafe(|| -> Result<(), DbError> {
             for major in 2..=BATCHES {
@@ -175,10 +189,10 @@ fn bits_that_flip_while_the_file_is_open_are_never_served() {
         }
     }
     assert!(refused > 0, "no flip was seen");
-    let told = told.load(Ordering::Relaxed);
+    let reported = reported.load(Ordering::Relaxed);
     assert!(
-        (1..=refused).contains(&told),
-        "{told} reads told of damage, {refused} flips were seen"
+        (1..=refused).contains(&reported),
+        "{reported} reads reported damage, {refused} flips were seen"
     );
 }
 
@@ -204,7 +218,7 @@ fn truncated_and_foreign_files_are_refused() {
 
 #[test]
 fn a_value_that_changed_in_memory_is_named_not_served() {
-    // Past redb's own checksums: the record is written with a wrong one.
+    // redb's own checksums are right here: only the record's checksum is written wrong.
     let disk = MemDisk::new();
     let mut db = open(&disk).unwrap();
     db.commit(&batch(1, WIDTH)).unwrap();
@@ -268,7 +282,7 @@ fn a_newer_format_and_another_identity_are_refused() {
     );
     let db = open(&disk).unwrap();
     let transaction = db.redb.begin_write().unwrap();
-    let newer = 2u32.to_le_bytes();
+    let newer = 3u32.to_le_bytes();
     let name = super::format::meta::FORMAT;
     super::put_meta(&db.file, &transaction, name, Some(&newer)).unwrap();
     transaction.delete_table(super::format::REVISIONS).unwrap();
@@ -276,10 +290,32 @@ fn a_newer_format_and_another_identity_are_refused() {
     drop(db);
     match Db::open(&disk, FILE, TINY_CACHE, OWNER) {
         Err(DbError::NewerFormat {
-            found: 2,
-            supported: 1,
+            found: 3,
+            supported: 2,
             ..
         }) => {}
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn crashes_do_to_an_encrypted_file_what_they_do_to_any() {
+    testing::encrypted(a_crash_keeps_whole_batches_and_all_that_were_acknowledged);
+    testing::encrypted(a_crash_while_the_file_is_made_leaves_none_or_a_whole_one);
+}
+
+#[test]
+fn flipped_bits_in_an_encrypted_file_do_no_harm_or_are_named() {
+    testing::encrypted(flipped_bits_in_a_closed_file_do_no_harm_or_are_named);
+    testing::encrypted(flipped_bits_in_a_file_left_by_a_crash_do_no_harm_or_are_named);
+}
+
+#[test]
+fn bits_that_flip_while_an_encrypted_file_is_open_are_never_served() {
+    testing::encrypted(bits_that_flip_while_the_file_is_open_are_never_served);
+}
+
+#[test]
+fn truncated_and_foreign_files_are_refused_where_encrypted_ones_belong() {
+    testing::encrypted(truncated_and_foreign_files_are_refused);
 }

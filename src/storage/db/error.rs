@@ -1,8 +1,7 @@
 //! The database's errors, and the conversion of redb's.
 
 use super::format::Usage;
-use crate::types::Identity;
-use crate::types::Rev;
+use crate::types::{Identity, Rev};
 use std::{io, sync::Arc};
 
 /// Why an operation of the database failed. Retrying does not help: after any of these the member stops.
@@ -36,17 +35,13 @@ pub enum DbError {
     ForeignIdentity {
         /// The file, relative to the data directory.
         file: Arc<str>,
-        /// Whose it is.
         found: Identity,
-        /// Who asked.
         expected: Identity,
     },
-    /// The disk failed.
     #[error("{file}: {source}")]
     Io {
         /// The file, relative to the data directory.
         file: Arc<str>,
-        /// What it said.
         source: io::Error,
     },
     /// A batch's records are not in ascending order after all stored ones: a bug of the caller, or a log that does not belong to
@@ -69,7 +64,6 @@ pub enum DbError {
     Redb {
         /// The file, relative to the data directory.
         file: Arc<str>,
-        /// What redb said.
         source: Box<redb::Error>,
     },
 }
@@ -80,27 +74,16 @@ pub enum Damage {
     /// A stored value does not match its checksum.
     #[error("table {table}, {entry}: the value does not match its checksum")]
     Checksum {
-        /// The table.
         table: &'static str,
-        /// The entry, in words: `revision 7.0`, `lease 12`, `entry applied`.
+        /// The entry, as text: `revision 7.0`, `lease 12`, `entry applied`.
         entry: String,
     },
     /// The checksum is right, but this version never writes such a key or value.
     #[error("table {table}, {entry}: not in the format this version writes")]
-    Malformed {
-        /// The table.
-        table: &'static str,
-        /// The entry, in words.
-        entry: String,
-    },
+    Malformed { table: &'static str, entry: String },
     /// An entry that every database has is not there.
     #[error("table {table} lacks {entry}")]
-    Missing {
-        /// The table.
-        table: &'static str,
-        /// The entry, in words.
-        entry: String,
-    },
+    Missing { table: &'static str, entry: String },
     /// Number or size of the stored records differ from what the commits counted.
     #[error("table revisions holds {found}, but {counted} were written")]
     Count {

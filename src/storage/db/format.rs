@@ -2,14 +2,20 @@
 //!
 //! `docs/format.md` describes the same; change both together.
 
-use crate::codec;
-use crate::types::{RecordKind, Rev, Revision};
+use crate::{
+    codec,
+    types::{RecordKind, Rev, Revision},
+};
 use bincode::{Decode, Encode};
 use redb::TableDefinition;
 use std::fmt;
 
-/// The format this version writes, and the newest it reads.
-pub const FORMAT_VERSION: u32 = 1;
+/// The newest format that this version reads. A file gets it with its first rows ([`CommitBatch::rows`](super::CommitBatch)): a
+/// version that ignored users and roles would let every client do everything, so it must not open the file.
+pub const FORMAT_VERSION: u32 = 2;
+
+/// The format of a file without rows.
+pub(super) const FORMAT_WITHOUT_ROWS: u32 = 1;
 
 /// Length of a revision's key: major, sub, kind.
 pub(super) const KEY_BYTES: usize = 17;
@@ -38,7 +44,6 @@ pub(super) mod meta {
 /// The number and size of the records in table `revisions`: counted by each commit, compared by the scan at startup.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Usage {
-    /// Number of records.
     pub records: u64,
     /// Bytes of their keys, values and checksums.
     pub bytes: u64,
@@ -57,7 +62,7 @@ impl Usage {
         self.bytes += (KEY_BYTES + kv_len + CRC_BYTES) as u64;
     }
 
-    /// The rest without `removed`; `None` if that is more.
+    /// What is left without `removed`; `None` if `removed` is larger.
     pub(super) fn minus(self, removed: Self) -> Option<Self> {
         Some(Self {
             records: self.records.checked_sub(removed.records)?,

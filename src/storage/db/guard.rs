@@ -1,7 +1,7 @@
 //! A layer between redb and the disk that verifies all bytes before redb parses them.
 //!
 //! redb keeps a checksum of every page in the page above it, but compares them only when it repairs a file that was
-//! not closed; otherwise it trusts the pages that it reads, and a flipped bit can cause wrong results or a panic. So:
+//! not closed; otherwise it uses the pages unchecked, and a flipped bit can cause wrong results or a panic. So:
 //!
 //! 1. Every open is a repair. One byte of the header says whether the file was closed cleanly and whether the newest commit
 //!    needs no check; [`Guard`] returns that byte with "no" for both. redb then recomputes the file's layout, verifies every
@@ -11,8 +11,11 @@
 //!    differs fails. That costs 4 bytes of memory for 4 KiB of file.
 
 use redb::StorageBackend;
-use std::sync::{PoisonError, RwLock};
-use std::{fmt, io, ops::Range};
+use std::{
+    fmt, io,
+    ops::Range,
+    sync::{PoisonError, RwLock},
+};
 
 /// The unit of the checksums: redb's page size, so that every page is a whole number of blocks.
 const BLOCK_BYTES: usize = 4096;

@@ -18,22 +18,23 @@
 //!
 //! **Space** that compaction frees is used again by later commits; the file does not shrink while it is open.
 
-mod adopt;
+mod change_identity;
 mod compact;
 #[cfg(test)]
 mod damage;
 mod error;
 mod format;
 mod guard;
-mod noting;
 mod open;
 mod reader;
 mod record;
+mod record_cache;
 mod redb_file;
 mod snapshot;
 mod sync_mark;
 #[cfg(test)]
 mod testing;
+mod tracked_disk;
 
 pub use compact::{CompactSpan, CompactStep};
 pub use error::{Damage, DbError};
@@ -42,36 +43,40 @@ pub use reader::{DbReader, OnDamage};
 pub use record::RecordRef;
 pub use snapshot::{DbSite, Export, Import, SNAPSHOT_VERSION, SnapshotFault, SnapshotHeader};
 
-use crate::codec;
-use crate::storage::disk::DiskFile;
-use crate::types::{LeaseId, LogPosition, Record};
+use crate::{
+    codec,
+    storage::disk::DiskFile,
+    types::{LeaseId, LogPosition, Record, RecordKind},
+};
 use error::{from_io, from_redb};
 use format::{LEASES, META, REVISIONS, meta, revision_key, seal};
+use record_cache::RecordCache;
 use redb::{Database, ReadableDatabase, WriteTransaction};
-use std::ops::Bound;
-use std::sync::Arc;
-use std::thread;
+use std::{ops::Bound, sync::Arc, thread};
 
-/// A commit yields its core after so many records: nobody waits for a commit, and without that the scheduler would let other
-/// threads wait for milliseconds.
+/// A commit yields its core after this many records: no request waits for a commit, and otherwise the scheduler would keep other
+/// threads waiting for milliseconds.
 const YIELD_RECORDS: usize = 64;
 
 /// The settings of a database.
 #[derive(Clone, Copy, Debug)]
 pub struct DbOptions {
-    /// Size of the page cache, in bytes.
+    /// Size of redb's cache of pages, in bytes.
     pub cache_bytes: usize,
+    /// Size of the cache of single records, in bytes.
+    pub record_cache_bytes: usize,
 }
 
 impl Default for DbOptions {
     fn default() -> Self {
         Self {
             cache_bytes: 16 * 1024 * 1024,
+            record_cache_bytes: 16 * 1024 * 1024,
         }
     }
 }
 
-/// What becomes durable together.
+/// The changes that one commit makes durable.
 #[derive(Debug, Default)]
 pub struct CommitBatch {
     /// New records, in ascending order, after all stored ones. They may come in any number of pieces.
@@ -82,6 +87,8 @@ pub struct CommitBatch {
     pub meta: Vec<(&'static str, Option<Vec<u8>>)>,
     /// Leases to write, or to remove.
     pub leases: Vec<(LeaseId, Option<Vec<u8>>)>,
+    /// Users, roles and tokens: blobs like those of `meta`, but under names that are made at run time.
+    pub rows: Vec<(String, Option<Vec<u8>>)>,
 }
 
 /// The database, open for writing. Each file has one writer at most.
@@ -96,10 +103,12 @@ pub struct Db {
     fallback: LogPosition,
     usage: Usage,
     compaction: Option<CompactionProgress>,
+    format: u32,
     file_bytes: u64,
     poisoned: bool,
     /// Every reader has a clone: its count says whether there are readers.
     readers: Arc<()>,
+    recent: Arc<RecordCache>,
 }
 
 impl std::fmt::Debug for Db {
@@ -124,23 +133,37 @@ impl Db {
             batch.applied.index
         );
         let mut usage = self.usage;
+        let format = match batch.rows.len() {
+            0 => self.format,
+            _ => FORMAT_VERSION,
+        };
         self.write(|db, transaction| {
             db.put_records(transaction, &batch.records, &mut usage)?;
             db.put_leases(transaction, &batch.leases)?;
-            for (name, value) in &batch.meta {
+            let blobs = batch.meta.iter().map(|(name, value)| (*name, value));
+            let rows = batch
+                .rows
+                .iter()
+                .map(|(name, value)| (name.as_str(), value));
+            for (name, value) in blobs.chain(rows) {
                 assert!(
                     !name.starts_with(meta::RESERVED),
-                    "blob {name} bears a name of the database's own"
+                    "blob {name} has a name that is reserved for the database"
                 );
                 db.put_meta(transaction, name, value.as_deref())?;
+            }
+            if format != db.format {
+                db.put_meta(transaction, meta::FORMAT, Some(&format.to_le_bytes()))?;
             }
             db.put_meta(transaction, meta::USAGE, Some(&codec::encode(&usage)))?;
             let applied = codec::encode(&batch.applied);
             db.put_meta(transaction, meta::APPLIED, Some(&applied))
         })?;
+        self.keep_puts(&batch.records);
         self.fallback = self.applied;
         self.applied = batch.applied;
         self.usage = usage;
+        self.format = format;
         Ok(())
     }
 
@@ -150,7 +173,24 @@ impl Db {
             .redb
             .begin_read()
             .map_err(|error| from_redb(&self.file, error))?;
-        DbReader::new(transaction, self.file.clone(), self.readers.clone())
+        DbReader::new(
+            transaction,
+            self.file.clone(),
+            self.readers.clone(),
+            self.recent.clone(),
+        )
+    }
+
+    /// Adds new records to the record cache if any record was read since the last commit: then they are likely to be read soon.
+    fn keep_puts(&self, records: &[Arc<[Record]>]) {
+        if !self.recent.take_was_read() {
+            return;
+        }
+        for record in records.iter().flat_map(|piece| piece.iter()) {
+            if record.kind == RecordKind::Put {
+                self.recent.insert(record.rev, record.kv.clone());
+            }
+        }
     }
 
     /// Whether there are readers. Readers that outlive the database get errors.

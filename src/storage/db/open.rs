@@ -1,14 +1,22 @@
 //! Opening the database: creation in one rename, checks of identity and format.
 
-use super::error::{Damage, DbError, from_io, from_redb};
-use super::format::{CompactionProgress, FORMAT_VERSION, LEASES, REVISIONS, Usage, meta};
-use super::reader::read_meta;
-use super::redb_file::open_redb;
-use super::snapshot::remove_leftover;
-use super::{Db, DbOptions, put_meta};
-use crate::codec;
-use crate::storage::disk::Disk;
-use crate::types::{Identity, LogPosition};
+use super::{
+    Db, DbOptions,
+    error::{Damage, DbError, from_io, from_redb},
+    format::{
+        CompactionProgress, FORMAT_VERSION, FORMAT_WITHOUT_ROWS, LEASES, REVISIONS, Usage, meta,
+    },
+    put_meta,
+    reader::read_meta,
+    record_cache::RecordCache,
+    redb_file::open_redb,
+    snapshot::remove_leftover,
+};
+use crate::{
+    codec,
+    storage::disk::Disk,
+    types::{Identity, LogPosition},
+};
 use redb::{Database, ReadableDatabase};
 use std::sync::Arc;
 
@@ -34,7 +42,12 @@ impl Db {
             .iter()
             .any(|other| other == base);
         remove_leftover(disk, name)?;
-        if !present {
+        if present {
+            // The process that gave the file this name may have ended before that was durable. After a loss of power the old
+            // file would be back, without what was committed since.
+            let synced = disk.sync_dir(dir);
+            synced.map_err(|source| from_io(&file, source))?;
+        } else {
             create(disk, &file, dir, options, identity)?;
         }
         Self::open_existing(disk, &file, options, identity, present)
@@ -70,9 +83,11 @@ impl Db {
             fallback: state.applied,
             usage: state.usage,
             compaction: state.compaction,
+            format: state.format,
             file_bytes,
             poisoned: false,
             readers: Arc::default(),
+            recent: Arc::new(RecordCache::new(options.record_cache_bytes)),
         })
     }
 }
@@ -82,6 +97,7 @@ struct OwnEntries {
     applied: LogPosition,
     usage: Usage,
     compaction: Option<CompactionProgress>,
+    format: u32,
 }
 
 impl OwnEntries {
@@ -121,6 +137,7 @@ impl OwnEntries {
             applied: parse(file, meta::APPLIED, &required(meta::APPLIED)?)?,
             usage: parse(file, meta::USAGE, &required(meta::USAGE)?)?,
             compaction: compaction.transpose()?,
+            format: found,
         })
     }
 }
@@ -149,7 +166,7 @@ fn create(
         .open_table(LEASES)
         .map_err(|error| from_redb(file, error))?;
     let entries = [
-        (meta::FORMAT, FORMAT_VERSION.to_le_bytes().to_vec()),
+        (meta::FORMAT, FORMAT_WITHOUT_ROWS.to_le_bytes().to_vec()),
         (meta::IDENTITY, codec::encode(&identity)),
         (meta::APPLIED, codec::encode(&LogPosition::default())),
         (meta::USAGE, codec::encode(&Usage::default())),

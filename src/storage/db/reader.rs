@@ -1,13 +1,21 @@
 //! Reading: an immutable view of one commit, usable from any thread.
 
-use super::error::{Damage, DbError, from_redb};
-use super::format::{KEY_BYTES, LEASES, META, REVISIONS, lower_key, revision_key, unseal};
-use super::record::{RecordRef, open_record};
-use crate::types::{LeaseId, RecordKind, Rev};
+use super::{
+    error::{Damage, DbError, from_redb},
+    format::{KEY_BYTES, LEASES, META, REVISIONS, lower_key, revision_key, unseal},
+    record::{RecordRef, open_record},
+    record_cache::RecordCache,
+};
+use crate::{
+    failpoint::{FailPoint, hit},
+    types::{LeaseId, RecordKind, Rev},
+};
 use bytes::Bytes;
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable};
-use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
+use std::{
+    ops::{ControlFlow, Range},
+    sync::Arc,
+};
 
 /// The database as of one commit. Cloning is cheap. Later commits and compactions do not change it; pages that they free are not
 /// reused before it is dropped. After the [`Db`](super::Db) was dropped, reads return cached pages or errors.
@@ -22,9 +30,9 @@ pub struct DbReader {
 pub struct OnDamage(Arc<dyn Fn(&DbError) + Send + Sync>);
 
 impl OnDamage {
-    /// Calls `tell` with the read's error.
-    pub fn new(tell: impl Fn(&DbError) + Send + Sync + 'static) -> Self {
-        Self(Arc::new(tell))
+    /// Calls `report` with the read's error.
+    pub fn new(report: impl Fn(&DbError) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(report))
     }
 }
 
@@ -38,8 +46,9 @@ struct View {
     revisions: ReadOnlyTable<&'static [u8; KEY_BYTES], &'static [u8]>,
     transaction: ReadTransaction,
     file: Arc<str>,
-    /// Counted by [`Db::is_read`](super::Db::is_read).
+    /// [`Db::has_readers`](super::Db::has_readers) counts these.
     _reads: Arc<()>,
+    recent: Arc<RecordCache>,
 }
 
 impl std::fmt::Debug for DbReader {
@@ -55,6 +64,7 @@ impl DbReader {
         transaction: ReadTransaction,
         file: Arc<str>,
         reads: Arc<()>,
+        recent: Arc<RecordCache>,
     ) -> Result<Self, DbError> {
         let revisions = transaction
             .open_table(REVISIONS)
@@ -64,6 +74,7 @@ impl DbReader {
             transaction,
             file,
             _reads: reads,
+            recent,
         };
         Ok(Self {
             view: Arc::new(view),
@@ -73,19 +84,30 @@ impl DbReader {
 
     /// The same view, which also calls `on_damage` for each read that finds the file damaged or unreadable.
     #[must_use]
-    pub fn telling(self, on_damage: OnDamage) -> Self {
+    pub fn with_on_damage(self, on_damage: OnDamage) -> Self {
         let on_damage = Some(on_damage);
         Self { on_damage, ..self }
     }
 
     /// Returns the result, and reports damage in it.
-    fn told<T>(&self, read: Result<T, DbError>) -> Result<T, DbError> {
-        if let (Err(error @ (DbError::Damaged { .. } | DbError::Io { .. })), Some(tell)) =
+    fn report_damage<T>(&self, read: Result<T, DbError>) -> Result<T, DbError> {
+        if let (Err(error @ (DbError::Damaged { .. } | DbError::Io { .. })), Some(on_damage)) =
             (&read, &self.on_damage)
         {
-            tell.0(error);
+            on_damage.0(error);
         }
         read
+    }
+
+    /// The `KeyValue` that the put at `rev` stored, if it is in memory. Never waits for the disk. The put may be compacted by
+    /// now.
+    pub fn cached_put(&self, rev: Rev) -> Option<Bytes> {
+        self.view.recent.get(rev)
+    }
+
+    /// Adds a record that was read to the record cache, for [`DbReader::cached_put`]. `kv` must be an allocation of its own.
+    pub fn keep_put(&self, rev: Rev, kv: Bytes) {
+        self.view.recent.insert(rev, kv);
     }
 
     /// The `KeyValue` that the put at `rev` stored; `None` if there is no such put (compacted, or never written).
@@ -99,10 +121,11 @@ impl DbReader {
         rev: Rev,
         seen: impl FnOnce(&[u8]) -> T,
     ) -> Result<Option<T>, DbError> {
-        self.told(self.find_put(rev, seen))
+        self.report_damage(self.find_put(rev, seen))
     }
 
     fn find_put<T>(&self, rev: Rev, seen: impl FnOnce(&[u8]) -> T) -> Result<Option<T>, DbError> {
+        hit(FailPoint::BeforeStoredRead);
         let key = revision_key(rev, RecordKind::Put);
         let found = self
             .view
@@ -133,7 +156,7 @@ impl DbReader {
             .range::<&[u8; KEY_BYTES]>(&from..&to)
             .map_err(|error| from_redb(&self.view.file, error));
         let visited = entries.and_then(|entries| self.visit(entries, &mut visit));
-        self.told(visited)
+        self.report_damage(visited)
     }
 
     /// Visits every record, in order.
@@ -149,7 +172,7 @@ impl DbReader {
                 ControlFlow::Continue(())
             })
         });
-        self.told(visited)
+        self.report_damage(visited)
     }
 
     /// The file it reads, for errors.
@@ -159,12 +182,12 @@ impl DbReader {
 
     /// The blob that the newest commit with this name stored.
     pub fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, DbError> {
-        self.told(read_meta(&self.view.transaction, &self.view.file, name))
+        self.report_damage(read_meta(&self.view.transaction, &self.view.file, name))
     }
 
     /// Visits every blob, the database's own among them, in order of their names.
     pub fn for_each_meta(&self, visit: impl FnMut(&str, &[u8])) -> Result<(), DbError> {
-        self.told(self.visit_meta(visit))
+        self.report_damage(self.visit_meta(visit))
     }
 
     fn visit_meta(&self, mut visit: impl FnMut(&str, &[u8])) -> Result<(), DbError> {
@@ -199,7 +222,7 @@ impl DbReader {
         from: LeaseId,
         visit: impl FnMut(LeaseId, &[u8]) -> ControlFlow<()>,
     ) -> Result<(), DbError> {
-        self.told(self.visit_leases(from, visit))
+        self.report_damage(self.visit_leases(from, visit))
     }
 
     fn visit_leases(

@@ -1,7 +1,9 @@
 //! A record as it is read back from table `revisions`, once its checksum and its key were verified.
 
-use super::error::{Damage, DbError};
-use super::format::{KEY_BYTES, parse_revision_key, unseal};
+use super::{
+    error::{Damage, DbError},
+    format::{KEY_BYTES, parse_revision_key, unseal},
+};
 use crate::types::{RecordKind, Rev};
 use std::sync::Arc;
 
@@ -10,7 +12,6 @@ use std::sync::Arc;
 pub struct RecordRef<'a> {
     /// Its place in history.
     pub rev: Rev,
-    /// What it did.
     pub kind: RecordKind,
     /// The encoded `mvccpb.KeyValue`.
     pub kv: &'a [u8],

@@ -1,15 +1,19 @@
 //! Opens redb's file so that redb verifies all of it, with the layers that find later damage.
 
-use super::DbOptions;
-use super::error::{Damage, DbError, from_io, from_redb};
-use super::guard::Guard;
-use super::sync_mark::SyncMark;
-use crate::storage::backend::DiskBackend;
-use crate::storage::disk::{Disk, DiskFile, OpenMode};
+use super::{
+    DbOptions,
+    error::{Damage, DbError, from_io, from_redb},
+    guard::Guard,
+    sync_mark::SyncMark,
+};
+use crate::storage::{
+    backend::DiskBackend,
+    disk::{Disk, DiskFile, OpenMode},
+};
 use redb::Database;
 use std::sync::Arc;
 
-/// Opens the file; redb verifies and repairs it. `existing`: it was created before, so an empty file is damaged.
+/// Opens the file; redb verifies and repairs it. If `existing`, the file was created before, so an empty one is damaged.
 pub(super) fn open_redb(
     disk: &dyn Disk,
     name: &str,
@@ -30,9 +34,9 @@ pub(super) fn open_redb(
         });
     }
     let mark = SyncMark::open(disk, name).map_err(io)?;
-    mark.settle(&*disk_file).map_err(io)?;
+    mark.rewrite_unless_sound(&*disk_file, name).map_err(io)?;
     let backend = DiskBackend::new(disk_file.clone());
-    let backend = Guard::new(backend, move || mark.doubt());
+    let backend = Guard::new(backend, move || mark.record_failed_sync());
     let redb = Database::builder()
         .set_cache_size(options.cache_bytes)
         .create_with_backend(backend)

@@ -12,14 +12,14 @@
 use crate::storage::disk::{Disk, DiskFile, OpenMode};
 use std::{io, sync::Arc};
 
+/// What follows, in the name of a received database, the name of the one that it will replace.
+pub(super) const INCOMING: &str = ".incoming";
 /// The mark's file name, in the database's directory.
 const NAME: &str = "synced";
 /// All syncs succeeded.
 const SOUND: u8 = b'1';
-/// A sync failed, or it is unknown.
+/// A sync failed, or it is unknown whether one did.
 const DOUBTFUL: u8 = b'0';
-/// Bytes that are written again at a time.
-const CHUNK_BYTES: usize = 1024 * 1024;
 
 /// The mark: one byte of a file of its own.
 #[derive(Clone, Debug)]
@@ -39,14 +39,20 @@ impl SyncMark {
         Ok(Self(disk.open(&name, mode)?))
     }
 
-    /// A sync has failed.
-    pub(super) fn doubt(&self) {
+    pub(super) fn record_failed_sync(&self) {
         // If this fails too, nothing else can be done.
         self.0.write_at(0, &[DOUBTFUL]).unwrap_or_default();
     }
 
-    /// Writes and syncs all bytes of `database` again, unless the mark says that all syncs succeeded.
-    pub(super) fn settle(&self, database: &dyn DiskFile) -> io::Result<()> {
+    /// Writes and syncs all bytes of `database`, whose file is `name`, again, unless the mark says that all syncs succeeded.
+    ///
+    /// A snapshot that is being received is in a file beside the database. Its opening says nothing about the database, whose
+    /// sync may just have failed, so it leaves the mark as it is.
+    pub(super) fn rewrite_unless_sound(
+        &self,
+        database: &dyn DiskFile,
+        name: &str,
+    ) -> io::Result<()> {
         let mut found = [DOUBTFUL];
         if !self.0.is_empty()? {
             self.0.read_at(0, &mut found)?;
@@ -54,31 +60,28 @@ impl SyncMark {
         if found == [SOUND] {
             return Ok(());
         }
-        write_again(database)?;
+        database.write_again()?;
+        if name.contains(INCOMING) {
+            return Ok(());
+        }
         self.0.write_at(0, &[SOUND])
     }
 }
 
-fn write_again(file: &dyn DiskFile) -> io::Result<()> {
-    let len = file.len()?;
-    file.set_len(len)?;
-    let mut chunk = vec![0; CHUNK_BYTES];
-    let mut at = 0;
-    while at < len {
-        let left = usize::try_from(len - at).unwrap_or(usize::MAX);
-        let part = &mut chunk[..left.min(CHUNK_BYTES)];
-        file.read_at(at, part)?;
-        file.write_at(at, part)?;
-        at += part.len() as u64;
-    }
-    file.sync_data()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{FILE, OWNER, batch, dump, expected};
-    use super::super::{Db, DbOptions};
-    use crate::storage::sim_disk::{Fault, SimDisk};
+    use super::{
+        super::{
+            Db, DbOptions,
+            testing::{FILE, OWNER, batch, dump, expected},
+        },
+        *,
+    };
+    use crate::storage::{
+        encryption::testing,
+        sim_disk::{Fault, SimDisk},
+    };
+    use std::sync::Arc;
 
     /// So many records to a commit that some pages of it are not touched by the next.
     const WIDTH: u32 = 150;
@@ -90,7 +93,10 @@ mod tests {
         for seed in 0..12 {
             for nth in 1..40 {
                 let disk = SimDisk::new(seed);
-                let open = || Db::open(&disk, FILE, DbOptions::default(), OWNER);
+                let open = || {
+                    let disk = testing::share(Arc::new(disk.clone()));
+                    Db::open(&*disk, FILE, DbOptions::default(), OWNER)
+                };
                 let mut db = open().unwrap();
                 for index in 1..=3 {
                     db.commit(&batch(index, WIDTH)).unwrap();
@@ -125,5 +131,66 @@ mod tests {
             }
         }
         assert!(failed > 100, "only {failed} commits failed");
+    }
+
+    /// The mark was reset by a snapshot that began between a failed sync and the end of the process.
+    #[test]
+    fn a_snapshot_that_begins_after_a_failed_sync_leaves_the_mark() {
+        let disk = SimDisk::new(1);
+        let open = |name| Db::open(&disk, name, DbOptions::default(), OWNER).unwrap();
+        drop(open(FILE));
+        SyncMark::open(&disk, FILE).unwrap().record_failed_sync();
+        drop(open("db/revisions.redb.incoming"));
+        assert_eq!(disk.contents("db/synced").unwrap(), [DOUBTFUL]);
+        drop(open(FILE));
+        assert_eq!(disk.contents("db/synced").unwrap(), [SOUND]);
+    }
+
+    /// Writing again changed committed pages where encryption gave each a new ciphertext, so that a part of it destroyed them.
+    #[test]
+    fn writing_again_can_be_cut_short_anywhere() {
+        for (fault, loses_power) in [
+            (Fault::Death, false),
+            (Fault::Death, true),
+            (Fault::Io, false),
+            (Fault::Io, true),
+        ] {
+            for nth in 1.. {
+                let disk = SimDisk::new(nth);
+                let open = || {
+                    let disk = testing::share(Arc::new(disk.clone()));
+                    Db::open(&*disk, FILE, DbOptions::default(), OWNER)
+                };
+                let mut db = open().unwrap();
+                for index in 1..=3 {
+                    db.commit(&batch(index, WIDTH)).unwrap();
+                }
+                drop(db);
+                let mark = SyncMark::open(&disk, FILE).unwrap();
+                mark.record_failed_sync();
+                mark.0.sync_data().unwrap();
+                let before = disk.operations();
+                disk.fail_nth(nth, fault);
+                drop(open());
+                let failed = disk.operations() - before >= nth;
+                if loses_power {
+                    disk.crash();
+                } else {
+                    disk.kill_process();
+                }
+                let db = open().unwrap_or_else(|error| panic!("{fault:?}, {nth}: {error}"));
+                assert_eq!(dump(&db).unwrap(), expected(3, WIDTH), "{fault:?}, {nth}");
+                if !failed {
+                    assert!(nth > 3, "opening has several operations, not {nth}");
+                    break;
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn so_does_an_encrypted_one() {
+        testing::encrypted(a_database_outlives_a_failed_sync_and_a_loss_of_power_after_it);
+        testing::encrypted(writing_again_can_be_cut_short_anywhere);
     }
 }

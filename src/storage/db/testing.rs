@@ -1,15 +1,24 @@
 //! What the database's tests share: a disk in memory that crashes and fails, and a small history to store.
 
 use super::{CommitBatch, CompactSpan, Db, DbError, DbOptions};
-use crate::storage::disk::{Disk, DiskFile, OpenMode};
-use crate::types::{
-    ClusterId, Identity, LeaseId, LogIndex, LogPosition, MemberId, Record, RecordKind, Rev,
-    Revision, SplitMix64, Term,
+use crate::{
+    storage::{
+        disk::{Disk, DiskFile, OpenMode},
+        encryption,
+    },
+    types::{
+        ClusterId, Identity, LeaseId, LogIndex, LogPosition, MemberId, Record, RecordKind, Rev,
+        Revision, SplitMix64, Term,
+    },
 };
-use std::collections::BTreeMap;
-use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 pub(super) const FILE: &str = "db/revisions.redb";
 pub(super) const OWNER: Identity = Identity {
@@ -19,9 +28,10 @@ pub(super) const OWNER: Identity = Identity {
 /// Small enough that pages are read again from the disk.
 pub(super) const TINY_CACHE: DbOptions = DbOptions {
     cache_bytes: 16 * 1024,
+    record_cache_bytes: 0,
 };
 
-/// A step of a compaction that the database knows of already.
+/// A step of a compaction whose entry the database holds already.
 pub(super) fn span(from: Rev, through: Revision, records_max: usize) -> CompactSpan {
     CompactSpan {
         from,
@@ -50,7 +60,7 @@ impl FileChange {
     }
 }
 
-/// A file in memory that knows what was synced.
+/// A file in memory that records which of its changes were synced.
 #[derive(Debug)]
 pub(super) struct MemFile {
     contents: Mutex<Contents>,
@@ -192,7 +202,7 @@ impl MemDisk {
     }
 }
 
-/// The parts of a change that reach the disk each on its own.
+/// The parts of a change that can reach the disk independently.
 fn sectors(change: &FileChange) -> Vec<FileChange> {
     match change {
         FileChange::SetLen(_) => vec![change.clone()],
@@ -243,7 +253,8 @@ impl Disk for MemDisk {
 }
 
 pub(super) fn open(disk: &MemDisk) -> Result<Db, DbError> {
-    Db::open(disk, FILE, TINY_CACHE, OWNER)
+    let disk = encryption::testing::share(Arc::new(disk.clone()));
+    Db::open(&*disk, FILE, TINY_CACHE, OWNER)
 }
 
 /// The batch that log entry `index` becomes: revision `index + 1` with `width` records, the first a tombstone in every
@@ -269,6 +280,7 @@ pub(super) fn batch(index: u64, width: u32) -> CommitBatch {
             (LeaseId(i64::try_from(index).unwrap()), Some(vec![7; 20])),
             (LeaseId(i64::try_from(index).unwrap() - 4), None),
         ],
+        rows: Vec::new(),
     }
 }
 
@@ -283,7 +295,7 @@ pub(super) fn value(major: Revision, sub: u32) -> Vec<u8> {
     format!("value of {major}.{sub} ").repeat(8).into_bytes()
 }
 
-/// Everything the database holds, in words that compare.
+/// Everything the database holds, as text that can be compared.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Dump {
     pub(super) records: Vec<Record>,

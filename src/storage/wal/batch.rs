@@ -3,9 +3,11 @@
 //! The header contains the batch's position in the log and the hard state, so that the newest batch is enough to restore it after
 //! older segments were released. `docs/format.md` lists every byte.
 
-use super::sectors::Layout;
-use super::segment_id::SegmentId;
-use crate::types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term};
+use super::{sectors::Layout, segment_id::SegmentId};
+use crate::{
+    storage::encryption::{SEAL_BYTES, Seal, Sealer, Unsealed},
+    types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term},
+};
 use bytes::Bytes;
 use std::fmt;
 
@@ -21,7 +23,8 @@ pub(super) const HEADER_CRC_AT: usize = HEADER_BYTES - 4;
 const FLAG_SEAL: u32 = 1;
 const FLAG_VOTE: u32 = 2;
 const FLAG_RESET: u32 = 4;
-const FLAGS_KNOWN: u32 = FLAG_SEAL | FLAG_VOTE | FLAG_RESET;
+const FLAG_ENCRYPTED: u32 = 8;
+const FLAGS_KNOWN: u32 = FLAG_SEAL | FLAG_VOTE | FLAG_RESET | FLAG_ENCRYPTED;
 
 /// A batch's place in the order of all batches of a log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -42,35 +45,35 @@ pub(super) struct BatchHeader {
     pub(super) batch: BatchId,
     /// Header checksum of the batch before it; zero for the very first.
     pub(super) previous_crc: u32,
-    /// The position before its first entry. Entries after it that the log had are replaced.
+    /// The index before its first entry. If the log had entries after that index, the batch replaces them.
     pub(super) base: LogIndex,
-    /// Set when the whole log before is void and starts anew after `base`, an entry of this term.
+    /// `Some` if all earlier batches are void: the log starts anew after the entry `base`, which has this term.
     pub(super) reset: Option<Term>,
     /// The hard state as of this batch.
     pub(super) hard_state: HardState,
     /// Whether it is a seal, which only proves that the batch before it was durable.
     pub(super) seal: bool,
+    /// Whether the payload is encrypted.
+    pub(super) encrypted: bool,
     /// How many entries the payload holds.
     pub(super) entries: u32,
-    /// The payload's length.
     pub(super) payload_len: u32,
-    /// The payload's checksum.
     pub(super) payload_crc: u32,
 }
 
 /// Why bytes are not the batch that was expected.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Flaw {
-    /// The first bytes are something else.
+    /// The bytes do not begin with a batch's magic number.
     #[error("no batch starts here")]
     NoBatch,
-    /// The header's checksum does not hold.
+    /// The header's checksum does not match.
     #[error("checksum mismatch in a batch header")]
     HeaderChecksum,
     /// The header holds what this version never writes.
     #[error("a batch header with unknown flags or sizes")]
     HeaderContent,
-    /// A sound header, but of another place.
+    /// A sound header, but of a batch that belongs elsewhere.
     #[error("batch {found} of segment {segment} where batch {expected} belongs")]
     OutOfPlace {
         /// The batch that is there.
@@ -86,12 +89,20 @@ pub(super) enum Flaw {
     /// The payload reaches past the end of the file.
     #[error("batch {0} reaches past the end of the file")]
     PastEnd(BatchId),
-    /// The payload's checksum does not hold.
+    /// The payload's checksum does not match.
     #[error("checksum mismatch in the payload of batch {0}")]
     PayloadChecksum(BatchId),
     /// The payload does not consist of the entries that the header announces.
     #[error("malformed entry {1} in batch {0}")]
     Entry(BatchId, LogIndex),
+    /// The payload is as it was written, and cannot be decrypted.
+    #[error("the payload of batch {0} cannot be decrypted: {1}")]
+    Encrypted(BatchId, Unsealed),
+    /// The payload is encrypted, and encryption is off.
+    #[error(
+        "the payload of batch {0} is encrypted, but encryption is off: set encryption.key_file or encryption.key_command"
+    )]
+    NoKey(BatchId),
 }
 
 pub(super) fn array_at<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -108,7 +119,8 @@ pub(super) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(array_at(bytes, at))
 }
 
-/// The checksum of a header starts with the log's salt. Clients do not know it, so no bytes that they store are a valid header.
+/// The checksum of a header starts with the log's salt. Clients cannot find out the salt, so they cannot store bytes that pass
+/// for a valid header.
 pub(super) fn header_crc(bytes: &[u8], salt: u64) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&salt.to_le_bytes()), &bytes[..HEADER_CRC_AT])
 }
@@ -131,6 +143,7 @@ impl BatchHeader {
         flags |= if self.seal { FLAG_SEAL } else { 0 };
         flags |= if vote.is_some() { FLAG_VOTE } else { 0 };
         flags |= if self.reset.is_some() { FLAG_RESET } else { 0 };
+        flags |= if self.encrypted { FLAG_ENCRYPTED } else { 0 };
         out[..HEADER_BYTES].fill(0);
         out[..4].copy_from_slice(&MAGIC);
         out[4..8].copy_from_slice(&flags.to_le_bytes());
@@ -179,16 +192,56 @@ impl BatchHeader {
                 commit: LogIndex(u64_at(bytes, 72)),
             },
             seal: flags & FLAG_SEAL != 0,
+            encrypted: flags & FLAG_ENCRYPTED != 0,
         };
         Ok((header, crc))
     }
 
+    /// What an encrypted payload is bound to, so that it is no other batch's.
+    pub(super) fn place(&self) -> [u8; 32] {
+        let mut place = *b"wal\0............................";
+        place[4..12].copy_from_slice(&self.segment.0.to_le_bytes());
+        place[12..20].copy_from_slice(&self.batch.0.to_le_bytes());
+        place[20..28].copy_from_slice(&self.base.0.to_le_bytes());
+        place[28..].copy_from_slice(&self.entries.to_le_bytes());
+        place
+    }
+
+    /// The entries in `payload`, as the disk has it; `sealer` decrypts them.
+    pub(super) fn read_payload(
+        &self,
+        mut payload: Vec<u8>,
+        sealer: Option<&Sealer>,
+    ) -> Result<Vec<Entry>, Flaw> {
+        if !self.encrypted {
+            return self.decode_payload(&payload.into());
+        }
+        self.check_payload(&payload)?;
+        let sealer = sealer.ok_or(Flaw::NoKey(self.batch))?;
+        let Some((seal, text)) = payload.split_first_chunk_mut::<SEAL_BYTES>() else {
+            return Err(Flaw::Entry(self.batch, self.base));
+        };
+        let seal: Seal = *seal;
+        let opened = sealer.open(&self.place(), &seal, text);
+        opened.map_err(|error| Flaw::Encrypted(self.batch, error))?;
+        self.decode_entries(&Bytes::from(payload).slice(SEAL_BYTES..))
+    }
+
     /// Checks `payload` against this header and takes the entries out of it, without copying their data.
     pub(super) fn decode_payload(&self, payload: &Bytes) -> Result<Vec<Entry>, Flaw> {
+        self.check_payload(payload)?;
+        self.decode_entries(payload)
+    }
+
+    fn check_payload(&self, payload: &[u8]) -> Result<(), Flaw> {
         if payload.len() != self.payload_len as usize || crc32c::crc32c(payload) != self.payload_crc
         {
             return Err(Flaw::PayloadChecksum(self.batch));
         }
+        Ok(())
+    }
+
+    fn decode_entries(&self, payload: &Bytes) -> Result<Vec<Entry>, Flaw> {
         let mut entries = Vec::new();
         let mut index = self.base;
         let mut at = 0;
@@ -269,6 +322,7 @@ mod tests {
                 commit: LogIndex(40),
             },
             seal: false,
+            encrypted: false,
             entries: 2,
             payload_len: u32::try_from(payload.len()).unwrap(),
             payload_crc: crc32c::crc32c(payload),

@@ -1,9 +1,17 @@
 //! The buffer that the next batch is encoded into: aligned for direct I/O, in sectors as they go to the disk.
 
-use super::batch::{ENTRY_HEADER_BYTES, HEADER_BYTES, entry_header};
-use super::sectors::{finish, scatter, span};
-use crate::storage::disk::{DIRECT_ALIGN, aligned_zeros};
-use crate::types::Entry;
+use super::{
+    batch::{ENTRY_HEADER_BYTES, HEADER_BYTES, entry_header},
+    sectors::{finish, scatter, span},
+};
+use crate::{
+    storage::{
+        disk::{DIRECT_ALIGN, aligned_zeros},
+        encryption::{SEAL_BYTES, Sealer},
+    },
+    types::Entry,
+};
+use std::{io, sync::Arc};
 
 /// What a buffer keeps of its memory after an unusually large batch, in bytes.
 const KEPT_BYTES: usize = 1024 * 1024;
@@ -19,11 +27,38 @@ pub(super) struct BatchBuffer {
     len: usize,
     /// Checksum of the payload so far.
     payload_crc: u32,
+    /// With encryption: the entries, until [`BatchBuffer::seal`] makes the payload of them.
+    plain: Option<Plain>,
+}
+
+/// Entries that are encrypted as one piece.
+#[derive(Debug)]
+struct Plain {
+    sealer: Arc<Sealer>,
+    bytes: Vec<u8>,
+}
+
+impl Plain {
+    /// How many bytes they add to the payload.
+    fn payload_len(&self) -> usize {
+        match self.bytes.len() {
+            0 => 0,
+            len => SEAL_BYTES + len,
+        }
+    }
 }
 
 impl BatchBuffer {
-    pub(super) fn new() -> Self {
-        Self::with_room(KEPT_BYTES)
+    /// With a sealer, entries are encrypted.
+    pub(super) fn new(sealer: Option<Arc<Sealer>>) -> Self {
+        let plain = sealer.map(|sealer| Plain {
+            sealer,
+            bytes: Vec::new(),
+        });
+        Self {
+            plain,
+            ..Self::with_room(KEPT_BYTES)
+        }
     }
 
     fn with_room(room: usize) -> Self {
@@ -33,29 +68,54 @@ impl BatchBuffer {
             start,
             len: HEADER_BYTES,
             payload_crc: 0,
+            plain: None,
         }
     }
 
     /// Bytes on disk of the batch so far, padding included.
     pub(super) fn span(&self) -> usize {
-        span(self.len)
+        span(HEADER_BYTES + self.payload_len())
     }
 
     /// The payload's length so far.
     pub(super) fn payload_len(&self) -> usize {
-        self.len - HEADER_BYTES
+        let plain = self.plain.as_ref().map_or(0, Plain::payload_len);
+        self.len - HEADER_BYTES + plain
     }
 
-    /// The checksum of the payload so far.
+    /// The checksum of the payload so far; with encryption, of what was sealed.
     pub(super) fn payload_crc(&self) -> u32 {
         self.payload_crc
     }
 
     /// Appends an entry to the payload.
     pub(super) fn push(&mut self, entry: &Entry) {
+        if let Some(plain) = &mut self.plain {
+            plain.bytes.extend_from_slice(&entry_header(entry));
+            plain.bytes.extend_from_slice(&entry.data);
+            return;
+        }
         self.reserve(ENTRY_HEADER_BYTES + entry.data.len());
         self.extend(&entry_header(entry));
         self.extend(&entry.data);
+    }
+
+    /// Makes the payload of the entries, if they are to be encrypted; `place` is their batch's. Returns whether it did.
+    pub(super) fn seal(&mut self, place: &[u8]) -> io::Result<bool> {
+        let Some(plain) = self.plain.as_mut().filter(|plain| !plain.bytes.is_empty()) else {
+            return Ok(false);
+        };
+        let mut bytes = std::mem::take(&mut plain.bytes);
+        let seal = plain.sealer.seal(place, &mut bytes)?;
+        self.reserve(SEAL_BYTES + bytes.len());
+        self.extend(&seal);
+        self.extend(&bytes);
+        if let Some(plain) = &mut self.plain {
+            bytes.clear();
+            bytes.shrink_to(KEPT_BYTES);
+            plain.bytes = bytes;
+        }
+        Ok(true)
     }
 
     /// The whole batch in sectors that end with `tag`, padded with zeros, its header still to be filled in.
@@ -69,7 +129,11 @@ impl BatchBuffer {
     /// Starts the next batch.
     pub(super) fn clear(&mut self) {
         if self.bytes.len() > KEPT_BYTES + DIRECT_ALIGN {
-            *self = Self::new();
+            let plain = self.plain.take();
+            *self = Self {
+                plain,
+                ..Self::with_room(KEPT_BYTES)
+            };
         }
         self.len = HEADER_BYTES;
         self.payload_crc = 0;
@@ -89,11 +153,12 @@ impl BatchBuffer {
             return;
         }
         let mut larger = Self::with_room(needed.max(room * 2));
-        let used = self.span().min(room);
+        let used = span(self.len).min(room);
         larger.bytes[larger.start..larger.start + used]
             .copy_from_slice(&self.bytes[self.start..self.start + used]);
         larger.len = self.len;
         larger.payload_crc = self.payload_crc;
+        larger.plain = self.plain.take();
         *self = larger;
     }
 }
@@ -117,7 +182,7 @@ mod tests {
     fn batches_stay_aligned_and_padded_while_the_buffer_grows_and_shrinks() {
         let layout = Layout::Tagged { lives: 0 };
         let tag = layout.tag().unwrap();
-        let mut buffer = BatchBuffer::new();
+        let mut buffer = BatchBuffer::new(None);
         for len in [0, 1, 3_911, 3_912, KEPT_BYTES, 5 * KEPT_BYTES, 10] {
             buffer.push(&entry(len));
             buffer.push(&entry(9));

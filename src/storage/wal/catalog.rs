@@ -4,15 +4,18 @@
 //! entries up and then read files without holding its lock. It has one run for about [`RUN_BYTES`] of log, not one for each
 //! entry.
 
-use super::batch::BatchHeader;
-use super::error::WalError;
-use super::sectors::Layout;
-use super::segment::SegmentReader;
-use super::segment_id::SegmentId;
-use crate::storage::disk::DiskFile;
-use crate::types::{Entry, LogIndex};
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use super::{
+    batch::BatchHeader, error::WalError, sectors::Layout, segment::SegmentReader,
+    segment_id::SegmentId,
+};
+use crate::{
+    storage::{disk::DiskFile, encryption::Sealer},
+    types::{Entry, LogIndex},
+};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 /// How many bytes of log a run covers: finding one entry reads at most about this much.
 const RUN_BYTES: u64 = 256 * 1024;
@@ -28,7 +31,7 @@ struct Run {
     end: u64,
     first: LogIndex,
     last: LogIndex,
-    /// Whether further batches may join: not once its last entries were replaced.
+    /// Whether further batches may be added. False once its last entries were replaced.
     open: bool,
 }
 
@@ -52,13 +55,15 @@ pub(super) struct Catalog {
     /// Counts replacements. If it changes while a reader reads, the entries that it has read may be void.
     replacements: u64,
     salt: u64,
+    sealer: Option<Arc<Sealer>>,
 }
 
 impl Catalog {
-    /// An empty log whose batch headers are checked with `salt`.
-    pub(super) fn new(salt: u64) -> Self {
+    /// An empty log whose batch headers are checked with `salt`, and whose batches `sealer` decrypts.
+    pub(super) fn new(salt: u64, sealer: Option<Arc<Sealer>>) -> Self {
         Self {
             salt,
+            sealer,
             ..Self::default()
         }
     }
@@ -73,7 +78,7 @@ impl Catalog {
         self.last
     }
 
-    /// Makes a segment's file known, before the first batch in it counts.
+    /// Adds a segment's file. To be called before the first batch in it is added.
     pub(super) fn add_file(
         &mut self,
         id: SegmentId,
@@ -89,13 +94,13 @@ impl Catalog {
     pub(super) fn start_after(&mut self, base: LogIndex) {
         assert!(
             self.runs.is_empty(),
-            "only an empty log can be told where it starts"
+            "only an empty log can be given a start"
         );
         self.base = base;
         self.last = base;
     }
 
-    /// Counts a durable batch at `start` of its segment. Its base must not be past [`Self::last`].
+    /// Adds a durable batch, which lies at offset `start` of its segment. Its base must not be past [`Self::last`].
     pub(super) fn add(&mut self, header: &BatchHeader, start: u64) {
         if header.reset.is_some() {
             self.replacements += 1;
@@ -209,7 +214,7 @@ impl WalReader {
         (catalog.base < catalog.last).then(|| (catalog.base.next(), catalog.last))
     }
 
-    /// The newest position after which the log has at most about `bytes`.
+    /// The oldest position after which the log has at most `bytes` bytes, to the precision of a run.
     pub fn before_newest(&self, bytes: u64) -> LogIndex {
         let catalog = lock(&self.catalog);
         let mut left = bytes;
@@ -224,15 +229,15 @@ impl WalReader {
 
     /// Durable entries from `from` on, in order: as many as fit `bytes_max` bytes of data, but at least one.
     ///
-    /// Empty when `from` is past the last durable entry; [`WalError::Released`] when it is before the first. The answer
-    /// was the log at one moment: entries may be replaced right after.
+    /// Empty when `from` is past the last durable entry; [`WalError::Released`] when it is before the first. The entries were in
+    /// the log together at one moment; they may be replaced right after.
     pub fn read(&self, from: LogIndex, bytes_max: usize) -> Result<Vec<Entry>, WalError> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut full = false;
         let mut seen = lock(&self.catalog).replacements;
         loop {
             let next = entries.last().map_or(from, |last| last.index.next());
-            let (run, segment, salt) = {
+            let (run, segment, salt, sealer) = {
                 let catalog = lock(&self.catalog);
                 if catalog.replacements != seen {
                     seen = catalog.replacements;
@@ -252,9 +257,9 @@ impl WalReader {
                 let Some(segment) = catalog.files.get(&run.segment) else {
                     return Ok(entries);
                 };
-                (run, segment.clone(), catalog.salt)
+                (run, segment.clone(), catalog.salt, catalog.sealer.clone())
             };
-            match read_run(run, &segment, salt, next) {
+            match read_run(run, &segment, salt, sealer, next) {
                 // Once full, the next turn only checks that nothing was replaced meanwhile.
                 Ok(found) => full = take_within(&mut entries, found, bytes_max),
                 // The segment may have been released, and even reused, while it was read.
@@ -265,7 +270,7 @@ impl WalReader {
     }
 }
 
-/// Moves entries from `found` while all fit `bytes_max` bytes of data; the first always does. Tells whether it is full.
+/// Moves entries from `found` while all fit `bytes_max` bytes of data; the first always does. Returns whether it is full.
 fn take_within(entries: &mut Vec<Entry>, found: Vec<Entry>, bytes_max: usize) -> bool {
     let mut bytes: usize = entries.iter().map(|entry| entry.data.len()).sum();
     for entry in found {
@@ -283,11 +288,12 @@ fn read_run(
     run: Run,
     segment: &SegmentFile,
     salt: u64,
+    sealer: Option<Arc<Sealer>>,
     from: LogIndex,
 ) -> Result<Vec<Entry>, WalError> {
     let SegmentFile { name, file, layout } = segment;
     let window = usize::try_from(run.end - run.start).unwrap_or(usize::MAX);
-    let reader = SegmentReader::new(Arc::clone(file), window, *layout);
+    let reader = SegmentReader::new(Arc::clone(file), window, *layout, sealer);
     let mut reader = reader.map_err(WalError::io("read", name))?;
     let mut entries = Vec::new();
     let mut next = run.first;

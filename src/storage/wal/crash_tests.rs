@@ -4,10 +4,15 @@ use super::tests::{
     BLOCK, CloneDisk, DIR, NONE, entries, entry, name, open, options, put, try_open,
 };
 use super::*;
-use crate::storage::sim_disk::{Fault, SimDisk};
-use crate::types::MemberId;
+use crate::{
+    storage::{
+        encryption::testing,
+        sim_disk::{Fault, SimDisk},
+    },
+    types::MemberId,
+};
 
-/// What a crash test knows of the log: what was flushed, and what was only appended since.
+/// The log that a crash test expects: the flushed part, and the part appended since.
 #[derive(Default)]
 struct Model {
     base: u64,
@@ -68,7 +73,7 @@ impl Model {
         // Released entries are committed: only later ones are ever replaced.
         let lowest = lock(&wal.catalog).base().0.max(self.base) + 1;
         let first = if replace && last >= lowest {
-            // Before what it replaces is gone, all before was flushed: the log does that on its own.
+            // The log itself flushes all pending entries before it replaces some of them.
             wal.flush()?;
             self.flushed();
             last - choices.below((last - lowest + 1).min(4))
@@ -97,7 +102,7 @@ impl Model {
         })
     }
 
-    /// The log holds what was flushed, or all that was appended since; then that is the truth.
+    /// Checks that the log holds what was flushed, or that and all that was appended since, which then counts as flushed.
     fn check(&mut self, recovered: &Recovered, seed: u64) {
         let is_flushed = recovered.entries == self.flushed
             && recovered.hard_state.term == self.flushed_state.term;
@@ -127,7 +132,7 @@ fn crash_loop(seed: u64, faults: bool) {
         let opened = Wal::open(disk.share(), DIR, options(), NONE.max(LogIndex(model.base)));
         let (mut wal, recovered) = match opened {
             Ok(opened) => opened,
-            // A fault may hit the start itself; the next one is without.
+            // The fault may occur while the log is opened; the next attempt has none.
             Err(WalError::Io { .. }) if faults => {
                 disk.crash();
                 continue;
@@ -214,6 +219,14 @@ fn random_damage_anywhere_never_panics_and_never_changes_an_entry() {
             assert_eq!(recovered.entries, expected, "seed {seed}: an entry was cut");
         }
     }
+}
+
+#[test]
+fn crashes_and_damage_do_to_an_encrypted_log_what_they_do_to_any() {
+    testing::encrypted(crashes_lose_nothing_flushed_and_resurrect_nothing_cut);
+    testing::encrypted(crashes_after_disk_errors_lose_nothing_flushed);
+    testing::encrypted(a_crash_while_the_log_is_created_leaves_a_log_that_opens);
+    testing::encrypted(random_damage_anywhere_never_panics_and_never_changes_an_entry);
 }
 
 mod garbage {

@@ -14,11 +14,11 @@ pub enum WalError {
     /// The disk failed. After a failed write or sync the content of the disk is unknown: the log refuses all further operations.
     #[error("cannot {action} log file {file}: {source}")]
     Io {
-        /// What was being done.
+        /// The operation that failed.
         action: &'static str,
         /// The file, relative to the data directory.
         file: String,
-        /// What the disk said.
+        /// The error of the disk.
         source: io::Error,
     },
     /// An earlier write or sync failed. The process has to restart.
@@ -27,7 +27,6 @@ pub enum WalError {
     /// Durable bytes have changed since they were written. This is not a torn write, which is possible only at the log's end.
     #[error("log segment {file} is damaged at byte {offset}: {what}; {ADVICE}")]
     Damaged {
-        /// The segment's number.
         segment: SegmentId,
         /// The segment's file, relative to the data directory.
         file: String,
@@ -50,9 +49,7 @@ pub enum WalError {
          version that wrote it"
     )]
     NewerFormat {
-        /// The segment's file.
         file: String,
-        /// The format found.
         found: u32,
         /// The newest format known here.
         supported: u32,
@@ -60,11 +57,8 @@ pub enum WalError {
     /// The log belongs to another member or another cluster: the data directory is the wrong one.
     #[error("log segment {file} belongs to {found}, this is {expected}: wrong data directory?")]
     Foreign {
-        /// The segment's file.
         file: String,
-        /// Whose it is.
         found: Identity,
-        /// Who opens it.
         expected: Identity,
     },
     /// The log starts after entries that are still needed.
@@ -86,7 +80,7 @@ pub enum WalError {
 }
 
 impl WalError {
-    /// For `map_err`: wraps a disk error with what was being done to which file.
+    /// For `map_err`: adds the operation and the file to an error of the disk.
     pub(super) fn io(action: &'static str, file: &str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io {
             action,

@@ -1,18 +1,24 @@
 //! Fuzz targets for the log's bytes: single batches with right checksums and arbitrary content, and segments with patches.
 
-use super::batch::{BatchHeader, HEADER_BYTES, HEADER_CRC_AT, MAGIC, header_crc};
-use super::{Append, SegmentId, Wal, WalOptions};
-use crate::storage::disk::{Disk, OpenMode};
-use crate::storage::sim_disk::SimDisk;
-use crate::types::{ClusterId, Entry, EntryKind, HardState, Identity, LogIndex, MemberId, Term};
+use super::{
+    Append, SegmentId, Wal, WalOptions,
+    batch::{BatchHeader, HEADER_BYTES, HEADER_CRC_AT, MAGIC, header_crc},
+};
+use crate::{
+    storage::{
+        disk::{Disk, OpenMode},
+        sim_disk::SimDisk,
+    },
+    types::{ClusterId, Entry, EntryKind, HardState, Identity, LogIndex, MemberId, Term},
+};
 use bytes::Bytes;
 use std::sync::Arc;
 
 const SALT: u64 = 7;
 const SEGMENT_BYTES: u64 = 64 * 1024;
 
-/// Reads `data` as a batch whose checksums are right, so that the content alone decides. What is accepted is written back the
-/// same.
+/// Decodes `data` as a batch after its checksums are corrected, so that only the content decides. A header that is accepted must
+/// survive its encoding.
 pub fn batch(data: &[u8]) {
     if data.len() < HEADER_BYTES {
         return;
@@ -42,8 +48,8 @@ pub fn batch(data: &[u8]) {
     }
 }
 
-/// A log of a few batches, patched: three bytes of offset, one of length, that many bytes, and so on. It opens, or says what
-/// is wrong; what opens goes on, and holds afterwards what it held and what was added.
+/// A log of a few batches, patched: three bytes of offset, one of length, that many bytes, and so on. It opens or fails with an
+/// error. A log that opens accepts new entries, and afterwards holds them and all that it held.
 pub fn segment(data: &[u8]) {
     let disk = SimDisk::new(1);
     disk.take_direct(false);

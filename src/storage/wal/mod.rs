@@ -23,9 +23,9 @@
 //! durable once: the log is damaged, and refuses to open. A *seal* behind the last batch is such a later one; it is written
 //! when the log is idle or stops, and at every start, and the next batch overwrites it.
 //!
-//! A bad batch with nothing behind it was torn by a crash, or written whole and damaged since. Each of its sectors ends with a
-//! tag that its place had not had before (`sectors`), so the sectors that were never written are known: if there is one, the
-//! batch was never synced, and it is cut off; if there is none, the log is damaged.
+//! A bad batch with nothing behind it was torn by a crash, or written whole and damaged since. Each sector of a batch ends with a
+//! tag that this place of the file never had before (`sectors`), which shows whether the sector was written. If a sector was not,
+//! the batch was never synced, and it is cut off; if all were, the log is damaged.
 //!
 //! # What it never does
 //!
@@ -55,17 +55,24 @@ pub use options::WalOptions;
 pub use recovery::{Recovered, TornTail};
 pub use segment_id::SegmentId;
 
-use crate::failpoint::{FailPoint, hit};
-use crate::storage::disk::{DIRECT_ALIGN, Disk, OpenMode, aligned_zeros};
-use crate::types::{Entry, HardState, LogIndex, LogPosition, Term};
+use crate::{
+    failpoint::{FailPoint, hit},
+    storage::{
+        disk::{DIRECT_ALIGN, Disk, OpenMode, aligned_zeros},
+        encryption::KEYRING,
+    },
+    types::{Entry, HardState, LogIndex, LogPosition, Term},
+};
 use batch::{BatchHeader, BatchId, ENTRY_HEADER_BYTES};
 use buffer::BatchBuffer;
 use catalog::{Catalog, lock};
 use recovery::{Segment, replay};
 use sectors::Layout;
 use segment::{BATCHES_START, SegmentHeader, layout_in};
-use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+};
 
 /// The largest batch, except one that holds a single larger entry. Bounds the buffer.
 const BATCH_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -133,6 +140,8 @@ pub struct Wal {
     last: LogIndex,
     pending: Pending,
     buffer: BatchBuffer,
+    /// Whether batches are encrypted.
+    encrypts: bool,
     catalog: Arc<Mutex<Catalog>>,
     stats: WalStats,
 }
@@ -148,31 +157,32 @@ impl Wal {
         options: WalOptions,
         after: LogIndex,
     ) -> Result<(Self, Recovered), WalError> {
-        let align = DIRECT_ALIGN as u64;
-        assert!(
-            options.segment_bytes.is_multiple_of(align) && options.segment_bytes >= 2 * align,
-            "a segment of {} bytes does not hold whole blocks",
-            options.segment_bytes
-        );
-        let names = disk.list(dir).map_err(WalError::io("list", dir))?;
-        if !names.is_empty() {
-            // The process before may have died before its renames were durable.
-            disk.sync_dir(dir).map_err(WalError::io("sync", dir))?;
-        }
+        options.check();
+        let names = durable_names(&*disk, dir)?;
         let mut ids: Vec<SegmentId> = names
             .iter()
             .filter_map(|name| SegmentId::from_live_name(name))
             .collect();
+        let sealer = disk.sealer().map_err(WalError::io("write", KEYRING))?;
+        let encrypts = sealer.is_some();
         let created = ids.is_empty();
-        let mut free = usable_free_files(&*disk, dir, &names, &options)?;
+        let mut free = usable_free_files(&*disk, dir, &names, &options, encrypts)?;
         if created {
             let first = SegmentId(1);
-            let maker = Maker::new(&*disk, dir, &options, options.salt);
+            let maker = Maker::new(&*disk, dir, &options, options.salt, encrypts);
             maker.publish(maker.make(first, free.pop())?)?;
             ids.push(first);
         }
         let catalog = Arc::new(Mutex::new(Catalog::default()));
-        let mut replay = replay(&*disk, dir, &ids, &options, after, &catalog)?;
+        let mut replay = replay(
+            &*disk,
+            dir,
+            &ids,
+            &options,
+            after,
+            sealer.as_ref(),
+            &catalog,
+        )?;
         replay.recovered.created = created;
         let tails = replay.torn_tails()?;
         replay.recovered.cut = tails.first().cloned();
@@ -193,7 +203,8 @@ impl Wal {
             hard_state: replay.recovered.hard_state,
             last: replay.recovered.last,
             pending: Pending::default(),
-            buffer: BatchBuffer::new(),
+            buffer: BatchBuffer::new(sealer),
+            encrypts,
             stats: WalStats {
                 direct: active.file.is_direct(),
                 ..WalStats::default()
@@ -210,8 +221,9 @@ impl Wal {
         }
         wal.cut(&tails)?;
         // Batches go only into segments of the present format.
-        if let Some(plain) = wal.prepared.take_if(|next| next.layout.tag().is_none()) {
-            wal.retire(&plain)?;
+        let encrypts = wal.encrypts;
+        if let Some(other) = wal.prepared.take_if(|next| !next.takes(encrypts)) {
+            wal.retire(&other)?;
         }
         Ok((wal, replay.recovered))
     }
@@ -316,7 +328,7 @@ impl Wal {
         let bytes = self.buffer.span() as u64;
         // A batch larger than a segment makes an empty one grow.
         let is_full = self.offset + bytes > self.active.len && self.offset > BATCHES_START;
-        if is_full || self.active.layout.tag().is_none() {
+        if is_full || !self.active.takes(self.encrypts) {
             self.roll()?;
         }
         let Some(tag) = self.active.layout.tag() else {
@@ -326,12 +338,17 @@ impl Wal {
             (0, None) => self.last,
             _ => self.pending.base,
         };
-        let header = BatchHeader {
+        let mut header = BatchHeader {
             base,
             reset: self.pending.reset,
             entries: self.pending.entries,
             ..self.blank_header(self.active.id)
         };
+        let sealed = self.buffer.seal(&header.place());
+        if sealed.map_err(WalError::io("encrypt a batch of", &self.active.name))? {
+            header.encrypted = true;
+            header.payload_crc = self.buffer.payload_crc();
+        }
         let sectors = self.buffer.sectors(tag);
         self.previous_crc = header.encode(self.salt, sectors);
         self.active
@@ -352,6 +369,7 @@ impl Wal {
             reset: None,
             hard_state: self.hard_state,
             seal: false,
+            encrypted: false,
             entries: 0,
             payload_len: payload_len.expect("a batch is bounded far below 4 GiB"),
             payload_crc: self.buffer.payload_crc(),
@@ -383,7 +401,8 @@ impl Wal {
         if self.prepared.is_some() {
             return Ok(());
         }
-        let maker = Maker::new(&*self.disk, &self.dir, &self.options, self.salt);
+        let (disk, options) = (&*self.disk, &self.options);
+        let maker = Maker::new(disk, &self.dir, options, self.salt, self.encrypts);
         let made = maker.make(self.active.id.next(), self.free.pop())?;
         let was_poisoned = std::mem::replace(&mut self.poisoned, true);
         self.prepared = Some(maker.publish(made)?);
@@ -413,8 +432,10 @@ impl Wal {
 
     /// Removes a segment from the log, durably before it returns, so that a crash cannot leave a gap between segments.
     fn retire(&mut self, segment: &Segment) -> Result<(), WalError> {
+        // One whose entries are not encrypted is removed once encryption was turned on.
         let is_needed = self.free.len() < self.options.free_segments_max
-            && segment.len == self.options.segment_bytes;
+            && segment.len == self.options.segment_bytes
+            && segment.encrypted == self.encrypts;
         let lives = segment.layout.lives_after().filter(|_| is_needed);
         if let Some(lives) = lives {
             let to = format!("{}/{}", self.dir, segment.id.free_name());
@@ -430,8 +451,8 @@ impl Wal {
         synced.map_err(WalError::io("sync", &self.dir))
     }
 
-    /// Flushes, then marks the last batch as durable with a seal behind it, unsynced: nothing depends on it, but sectors that
-    /// the last batch loses later then count as damage. For an idle log and a clean stop.
+    /// Flushes, then writes a seal behind the last batch, which proves that this batch was durable: if it loses sectors later,
+    /// that counts as damage. The seal is not synced, since nothing depends on it. For an idle log and a clean stop.
     pub fn seal(&mut self) -> Result<(), WalError> {
         self.flush()?;
         if !self.sealed {
@@ -532,18 +553,18 @@ impl Wal {
 /// A released file that waits to be reused.
 #[derive(Clone, Copy, Debug)]
 struct FreeFile {
-    /// The last segment it was.
+    /// The number of the last segment that used it.
     id: SegmentId,
     /// How often it was a segment.
     lives: u32,
 }
 
-/// Makes segment files.
 struct Maker<'a> {
     disk: &'a dyn Disk,
     dir: &'a str,
     options: &'a WalOptions,
     salt: u64,
+    encrypts: bool,
 }
 
 /// A complete segment file that still has another name.
@@ -553,12 +574,19 @@ struct Made {
 }
 
 impl<'a> Maker<'a> {
-    fn new(disk: &'a dyn Disk, dir: &'a str, options: &'a WalOptions, salt: u64) -> Self {
+    fn new(
+        disk: &'a dyn Disk,
+        dir: &'a str,
+        options: &'a WalOptions,
+        salt: u64,
+        encrypts: bool,
+    ) -> Self {
         Self {
             disk,
             dir,
             options,
             salt,
+            encrypts,
         }
     }
 
@@ -591,6 +619,7 @@ impl<'a> Maker<'a> {
             file: file.map_err(WalError::io("create", name))?,
             len: self.options.segment_bytes,
             layout,
+            encrypted: self.encrypts,
         };
         if is_new {
             write_zeros(&segment, 0, segment.len)?;
@@ -600,6 +629,7 @@ impl<'a> Maker<'a> {
             identity: self.options.identity,
             salt: self.salt,
             layout,
+            encrypted: self.encrypts,
             bytes: segment.len,
         };
         let (mut bytes, start) = aligned_zeros(DIRECT_ALIGN);
@@ -632,6 +662,16 @@ impl<'a> Maker<'a> {
     }
 }
 
+/// The names in the log's directory.
+fn durable_names(disk: &dyn Disk, dir: &str) -> Result<Vec<String>, WalError> {
+    let names = disk.list(dir).map_err(WalError::io("list", dir))?;
+    if !names.is_empty() {
+        // The process before may have died before its renames were durable.
+        disk.sync_dir(dir).map_err(WalError::io("sync", dir))?;
+    }
+    Ok(names)
+}
+
 fn write_zeros(segment: &Segment, offset: u64, bytes: u64) -> Result<(), WalError> {
     let (zeros, start) = aligned_zeros(ZEROS_BYTES);
     let end = offset + bytes;
@@ -645,19 +685,20 @@ fn write_zeros(segment: &Segment, offset: u64, bytes: u64) -> Result<(), WalErro
     Ok(())
 }
 
-/// The released files that can be reused. Removes the others: those above the maximum number, of another size, or used as often
-/// as there are tags; and an unfinished file.
+/// The released files that can be reused. Removes the others: those above the maximum number, of another size, used as often as
+/// there are tags, or with entries that are not encrypted although encryption is on; and an unfinished file.
 fn usable_free_files(
     disk: &dyn Disk,
     dir: &str,
     names: &[String],
     options: &WalOptions,
+    encrypts: bool,
 ) -> Result<Vec<FreeFile>, WalError> {
     let mut usable = Vec::new();
     for name in names {
         let path = format!("{dir}/{name}");
         if let Some(id) = SegmentId::from_free_name(name) {
-            let lives = lives_of_free_file(disk, &path, options)?;
+            let lives = lives_of_free_file(disk, &path, options, encrypts)?;
             if let Some(lives) = lives.filter(|_| usable.len() < options.free_segments_max) {
                 usable.push(FreeFile { id, lives });
                 continue;
@@ -670,12 +711,13 @@ fn usable_free_files(
     Ok(usable)
 }
 
-/// How often a released file was a segment, if it can be one again. After a crash its header may already be that of its next
-/// life, which then counts although it held no batch.
+/// How often a released file was a segment; `None` if it cannot be one again. After a crash its header may already be that of its
+/// next life, which then counts although the file held no batch in it.
 fn lives_of_free_file(
     disk: &dyn Disk,
     path: &str,
     options: &WalOptions,
+    encrypts: bool,
 ) -> Result<Option<u32>, WalError> {
     let mode = OpenMode {
         create: false,
@@ -688,5 +730,6 @@ fn lives_of_free_file(
     let (mut bytes, start) = aligned_zeros(DIRECT_ALIGN);
     let block = &mut bytes[start..start + DIRECT_ALIGN];
     file.read_at(0, block).map_err(WalError::io("read", path))?;
-    Ok(layout_in(block).and_then(Layout::lives_after))
+    let found = layout_in(block).filter(|(_, encrypted)| *encrypted == encrypts);
+    Ok(found.and_then(|(layout, _)| layout.lives_after()))
 }

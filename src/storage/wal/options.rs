@@ -1,6 +1,6 @@
 //! How a log is kept.
 
-use crate::types::Identity;
+use crate::{storage::disk::DIRECT_ALIGN, types::Identity};
 
 /// The settings of a log.
 #[derive(Clone, Copy, Debug)]
@@ -24,5 +24,15 @@ impl WalOptions {
             segment_bytes: 16 * 1024 * 1024,
             free_segments_max: 4,
         }
+    }
+
+    /// Fails if a segment would not hold whole blocks.
+    pub(super) fn check(&self) {
+        let align = DIRECT_ALIGN as u64;
+        assert!(
+            self.segment_bytes.is_multiple_of(align) && self.segment_bytes >= 2 * align,
+            "a segment of {} bytes does not hold whole blocks",
+            self.segment_bytes
+        );
     }
 }

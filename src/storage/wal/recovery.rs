@@ -5,17 +5,26 @@
 //! tags at the ends of its sectors decide (see `sectors`): a batch with a sector that was not written was never synced, and so
 //! never acknowledged; it is cut off as a whole. A batch whose sectors were all written is damaged.
 
-use super::batch::{BatchHeader, BatchId, Flaw};
-use super::catalog::{Catalog, lock};
-use super::error::WalError;
-use super::options::WalOptions;
-use super::sectors::{Layout, SECTOR_BYTES};
-use super::segment::{BATCHES_START, SegmentHeader, SegmentReader, StoredBatch};
-use super::segment_id::SegmentId;
-use crate::storage::disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode, aligned_zeros};
-use crate::types::{Entry, HardState, LogIndex, LogPosition};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use super::{
+    batch::{BatchHeader, BatchId, Flaw},
+    catalog::{Catalog, lock},
+    error::WalError,
+    options::WalOptions,
+    sectors::{Layout, SECTOR_BYTES},
+    segment::{BATCHES_START, SegmentHeader, SegmentReader, StoredBatch},
+    segment_id::SegmentId,
+};
+use crate::{
+    storage::{
+        disk::{DIRECT_ALIGN, Disk, DiskFile, OpenMode, aligned_zeros},
+        encryption::Sealer,
+    },
+    types::{Entry, HardState, LogIndex, LogPosition},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex},
+};
 
 /// Bytes read at once.
 const WINDOW_BYTES: usize = 1024 * 1024;
@@ -23,7 +32,6 @@ const WINDOW_BYTES: usize = 1024 * 1024;
 /// A batch that was cut off because its write was interrupted. None of it was ever acknowledged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TornTail {
-    /// The segment's file.
     pub file: String,
     /// Where the tail started.
     pub offset: u64,
@@ -60,6 +68,15 @@ pub(super) struct Segment {
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) len: u64,
     pub(super) layout: Layout,
+    /// Whether its batches may be encrypted.
+    pub(super) encrypted: bool,
+}
+
+impl Segment {
+    /// Whether new batches go into it: it has the present format.
+    pub(super) fn takes(&self, encrypted: bool) -> bool {
+        self.layout.tag().is_some() && self.encrypted == encrypted
+    }
 }
 
 /// Where reading ended, and the result so far.
@@ -70,7 +87,7 @@ pub(super) struct Replay {
     pub(super) active: usize,
     /// Where in it the next batch goes.
     pub(super) offset: u64,
-    /// The next batch's number, its seal's too.
+    /// The number of the next batch, and of a seal in its place.
     pub(super) next: BatchId,
     /// The header checksum of the last batch.
     pub(super) previous_crc: u32,
@@ -79,7 +96,8 @@ pub(super) struct Replay {
     /// Place and length of the last batch, if there is one: it ends in the active segment.
     last_batch: Option<(u64, u64)>,
     readers: Vec<SegmentReader>,
-    /// Behind the last batch: the end of the last block with a sector that was written in this life, by position in `segments`.
+    /// By position in `segments`: where the last block ends, behind the last batch, that has a sector written in this life of the
+    /// file.
     written_to: BTreeMap<usize, u64>,
 }
 
@@ -90,10 +108,11 @@ pub(super) fn replay(
     ids: &[SegmentId],
     options: &WalOptions,
     after: LogIndex,
+    sealer: Option<&Arc<Sealer>>,
     catalog: &Mutex<Catalog>,
 ) -> Result<Replay, WalError> {
-    let mut replay = open_segments(disk, dir, ids, options)?;
-    *lock(catalog) = Catalog::new(replay.salt);
+    let mut replay = open_segments(disk, dir, ids, options, sealer)?;
+    *lock(catalog) = Catalog::new(replay.salt, sealer.cloned());
     for segment in &replay.segments {
         let (file, layout) = (Arc::clone(&segment.file), segment.layout);
         lock(catalog).add_file(segment.id, segment.name.clone(), file, layout);
@@ -128,6 +147,7 @@ fn open_segments(
     dir: &str,
     ids: &[SegmentId],
     options: &WalOptions,
+    sealer: Option<&Arc<Sealer>>,
 ) -> Result<Replay, WalError> {
     let mut replay = Replay {
         segments: Vec::new(),
@@ -158,7 +178,7 @@ fn open_segments(
         let io = |action| WalError::io(action, &name);
         let file = disk.open(&name, mode).map_err(io("open"))?;
         let unknown = Layout::Plain { reused: true };
-        let reader = SegmentReader::new(Arc::clone(&file), WINDOW_BYTES, unknown);
+        let reader = SegmentReader::new(Arc::clone(&file), WINDOW_BYTES, unknown, sealer.cloned());
         let mut reader = reader.map_err(io("read"))?;
         let block = reader.bytes(0, DIRECT_ALIGN).map_err(io("read"))?;
         let header = SegmentHeader::decode(block.unwrap_or_default(), *id, &name)?;
@@ -187,12 +207,13 @@ fn open_segments(
             file,
             len,
             layout: header.layout,
+            encrypted: header.encrypted,
         });
     }
     Ok(replay)
 }
 
-/// Refuses a file that is shorter than it was made.
+/// Refuses a file that is shorter than when it was made.
 fn refuse_lost_end(header: &SegmentHeader, name: &str, len: u64) -> Result<(), WalError> {
     if len >= header.bytes {
         return Ok(());
@@ -318,10 +339,14 @@ impl Replay {
 
     /// Searches all blocks behind the place where reading ended: a sound later batch proves that this place is damaged.
     fn refuse_damage(&mut self, flaw: &Flaw) -> Result<(), WalError> {
-        // The checksums are right, but no version writes such content: no crash leaves that.
+        // The checksums are right, but no version writes such content, so a crash cannot be the cause.
         if matches!(
             flaw,
-            Flaw::BrokenChain(_) | Flaw::HeaderContent | Flaw::Entry(..)
+            Flaw::BrokenChain(_)
+                | Flaw::HeaderContent
+                | Flaw::Entry(..)
+                | Flaw::Encrypted(..)
+                | Flaw::NoKey(_)
         ) {
             let active = &self.segments[self.active];
             return Err(WalError::Damaged {
@@ -366,7 +391,7 @@ impl Replay {
         Ok(())
     }
 
-    /// Whether this sector was written to its end in this life of the file, as far as its layout tells.
+    /// Whether this sector was written to its end in this life of the file, as far as its layout shows.
     fn is_written(&mut self, at: usize, offset: u64) -> Result<bool, WalError> {
         let Segment { name, layout, .. } = &self.segments[at];
         let sector = self.readers[at].bytes(offset, SECTOR_BYTES);
@@ -374,7 +399,8 @@ impl Replay {
         Ok(sector.and_then(|sector| layout.is_written(sector)) == Some(true))
     }
 
-    /// Fails if the last batch was written completely and is not sound: no crash leaves that, and it may have been synced.
+    /// Fails if the last batch was written completely and is not sound: a crash cannot be the cause, and the batch may have been
+    /// synced.
     fn refuse_whole_write(&mut self, at: usize, offset: u64) -> Result<(), WalError> {
         if at >= self.segments.len() || !self.is_written(at, offset)? {
             return Ok(());
@@ -410,8 +436,8 @@ impl Replay {
     }
 
     fn damage(&self, flaw: &Flaw, later: &BatchHeader, at: usize, offset: u64) -> WalError {
-        // The missing batch was either right behind the last sound one, or at the start of a later segment: there, if
-        // something behind that start is sound and nothing behind the last sound batch.
+        // The damaged batch is either right behind the last sound one or at the start of a later segment. It is at that start if
+        // the first sound batch found is behind it in the same segment.
         let (bad, bad_offset) = if at > self.active && offset > BATCHES_START {
             (&self.segments[at], BATCHES_START)
         } else {
@@ -470,7 +496,8 @@ impl Replay {
     }
 
     /// All that was written behind the last batch. It must be overwritten: its sectors have the tag of this life, so they would
-    /// count as written if the next batch were torn there. One block more: the write may have ended inside a sector.
+    /// count as written if the next batch were torn there. The tail includes one block more, since the write may have ended
+    /// inside a sector.
     fn tagged_tail(&mut self, at: usize, offset: u64) -> Result<Option<TornTail>, WalError> {
         let Some(end) = self.written_to.get(&at).copied() else {
             return Ok(None);

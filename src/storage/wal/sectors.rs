@@ -1,22 +1,24 @@
-//! Sectors: how a batch lies on the disk, and how a write that was cut short is told from one that was damaged later.
+//! Sectors: how a batch lies on the disk, and how a write that was cut short is distinguished from one that was damaged later.
 //!
 //! A disk writes a sector of 512 bytes whole or not at all; of a write that a crash or a full disk cuts short, any of its sectors
-//! may be missing, and a file system may cut inside one. So every sector of a batch ends with a *tag*: a byte that the place
-//! had not had before. A sector whose last byte is the tag was written to its end; one whose last byte is something else was not.
+//! may be missing, and a file system may cut inside one. So every sector of a batch ends with a *tag*, a byte that this place of
+//! the file never had before. A sector whose last byte is the tag was written to its end; one whose last byte is something else
+//! was not.
 //!
 //! ```text
 //! sector 0: [header 96][payload 415][tag]   sector 1: [payload 511][tag]   ...   sector 7: [payload or zeros 511][tag]
 //! ```
 //!
-//! A tag belongs to one life of a segment's file. The tags and zero differ from each other in at least four bits. So one flipped
-//! bit neither makes an old last byte a new one nor the reverse, and [`Layout::is_written`] accepts a tag with one flipped bit.
-//! After [`LIVES`] lives a file is not reused any more: then no sector still has the tag of an earlier life.
+//! A tag belongs to one *life* of a segment's file, the time for which the file has one segment number. The tags and zero differ
+//! from each other in at least four bits. So one flipped bit does not turn an old tag into the current one or the reverse, and
+//! [`Layout::is_written`] accepts a tag with one flipped bit. After [`LIVES`] lives a file is not reused any more: then no sector
+//! still has the tag of an earlier life.
 //!
 //! Segments of format 1 have no tags: their batches lie on the disk in one piece.
 
 use crate::storage::disk::DIRECT_ALIGN;
 
-/// What a disk writes as a whole.
+/// What a disk writes whole or not at all, in bytes.
 pub(super) const SECTOR_BYTES: usize = 512;
 /// Bytes of a batch in one sector: all but the tag.
 const CONTENT_BYTES: usize = SECTOR_BYTES - 1;
@@ -74,7 +76,7 @@ impl Layout {
     }
 
     /// Whether this sector was written to its end in this life of the file. One flipped bit does not change the answer. `None`
-    /// where the layout does not tell.
+    /// where the layout does not show it.
     pub(super) fn is_written(self, sector: &[u8]) -> Option<bool> {
         let tag = self.tag()?;
         let last = sector.get(CONTENT_BYTES);

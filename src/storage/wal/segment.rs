@@ -2,19 +2,27 @@
 //!
 //! A live segment always has a sound header: the header is durable before the file gets its name.
 
-use super::batch::{BatchHeader, Flaw, HEADER_BYTES, u32_at, u64_at};
-use super::error::WalError;
-use super::sectors::{LIVES, Layout};
-use super::segment_id::SegmentId;
-use crate::storage::disk::{DIRECT_ALIGN, DiskFile};
-use crate::types::{ClusterId, Entry, Identity, MemberId};
-use bytes::Bytes;
+use super::{
+    batch::{BatchHeader, Flaw, HEADER_BYTES, u32_at, u64_at},
+    error::WalError,
+    sectors::{LIVES, Layout},
+    segment_id::SegmentId,
+};
+use crate::{
+    storage::{
+        disk::{DIRECT_ALIGN, DiskFile},
+        encryption::Sealer,
+    },
+    types::{ClusterId, Entry, Identity, MemberId},
+};
 use std::{io, sync::Arc};
 
 /// Where batches start in a segment: after the header block.
 pub(super) const BATCHES_START: u64 = DIRECT_ALIGN as u64;
-/// The format this version writes, and the newest it reads.
-pub(super) const FORMAT: u32 = 2;
+/// The format this version writes without encryption.
+const FORMAT_TAGGED: u32 = 2;
+/// The newest format this version reads, and writes with encryption: as the one before, but batches may be encrypted.
+pub(super) const FORMAT: u32 = 3;
 /// The format without tags at the ends of sectors: read, and never written.
 const FORMAT_PLAIN: u32 = 1;
 
@@ -31,6 +39,8 @@ pub(super) struct SegmentHeader {
     pub(super) salt: u64,
     /// How its batches lie in it.
     pub(super) layout: Layout,
+    /// Whether its batches may be encrypted.
+    pub(super) encrypted: bool,
     /// The length that the file was made with: a shorter file has lost its end. Zero in files of an early version, which did not
     /// write it.
     pub(super) bytes: u64,
@@ -41,7 +51,8 @@ impl SegmentHeader {
     pub(super) fn encode(&self, block: &mut [u8]) {
         let (format, lives) = match self.layout {
             Layout::Plain { reused } => (FORMAT_PLAIN, u32::from(reused)),
-            Layout::Tagged { lives } => (FORMAT, lives),
+            Layout::Tagged { lives } if self.encrypted => (FORMAT, lives),
+            Layout::Tagged { lives } => (FORMAT_TAGGED, lives),
         };
         block.fill(0);
         block[..8].copy_from_slice(&MAGIC);
@@ -80,7 +91,7 @@ impl SegmentHeader {
         }
         let layout = match found {
             FORMAT_PLAIN => Layout::Plain { reused: lives > 0 },
-            FORMAT if lives < LIVES => Layout::Tagged { lives },
+            FORMAT_TAGGED | FORMAT if lives < LIVES => Layout::Tagged { lives },
             _ => {
                 return Err(damaged(
                     "the format number or the number of lives was never in use",
@@ -95,6 +106,7 @@ impl SegmentHeader {
             },
             salt: u64_at(block, 40),
             layout,
+            encrypted: found == FORMAT,
             bytes: u64_at(block, 48),
         };
         if header.id != id {
@@ -104,11 +116,12 @@ impl SegmentHeader {
     }
 }
 
-/// The layout that a header block names, whichever segment it is of; `None` if there is no sound header.
-pub(super) fn layout_in(block: &[u8]) -> Option<Layout> {
+/// The layout that a header block names, whichever segment it is of, and whether its batches may be encrypted; `None` if there is
+/// no sound header.
+pub(super) fn layout_in(block: &[u8]) -> Option<(Layout, bool)> {
     let id = SegmentId(u64_at(block.get(..FIELDS_BYTES)?, 16));
     let header = SegmentHeader::decode(block, id, "").ok()?;
-    Some(header.layout)
+    Some((header.layout, header.encrypted))
 }
 
 /// A batch as it was read back.
@@ -124,6 +137,7 @@ pub(super) struct StoredBatch {
 pub(super) struct SegmentReader {
     file: Arc<dyn DiskFile>,
     layout: Layout,
+    sealer: Option<Arc<Sealer>>,
     len: u64,
     window_bytes: usize,
     window_start: u64,
@@ -136,11 +150,13 @@ impl SegmentReader {
         file: Arc<dyn DiskFile>,
         window_bytes: usize,
         layout: Layout,
+        sealer: Option<Arc<Sealer>>,
     ) -> io::Result<Self> {
         Ok(Self {
             len: file.len()?,
             file,
             layout,
+            sealer,
             window_bytes,
             window_start: 0,
             window: Vec::new(),
@@ -152,7 +168,6 @@ impl SegmentReader {
         Self { layout, ..self }
     }
 
-    /// The file's length.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
@@ -211,8 +226,8 @@ impl SegmentReader {
         };
         let mut payload = vec![0; payload_len];
         layout.gather(whole, HEADER_BYTES, &mut payload);
-        let payload = Bytes::from(payload);
-        Ok(header.decode_payload(&payload).map(|entries| StoredBatch {
+        let entries = header.read_payload(payload, self.sealer.as_deref());
+        Ok(entries.map(|entries| StoredBatch {
             header,
             header_crc,
             entries,
@@ -232,6 +247,7 @@ mod tests {
         },
         salt: 7,
         layout: Layout::Tagged { lives: 3 },
+        encrypted: false,
         bytes: 0x5000,
     };
 
@@ -255,6 +271,19 @@ mod tests {
             );
             block[bit / 8] ^= 1 << (bit % 8);
         }
+        let encrypted = SegmentHeader {
+            encrypted: true,
+            ..HEADER
+        };
+        let mut other = block.clone();
+        encrypted.encode(&mut other);
+        let back = SegmentHeader::decode(&other, SegmentId(0x1f), "f").unwrap();
+        assert_eq!(back, encrypted);
+        assert_eq!(
+            (block[8], other[8]),
+            (2, 3),
+            "an older version refuses format 3"
+        );
         let other = SegmentHeader::decode(&block, SegmentId(0x20), "f");
         assert!(matches!(other, Err(WalError::Damaged { .. })));
     }
@@ -262,7 +291,7 @@ mod tests {
     #[test]
     fn a_newer_format_is_told_from_damage() {
         let mut block = block();
-        block[8..12].copy_from_slice(&3_u32.to_le_bytes());
+        block[8..12].copy_from_slice(&4_u32.to_le_bytes());
         let crc = crc32c::crc32c(&block[..CRC_AT]);
         block[CRC_AT..FIELDS_BYTES].copy_from_slice(&crc.to_le_bytes());
         let found = SegmentHeader::decode(&block, SegmentId(0x1f), "f");
@@ -270,8 +299,8 @@ mod tests {
             matches!(
                 found,
                 Err(WalError::NewerFormat {
-                    found: 3,
-                    supported: 2,
+                    found: 4,
+                    supported: 3,
                     ..
                 })
             ),

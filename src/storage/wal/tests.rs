@@ -2,9 +2,14 @@
 //! matters on files too.
 
 use super::*;
-use crate::storage::real_disk::RealDisk;
-use crate::storage::sim_disk::{Fault, SimDisk};
-use crate::types::{ClusterId, EntryKind, Identity, MemberId};
+use crate::{
+    storage::{
+        encryption::testing,
+        real_disk::RealDisk,
+        sim_disk::{Fault, SimDisk},
+    },
+    types::{ClusterId, EntryKind, Identity, MemberId},
+};
 
 pub(super) const IDENTITY: Identity = Identity {
     cluster: ClusterId(0xc1),
@@ -61,13 +66,13 @@ pub(super) trait CloneDisk {
 
 impl CloneDisk for SimDisk {
     fn share(&self) -> Arc<dyn Disk> {
-        Arc::new(self.clone())
+        testing::share(Arc::new(self.clone()))
     }
 }
 
 impl CloneDisk for Arc<RealDisk> {
     fn share(&self) -> Arc<dyn Disk> {
-        Arc::<RealDisk>::clone(self)
+        testing::share(Arc::<RealDisk>::clone(self))
     }
 }
 
@@ -303,7 +308,7 @@ fn released_segments_are_reused_and_their_leftovers_never_count() {
 
 #[test]
 fn a_reused_segment_holding_forged_batches_is_not_believed() {
-    // A client stores bytes that would be the next batch, where only the salt is not known to it.
+    // A client stores bytes that would be the next batch, but it does not know the salt.
     let disk = SimDisk::new(1);
     let (mut wal, _) = open(&disk);
     let mut data = vec![0; 3 * DIRECT_ALIGN];
@@ -335,7 +340,7 @@ fn a_reused_segment_holding_forged_batches_is_not_believed() {
     file.write_at(BLOCK, &zeros[start..start + DIRECT_ALIGN])
         .unwrap();
     file.sync_data().unwrap();
-    // The seal behind it is gone too, so that only the forged batch could speak of damage.
+    // The seal behind it is gone too, so that only the forged batch could be found damaged.
     for byte in 0..BLOCK {
         disk.set_byte(&name(1), 5 * BLOCK + byte, 0);
     }
@@ -527,4 +532,19 @@ fn a_full_disk_while_preparing_leaves_the_log_usable() {
     wal.prepare_spare().unwrap();
     drop(wal);
     assert_eq!(open(&disk).1.entries, entries(1..=4, 1));
+}
+
+#[test]
+fn an_encrypted_log_does_what_any_log_does() {
+    testing::encrypted(what_was_flushed_is_there_after_reopening);
+    testing::encrypted(an_entry_the_log_has_replaces_it_and_all_after_it);
+    testing::encrypted(a_snapshot_mark_voids_the_log_before_it);
+    testing::encrypted(batches_too_large_for_a_segment_get_a_larger_one);
+    testing::encrypted(a_group_too_large_for_one_batch_is_split);
+    testing::encrypted(released_segments_are_reused_and_their_leftovers_never_count);
+    testing::encrypted(readers_get_what_fits_and_say_what_is_gone);
+    testing::encrypted(the_batch_after_a_seal_takes_its_place_also_in_the_next_segment);
+    testing::encrypted(any_failed_operation_of_a_flush_poisons_the_log_for_good);
+    testing::encrypted(a_batch_whose_sync_failed_counts_only_once_it_is_written_again);
+    testing::encrypted(a_full_disk_while_preparing_leaves_the_log_usable);
 }

@@ -1,12 +1,14 @@
-//! Where the log ends: torn writes are cut off, damage is refused, and the tags of sectors tell one from the other.
+//! Where the log ends: torn writes are cut off, damage is refused, and the tags of sectors distinguish the two.
 
-use super::sectors::Layout;
-use super::tests::{
-    BLOCK, CloneDisk, DIR, IDENTITY, entry, hard_state, name, on_both_disks, open, put, try_open,
-};
 use super::*;
-use crate::storage::disk::DiskFile;
-use crate::storage::sim_disk::SimDisk;
+use super::{
+    sectors::Layout,
+    tests::{
+        BLOCK, CloneDisk, DIR, IDENTITY, entry, hard_state, name, on_both_disks, open, put,
+        try_open,
+    },
+};
+use crate::storage::{disk::DiskFile, encryption::testing, sim_disk::SimDisk};
 
 const PLAIN: Layout = Layout::Plain { reused: false };
 
@@ -161,7 +163,7 @@ fn flipped_bits_anywhere_in_an_unsealed_last_batch_are_damage() {
     disk.flip_bit(&name(1), tag, 2);
     let (_, recovered) = open(&disk);
     assert_eq!(recovered.entries, three_entries(), "a tag is not content");
-    // Now the batch is sealed: one more log, whose last batch is not.
+    // The batch is sealed now. So another log is made, whose last batch is not.
     let disk = SimDisk::new(1);
     let start = three_batches(&disk);
     for (byte, bit) in [(300, 1), (900, 4), (511, 2), (1023, 7)] {
@@ -176,7 +178,7 @@ fn flipped_bits_anywhere_in_an_unsealed_last_batch_are_damage() {
 
 #[test]
 fn a_torn_write_that_lacks_a_single_bit_is_cut() {
-    // What was there before was the batch itself, but for one bit in one sector: only the sector's tag tells.
+    // The torn sector differs from the whole batch in one bit, and in its tag: only the tag shows that it was not written.
     for old_tag in [0, 0x4b, 0xff] {
         for sector in 0..11 {
             let disk = SimDisk::new(1);
@@ -229,6 +231,7 @@ fn plain_segment(disk: &dyn Disk, id: SegmentId, file: &str) -> Arc<dyn DiskFile
         identity: IDENTITY,
         salt: 77,
         layout: PLAIN,
+        encrypted: false,
         bytes: 16 * BLOCK,
     };
     let mut block = vec![0; DIRECT_ALIGN];
@@ -251,6 +254,7 @@ fn write_plain(file: &dyn DiskFile, segment: SegmentId, entries: &[Entry]) {
             reset: None,
             hard_state: hard_state(1, 0),
             seal: false,
+            encrypted: false,
             entries: 1,
             payload_len: u32::try_from(payload.len()).unwrap(),
             payload_crc: crc32c::crc32c(&payload),
@@ -345,4 +349,15 @@ fn a_seal_tells_damage_in_the_last_batch_from_a_torn_write() {
         "{:?}",
         damaged.map(|(_, recovered)| recovered)
     );
+}
+
+#[test]
+fn torn_writes_and_damage_are_told_apart_in_an_encrypted_log() {
+    testing::encrypted(
+        a_flipped_bit_in_the_last_batch_is_told_from_a_torn_write_before_it_is_sealed,
+    );
+    testing::encrypted(what_a_torn_write_left_never_counts_as_a_part_of_the_next);
+    testing::encrypted(a_file_is_a_segment_as_often_as_there_are_tags);
+    testing::encrypted(a_seal_tells_damage_in_the_last_batch_from_a_torn_write);
+    testing::encrypted(a_log_without_tags_opens_and_goes_on_in_a_segment_with_tags);
 }

@@ -2,10 +2,9 @@
 
 use bytes::Bytes;
 use fastrand::Rng;
-use quorate::internals::api::proto::etcdserverpb::compare::TargetUnion;
-use quorate::internals::api::proto::etcdserverpb::request_op::Request;
 use quorate::internals::api::proto::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp,
+    TxnRequest, compare::TargetUnion, request_op::Request,
 };
 use std::ops::RangeInclusive;
 

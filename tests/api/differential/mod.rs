@@ -12,8 +12,7 @@ use generate::{Generator, Operation};
 use normalise::Answer;
 use quorate::internals::api::proto::etcdserverpb::{RangeRequest, ResponseHeader};
 use rustix::process::Signal;
-use std::collections::BTreeMap;
-use std::env;
+use std::{collections::BTreeMap, env};
 use tonic::Code;
 
 const OPERATIONS: usize = 4_000;

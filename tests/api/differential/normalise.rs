@@ -11,14 +11,14 @@
 
 use super::generate::Operation;
 use bytes::Bytes;
-use quorate::internals::api::proto::etcdserverpb::range_request::SortTarget;
-use quorate::internals::api::proto::etcdserverpb::request_op::Request;
-use quorate::internals::api::proto::etcdserverpb::response_op::Response;
-use quorate::internals::api::proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeResponse, PutResponse, RangeRequest,
-    RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
+use quorate::internals::api::proto::{
+    etcdserverpb::{
+        CompactionRequest, CompactionResponse, DeleteRangeResponse, PutResponse, RangeRequest,
+        RangeResponse, ResponseHeader, TxnRequest, TxnResponse, range_request::SortTarget,
+        request_op::Request, response_op::Response,
+    },
+    mvccpb::KeyValue,
 };
-use quorate::internals::api::proto::mvccpb::KeyValue;
 use tonic::Code;
 
 /// One server's answer, with only what both must agree on.

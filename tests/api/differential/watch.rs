@@ -1,4 +1,4 @@
-//! The same random watches, and writes between them, at Quorate and at a real etcd: each watch must be told the same.
+//! The same random watches, and writes between them, at Quorate and at a real etcd: each watch must get the same.
 //!
 //! Compared are the responses about each watch, field by field, with the events of successive responses put together: how many
 //! revisions of history go into one response depends on time. Not generated is what etcd 3.4 does otherwise: negative starts and
@@ -17,10 +17,14 @@ use pb::{
     watch_request::RequestUnion,
 };
 use quorate::internals::api::proto::{etcdserverpb as pb, mvccpb::Event};
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
-use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, sleep_until, timeout};
+use std::{
+    sync::{Arc, Mutex, MutexGuard},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, sleep_until, timeout},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -99,7 +103,7 @@ impl Stream {
             }
         };
         let there = timeout(PATIENCE, there).await;
-        assert!(there.is_ok(), "{what} never came; told: {:?}", self.log());
+        assert!(there.is_ok(), "{what} never came; got: {:?}", self.log());
     }
 }
 
@@ -169,7 +173,7 @@ struct Watcher {
     stream: usize,
     id: i64,
     request: WatchCreateRequest,
-    /// The first revision it is told of.
+    /// The first revision it gets.
     from: i64,
 }
 
@@ -190,7 +194,6 @@ impl Watcher {
 struct Side {
     client: Client,
     streams: Vec<Stream>,
-    /// Is told of everything.
     all: Stream,
     _server: Server,
 }
@@ -262,7 +265,8 @@ impl Pair {
             context: String::new(),
         };
         for stream in 0..STREAMS {
-            pair.told(stream, "a watch", |log| log.len() == 1).await;
+            pair.await_responses(stream, "a watch", |log| log.len() == 1)
+                .await;
         }
         pair.write().await;
         pair
@@ -287,7 +291,7 @@ impl Pair {
     }
 
     /// Waits until both sides' logs of a stream are as wanted.
-    async fn told(&self, stream: usize, what: &str, wanted: impl Fn(&Log) -> bool) {
+    async fn await_responses(&self, stream: usize, what: &str, wanted: impl Fn(&Log) -> bool) {
         for (side, name) in self.sides.iter().zip(["target", "etcd"]) {
             let what = format!("{}: {what} at {name}", self.context);
             side.streams[stream].until(&what, &wanted).await;
@@ -373,14 +377,14 @@ impl Pair {
             let create = RequestUnion::CreateRequest(request.clone());
             side.streams[stream].send(create).await;
         }
-        self.told(stream, "an answer", |log| answered(log) > before)
+        self.await_responses(stream, "an answer", |log| answered(log) > before)
             .await;
         let answer = |side: &Side| {
             let log = side.streams[stream].log();
             let answers = log
                 .iter()
                 .filter(|(_, note)| matches!(note, Note::Created { .. } | Note::Refused { .. }));
-            answers.last().cloned().expect("it was just told")
+            answers.last().cloned().expect("it just came")
         };
         let answers = [answer(&self.sides[0]), answer(&self.sides[1])];
         assert_eq!(answers[0], answers[1], "{}: {request:?}", self.context);
@@ -394,7 +398,7 @@ impl Pair {
                 let last = log.iter().rfind(|(of, _)| *of == id);
                 matches!(last, Some((_, Note::Compacted { .. })))
             };
-            self.told(stream, "the end of a watch of compacted history", over)
+            self.await_responses(stream, "the end of a watch of compacted history", over)
                 .await;
             self.count("compacted");
             return;
@@ -445,7 +449,7 @@ impl Pair {
                     .count()
                     >= owed
             };
-            self.told(watcher.stream, &what, enough).await;
+            self.await_responses(watcher.stream, &what, enough).await;
         }
     }
 
@@ -471,7 +475,8 @@ impl Pair {
             let last = log.iter().rfind(|(of, _)| *of == watch_id);
             matches!(last, Some((_, Note::Cancelled { .. })))
         };
-        self.told(stream, "the end of a watch", over).await;
+        self.await_responses(stream, "the end of a watch", over)
+            .await;
         self.count("cancel");
     }
 
@@ -486,16 +491,16 @@ impl Pair {
         self.settle().await;
         // etcd answers only if no watch of the stream is still on its way through the past.
         sleep_until(self.looked_back + ETCD_LOOKS).await;
-        let told = |log: &Log| {
+        let progress = |log: &Log| {
             let progress = |(_, note): &&(i64, Note)| matches!(note, Note::Progress { .. });
             log.iter().filter(progress).count()
         };
-        let before = told(&self.sides[0].streams[stream].log());
+        let before = progress(&self.sides[0].streams[stream].log());
         for side in &self.sides {
             let ask = RequestUnion::ProgressRequest(WatchProgressRequest {});
             side.streams[stream].send(ask).await;
         }
-        self.told(stream, "progress", |log| told(log) > before)
+        self.await_responses(stream, "progress", |log| progress(log) > before)
             .await;
         self.count("progress");
     }

@@ -3,7 +3,7 @@
 //! a few seconds of what a lease has left.
 //!
 //! `QUORATE_DIFF_OPS` steps from `SEED`, which a failure prints. A lock that has to wait is asked for at both, and its answers
-//! are compared when its turn comes; of one that lost its lease while it waits only ours is looked at, since etcd tells it
+//! are compared when its turn comes; of one that lost its lease while it waits only ours is compared, since etcd answers it
 //! that it holds the lock.
 
 mod side;
@@ -12,21 +12,21 @@ mod steps;
 use crate::support::{Difference, Kind, note};
 use quorate::internals::api::proto::mvccpb::KeyValue;
 use side::{Answer, Side, key_of};
-use std::collections::BTreeMap;
-use std::env;
-use std::time::Duration;
+use std::{collections::BTreeMap, env, time::Duration};
 use steps::{FIXED, Generator, InLine, Step};
-use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 use tonic::Code;
 
 const STEPS: usize = 700;
-/// A run may take so many times its steps to see every kind of answer.
+/// A run may take this many times its steps until every kind of answer has occurred.
 const OVERTIME: usize = 10;
 /// How long a candidate may take to answer once it is the first in the queue.
 const TURN_MAX: Duration = Duration::from_secs(30);
 
-/// A call that waits in line at both servers.
+/// A call that waits in the queue at both servers.
 struct Waiting {
     step: Step,
     place: InLine,
@@ -103,7 +103,7 @@ impl Pair {
         };
         let created = timeout(TURN_MAX, entered).await;
         let created = created.unwrap_or_else(|_| panic!("{step:?} does not get in line"));
-        // One that was in line before with another value says its own first.
+        // A candidate that was in the queue before, with another value, proclaims its own first.
         sleep(Duration::from_millis(50)).await;
         let place = InLine {
             name,

@@ -1,4 +1,4 @@
-//! One of the two servers: runs a step and tells what came of it in words that both can agree on.
+//! One of the two servers: runs a step and describes its outcome in text that is the same for both.
 
 use super::steps::{Leadership, Step};
 use crate::support::{Kind, Server, Setup};
@@ -8,14 +8,16 @@ use quorate::internals::api::proto::{
 };
 use std::time::Duration;
 use tokio::time::timeout;
-use tonic::codegen::tokio_stream::{StreamExt as _, once};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{
+    Code, Status,
+    codegen::tokio_stream::{StreamExt as _, once},
+    transport::{Channel, Endpoint},
+};
 
 /// How long an answer may take that must come at once.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 
-/// What came of a step.
+/// The outcome of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
     Given {
@@ -27,7 +29,7 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    /// Whether two servers that both are right may give these.
+    /// Whether two correct servers may give these.
     pub(super) fn agrees(&self, other: &Self) -> bool {
         match (self, other) {
             (
@@ -53,7 +55,7 @@ pub(super) struct Clients {
     elections: ep::election_client::ElectionClient<Channel>,
 }
 
-/// A server, and the leases by which it knows those of the test: the ids it chose itself differ from the other's.
+/// A server, and its ids of the test's leases: the two servers choose different ones.
 #[derive(Clone, Debug)]
 pub(super) struct Side {
     clients: Clients,
@@ -95,7 +97,7 @@ fn revision(header: Option<pb::ResponseHeader>) -> i64 {
     header.expect("every answer has a header").revision
 }
 
-/// An answer in words alone.
+/// An answer as text.
 fn given(text: String) -> Answer {
     let left = Vec::new();
     Answer::Given { text, left }
@@ -114,7 +116,7 @@ impl Side {
         answer.unwrap_or_else(|status| Answer::Refused(status.code(), status.message().to_owned()))
     }
 
-    /// As [`Side::run`], for a call that waits in line.
+    /// As [`Side::run`], for a call that waits in the queue.
     pub(super) async fn wait(&mut self, step: &Step) -> Answer {
         let answer = self.perform(step).await;
         answer.unwrap_or_else(|status| Answer::Refused(status.code(), status.message().to_owned()))
@@ -137,7 +139,7 @@ impl Side {
         found.kvs.first().map(|kv| kv.create_revision)
     }
 
-    /// A lease in words: its number in the test.
+    /// A lease as text: its number in the test.
     fn lease(&self, id: i64) -> String {
         match self.ids.iter().position(|known| *known == id) {
             _ if id == 0 => "none".to_owned(),
@@ -146,7 +148,7 @@ impl Side {
         }
     }
 
-    /// A key in words: a candidate's key has its lease in it.
+    /// A key as text: a candidate's key has its lease in it.
     pub(super) fn key(&self, key: &[u8]) -> String {
         let text = String::from_utf8_lossy(key).into_owned();
         let Some((name, _)) = text.rsplit_once('/') else {
@@ -191,7 +193,7 @@ impl Side {
             .kvs
     }
 
-    /// The whole store, in words.
+    /// The whole store as text.
     pub(super) async fn store(&self) -> Vec<String> {
         let mut all: Vec<String> = self.keys("").await.iter().map(|kv| self.kv(kv)).collect();
         all.sort();
@@ -469,7 +471,7 @@ impl Side {
         })
     }
 
-    /// Which of the two it is: that of the keys in a step.
+    /// The index of this server's key in a step.
     fn at(&self) -> usize {
         usize::from(self.second)
     }

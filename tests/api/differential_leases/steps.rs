@@ -1,15 +1,15 @@
-//! Random steps over few leases, keys and names, so that they meet each other all the time.
+//! Random steps over few leases, keys and names, so that they conflict often.
 
 use fastrand::Rng;
 
-/// Leases by their ids; more get theirs from the servers.
+/// The ids of the leases that the test chooses; further ones get theirs from the servers.
 pub(super) const FIXED: [i64; 8] = [1, 2, 3, 0xabc, -1, i64::MIN, i64::MAX, 404];
-/// Keys without a meaning of their own.
+/// Keys that belong to no queue.
 const KEYS: [&str; 4] = ["a", "b", "c", "d"];
-/// Names of locks and elections. Keys of the last two are in no other line.
+/// Names of locks and elections. Keys of the last two are in no other queue.
 const NAMES: [&str; 4] = ["", "L", "E", "L/x"];
 
-/// What either server is asked. Leases are numbers in the test's list; a key that has one in it is given for each server.
+/// A request to either server. Leases are numbers in the test's list; a key that has one in it is given for each server.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     Grant {
@@ -74,7 +74,7 @@ pub(super) enum Step {
     },
 }
 
-/// What a leader, or somebody who says so, shows.
+/// A proclamation by a leader, or by a client that claims to lead.
 #[derive(Clone, Debug)]
 pub(super) struct Leadership {
     pub(super) name: String,
@@ -83,7 +83,7 @@ pub(super) struct Leadership {
     pub(super) lease: usize,
 }
 
-/// Somebody in line, as both servers know it.
+/// A candidate in a queue, as both servers have it.
 #[derive(Clone, Debug)]
 pub(super) struct InLine {
     pub(super) name: &'static str,
@@ -92,7 +92,6 @@ pub(super) struct InLine {
     pub(super) lease: usize,
 }
 
-/// Gives steps.
 #[derive(Debug)]
 pub(super) struct Generator {
     random: Rng,
@@ -121,7 +120,7 @@ impl Generator {
         (self.random.u8(..4) > 0).then(|| self.lease(known))
     }
 
-    /// The next step; `known` is how many leases there are, `line` who stands in which line.
+    /// The next step; `known` is the number of leases, `line` has the candidates of each queue.
     pub(super) fn next(&mut self, known: usize, line: &[InLine]) -> Step {
         let lease = self.lease(known);
         match self.random.u8(..100) {
@@ -201,7 +200,7 @@ impl Generator {
         }
     }
 
-    /// Mostly of somebody in line; now and then of nobody, or none.
+    /// Mostly the key of a candidate; sometimes one that does not exist, or none.
     fn key_in(&mut self, line: &[InLine]) -> [String; 2] {
         match self.random.u8(..10) {
             0 => [String::new(), String::new()],
@@ -235,7 +234,7 @@ impl Generator {
             },
             _ => Leadership {
                 name: "E".to_owned(),
-                // Nobody's key at revision 0 would be put for good, in the way of who may stand there.
+                // A key that does not exist, with revision 0, would be put and stay, where a candidate's key may come.
                 rev: i64::from(!key[0].is_empty()),
                 key,
                 lease: other,

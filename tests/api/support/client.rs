@@ -1,11 +1,12 @@
 //! A client of the whole API, with every field in reach, and short names for the common requests.
 
 use bytes::Bytes;
-use quorate::internals::api::proto::etcdserverpb as pb;
-use quorate::internals::api::proto::healthpb::health_client::HealthClient;
+use quorate::internals::api::proto::{etcdserverpb as pb, healthpb::health_client::HealthClient};
 use std::fmt::Debug;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Response, Status, Streaming};
+use tonic::{
+    Code, Response, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
 
 pub(crate) type Outcome<T> = Result<T, Status>;
 

@@ -1,11 +1,11 @@
 //! Drives the real etcdctl as a user would.
 
-use super::server::Server;
-use super::tools;
-use std::env;
-use std::process::Stdio;
-use tokio::io::AsyncWriteExt as _;
-use tokio::process::{Child, Command};
+use super::{server::Server, tools};
+use std::{env, process::Stdio};
+use tokio::{
+    io::AsyncWriteExt as _,
+    process::{Child, Command},
+};
 
 /// What etcdctl printed, and its exit code.
 #[derive(Debug)]
@@ -31,9 +31,17 @@ impl CtlOutput {
 
 /// Runs `etcdctl args…` against `server`, with `input` on its standard input.
 pub(crate) async fn etcdctl(server: &Server, args: &[&str], input: &str) -> CtlOutput {
-    let mut child = start_etcdctl(server, args);
+    outcome(start_etcdctl(server, args), input).await
+}
+
+/// Runs `etcdctl args…` against an endpoint as it is given to it.
+pub(crate) async fn etcdctl_at(endpoint: &str, args: &[&str]) -> CtlOutput {
+    outcome(start_etcdctl_at(endpoint, args), "").await
+}
+
+async fn outcome(mut child: Child, input: &str) -> CtlOutput {
     let mut stdin = child.stdin.take().expect("a pipe to etcdctl");
-    // etcdctl may end without reading: then the pipe is broken, which its exit code tells better.
+    // etcdctl may end without reading: then the pipe is broken, and its exit code is the better report.
     if let Err(error) = stdin.write_all(input.as_bytes()).await {
         assert_eq!(
             error.kind(),
@@ -53,6 +61,11 @@ pub(crate) async fn etcdctl(server: &Server, args: &[&str], input: &str) -> CtlO
 
 /// Starts `etcdctl args…` against `server`. It is killed when the child is dropped.
 pub(crate) fn start_etcdctl(server: &Server, args: &[&str]) -> Child {
+    start_etcdctl_at(&format!("127.0.0.1:{}", server.client_port()), args)
+}
+
+/// Starts `etcdctl args…` against an endpoint as it is given to it. It is killed when the child is dropped.
+pub(crate) fn start_etcdctl_at(endpoint: &str, args: &[&str]) -> Child {
     let mut command = Command::new(tools::etcdctl());
     for (name, _) in
         env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("ETCDCTL_"))
@@ -61,7 +74,7 @@ pub(crate) fn start_etcdctl(server: &Server, args: &[&str]) -> Child {
     }
     command
         .env("ETCDCTL_API", "3")
-        .arg(format!("--endpoints=127.0.0.1:{}", server.client_port()))
+        .arg(format!("--endpoints={endpoint}"))
         .args(args)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -2,9 +2,14 @@
 
 use bytes::Bytes;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    time::timeout,
+};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -12,7 +17,10 @@ const ANSWER_MAX: Duration = Duration::from_secs(30);
 pub(crate) const DATA: u8 = 0;
 pub(crate) const HEADERS: u8 = 1;
 pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const PING: u8 = 6;
 pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const WINDOW_UPDATE: u8 = 8;
 pub(crate) const CONTINUATION: u8 = 9;
 pub(crate) const END_STREAM: u8 = 1;
 pub(crate) const END_HEADERS: u8 = 4;
@@ -21,7 +29,13 @@ pub(crate) const END_HEADERS: u8 = 4;
 #[derive(Debug)]
 pub(crate) struct FrameConnection(TcpStream);
 
-/// A received frame.
+/// The two directions of a connection, for those who send and read at once.
+#[derive(Debug)]
+pub(crate) struct FrameSender(OwnedWriteHalf);
+
+#[derive(Debug)]
+pub(crate) struct FrameReceiver(OwnedReadHalf);
+
 #[derive(Debug)]
 pub(crate) struct Frame {
     pub(crate) kind: u8,
@@ -41,6 +55,15 @@ impl FrameConnection {
         connection
     }
 
+    /// Begins on a connection that the test has made; `None` if the server closes it instead of sending its settings.
+    pub(crate) async fn begin(stream: TcpStream) -> Option<Self> {
+        let mut connection = Self(stream);
+        let begun = [PREFACE, &encode(SETTINGS, 0, 0, &[])].concat();
+        connection.send(&begun).await.ok()?;
+        let answer = connection.next(0).await?;
+        (answer.kind == SETTINGS).then_some(connection)
+    }
+
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         self.0.write_all(bytes).await
     }
@@ -56,20 +79,50 @@ impl FrameConnection {
         }
     }
 
-    async fn read(&mut self) -> Option<Frame> {
-        let mut head = [0; 9];
-        self.0.read_exact(&mut head).await.ok()?;
-        let [high, middle, low, kind, flags, id @ ..] = head;
-        let len = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-        let mut payload = vec![0; len];
-        self.0.read_exact(&mut payload).await.ok()?;
-        Some(Frame {
-            kind,
-            flags,
-            stream: u32::from_be_bytes(id),
-            payload: payload.into(),
-        })
+    /// The next frame of any stream; `None` once the server has closed the connection.
+    pub(crate) async fn any(&mut self) -> Option<Frame> {
+        timeout(ANSWER_MAX, self.read())
+            .await
+            .expect("a frame in time")
     }
+
+    async fn read(&mut self) -> Option<Frame> {
+        read(&mut self.0).await
+    }
+
+    pub(crate) fn split(self) -> (FrameSender, FrameReceiver) {
+        let (receiver, sender) = self.0.into_split();
+        (FrameSender(sender), FrameReceiver(receiver))
+    }
+}
+
+impl FrameSender {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.0.write_all(bytes).await
+    }
+}
+
+impl FrameReceiver {
+    /// The next frame of any stream; `None` once the server has closed the connection.
+    pub(crate) async fn next_of_all(&mut self) -> Option<Frame> {
+        let frame = timeout(ANSWER_MAX, read(&mut self.0)).await;
+        frame.expect("a frame in time")
+    }
+}
+
+async fn read(from: &mut (impl AsyncRead + Unpin)) -> Option<Frame> {
+    let mut head = [0; 9];
+    from.read_exact(&mut head).await.ok()?;
+    let [high, middle, low, kind, flags, id @ ..] = head;
+    let len = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
+    let mut payload = vec![0; len];
+    from.read_exact(&mut payload).await.ok()?;
+    Some(Frame {
+        kind,
+        flags,
+        stream: u32::from_be_bytes(id),
+        payload: payload.into(),
+    })
 }
 
 pub(crate) fn encode(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {

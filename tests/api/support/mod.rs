@@ -7,7 +7,7 @@ mod client;
 mod ctl;
 mod differences;
 pub(crate) mod frames;
-mod ports;
+pub(crate) mod ports;
 mod server;
 #[path = "../../support/tools.rs"]
 mod tools;
@@ -17,9 +17,10 @@ pub(crate) use client::{
     Client, Outcome, compare, del, del_range, get, get_range, op_del, op_get, op_put, op_txn, put,
     refused, txn,
 };
-pub(crate) use ctl::{CtlOutput, etcdctl, start_etcdctl};
+pub(crate) use ctl::{CtlOutput, etcdctl, etcdctl_at, start_etcdctl, start_etcdctl_at};
 pub(crate) use differences::Difference;
 pub(crate) use server::{Exit, Kind, Server, Setup, run_to_exit};
+pub(crate) use tools::etcd_version;
 pub(crate) use wire::{Wire, WireAnswer, frame, http_get};
 
 /// Prints what a test left out, and why.

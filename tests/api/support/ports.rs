@@ -1,8 +1,10 @@
 //! Free ports below the range the kernel hands out, so that no outgoing connection takes one while its server is down.
 
-use std::net::{Ipv4Addr, TcpListener, UdpSocket};
-use std::process;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::{
+    net::{Ipv4Addr, TcpListener, UdpSocket},
+    process,
+    sync::atomic::{AtomicU16, Ordering},
+};
 
 const FIRST: u16 = 10_000;
 const COUNT: u16 = 20_000;

@@ -1,18 +1,26 @@
 //! A server under test as a child process: Quorate, or the etcd it is compared with.
 
-use super::client::{Client, get};
-use super::{Difference, note, ports, tools};
+use super::{
+    Difference,
+    client::{Client, get},
+    note, ports, tools,
+};
 use rustix::process::{Pid, Signal, kill_process};
-use std::fs::{self, File, OpenOptions};
-use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
-use std::{env, thread};
+use std::{
+    env,
+    fs::{self, File, OpenOptions},
+    path::{Path, PathBuf},
+    process::{ExitStatus, Stdio},
+    thread,
+    time::Duration,
+};
 use tempfile::TempDir;
-use tokio::process::{Child, Command};
-use tokio::time::{sleep, timeout};
+use tokio::{
+    process::{Child, Command},
+    time::{sleep, timeout},
+};
 
-/// A server that has not answered by then will not: generous, for a loaded machine and a debug build.
+/// How long a server may take to answer: generous, for a loaded machine and a debug build.
 const START_MAX: Duration = Duration::from_mins(1);
 const STOP_MAX: Duration = Duration::from_secs(30);
 /// The interval at which a starting server is polled.
@@ -40,6 +48,8 @@ impl Kind {
 pub(crate) struct Setup {
     pub(crate) args: Vec<String>,
     pub(crate) env: Vec<(String, String)>,
+    /// The limit on open files, instead of the one of the tests.
+    pub(crate) open_files: Option<u32>,
 }
 
 /// One member with its directory and ports, which outlive the process: it can be killed and started again.
@@ -111,13 +121,17 @@ impl Server {
                 );
             }
             let ask = async {
-                Client::try_connect(self.client_port)
-                    .await?
-                    .range(get("ready"))
-                    .await
-                    .ok()
+                let client = Client::try_connect(self.client_port).await?;
+                match client.range(get("ready")).await {
+                    Ok(_) => Some(()),
+                    // With authentication on, this says that it serves.
+                    Err(status) => status
+                        .message()
+                        .contains("user name is empty")
+                        .then_some(()),
+                }
             };
-            if let Ok(Some(_)) = timeout(Duration::from_secs(2), ask).await {
+            if let Ok(Some(())) = timeout(Duration::from_secs(2), ask).await {
                 return;
             }
             sleep(POLL).await;
@@ -183,7 +197,11 @@ impl Server {
     }
 
     fn quorate(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        let program = env!("CARGO_BIN_EXE_quorate");
+        let mut command = match self.setup.open_files {
+            None => Command::new(program),
+            Some(limit) => limited(limit, program),
+        };
         for (name, _) in
             env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("QUORATE_"))
         {
@@ -255,6 +273,24 @@ impl Server {
         self
     }
 
+    /// The same program with further arguments.
+    #[must_use]
+    pub(crate) fn also(mut self, args: &[&str]) -> Self {
+        let args = args.iter().copied().map(str::to_owned);
+        self.setup.args.extend(args);
+        self
+    }
+
+    /// The same program with further environment variables.
+    #[must_use]
+    pub(crate) fn with_env(mut self, env: &[(&str, &str)]) -> Self {
+        let env = env
+            .iter()
+            .map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+        self.setup.env.extend(env);
+        self
+    }
+
     pub(crate) fn data_dir(&self) -> &Path {
         &self.data_dir
     }
@@ -307,6 +343,14 @@ impl Drop for Server {
             );
         }
     }
+}
+
+/// A program that may open so many files.
+fn limited(open_files: u32, program: &str) -> Command {
+    let mut command = Command::new("sh");
+    let script = format!("ulimit -n {open_files} && exec \"$0\" \"$@\"");
+    command.args(["-c", &script, program]);
+    command
 }
 
 /// How a process ended, and all it wrote.

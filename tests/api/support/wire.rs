@@ -7,9 +7,11 @@ use h2::{
 };
 use http::{HeaderMap, Request};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 
 /// A server that has not answered by then will not answer.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
@@ -33,6 +35,11 @@ impl Wire {
         let stream = TcpStream::connect(("127.0.0.1", port))
             .await
             .expect("a connection");
+        Self::over(stream).await
+    }
+
+    /// On a connection that the test has made.
+    pub(crate) async fn over(stream: TcpStream) -> Self {
         stream.set_nodelay(true).expect("a socket option");
         // The limit would end the connection from here, when many small messages are not read yet.
         let (requests, connection) = h2::client::Builder::new()

@@ -1,41 +1,45 @@
-//! A client that follows a range through everything: it writes down what it is told, and goes on elsewhere when its stream ends.
+//! A client that follows a range across all faults: it writes down what it receives, and goes on elsewhere when its stream ends.
 
 use super::members::{Members, revision};
 use bytes::Bytes;
-use quorate::internals::api::proto::etcdserverpb::{
-    WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
-    watch_request::RequestUnion,
+use quorate::internals::api::proto::{
+    etcdserverpb::{
+        WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+        watch_request::RequestUnion,
+    },
+    mvccpb::Event,
 };
-use quorate::internals::api::proto::mvccpb::Event;
-use std::time::Duration;
-use tokio::sync::{mpsc, watch};
-use tokio::time::{sleep, timeout};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{Semaphore, mpsc, watch},
+    time::{sleep, timeout},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-/// How long an answer to the first request of a stream is waited for.
+/// How long the first response of a stream may take.
 const OPEN_MAX: Duration = Duration::from_secs(10);
-/// Silence for so long means that something is lost: generous, for a loaded machine and a debug build.
+/// A watch with events to come that is silent for this long has lost some: generous, for a loaded machine and a debug build.
 const SILENCE_MAX: Duration = Duration::from_mins(2);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The value of the very last write, which every follower sees.
 pub(crate) const END: &[u8] = b"the end";
 
-/// How a follower goes about it.
+/// How a follower watches.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) range: (Bytes, Bytes),
-    /// As in the API: zero means from now on.
+    /// As in the API: zero means new changes only.
     pub(crate) start: i64,
     pub(crate) prev_kv: bool,
-    /// Breaks off by itself after so many responses of a stream, and goes on at the next member.
+    /// Ends a stream by itself after this many responses, and continues at the next member.
     pub(crate) reconnect_after: Option<usize>,
-    /// Asks for progress after so many responses; zero for never.
+    /// Requests progress after this many responses; zero for never.
     pub(crate) ask_every: usize,
-    /// Goes on from where a bookmark stands, not from the last event, whenever it gets one.
+    /// Continues after a bookmark, not after the last event, whenever it has one.
     pub(crate) resume_at_bookmarks: bool,
-    /// Reads nothing until it is told to.
+    /// Reads nothing until it is woken.
     pub(crate) asleep: bool,
 }
 
@@ -60,11 +64,11 @@ pub(crate) enum Note {
     Opened { from: i64, at: usize },
     /// One response with events; fragments are put together.
     Events { header: i64, events: Vec<Event> },
-    /// Everything up to here was told.
+    /// Every change up to here was received.
     Progress(i64),
-    /// What should come next is compacted: it goes on from here.
+    /// The next revision is compacted: it continues from here.
     Compacted(i64),
-    /// The stream ended, not by its own doing.
+    /// The stream ended, not by its own decision.
     Broken,
 }
 
@@ -90,6 +94,14 @@ impl Journal {
         self.notes.iter().filter(broken).count()
     }
 
+    /// All that happened but for responses, for a failure's message.
+    pub(crate) fn summary(&self) -> String {
+        let events = |note: &&Note| matches!(note, Note::Events { .. } | Note::Progress(_));
+        let responses = self.notes.iter().filter(events).count();
+        let others: Vec<&Note> = self.notes.iter().filter(|note| !events(note)).collect();
+        format!("{responses} responses, {others:?}")
+    }
+
     pub(crate) fn bookmarks(&self) -> usize {
         let progress = |note: &&Note| matches!(note, Note::Progress(_));
         self.notes.iter().filter(progress).count()
@@ -98,7 +110,7 @@ impl Journal {
 
 pub(crate) struct Stream {
     asking: mpsc::Sender<WatchRequest>,
-    told: Streaming<WatchResponse>,
+    responses: Streaming<WatchResponse>,
     pub(crate) created: WatchResponse,
 }
 
@@ -111,7 +123,7 @@ impl Stream {
         Self::open_with(members, create, |_| {}).await
     }
 
-    /// The same, after a look at the call's metadata.
+    /// As [`Stream::open`], with further metadata of the call.
     pub(crate) async fn open_with(
         members: &Members,
         create: WatchCreateRequest,
@@ -128,25 +140,25 @@ impl Stream {
         let opening = async {
             let mut request = tonic::Request::new(ReceiverStream::new(requests));
             adorn(request.metadata_mut());
-            let mut told = members.watch().watch(request).await?.into_inner();
-            let created = told.message().await?;
+            let mut responses = members.watch().watch(request).await?.into_inner();
+            let created = responses.message().await?;
             let created = created.ok_or_else(|| Status::unavailable("closed at once"))?;
-            Ok::<_, Status>((told, created))
+            Ok::<_, Status>((responses, created))
         };
         let opened = timeout(OPEN_MAX, opening).await;
-        let (told, created) = opened.map_err(|_| Status::unavailable("no answer"))??;
+        let (responses, created) = opened.map_err(|_| Status::unavailable("no answer"))??;
         assert!(created.created && !created.canceled, "{created:?}");
         Ok(Self {
             asking,
-            told,
+            responses,
             created,
         })
     }
 
-    /// Asks how far it has come. What comes of it, if the stream goes on, is told.
+    /// Asks how far it has come. The answer is among the responses, if the stream goes on.
     pub(crate) async fn ask_progress(&self) {
         let ask = RequestUnion::ProgressRequest(WatchProgressRequest {});
-        // Who does not take it has ended the stream, which is seen at its other end.
+        // An error means that the stream has ended, which the receiving half reports.
         drop(
             self.asking
                 .send(WatchRequest {
@@ -156,18 +168,20 @@ impl Stream {
         );
     }
 
-    /// The next response; what ends the stream is a status.
+    /// The next response; the end of the stream is a status.
     pub(crate) async fn next(&mut self) -> Result<WatchResponse, Status> {
-        let told = timeout(SILENCE_MAX, self.told.message()).await;
-        let told = told.expect("a watch that is owed events is told of them");
-        told?.ok_or_else(|| Status::ok("the stream ended without an error"))
+        let next = timeout(SILENCE_MAX, self.responses.message()).await;
+        let next = next.expect("a watch with events to come receives them");
+        next?.ok_or_else(|| Status::ok("the stream ended without an error"))
     }
 }
 
-/// Follows a range from its plan's start until the last write; first at the member that is asked first.
+/// Follows a range from its plan's start until the last write; first at the member that is asked first. Says when its first
+/// stream is open.
 pub(crate) async fn follow(
     mut members: Members,
     plan: Plan,
+    opened: Arc<Semaphore>,
     mut awake: watch::Receiver<bool>,
 ) -> Journal {
     let mut follower = Follower {
@@ -192,7 +206,10 @@ pub(crate) async fn follow(
         if follower.next == 0 {
             follower.next = revision(stream.created.header.as_ref()) + 1;
         }
-        from.get_or_insert(follower.next);
+        if from.is_none() {
+            from = Some(follower.next);
+            opened.add_permits(1);
+        }
         let (from, at) = (follower.next, members.first);
         follower.notes.push(Note::Opened { from, at });
         if plan.asleep {
@@ -203,7 +220,7 @@ pub(crate) async fn follow(
             Ended::Left => members.move_on(),
             Ended::Compacted => {}
             Ended::Broken(status) => {
-                // A member that stops says the first; the others are what a client calls a connection that breaks.
+                // The first is the status of a member that stops; the others are those of a client whose connection breaks.
                 let resumes = matches!(
                     status.code(),
                     Code::Unavailable | Code::Unknown | Code::Internal
@@ -251,11 +268,7 @@ impl Follower {
             }
             let header = revision(response.header.as_ref());
             if response.events.is_empty() {
-                assert!(
-                    header + 1 >= self.next,
-                    "told {header} before {}",
-                    self.next
-                );
+                assert!(header + 1 >= self.next, "got {header} before {}", self.next);
                 self.notes.push(Note::Progress(header));
                 if plan.resume_at_bookmarks {
                     self.next = header + 1;

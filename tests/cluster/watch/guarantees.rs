@@ -1,7 +1,9 @@
-//! etcd's promises about watches, each as a check of what one follower wrote down against the true history.
+//! etcd's promises about watches, each as a check of the journal of one follower against the true history.
 
-use super::follow::{Journal, Note, modified};
-use super::truth::{Change, History};
+use super::{
+    follow::{Journal, Note, modified},
+    truth::{Change, History},
+};
 use bytes::Bytes;
 use quorate::internals::api::proto::mvccpb::{Event, event::EventType};
 use std::collections::BTreeSet;
@@ -41,7 +43,7 @@ pub(crate) fn unique(journal: &Journal) {
     }
 }
 
-/// Nothing is missing, and each event is what happened. Only what a watch was told to be compacted is left out.
+/// Nothing is missing, and each event is what happened. Only what a response called compacted is left out.
 pub(crate) fn reliable(journal: &Journal, history: &History) {
     let mut next = journal.from;
     for note in &journal.notes {
@@ -49,21 +51,21 @@ pub(crate) fn reliable(journal: &Journal, history: &History) {
             Note::Events { events, .. } => {
                 let last = modified(&events[events.len() - 1]);
                 let happened = history.of(&journal.plan.range, next, last);
-                let mut told: Vec<&Event> = events.iter().collect();
-                told.sort_by_key(|event| (modified(event), key(event)));
+                let mut got: Vec<&Event> = events.iter().collect();
+                got.sort_by_key(|event| (modified(event), key(event)));
                 let owed: Vec<(i64, &Change)> = happened
                     .iter()
                     .flat_map(|(revision, changes)| changes.iter().map(|c| (*revision, *c)))
                     .collect();
                 let places = |event: &&Event| (modified(event), key(event).clone());
                 assert_eq!(
-                    told.iter().map(places).collect::<Vec<_>>(),
+                    got.iter().map(places).collect::<Vec<_>>(),
                     owed.iter()
                         .map(|(at, c)| (*at, c.key.clone()))
                         .collect::<Vec<_>>(),
                     "from {next}"
                 );
-                for (event, (at, change)) in told.into_iter().zip(owed) {
+                for (event, (at, change)) in got.into_iter().zip(owed) {
                     same(event, at, change, journal.plan.prev_kv);
                 }
                 next = last + 1;
@@ -78,14 +80,14 @@ pub(crate) fn reliable(journal: &Journal, history: &History) {
 fn same(event: &Event, at: i64, change: &Change, prev_kv: bool) {
     let kv = event.kv.as_ref().expect("an event has its key");
     if let Some(new) = &change.new {
-        let told = (event.r#type(), kv);
-        assert_eq!(told, (EventType::Put, new), "what was written at {at}");
+        let got = (event.r#type(), kv);
+        assert_eq!(got, (EventType::Put, new), "what was written at {at}");
     } else {
-        let told = (event.r#type(), &kv.key, kv.mod_revision);
-        assert_eq!(told, (EventType::Delete, &change.key, at), "a deletion");
+        let got = (event.r#type(), &kv.key, kv.mod_revision);
+        assert_eq!(got, (EventType::Delete, &change.key, at), "a deletion");
         assert!(kv.value.is_empty() && kv.version == 0, "{kv:?}");
     }
-    // The state before may be compacted by the time a watch that lags is told.
+    // The state before may be compacted by the time a watch that lags gets the event.
     let before = change.old.as_ref().filter(|_| prev_kv);
     if event.prev_kv.is_some() || !prev_kv {
         assert_eq!(event.prev_kv.as_ref(), before, "the state before {at}");

@@ -3,12 +3,14 @@
 use quorate::internals::api::proto::etcdserverpb as pb;
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
-use tonic::Status;
-use tonic::transport::{Channel, Endpoint};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint},
+};
 
-/// How long one member is waited for before the next is asked.
+/// How long one member may take before the request goes to the next.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// How long all of them are asked: generous, for a loaded machine and a debug build.
+/// How long requests are repeated in all: generous, for a loaded machine and a debug build.
 const PATIENCE: Duration = Duration::from_mins(2);
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -16,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug)]
 pub(crate) struct Members {
     channels: Vec<Channel>,
-    /// Who is asked first.
+    /// The position of the member that is asked first.
     pub(crate) first: usize,
 }
 
@@ -49,6 +51,23 @@ impl Members {
         self.first = (self.first + 1) % self.channels.len();
     }
 
+    /// Waits until the member asked first answers.
+    pub(crate) async fn serves(&self) {
+        let start = quorate::internals::clock::now();
+        let request = pb::RangeRequest {
+            key: "any".into(),
+            ..pb::RangeRequest::default()
+        };
+        loop {
+            let mut kv = self.kv();
+            match timeout(ANSWER_MAX, kv.range(request.clone())).await {
+                Ok(Ok(_)) => return,
+                failed => assert!(start.elapsed() < PATIENCE, "it does not serve: {failed:?}"),
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
     /// One attempt, at one member.
     pub(crate) async fn try_txn(&self, request: pb::TxnRequest) -> Result<pb::TxnResponse, Status> {
         let answer = timeout(ANSWER_MAX, async { self.kv().txn(request).await });
@@ -56,7 +75,7 @@ impl Members {
         Ok(answer?.into_inner())
     }
 
-    /// Asks until somebody answers.
+    /// Repeats a request until a member answers.
     pub(crate) async fn range(&mut self, request: pb::RangeRequest) -> pb::RangeResponse {
         let start = quorate::internals::clock::now();
         loop {
@@ -70,7 +89,7 @@ impl Members {
         }
     }
 
-    /// Asks until somebody writes. What was refused without a verdict may be written twice.
+    /// Repeats a write until a member acknowledges it. A write whose first outcome is unknown may happen twice.
     pub(crate) async fn txn(&mut self, request: pb::TxnRequest) -> pb::TxnResponse {
         let start = quorate::internals::clock::now();
         loop {
@@ -83,7 +102,7 @@ impl Members {
         }
     }
 
-    /// Asks until history before `revision` is given up.
+    /// Repeats a compaction until `revision` is compacted.
     pub(crate) async fn compact(&mut self, revision: i64) {
         let start = quorate::internals::clock::now();
         loop {
@@ -102,7 +121,7 @@ impl Members {
         }
     }
 
-    /// The newest revision, as a linearizable read tells it.
+    /// The newest revision, by a linearizable read.
     pub(crate) async fn revision(&mut self) -> i64 {
         let request = pb::RangeRequest {
             key: "revision".into(),

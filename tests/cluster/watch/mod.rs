@@ -1,4 +1,4 @@
-//! Watches on a cluster: etcd's six promises hold on every member, in bad weather and across a change of leaders.
+//! Watches on a cluster: etcd's six promises hold on every member, during faults and across a change of leaders.
 //!
 //! Each test replays the true history, which is read revision by revision, and compares it event by event.
 
@@ -8,16 +8,20 @@ mod members;
 mod storm;
 mod truth;
 
-use crate::ctl::leader;
-use crate::network::{Drops, Network};
-use crate::support::Cluster;
+use crate::{
+    ctl::leader,
+    network::{Drops, Network},
+    support::Cluster,
+};
 use bytes::Bytes;
 use follow::{Journal, Note, Plan, Stream, modified};
 use members::{Members, all_of, delete, put, revision};
-use quorate::internals::api::proto::etcdserverpb::{RangeRequest, WatchCreateRequest};
-use quorate::internals::api::proto::mvccpb::Event;
+use quorate::internals::api::proto::{
+    etcdserverpb::{RangeRequest, WatchCreateRequest},
+    mvccpb::Event,
+};
 use std::collections::BTreeSet;
-use storm::{Weather, weather};
+use storm::{StormOutcome, run_storm};
 use tonic::Code;
 use truth::History;
 
@@ -39,21 +43,25 @@ fn plans() -> Vec<Plan> {
     ranges.into_iter().enumerate().map(plan).collect()
 }
 
-/// What every test here wants to have happened, and the true history compared event by event.
-fn replay(weather: &Weather) {
-    assert!(weather.leaders > 0, "the leader changed in the middle");
-    let broken = weather.journals.iter().map(Journal::broken);
-    assert!(broken.sum::<usize>() > 0, "members took streams with them");
-    for journal in &weather.journals {
-        guarantees::reliable(journal, &weather.history);
+/// Asserts that the events which every test needs have occurred, and compares the true history event by event.
+fn replay(outcome: &StormOutcome) {
+    assert!(outcome.leaders > 0, "the leader changed in the middle");
+    let broken = outcome.journals.iter().map(Journal::broken);
+    let journals: Vec<String> = outcome.journals.iter().map(Journal::summary).collect();
+    assert!(
+        broken.sum::<usize>() > 0,
+        "no stream ended with its member: {journals:#?}"
+    );
+    for journal in &outcome.journals {
+        guarantees::reliable(journal, &outcome.history);
     }
 }
 
 #[tokio::test]
 async fn ordered_while_members_and_leaders_come_and_go() {
-    let weather = weather(plans()).await;
-    replay(&weather);
-    for journal in &weather.journals {
+    let outcome = run_storm(plans()).await;
+    replay(&outcome);
+    for journal in &outcome.journals {
         guarantees::ordered(journal);
     }
 }
@@ -64,9 +72,9 @@ async fn unique_however_often_a_client_reconnects() {
         reconnect_after: Some(5 + 7 * n),
         ..plan
     };
-    let weather = weather(plans().into_iter().enumerate().map(reconnecting).collect()).await;
-    replay(&weather);
-    for journal in &weather.journals {
+    let outcome = run_storm(plans().into_iter().enumerate().map(reconnecting).collect()).await;
+    replay(&outcome);
+    for journal in &outcome.journals {
         assert!(journal.opened().count() > 3, "it reconnected");
         guarantees::unique(journal);
     }
@@ -78,9 +86,9 @@ async fn reliable_for_slow_readers_among_quick_ones() {
         asleep: true,
         ..plan
     });
-    let weather = weather(slow.chain(plans()).collect()).await;
-    replay(&weather);
-    // Told of events when the store was far ahead of them, or that they are compacted.
+    let outcome = run_storm(slow.chain(plans()).collect()).await;
+    replay(&outcome);
+    // Received events when the store was far ahead of them, or that they are compacted.
     let late = |journal: &&Journal| {
         let late = |note: &Note| match note {
             Note::Events { header, events } => header - modified(&events[events.len() - 1]) > 50,
@@ -89,13 +97,13 @@ async fn reliable_for_slow_readers_among_quick_ones() {
         };
         journal.plan.asleep && journal.notes.iter().any(late)
     };
-    let late = weather.journals.iter().filter(late).count();
+    let late = outcome.journals.iter().filter(late).count();
     assert!(late > 0, "who sleeps reads history");
-    // Those that read were told of nearly everything; only what a frozen member kept from them may be compacted.
-    for journal in &weather.journals {
-        let told = |note: &&Note| matches!(note, Note::Events { .. });
-        let told = journal.notes.iter().filter(told).count();
-        assert!(journal.plan.asleep || told > 10, "{told} responses");
+    // Those that read received nearly everything; only what a frozen member kept from them may be compacted.
+    for journal in &outcome.journals {
+        let received = |note: &&Note| matches!(note, Note::Events { .. });
+        let received = journal.notes.iter().filter(received).count();
+        assert!(journal.plan.asleep || received > 10, "{received} responses");
     }
 }
 
@@ -105,13 +113,13 @@ async fn atomic_when_transactions_are_cut_by_reconnects() {
         reconnect_after: (n % 2 == 0).then_some(10),
         ..plan
     };
-    let weather = weather(plans().into_iter().enumerate().map(reconnecting).collect()).await;
-    replay(&weather);
-    let changes = weather.history.changes.values();
+    let outcome = run_storm(plans().into_iter().enumerate().map(reconnecting).collect()).await;
+    replay(&outcome);
+    let changes = outcome.history.changes.values();
     let several = changes.filter(|changes| changes.len() > 2).count();
     assert!(several > 50, "transactions change several keys");
-    for journal in &weather.journals {
-        guarantees::atomic(journal, &weather.history);
+    for journal in &outcome.journals {
+        guarantees::atomic(journal, &outcome.history);
     }
 }
 
@@ -121,10 +129,10 @@ async fn resumable_at_the_last_seen_revision_on_another_member() {
         reconnect_after: Some(1 + n),
         ..plan
     };
-    let weather = weather(plans().into_iter().enumerate().map(reconnecting).collect()).await;
-    replay(&weather);
-    for journal in &weather.journals {
-        guarantees::resumable(journal, &weather.history);
+    let outcome = run_storm(plans().into_iter().enumerate().map(reconnecting).collect()).await;
+    replay(&outcome);
+    for journal in &outcome.journals {
+        guarantees::resumable(journal, &outcome.history);
         let members: BTreeSet<usize> = journal.opened().map(|(_, at)| at).collect();
         assert_eq!(members.len(), 3, "it went from member to member");
     }
@@ -137,13 +145,13 @@ async fn bookmarkable_on_every_member() {
         resume_at_bookmarks: n % 2 == 0,
         ..plan
     };
-    let weather = weather(plans().into_iter().enumerate().map(asking).collect()).await;
-    replay(&weather);
-    for journal in &weather.journals {
-        guarantees::bookmarkable(journal, &weather.history);
-        guarantees::resumable(journal, &weather.history);
+    let outcome = run_storm(plans().into_iter().enumerate().map(asking).collect()).await;
+    replay(&outcome);
+    for journal in &outcome.journals {
+        guarantees::bookmarkable(journal, &outcome.history);
+        guarantees::resumable(journal, &outcome.history);
     }
-    let bookmarks: usize = weather.journals.iter().map(Journal::bookmarks).sum();
+    let bookmarks: usize = outcome.journals.iter().map(Journal::bookmarks).sum();
     assert!(bookmarks > 20, "{bookmarks} bookmarks");
 }
 
@@ -157,16 +165,17 @@ fn everything(start_revision: i64) -> WatchCreateRequest {
     }
 }
 
-/// Takes events through a revision; what belongs together is told together.
+/// Takes events through a revision; the changes of a revision stay together.
 async fn events_through(stream: &mut Stream, through: i64) -> Vec<Vec<Event>> {
-    let mut told: Vec<Vec<Event>> = Vec::new();
-    let last = |told: &Vec<Vec<Event>>| told.last().map_or(0, |events| modified(&events[0]));
-    while last(&told) < through {
+    let mut received: Vec<Vec<Event>> = Vec::new();
+    let last =
+        |received: &Vec<Vec<Event>>| received.last().map_or(0, |events| modified(&events[0]));
+    while last(&received) < through {
         let response = stream.next().await.expect("the stream goes on");
         let revisions = response.events.chunk_by(|a, b| modified(a) == modified(b));
-        told.extend(revisions.map(<[Event]>::to_vec));
+        received.extend(revisions.map(<[Event]>::to_vec));
     }
-    told
+    received
 }
 
 #[tokio::test]
@@ -183,7 +192,7 @@ async fn a_follower_tells_what_the_leader_tells() {
     for n in 0..3 {
         let there = Members::at(&ports, n);
         let stream = Stream::open(&there, everything(0)).await.expect("a stream");
-        // Who has not applied everything yet is told of it as it comes.
+        // Who has not applied everything yet receives it as it comes.
         live.push((stream, there));
     }
     for n in 0..40 {
@@ -221,8 +230,8 @@ async fn a_follower_tells_what_the_leader_tells() {
         (&histories[0], &histories[0]),
         (&histories[1], &histories[2])
     );
-    for (told, (at, changes)) in past[0].iter().zip(&histories[0]) {
-        let places: Vec<(i64, &Bytes)> = told
+    for (received, (at, changes)) in past[0].iter().zip(&histories[0]) {
+        let places: Vec<(i64, &Bytes)> = received
             .iter()
             .map(|event| (modified(event), &event.kv.as_ref().expect("a key").key))
             .collect();
@@ -238,7 +247,7 @@ async fn bookmark_from(stream: &mut Stream, read: i64) {
     let mut seen = 0;
     loop {
         stream.ask_progress().await;
-        // One that is behind says nothing of progress, but then it is told of events.
+        // One that is behind says nothing of progress, but then it receives events.
         let response = stream.next().await.expect("the stream goes on");
         let header = revision(response.header.as_ref());
         match response.events.last() {
@@ -283,11 +292,11 @@ async fn a_watch_that_wants_a_leader_ends_without_one() {
     cluster.members[first].start();
     let mut members = Members::at(&ports, first);
     members.txn(all_of(vec![put("k", "2")])).await;
-    let told = stays.next().await.expect("the stream was not touched");
-    assert_eq!(told.events[0].kv.as_ref().expect("a key").value, "2");
+    let received = stays.next().await.expect("the stream was not touched");
+    assert_eq!(received.events[0].kv.as_ref().expect("a key").value, "2");
 }
 
-/// Three members, and what stands between them. Clients reach all of them, whatever is cut.
+/// Three members, and the network between them. Clients reach all of them, whatever is cut.
 async fn divided() -> Cluster {
     Cluster::start_on(Network::relay(3).await).await
 }
@@ -302,7 +311,7 @@ fn network(cluster: &Cluster) -> &Network {
     cluster.network.as_ref().expect("it was given one")
 }
 
-/// A client saw revision r at one member and goes on at another one, which is cut off and lags: it is told nothing below.
+/// A client saw revision r at one member and goes on at another one, which is cut off and lags: it receives nothing below.
 #[tokio::test]
 async fn events_going_back_in_time_after_a_partition() {
     let cluster = divided().await;
@@ -324,20 +333,20 @@ async fn events_going_back_in_time_after_a_partition() {
         let done = members.txn(all_of(vec![put("k", format!("{n}"))])).await;
         newest = revision(done.header.as_ref());
     }
-    let told = events_through(&mut seen, newest).await;
-    assert_eq!(told.len(), 50, "the near member tells everything");
-    // The far one has applied nothing of it, says so, and has to tell nothing of it.
+    let received = events_through(&mut seen, newest).await;
+    assert_eq!(received.len(), 50, "the near member sends everything");
+    // The far one has applied nothing of it, says so, and sends nothing of it.
     let mut resumed = open(far, newest + 1).await;
     assert_eq!(revision(resumed.created.header.as_ref()), known);
     resumed.ask_progress().await;
     network(&cluster).heal(Drops::Some);
     let next = members.txn(all_of(vec![put("k", "next")])).await;
     let next = revision(next.header.as_ref());
-    let told = events_through(&mut resumed, next).await;
-    let revisions: Vec<i64> = told.iter().map(|events| modified(&events[0])).collect();
+    let received = events_through(&mut resumed, next).await;
+    let revisions: Vec<i64> = received.iter().map(|events| modified(&events[0])).collect();
     assert_eq!(revisions, [next], "the first event after what was seen");
-    let told = events_through(&mut behind, next).await;
-    let revisions: Vec<i64> = told.iter().map(|events| modified(&events[0])).collect();
+    let received = events_through(&mut behind, next).await;
+    let revisions: Vec<i64> = received.iter().map(|events| modified(&events[0])).collect();
     let owed: Vec<i64> = (newest - 49..=next).collect();
     assert_eq!(revisions, owed, "and who stayed there misses nothing");
 }
@@ -361,17 +370,17 @@ async fn watchers_of_a_deposed_leader_see_what_was_committed() {
     let refused = lost.await.expect("it ends");
     assert!(refused.is_err(), "nobody confirms it: {refused:?}");
     network(&cluster).heal(Drops::Some);
-    let told = events_through(&mut watching, kept).await;
+    let received = events_through(&mut watching, kept).await;
     let get = RangeRequest {
         key: "k".into(),
         ..RangeRequest::default()
     };
     let now = members.range(get).await.kvs.remove(0);
-    let event = &told.last().expect("an event")[0];
+    let event = &received.last().expect("an event")[0];
     assert_eq!(event.kv.as_ref(), Some(&now), "what was committed");
     let mut history = History::new();
     history.read_on(&mut members).await;
-    let revisions: Vec<i64> = told.iter().map(|events| modified(&events[0])).collect();
+    let revisions: Vec<i64> = received.iter().map(|events| modified(&events[0])).collect();
     assert_eq!(
         revisions,
         history.changes.keys().copied().collect::<Vec<i64>>()

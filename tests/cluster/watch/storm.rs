@@ -1,57 +1,67 @@
-//! Three members in bad weather, with writers at all of them and followers of what is written.
+//! Three members under faults, with writers at all of them and followers of what is written.
 //!
 //! In this order, and always while writers write: a compaction; a follower of the leader is killed and comes back; the leader is
 //! cut off from the others, which elect another one, and comes back; the leader is frozen, another one is elected, and the old
-//! one wakes up; another compaction; the leader is killed and comes back; a member is stopped in good order and comes back.
+//! one wakes up; another compaction; the leader is killed and comes back; a member is stopped by SIGTERM and comes back.
 
-use super::follow::{END, Journal, Plan, follow};
-use super::members::{Members, all_of, delete, put, revision};
-use super::truth::History;
-use crate::ctl::leader;
-use crate::network::{Drops, Network};
-use crate::support::Cluster;
+use super::{
+    follow::{END, Journal, Plan, follow},
+    members::{Members, all_of, delete, put, revision},
+    truth::History,
+};
+use crate::{
+    ctl::leader,
+    network::{Drops, Network},
+    support::Cluster,
+};
 use bytes::Bytes;
 use fastrand::Rng;
 use quorate::internals::api::proto::etcdserverpb::RequestOp;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicI64, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::Duration,
 };
-use std::time::Duration;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinHandle,
+    time::{sleep, timeout},
+};
 
 /// Each writes keys of its own prefix, which is its name.
 const WRITERS: [&str; 3] = ["a", "b", "c"];
-/// Between two writes of a writer.
+/// Pause between two writes of a writer.
 const WRITE_PAUSE: Duration = Duration::from_millis(8);
 /// How far writers may be ahead of the historian: on a busy machine they would fill the disk before it has read it all.
 const AHEAD_MAX: i64 = 400;
-/// Revisions written during each kind of weather.
+/// Revisions written during each fault.
 const PHASE_REVISIONS: i64 = 120;
-/// Now and then a value is as long as this, so that who does not read falls behind.
+/// Now and then a value is as long as this, so that a follower that does not read falls behind.
 const LONG_BYTES: usize = 64 * 1024;
+/// Generous, for a loaded machine and a debug build.
+const OPENED_MAX: Duration = Duration::from_mins(2);
 /// The history that a compaction leaves.
 const KEPT_REVISIONS: i64 = 40;
 
-/// What it was like.
+/// The outcome of a storm.
 #[derive(Debug)]
-pub(crate) struct Weather {
+pub(crate) struct StormOutcome {
     pub(crate) history: History,
     pub(crate) journals: Vec<Journal>,
     /// How often the leader changed.
     pub(crate) leaders: usize,
 }
 
-/// Reads the truth as it grows, so that it is known when it is compacted.
+/// The historian: reads the true history as it grows, before it is compacted.
 struct Historian {
     members: Members,
     history: History,
 }
 
 impl Historian {
-    /// Reads on until the store has grown by `revisions`.
+    /// Reads until the store has grown by `revisions`.
     async fn pass(&mut self, revisions: i64) {
         let until = self.history.read + revisions;
         while self.history.read < until {
@@ -67,8 +77,8 @@ impl Historian {
     }
 }
 
-/// Lets followers with these plans see the weather through. Plan n begins at member n.
-pub(crate) async fn weather(plans: Vec<Plan>) -> Weather {
+/// Runs followers with these plans through all faults. Plan n begins at member n.
+pub(crate) async fn run_storm(plans: Vec<Plan>) -> StormOutcome {
     let mut cluster = Cluster::start_on(Network::relay(3).await).await;
     let ports = cluster.ports();
     let mut historian = Historian {
@@ -76,11 +86,23 @@ pub(crate) async fn weather(plans: Vec<Plan>) -> Weather {
         history: History::new(),
     };
     let (wake, awake) = watch::channel(false);
+    // A follower whose member does not serve yet would go to another one, and the storm might spare all that have followers.
+    for n in 0..ports.len() {
+        Members::at(&ports, n).serves().await;
+    }
+    let opened = Arc::new(Semaphore::new(0));
     let followers: Vec<JoinHandle<Journal>> = plans
         .into_iter()
         .enumerate()
-        .map(|(n, plan)| tokio::spawn(follow(Members::at(&ports, n), plan, awake.clone())))
+        .map(|(n, plan)| {
+            let members = Members::at(&ports, n);
+            tokio::spawn(follow(members, plan, opened.clone(), awake.clone()))
+        })
         .collect();
+    let all = u32::try_from(followers.len()).expect("few followers");
+    let all_open = timeout(OPENED_MAX, opened.acquire_many(all)).await;
+    let all_open = all_open.expect("every follower opens a stream");
+    drop(all_open.expect("it is never closed"));
     let done = Arc::new(AtomicBool::new(false));
     let writers = WRITERS.iter().enumerate().map(|(n, name)| {
         let writer = Writer {
@@ -110,14 +132,14 @@ pub(crate) async fn weather(plans: Vec<Plan>) -> Weather {
         journals.push(follower.await.expect("followers see the end"));
     }
     historian.history.read_on(&mut historian.members).await;
-    Weather {
+    StormOutcome {
         history: historian.history,
         journals,
         leaders,
     }
 }
 
-/// The bad part. Tells how often the leader changed.
+/// The faults, one after the other. Returns how often the leader changed.
 async fn storm(cluster: &mut Cluster, historian: &mut Historian) -> usize {
     let ports = cluster.ports();
     let others = |gone: usize| -> Vec<u16> {
@@ -168,17 +190,17 @@ async fn storm(cluster: &mut Cluster, historian: &mut Historian) -> usize {
     seen.windows(2).filter(|pair| pair[0] != pair[1]).count()
 }
 
-/// A position among two, as one among three of which `gone` is left out.
+/// Maps a position among the other two to one among three, where `gone` is left out.
 fn others_place(at: usize, gone: usize) -> usize {
     at + usize::from(at >= gone)
 }
 
-/// Writes to keys `name/0` … `name/6` until it is told to stop: puts, deletions, and transactions of several changes.
+/// Writes to keys `name/0` … `name/6` until it is stopped: puts, deletions, and transactions of several changes.
 struct Writer {
     members: Members,
     name: &'static str,
     random: Rng,
-    /// How far the historian is.
+    /// The revision that the historian has reached.
     read: Arc<AtomicI64>,
     done: Arc<AtomicBool>,
 }
@@ -189,7 +211,7 @@ impl Writer {
         while !self.done.load(Ordering::Relaxed) {
             if newest <= self.read.load(Ordering::Relaxed) + AHEAD_MAX {
                 let ops = operations(self.name, &mut self.random);
-                // Whether a write without an answer happened is for the historian to find out.
+                // The historian finds out whether a write without an answer happened.
                 match self.members.try_txn(all_of(ops)).await {
                     Ok(answer) => newest = revision(answer.header.as_ref()),
                     Err(_) => self.members.move_on(),

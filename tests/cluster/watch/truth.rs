@@ -2,12 +2,13 @@
 
 use super::members::{Members, revision};
 use bytes::Bytes;
-use quorate::internals::api::proto::etcdserverpb::RangeRequest;
-use quorate::internals::api::proto::mvccpb::KeyValue;
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{
-    Arc,
-    atomic::{AtomicI64, Ordering},
+use quorate::internals::api::proto::{etcdserverpb::RangeRequest, mvccpb::KeyValue};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 /// One key's change in a revision: its new state, none if it was deleted, and the one before.
@@ -25,7 +26,7 @@ pub(crate) struct History {
     pub(crate) changes: BTreeMap<i64, Vec<Change>>,
     /// Everything up to here is in `changes`.
     pub(crate) read: i64,
-    /// The same, for those who write it.
+    /// The same value, which writers follow.
     pub(crate) progress: Arc<AtomicI64>,
     live: BTreeMap<Bytes, KeyValue>,
 }

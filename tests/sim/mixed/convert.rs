@@ -79,15 +79,15 @@ pub(crate) async fn ask_and_cancel(
 }
 
 /// The number of this event loop, which is unique to the process.
-fn process() -> u64 {
+pub(super) fn process() -> u64 {
     let id = tokio::runtime::Handle::current().id().to_string();
     id.parse().expect("a number")
 }
 
-type Answered = Result<(KvRevision, Answer), RequestError>;
+pub(super) type Answered = Result<(KvRevision, Answer), RequestError>;
 
 /// What an answer means; `None` is no answer.
-fn response(slot: Slot, answer: Option<(u64, Answered)>) -> Response {
+pub(super) fn response(slot: Slot, answer: Option<(u64, Answered)>) -> Response {
     let Some((process, result)) = answer else {
         return Response {
             outcome: Outcome::Unknown,
@@ -132,7 +132,11 @@ pub(crate) fn outcome_of(error: &RequestError) -> Outcome {
     }
 }
 
-async fn run(requests: &Requests, request: Request) -> Result<(KvRevision, Answer), RequestError> {
+/// Carries out a request at a member.
+pub(super) async fn run(
+    requests: &Requests,
+    request: Request,
+) -> Result<(KvRevision, Answer), RequestError> {
     Ok(match request {
         Request::Range(range) => {
             let done = requests.range(query(&range)).await?;

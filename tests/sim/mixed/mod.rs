@@ -8,6 +8,8 @@
 //! | `past` | clients that read and watch old revisions, most of all on members that have just restarted |
 //! | `heavy` | clients with large values, answers and transactions, cancelled requests and unread watches |
 //! | `leases` | clients that hold leases, renew them, and let them expire |
+//! | `users` | clients that log in, and an administrator who changes users, roles and permissions |
+//! | `rights` | what users did, judged by the log |
 //! | `observe` | checks of each member's published state, after each step |
 //!
 //! Every request is recorded with the times of its call and its return and its outcome, which is unknown if no answer came in
@@ -20,6 +22,8 @@ mod keys;
 mod leases;
 mod observe;
 mod past;
+mod rights;
+mod users;
 mod watchers;
 
 use crate::{
@@ -32,7 +36,7 @@ use crate::{
     run::Workload,
 };
 use convert::{Response, ask, ask_and_cancel};
-use quorate::internals::types::LeaseId;
+use quorate::internals::{Inspect, types::LeaseId};
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, sync::Arc};
 
 /// Clients of keys.
@@ -72,6 +76,9 @@ pub(crate) struct SharedState {
     leases: leases::LeaseRecords,
     /// Which start of each machine served last, and since when, in milliseconds.
     served_since: BTreeMap<Slot, (u64, u64)>,
+    users: users::Acts,
+    /// The cluster began with one member.
+    alone: bool,
     /// Errors of members that could not read a record they must have.
     unreadable: Vec<String>,
 }
@@ -91,11 +98,19 @@ impl Mixed {
         mixed.shared.borrow_mut().compacts_often = true;
         mixed
     }
+
+    /// A workload in which users and roles change many times a second.
+    pub(crate) fn administered() -> Self {
+        let mixed = Self::default();
+        mixed.shared.borrow_mut().users.change_often();
+        mixed
+    }
 }
 
 impl Workload for Mixed {
     fn begin(&mut self, cluster: &mut Cluster) {
         let size = cluster.nodes.len();
+        self.shared.borrow_mut().alone = size == 1;
         let context = |number| ClientContext {
             shared: self.shared.clone(),
             number,
@@ -130,11 +145,19 @@ impl Workload for Mixed {
             let context = next();
             cluster.client(move |client| heavy::work(client, context));
         }
+        let administrator = next();
+        cluster.client(move |client| users::administer(client, administrator));
+        for name in users::USERS {
+            let context = next();
+            cluster.client(move |client| users::work(client, context, name));
+        }
     }
 
     fn watch(&mut self, cluster: &Cluster) {
         self.observer.look(cluster);
-        self.shared.borrow_mut().note_restarts(cluster);
+        let mut shared = self.shared.borrow_mut();
+        shared.note_restarts(cluster);
+        shared.users.applied(self.observer.applied());
     }
 
     fn end(&mut self, cluster: &mut Cluster) {
@@ -158,12 +181,12 @@ impl Workload for Mixed {
     }
 
     fn judge(&mut self, cluster: &mut Cluster) {
-        self.observer.look(cluster);
+        self.watch(cluster);
         self.shared.borrow_mut().explain_liveness();
         let shared = self.shared.borrow();
         assert!(shared.unreadable.is_empty(), "{:#?}", shared.unreadable);
         match check(shared.recorder.ops(), &shared.truth) {
-            Ok(checked) => tell(cluster, &checked),
+            Ok(checked) => report(cluster, &checked),
             Err(violations) => {
                 let shown: Vec<String> = violations.iter().map(ToString::to_string).collect();
                 let first = shown.iter().take(5).cloned().collect::<Vec<_>>();
@@ -174,12 +197,13 @@ impl Workload for Mixed {
             seen.check(&shared.truth);
         }
         shared.leases.check();
+        rights::judge(&shared, cluster);
         drop(shared);
         self.same_everywhere(cluster);
     }
 }
 
-fn tell(cluster: &Cluster, checked: &Checked) {
+fn report(cluster: &Cluster, checked: &Checked) {
     cluster.log_event(format_args!(
         "judged: {} acknowledged, {} failed, {} unknown of which {} happened, {} revisions",
         checked.acknowledged, checked.failed, checked.unknown, checked.happened, checked.newest

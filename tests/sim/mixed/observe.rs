@@ -8,7 +8,11 @@ use crate::{
     network::Slot,
     scene::Scene,
 };
-use quorate::internals::types::{LogIndex, Revision, Term};
+use quorate::internals::{
+    Inspect,
+    kv::state_hash::StateHash,
+    types::{LogIndex, Revision, Term},
+};
 use std::collections::BTreeMap;
 
 /// The state after an applied entry: the same on every member, in each process.
@@ -17,6 +21,8 @@ struct Applied {
     term: Term,
     revision: Revision,
     compacted: Revision,
+    /// Of everything that the entries up to this one did: keys, leases, alarms, users.
+    hash: Option<StateHash>,
 }
 
 /// A process: the machine it runs on, and which of the machine's starts it came from. A member that restarts between two looks is
@@ -39,6 +45,12 @@ pub(crate) struct Observer {
 }
 
 impl Observer {
+    /// The newest entry that any member has applied.
+    pub(crate) fn applied(&self) -> u64 {
+        let newest = self.applied.last_key_value();
+        newest.map_or(0, |(index, _)| index.0)
+    }
+
     /// Checks every member.
     pub(crate) fn look(&mut self, cluster: &Cluster) {
         for slot in 0..cluster.nodes.len() {
@@ -73,12 +85,17 @@ impl Observer {
         );
         before.commit = status.commit;
         before.applied = status.applied;
+        if let Some(part) = requests.held().beyond_bound() {
+            let (held, most, max) = (part.name(), part.most(), part.bytes_max());
+            panic!("{name} held {most} bytes of {held}; the bound is {max}");
+        }
         let published = requests.published();
         let window = published.view.window;
         let made = Applied {
             term: published.applied.term,
             revision: window.newest,
             compacted: window.compacted,
+            hash: published.hash,
         };
         let index = published.applied.index;
         let known = *self.applied.entry(index).or_insert(made);

@@ -15,6 +15,7 @@ use quorate::internals::{
         watch_stream::{EventBatch, KeyEvent, WatchError},
     },
     kv::{KeyRange, watch::WatchSpec},
+    mutation::{Mutation, mutated},
     types::{RecordKind, Revision as KvRevision},
 };
 use std::time::Duration;
@@ -137,12 +138,12 @@ pub(crate) async fn historian(client: Client, context: ClientContext) {
             let News::Batch(batch) = news else {
                 panic!("the history at {start} is compacted, which no client asked for");
             };
-            write_down(&client, &context, batch);
+            add_to_history(&client, &context, batch);
         }
     }
 }
 
-fn write_down(client: &Client, context: &ClientContext, batch: EventBatch) {
+fn add_to_history(client: &Client, context: &ClientContext, batch: EventBatch) {
     let mut shared = context.shared.borrow_mut();
     let shared = &mut *shared;
     let mut events = batch.events.into_iter().peekable();
@@ -276,7 +277,10 @@ fn follow(client: &Client, slot: Slot, spec: WatchSpec) -> mpsc::Receiver<News> 
     })
 }
 
-async fn forward(requests: &Requests, spec: WatchSpec, news: &mpsc::Sender<News>) {
+async fn forward(requests: &Requests, mut spec: WatchSpec, news: &mpsc::Sender<News>) {
+    if mutated(Mutation::ResumeOneLate) && spec.start.0 > 2 {
+        spec.start = spec.start.next();
+    }
     let Ok(mut watch) = requests.watch(spec).await else {
         return;
     };

@@ -1,16 +1,17 @@
 //! Checks every request against the true history.
 
-use super::explain::explain;
-use super::model::{Answer, KeyValue, Refusal, Request, Revision, Txn, TxnOp};
-use super::record::{Op, Outcome};
-use super::replay::{LeaseEnd, Replay, branch};
-use super::violation::Violation;
+use super::{
+    explain::explain,
+    model::{Answer, KeyValue, Refusal, Request, Revision, Txn, TxnOp},
+    record::{Op, Outcome},
+    replay::{LeaseEnd, Replay, branch},
+    violation::Violation,
+};
 use std::collections::BTreeMap;
 
 /// Figures of a history that passed, and the lease ends found in it.
 #[derive(Debug, Default)]
 pub(crate) struct Checked {
-    /// Acknowledged requests.
     pub(crate) acknowledged: usize,
     /// Requests that were refused, or failed without effect.
     pub(crate) failed: usize,
@@ -18,7 +19,6 @@ pub(crate) struct Checked {
     pub(crate) unknown: usize,
     /// … and those of them that did something.
     pub(crate) happened: usize,
-    /// The newest revision.
     pub(crate) newest: Revision,
     /// Leases that ended with their keys, other than by an acknowledged request.
     pub(crate) lease_ends: Vec<LeaseEnd>,
@@ -38,7 +38,7 @@ pub(crate) fn check(ops: &[Op], replay: &Replay) -> Result<Checked, Vec<Violatio
     let mut violations = Vec::new();
     let (placed, owners) = place(ops, replay, &mut violations);
     real_time(&placed, &mut violations);
-    never_back(&placed, &mut violations);
+    revisions_never_decrease(&placed, &mut violations);
     compactions(ops, &placed, &mut violations);
     refusals(ops, &placed, &mut violations);
 
@@ -207,7 +207,7 @@ fn real_time(placed: &[Placed<'_>], violations: &mut Vec<Violation>) {
 }
 
 /// The revisions that one member shows never decrease.
-fn never_back(placed: &[Placed<'_>], violations: &mut Vec<Violation>) {
+fn revisions_never_decrease(placed: &[Placed<'_>], violations: &mut Vec<Violation>) {
     let mut shown: BTreeMap<u64, Placed<'_>> = BTreeMap::new();
     sweep(placed, |returned, called| match called {
         None => {

@@ -4,9 +4,11 @@
 //! if it was called before anybody saw that revision. Which request caused which revision is a matching: found with
 //! augmenting paths, so a wrong first guess does not lead to a false alarm.
 
-use super::model::Revision;
-use super::record::Op;
-use super::replay::{LeaseEnd, Replay};
+use super::{
+    model::Revision,
+    record::Op,
+    replay::{LeaseEnd, Replay},
+};
 use std::collections::BTreeMap;
 
 /// Which causes were found.
@@ -14,7 +16,6 @@ use std::collections::BTreeMap;
 pub(crate) struct Explained {
     /// Unknown requests that happened.
     pub(crate) happened: usize,
-    /// Ends of leases.
     pub(crate) lease_ends: Vec<LeaseEnd>,
     /// Revisions that nothing explains.
     pub(crate) unexplained: Vec<Revision>,

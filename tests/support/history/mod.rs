@@ -36,7 +36,7 @@
 #![expect(clippy::struct_field_names, reason = "fields are named as etcd's are")]
 #![expect(
     clippy::result_large_err,
-    reason = "a violation ends the test, and tells all it knows"
+    reason = "a violation ends the test, and prints all that is known"
 )]
 
 mod check;

@@ -5,13 +5,11 @@ use bytes::Bytes;
 /// A key, or the end of a range: as on the wire, an empty end is a single key, and one zero byte is "from key on".
 pub(crate) type Key = Bytes;
 
-/// A value.
 pub(crate) type Value = Bytes;
 
 /// A store revision; a fresh store is at 1.
 pub(crate) type Revision = i64;
 
-/// A key's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct KeyValue {
     pub(crate) key: Key,
@@ -41,7 +39,6 @@ impl Event {
     }
 }
 
-/// What was asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Request {
     Range(Range),

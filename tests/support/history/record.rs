@@ -17,7 +17,6 @@ pub(crate) struct Op {
     pub(crate) outcome: Outcome,
 }
 
-/// A request's outcome.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Acknowledged, with the header's revision.
@@ -52,7 +51,6 @@ impl Recorder {
         OpId(self.ops.len() - 1)
     }
 
-    /// Records its outcome.
     pub(crate) fn returned(&mut self, id: OpId, now: u64, outcome: Outcome) {
         let op = &mut self.ops[id.0];
         assert!(op.called <= now, "a request returns after it was called");

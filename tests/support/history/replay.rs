@@ -1,13 +1,13 @@
 //! The true history, and what a request would do and answer at any point of it.
 
-use super::model::{
-    Answer, Compare, DeleteRange, Event, Key, KeyValue, Operand, Put, Range, Relation, Request,
-    Revision, Txn, TxnOp,
+use super::{
+    model::{
+        Answer, Compare, DeleteRange, Event, Key, KeyValue, Operand, Put, Range, Relation, Request,
+        Revision, Txn, TxnOp,
+    },
+    violation::Violation,
 };
-use super::violation::Violation;
-use std::cmp::Ordering;
-use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::{cmp::Ordering, collections::BTreeMap, ops::Bound};
 
 /// The revision of an empty store.
 const FIRST: Revision = 1;
@@ -80,7 +80,6 @@ impl Replay {
         Ok(())
     }
 
-    /// The newest revision.
     pub(crate) fn newest(&self) -> Revision {
         FIRST + Revision::try_from(self.revisions.len()).unwrap()
     }

@@ -1,10 +1,12 @@
 //! What can be wrong with a history.
 
-use super::model::{Answer, Event, KeyValue, Revision};
-use super::record::Op;
+use super::{
+    model::{Answer, Event, KeyValue, Revision},
+    record::Op,
+};
 use std::fmt;
 
-/// One thing that must not happen, with its witnesses.
+/// One violation, with the requests and revisions that show it.
 #[derive(Clone, Debug)]
 pub(crate) enum Violation {
     /// The true history skips or repeats a revision, or one without events.
@@ -38,7 +40,7 @@ pub(crate) enum Violation {
     },
     /// It read a revision, or compacted at one, that a compaction acknowledged before had given up.
     ReadCompacted { op: Op, compaction: Op },
-    /// It was told that its revision is compacted, or in the future, when that was not so.
+    /// Its answer says that its revision is compacted, or in the future, when that was not so.
     WronglyRefused { op: Op },
     /// A member holds something else in the end than the history leaves.
     WrongState {

@@ -3,15 +3,15 @@
 //! The expensive case is a batch of many changes for many watchers of one range: changes × watchers events are delivered. Here
 //! each of them costs one step from a group to another, and a response is made once for each group.
 //!
-//! The groups form a tree, told by example. Changes 0 and 1 are for watchers A and B, change 1 is for C too:
+//! The groups form a tree. An example. Changes 0 and 1 are for watchers A and B, change 1 is for C too:
 //!
 //! ```text
-//! change 0    A, B: nobody's group → group 1 (0)
+//! change 0    A, B: group 0 (none) → group 1 (0)
 //! change 1    A, B: group 1 (0)    → group 2 (0 1)
-//!             C:    nobody's group → group 3 (1)
+//!             C:    group 0 (none) → group 3 (1)
 //! ```
 //!
-//! It keeps an array with one number for each slot between batches, so that no step is a search.
+//! It keeps an array with the group of each slot, also between batches, so that no step is a search.
 
 use super::super::spec::WatcherKey;
 use std::mem;
@@ -22,11 +22,11 @@ const NOTHING: u32 = 0;
 /// Watchers of a batch, in groups.
 #[derive(Debug, Default)]
 pub(super) struct Groups {
-    /// The group of the watcher in each slot; nothing between batches.
+    /// The group of the watcher in each slot; [`NOTHING`] between batches.
     of_slot: Vec<u32>,
     /// Those with a group, in the order in which they got one.
     watchers: Vec<WatcherKey>,
-    /// The first stands for nothing.
+    /// The first is group [`NOTHING`].
     steps: Vec<Step>,
 }
 
@@ -35,7 +35,7 @@ pub(super) struct Groups {
 struct Step {
     before: u32,
     change: u32,
-    /// The group that the newest change made of this one.
+    /// The newest change that was added to this group, and the group that came of it.
     newest: (u32, u32),
 }
 

@@ -25,7 +25,6 @@ struct GroupResponses {
     cold: Option<Revision>,
 }
 
-/// One response.
 #[derive(Debug)]
 struct BatchResponse {
     first: Revision,
@@ -37,7 +36,7 @@ struct BatchResponse {
 struct Behind {
     /// From this revision on it has to read.
     from: Revision,
-    /// A previous value is not in memory; otherwise its stream has no room.
+    /// Whether a previous value is not in memory; if false, its stream has no room.
     cold: bool,
 }
 
@@ -268,7 +267,7 @@ mod tests {
         }
     }
 
-    /// Every key was just created.
+    /// A past in which no key had a state before.
     struct Young;
 
     impl Memory for Young {

@@ -1,4 +1,4 @@
-//! The states of a watcher as a table: what each event makes of each state. `docs/watch.md` tells the same in words.
+//! The states of a watcher as a table: what each event makes of each state. `docs/watch.md` describes them.
 
 use super::super::{
     catch_up::{CatchUp, Memory, ReadTask},

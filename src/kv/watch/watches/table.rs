@@ -1,15 +1,15 @@
 //! All watchers, the state that each is in, and the only transitions between states.
 
 use super::super::{
-    events::Events,
+    events::{Events, HeldBytes},
     intervals::Intervals,
     recent::Recent,
-    spec::{Body, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec, WatcherKey},
+    spec::{Body, HolderId, Outlet, Refusal, Response, StreamId, WatchId, WatchSpec, WatcherKey},
 };
 use super::groups::Groups;
 use crate::types::Revision;
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, VecDeque, btree_map::Entry},
     sync::Arc,
 };
 
@@ -18,7 +18,7 @@ use std::{
 pub struct Bounds {
     /// Bytes of recent events.
     pub recent_bytes_max: usize,
-    /// Watchers of all streams.
+    /// Watchers of all streams. The streams of one holder have no more than are free, so that others find room.
     pub watchers_max: usize,
 }
 
@@ -38,10 +38,14 @@ pub struct Watches {
     pub(super) queued_recent: VecDeque<WatcherKey>,
     /// Those that must read stored history.
     pub(super) queued_history: VecDeque<WatcherKey>,
-    /// Between batches, room for the next.
+    /// Empty between batches; kept for its memory.
     pub(super) groups: Groups,
+    /// The bytes that passes have copied and that are still in memory.
+    pub(super) held: HeldBytes,
     pub(super) watchers_max: usize,
     pub(super) count: usize,
+    /// Those that have watchers, and how many.
+    pub(super) holders: BTreeMap<HolderId, usize>,
 }
 
 impl Watches {
@@ -56,24 +60,29 @@ impl Watches {
             queued_recent: VecDeque::new(),
             queued_history: VecDeque::new(),
             groups: Groups::default(),
+            held: HeldBytes::default(),
             watchers_max: bounds.watchers_max,
             count: 0,
+            holders: BTreeMap::new(),
         }
     }
 
-    /// The newest revision it was told of.
+    /// The newest revision that was published to it.
     pub fn newest(&self) -> Revision {
         self.recent.newest()
     }
 
-    /// How many watchers there are.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there is no watcher.
     pub fn is_empty(&self) -> bool {
         self.count == 0
+    }
+
+    /// How many watchers count for the share of a holder.
+    pub fn of_holders(&self) -> usize {
+        self.holders.values().sum()
     }
 
     /// How many watchers are synced.
@@ -81,7 +90,6 @@ impl Watches {
         self.synced.len()
     }
 
-    /// Bytes of recent events.
     pub fn recent_bytes(&self) -> usize {
         self.recent.bytes()
     }
@@ -98,12 +106,12 @@ pub(super) struct Watcher {
     pub(super) stream: StreamId,
     pub(super) id: WatchId,
     pub(super) spec: WatchSpec,
-    /// Of one that is synced, at most this: it was sent everything up to the newest revision.
+    /// The first revision to send. Of a synced watcher this may be too low: everything up to the newest revision was sent.
     pub(super) next: Revision,
     pub(super) phase: WatcherPhase,
     /// Whether it was sent events since progress was last due.
     pub(super) active: bool,
-    /// What it wants of `next` is not in memory: it must read stored history.
+    /// For revision `next` it needs a previous state that is not in memory: it must read stored history.
     pub(super) cold: bool,
 }
 
@@ -118,7 +126,9 @@ pub(super) enum WatcherPhase {
 #[derive(Debug, Default)]
 pub(super) struct Stream {
     pub(super) ids: BTreeMap<WatchId, WatcherKey>,
-    next_id: i64,
+    pub(super) next_id: i64,
+    /// `None` for this program's own streams.
+    pub(super) holder: Option<HolderId>,
     pub(super) behind: usize,
     pub(super) starved: Vec<WatcherKey>,
     /// A progress request that waits for room.
@@ -142,6 +152,9 @@ impl Watches {
         if let Some(opened) = self.streams.get_mut(&stream) {
             opened.ids.insert(id, key);
             opened.behind += 1;
+            if let Some(holder) = opened.holder {
+                *self.holders.entry(holder).or_default() += 1;
+            }
         }
         key
     }
@@ -160,7 +173,22 @@ impl Watches {
         if let Some(opened) = self.streams.get_mut(&watcher.stream) {
             opened.ids.remove(&watcher.id);
             opened.behind -= usize::from(watcher.phase != WatcherPhase::Synced);
+            if let Some(holder) = opened.holder
+                && let Entry::Occupied(mut held) = self.holders.entry(holder)
+            {
+                *held.get_mut() -= 1;
+                if *held.get() == 0 {
+                    held.remove();
+                }
+            }
         }
+    }
+
+    /// Whether a stream of `holder` may have one more watcher.
+    pub(super) fn has_room_for(&self, holder: Option<HolderId>) -> bool {
+        let free = self.watchers_max.saturating_sub(self.count);
+        let held = holder.and_then(|holder| self.holders.get(&holder).copied());
+        free > held.unwrap_or_default()
     }
 
     pub(super) fn watcher(&self, key: WatcherKey) -> Option<&Watcher> {
@@ -202,7 +230,6 @@ impl Watches {
         }
     }
 
-    /// → starved.
     pub(super) fn starve(&mut self, key: WatcherKey) {
         let Some(watcher) = watcher_mut(&mut self.slots, key) else {
             return;
@@ -241,18 +268,22 @@ impl Watches {
     pub fn check(&self) {
         self.synced.check();
         let (mut synced, mut count) = (0, 0);
+        let mut holders = BTreeMap::<HolderId, usize>::new();
         for (id, stream) in &self.streams {
             let mut behind = 0;
             for (watch, key) in &stream.ids {
                 let watcher = self.watcher(*key);
-                assert!(watcher.is_some(), "a stream knows only watchers that exist");
+                assert!(watcher.is_some(), "a stream has only watchers that exist");
                 let Some(watcher) = watcher else { continue };
                 assert_eq!(
                     (watcher.stream, watcher.id),
                     (*id, *watch),
-                    "a watcher knows its place"
+                    "a watcher has its own stream and id"
                 );
                 count += 1;
+                if let Some(holder) = stream.holder {
+                    *holders.entry(holder).or_default() += 1;
+                }
                 match watcher.phase {
                     WatcherPhase::Synced => synced += 1,
                     WatcherPhase::Queued => {
@@ -263,7 +294,7 @@ impl Watches {
                     WatcherPhase::Starved => {
                         assert!(
                             stream.starved.contains(key),
-                            "its stream knows who is starved"
+                            "its stream lists starved watchers"
                         );
                     }
                     WatcherPhase::Reading => {}
@@ -280,6 +311,7 @@ impl Watches {
             (self.synced.len(), self.count),
             "all watchers are counted"
         );
+        assert_eq!(holders, self.holders, "each holder's watchers are counted");
         let most = self.recent.bytes();
         assert!(
             most == 0 || self.recent.oldest() <= self.newest(),
@@ -294,7 +326,6 @@ pub(super) fn watcher(slots: &[Slot], key: WatcherKey) -> Option<&Watcher> {
     slot.watcher.as_ref().filter(|_| slot.life == key.life)
 }
 
-/// As [`watcher`].
 pub(super) fn watcher_mut(slots: &mut [Slot], key: WatcherKey) -> Option<&mut Watcher> {
     let slot = &mut slots[key.slot as usize];
     slot.watcher.as_mut().filter(|_| slot.life == key.life)

@@ -18,6 +18,14 @@ const GROUP_SEARCH_MAX: usize = 512;
 /// A pass over stored history serves watchers that begin within so many revisions of the first.
 const GROUP_REVISIONS: i64 = 10_000;
 
+/// Bytes of matching events, counted once for each watcher, that one pass finds.
+const PASS_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// The same if all of its watchers take fragments: their clients put a response together from messages that are small in any
+/// case. etcd: a response has 1,000 revisions, whatever their size.
+const FRAGMENTED_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of events copied for responses that are still in memory, above which no pass finds more than [`PASS_BYTES_MAX`].
+const HELD_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 impl Watches {
     /// A stream that had no room has some again.
     pub fn drained(&mut self, stream: StreamId, outlet: &mut dyn Outlet) {
@@ -58,8 +66,8 @@ impl Watches {
         task
     }
 
-    /// Makes a pass over recent events, if one is wanted; tells whether it did. What of the state before an event is not in
-    /// `memory` sends its watcher on to stored history.
+    /// Makes a pass over recent events, if one is wanted; returns whether it did. A watcher that needs a previous state which is
+    /// not in `memory` is queued to read stored history.
     pub fn read_recent(&mut self, memory: &dyn Memory, outlet: &mut dyn Outlet) -> bool {
         let mut queue = std::mem::take(&mut self.queued_recent);
         let task = self.group(&mut queue, outlet, |watches, _, watcher| {
@@ -87,6 +95,7 @@ impl Watches {
     ) -> Option<ReadTask> {
         let (mut seekers, mut passed) = (Vec::new(), Vec::new());
         let mut first = None;
+        let mut fragmented = true;
         while seekers.len() < GROUP_MAX && passed.len() < GROUP_SEARCH_MAX {
             let Some(key) = queue.pop_front() else { break };
             let queued = self
@@ -98,9 +107,10 @@ impl Watches {
                 self.starve(key);
             } else if fits(self, first.unwrap_or(next), watcher) {
                 first = first.or(Some(next));
+                fragmented &= watcher.spec.fragment;
                 seekers.extend(self.start_reading(key));
             } else if first.is_none() {
-                // It belongs into the other queue by now.
+                // By now it belongs in the other queue.
                 self.enqueue(key);
             } else {
                 passed.push(key);
@@ -109,8 +119,17 @@ impl Watches {
         for key in passed.into_iter().rev() {
             queue.push_front(key);
         }
-        let through = self.newest();
-        (!seekers.is_empty()).then_some(ReadTask { seekers, through })
+        let bytes_max = if fragmented && self.held.get() < HELD_BYTES_MAX {
+            FRAGMENTED_BYTES_MAX
+        } else {
+            PASS_BYTES_MAX
+        };
+        (!seekers.is_empty()).then(|| ReadTask {
+            seekers,
+            through: self.newest(),
+            bytes_max,
+            held: self.held.clone(),
+        })
     }
 
     fn start_reading(&mut self, key: WatcherKey) -> Option<Seeker> {

@@ -1,12 +1,16 @@
 //! The sending side: reads a read transaction piece by piece, and encodes it in chunks.
 
-use super::super::error::{Damage, DbError};
-use super::super::format::{Usage, meta, revision_key};
-use super::super::reader::DbReader;
+use super::super::{
+    error::{Damage, DbError},
+    format::{Usage, meta, revision_key},
+    reader::DbReader,
+};
 use super::{SnapshotHeader, Totals, tag};
-use crate::codec;
-use crate::mutation::{Mutation, mutated};
-use crate::types::{Identity, LeaseId, LogPosition, Rev, Revision};
+use crate::{
+    codec,
+    mutation::{Mutation, mutated},
+    types::{Identity, LeaseId, LogPosition, Rev, Revision},
+};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::ops::ControlFlow;
 
@@ -21,7 +25,6 @@ pub struct Export {
     totals: Totals,
 }
 
-/// What comes next.
 #[derive(Clone, Copy, Debug)]
 enum Place {
     Blobs,
@@ -41,6 +44,7 @@ impl Export {
         }
         let usage: Usage = own(&reader, meta::USAGE)?;
         let header = SnapshotHeader {
+            format: format_of(&reader)?,
             cluster: owner.cluster,
             from: owner.member,
             applied,
@@ -145,6 +149,25 @@ impl Export {
 
 fn length(value: &[u8]) -> u32 {
     u32::try_from(value.len()).unwrap_or(u32::MAX)
+}
+
+/// The database's format. Its bytes are not bincode.
+fn format_of(reader: &DbReader) -> Result<u32, DbError> {
+    let entry = || format!("entry {}", meta::FORMAT);
+    let damaged = |damage| DbError::Damaged {
+        file: reader.file(),
+        damage,
+    };
+    let table = "meta";
+    let bytes = reader.meta(meta::FORMAT)?.ok_or_else(|| {
+        let entry = entry();
+        damaged(Damage::Missing { table, entry })
+    })?;
+    let bytes = bytes.as_slice().try_into().map_err(|_| {
+        let entry = entry();
+        damaged(Damage::Malformed { table, entry })
+    });
+    bytes.map(u32::from_le_bytes)
 }
 
 /// One of the database's own entries, which every database has.

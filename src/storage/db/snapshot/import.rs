@@ -3,24 +3,25 @@
 //! The entry with the file's format is written with the last batch: so an incomplete file cannot be opened, whatever its name.
 //! The last batch is committed twice, so that redb cannot fall back to an incomplete commit.
 
-use super::super::error::{DbError, from_io, from_redb};
-use super::super::format::{
-    FORMAT_VERSION, KEY_BYTES, LEASES, REVISIONS, meta, parse_revision_key, revision_key, seal,
+use super::super::{
+    Db, DbOptions,
+    error::{DbError, from_io, from_redb},
+    format::{KEY_BYTES, LEASES, REVISIONS, meta, parse_revision_key, revision_key, seal},
+    put_meta,
+    redb_file::open_redb,
+    sync_mark::INCOMING,
+    tracked_disk::TrackedDisk,
 };
-use super::super::noting::NotingDisk;
-use super::super::redb_file::open_redb;
-use super::super::{Db, DbOptions, put_meta};
 use super::{END_BYTES, SnapshotFault, SnapshotHeader, Totals, VALUE_BYTES_MAX, tag};
-use crate::codec;
-use crate::failpoint::{FailPoint, hit};
-use crate::storage::disk::{Disk, DiskFile};
-use crate::types::{Identity, LeaseId, Record, Rev};
+use crate::{
+    codec,
+    failpoint::{FailPoint, hit},
+    storage::disk::{Disk, DiskFile},
+    types::{Identity, LeaseId, Record, Rev},
+};
 use bytes::{Buf, Bytes, BytesMut};
 use redb::{Database, WriteTransaction};
 use std::{ops::Bound, sync::Arc};
-
-/// The suffix of a received database's file name, after the name of the one that it will replace.
-const INCOMING: &str = ".incoming";
 
 /// Bytes of items that one commit makes durable.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;
@@ -31,13 +32,9 @@ const CACHE_BYTES: usize = 8 * 1024 * 1024;
 /// Where a member's database is, and its identity.
 #[derive(Clone, Debug)]
 pub struct DbSite {
-    /// The disk.
     pub disk: Arc<dyn Disk>,
-    /// The database's file.
     pub name: &'static str,
-    /// Its settings.
     pub options: DbOptions,
-    /// Its identity.
     pub identity: Identity,
 }
 
@@ -91,7 +88,7 @@ pub struct Import {
     file: Arc<str>,
     redb: Database,
     disk_file: Arc<dyn DiskFile>,
-    noting: NotingDisk,
+    disk: TrackedDisk,
     /// Received bytes of items that are not complete yet.
     buffer: BytesMut,
     /// Number of bytes of complete items.
@@ -127,16 +124,17 @@ impl Import {
         let file: Arc<str> = name.as_str().into();
         let options = DbOptions {
             cache_bytes: CACHE_BYTES,
+            record_cache_bytes: 0,
         };
-        let noting = NotingDisk::new(Arc::clone(&site.disk));
-        let (redb, disk_file) = open_redb(&noting, &name, &file, options, false)?;
+        let disk = TrackedDisk::new(Arc::clone(&site.disk));
+        let (redb, disk_file) = open_redb(&disk, &name, &file, options, false)?;
         Ok(Self {
             site: site.clone(),
             header,
             file,
             redb,
             disk_file,
-            noting,
+            disk,
             buffer: BytesMut::new(),
             taken: 0,
             batch: NextCommit::default(),
@@ -204,7 +202,7 @@ impl Import {
             site,
             redb,
             disk_file,
-            noting,
+            disk,
             file,
             header,
             ..
@@ -212,7 +210,7 @@ impl Import {
         drop(redb);
         let io = |source| from_io(&file, source);
         disk_file.sync_data().map_err(io)?;
-        noting.check().map_err(io)?;
+        disk.check().map_err(io)?;
         drop(disk_file);
         let db = Db::open_received(&*site.disk, &file, site.options, site.identity)?;
         if db.usage() != header.usage || db.applied() != header.applied {
@@ -294,13 +292,13 @@ impl Import {
             return Ok(Item::Blob(name.to_owned(), kv));
         }
         let key = head.first_chunk::<KEY_BYTES>().and_then(parse_revision_key);
-        let (rev, kind) = key.ok_or_else(|| self.malformed("a record's key makes no sense"))?;
+        let (rev, kind) = key.ok_or_else(|| self.malformed("a record's key is malformed"))?;
         Ok(Item::Record(Record { rev, kind, kv }))
     }
 
     fn end(&mut self, said: Totals) -> Result<(), SnapshotFault> {
         if said != self.totals {
-            let what = format!("it was sent as {said:?} and came as {:?}", self.totals);
+            let what = format!("sent as {said:?}, received as {:?}", self.totals);
             return Err(SnapshotFault::NotWhole(what));
         }
         if !self.buffer.is_empty() {
@@ -351,14 +349,14 @@ impl Import {
         cursor.close().map_err(|error| from_redb(&self.file, error))
     }
 
-    /// Whose database it is, what it holds, and that it is one.
+    /// Writes the database's own entries, among them the format, without which the file cannot be opened.
     fn commit_identity(&self) -> Result<(), DbError> {
         let transaction = self.begin_write()?;
         let entries = [
             (meta::IDENTITY, codec::encode(&self.site.identity)),
             (meta::APPLIED, codec::encode(&self.header.applied)),
             (meta::USAGE, codec::encode(&self.header.usage)),
-            (meta::FORMAT, FORMAT_VERSION.to_le_bytes().to_vec()),
+            (meta::FORMAT, self.header.format.to_le_bytes().to_vec()),
         ];
         for (name, value) in &entries {
             put_meta(&self.file, &transaction, name, Some(value))?;

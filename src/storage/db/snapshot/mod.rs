@@ -24,16 +24,21 @@ pub use export::Export;
 pub(super) use import::remove_leftover;
 pub use import::{DbSite, Import};
 
-use super::error::DbError;
-use super::format::Usage;
-use crate::codec::{self, CodecError};
-use crate::types::{ClusterId, LogPosition, MemberId};
+use super::{
+    error::DbError,
+    format::{FORMAT_VERSION, FORMAT_WITHOUT_ROWS, Usage},
+};
+use crate::{
+    codec::{self, CodecError},
+    types::{ClusterId, LogPosition, MemberId},
+};
 use bincode::{Decode, Encode};
 
-/// The format this version sends, and the only one it accepts.
-pub const SNAPSHOT_VERSION: u32 = 1;
+/// The newest format that this version accepts; it is that of the database. A snapshot has it only if it has rows of users and
+/// roles: a version without those refuses it, and every version accepts a snapshot without rows.
+pub const SNAPSHOT_VERSION: u32 = FORMAT_VERSION;
 
-/// The longest blob or record: far above what a request can bring.
+/// The longest blob or record; no request can store one that is nearly as long.
 const VALUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// The first byte of an item.
@@ -45,9 +50,10 @@ mod tag {
 }
 
 /// The beginning of a snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotHeader {
-    /// The cluster.
+    /// The format of the database, and of the snapshot.
+    format: u32,
     pub cluster: ClusterId,
     /// The member that sent it.
     pub from: MemberId,
@@ -56,6 +62,16 @@ pub struct SnapshotHeader {
     /// Number and size of its records.
     pub usage: Usage,
     /// The progress of the newest compaction, encoded.
+    compaction: Option<Vec<u8>>,
+}
+
+/// The header as it is sent after the format.
+#[derive(Encode, Decode)]
+struct SentHeader {
+    cluster: ClusterId,
+    from: MemberId,
+    applied: LogPosition,
+    usage: Usage,
     compaction: Option<Vec<u8>>,
 }
 
@@ -74,7 +90,7 @@ const END_BYTES: usize = 28;
 /// Why a snapshot was not installed. Nothing of it is kept; another attempt starts from the beginning.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotFault {
-    /// Another version of Quorate sent it.
+    /// A version of Quorate sent it whose format this one does not support.
     #[error("the snapshot has format {found}, this version takes {SNAPSHOT_VERSION}")]
     Version {
         /// The format it has.
@@ -86,9 +102,7 @@ pub enum SnapshotFault {
     /// It belongs to another cluster.
     #[error("the snapshot is of cluster {:x}, this is {:x}", .found.0, .expected.0)]
     OtherCluster {
-        /// Whose it is.
         found: ClusterId,
-        /// Who asked.
         expected: ClusterId,
     },
     /// No sender writes such a stream.
@@ -100,7 +114,7 @@ pub enum SnapshotFault {
         what: &'static str,
     },
     /// The stream ended early, or its bytes are not those that were sent.
-    #[error("the snapshot is not whole: {0}")]
+    #[error("the snapshot is incomplete or damaged: {0}")]
     NotWhole(String),
     /// It cannot be written, or the file cannot be opened.
     #[error(transparent)]
@@ -108,10 +122,17 @@ pub enum SnapshotFault {
 }
 
 impl SnapshotHeader {
-    /// The bytes that go first.
+    /// The header's bytes, which are sent first.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = SNAPSHOT_VERSION.to_le_bytes().to_vec();
-        codec::encode_into(self, &mut bytes);
+        let mut bytes = self.format.to_le_bytes().to_vec();
+        let sent = SentHeader {
+            cluster: self.cluster,
+            from: self.from,
+            applied: self.applied,
+            usage: self.usage,
+            compaction: self.compaction.clone(),
+        };
+        codec::encode_into(&sent, &mut bytes);
         bytes
     }
 
@@ -123,10 +144,18 @@ impl SnapshotHeader {
         };
         let (version, rest) = bytes.split_first_chunk::<4>().ok_or(malformed)?;
         let found = u32::from_le_bytes(*version);
-        if found != SNAPSHOT_VERSION {
+        if !(FORMAT_WITHOUT_ROWS..=SNAPSHOT_VERSION).contains(&found) {
             return Err(SnapshotFault::Version { found });
         }
-        let header: Self = codec::decode("snapshot header", rest)?;
+        let sent: SentHeader = codec::decode("snapshot header", rest)?;
+        let header = Self {
+            format: found,
+            cluster: sent.cluster,
+            from: sent.from,
+            applied: sent.applied,
+            usage: sent.usage,
+            compaction: sent.compaction,
+        };
         if header.cluster != cluster {
             return Err(SnapshotFault::OtherCluster {
                 found: header.cluster,

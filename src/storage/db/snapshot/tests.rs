@@ -1,10 +1,17 @@
-//! Tests of snapshots: what goes out comes in, and nothing else does.
+//! Tests of snapshots: the receiver gets what was sent, and refuses everything else.
 
-use super::super::testing::{OWNER, applied, batch, dump, expected, span};
-use super::super::{Db, DbError, DbOptions, DbSite, Export, Import};
+use super::super::{
+    CommitBatch, Db, DbError, DbOptions, DbSite, Export, Import,
+    testing::{OWNER, applied, batch, dump, expected, span},
+};
 use super::{SnapshotFault, SnapshotHeader};
-use crate::storage::sim_disk::{Fault, SimDisk};
-use crate::types::{ClusterId, Identity, MemberId, Rev, Revision, SplitMix64};
+use crate::{
+    storage::{
+        encryption::testing,
+        sim_disk::{Fault, SimDisk},
+    },
+    types::{ClusterId, Identity, MemberId, Rev, Revision, SplitMix64},
+};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -13,7 +20,7 @@ const CHUNK: usize = 1_000;
 
 fn site(disk: &SimDisk, node: u64) -> DbSite {
     DbSite {
-        disk: Arc::new(disk.clone()),
+        disk: testing::share(Arc::new(disk.clone())),
         name: NAME,
         options: DbOptions::default(),
         identity: Identity {
@@ -156,12 +163,44 @@ fn headers_of_others_are_refused() {
         assert!(of(&header[..length], OWNER.cluster).is_err(), "{length}");
     }
     let mut newer = header;
-    newer[0] += 1;
+    newer[0] += 2;
     let newer = of(&newer, OWNER.cluster).unwrap_err();
     assert!(
-        matches!(newer, SnapshotFault::Version { found: 2 }),
+        matches!(newer, SnapshotFault::Version { found: 3 }),
         "{newer}"
     );
+}
+
+#[test]
+fn rows_are_sent_and_only_then_the_newer_format() {
+    let (_from, mut db) = filled(3);
+    assert_eq!(sent(&db).0[..4], [1, 0, 0, 0], "every version takes it");
+    let row = |name: &str, value: Option<&[u8]>| (name.to_owned(), value.map(<[u8]>::to_vec));
+    db.commit(&CommitBatch {
+        rows: vec![row("auth.a", Some(b"1")), row("auth.b", Some(b"2"))],
+        ..batch(4, 5)
+    })
+    .unwrap();
+    db.commit(&CommitBatch {
+        rows: vec![row("auth.a", None)],
+        ..batch(5, 5)
+    })
+    .unwrap();
+    let (header, chunks) = sent(&db);
+    assert_eq!(header[..4], [2, 0, 0, 0]);
+    let to = SimDisk::new(9);
+    let site = site(&to, 2);
+    drop(open(&site).unwrap());
+    let received = take(&site, &header, &chunks).unwrap();
+    for db in [&db, &received] {
+        let reader = db.reader().unwrap();
+        assert_eq!(reader.meta("auth.a").unwrap(), None, "removed");
+        assert_eq!(reader.meta("auth.b").unwrap(), Some(b"2".to_vec()));
+        let format = reader.meta("db.format").unwrap();
+        assert_eq!(format, Some(vec![2, 0, 0, 0]));
+    }
+    drop(site.switch(received).unwrap());
+    assert_eq!(sent(&open(&site).unwrap()).0[..4], [2, 0, 0, 0]);
 }
 
 /// A member that gets a snapshot dies after any of its disk operations: it is at the old state or at the new one, and an
@@ -208,4 +247,45 @@ fn a_crash_at_any_step_leaves_the_old_state_or_the_new_one() {
     }
     assert!(old_found > 10, "most steps come before the switch");
     assert!(new_found > 0, "the last ones after it");
+}
+
+/// The process dies before the new name is durable, the next one continues with the new database, and power is lost.
+#[test]
+fn a_database_in_place_is_durable_before_the_next_process_uses_it() {
+    let (_from, db) = filled(12);
+    let (header, chunks) = sent(&db);
+    let switch = |disk: &SimDisk| {
+        let site = site(disk, 2);
+        let mut old = open(&site).unwrap();
+        old.commit(&batch(1, 5)).unwrap();
+        let received = take(&site, &header, &chunks);
+        received.and_then(|db| Ok(site.switch(db)?)).is_ok()
+    };
+    let whole = SimDisk::new(1);
+    assert!(switch(&whole));
+    let all = whole.operations();
+    let mut in_place = 0;
+    for (back, seed) in (0..30).flat_map(|back| (0..4).map(move |seed| (back, seed))) {
+        let disk = SimDisk::new(seed);
+        disk.fail_nth(all - back, Fault::Death);
+        switch(&disk);
+        disk.kill_process();
+        let site = site(&disk, 2);
+        let mut db = open(&site).unwrap();
+        let next = db.applied().index.0 + 1;
+        in_place += u32::from(next == 13);
+        db.commit(&batch(next, 5)).unwrap();
+        drop(db);
+        disk.crash();
+        let db = open(&site).unwrap();
+        assert_eq!(dump(&db).unwrap(), expected(next, 5), "{back}, seed {seed}");
+    }
+    assert!(in_place > 0, "some deaths come after the rename");
+}
+
+#[test]
+fn an_encrypted_member_gets_a_snapshot_as_any_does() {
+    testing::encrypted(what_is_sent_takes_the_place_of_what_was_there);
+    testing::encrypted(a_crash_at_any_step_leaves_the_old_state_or_the_new_one);
+    testing::encrypted(a_database_in_place_is_durable_before_the_next_process_uses_it);
 }

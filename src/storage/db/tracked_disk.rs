@@ -1,27 +1,35 @@
 //! A disk that records whether a write to one of its files failed.
 //!
 //! redb ignores errors when it closes a file. After a failed sync its bytes may read back and still never reach the disk, and a
-//! later sync succeeds. So whoever needs to know that a closed file is durable asks this disk.
+//! later sync succeeds. So [`TrackedDisk::check`] says whether a closed file is durable.
 
-use crate::storage::disk::{Disk, DiskFile, OpenMode};
-use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use crate::storage::{
+    disk::{Disk, DiskFile, OpenMode},
+    encryption::Sealer,
+};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 /// A disk that records failures of its files.
 #[derive(Debug)]
-pub(super) struct NotingDisk {
+pub(super) struct TrackedDisk {
     disk: Arc<dyn Disk>,
     failed: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
-struct NotingFile {
+struct TrackedFile {
     file: Arc<dyn DiskFile>,
     failed: Arc<AtomicBool>,
 }
 
-impl NotingDisk {
+impl TrackedDisk {
     pub(super) fn new(disk: Arc<dyn Disk>) -> Self {
         Self {
             disk,
@@ -38,7 +46,7 @@ impl NotingDisk {
     }
 }
 
-impl NotingFile {
+impl TrackedFile {
     fn note<T>(&self, result: io::Result<T>) -> io::Result<T> {
         if result.is_err() {
             self.failed.store(true, Ordering::Release);
@@ -47,9 +55,9 @@ impl NotingFile {
     }
 }
 
-impl Disk for NotingDisk {
+impl Disk for TrackedDisk {
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
-        Ok(Arc::new(NotingFile {
+        Ok(Arc::new(TrackedFile {
             file: self.disk.open(name, mode)?,
             failed: Arc::clone(&self.failed),
         }))
@@ -70,9 +78,17 @@ impl Disk for NotingDisk {
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         self.disk.sync_dir(dir)
     }
+
+    fn takes(&self) -> Duration {
+        self.disk.takes()
+    }
+
+    fn sealer(&self) -> io::Result<Option<Arc<Sealer>>> {
+        self.disk.sealer()
+    }
 }
 
-impl DiskFile for NotingFile {
+impl DiskFile for TrackedFile {
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.note(self.file.write_at(offset, data))
     }
@@ -95,5 +111,25 @@ impl DiskFile for NotingFile {
 
     fn is_direct(&self) -> bool {
         self.file.is_direct()
+    }
+
+    fn write_again(&self) -> io::Result<()> {
+        self.note(self.file.write_again())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::{encryption::testing, sim_disk::SimDisk};
+
+    #[test]
+    fn an_encrypted_disk_stays_one() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+        testing::encrypted(|| {
+            let tracked = TrackedDisk::new(testing::share(disk.clone()));
+            assert!(tracked.sealer().unwrap().is_some());
+        });
+        assert!(TrackedDisk::new(disk).sealer().unwrap().is_none());
     }
 }

@@ -1,14 +1,11 @@
 //! Changing a database's identity: quorum recovery makes one member's database that of a new cluster.
 
-use super::Db;
-use super::error::DbError;
-use super::format::meta;
-use crate::codec;
-use crate::types::Identity;
+use super::{Db, error::DbError, format::meta};
+use crate::{codec, types::Identity};
 
 impl Db {
     /// Changes the database's identity, and writes or removes `blobs`, in one transaction. Records and leases stay.
-    pub fn adopt(
+    pub fn change_identity(
         &mut self,
         identity: Identity,
         blobs: &[(&'static str, Option<Vec<u8>>)],
@@ -17,7 +14,7 @@ impl Db {
             for (name, value) in blobs {
                 assert!(
                     !name.starts_with(meta::RESERVED),
-                    "blob {name} bears a name of the database's own"
+                    "blob {name} has a name that is reserved for the database"
                 );
                 db.put_meta(transaction, name, value.as_deref())?;
             }
@@ -28,13 +25,15 @@ impl Db {
 
 #[cfg(test)]
 mod tests {
-    use super::super::DbOptions;
-    use super::super::testing::{FILE, MemDisk, batch};
+    use super::super::{
+        DbOptions,
+        testing::{FILE, MemDisk, batch},
+    };
     use super::*;
     use crate::types::{ClusterId, MemberId};
 
     #[test]
-    fn an_adopted_database_opens_for_its_new_owner_alone() {
+    fn after_a_change_of_identity_only_the_new_owner_opens_it() {
         let disk = MemDisk::new();
         let open = |identity| Db::open(&disk, FILE, DbOptions::default(), identity);
         let owner = |cluster| Identity {
@@ -46,7 +45,8 @@ mod tests {
             db.commit(&batch(index, 2)).unwrap();
         }
         let (applied, usage) = (db.applied(), db.usage());
-        db.adopt(owner(9), &[("a", Some(vec![7]))]).unwrap();
+        db.change_identity(owner(9), &[("a", Some(vec![7]))])
+            .unwrap();
         drop(db);
         assert!(matches!(
             open(owner(1)),

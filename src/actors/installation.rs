@@ -3,36 +3,35 @@
 
 use super::{members::Members, snapshot_messages::ReceivedSnapshot};
 use crate::{
-    kv::{index::Index as Tree, machine::Restored},
+    kv::{index::Index as Tree, machine::LoadedState},
     storage::db::Db,
     types::LogPosition,
 };
 
-/// How far the replacement of the state has come.
+/// How far the installation of the state has come.
 #[derive(Debug)]
-pub(super) enum Replacement {
-    /// There is none.
+pub(super) enum Installation {
     None,
     /// It waits until every applied batch is visible.
-    Wanted(Db, ReplacedState, LogPosition),
+    Wanted(Db, InstalledState, LogPosition),
     /// The committer switches the database.
-    Switching(ReplacedState, LogPosition),
+    Switching(InstalledState, LogPosition),
 }
 
 /// The state that is to be.
 #[derive(Debug)]
-pub(super) struct ReplacedState {
-    pub(super) restored: Restored,
+pub(super) struct InstalledState {
+    pub(super) loaded: LoadedState,
     pub(super) tree: Tree,
     pub(super) members: Members,
 }
 
-impl Replacement {
+impl Installation {
     /// A snapshot that is to replace a state at `before`.
     pub(super) fn wanted(received: Box<ReceivedSnapshot>, before: LogPosition) -> Self {
         let ReceivedSnapshot {
             db,
-            restored,
+            loaded,
             tree,
             members,
             ..
@@ -44,8 +43,8 @@ impl Replacement {
             applied.index,
             before.index
         );
-        let state = ReplacedState {
-            restored,
+        let state = InstalledState {
+            loaded,
             tree,
             members,
         };
@@ -71,7 +70,7 @@ impl Replacement {
     }
 
     /// The database is switched.
-    pub(super) fn end(&mut self) -> (ReplacedState, LogPosition) {
+    pub(super) fn end(&mut self) -> (InstalledState, LogPosition) {
         match std::mem::replace(self, Self::None) {
             Self::Switching(state, applied) => (state, applied),
             Self::None | Self::Wanted(..) => {

@@ -2,12 +2,13 @@
 
 use super::members::MembersError;
 use crate::{
+    auth::{AuthState, state},
     codec::{self, CodecError},
     kv::{
         command::AlarmKind,
         index::{Index as Tree, LoadError, Loader, StoredChange},
         lease::LeaseTable,
-        machine::{Machine, Restored},
+        machine::{LoadedState, Machine},
         record::{KeyValue, RecordError},
         state_hash::StateHash,
     },
@@ -21,15 +22,15 @@ const COMPACTED: &str = "store.compacted";
 const ALARMS: &str = "store.alarms";
 const HASH: &str = "store.hash";
 const MEMBERSHIP: &str = "cluster.membership";
-const SEED: &str = "cluster.seed";
+const KNOWN_MEMBERS: &str = "cluster.seed";
 const AWAITS_SNAPSHOT: &str = "cluster.awaits_snapshot";
 
 /// Blobs that are this member's own: snapshots neither contain nor replace them.
-pub const LOCAL_BLOBS: &[&str] = &[SEED];
+pub const LOCAL_BLOBS: &[&str] = &[KNOWN_MEMBERS];
 
 /// Why the state cannot be loaded. A retry does not help: the database is not what was written.
 #[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
+pub enum LoadStateError {
     /// The database cannot be read.
     #[error(transparent)]
     Db(#[from] DbError),
@@ -42,7 +43,6 @@ pub enum RestoreError {
     /// A record does not decode.
     #[error("stored change at revision {revision}: {source}")]
     Record {
-        /// Its revision.
         revision: Revision,
         /// What is wrong with it.
         source: RecordError,
@@ -52,7 +52,6 @@ pub enum RestoreError {
     Load(#[from] LoadError),
 }
 
-/// The state's blobs.
 pub(super) fn store_meta(machine: &Machine) -> Vec<(&'static str, Option<Vec<u8>>)> {
     let alarms: Vec<(MemberId, AlarmKind)> = machine.alarms().iter().copied().collect();
     vec![
@@ -69,62 +68,74 @@ pub fn membership_meta(encoded: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> 
 }
 
 /// The membership at the applied index; `None` if this member never formed or joined a cluster.
-pub fn membership(db: &Db) -> Result<Option<Bytes>, RestoreError> {
+pub fn membership(db: &Db) -> Result<Option<Bytes>, LoadStateError> {
     Ok(db.reader()?.meta(MEMBERSHIP)?.map(Bytes::from))
 }
 
-/// The membership that a joining member was told, as a blob.
-pub fn seed_meta(encoded: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
-    vec![(SEED, Some(encoded.to_vec()))]
+/// The membership that a joining member received from the cluster, as a blob.
+pub fn known_members_meta(encoded: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
+    vec![(KNOWN_MEMBERS, Some(encoded.to_vec()))]
 }
 
-/// The membership that this member was told when it joined; `None` if it formed its cluster.
-pub fn seed(db: &Db) -> Result<Option<Bytes>, RestoreError> {
-    Ok(db.reader()?.meta(SEED)?.map(Bytes::from))
+/// The membership that this member received when it joined; `None` if it formed its cluster.
+pub fn known_members(db: &Db) -> Result<Option<Bytes>, LoadStateError> {
+    Ok(db.reader()?.meta(KNOWN_MEMBERS)?.map(Bytes::from))
 }
 
-/// Marks a database that a snapshot has to replace, of a member that knows this membership.
+/// Marks a database that a snapshot has to replace, and stores the membership that its member starts with.
 pub fn refill_meta(membership: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
-    let mut meta = seed_meta(membership);
+    let mut meta = known_members_meta(membership);
     meta.push((AWAITS_SNAPSHOT, Some(Vec::new())));
     meta
 }
 
 /// Whether the database is one that a snapshot has to replace.
-pub fn awaits_snapshot(db: &Db) -> Result<bool, RestoreError> {
+pub fn awaits_snapshot(db: &Db) -> Result<bool, LoadStateError> {
     Ok(db.reader()?.meta(AWAITS_SNAPSHOT)?.is_some())
 }
 
-/// The membership after quorum recovery, as blobs. The membership that the member was told when it joined is deleted.
+/// The membership after quorum recovery, as blobs. The membership that the member received when it joined is deleted.
 pub fn alone_meta(encoded: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
-    vec![(MEMBERSHIP, Some(encoded.to_vec())), (SEED, None)]
+    vec![(MEMBERSHIP, Some(encoded.to_vec())), (KNOWN_MEMBERS, None)]
 }
 
 /// Loads the state, and builds the index in one pass over the records.
-pub fn restore(db: &Db) -> Result<(Restored, Tree), RestoreError> {
-    let mut restored = Restored::default();
+pub fn load_state(db: &Db) -> Result<(LoadedState, Tree), LoadStateError> {
+    let mut loaded = LoadedState::default();
     let reader = db.reader()?;
     if let Some(bytes) = reader.meta(REVISION)? {
-        restored.revision = codec::decode(REVISION, &bytes)?;
+        loaded.revision = codec::decode(REVISION, &bytes)?;
     }
     if let Some(bytes) = reader.meta(COMPACTED)? {
-        restored.compacted = codec::decode(COMPACTED, &bytes)?;
+        loaded.compacted = codec::decode(COMPACTED, &bytes)?;
     }
     if let Some(bytes) = reader.meta(ALARMS)? {
         let alarms: Vec<(MemberId, AlarmKind)> = codec::decode(ALARMS, &bytes)?;
-        restored.alarms = alarms.into_iter().collect();
+        loaded.alarms = alarms.into_iter().collect();
     }
-    restored.hash = match reader.meta(HASH)? {
+    loaded.hash = match reader.meta(HASH)? {
         Some(bytes) => Some(codec::decode(HASH, &bytes)?),
         None => (db.applied().index == LogIndex(0)).then(StateHash::default),
     };
-    restored.leases = restore_leases(db)?;
+    loaded.leases = load_leases(db)?;
+    loaded.auth = load_auth(db)?;
     let tree = rebuild(db)?;
-    attach_keys(&tree, &mut restored.leases);
-    Ok((restored, tree))
+    attach_keys(&tree, &mut loaded.leases);
+    Ok((loaded, tree))
 }
 
-fn restore_leases(db: &Db) -> Result<LeaseTable, RestoreError> {
+fn load_auth(db: &Db) -> Result<AuthState, LoadStateError> {
+    let mut rows = state::Restoring::default();
+    let mut failed = None;
+    db.reader()?.for_each_meta(|name, bytes| {
+        if name.starts_with(state::ROWS) {
+            failed = failed.take().or(rows.take(name, bytes).err());
+        }
+    })?;
+    failed.map_or_else(|| Ok(rows.finish()), |error| Err(error.into()))
+}
+
+fn load_leases(db: &Db) -> Result<LeaseTable, LoadStateError> {
     let mut leases = LeaseTable::default();
     let mut failed = None;
     db.reader()?
@@ -138,7 +149,7 @@ fn restore_leases(db: &Db) -> Result<LeaseTable, RestoreError> {
     failed.map_or(Ok(leases), |error| Err(error.into()))
 }
 
-fn rebuild(db: &Db) -> Result<Tree, RestoreError> {
+fn rebuild(db: &Db) -> Result<Tree, LoadStateError> {
     let mut loader = Loader::new();
     let mut failed = None;
     db.load(|record| {
@@ -149,7 +160,7 @@ fn rebuild(db: &Db) -> Result<Tree, RestoreError> {
         let kv = match KeyValue::decode(&Bytes::copy_from_slice(record.kv)) {
             Ok(kv) => kv,
             Err(source) => {
-                failed = Some(RestoreError::Record { revision, source });
+                failed = Some(LoadStateError::Record { revision, source });
                 return;
             }
         };

@@ -1,0 +1,465 @@
+//! The keys of JSON Web Tokens, taken up again when their files change, and the tokens that were verified with them.
+//!
+//! Files are read at the start and then on a thread that may block. A file that cannot be used changes nothing: it is logged
+//! with its name, and the keys that were valid stay so. A front end remembers the tokens that it has verified, in a bounded
+//! table, so that a call with a known token costs a digest and a lookup.
+
+use super::background::in_background;
+use crate::{
+    auth::{Caller, caller::JwtUser},
+    clock,
+    jwt::{self, Algorithm, Claims, KeyError, SigningKey, VerifyingKey},
+    log_gate::{self, LogGate},
+};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+use tokio::time::sleep;
+
+/// How often the files are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// A key file that is longer is none, in bytes.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Verified tokens that a front end remembers, in bytes.
+const KNOWN_BYTES_MAX: usize = 1024 * 1024;
+
+static FAILURES: LogGate = LogGate::new();
+
+/// What tokens are signed with, and where the keys are.
+#[derive(Clone, Debug)]
+pub struct JwtSettings {
+    /// The only way to sign.
+    pub algorithm: Algorithm,
+    /// The file of the key that signs, and whose signatures are good.
+    pub private_key: Option<PathBuf>,
+    /// The files of further keys whose signatures are good.
+    pub public_keys: Vec<PathBuf>,
+    /// How long a token is good.
+    pub ttl: Duration,
+}
+
+impl JwtSettings {
+    /// The files that nobody else may read.
+    fn secrets(&self) -> impl Iterator<Item = &PathBuf> {
+        let others = self.public_keys.iter();
+        let others = others.filter(|_| self.algorithm.has_secrets());
+        self.private_key.iter().chain(others)
+    }
+}
+
+fn warn_if_others_read(path: &Path) {
+    let mode = fs::metadata(path).map_or(0, |about| about.permissions().mode());
+    if mode & 0o077 != 0 {
+        let path = path.display();
+        tracing::warn!("others can read the key of JWT, and make tokens with it: chmod 600 {path}");
+    }
+}
+
+/// A key file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the key file {} cannot be used: {cause}", path.display())]
+pub struct KeyFileError {
+    /// The file.
+    pub path: PathBuf,
+    /// Why.
+    pub cause: KeyFileCause,
+}
+
+/// Why a key file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileCause {
+    /// It cannot be read.
+    #[error("{0}")]
+    Unreadable(#[from] io::Error),
+    /// It has no key for the algorithm.
+    #[error("{0}")]
+    Key(#[from] KeyError),
+}
+
+/// The keys that are valid at one time.
+#[derive(Debug)]
+pub(super) struct KeySet {
+    signing: Option<SigningKey>,
+    verifying: Vec<VerifyingKey>,
+    /// Of the files, to see that they change.
+    digest: [u8; 32],
+}
+
+/// The keys. All front ends of a node share them.
+#[derive(Debug)]
+pub struct JwtKeys {
+    settings: JwtSettings,
+    valid: RwLock<Arc<KeySet>>,
+}
+
+impl JwtKeys {
+    /// Reads all files; blocks.
+    pub fn open(settings: JwtSettings) -> Result<Arc<Self>, KeyFileError> {
+        let valid = RwLock::new(Arc::new(read(&settings)?));
+        for path in settings.secrets() {
+            warn_if_others_read(path);
+        }
+        Ok(Arc::new(Self { settings, valid }))
+    }
+
+    fn valid(&self) -> Arc<KeySet> {
+        let valid = self.valid.read().unwrap_or_else(PoisonError::into_inner);
+        valid.clone()
+    }
+
+    /// Takes up the files if they have changed; blocks.
+    fn look(&self) {
+        match read(&self.settings) {
+            Ok(found) if found.digest == self.valid().digest => {}
+            Ok(found) => {
+                let mut valid = self.valid.write().unwrap_or_else(PoisonError::into_inner);
+                *valid = Arc::new(found);
+                drop(valid);
+                FAILURES.forget("");
+                tracing::info!("the keys of JWT have changed and are in force");
+            }
+            Err(error) => {
+                log_gate::error!(FAILURES, "{error}; the keys that were valid stay so");
+            }
+        }
+    }
+}
+
+fn read(settings: &JwtSettings) -> Result<KeySet, KeyFileError> {
+    let mut digest = Sha256::new();
+    let mut bytes_of = |path: &Path| {
+        let bytes = file_bytes(path)?;
+        digest.update(bytes.len().to_le_bytes());
+        digest.update(&bytes);
+        Ok::<_, KeyFileCause>(bytes)
+    };
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |cause: KeyFileCause| KeyFileError { path, cause }
+    };
+    let algorithm = settings.algorithm;
+    let (mut signing, mut verifying) = (None, Vec::new());
+    if let Some(path) = &settings.private_key {
+        let bytes = bytes_of(path).map_err(failed(path))?;
+        let key = SigningKey::read(algorithm, &bytes).map_err(KeyFileCause::Key);
+        let key = key.map_err(failed(path))?;
+        verifying.push(key.verifying());
+        signing = Some(key);
+    }
+    for path in &settings.public_keys {
+        let bytes = bytes_of(path).map_err(failed(path))?;
+        let key = VerifyingKey::read(algorithm, &bytes).map_err(KeyFileCause::Key);
+        verifying.push(key.map_err(failed(path))?);
+    }
+    Ok(KeySet {
+        signing,
+        verifying,
+        digest: digest.finalize().into(),
+    })
+}
+
+fn file_bytes(path: &Path) -> Result<Vec<u8>, KeyFileCause> {
+    let about = fs::metadata(path)?;
+    if !about.is_file() || about.len() > FILE_BYTES_MAX {
+        let text = "it is no file of at most 1 MiB";
+        return Err(io::Error::other(text).into());
+    }
+    Ok(fs::read(path)?)
+}
+
+/// Looks at the files until `gone` is ready.
+pub async fn keep(keys: Arc<JwtKeys>, gone: impl Future<Output = ()>) {
+    let mut gone = std::pin::pin!(gone);
+    loop {
+        tokio::select! {
+            () = sleep(LOOK_EVERY) => {}
+            () = &mut gone => return,
+        }
+        let keys = keys.clone();
+        // An error means that the runtime ends.
+        drop(in_background(move || keys.look()).await);
+    }
+}
+
+/// Issues and checks tokens for one front end.
+#[derive(Debug)]
+pub(super) struct JwtDesk {
+    keys: Arc<JwtKeys>,
+    cluster: String,
+    known: Mutex<Known>,
+}
+
+/// What is signed, and with which key.
+pub(super) struct ToSign {
+    keys: Arc<KeySet>,
+    claims: Claims,
+}
+
+impl ToSign {
+    /// The token; takes about a millisecond.
+    pub(super) fn sign(&self) -> Option<Result<String, KeyError>> {
+        let key = self.keys.signing.as_ref()?;
+        Some(jwt::sign(key, &self.claims))
+    }
+}
+
+impl JwtDesk {
+    /// Tokens of the cluster with this id.
+    pub(super) fn new(keys: Arc<JwtKeys>, cluster: u64) -> Self {
+        Self {
+            keys,
+            cluster: format!("{cluster:x}"),
+            known: Mutex::default(),
+        }
+    }
+
+    /// A token for a user whose password was right at an auth revision; `None` if no key signs.
+    pub(super) fn issue(&self, user: &str, revision: u64) -> Option<ToSign> {
+        let keys = self.keys.valid();
+        keys.signing.as_ref()?;
+        let claims = Claims {
+            username: user.to_owned(),
+            revision,
+            expires: Some(clock::unix_time() + self.keys.settings.ttl),
+            cluster: Some(self.cluster.clone()),
+        };
+        Some(ToSign { keys, claims })
+    }
+
+    /// Whom a token proves, as far as the token goes: its user may have changed since.
+    pub(super) fn identify(&self, token: &[u8]) -> Caller {
+        let (keys, now) = (self.keys.valid(), clock::unix_time());
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(user) = known.find(&keys, &digest, now) {
+            return Caller::Jwt(user);
+        }
+        let Ok(claims) = jwt::verify(&keys.verifying, token, now) else {
+            return Caller::BadToken;
+        };
+        if claims
+            .cluster
+            .is_some_and(|cluster| cluster != self.cluster)
+        {
+            return Caller::BadToken;
+        }
+        let user = Arc::new(JwtUser {
+            name: claims.username.into(),
+            revision: claims.revision,
+        });
+        known.add(digest, user.clone(), claims.expires);
+        Caller::Jwt(user)
+    }
+}
+
+/// Tokens that were verified with a set of keys.
+#[derive(Debug, Default)]
+struct Known {
+    keys: Option<Arc<KeySet>>,
+    tokens: HashMap<[u8; 32], KnownToken>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct KnownToken {
+    user: Arc<JwtUser>,
+    expires: Option<Duration>,
+}
+
+impl Known {
+    fn find(
+        &mut self,
+        keys: &Arc<KeySet>,
+        digest: &[u8; 32],
+        now: Duration,
+    ) -> Option<Arc<JwtUser>> {
+        if self.keys.as_ref().is_none_or(|of| !Arc::ptr_eq(of, keys)) {
+            *self = Self {
+                keys: Some(keys.clone()),
+                ..Self::default()
+            };
+        }
+        let found = self.tokens.get(digest)?;
+        found
+            .expires
+            .is_none_or(|end| now < end)
+            .then(|| found.user.clone())
+    }
+
+    /// Adds a token. At the bound all are forgotten: they are verified again as they come.
+    fn add(&mut self, digest: [u8; 32], user: Arc<JwtUser>, expires: Option<Duration>) {
+        // The table has up to twice the room that it needs.
+        let entry = 2 * (size_of::<[u8; 32]>() + size_of::<KnownToken>());
+        let bytes = entry + size_of::<JwtUser>() + user.name.len();
+        if self.bytes + bytes > KNOWN_BYTES_MAX {
+            self.tokens = HashMap::new();
+            self.bytes = 0;
+        }
+        if self
+            .tokens
+            .insert(digest, KnownToken { user, expires })
+            .is_none()
+        {
+            self.bytes += bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Scene {
+        dir: tempfile::TempDir,
+        settings: JwtSettings,
+    }
+
+    fn scene(secret: Option<&str>, others: &[&str]) -> Scene {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str, secret: &str| {
+            let path = dir.path().join(name);
+            fs::write(&path, secret).unwrap();
+            path
+        };
+        let settings = JwtSettings {
+            algorithm: Algorithm::Hs256,
+            private_key: secret.map(|secret| file("key", secret)),
+            public_keys: others.iter().map(|name| file(name, name)).collect(),
+            ttl: Duration::from_mins(1),
+        };
+        Scene { dir, settings }
+    }
+
+    fn desk(scene: &Scene) -> JwtDesk {
+        JwtDesk::new(JwtKeys::open(scene.settings.clone()).unwrap(), 0xab)
+    }
+
+    fn token(desk: &JwtDesk, user: &str) -> Vec<u8> {
+        let signed = desk.issue(user, 7).unwrap().sign().unwrap();
+        signed.unwrap().into_bytes()
+    }
+
+    #[test]
+    fn a_token_proves_its_user() {
+        let scene = scene(Some("secret"), &[]);
+        let desk = desk(&scene);
+        let token = token(&desk, "u");
+        for _ in 0..2 {
+            let Caller::Jwt(user) = desk.identify(&token) else {
+                panic!("a good token");
+            };
+            assert_eq!((&*user.name, user.revision), ("u", 7));
+        }
+        assert_eq!(desk.known.lock().unwrap().tokens.len(), 1);
+        let elsewhere = JwtDesk::new(desk.keys.clone(), 0xac);
+        assert_eq!(
+            elsewhere.identify(&token),
+            Caller::BadToken,
+            "another cluster"
+        );
+        assert_eq!(desk.identify(b"a.b.c"), Caller::BadToken);
+        assert_eq!(elsewhere.known.lock().unwrap().tokens.len(), 0);
+    }
+
+    #[test]
+    fn a_known_token_ends_with_its_time() {
+        let mut scene = scene(Some("secret"), &[]);
+        scene.settings.ttl = Duration::ZERO;
+        let desk = desk(&scene);
+        let over = token(&desk, "u");
+        assert_eq!(desk.identify(&over), Caller::BadToken);
+        let keys = desk.keys.valid();
+        let mut known = Known::default();
+        let now = Duration::from_secs(5);
+        assert!(known.find(&keys, &[1; 32], now).is_none());
+        let user = Arc::new(JwtUser {
+            name: "u".into(),
+            revision: 7,
+        });
+        known.add([1; 32], user, Some(Duration::from_secs(6)));
+        assert!(known.find(&keys, &[1; 32], now).is_some());
+        assert!(
+            known
+                .find(&keys, &[1; 32], Duration::from_secs(6))
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn known_tokens_have_a_bound() {
+        let mut known = Known::default();
+        for number in 0..100_000_u64 {
+            let mut digest = [0; 32];
+            digest[..8].copy_from_slice(&number.to_le_bytes());
+            let user = Arc::new(JwtUser {
+                name: "u".repeat(100).into(),
+                revision: number,
+            });
+            known.add(digest, user, None);
+            assert!(known.bytes <= KNOWN_BYTES_MAX);
+            let counted = known.tokens.len() * (2 * 32 + 100);
+            assert!(counted <= known.bytes, "{counted} of {}", known.bytes);
+        }
+        assert!(known.tokens.len() < 10_000);
+    }
+
+    #[test]
+    fn keys_change_with_their_files_and_bad_files_change_nothing() {
+        let scene = scene(Some("old"), &["other"]);
+        let desk = desk(&scene);
+        let by_old = token(&desk, "u");
+        assert!(matches!(desk.identify(&by_old), Caller::Jwt(_)));
+        desk.keys.look();
+        assert!(matches!(desk.identify(&by_old), Caller::Jwt(_)));
+
+        let (key, other) = (scene.dir.path().join("key"), scene.dir.path().join("other"));
+        fs::write(&key, "").unwrap();
+        desk.keys.look();
+        assert!(matches!(desk.identify(&by_old), Caller::Jwt(_)));
+        let named = format!("{} cannot be used: the file is empty", key.display());
+        let said = |text: &str| FAILURES.texts().iter().any(|said| said.contains(text));
+        assert!(said(&named), "{:?}", FAILURES.texts());
+        fs::remove_file(&other).unwrap();
+        fs::write(&key, "new").unwrap();
+        desk.keys.look();
+        assert!(matches!(desk.identify(&by_old), Caller::Jwt(_)));
+        assert!(said(&other.display().to_string()), "{:?}", FAILURES.texts());
+
+        // The old key still verifies.
+        fs::write(&other, "old").unwrap();
+        desk.keys.look();
+        let by_new = token(&desk, "u");
+        for token in [&by_old, &by_new] {
+            assert!(matches!(desk.identify(token), Caller::Jwt(_)));
+        }
+        fs::write(&other, "something else").unwrap();
+        desk.keys.look();
+        assert_eq!(desk.identify(&by_old), Caller::BadToken, "also a known one");
+        assert!(matches!(desk.identify(&by_new), Caller::Jwt(_)));
+    }
+
+    #[test]
+    fn without_a_private_key_no_token_is_issued() {
+        let issuing = desk(&scene(Some("secret"), &[]));
+        let verifying = desk(&scene(None, &["secret"]));
+        assert!(verifying.issue("u", 7).is_none());
+        let token = token(&issuing, "u");
+        assert!(matches!(verifying.identify(&token), Caller::Jwt(_)));
+    }
+
+    #[test]
+    fn a_file_that_is_missing_is_named_at_the_start() {
+        let mut scene = scene(None, &["a"]);
+        scene.settings.public_keys.push("/nowhere/key.pem".into());
+        let error = JwtKeys::open(scene.settings).unwrap_err().to_string();
+        assert!(error.contains("/nowhere/key.pem"), "{error}");
+    }
+}

@@ -1,0 +1,376 @@
+//! Bounds on the bytes of answers that wait for their clients.
+//!
+//! An answer is in memory from the moment its records are read until the client has taken it, and a client may take its time.
+//! Each API arbiter has a budget, and each connection a share of it:
+//!
+//! | answer | counts as | at the bound |
+//! |---|---|---|
+//! | up to [`SMALL_ANSWER_BYTES`] | unsent | the connection begins no further calls ([`Budget::is_behind`]) |
+//! | longer | held: room for it is taken before it is read | the call waits for room, then gets `ResourceExhausted` |
+//!
+//! While a call waits for room, long answers that their clients do not read are cancelled soon ([`Budget::stall_max`]), so that
+//! one slow reader does not block the others.
+
+use super::status::Status;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::timeout,
+};
+
+/// Answers up to this size are handed to the HTTP/2 library at once; longer ones as the client's flow control allows.
+pub const SMALL_ANSWER_BYTES: usize = 16 * 1024;
+
+/// Bytes of long answers that one arbiter holds.
+const HELD_BYTES_MAX: usize = 128 * 1024 * 1024;
+
+/// The most bytes of long answers that one connection holds. A single longer answer takes this whole share, but counts with all
+/// its bytes against the arbiter's budget.
+const CONNECTION_HELD_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// Bytes of small answers that a connection has not sent, past which it begins no further calls.
+const CONNECTION_UNSENT_MAX: usize = 1024 * 1024;
+
+/// The same for all connections of an arbiter. At this bound, a connection begins no further calls unless it has less than
+/// `CONNECTION_UNSENT_MIN`.
+const UNSENT_MAX: usize = 64 * 1024 * 1024;
+const CONNECTION_UNSENT_MIN: usize = 64 * 1024;
+
+/// Requests of calls that wait for room, in bytes, past which a connection begins no further calls.
+const WAITING_REQUESTS_MAX: usize = 8 * 1024 * 1024;
+
+/// How long a call waits for room. etcd: its request time-out.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// A client that takes less than [`STALL_BYTES`] of a long answer in this time loses it.
+const STALL_MAX: Duration = Duration::from_mins(1);
+
+/// The same while another call waits for room.
+const STALL_MAX_SCARCE: Duration = Duration::from_secs(3);
+
+/// How many bytes of a long answer a client must take within [`Budget::stall_max`].
+pub const STALL_BYTES: usize = 256 * 1024;
+
+/// The semaphores count in this unit, so that the counts fit into a `u32`.
+const UNIT_BYTES: usize = 1024;
+
+/// What the connections of one arbiter share.
+#[derive(Debug)]
+pub struct ArbiterBudget {
+    held: Arc<Semaphore>,
+    /// Calls that wait for room.
+    waiting: AtomicUsize,
+    unsent: AtomicUsize,
+}
+
+impl Default for ArbiterBudget {
+    fn default() -> Self {
+        Self {
+            held: Arc::new(Semaphore::new(HELD_BYTES_MAX / UNIT_BYTES)),
+            waiting: AtomicUsize::new(0),
+            unsent: AtomicUsize::new(0),
+        }
+    }
+}
+
+/// The budget of one connection.
+#[derive(Debug)]
+pub struct Budget {
+    arbiter: Arc<ArbiterBudget>,
+    held: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    unsent: AtomicUsize,
+    /// Bytes of the requests of calls that wait for room.
+    requests: AtomicUsize,
+}
+
+/// Room for a long answer, until it is sent.
+#[derive(Debug)]
+pub struct Held {
+    budget: Arc<Budget>,
+    own: Option<OwnedSemaphorePermit>,
+    shared: Option<OwnedSemaphorePermit>,
+}
+
+/// The budget that a payload's bytes count against, until the last of them is sent or dropped.
+#[derive(Debug)]
+pub struct Charge(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    Unsent { bytes: usize, budget: Arc<Budget> },
+    Held(Arc<Held>),
+}
+
+impl Budget {
+    /// The budget of a connection of the arbiter.
+    pub fn new(arbiter: Arc<ArbiterBudget>) -> Self {
+        Self {
+            arbiter,
+            held: Arc::new(Semaphore::new(CONNECTION_HELD_BYTES_MAX / UNIT_BYTES)),
+            waiting: AtomicUsize::new(0),
+            unsent: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
+        }
+    }
+
+    /// Waits for room for an answer of `bytes` bytes.
+    pub async fn hold(self: &Arc<Self>, bytes: usize) -> Result<Held, Status> {
+        if let Some(held) = self.try_hold(bytes) {
+            return Ok(held);
+        }
+        let _waiting = (
+            Counted::one(&self.waiting),
+            Counted::one(&self.arbiter.waiting),
+        );
+        let (own, shared) = units(bytes);
+        let both = async {
+            let own = self.held.clone().acquire_many_owned(own).await;
+            let shared = self.arbiter.held.clone().acquire_many_owned(shared).await;
+            Held {
+                budget: self.clone(),
+                own: own.ok(),
+                shared: shared.ok(),
+            }
+        };
+        timeout(ROOM_TIMEOUT, both)
+            .await
+            .map_err(|_| Status::answers_wait())
+    }
+
+    /// Room for an answer of `bytes` bytes, if there is some now.
+    pub fn try_hold(self: &Arc<Self>, bytes: usize) -> Option<Held> {
+        let (own, shared) = units(bytes);
+        let own = self.held.clone().try_acquire_many_owned(own).ok()?;
+        let shared = self.arbiter.held.clone().try_acquire_many_owned(shared);
+        Some(Held {
+            budget: self.clone(),
+            own: Some(own),
+            shared: Some(shared.ok()?),
+        })
+    }
+
+    /// Counts an answer as unsent. For answers that are sent without waiting for room.
+    pub fn unsent(self: &Arc<Self>, bytes: usize) -> Charge {
+        self.unsent.fetch_add(bytes, Ordering::Relaxed);
+        self.arbiter.unsent.fetch_add(bytes, Ordering::Relaxed);
+        let budget = self.clone();
+        Charge(Kind::Unsent { bytes, budget })
+    }
+
+    /// Counts the request of a call that waits for room, until the returned guard is dropped.
+    pub fn waiting_request(&self, bytes: usize) -> Counted<'_> {
+        Counted::new(&self.requests, bytes)
+    }
+
+    /// Whether so many bytes are unsent, or wait for room, that the connection begins no further calls.
+    pub fn is_behind(&self) -> bool {
+        let unsent = self.unsent.load(Ordering::Relaxed);
+        unsent >= CONNECTION_UNSENT_MAX
+            || unsent >= CONNECTION_UNSENT_MIN
+                && self.arbiter.unsent.load(Ordering::Relaxed) >= UNSENT_MAX
+            || self.requests.load(Ordering::Relaxed) >= WAITING_REQUESTS_MAX
+    }
+
+    /// How long a client may take for [`STALL_BYTES`] of a long answer.
+    pub fn stall_max(&self) -> Duration {
+        let waiting = self.waiting.load(Ordering::Relaxed) > 0
+            || self.arbiter.waiting.load(Ordering::Relaxed) > 0;
+        if waiting { STALL_MAX_SCARCE } else { STALL_MAX }
+    }
+}
+
+/// Units of the connection's and of the arbiter's budget that an answer takes.
+fn units(bytes: usize) -> (u32, u32) {
+    let units = |max: usize| {
+        let bytes = bytes.clamp(1, max);
+        u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX)
+    };
+    (units(CONNECTION_HELD_BYTES_MAX), units(HELD_BYTES_MAX))
+}
+
+impl Held {
+    /// Gives back what an answer of `bytes` bytes does not need.
+    #[must_use]
+    pub fn shrunk_to(mut self, bytes: usize) -> Self {
+        let (own, shared) = units(bytes);
+        for (permit, needed) in [(&mut self.own, own), (&mut self.shared, shared)] {
+            if let Some(permit) = permit {
+                let surplus = permit.num_permits().saturating_sub(needed as usize);
+                drop(permit.split(surplus));
+            }
+        }
+        self
+    }
+}
+
+impl From<Held> for Charge {
+    fn from(held: Held) -> Self {
+        Self(Kind::Held(Arc::new(held)))
+    }
+}
+
+impl Charge {
+    /// See [`Budget::stall_max`]; `None` for a small answer.
+    pub(super) fn stall_max(&self) -> Option<Duration> {
+        match &self.0 {
+            Kind::Held(held) => Some(held.budget.stall_max()),
+            Kind::Unsent { .. } => None,
+        }
+    }
+
+    /// The charge of the first `len` bytes; this one keeps the rest.
+    pub(super) fn split(&mut self, len: usize) -> Self {
+        match &mut self.0 {
+            Kind::Held(held) => Self(Kind::Held(held.clone())),
+            Kind::Unsent { bytes, budget } => {
+                let taken = len.min(*bytes);
+                *bytes -= taken;
+                let (bytes, budget) = (taken, budget.clone());
+                Self(Kind::Unsent { bytes, budget })
+            }
+        }
+    }
+}
+
+impl Clone for Charge {
+    fn clone(&self) -> Self {
+        match &self.0 {
+            Kind::Held(held) => Self(Kind::Held(held.clone())),
+            Kind::Unsent { bytes, budget } => budget.unsent(*bytes),
+        }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if let Kind::Unsent { bytes, budget } = &self.0 {
+            budget.unsent.fetch_sub(*bytes, Ordering::Relaxed);
+            budget.arbiter.unsent.fetch_sub(*bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Adds to a count until it is dropped.
+#[derive(Debug)]
+pub struct Counted<'a> {
+    count: &'a AtomicUsize,
+    added: usize,
+}
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize, added: usize) -> Self {
+        count.fetch_add(added, Ordering::Relaxed);
+        Self { count, added }
+    }
+
+    fn one(count: &'a AtomicUsize) -> Self {
+        Self::new(count, 1)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(self.added, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::payload::Payload;
+    use bytes::Bytes;
+
+    const MIB: usize = 1024 * 1024;
+
+    fn connections() -> [Arc<Budget>; 2] {
+        let arbiter = Arc::<ArbiterBudget>::default();
+        [(); 2].map(|()| Arc::new(Budget::new(arbiter.clone())))
+    }
+
+    #[test]
+    fn a_connection_takes_no_more_than_its_share() {
+        let [first, second] = connections();
+        let held: Vec<Held> = std::iter::from_fn(|| first.try_hold(4 * MIB)).collect();
+        assert_eq!(held.len(), 4);
+        assert!(second.try_hold(4 * MIB).is_some(), "others have theirs");
+        drop(held);
+        assert!(first.try_hold(4 * MIB).is_some());
+    }
+
+    #[test]
+    fn an_answer_longer_than_the_share_is_alone() {
+        let [first, second] = connections();
+        let whole = first.try_hold(1_000 * MIB).expect("nothing else is held");
+        assert!(first.try_hold(1).is_none());
+        assert!(
+            second.try_hold(1).is_none(),
+            "it takes the arbiter's budget"
+        );
+        let whole = whole.shrunk_to(5 * MIB);
+        assert!(first.try_hold(11 * MIB).is_some(), "the rest is given back");
+        assert!(second.try_hold(16 * MIB).is_some());
+        drop(whole);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_waits_for_room_and_then_gives_up() {
+        let [first, _] = connections();
+        let held = first.try_hold(16 * MIB).expect("room");
+        assert_eq!(first.stall_max(), STALL_MAX);
+        let waiting = tokio::spawn({
+            let first = first.clone();
+            async move { first.hold(MIB).await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        assert_eq!(first.stall_max(), STALL_MAX_SCARCE, "others must hurry");
+        drop(held);
+        assert!(waiting.await.expect("no panic").is_ok());
+        let _held = first.try_hold(16 * MIB).expect("room");
+        let refused = first.hold(MIB).await.expect_err("there is no room");
+        assert_eq!(refused, Status::answers_wait());
+        assert_eq!(first.stall_max(), STALL_MAX, "nobody waits any more");
+    }
+
+    #[test]
+    fn unsent_bytes_count_until_the_last_piece_is_gone() {
+        let [first, second] = connections();
+        let bytes = Bytes::from(vec![0; CONNECTION_UNSENT_MAX]);
+        let mut payload = Payload::from(bytes).charged(first.unsent(CONNECTION_UNSENT_MAX));
+        assert!(first.is_behind());
+        assert!(!second.is_behind());
+        let piece = payload.split_to(10);
+        drop(payload);
+        assert!(!first.is_behind());
+        assert_eq!(first.unsent.load(Ordering::Relaxed), 10);
+        drop(piece);
+        assert_eq!(first.arbiter.unsent.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn waiting_requests_hold_further_calls_back() {
+        let [first, _] = connections();
+        let request = first.waiting_request(WAITING_REQUESTS_MAX);
+        assert!(first.is_behind());
+        drop(request);
+        assert!(!first.is_behind());
+    }
+
+    #[test]
+    fn a_held_answer_gives_its_room_back_with_its_last_piece() {
+        let [first, _] = connections();
+        let held = first.try_hold(16 * MIB).expect("room");
+        let mut payload = Payload::from(Bytes::from_static(b"abc")).charged(held.into());
+        let piece = payload.split_to(2);
+        drop(payload);
+        assert!(first.try_hold(1).is_none());
+        drop(piece);
+        assert!(first.try_hold(1).is_some());
+    }
+}

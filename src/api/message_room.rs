@@ -1,0 +1,221 @@
+//! Room for messages that have not arrived completely.
+//!
+//! All connections have a pool of it, and each a share ([`shares`](super::shares)). What a message takes, and what happens to one
+//! that finds no room:
+//!
+//! | a message | takes |
+//! |---|---|
+//! | that arrives in one piece | none: it is not unfinished |
+//! | of which up to [`FIRST_BYTES`] have arrived | what has arrived |
+//! | of which more has arrived | its whole length, so that messages that have begun do not wait for each other |
+//! | without room | none more: it is held back |
+//!
+//! Held back means that nothing more is read of its stream, whose flow control then stops the client. What the client may send
+//! until then counts for a pool of its own, and the window of the connection is opened by as much, up to [`WINDOW_EXTRA_MAX`],
+//! so that its other calls go on. A message is held back for [`ROOM_TIMEOUT`] at most; then, or if there is no place among those
+//! that are held back, its call gets `ResourceExhausted`.
+//!
+//! While messages of other connections are held back because the pool has no room for them, one that has room must go on: it
+//! loses its room if less than [`STALL_BYTES`] of it arrive in [`STALL_MAX`], or less than [`FIRST_STALL_BYTES`] while it is at
+//! its first [`FIRST_BYTES`]. A message that waits only for the share of its own connection ends no others. Without this rule
+//! the shares would not do: `n` connections can leave one part in 2^`n` of the pool.
+
+use super::shares::{Freed, Held, Pool, Share, Wants};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+    time::Duration,
+};
+use tokio::time::{Instant, Sleep, sleep};
+
+/// The memory for a message whose end has not arrived, before so much of it has. Then it gets room for all of it at once, so that
+/// a prefix alone does not take the room of a large message.
+pub(super) const FIRST_BYTES: usize = 16 * 1024;
+
+/// The window of a stream: what a client may send of a message before it is read.
+pub(super) const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
+
+/// By how much a connection's window may be larger because of messages that are held back. A client keeps a window that it was
+/// given, so this is memory that the connection may take from then on.
+pub(super) const WINDOW_EXTRA_MAX: u32 = 8 * STREAM_WINDOW_BYTES;
+
+/// What a message that is held back counts at least, so that their number is bounded too.
+const HELD_BACK_BYTES_MIN: usize = 128 * 1024;
+
+/// How long a message waits for room. etcd: its request time-out.
+const ROOM_TIMEOUT: Duration = Duration::from_secs(7);
+
+/// See the head of this file.
+const STALL_MAX: Duration = Duration::from_secs(3);
+const STALL_BYTES: usize = 64 * 1024;
+const FIRST_STALL_BYTES: usize = 1024;
+
+/// What one connection has of the room.
+#[derive(Debug)]
+pub(super) struct MessageRoom {
+    bytes: Arc<Share>,
+    held_back: Arc<Share>,
+    /// The connection's task, which opens its window.
+    task: Waker,
+}
+
+impl MessageRoom {
+    /// The shares of a connection with this task.
+    pub(super) fn new(bytes: &Arc<Pool>, held_back: &Arc<Pool>, task: Waker) -> Arc<Self> {
+        Arc::new(Self {
+            bytes: Share::new(bytes),
+            held_back: Share::new(held_back),
+            task,
+        })
+    }
+
+    /// By how much the connection's window must be larger because of messages that are held back.
+    pub(super) fn window_extra(&self) -> u32 {
+        let held_back = u32::try_from(self.held_back.held()).unwrap_or(u32::MAX);
+        held_back.min(WINDOW_EXTRA_MAX)
+    }
+}
+
+/// The room of one call's messages, of which one is unfinished at a time.
+#[derive(Debug)]
+pub(super) struct Room {
+    of: Arc<MessageRoom>,
+    held: Held,
+    wait: Option<Box<Wait>>,
+    pace: Option<Pace>,
+}
+
+/// A message that is held back.
+#[derive(Debug)]
+struct Wait {
+    _counts: Held,
+    /// Held while it waits for what others have, not for its own connection's other messages.
+    wants: Option<Wants>,
+    freed: Pin<Box<Freed>>,
+    until: Pin<Box<Sleep>>,
+}
+
+/// How fast a message arrives.
+#[derive(Debug)]
+struct Pace {
+    look: Pin<Box<Sleep>>,
+    /// How much of it had arrived at the last look.
+    arrived: usize,
+}
+
+/// The outcome of taking room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    Yes,
+    /// The message is held back: see [`Room::poll_freed`].
+    Waits,
+    Refused,
+}
+
+/// A message gets no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct NoRoom;
+
+impl Room {
+    pub(super) fn new(of: &Arc<MessageRoom>) -> Self {
+        Self {
+            of: of.clone(),
+            held: Held::none_of(&of.bytes),
+            wait: None,
+            pace: None,
+        }
+    }
+
+    /// Takes the room of a message of `len` bytes once `arrived` of them are to be kept.
+    pub(super) fn take(&mut self, arrived: usize, len: usize) -> Taken {
+        let all = if arrived > FIRST_BYTES { len } else { arrived };
+        let more = all.saturating_sub(self.held.amount());
+        // What it has already is not refused, however much of the rest others have taken meanwhile.
+        if more == 0 || self.held.grow(more) {
+            self.wait = None;
+            return Taken::Yes;
+        }
+        // Noted before the next try: room that is given back after that one wakes this task.
+        let freed = Box::pin(self.of.bytes.freed());
+        if let Some(wait) = &mut self.wait {
+            wait.freed = freed;
+        } else {
+            let window = STREAM_WINDOW_BYTES as usize;
+            let counts = len.clamp(HELD_BACK_BYTES_MIN, window);
+            let Some(counts) = self.of.held_back.take(counts) else {
+                self.clear();
+                return Taken::Refused;
+            };
+            self.wait = Some(Box::new(Wait {
+                _counts: counts,
+                wants: None,
+                freed,
+                until: Box::pin(sleep(ROOM_TIMEOUT)),
+            }));
+            // Nothing of it is read meanwhile, however fast it arrives.
+            self.pace = None;
+            self.of.task.wake_by_ref();
+        }
+        if self.held.grow(more) {
+            self.wait = None;
+            return Taken::Yes;
+        }
+        if let Some(wait) = &mut self.wait {
+            wait.wants = self.held.wants(more);
+        }
+        Taken::Waits
+    }
+
+    /// For a message that is held back: ready when it should try again, or has waited for too long. `None` for any other.
+    pub(super) fn poll_freed(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Option<Poll<Result<(), NoRoom>>> {
+        let wait = self.wait.as_mut()?;
+        if wait.freed.as_mut().poll(context).is_ready() {
+            return Some(Poll::Ready(Ok(())));
+        }
+        if wait.until.as_mut().poll(context).is_pending() {
+            return Some(Poll::Pending);
+        }
+        self.clear();
+        Some(Poll::Ready(Err(NoRoom)))
+    }
+
+    /// For a message of which `arrived` bytes have arrived and no more for now: ready when it loses its room.
+    pub(super) fn poll_stalled(
+        &mut self,
+        context: &mut Context<'_>,
+        arrived: usize,
+    ) -> Poll<NoRoom> {
+        if self.held.amount() == 0 {
+            return Poll::Pending;
+        }
+        let pace = self.pace.get_or_insert_with(|| Pace {
+            look: Box::pin(sleep(STALL_MAX)),
+            arrived,
+        });
+        loop {
+            ready!(pace.look.as_mut().poll(context));
+            let is_begun = pace.arrived > FIRST_BYTES;
+            let expected = if is_begun {
+                STALL_BYTES
+            } else {
+                FIRST_STALL_BYTES
+            };
+            if arrived - pace.arrived < expected && self.of.bytes.others_want() {
+                self.clear();
+                return Poll::Ready(NoRoom);
+            }
+            pace.arrived = arrived;
+            pace.look.as_mut().reset(Instant::now() + STALL_MAX);
+        }
+    }
+
+    /// The message is over.
+    pub(super) fn clear(&mut self) {
+        self.held.clear();
+        (self.wait, self.pace) = (None, None);
+    }
+}

@@ -1,0 +1,297 @@
+//! Keys as their files hold them, and what is done with them.
+//!
+//! Files are PEM, as OpenSSL writes them: RSA as PKCS#1 or PKCS#8, EC as SEC 1 or PKCS#8, Ed25519 as PKCS#8; public keys also
+//! inside a certificate. The file of an HMAC key is the secret, each byte of it. etcd: the same files.
+
+use super::{
+    algorithm::{Algorithm, Family},
+    der,
+};
+use ring::{
+    hmac,
+    rand::SystemRandom,
+    rsa,
+    signature::{self, EcdsaKeyPair, Ed25519KeyPair, KeyPair, UnparsedPublicKey},
+};
+use rustls::pki_types::CertificateDer;
+use std::fmt;
+
+/// Why a key cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KeyError {
+    /// The file is empty.
+    #[error("the file is empty")]
+    Empty,
+    /// A public key would be a secret that everybody has.
+    #[error("it holds a PEM key, but {0} takes a secret that is no key of another algorithm")]
+    NoSecret(&'static str),
+    /// No PEM with a key of the kind that is looked for.
+    #[error("it holds no {wanted} in PEM")]
+    NoKey {
+        /// What is looked for.
+        wanted: &'static str,
+    },
+    /// The key is another algorithm's, malformed, or too short or long.
+    #[error("its key cannot be used for {algorithm}: {reason}")]
+    Unusable {
+        /// The algorithm.
+        algorithm: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// The library did not sign.
+    #[error("signing failed")]
+    Signing,
+}
+
+/// Signs tokens.
+pub struct SigningKey {
+    algorithm: Algorithm,
+    pair: Pair,
+}
+
+enum Pair {
+    Rsa(rsa::KeyPair),
+    Ec(EcdsaKeyPair),
+    Ed25519(Ed25519KeyPair),
+    Hmac(hmac::Key),
+}
+
+/// Verifies tokens.
+#[derive(Clone)]
+pub struct VerifyingKey {
+    algorithm: Algorithm,
+    key: Public,
+}
+
+#[derive(Clone)]
+enum Public {
+    Signature(UnparsedPublicKey<Vec<u8>>),
+    Hmac(hmac::Key),
+}
+
+impl SigningKey {
+    /// The key in a file with these bytes.
+    pub fn read(algorithm: Algorithm, file: &[u8]) -> Result<Self, KeyError> {
+        let pair = match algorithm.family() {
+            Family::Hmac => Pair::Hmac(secret(algorithm, file)?),
+            Family::Rsa | Family::Ec | Family::Ed25519 => pair(algorithm, file)?,
+        };
+        Ok(Self { algorithm, pair })
+    }
+
+    /// What verifies its signatures.
+    pub fn verifying(&self) -> VerifyingKey {
+        let public = match &self.pair {
+            Pair::Rsa(pair) => pair.public_key().as_ref(),
+            Pair::Ec(pair) => pair.public_key().as_ref(),
+            Pair::Ed25519(pair) => pair.public_key().as_ref(),
+            Pair::Hmac(key) => {
+                return VerifyingKey {
+                    algorithm: self.algorithm,
+                    key: Public::Hmac(key.clone()),
+                };
+            }
+        };
+        VerifyingKey::of(self.algorithm, public.to_vec())
+    }
+
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    pub(super) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, KeyError> {
+        let random = SystemRandom::new();
+        match &self.pair {
+            Pair::Hmac(key) => Ok(hmac::sign(key, message).as_ref().to_vec()),
+            Pair::Ed25519(pair) => Ok(pair.sign(message).as_ref().to_vec()),
+            Pair::Ec(pair) => {
+                let signed = pair.sign(&random, message);
+                Ok(signed.map_err(|_| KeyError::Signing)?.as_ref().to_vec())
+            }
+            Pair::Rsa(pair) => {
+                let encoding: &dyn signature::RsaEncoding = match self.algorithm {
+                    Algorithm::Rs384 => &signature::RSA_PKCS1_SHA384,
+                    Algorithm::Rs512 => &signature::RSA_PKCS1_SHA512,
+                    Algorithm::Ps256 => &signature::RSA_PSS_SHA256,
+                    Algorithm::Ps384 => &signature::RSA_PSS_SHA384,
+                    Algorithm::Ps512 => &signature::RSA_PSS_SHA512,
+                    _ => &signature::RSA_PKCS1_SHA256,
+                };
+                let mut signed = vec![0; pair.public().modulus_len()];
+                let done = pair.sign(encoding, &random, message, &mut signed);
+                done.map_err(|_| KeyError::Signing)?;
+                Ok(signed)
+            }
+        }
+    }
+}
+
+impl VerifyingKey {
+    /// The key in a file with these bytes.
+    pub fn read(algorithm: Algorithm, file: &[u8]) -> Result<Self, KeyError> {
+        if algorithm.family() == Family::Hmac {
+            let key = Public::Hmac(secret(algorithm, file)?);
+            return Ok(Self { algorithm, key });
+        }
+        let block = block(file, "public key", |tag| {
+            matches!(tag, "PUBLIC KEY" | "RSA PUBLIC KEY" | "CERTIFICATE")
+        })?;
+        let unusable = |reason: &str| unusable(algorithm, reason);
+        if block.tag() == "RSA PUBLIC KEY" {
+            if algorithm.family() != Family::Rsa {
+                return Err(unusable("it is an RSA key"));
+            }
+            return Ok(Self::of(algorithm, block.into_contents()));
+        }
+        let info = if block.tag() == "CERTIFICATE" {
+            let certificate = CertificateDer::from(block.into_contents());
+            let read = webpki::EndEntityCert::try_from(&certificate);
+            let read = read.map_err(|_| unusable("its certificate is malformed"))?;
+            read.subject_public_key_info().to_vec()
+        } else {
+            block.into_contents()
+        };
+        let found = der::public_key(&info).ok_or_else(|| unusable("it is malformed"))?;
+        let (kind, curve) = match algorithm.family() {
+            Family::Rsa => (der::RSA, None),
+            Family::Ec if algorithm == Algorithm::Es256 => (der::EC, Some(der::P256)),
+            Family::Ec => (der::EC, Some(der::P384)),
+            Family::Ed25519 | Family::Hmac => (der::ED25519, None),
+        };
+        if found.algorithm != kind || curve.is_some_and(|curve| found.parameter != Some(curve)) {
+            return Err(unusable("it is a key of another kind"));
+        }
+        Ok(Self::of(algorithm, found.key.to_vec()))
+    }
+
+    fn of(algorithm: Algorithm, key: Vec<u8>) -> Self {
+        let verification: &'static dyn signature::VerificationAlgorithm = match algorithm {
+            Algorithm::Rs384 => &signature::RSA_PKCS1_2048_8192_SHA384,
+            Algorithm::Rs512 => &signature::RSA_PKCS1_2048_8192_SHA512,
+            Algorithm::Ps256 => &signature::RSA_PSS_2048_8192_SHA256,
+            Algorithm::Ps384 => &signature::RSA_PSS_2048_8192_SHA384,
+            Algorithm::Ps512 => &signature::RSA_PSS_2048_8192_SHA512,
+            Algorithm::Es256 => &signature::ECDSA_P256_SHA256_FIXED,
+            Algorithm::Es384 => &signature::ECDSA_P384_SHA384_FIXED,
+            Algorithm::EdDsa => &signature::ED25519,
+            Algorithm::Rs256 | Algorithm::Hs256 | Algorithm::Hs384 | Algorithm::Hs512 => {
+                &signature::RSA_PKCS1_2048_8192_SHA256
+            }
+        };
+        let key = Public::Signature(UnparsedPublicKey::new(verification, key));
+        Self { algorithm, key }
+    }
+
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+        match &self.key {
+            Public::Signature(key) => key.verify(message, signature).is_ok(),
+            Public::Hmac(key) => hmac::verify(key, message, signature).is_ok(),
+        }
+    }
+}
+
+impl fmt::Debug for SigningKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SigningKey({})", self.algorithm.name())
+    }
+}
+
+impl fmt::Debug for VerifyingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VerifyingKey({})", self.algorithm.name())
+    }
+}
+
+fn unusable(algorithm: Algorithm, reason: &str) -> KeyError {
+    KeyError::Unusable {
+        algorithm: algorithm.name(),
+        reason: reason.to_owned(),
+    }
+}
+
+fn secret(algorithm: Algorithm, file: &[u8]) -> Result<hmac::Key, KeyError> {
+    if file.is_empty() {
+        return Err(KeyError::Empty);
+    }
+    if pem::parse_many(file).is_ok_and(|blocks| !blocks.is_empty()) {
+        return Err(KeyError::NoSecret(algorithm.name()));
+    }
+    let digest = match algorithm {
+        Algorithm::Hs384 => hmac::HMAC_SHA384,
+        Algorithm::Hs512 => hmac::HMAC_SHA512,
+        _ => hmac::HMAC_SHA256,
+    };
+    Ok(hmac::Key::new(digest, file))
+}
+
+fn block(
+    file: &[u8],
+    wanted: &'static str,
+    fits: impl Fn(&str) -> bool,
+) -> Result<pem::Pem, KeyError> {
+    if file.is_empty() {
+        return Err(KeyError::Empty);
+    }
+    let blocks = pem::parse_many(file).unwrap_or_default();
+    let found = blocks.into_iter().find(|block| fits(block.tag()));
+    found.ok_or(KeyError::NoKey { wanted })
+}
+
+fn pair(algorithm: Algorithm, file: &[u8]) -> Result<Pair, KeyError> {
+    let block = block(file, "private key", |tag| tag.ends_with("PRIVATE KEY"))?;
+    let rejected = |error: ring::error::KeyRejected| unusable(algorithm, &rejection(&error));
+    let (tag, key) = (block.tag(), block.contents());
+    match (algorithm.family(), tag) {
+        (Family::Rsa, "RSA PRIVATE KEY") => {
+            let pair = rsa::KeyPair::from_der(key);
+            pair.map(Pair::Rsa).map_err(rejected)
+        }
+        (Family::Rsa, "PRIVATE KEY") => {
+            let pair = rsa::KeyPair::from_pkcs8(key);
+            pair.map(Pair::Rsa).map_err(rejected)
+        }
+        (Family::Ec, "EC PRIVATE KEY") => {
+            let parts = der::ec_private_key(key);
+            let (private, public) = parts
+                .ok_or_else(|| unusable(algorithm, "it is malformed, or has no public key"))?;
+            let (curve, random) = (curve(algorithm), SystemRandom::new());
+            let pair =
+                EcdsaKeyPair::from_private_key_and_public_key(curve, private, public, &random);
+            pair.map(Pair::Ec).map_err(rejected)
+        }
+        (Family::Ec, "PRIVATE KEY") => {
+            let pair = EcdsaKeyPair::from_pkcs8(curve(algorithm), key, &SystemRandom::new());
+            pair.map(Pair::Ec).map_err(rejected)
+        }
+        (Family::Ed25519, "PRIVATE KEY") => {
+            let pair = Ed25519KeyPair::from_pkcs8_maybe_unchecked(key);
+            pair.map(Pair::Ed25519).map_err(rejected)
+        }
+        (_, "ENCRYPTED PRIVATE KEY") => Err(unusable(algorithm, "it is encrypted")),
+        _ => Err(unusable(algorithm, &format!("it is in a block {tag}"))),
+    }
+}
+
+/// The library's reason in words.
+fn rejection(error: &ring::error::KeyRejected) -> String {
+    match error.to_string().as_str() {
+        "TooSmall" => "it is too short: RSA keys have 2048 to 4096 bits".to_owned(),
+        "TooLarge" => "it is too long: RSA keys have 2048 to 4096 bits".to_owned(),
+        "WrongAlgorithm" => "it is a key of another kind".to_owned(),
+        "InvalidEncoding" => "it is malformed, or a key of another kind".to_owned(),
+        other => format!("it is malformed ({other})"),
+    }
+}
+
+fn curve(algorithm: Algorithm) -> &'static signature::EcdsaSigningAlgorithm {
+    if algorithm == Algorithm::Es256 {
+        &signature::ECDSA_P256_SHA256_FIXED_SIGNING
+    } else {
+        &signature::ECDSA_P384_SHA384_FIXED_SIGNING
+    }
+}

@@ -1,0 +1,380 @@
+//! What new connections of the client port use: made of files, and made anew when the files change.
+//!
+//! A thread looks at the files and publishes; whoever accepts a connection takes what is newest. There is no session resumption,
+//! so that each connection is checked by what is in force when it is made.
+
+use super::{
+    crl::Revoked,
+    error::TlsError,
+    expiry::ExpiryLog,
+    files::FileWatch,
+    names::AllowedNames,
+    own::{OwnFiles, ShownTo},
+    pem::{authorities, certificates, check_key_mode, private_key, provider},
+    verifier::NamedVerifier,
+};
+use crate::clock;
+use rustls::{
+    CipherSuite, SupportedCipherSuite,
+    crypto::CryptoProvider,
+    pki_types::CertificateDer,
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+    version::{TLS12, TLS13},
+};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, mpsc},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// What clients and this port may speak, the preferred first.
+const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// The pause between two looks at the files.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The TLS of a client port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientTlsSettings {
+    /// The certificate chain (PEM).
+    pub cert: PathBuf,
+    /// The private key (PEM).
+    pub key: PathBuf,
+    /// What clients must show, if anything.
+    pub clients: Option<ClientChecks>,
+    /// Which versions are spoken.
+    pub tls12: bool,
+    /// See `tls12`.
+    pub tls13: bool,
+    /// The cipher suites, by IANA's names.
+    pub suites: Vec<&'static str>,
+    /// A private key that everybody may read is an error.
+    pub refuse_readable_keys: bool,
+}
+
+/// What clients must show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientChecks {
+    /// The authorities (PEM).
+    pub ca: PathBuf,
+    /// Certificates that were revoked (PEM or DER).
+    pub crl: Option<PathBuf>,
+    /// Nobody gets in without a certificate.
+    pub required: bool,
+    /// The common name of a certificate is a user.
+    pub are_users: bool,
+    /// Which of the authorities' certificates are taken.
+    pub allowed: AllowedNames,
+}
+
+/// What new connections use. Clones share it.
+#[derive(Clone)]
+pub struct ClientTls {
+    newest: watch::Receiver<Arc<rustls::ServerConfig>>,
+    /// The common name of a client's certificate is a user.
+    pub names_are_users: bool,
+}
+
+impl fmt::Debug for ClientTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientTls").finish_non_exhaustive()
+    }
+}
+
+/// The thread that looks at the files. It ends when this is dropped.
+#[derive(Debug)]
+pub struct ClientTlsKeeper {
+    look: Option<mpsc::SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Loaded {
+    config: Arc<rustls::ServerConfig>,
+    chain: Vec<CertificateDer<'static>>,
+}
+
+impl ClientTls {
+    /// Reads the files, and goes on looking at them.
+    pub fn open(settings: ClientTlsSettings) -> Result<(Self, ClientTlsKeeper), TlsError> {
+        let files = FileWatch::new(settings.files());
+        let Loaded { config, chain } = settings.load(None)?;
+        let mut expiry = ExpiryLog::new("the certificate of the client port", &settings.cert);
+        expiry.took(&chain);
+        expiry.look(clock::unix_time().as_secs());
+        let clients = settings.clients.as_ref();
+        let names_are_users = clients.is_some_and(|clients| clients.are_users);
+        let (publish, newest) = watch::channel(config);
+        let (look, asked) = mpsc::sync_channel(1);
+        let keeping = move || keep(&settings, files, chain, expiry, &publish, &asked);
+        let thread = thread::Builder::new().name("quorate-tls".to_owned());
+        let thread = thread.spawn(keeping).map_err(TlsError::Thread)?;
+        let keeper = ClientTlsKeeper {
+            look: Some(look),
+            thread: Some(thread),
+        };
+        let tls = Self {
+            newest,
+            names_are_users,
+        };
+        Ok((tls, keeper))
+    }
+
+    /// What a connection that is made now uses.
+    pub fn newest(&self) -> Arc<rustls::ServerConfig> {
+        self.newest.borrow().clone()
+    }
+}
+
+impl ClientTlsKeeper {
+    /// Looks at the files at once.
+    pub fn look_now(&self) {
+        if let Some(look) = &self.look {
+            // A look that is asked for already is enough.
+            look.try_send(()).unwrap_or_default();
+        }
+    }
+}
+
+impl Drop for ClientTlsKeeper {
+    fn drop(&mut self) {
+        drop(self.look.take());
+        if let Some(Err(_)) = self.thread.take().map(JoinHandle::join) {
+            tracing::error!("the thread that looks at certificates has panicked");
+        }
+    }
+}
+
+fn keep(
+    settings: &ClientTlsSettings,
+    mut files: FileWatch,
+    mut in_force: Vec<CertificateDer<'static>>,
+    mut expiry: ExpiryLog,
+    publish: &watch::Sender<Arc<rustls::ServerConfig>>,
+    asked: &mpsc::Receiver<()>,
+) {
+    loop {
+        let at_once = match asked.recv_timeout(LOOK_EVERY) {
+            Ok(()) => true,
+            Err(mpsc::RecvTimeoutError::Timeout) => false,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        };
+        if files.look(at_once) {
+            match settings.load(in_force.first()) {
+                Ok(Loaded { config, chain }) => {
+                    publish.send_replace(config);
+                    expiry.took(&chain);
+                    in_force = chain;
+                    tracing::info!(
+                        "new certificates of the client port are in force for new connections"
+                    );
+                }
+                Err(error) => tracing::error!(
+                    "the certificates of the client port changed and cannot be used; the old ones stay: {error}"
+                ),
+            }
+        }
+        expiry.look(clock::unix_time().as_secs());
+    }
+}
+
+impl ClientTlsSettings {
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files = vec![self.cert.clone(), self.key.clone()];
+        if let Some(clients) = &self.clients {
+            files.push(clients.ca.clone());
+            files.extend(clients.crl.clone());
+        }
+        files
+    }
+
+    /// Reads the files; `in_force` is the certificate that they would replace.
+    fn load(&self, in_force: Option<&CertificateDer<'_>>) -> Result<Loaded, TlsError> {
+        let own = OwnFiles {
+            shown_to: ShownTo::Clients,
+            cert: &self.cert,
+            key: &self.key,
+        };
+        own.check(in_force)?;
+        let chain = certificates(&self.cert).map_err(TlsError::in_setting("client.cert"))?;
+        let of_key = TlsError::in_setting("client.key");
+        check_key_mode(&self.key, self.refuse_readable_keys).map_err(&of_key)?;
+        let key = private_key(&self.key).map_err(&of_key)?;
+        let rejected = |source| TlsError::Rejected {
+            path: self.cert.clone(),
+            source,
+        };
+        let provider = Arc::new(self.provider());
+        let versions = [(self.tls13, &TLS13), (self.tls12, &TLS12)];
+        let versions: Vec<_> = versions
+            .into_iter()
+            .filter(|(on, _)| *on)
+            .map(|(_, it)| it)
+            .collect();
+        let builder = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&versions)
+            .map_err(rejected)?;
+        let builder = match &self.clients {
+            Some(clients) => builder.with_client_cert_verifier(clients.verifier()?),
+            None => builder.with_no_client_auth(),
+        };
+        let mut config = builder
+            .with_single_cert(chain.clone(), key)
+            .map_err(rejected)?;
+        config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).into();
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(Loaded {
+            config: Arc::new(config),
+            chain,
+        })
+    }
+
+    fn provider(&self) -> CryptoProvider {
+        let mut provider = CryptoProvider::clone(&provider());
+        let asked = |suite: &SupportedCipherSuite| {
+            iana_name(suite.suite())
+                .is_some_and(|name| self.suites.iter().any(|asked| *asked == name))
+        };
+        provider.cipher_suites.retain(asked);
+        provider
+    }
+}
+
+impl ClientChecks {
+    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+        let of_ca = TlsError::in_setting("client.ca");
+        let (certificates, roots) = authorities(&self.ca).map_err(&of_ca)?;
+        let revoked = Revoked::load(self.crl.as_deref(), &certificates);
+        let revoked = revoked.map_err(TlsError::in_setting("client.crl"))?;
+        let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider());
+        let builder = if self.required {
+            builder
+        } else {
+            builder.allow_unauthenticated()
+        };
+        let signed = builder.build().map_err(|error| {
+            of_ca(TlsError::Authority {
+                path: self.ca.clone(),
+                problem: error.to_string(),
+            })
+        })?;
+        Ok(Arc::new(NamedVerifier {
+            signed,
+            revoked,
+            allowed: self.allowed.clone(),
+        }))
+    }
+}
+
+/// IANA's name of a suite; the TLS library has its own for those of TLS 1.3.
+fn iana_name(suite: CipherSuite) -> Option<String> {
+    let name = suite.as_str()?;
+    Some(match name.strip_prefix("TLS13_") {
+        Some(rest) => format!("TLS_{rest}"),
+        None => name.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
+        date_time_ymd,
+    };
+    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+    /// A self-signed certificate `NAME.pem` and its key, for a server until `change` says otherwise; it returns the certificate.
+    fn make(dir: &Path, name: &str, change: impl FnOnce(&mut CertificateParams)) -> String {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.not_before = date_time_ymd(2020, 1, 1);
+        params.not_after = date_time_ymd(2100, 1, 1);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        change(&mut params);
+        let made = params.self_signed(&key).unwrap();
+        let key_file = dir.join(format!("{name}-key.pem"));
+        fs::write(&key_file, key.serialize_pem()).unwrap();
+        fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
+        fs::write(dir.join(format!("{name}.pem")), made.pem()).unwrap();
+        made.pem()
+    }
+
+    fn settings(dir: &Path, name: &str) -> ClientTlsSettings {
+        ClientTlsSettings {
+            cert: dir.join(format!("{name}.pem")),
+            key: dir.join(format!("{name}-key.pem")),
+            clients: None,
+            tls12: true,
+            tls13: true,
+            suites: crate::config::SUITES.to_vec(),
+            refuse_readable_keys: true,
+        }
+    }
+
+    fn ended(params: &mut CertificateParams) {
+        params.not_after = date_time_ymd(2021, 1, 1);
+    }
+
+    fn early(params: &mut CertificateParams) {
+        params.not_before = date_time_ymd(2099, 1, 1);
+    }
+
+    #[test]
+    fn dates_do_not_stop_a_start() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path();
+        make(dir, "ended", ended);
+        make(dir, "early", early);
+        let own = make(dir, "crossed", |_| {});
+        let extra = make(dir, "extra", ended);
+        fs::write(dir.join("crossed.pem"), own + &extra).unwrap();
+        for name in ["ended", "early", "crossed"] {
+            let opened = ClientTls::open(settings(dir, name));
+            opened.unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+    }
+
+    #[test]
+    fn what_clients_may_take_does_not_stop_a_start() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path();
+        make(dir, "authority", |params| {
+            params.extended_key_usages = Vec::new();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        });
+        make(dir, "any", |params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::Any];
+        });
+        make(dir, "member", |params| {
+            let uri = "quorate://member/n1".try_into().unwrap();
+            params.subject_alt_names.push(SanType::URI(uri));
+            let client = ExtendedKeyUsagePurpose::ClientAuth;
+            params.extended_key_usages.push(client);
+        });
+        for name in ["authority", "any", "member"] {
+            let opened = ClientTls::open(settings(dir, name));
+            opened.unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        make(dir, "user", |params| {
+            params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        });
+        let refused = |settings| ClientTls::open(settings).unwrap_err().to_string();
+        let error = refused(settings(dir, "user"));
+        assert!(error.contains("it is a client's certificate"), "{error}");
+        let mut mixed = settings(dir, "any");
+        mixed.key = settings(dir, "member").key;
+        let error = refused(mixed);
+        assert!(error.contains("it is not the key of"), "{error}");
+    }
+
+    #[test]
+    fn the_names_of_suites_are_those_that_can_be_set() {
+        let suites = &provider().cipher_suites;
+        let names = suites.iter().map(|suite| iana_name(suite.suite()).unwrap());
+        assert_eq!(names.collect::<Vec<_>>(), crate::config::SUITES);
+    }
+}

@@ -1,0 +1,122 @@
+//! What can be wrong with certificates and keys. Each error names the file.
+
+use rustls::{AlertDescription, CertificateError, Error};
+use std::{io, path::PathBuf};
+
+/// Why certificates cannot be used or made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file cannot be read or written.
+    #[error("cannot {action} {path}: {source}")]
+    File {
+        /// What was being done.
+        action: &'static str,
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A file is not PEM, or lacks what it should hold.
+    #[error("{path}: {problem}")]
+    Pem {
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// The files that a setting names cannot be used.
+    #[error("{setting}: {source}")]
+    Setting {
+        /// The key of the configuration.
+        setting: &'static str,
+        /// What is wrong with them.
+        source: Box<TlsError>,
+    },
+    /// The certificate, key and authority do not fit together.
+    #[error("certificate {path}: {source}")]
+    Rejected { path: PathBuf, source: Error },
+    /// The authority's certificates cannot verify anybody.
+    #[error("certificate authority {path}: {problem}")]
+    Authority {
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A certificate could not be made.
+    #[error("cannot make a certificate: {0}")]
+    Make(#[from] rcgen::Error),
+    /// The thread that looks at files could not start.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+    /// A private key is not private, and a setting says that it must be.
+    #[error("{path}: every user of this machine may read this private key: chmod o= {path}")]
+    ReadableKey {
+        /// The key.
+        path: PathBuf,
+    },
+    /// A certificate with these values would be of no use.
+    #[error("--{flag} {value:?}: must be {allowed}")]
+    Request {
+        /// The flag.
+        flag: &'static str,
+        /// What was given.
+        value: String,
+        /// What it must be.
+        allowed: &'static str,
+    },
+}
+
+impl TlsError {
+    /// The same error, with the setting that names the file.
+    pub(crate) fn in_setting(setting: &'static str) -> impl Fn(Self) -> Self {
+        move |source| Self::Setting {
+            setting,
+            source: Box::new(source),
+        }
+    }
+}
+
+/// Why a handshake failed, in words.
+pub fn reason(error: &Error) -> String {
+    match error {
+        Error::InvalidCertificate(CertificateError::Other(why)) => {
+            format!("its certificate is refused: {why}")
+        }
+        Error::InvalidCertificate(CertificateError::Revoked) => {
+            "its certificate is refused: it was revoked".to_owned()
+        }
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "its certificate is refused: none of the authorities signed it".to_owned()
+        }
+        // Without the time of the verification, since a line that is equal to the last one is logged once a minute.
+        Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        ) => "its certificate is refused: it has expired".to_owned(),
+        Error::InvalidCertificate(
+            CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. },
+        ) => "its certificate is refused: it is not valid yet".to_owned(),
+        Error::InvalidCertificate(
+            CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. },
+        ) => "its certificate is refused: it is of another kind, a server's where a client's is needed or the reverse".to_owned(),
+        Error::InvalidCertificate(why) => format!("its certificate is refused: {why}"),
+        Error::AlertReceived(alert) => refusal(*alert),
+        Error::NoCertificatesPresented => "it shows no certificate".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Why the other side ended a handshake, as far as it says.
+fn refusal(alert: AlertDescription) -> String {
+    let why = match alert {
+        AlertDescription::UnknownCA => {
+            "it does not know the authority of this member's certificate"
+        }
+        AlertDescription::BadCertificate => "this member's certificate is not good for it",
+        AlertDescription::CertificateExpired => "this member's certificate has expired",
+        AlertDescription::CertificateRevoked => "this member's certificate was revoked",
+        AlertDescription::CertificateRequired => "it wants a certificate",
+        AlertDescription::ProtocolVersion => "it speaks other versions of TLS",
+        AlertDescription::HandshakeFailure => "it has no cipher suite in common with this member",
+        AlertDescription::NoApplicationProtocol => "it speaks neither HTTP/2 nor HTTP/1.1",
+        _ => "it says no more",
+    };
+    format!("it refuses this member: {why} ({alert:?})")
+}

@@ -1,0 +1,268 @@
+//! The audit log of a running member.
+
+use crate::{
+    auth::{ReceiverStream, by, enabled, log_in, quick},
+    support::{Client, Server, Setup, get, only_quorate_has, put, txn},
+};
+use quorate::internals::api::proto::etcdserverpb as pb;
+use serde_json::Value;
+use std::{fs, path::PathBuf};
+use tempfile::TempDir;
+
+struct Scene {
+    dir: TempDir,
+    server: Server,
+}
+
+impl Scene {
+    async fn start(level: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut setup: Setup = quick();
+        let output = format!("file:{}", dir.path().join("audit.log").display());
+        setup.env.extend([
+            ("QUORATE_AUDIT_OUTPUT".into(), output),
+            ("QUORATE_AUDIT_LEVEL".into(), level.into()),
+            ("QUORATE_AUTH_FAILED_LOGINS_MAX".into(), "1".into()),
+        ]);
+        let server = Server::start_with(setup).await;
+        Self { dir, server }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("audit.log")
+    }
+
+    /// Stops the member, which writes all lines first.
+    async fn lines(&mut self) -> (String, Vec<Value>) {
+        self.server.signal(rustix::process::Signal::TERM);
+        assert!(self.server.stopped().await.success(), "a clean stop");
+        let text = fs::read_to_string(self.path()).unwrap();
+        let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        (text.clone(), lines.collect())
+    }
+}
+
+/// The answer to a watch of a key.
+async fn watches(client: &Client, token: &str, key: &'static str) -> pb::WatchResponse {
+    let (send, requests) = tokio::sync::mpsc::channel(8);
+    let mut watch = client.watch.clone();
+    let answers = watch.watch(by(token, ReceiverStream(requests))).await;
+    let mut answers = answers.unwrap().into_inner();
+    let create = pb::WatchCreateRequest {
+        key: key.into(),
+        ..Default::default()
+    };
+    let create = pb::watch_request::RequestUnion::CreateRequest(create);
+    let request_union = Some(create);
+    send.send(pb::WatchRequest { request_union }).await.unwrap();
+    answers.message().await.unwrap().unwrap()
+}
+
+/// Calls of several kinds, some of them refused.
+async fn calls(server: &Server) -> String {
+    let client = enabled(server).await;
+    let (root, u) = (log_in(&client, "root").await, log_in(&client, "u").await);
+    let mut kv = client.kv.clone();
+    kv.put(by(&u, put("a1", "planted value"))).await.unwrap();
+    kv.range(by(&u, get("a1"))).await.unwrap();
+    assert!(kv.put(by(&u, put("b1", "planted value"))).await.is_err());
+    assert!(kv.range(by(&u, get("b1"))).await.is_err());
+    assert!(kv.range(by("plantedtoken.77", get("a2"))).await.is_err());
+    assert!(kv.put(put("a3", "planted value")).await.is_err());
+    let op = |request| pb::RequestOp {
+        request: Some(request),
+    };
+    let writes = vec![op(pb::request_op::Request::RequestPut(put(
+        "a4",
+        "planted value",
+    )))];
+    kv.txn(by(&u, txn(vec![], writes, vec![]))).await.unwrap();
+    let reads = vec![op(pb::request_op::Request::RequestRange(get("a5")))];
+    kv.txn(by(&u, txn(vec![], reads, vec![]))).await.unwrap();
+    let mut auth = client.auth.clone();
+    for (name, password) in [("u", "planted wrong"), ("planted password", "x")] {
+        let request = pb::AuthenticateRequest {
+            name: name.into(),
+            password: password.into(),
+        };
+        assert!(auth.authenticate(request.clone()).await.is_err());
+        let refusal = auth.authenticate(request).await.unwrap_err();
+        assert_eq!(refusal.code(), tonic::Code::ResourceExhausted);
+    }
+    let change = pb::AuthUserChangePasswordRequest {
+        name: "u".into(),
+        password: "planted password".into(),
+        ..Default::default()
+    };
+    auth.user_change_password(by(&root, change)).await.unwrap();
+    let again = pb::AuthenticateRequest {
+        name: "root".into(),
+        password: "root's secret".into(),
+    };
+    let root = auth.authenticate(again).await.unwrap().into_inner().token;
+    let grant = pb::AuthUserGrantRoleRequest {
+        user: "u".into(),
+        role: "r".into(),
+    };
+    auth.user_grant_role(by(&root, grant)).await.unwrap();
+    assert!(watches(&client, &root, "a").await.created);
+    assert!(watches(&client, "plantedtoken.9", "c").await.canceled);
+    let delete = pb::AuthRoleDeleteRequest { role: "r".into() };
+    auth.role_delete(by(&root, delete)).await.unwrap();
+    format!("{root} {u}")
+}
+
+/// The lines of a method, as key or target, code and reason.
+fn of(lines: &[Value], method: &str) -> Vec<String> {
+    let lines = lines.iter().filter(|line| {
+        let path = line["method"].as_str().unwrap();
+        path.ends_with(&format!("/{method}"))
+    });
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    lines
+        .map(|line| {
+            let about = [&line["key"], &line["target_user"], &line["role"]];
+            let about = about.into_iter().find(|about| about.is_string());
+            format!(
+                "{} {} {} {}",
+                line["user"].as_str().unwrap_or("nobody"),
+                about.map_or("-".into(), text),
+                text(&line["code"]),
+                text(&line["refused"])
+            )
+        })
+        .collect()
+}
+
+#[tokio::test]
+#[expect(clippy::too_many_lines, reason = "most of it is tables")]
+async fn every_call_is_there_once_and_no_secret() {
+    if only_quorate_has("an audit log") {
+        return;
+    }
+    let mut scene = Scene::start("all").await;
+    let tokens = calls(&scene.server).await;
+    let (text, lines) = scene.lines().await;
+    let put = of(&lines, "Put");
+    assert_eq!(
+        put,
+        [
+            "u a1 OK -",
+            "u b1 PermissionDenied permission denied",
+            "nobody a3 InvalidArgument user name is empty",
+        ]
+    );
+    let range = of(&lines, "Range");
+    let range: Vec<_> = range
+        .iter()
+        .filter(|line| !line.contains(" ready "))
+        .collect();
+    assert_eq!(
+        range,
+        [
+            "u a1 OK -",
+            "u b1 PermissionDenied permission denied",
+            "nobody a2 Unauthenticated invalid auth token",
+        ]
+    );
+    assert_eq!(of(&lines, "Txn"), ["u - OK -", "u - OK -"]);
+    let wrong = "InvalidArgument authentication failed, invalid user ID or password";
+    let bound = "ResourceExhausted too many failed logins, try again later";
+    assert_eq!(
+        of(&lines, "Authenticate"),
+        [
+            "nobody root OK -".to_owned(),
+            "nobody u OK -".to_owned(),
+            format!("nobody u {wrong}"),
+            format!("nobody u {bound}"),
+            format!("nobody - {wrong}"),
+            format!("nobody - {bound}"),
+            "nobody root OK -".to_owned(),
+        ]
+    );
+    assert_eq!(of(&lines, "UserChangePassword"), ["root u OK -"]);
+    assert_eq!(of(&lines, "UserAdd"), ["nobody root OK -", "nobody u OK -"]);
+    let granted = lines.iter().find(|line| line["permission"].is_string());
+    let granted = granted.unwrap();
+    assert_eq!(granted["permission"], "readwrite");
+    assert_eq!(
+        (&granted["key"], &granted["range_end"]),
+        (&"a".into(), &"b".into())
+    );
+    assert!(
+        of(&lines, "Watch").contains(&"root a OK -".to_owned()),
+        "{lines:?}"
+    );
+    let txn = lines
+        .iter()
+        .find(|line| line["ops"][0]["op"] == "put")
+        .unwrap();
+    assert_eq!(
+        (&txn["ops"][0]["key"], &txn["compares"]),
+        (&"a4".into(), &0.into())
+    );
+    every_line_is_complete(&lines);
+    let secrets = tokens
+        .split(' ')
+        .map(|token| token.split_once('.').unwrap().0);
+    for planted in ["planted", "u's secret", "root's secret", "$2a$"]
+        .into_iter()
+        .chain(secrets)
+    {
+        assert!(!text.contains(planted), "{planted:?}");
+    }
+}
+
+/// What an auditor sorts by.
+fn every_line_is_complete(lines: &[Value]) {
+    for line in lines {
+        assert!(line["ts"].is_string() && line["id"].is_u64(), "{line}");
+        assert!(line["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
+        assert!(line["duration_us"].is_u64() && line["member"].is_string());
+    }
+    let written = lines.iter().find(|line| line["key"] == "a1").unwrap();
+    assert!(written["revision"].as_i64().unwrap() > 1, "{written}");
+}
+
+#[tokio::test]
+async fn the_level_leaves_reads_or_all_but_logins_out() {
+    if only_quorate_has("an audit log") {
+        return;
+    }
+    for (level, puts, txns) in [("writes", 3, 1), ("auth", 2, 0)] {
+        let mut scene = Scene::start(level).await;
+        calls(&scene.server).await;
+        let (_, lines) = scene.lines().await;
+        let watch = of(&lines, "Watch");
+        assert_eq!(
+            watch,
+            ["nobody c Unauthenticated invalid auth token"],
+            "{level}"
+        );
+        let refused = of(&lines, "Range");
+        assert!(
+            refused.iter().all(|line| !line.contains(" OK ")),
+            "{refused:?}"
+        );
+        let ours = refused.iter().filter(|line| !line.contains(" ready "));
+        assert_eq!(ours.count(), 2, "refusals are in it: {refused:?}");
+        assert_eq!(of(&lines, "Put").len(), puts, "{level}");
+        assert_eq!(of(&lines, "Txn").len(), txns, "{level}");
+        assert_eq!(of(&lines, "Authenticate").len(), 7, "{level}");
+        assert_eq!(of(&lines, "RoleDelete"), ["root r OK -"], "{level}");
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_cannot_be_opened_stops_the_start() {
+    let server = Server::new(crate::support::Kind::Quorate, quick());
+    let mut command = server.command();
+    command.env("QUORATE_AUDIT_OUTPUT", "file:/nowhere/audit.log");
+    let exit = crate::support::run_to_exit(command).await;
+    assert!(!exit.status.success());
+    assert!(
+        exit.output.contains("/nowhere/audit.log"),
+        "{}",
+        exit.output
+    );
+}

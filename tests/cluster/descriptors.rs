@@ -1,0 +1,98 @@
+//! Members that may open few files: however many connections clients leave idle, none of them costs a member a file.
+
+use crate::{
+    ctl::{etcdctl, leader, same_history},
+    snapshot::{IN_PLACE, follower, said},
+    support::{Cluster, quorate},
+};
+use quorate::internals::storage::descriptors::raise_limit;
+use std::net::Ipv4Addr;
+use tokio::net::{TcpSocket, TcpStream};
+
+/// What a member may open. Beside its files it has room for some hundred connections.
+const OPEN_FILES: u32 = 200;
+
+/// More idle connections to each member than it may open files, all from one address.
+async fn crowd(ports: &[u16]) -> Vec<TcpStream> {
+    let mut crowd = Vec::new();
+    for port in ports {
+        for _ in 0..OPEN_FILES + 100 {
+            let socket = TcpSocket::new_v4().expect("a socket");
+            let from = (Ipv4Addr::new(127, 0, 0, 9), 0);
+            socket.bind(from.into()).expect("an address");
+            let to = (Ipv4Addr::LOCALHOST, *port);
+            // One that is refused is closed at once, or later.
+            if let Ok(stream) = socket.connect(to.into()).await {
+                crowd.push(stream);
+            }
+        }
+    }
+    crowd
+}
+
+/// Writes 40 MB, over several segments of the log.
+async fn write(ports: &[u16], prefix: &str) {
+    let endpoints: Vec<String> = ports.iter().map(|p| format!("127.0.0.1:{p}")).collect();
+    let written = quorate()
+        .args([
+            "bench",
+            "fill",
+            "--clients=2",
+            "--warmup=0",
+            "--value-bytes=100000",
+        ])
+        .arg(format!("--endpoints={}", endpoints.join(",")))
+        .arg(format!("--prefix={prefix}"))
+        .args(["--keys=400", "--requests=400"])
+        .output();
+    let written = written.await.expect("the program starts");
+    assert!(written.status.success(), "{written:?}");
+}
+
+#[tokio::test]
+async fn idle_connections_cost_no_member_its_files() {
+    raise_limit();
+    let mut cluster = Cluster::new(3).await;
+    for member in &mut cluster.members {
+        member.open_files = Some(OPEN_FILES);
+        let set = |name: &str, value: &str| (format!("QUORATE_STORAGE_{name}"), value.to_owned());
+        member.env = vec![
+            set("LOG_KEEP_ENTRIES", "100"),
+            set("LOG_KEEP_BYTES", "16777216"),
+            set("SNAPSHOT_BYTES_PER_SEC", "33554432"),
+        ];
+        member.start();
+    }
+    let ports = cluster.ports();
+    leader(&ports).await;
+    let mut crowds = vec![crowd(&ports).await];
+    write(&ports, "first/").await;
+    etcdctl(&ports[..1], &["compact", "300", "--physical"])
+        .await
+        .ok();
+    same_history(&ports).await;
+
+    // A member that was away needs a snapshot, and has a crowd before it has that.
+    let away = follower(&cluster).await;
+    cluster.members[away].kill().await;
+    let mut alive = ports.clone();
+    alive.remove(away);
+    write(&alive, "second/").await;
+    cluster.members[away].start();
+    crowds.push(crowd(&ports[away..=away]).await);
+    said(&cluster.members[away], IN_PLACE, 1).await;
+    crowds.push(crowd(&ports[away..=away]).await);
+    write(&ports, "third/").await;
+    same_history(&ports).await;
+    for member in &mut cluster.members {
+        assert!(member.runs(), "{}", member.name);
+        let log = member.log();
+        assert!(!log.contains("Too many open files"), "{log}");
+        assert!(
+            log.contains("too many client connections from 127.0.0.9"),
+            "the crowd has met its share: {log}"
+        );
+    }
+    drop(crowds);
+    etcdctl(&ports, &["put", "after", "v"]).await.ok();
+}

@@ -1,0 +1,71 @@
+//! Members of a real etcd cluster as child processes, to compare with and to check the tests themselves.
+
+use crate::{support::free_port, tools};
+use std::{env, net::Ipv4Addr, process::Stdio};
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+
+/// A cluster of the real etcd.
+#[derive(Debug)]
+pub(crate) struct Etcd {
+    folder: TempDir,
+    /// Ports for clients and for members, and the process if it runs.
+    members: Vec<(u16, u16, Option<Child>)>,
+}
+
+impl Etcd {
+    pub(crate) fn start(size: usize) -> Self {
+        let members = (0..size).map(|_| (free_port(), free_port(), None));
+        let mut etcd = Self {
+            folder: tempfile::tempdir().expect("a temporary directory"),
+            members: members.collect(),
+        };
+        for n in 0..size {
+            etcd.start_member(n);
+        }
+        etcd
+    }
+
+    /// The client ports, in order.
+    pub(crate) fn ports(&self) -> Vec<u16> {
+        self.members.iter().map(|(client, ..)| *client).collect()
+    }
+
+    /// Starts the process of a member that does not run.
+    pub(crate) fn start_member(&mut self, n: usize) {
+        let url = |port: u16| format!("http://{}:{port}", Ipv4Addr::LOCALHOST);
+        let initial = self.members.iter().enumerate();
+        let initial: Vec<_> = initial
+            .map(|(n, (_, peer, _))| format!("n{n}={}", url(*peer)))
+            .collect();
+        let (client, peer, child) = &mut self.members[n];
+        assert!(child.is_none(), "it runs");
+        let mut command = Command::new(tools::etcd());
+        for (name, _) in env::vars_os() {
+            if name.to_string_lossy().starts_with("ETCD_") {
+                command.env_remove(name);
+            }
+        }
+        let started = command
+            .arg(format!("--name=n{n}"))
+            .arg("--data-dir")
+            .arg(self.folder.path().join(format!("n{n}")))
+            .arg(format!("--listen-client-urls={}", url(*client)))
+            .arg(format!("--advertise-client-urls={}", url(*client)))
+            .arg(format!("--listen-peer-urls={}", url(*peer)))
+            .arg(format!("--initial-advertise-peer-urls={}", url(*peer)))
+            .arg(format!("--initial-cluster={}", initial.join(",")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn();
+        *child = Some(started.expect("etcd starts"));
+    }
+
+    /// `kill -9`.
+    pub(crate) async fn kill(&mut self, n: usize) {
+        let mut child = self.members[n].2.take().expect("a running member");
+        child.kill().await.expect("the child can be killed");
+    }
+}
