@@ -238,7 +238,7 @@ impl Cluster {
         slot
     }
 
-    fn new_disk(&mut self) -> SimDisk {
+    pub(crate) fn new_disk(&mut self) -> SimDisk {
         let disk = SimDisk::new(self.rng.u64(..));
         disk.take_up_to(DISK_TAKES);
         disk
@@ -264,11 +264,6 @@ impl Cluster {
         (node.vacant, node.trust, node.lost_disk) = (true, Trust::Sound, false);
         (node.stopped, node.restart_at, node.damaged_before) = (None, None, None);
         self.log_event(format!("{}'s disk is a new one", member(slot).name));
-    }
-
-    /// Whether a machine's member was there when the cluster began, and was not added to it.
-    pub(crate) fn formed_cluster(&self, slot: Slot) -> bool {
-        self.nodes[slot].config.cluster.state == ClusterState::New
     }
 
     /// Replaces a machine's disk by an empty one. Nobody changes the configuration, so the next start is that of the same member.

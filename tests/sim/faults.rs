@@ -470,18 +470,17 @@ impl Storm {
         let voters =
             (0..cluster.nodes.len()).filter(|slot| operator::votes(cluster, *slot) == Some(true));
         let too_few = voters.count() < MEMBERS_LEAST;
-        let learns = cluster.requests(slot).is_none_or(Requests::is_learner);
+        // One that was added to vote is a learner first. Without its disk it may begin again: nobody counted on it.
+        let votes = operator::votes(cluster, slot) == Some(true);
         let other = cluster
             .nodes
             .iter()
             .any(|node| node.damaged_before.is_some());
-        !(busy || learns || other || too_few)
+        votes && !(busy || other || too_few)
     }
 
-    /// Only members that formed the cluster: one that was added begins again if it loses its disk before the others know that it
-    /// has begun (`docs/reliability.md` lists this as open).
     fn lose_disk(&mut self, cluster: &mut Cluster, slot: Slot) -> bool {
-        if !cluster.formed_cluster(slot) || !self.may_damage(cluster, slot) {
+        if !self.may_damage(cluster, slot) {
             return false;
         }
         cluster.lose_disk(slot);

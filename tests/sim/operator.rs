@@ -227,6 +227,7 @@ impl Remedy {
         if reason.contains("log segment") && reason.contains("add it anew")
             || reason.contains("its log holds no entry")
             || reason.contains("has been part of this cluster already")
+            || reason.contains("lost entries it had acknowledged")
         {
             return Self::Replace;
         }
