@@ -290,6 +290,38 @@ mod tests {
         assert_eq!(take_up(&opened, source.read()), None);
     }
 
+    /// The runtime waited for it.
+    #[test]
+    fn a_command_that_hangs_does_not_delay_a_stop() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, lock) = (dir.path().join("fifo"), dir.path().join("lock"));
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).unwrap();
+        let command = format!(
+            "exec 9>{}; flock 9; echo $$ >{}; sleep 3600",
+            lock.display(),
+            fifo.display()
+        );
+        let opened = testing::open(Arc::new(SimDisk::new(1)), &[1]);
+        let disk = Arc::downgrade(&opened);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let group = runtime.block_on(async move {
+            tokio::spawn(keep(disk, KeySource::Command(command)));
+            aside(move || fs::read_to_string(fifo)).await.unwrap()
+        });
+        drop(runtime);
+        let runs = fs::File::create(lock).unwrap().try_lock().is_err();
+        let group = rustix::process::Pid::from_raw(group.unwrap().trim().parse().unwrap());
+        rustix::process::kill_process_group(group.unwrap(), rustix::process::Signal::KILL).unwrap();
+        assert!(runs, "the command was waited for");
+        assert_eq!(Arc::strong_count(&opened), 1, "the directory is free");
+    }
+
     #[test]
     fn a_key_that_others_can_read_is_refused_where_the_settings_say_so() {
         let dir = tempfile::tempdir().unwrap();
