@@ -5,25 +5,36 @@ use super::{
     error::StartError,
     identity::require_own,
     placement::Placement,
+    progress::{self, Progress},
 };
 use crate::{
     clock,
     config::{Config, EncryptionAlgorithm, EncryptionConfig, EncryptionKey},
     storage::{
         disk::Disk,
-        encryption::{self, Algorithm, EncryptedDisk, KeySource, TurnedOn, WrappingKeys},
+        encryption::{
+            self, Algorithm, EncryptedDisk, KeySource, KeySourceError, TurnedOn, Watch,
+            WrappingKeys,
+        },
     },
 };
 use std::{
     sync::{Arc, Weak},
+    thread,
     time::Duration,
 };
-use tokio::time::sleep;
+use tokio::{
+    sync::{oneshot, watch},
+    time::{interval, sleep},
+};
 
 /// How often the key file is read.
 const READ_FILE_EVERY: Duration = Duration::from_secs(2);
 /// How often the command is run: it may ask a service for each.
 const RUN_COMMAND_EVERY: Duration = Duration::from_mins(1);
+
+/// How often is reported how much of a database is encrypted.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 /// How the report of a failure ends that has changed nothing.
 const UNCHANGED: &str = "the key in force stays so";
@@ -78,9 +89,22 @@ impl Keys {
     /// As [`Keys::read`], on a thread that may block: a command may take its time.
     pub(super) async fn read_aside(config: &Config) -> Result<Option<Self>, StartError> {
         let config = config.clone();
-        let reading = tokio::task::spawn_blocking(move || Self::read(&config));
-        reading.await.map_err(|_| StartError::Thread)?
+        let read = aside(move || Self::read(&config)).await;
+        read.ok_or(StartError::Thread)?
     }
+}
+
+/// Does work on a thread that nobody waits for at a stop, as the runtime would for one of its own: a command may hang. `None` if
+/// there is no thread, or it panics.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (done, answer) = oneshot::channel();
+    let thread = thread::Builder::new().name("quorate-keys".to_owned());
+    // An error means that the answer is not waited for any more.
+    let spawned = thread.spawn(move || done.send(work()).map_or_else(drop, |()| ()));
+    if let Err(error) = spawned {
+        tracing::error!("cannot start a thread that gets the key: {error}");
+    }
+    answer.await.ok()
 }
 
 /// Keeps the data directory's keys up to date, if it is encrypted.
@@ -92,6 +116,51 @@ pub(super) fn open(
     config: &Config,
     keys: Option<Keys>,
     disk: Arc<dyn Disk>,
+) -> Result<(Arc<dyn Disk>, Keeper), StartError> {
+    open_watched(config, keys, disk, &|_, _| true)
+}
+
+/// As [`open`], on a thread that may block: if encryption was turned on, it takes as long as copying the database. If this is
+/// dropped, the thread removes what it has made, and the runtime waits for that.
+pub(super) async fn open_aside(
+    config: &Config,
+    keys: Option<Keys>,
+    disk: Arc<dyn Disk>,
+    progress: &Progress,
+) -> Result<(Arc<dyn Disk>, Keeper), StartError> {
+    let config = config.clone();
+    let (told, heard) = watch::channel((0, 0));
+    let mut opening = tokio::task::spawn_blocking(move || {
+        let goes_on = |done, total| told.send((done, total)).is_ok();
+        open_watched(&config, keys, disk, &goes_on)
+    });
+    let mut reports = interval(REPORT_EVERY);
+    let mut reported = (0, 0);
+    loop {
+        tokio::select! {
+            opened = &mut opening => {
+                if reported != (0, 0) {
+                    progress.waits_for("the database was encrypted, and is opened");
+                }
+                return opened.map_err(|_| StartError::Thread)?;
+            }
+            _ = reports.tick() => {}
+        }
+        let now @ (done, total) = *heard.borrow();
+        if now != reported {
+            let percent = u128::from(done) * 100 / u128::from(total.max(1));
+            progress.waits_for(&format!("the database is being encrypted, {percent} %"));
+            progress::needs_time();
+            reported = now;
+        }
+    }
+}
+
+fn open_watched(
+    config: &Config,
+    keys: Option<Keys>,
+    disk: Arc<dyn Disk>,
+    watch: &Watch<'_>,
 ) -> Result<(Arc<dyn Disk>, Keeper), StartError> {
     let is_new = match data_directory::inspect(&*disk)? {
         Contents::New => true,
@@ -110,7 +179,7 @@ pub(super) fn open(
         let created = EncryptedDisk::create(disk, keys.wrapping, keys.algorithm)?;
         (created, TurnedOn::default())
     } else {
-        EncryptedDisk::open(disk, keys.wrapping, keys.algorithm)?
+        EncryptedDisk::open(disk, keys.wrapping, keys.algorithm, watch)?
     };
     tracing::info!(
         "the data directory is encrypted, its data keys are wrapped by the key {}",
@@ -148,18 +217,27 @@ async fn keep(disk: Weak<EncryptedDisk>, source: KeySource) {
     let mut logged = String::new();
     loop {
         sleep(pause).await;
+        let from = source.clone();
+        let read = if clock::is_simulated() {
+            Some(from.read())
+        } else {
+            aside(move || from.read()).await
+        };
+        // Not before: a stop must find the data directory free while a command takes its time.
         let Some(disk) = disk.upgrade() else {
             return;
         };
-        let source = source.clone();
-        let look = move || look(&disk, &source);
-        let looked = if clock::is_simulated() {
-            Ok(look())
+        let Some(read) = read else {
+            continue;
+        };
+        let take_up = move || take_up(&disk, read);
+        let taken = if clock::is_simulated() {
+            Ok(take_up())
         } else {
-            tokio::task::spawn_blocking(look).await
+            tokio::task::spawn_blocking(take_up).await
         };
         // An error means that the runtime ends.
-        let failure = looked.unwrap_or_default().unwrap_or_default();
+        let failure = taken.unwrap_or_default().unwrap_or_default();
         if !failure.is_empty() && failure != logged {
             tracing::error!("{failure}");
         }
@@ -168,8 +246,8 @@ async fn keep(disk: Weak<EncryptedDisk>, source: KeySource) {
 }
 
 /// Takes up a new key. Returns a text about what cannot be used, or not be written.
-fn look(disk: &EncryptedDisk, source: &KeySource) -> Option<String> {
-    let wrapping = match source.read() {
+fn take_up(disk: &EncryptedDisk, read: Result<WrappingKeys, KeySourceError>) -> Option<String> {
+    let wrapping = match read {
         Ok(wrapping) => wrapping,
         Err(error) => return Some(format!("{error}; {UNCHANGED}")),
     };
@@ -204,12 +282,44 @@ mod tests {
         let new_and_old = format!("echo {}; echo {}", "02".repeat(32), "01".repeat(32));
         let source = KeySource::Command(new_and_old);
         disk.fail_nth(5, Fault::Io);
-        let text = look(&opened, &source).unwrap();
+        let text = take_up(&opened, source.read()).unwrap();
         assert!(text.ends_with(DOUBTFUL), "{text}");
         let wrong = KeySource::Command(format!("echo {}", "03".repeat(32)));
-        let text = look(&opened, &wrong).unwrap();
+        let text = take_up(&opened, wrong.read()).unwrap();
         assert!(text.ends_with(UNCHANGED), "{text}");
-        assert_eq!(look(&opened, &source), None);
+        assert_eq!(take_up(&opened, source.read()), None);
+    }
+
+    /// The runtime waited for it.
+    #[test]
+    fn a_command_that_hangs_does_not_delay_a_stop() {
+        let dir = tempfile::tempdir().unwrap();
+        let (fifo, lock) = (dir.path().join("fifo"), dir.path().join("lock"));
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, kind, mode, 0).unwrap();
+        let command = format!(
+            "exec 9>{}; flock 9; echo $$ >{}; sleep 3600",
+            lock.display(),
+            fifo.display()
+        );
+        let opened = testing::open(Arc::new(SimDisk::new(1)), &[1]);
+        let disk = Arc::downgrade(&opened);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        let group = runtime.block_on(async move {
+            tokio::spawn(keep(disk, KeySource::Command(command)));
+            aside(move || fs::read_to_string(fifo)).await.unwrap()
+        });
+        drop(runtime);
+        let runs = fs::File::create(lock).unwrap().try_lock().is_err();
+        let group = rustix::process::Pid::from_raw(group.unwrap().trim().parse().unwrap());
+        rustix::process::kill_process_group(group.unwrap(), rustix::process::Signal::KILL).unwrap();
+        assert!(runs, "the command was waited for");
+        assert_eq!(Arc::strong_count(&opened), 1, "the directory is free");
     }
 
     #[test]

@@ -257,6 +257,12 @@ pub(super) fn is_segment(name: &str) -> bool {
     name.strip_suffix(".seg").is_some()
 }
 
+/// Makes the names of the small files durable, before anything that they say is acted upon. The process before may have ended
+/// between the rename of one and its sync: the file that it replaced would be back after a loss of power.
+pub(super) fn make_durable(disk: &dyn Disk) -> Result<(), DirectoryError> {
+    disk.sync_dir("").map_err(failed("sync", "the names"))
+}
+
 /// Marks the directory as one in which a first start is under way, and removes what an earlier first start left.
 pub(super) fn begin_first_start(disk: &dyn Disk) -> Result<(), DirectoryError> {
     write_mark(

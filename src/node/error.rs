@@ -178,8 +178,13 @@ impl StartError {
             Self::Encryption(error) => match error {
                 EncryptionError::KeyringMissing { .. }
                 | EncryptionError::NoKey { .. }
-                | EncryptionError::NotEncrypted => true,
-                EncryptionError::Keyring(_) | EncryptionError::Io { .. } => false,
+                | EncryptionError::NotEncrypted
+                | EncryptionError::NothingEncrypted
+                | EncryptionError::NoSpace { .. }
+                | EncryptionError::Unreadable { .. } => true,
+                EncryptionError::Keyring(_)
+                | EncryptionError::Stopped
+                | EncryptionError::Io { .. } => false,
             },
             Self::Db(error) => unusable_database(error),
             Self::Load(error) => match error {

@@ -37,6 +37,11 @@ impl Progress {
     }
 }
 
+/// Asks systemd for another minute, while a start makes progress that is slower than the time that systemd gives it.
+pub(super) fn needs_time() {
+    notify("EXTEND_TIMEOUT_USEC=60000000");
+}
+
 /// Notifies systemd, if the service is of a type that waits for it.
 pub(super) fn notify(state: &str) {
     let Some(path) = env::var_os("NOTIFY_SOCKET") else {

@@ -161,7 +161,10 @@ pub(super) fn open(
     } = plan;
     let site = site(config, disk, &owner);
     match beginning {
-        None => refill::put_aside(&site, refill_members.as_ref())?,
+        None => {
+            data_directory::make_durable(&**disk)?;
+            refill::put_aside(&site, refill_members.as_ref())?;
+        }
         Some(_) => data_directory::begin_first_start(&**disk)?,
     }
     let mut db = Db::open(&**disk, DATABASE, site.options, site.identity)?;

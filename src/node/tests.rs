@@ -5,27 +5,34 @@ use super::{
     at_rest,
     data_directory::{self, Contents, LOG, PUT_ASIDE, UNFINISHED_RECOVERY},
     error::StartError,
+    progress::Progress,
     quorum_recovery::recover_into,
     startup::{self, OpenMember},
 };
 use crate::{
-    LocalNode,
+    LocalNode, Node,
     actors::{fail_stop::FailStop, load},
     clock,
     config::{Config, EncryptionKey, HostPort, InitialMember, PeerTls},
     kv::command::{Put, RangeQuery},
     storage::{
         db::{Db, DbOptions},
-        disk::Disk,
+        disk::{Disk, DiskFile, OpenMode},
         encryption::{EncryptedDisk, KEYRING, testing},
-        member, refill,
+        member,
+        real_disk::RealDisk,
+        refill,
         sim_disk::{Fault, SimDisk},
+        starts,
         wal::Append,
     },
-    types::{Entry, EntryKind, HardState, LogIndex, Term},
+    types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term},
 };
 use bytes::Bytes;
-use std::sync::Arc;
+use std::{
+    io,
+    sync::{Arc, Mutex, mpsc},
+};
 
 /// Keys that the member under test has.
 const KEYS: i64 = 20;
@@ -272,6 +279,140 @@ fn a_refill_that_is_cut_short_anywhere_goes_on_and_keeps_the_old_database() {
         assert!(refill::requested(&disk).unwrap().is_none(), "it is granted");
         if !failed {
             return;
+        }
+    }
+}
+
+/// The process ended between the rename of `starts` and its sync. The next one read the new file and answered from it, and a loss
+/// of power brought the old one back.
+#[test]
+fn what_a_start_has_read_in_a_small_file_outlives_a_loss_of_power() {
+    for (step, seed) in (1..).flat_map(|step| (0..8).map(move |seed| (step, seed))) {
+        let disk = SimDisk::new(seed);
+        let mut new = open(&one_of_two(), &disk).unwrap().starts;
+        new.recorded.insert(MemberId(77));
+        disk.fail_nth(step, Fault::Death);
+        let written = starts::write(&shared(&disk), &new).is_ok();
+        disk.kill_process();
+        let read = open(&one_of_two(), &disk).unwrap().starts;
+        disk.crash();
+        assert_eq!(starts::read(&disk).unwrap(), read, "operation {step}");
+        if written {
+            assert!(step > 5, "a write has several operations, not {step}");
+            return;
+        }
+    }
+}
+
+/// The key was replaced while a first start waited for other members. What it wrote was wrapped by the old key.
+#[test]
+fn a_first_start_wraps_with_the_key_that_is_there_when_it_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config {
+        data_dir: dir.path().join("data"),
+        ..Config::default()
+    };
+    let (old, new) = ("01".repeat(32), "02".repeat(32));
+    let looked = dir.path().join("looked");
+    // Another key from the second look on.
+    let command = format!("mkdir {} 2>/dev/null && echo {old} || echo {new}", looked.display());
+    config.encryption.key = Some(EncryptionKey::Command(command));
+    let node = Node::start(&config).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build();
+    runtime.unwrap().block_on(node.stop());
+    let disk: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir).unwrap());
+    EncryptedDisk::open_to_read(disk, testing::wrapping(&[2])).unwrap();
+}
+
+/// A disk that waits for a sign before it makes, or renames, the file of a database that is being encrypted.
+#[derive(Debug)]
+struct Gated {
+    disk: SimDisk,
+    at_rename: bool,
+    reached: mpsc::Sender<()>,
+    open: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Gated {
+    fn pass(&self, name: &str, at_rename: bool) {
+        if name.ends_with(".encrypting") && at_rename == self.at_rename {
+            self.reached.send(()).unwrap_or_default();
+            self.open.lock().unwrap().recv().unwrap();
+        }
+    }
+}
+
+impl Disk for Gated {
+    fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        self.pass(name, false);
+        self.disk.open(name, mode)
+    }
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        self.disk.list(dir)
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        self.pass(from, true);
+        self.disk.rename(from, to)
+    }
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.disk.remove(name)
+    }
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        self.disk.sync_dir(dir)
+    }
+}
+
+/// It ran on the thread of the whole start: no signal ended it, nobody heard how far it was.
+#[test]
+fn encrypting_a_database_reports_itself_and_ends_with_the_start() {
+    for ends_early in [true, false] {
+        let disk = with_history();
+        let (reached, is_there) = mpsc::channel();
+        let (pass, open) = mpsc::channel();
+        let gated: Arc<dyn Disk> = Arc::new(Gated {
+            disk: disk.clone(),
+            at_rename: !ends_early,
+            reached,
+            open: Mutex::new(open),
+        });
+        let mut config = alone();
+        config.encryption.key = Some(EncryptionKey::Command(format!("echo {}", "09".repeat(32))));
+        let keys = at_rest::Keys::read(&config).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.unwrap();
+        let progress = Progress::default();
+        runtime.block_on(async {
+            let mut said = progress.follow();
+            let reports = said.wait_for(|said| said.starts_with("the database is being encrypted, "));
+            let opening = at_rest::open_aside(&config, keys, gated, &progress);
+            tokio::pin!(opening);
+            let there = async {
+                if ends_early {
+                    while is_there.try_recv().is_err() {
+                        tokio::task::yield_now().await;
+                    }
+                } else {
+                    drop(reports.await.unwrap());
+                }
+            };
+            tokio::select! {
+                _ = &mut opening => panic!("it waits for a sign"),
+                () = there => {}
+            }
+            if !ends_early {
+                pass.send(()).unwrap();
+                opening.await.unwrap();
+            }
+        });
+        // Nobody waits any more when it goes on.
+        pass.send(()).unwrap_or_default();
+        drop(runtime);
+        let names = names(&disk);
+        assert!(!names.iter().any(|name| name.ends_with(".encrypting")), "{names:?}");
+        let encrypted = names.iter().any(|name| name.ends_with(KEYRING));
+        assert_eq!(encrypted, !ends_early, "{names:?}");
+        if ends_early {
+            assert_eq!(keys_served(&disk), KEYS);
         }
     }
 }

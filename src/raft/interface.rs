@@ -281,8 +281,6 @@ pub struct PeerStatus {
     pub id: MemberId,
     /// Its log is durable, and equals the leader's, up to here.
     pub matched: LogIndex,
-    /// It replied since the leader's last quorum check, at most an election timeout ago.
-    pub active: bool,
     /// It needs, or is being sent, a snapshot.
     pub in_snapshot: bool,
     /// It has entries of the leader's term, and gets new ones as they are appended.

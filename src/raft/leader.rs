@@ -134,7 +134,7 @@ impl Leader {
     /// snapshot.
     fn has_caught_up(&self, state: &CoreState, id: MemberId) -> bool {
         self.peers.get(&id).is_some_and(|peer| {
-            peer.active
+            peer.replied_within(state.config.election_ticks, state.now)
                 && peer.is_current()
                 && peer.matched >= self.first_own
                 && peer.may_send(state.config.inflight_bytes_max)
@@ -198,11 +198,14 @@ impl Leader {
         }
     }
 
-    /// The most up-to-date voter that is active and replicates; of several, the one that replied last: one that has just died
-    /// still counts as active.
+    /// The most up-to-date voter that replied within an election timeout and replicates; of several, the one that replied last:
+    /// one that has just died still counts.
     fn best_successor(&self, state: &CoreState) -> Option<MemberId> {
+        let ticks = state.config.election_ticks;
         let voters = self.peers.iter().filter(|(id, peer)| {
-            state.membership().is_voter(**id) && peer.active && peer.is_replicating()
+            state.membership().is_voter(**id)
+                && peer.replied_within(ticks, state.now)
+                && peer.is_replicating()
         });
         voters
             .max_by_key(|(_, peer)| (peer.matched, peer.replied_at))
@@ -501,7 +504,6 @@ impl Leader {
         self.peers.iter().map(|(&id, peer)| PeerStatus {
             id,
             matched: peer.matched,
-            active: peer.active,
             in_snapshot: matches!(peer.replication, ReplicationState::Snapshot),
             current: peer.is_current() && peer.matched >= self.first_own,
             replied_at: peer.replied_at,
@@ -552,7 +554,9 @@ fn replicate(state: &mut CoreState, id: MemberId, peer: &mut Progress) {
                     bytes_max,
                 });
             }
-            Slice::Released if peer.active => request_snapshot(state, id, peer),
+            Slice::Released if peer.replied_within(state.config.election_ticks, state.now) => {
+                request_snapshot(state, id, peer);
+            }
             Slice::Released => break,
         }
     }

@@ -59,7 +59,7 @@ pub(super) struct Progress {
     /// The next entry to send.
     pub(super) next: LogIndex,
     pub(super) replication: ReplicationState,
-    /// A reply from it arrived since the last quorum check.
+    /// A reply from it arrived since the last quorum check, which is what that check counts.
     pub(super) active: bool,
     /// The tick at which its last reply arrived; zero before the first.
     pub(super) replied_at: u64,
@@ -96,6 +96,12 @@ impl Progress {
     pub(super) fn replied(&mut self, now: u64) {
         self.active = true;
         self.replied_at = now;
+    }
+
+    /// Whether it replied within the `ticks` before `now`. Not the same as `active`, which is false for every member in the moment
+    /// after a quorum check.
+    pub(super) fn replied_within(&self, ticks: u32, now: u64) -> bool {
+        self.replied_at > 0 && now - self.replied_at <= u64::from(ticks)
     }
 
     /// Whether it gets new entries as they are appended: it has replied, and needs neither entries from the WAL nor a snapshot.

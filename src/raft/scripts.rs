@@ -551,6 +551,7 @@ scripts!(
     durable_before_promised,
     election,
     figure_8,
+    hand_over,
     leader_removal,
     learner_promotion,
     partition_ab_cde,

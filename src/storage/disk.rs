@@ -50,6 +50,10 @@ pub trait Disk: fmt::Debug + Send + Sync + 'static {
     fn takes(&self) -> Duration {
         Duration::ZERO
     }
+    /// How many bytes more the files may take. More than anybody needs where the disk does not know it.
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
     /// What the log encrypts its batches with; `None` without encryption. An encrypted disk makes its keyring durable first.
     fn sealer(&self) -> io::Result<Option<Arc<Sealer>>> {
         Ok(None)

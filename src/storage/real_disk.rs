@@ -203,6 +203,11 @@ impl Disk for RealDisk {
         let path = self.locate(dir)?;
         self.reserve.open(|| File::open(&path))?.sync_all()
     }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let about = rustix::fs::statvfs(&self.root)?;
+        Ok(about.f_bavail.saturating_mul(about.f_frsize))
+    }
 }
 
 /// An open file, with or without the page cache.
@@ -423,6 +428,13 @@ mod tests {
             matches!(refused, DiskError::NotCreatable { .. }),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn the_free_space_is_that_of_its_file_system() {
+        let (_dir, disk) = disk();
+        let free = disk.free_bytes().unwrap();
+        assert!(free > 0 && free < u64::MAX, "{free}");
     }
 
     #[test]

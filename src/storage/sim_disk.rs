@@ -67,6 +67,8 @@ struct DiskState {
     micros_max: u64,
     /// How long they take while the disk stalls, in microseconds.
     stalled_micros: u64,
+    /// What it says about its free space.
+    free_bytes: u64,
     inodes: Vec<Inode>,
     names: BTreeMap<String, usize>,
     durable_names: BTreeMap<String, usize>,
@@ -298,6 +300,7 @@ impl SimDisk {
             dead: false,
             micros_max: 0,
             stalled_micros: 0,
+            free_bytes: u64::MAX,
             inodes: Vec::new(),
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
@@ -311,6 +314,11 @@ impl SimDisk {
     /// Sets whether files opened from now on may bypass the page cache.
     pub fn take_direct(&self, takes: bool) {
         lock(&self.state).takes_direct = takes;
+    }
+
+    /// Sets what it says about its free space. Writes succeed all the same: see [`Fault::NoSpace`].
+    pub fn say_free(&self, bytes: u64) {
+        lock(&self.state).free_bytes = bytes;
     }
 
     /// Power is lost and comes back: open files fail, and any part of what was not synced may be lost.
@@ -509,6 +517,10 @@ impl Disk for SimDisk {
             }
         }
         Ok(())
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Ok(lock(&self.state).free_bytes)
     }
 
     fn takes(&self) -> Duration {

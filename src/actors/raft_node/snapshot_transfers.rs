@@ -188,7 +188,6 @@ mod tests {
         PeerStatus {
             id: TO,
             matched: LogIndex(matched),
-            active: true,
             in_snapshot: false,
             current: true,
             replied_at: 1,

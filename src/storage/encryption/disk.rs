@@ -9,7 +9,10 @@ use super::{
     sealer::{Algorithm, DataKey, Sealer},
     wrapping::{KeyId, WrappingKeys},
 };
-use crate::storage::disk::{Disk, DiskFile, OpenMode};
+use crate::storage::{
+    disk::{Disk, DiskFile, OpenMode},
+    refill,
+};
 use std::{
     io,
     sync::{Arc, Mutex, PoisonError},
@@ -17,13 +20,13 @@ use std::{
 };
 
 /// The directory of the database's files.
-const PAGES_DIR: &str = "db";
+pub(super) const PAGES_DIR: &str = "db";
 /// What the names of the database's files contain.
 const PAGES: &str = ".redb";
 /// The suffix of a database that is being encrypted.
-const CONVERTED: &str = ".encrypting";
-/// Bytes that are encrypted at once when encryption is turned on: whole pages.
-const CHUNK_BYTES: usize = 1024 * 1024;
+pub(super) const CONVERTED: &str = ".encrypting";
+/// The suffix of a database that was put aside, for people.
+const PUT_ASIDE: &str = ".aside";
 /// The directories of logs.
 const LOG_DIRS: [&str; 2] = ["wal", "wal.before"];
 /// How the names of a log's files end.
@@ -32,11 +35,11 @@ const LOG_FILES: [&str; 2] = [".seg", ".free"];
 const SEGMENT_MAGIC: [u8; 8] = *b"QUORWAL\0";
 const SEGMENT_FORMAT: u32 = 3;
 
-const MODE: OpenMode = OpenMode {
+pub(super) const MODE: OpenMode = OpenMode {
     create: false,
     direct: false,
 };
-const CREATE: OpenMode = OpenMode {
+pub(super) const CREATE: OpenMode = OpenMode {
     create: true,
     direct: false,
 };
@@ -63,6 +66,33 @@ pub enum EncryptionError {
     /// A key was given for a directory without a keyring.
     #[error("the data directory is not encrypted: it has no file {KEYRING}; give no key for it")]
     NotEncrypted,
+    /// A keyring is there, and all databases are plain.
+    #[error(
+        "the data directory holds {KEYRING}, and nothing is encrypted with it: turning encryption on was cut short. Set \
+         encryption.key_file or encryption.key_command as it was; or, to leave encryption off, delete the file {KEYRING}"
+    )]
+    NothingEncrypted,
+    /// The file system has no room for the encrypted database beside the plain one.
+    #[error(
+        "cannot encrypt {file} of the data directory: {needed} bytes have to be free in its file system, and {free} are. Make \
+         room and start again. The file is as it was; if no other one was encrypted before, encryption can also be turned off \
+         again"
+    )]
+    NoSpace { file: String, needed: u64, free: u64 },
+    /// A database without encryption cannot be read.
+    #[error(
+        "cannot encrypt {file} of the data directory, because it cannot be read ({source}): put it back from a backup; or, in a \
+         cluster with a healthy majority, make a file named refill in the data directory and start again, which puts the \
+         database aside and fetches a snapshot"
+    )]
+    Unreadable {
+        file: String,
+        /// The error of the disk.
+        source: io::Error,
+    },
+    /// Whoever began it has stopped it.
+    #[error("stopped while the database was being encrypted: the next start begins again")]
+    Stopped,
     #[error("cannot {action} {file} of the data directory: {source}")]
     Io {
         /// The operation that failed.
@@ -79,22 +109,13 @@ impl EncryptionError {
         matches!(self, Self::Io { .. })
     }
 
-    fn io(action: &'static str, file: &str) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn io(action: &'static str, file: &str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io {
             action,
             file: file.to_owned(),
             source,
         }
     }
-}
-
-/// What turning encryption on has changed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TurnedOn {
-    /// Databases that were encrypted.
-    pub databases: usize,
-    /// Their size in bytes.
-    pub bytes: u64,
 }
 
 /// The keyring as it is on the disk.
@@ -110,19 +131,20 @@ struct Stored {
 /// A disk whose database and log are encrypted.
 #[derive(Debug)]
 pub struct EncryptedDisk {
-    disk: Arc<dyn Disk>,
-    sealer: Arc<Sealer>,
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) sealer: Arc<Sealer>,
     stored: Mutex<Stored>,
+    /// A database that is not encrypted yet can be read: nothing is written.
+    reads_plain: bool,
 }
 
 impl EncryptedDisk {
-    /// Opens the data directory `disk`. Without a keyring nothing is written before the first file that needs one, unless there
-    /// is a database without encryption: that is encrypted here.
-    pub fn open(
+    /// The data directory `disk` with the keys of its keyring, or with a new one that is not written yet.
+    pub(super) fn open_keyring(
         disk: Arc<dyn Disk>,
         wrapping: WrappingKeys,
         algorithm: Algorithm,
-    ) -> Result<(Arc<Self>, TurnedOn), EncryptionError> {
+    ) -> Result<Arc<Self>, EncryptionError> {
         let stored = read(&*disk)?;
         let is_written = stored.is_some();
         let (mut keys, is_current) = match stored {
@@ -145,17 +167,26 @@ impl EncryptedDisk {
                 write(&*disk, &keys, &wrapping)?;
             }
         }
-        let opened = Arc::new(Self {
+        let sealer = Sealer::new(keys).map_err(KeyringError::Random)?;
+        Ok(Self::new(disk, Arc::new(sealer), wrapping, is_written))
+    }
+
+    fn new(
+        disk: Arc<dyn Disk>,
+        sealer: Arc<Sealer>,
+        wrapping: WrappingKeys,
+        is_written: bool,
+    ) -> Arc<Self> {
+        Arc::new(Self {
             disk,
-            sealer: Arc::new(Sealer::new(keys).map_err(KeyringError::Random)?),
+            sealer,
             stored: Mutex::new(Stored {
                 wrapping,
                 is_written,
                 is_doubtful: false,
             }),
-        });
-        let turned_on = opened.encrypt_databases()?;
-        Ok((opened, turned_on))
+            reads_plain: false,
+        })
     }
 
     /// The data directory `disk` of a first start. A keyring that an earlier one left does not count.
@@ -165,18 +196,11 @@ impl EncryptedDisk {
         algorithm: Algorithm,
     ) -> Result<Arc<Self>, EncryptionError> {
         let key = new_key(algorithm, 1).map_err(KeyringError::Random)?;
-        Ok(Arc::new(Self {
-            disk,
-            sealer: Arc::new(Sealer::new(vec![key]).map_err(KeyringError::Random)?),
-            stored: Mutex::new(Stored {
-                wrapping,
-                is_written: false,
-                is_doubtful: false,
-            }),
-        }))
+        let sealer = Sealer::new(vec![key]).map_err(KeyringError::Random)?;
+        Ok(Self::new(disk, Arc::new(sealer), wrapping, false))
     }
 
-    /// Opens the encrypted data directory `disk`, and writes nothing to it.
+    /// Opens the encrypted data directory `disk`, and writes nothing to it. A database that is not encrypted yet is read as it is.
     pub fn open_to_read(
         disk: Arc<dyn Disk>,
         wrapping: WrappingKeys,
@@ -191,21 +215,19 @@ impl EncryptedDisk {
                 is_written: true,
                 is_doubtful: false,
             }),
+            reads_plain: true,
         }))
     }
 
     /// The empty directory `disk` as one with the same data keys: encrypted log segments of this one can be copied to it.
     pub fn sibling(&self, disk: Arc<dyn Disk>) -> Arc<Self> {
         let stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
-        Arc::new(Self {
+        Self::new(
             disk,
-            sealer: Arc::clone(&self.sealer),
-            stored: Mutex::new(Stored {
-                wrapping: stored.wrapping.clone(),
-                is_written: false,
-                is_doubtful: false,
-            }),
-        })
+            Arc::clone(&self.sealer),
+            stored.wrapping.clone(),
+            false,
+        )
     }
 
     /// The key that wraps the data keys.
@@ -247,7 +269,7 @@ impl EncryptedDisk {
     }
 
     /// Makes the keyring durable, before the first byte that needs it.
-    fn write_keyring(&self) -> Result<(), EncryptionError> {
+    pub(super) fn write_keyring(&self) -> Result<(), EncryptionError> {
         let mut stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
         if !stored.is_written {
             write(&*self.disk, &self.sealer.keys(), &stored.wrapping)?;
@@ -256,57 +278,10 @@ impl EncryptedDisk {
         Ok(())
     }
 
-    /// Encrypts each database that is not yet, behind one rename: before it the old file counts, after it the new one.
-    fn encrypt_databases(&self) -> Result<TurnedOn, EncryptionError> {
-        let mut done = TurnedOn::default();
-        let names = list(&*self.disk, PAGES_DIR)?;
-        if !names.is_empty() {
-            // As for the keyring: the plain database would be back, without what was written since.
-            let synced = self.disk.sync_dir(PAGES_DIR);
-            synced.map_err(EncryptionError::io("sync", PAGES_DIR))?;
-        }
-        let names = names.iter().map(|name| format!("{PAGES_DIR}/{name}"));
-        let names = names.filter(|name| is_pages(name));
-        let (leftovers, databases): (Vec<_>, Vec<_>) =
-            names.partition(|name| name.ends_with(CONVERTED));
-        for name in leftovers {
-            let removed = self.disk.remove(&name);
-            removed.map_err(EncryptionError::io("remove", &name))?;
-        }
-        for name in databases {
-            let file = self.disk.open(&name, MODE);
-            let file = file.map_err(EncryptionError::io("open", &name))?;
-            let kind = kind(&*file).map_err(EncryptionError::io("read", &name))?;
-            if kind == Kind::Plain {
-                self.write_keyring()?;
-                let bytes = self.encrypt(&*file, &name);
-                done.bytes += bytes.map_err(EncryptionError::io("encrypt", &name))?;
-                done.databases += 1;
-            }
-        }
-        Ok(done)
-    }
-
-    fn encrypt(&self, plain: &dyn DiskFile, name: &str) -> io::Result<u64> {
-        let new_name = format!("{name}{CONVERTED}");
-        let file = self.disk.open(&new_name, CREATE)?;
-        file.set_len(0)?;
-        let file = PageFile::open(file, Arc::clone(&self.sealer), true)?;
-        let len = plain.len()?;
-        file.set_len(len)?;
-        let mut chunk = vec![0; CHUNK_BYTES];
-        let mut at = 0;
-        while at < len {
-            let left = usize::try_from(len - at).unwrap_or(usize::MAX);
-            let part = &mut chunk[..left.min(CHUNK_BYTES)];
-            plain.read_at(at, part)?;
-            file.write_at(at, part)?;
-            at += part.len() as u64;
-        }
-        file.sync_data()?;
-        self.disk.rename(&new_name, name)?;
-        self.disk.sync_dir(PAGES_DIR)?;
-        Ok(len)
+    /// Whether the keyring is on the disk.
+    pub(super) fn has_keyring(&self) -> bool {
+        let stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        stored.is_written
     }
 }
 
@@ -331,7 +306,7 @@ fn is_pages(name: &str) -> bool {
     inside.is_some_and(|name| name.starts_with('/') && name.contains(PAGES))
 }
 
-fn list(disk: &dyn Disk, dir: &str) -> Result<Vec<String>, EncryptionError> {
+pub(super) fn list(disk: &dyn Disk, dir: &str) -> Result<Vec<String>, EncryptionError> {
     disk.list(dir).map_err(EncryptionError::io("list", dir))
 }
 
@@ -378,15 +353,45 @@ fn write(
     written.map_err(EncryptionError::io("write", KEYRING))
 }
 
-/// A file of the database or the log that is encrypted.
-fn encrypted_file(disk: &dyn Disk) -> Result<Option<String>, EncryptionError> {
-    for name in list(disk, PAGES_DIR)? {
-        let name = format!("{PAGES_DIR}/{name}");
-        if !is_pages(&name) {
-            continue;
-        }
-        let kind = disk.open(&name, MODE).and_then(|file| kind(&*file));
-        if kind.map_err(EncryptionError::io("read", &name))? == Kind::Encrypted {
+/// The files of databases.
+pub(super) fn databases(disk: &dyn Disk) -> Result<Vec<String>, EncryptionError> {
+    let names = list(disk, PAGES_DIR)?.into_iter();
+    let names = names.map(|name| format!("{PAGES_DIR}/{name}"));
+    Ok(names.filter(|name| is_pages(name)).collect())
+}
+
+/// What a database's file is. One that cannot be read, and that the member can start without, is of an unknown kind.
+pub(super) fn kind_of(disk: &dyn Disk, name: &str) -> Result<Kind, EncryptionError> {
+    match disk.open(name, MODE).and_then(|file| kind(&*file)) {
+        Ok(kind) => Ok(kind),
+        Err(source) => unreadable(disk, name, source).map(|()| Kind::Unknown),
+    }
+}
+
+/// What follows from a database that cannot be read: only a report, if it was put aside for people, or if a refill is asked for,
+/// which puts it aside. Otherwise the start is refused.
+pub(super) fn unreadable(
+    disk: &dyn Disk,
+    name: &str,
+    source: io::Error,
+) -> Result<(), EncryptionError> {
+    let requested = refill::requested(disk);
+    let requested = requested.map_err(EncryptionError::io("read", refill::REFILL))?;
+    let file = name.to_owned();
+    if !name.ends_with(PUT_ASIDE) && requested.is_none() {
+        return Err(EncryptionError::Unreadable { file, source });
+    }
+    tracing::error!(
+        "{file} of the data directory cannot be read ({source}): if it is not encrypted, it stays so. The member needs it no \
+         more. Once it is put aside (its name ends in {PUT_ASIDE}), delete it or move it elsewhere"
+    );
+    Ok(())
+}
+
+/// A file of the database or the log that is encrypted. One that is being encrypted does not count: a start removes it.
+pub(super) fn encrypted_file(disk: &dyn Disk) -> Result<Option<String>, EncryptionError> {
+    for name in databases(disk)? {
+        if !name.ends_with(CONVERTED) && kind_of(disk, &name)? == Kind::Encrypted {
             return Ok(Some(name));
         }
     }
@@ -417,12 +422,25 @@ fn is_segment(file: &dyn DiskFile) -> io::Result<bool> {
 
 /// Refuses a directory that is encrypted, for a start without encryption.
 pub fn require_plain(disk: &dyn Disk) -> Result<(), EncryptionError> {
+    let encrypted = encrypted_file(disk)?;
     let keyring = list(disk, "")?.into_iter().find(|name| name == KEYRING);
-    let found = match keyring {
-        Some(keyring) => Some(keyring),
-        None => encrypted_file(disk)?,
-    };
+    if keyring.is_some() && encrypted.is_none() && all_are_plain(disk)? {
+        return Err(EncryptionError::NothingEncrypted);
+    }
+    let found = keyring.or(encrypted);
     found.map_or(Ok(()), |file| Err(EncryptionError::NoKey { file }))
+}
+
+/// Whether it is sure that all databases, of which there is one, are without encryption.
+fn all_are_plain(disk: &dyn Disk) -> Result<bool, EncryptionError> {
+    let mut names = databases(disk)?;
+    names.retain(|name| !name.ends_with(CONVERTED));
+    for name in &names {
+        if kind_of(disk, name)? != Kind::Plain {
+            return Ok(false);
+        }
+    }
+    Ok(!names.is_empty())
 }
 
 impl Disk for EncryptedDisk {
@@ -438,6 +456,9 @@ impl Disk for EncryptedDisk {
             ..mode
         };
         let file = self.disk.open(name, mode)?;
+        if self.reads_plain && kind(&*file)? == Kind::Plain {
+            return Ok(file);
+        }
         let sealer = Arc::clone(&self.sealer);
         Ok(Arc::new(PageFile::open(file, sealer, mode.create)?))
     }
@@ -462,6 +483,10 @@ impl Disk for EncryptedDisk {
         self.disk.takes()
     }
 
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.disk.free_bytes()
+    }
+
     fn sealer(&self) -> io::Result<Option<Arc<Sealer>>> {
         self.write_keyring().map_err(io::Error::other)?;
         Ok(Some(Arc::clone(&self.sealer)))
@@ -475,14 +500,5 @@ pub(super) fn wrap_for_tests(
     sealer: Arc<Sealer>,
     wrapping: WrappingKeys,
 ) -> Arc<dyn Disk> {
-    let stored = Mutex::new(Stored {
-        wrapping,
-        is_written: true,
-        is_doubtful: false,
-    });
-    Arc::new(EncryptedDisk {
-        disk,
-        sealer,
-        stored,
-    })
+    EncryptedDisk::new(disk, sealer, wrapping, true)
 }

@@ -9,7 +9,8 @@
 //! | `wrapping` | the keys from outside |
 //! | `keyring` | the file with the wrapped data keys |
 //! | `pages` | a file of encrypted pages |
-//! | `disk` | a data directory with encryption: which file is encrypted how, rotation, turning encryption on |
+//! | `disk` | a data directory with encryption: which file is encrypted how, rotation |
+//! | `turning_on` | encrypting the databases of a directory without encryption |
 
 mod disk;
 mod keyring;
@@ -19,10 +20,14 @@ mod sealer;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+mod turning_on;
+#[cfg(test)]
+mod turning_on_tests;
 mod wrapping;
 
-pub use disk::{EncryptedDisk, EncryptionError, TurnedOn, require_plain};
+pub use disk::{EncryptedDisk, EncryptionError, require_plain};
 pub use keyring::{KEYRING, KEYRING_UNFINISHED, KeyringError};
 pub use sealer::{Algorithm, Sealer};
 pub(crate) use sealer::{SEAL_BYTES, Seal, Unsealed};
+pub use turning_on::{TurnedOn, Watch};
 pub use wrapping::{KeyCause, KeyId, KeySource, KeySourceError, WrappingKeys};

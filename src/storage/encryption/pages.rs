@@ -19,7 +19,7 @@ use crate::storage::disk::DiskFile;
 use std::{io, sync::Arc};
 
 /// What redb reads and writes at once, or a multiple.
-const PAGE_BYTES: usize = 4_096;
+pub(super) const PAGE_BYTES: usize = 4_096;
 /// The sectors in front of a page that hold its seal.
 const SEAL_ROOM: usize = 512;
 /// A page and its seal in the file.
@@ -127,6 +127,11 @@ impl PageFile {
 /// Where a page's seal is in the file.
 fn position(page: usize) -> u64 {
     page as u64 * STRIDE as u64
+}
+
+/// The size of the encrypted file for so many bytes.
+pub(super) fn encrypted_bytes(plain: u64) -> u64 {
+    plain.div_ceil(PAGE_BYTES as u64).max(1) * STRIDE as u64
 }
 
 /// What makes a page another one when it is somewhere else.

@@ -1,8 +1,8 @@
-//! A directory with encryption: what is in its files, keys that are wrong or gone, copies that are continued, rotation, turning
-//! encryption on. On the real log and the real database, on a simulated disk.
+//! A directory with encryption: what is in its files, keys that are wrong or gone, copies that are continued, rotation. On the
+//! real log and the real database, on a simulated disk.
 
 use super::{
-    EncryptedDisk, EncryptionError, KEYRING, TurnedOn, require_plain, sealer::Algorithm, testing,
+    EncryptedDisk, EncryptionError, KEYRING, require_plain, sealer::Algorithm, testing,
 };
 use crate::{
     storage::{
@@ -18,21 +18,21 @@ use crate::{
 };
 use std::{collections::BTreeSet, sync::Arc};
 
-const DATABASE: &str = "db/revisions.redb";
+pub(super) const DATABASE: &str = "db/revisions.redb";
 const LOG: &str = "wal";
-const OWNER: Identity = Identity {
+pub(super) const OWNER: Identity = Identity {
     cluster: ClusterId(7),
     member: MemberId(8),
 };
 /// What clients store: it must be in no file.
 const SECRET: &str = "the-launch-code-is-0000";
 
-const OPEN: OpenMode = OpenMode {
+pub(super) const OPEN: OpenMode = OpenMode {
     create: false,
     direct: false,
 };
 
-fn shared(disk: &SimDisk) -> Arc<dyn Disk> {
+pub(super) fn shared(disk: &SimDisk) -> Arc<dyn Disk> {
     Arc::new(disk.clone())
 }
 
@@ -44,11 +44,11 @@ fn wal_options() -> WalOptions {
     }
 }
 
-fn open_wal(disk: &Arc<dyn Disk>) -> Result<(Wal, Recovered), WalError> {
+pub(super) fn open_wal(disk: &Arc<dyn Disk>) -> Result<(Wal, Recovered), WalError> {
     Wal::open(disk.clone(), LOG, wal_options(), LogIndex(0))
 }
 
-fn open_db(disk: &dyn Disk) -> Db {
+pub(super) fn open_db(disk: &dyn Disk) -> Db {
     Db::open(disk, DATABASE, DbOptions::default(), OWNER).unwrap()
 }
 
@@ -56,7 +56,7 @@ fn text(index: u64) -> String {
     format!("{SECRET} {index} ").repeat(30)
 }
 
-fn entry(index: u64) -> Entry {
+pub(super) fn entry(index: u64) -> Entry {
     Entry {
         term: Term(1),
         index: LogIndex(index),
@@ -65,7 +65,7 @@ fn entry(index: u64) -> Entry {
     }
 }
 
-fn log(wal: &mut Wal, indexes: std::ops::RangeInclusive<u64>) {
+pub(super) fn log(wal: &mut Wal, indexes: std::ops::RangeInclusive<u64>) {
     for index in indexes {
         let append = Append {
             entries: &[entry(index)],
@@ -97,7 +97,7 @@ fn store(db: &mut Db, indexes: std::ops::RangeInclusive<u64>) {
 }
 
 /// Writes to log and database of an encrypted directory, both of which are closed then.
-fn write(disk: &Arc<dyn Disk>, indexes: std::ops::RangeInclusive<u64>) {
+pub(super) fn write(disk: &Arc<dyn Disk>, indexes: std::ops::RangeInclusive<u64>) {
     let mut db = open_db(&**disk);
     let (mut wal, _) = open_wal(disk).unwrap();
     log(&mut wal, indexes.clone());
@@ -106,7 +106,7 @@ fn write(disk: &Arc<dyn Disk>, indexes: std::ops::RangeInclusive<u64>) {
 }
 
 /// Fails unless log and database hold all up to `last`.
-fn check(disk: &Arc<dyn Disk>, last: u64) {
+pub(super) fn check(disk: &Arc<dyn Disk>, last: u64) {
     let (wal, recovered) = open_wal(disk).unwrap();
     let expected: Vec<Entry> = (1..=last).map(entry).collect();
     assert_eq!(recovered.entries, expected);
@@ -121,7 +121,7 @@ fn check(disk: &Arc<dyn Disk>, last: u64) {
     assert_eq!(found, expected);
 }
 
-fn names(disk: &SimDisk) -> Vec<String> {
+pub(super) fn names(disk: &SimDisk) -> Vec<String> {
     let dirs = ["", "db/", "wal/"];
     let all = dirs.iter().flat_map(|dir| {
         let names = disk.list(dir.trim_end_matches('/')).unwrap();
@@ -135,14 +135,14 @@ fn contains(bytes: &[u8], text: &[u8]) -> bool {
 }
 
 /// The files in which some part of the secret can be read.
-fn leaks(disk: &SimDisk) -> Vec<String> {
+pub(super) fn leaks(disk: &SimDisk) -> Vec<String> {
     let mut names = names(disk);
     names.retain(|name| contains(&disk.contents(name).unwrap(), &SECRET.as_bytes()[..12]));
     names
 }
 
 /// A copy of all files, as a backup has them.
-fn copy(disk: &SimDisk) -> SimDisk {
+pub(super) fn copy(disk: &SimDisk) -> SimDisk {
     let copy = SimDisk::new(99);
     let mode = OpenMode {
         create: true,
@@ -172,7 +172,7 @@ fn what_is_stored_is_found_again_and_in_no_file() {
 
     for algorithm in [Algorithm::Aes256Gcm, Algorithm::ChaCha20Poly1305] {
         let disk = SimDisk::new(1);
-        let open = || EncryptedDisk::open(shared(&disk), testing::wrapping(&[1]), algorithm);
+        let open = || testing::try_open(shared(&disk), testing::wrapping(&[1]), algorithm);
         let opened: Arc<dyn Disk> = open().unwrap().0;
         assert!(
             names(&disk).is_empty(),
@@ -199,7 +199,7 @@ fn a_wrong_or_missing_key_is_refused_by_name_and_changes_nothing() {
         .iter()
         .map(|name| disk.contents(name))
         .collect();
-    let wrong = EncryptedDisk::open(shared(&disk), testing::wrapping(&[2]), Algorithm::Aes256Gcm);
+    let wrong = testing::try_open(shared(&disk), testing::wrapping(&[2]), Algorithm::Aes256Gcm);
     let text = wrong.unwrap_err().to_string();
     assert!(text.contains(&format!("under the key {}", id(1))), "{text}");
     assert!(text.contains(&id(2)), "{text}");
@@ -218,7 +218,7 @@ fn a_wrong_or_missing_key_is_refused_by_name_and_changes_nothing() {
     disk.remove(KEYRING).unwrap();
     for what in [DATABASE, "wal/0000000000000001.seg"] {
         let lost =
-            EncryptedDisk::open(shared(&disk), testing::wrapping(&[1]), Algorithm::Aes256Gcm);
+            testing::try_open(shared(&disk), testing::wrapping(&[1]), Algorithm::Aes256Gcm);
         let text = lost.unwrap_err().to_string();
         assert!(
             text.contains("keyring of the data directory is missing"),
@@ -289,7 +289,7 @@ fn a_flipped_bit_in_the_keyring_is_found() {
         bytes[bit / 8] ^= 1 << (bit % 8);
         file.write_at(0, &bytes).unwrap();
         let opened =
-            EncryptedDisk::open(shared(&disk), testing::wrapping(&[1]), Algorithm::Aes256Gcm);
+            testing::try_open(shared(&disk), testing::wrapping(&[1]), Algorithm::Aes256Gcm);
         let text = opened.unwrap_err().to_string();
         assert!(
             text.starts_with("file keyring of the data directory is damaged"),
@@ -374,7 +374,7 @@ fn rotation_while_writing_loses_nothing_and_the_old_key_is_not_needed_any_more()
     store(&mut db, next..=next + 4);
     drop((wal, db, dynamic, opened));
     disk.crash();
-    let old = EncryptedDisk::open(
+    let old = testing::try_open(
         shared(&disk),
         testing::wrapping(&[1, 5]),
         Algorithm::Aes256Gcm,
@@ -399,7 +399,7 @@ fn a_start_with_another_first_key_or_algorithm_wraps_anew_and_makes_a_data_key()
         4..=6,
     );
     let wrapping = testing::wrapping(&[2]);
-    let opened = EncryptedDisk::open(shared(&disk), wrapping, Algorithm::ChaCha20Poly1305);
+    let opened = testing::try_open(shared(&disk), wrapping, Algorithm::ChaCha20Poly1305);
     let opened: Arc<dyn Disk> = opened.unwrap().0;
     write(&opened, 7..=9);
     check(&opened, 9);
@@ -408,7 +408,7 @@ fn a_start_with_another_first_key_or_algorithm_wraps_anew_and_makes_a_data_key()
 }
 
 /// The machine loses power, or the process ends: by turns.
-fn end(disk: &SimDisk, turn: u64) {
+pub(super) fn end(disk: &SimDisk, turn: u64) {
     if turn.is_multiple_of(2) {
         disk.crash();
     } else {
@@ -438,75 +438,6 @@ fn a_rotation_that_is_cut_short_anywhere_leaves_a_directory_that_one_of_the_keys
         disk.crash();
         let opened: Arc<dyn Disk> = testing::open(shared(&disk), &[2]);
         check(&opened, 4);
-    }
-}
-
-#[test]
-fn turning_encryption_on_encrypts_the_database_and_ages_the_log_out() {
-    let disk = SimDisk::new(1);
-    write(&shared(&disk), 1..=20);
-    let aside = "db/revisions.redb.aside";
-    let mode = OpenMode {
-        create: true,
-        ..OPEN
-    };
-    let bytes = disk.contents(DATABASE).unwrap();
-    disk.open(aside, mode).unwrap().write_at(0, &bytes).unwrap();
-    let (opened, turned_on) =
-        EncryptedDisk::open(shared(&disk), testing::wrapping(&[1]), Algorithm::Aes256Gcm).unwrap();
-    let expected = TurnedOn {
-        databases: 2,
-        bytes: 2 * bytes.len() as u64,
-    };
-    assert_eq!(turned_on, expected);
-    let opened: Arc<dyn Disk> = opened;
-    let left = leaks(&disk);
-    assert!(left.iter().all(|name| name.starts_with("wal/")), "{left:?}");
-    check(&opened, 20);
-    write(&opened, 21..=60);
-    check(&opened, 60);
-    let (mut wal, _) = open_wal(&opened).unwrap();
-    wal.release(LogIndex(40)).unwrap();
-    assert_eq!(
-        leaks(&disk),
-        Vec::<String>::new(),
-        "released segments are removed"
-    );
-    drop((wal, opened));
-    let again = EncryptedDisk::open(shared(&disk), testing::wrapping(&[1]), Algorithm::Aes256Gcm);
-    assert_eq!(again.unwrap().1, TurnedOn::default());
-}
-
-#[test]
-fn turning_encryption_on_can_be_cut_short_anywhere() {
-    for (step, seed) in (1..).flat_map(|step| (0..8).map(move |seed| (step, seed))) {
-        let disk = SimDisk::new(seed);
-        write(&shared(&disk), 1..=8);
-        for dir in ["", "db", "wal"] {
-            disk.sync_dir(dir).unwrap();
-        }
-        let before = disk.operations();
-        disk.fail_nth(step, Fault::Death);
-        let opened =
-            EncryptedDisk::open(shared(&disk), testing::wrapping(&[1]), Algorithm::Aes256Gcm);
-        let failed = disk.operations() - before >= step;
-        assert_eq!(opened.is_err(), failed, "operation {step}");
-        drop(opened);
-        end(&disk, seed);
-        let opened: Arc<dyn Disk> = testing::open(shared(&disk), &[1]);
-        check(&opened, 8);
-        assert!(
-            !leaks(&disk).iter().any(|name| name.starts_with("db")),
-            "operation {step}"
-        );
-        write(&opened, 9..=9);
-        // Keyring and database were used, so their names have to be durable.
-        disk.crash();
-        let opened: Arc<dyn Disk> = testing::open(shared(&disk), &[1]);
-        check(&opened, 9);
-        if !failed {
-            return;
-        }
     }
 }
 

@@ -11,8 +11,7 @@ use std::{
     io::{self, Read},
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::PathBuf,
-    process::{Child, Command, ExitStatus, Stdio},
-    sync::mpsc,
+    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
     thread,
     time::Duration,
 };
@@ -23,6 +22,10 @@ const TEXT_BYTES_MAX: usize = 64 * 1024;
 const KEYS_MAX: usize = 16;
 /// How long a command may take.
 const COMMAND_MAX: Duration = Duration::from_secs(30);
+/// The pause between two looks at whether a command has written or ended.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Bytes that are read from a command at once.
+const PART_BYTES: usize = 4 * 1024;
 
 const ID: &[u8] = b"quorate key id 1";
 
@@ -224,36 +227,70 @@ fn output(command: &str, within: Duration) -> Result<Vec<u8>, KeyCause> {
         .process_group(0)
         .spawn()?;
     let group = rustix::process::Pid::from_child(&child);
-    let (done, waiting) = mpsc::channel();
-    let waiter = thread::Builder::new().name("key-command".to_owned());
-    waiter.spawn(move || {
-        // An error means that nobody waits any more.
-        done.send(finish(&mut child)).unwrap_or_default();
-        // What was not waited for is killed now.
-        child.wait().map(drop).unwrap_or_default();
-    })?;
-    let finished = waiting.recv_timeout(within);
-    if !matches!(finished, Ok(Ok(_))) {
+    let finished = finish(&mut child, within);
+    if finished.is_err() {
         // With all that it has started. An error means that it is gone.
         rustix::process::kill_process_group(group, rustix::process::Signal::KILL)
             .unwrap_or_default();
     }
-    finished.unwrap_or(Err(KeyCause::TooSlow(within)))
+    // It has ended, or was killed. An error means that this was known already.
+    child.wait().map(drop).unwrap_or_default();
+    finished
 }
 
-fn finish(child: &mut Child) -> Result<Vec<u8>, KeyCause> {
-    let text = match child.stdout.take() {
-        Some(stdout) => limited(stdout)?,
-        None => Vec::new(),
-    };
-    if text.len() > TEXT_BYTES_MAX {
-        return Err(KeyCause::TooLong);
+/// Waits until the output and the command have ended. Neither is waited for in the system: a process that the command has left
+/// behind may keep the output open for ever. It is closed here when this returns.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "callers give it a thread that may block"
+)]
+fn finish(child: &mut Child, within: Duration) -> Result<Vec<u8>, KeyCause> {
+    let mut stdout = child.stdout.take();
+    if let Some(stdout) = &stdout {
+        let flags = rustix::fs::fcntl_getfl(stdout).map_err(io::Error::from)?;
+        let flags = flags | rustix::fs::OFlags::NONBLOCK;
+        rustix::fs::fcntl_setfl(stdout, flags).map_err(io::Error::from)?;
     }
-    let status = child.wait()?;
-    if !status.success() {
-        return Err(KeyCause::Failed(status));
+    let mut text = Vec::new();
+    let mut left = within;
+    loop {
+        if let Some(open) = &mut stdout
+            && take_there(open, &mut text)?
+        {
+            stdout = None;
+        }
+        if text.len() > TEXT_BYTES_MAX {
+            return Err(KeyCause::TooLong);
+        }
+        if stdout.is_none()
+            && let Some(status) = child.try_wait()?
+        {
+            return match status.success() {
+                true => Ok(text),
+                false => Err(KeyCause::Failed(status)),
+            };
+        }
+        if left.is_zero() {
+            return Err(KeyCause::TooSlow(within));
+        }
+        thread::sleep(LOOK_EVERY.min(left));
+        left = left.saturating_sub(LOOK_EVERY);
     }
-    Ok(text)
+}
+
+/// Adds what can be read without waiting, or a little more than is allowed. True at the end.
+fn take_there(from: &mut ChildStdout, text: &mut Vec<u8>) -> io::Result<bool> {
+    let mut part = [0; PART_BYTES];
+    while text.len() <= TEXT_BYTES_MAX {
+        match from.read(&mut part) {
+            Ok(0) => return Ok(true),
+            Ok(count) => text.extend_from_slice(&part[..count]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
 }
 
 #[cfg(test)]
@@ -360,6 +397,22 @@ mod tests {
         assert!(error.contains("more than 65536 bytes"), "{error}");
         let error = command("echo nokey", long).unwrap_err();
         assert!(error.contains("line 1 is no key"), "{error}");
+    }
+
+    /// A thread waited for the end of such an output, and there was one more after each look.
+    #[test]
+    fn an_output_that_a_process_keeps_open_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        let kind = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
+        // It is in a session of its own, so it is not killed with the command. It gives up some time after the command's time.
+        let tries = "for try in $(seq 100); do echo x 2>/dev/null || exec echo closed >$0; sleep 0.1; done; echo open >$0";
+        let text = format!("setsid sh -c 'trap \"\" PIPE; {tries}' {} &", path.display());
+        let error = command(&text, Duration::from_secs(1)).unwrap_err();
+        assert!(error.contains("has not ended after 1 seconds"), "{error}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "closed\n");
     }
 
     #[test]

@@ -383,9 +383,16 @@ impl Wal {
         };
         let file = Arc::clone(&next.file);
         lock(&self.catalog).add_file(next.id, next.name.clone(), file, next.layout);
+        let full = std::mem::replace(&mut self.active, next);
+        if self.offset > BATCHES_START {
+            self.older.push_back(full);
+        } else {
+            // It has another format and holds no batch, so it is the log's first segment. The first batch is looked for only in
+            // the oldest segment, so this one goes before there is a batch in the next.
+            lock(&self.catalog).forget(full.id);
+            self.retire(&full)?;
+        }
         self.offset = BATCHES_START;
-        self.older
-            .push_back(std::mem::replace(&mut self.active, next));
         Ok(())
     }
 
