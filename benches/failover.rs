@@ -14,17 +14,18 @@
 //! cargo bench --profile dev --bench failover -- --quorate target/release/quorate --write docs/operations.md
 //! ```
 
+#[path = "../tests/api/support/ports.rs"]
+mod ports;
 #[path = "../tests/support/tools.rs"]
 mod tools;
 
 use clap::Parser;
+use ports::free_port;
 use quorate::internals::api::proto::etcdserverpb as pb;
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fmt::Write as _,
     fs::{self, File},
-    io,
-    net::{Ipv4Addr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
     process::Stdio,
     sync::{
@@ -106,14 +107,6 @@ struct Cluster<'a> {
     members: Vec<Member>,
 }
 
-fn free_port() -> io::Result<u16> {
-    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let port = socket.local_addr()?.port();
-    // The port must be free for UDP as well.
-    UdpSocket::bind((Ipv4Addr::LOCALHOST, port))?;
-    Ok(port)
-}
-
 impl Member {
     fn initial(&self) -> String {
         let scheme = if self.kind == Kind::Etcd {
@@ -189,8 +182,8 @@ impl<'a> Cluster<'a> {
             members.push(Member {
                 kind,
                 name: format!("n{n}"),
-                client: free_port()?,
-                peer: free_port()?,
+                client: free_port(),
+                peer: free_port(),
                 child: None,
             });
         }

@@ -214,8 +214,6 @@ async fn story(data_dir: &Path, say: Say) -> Outcome<()> {
 
 #[actix::main]
 async fn main() -> Outcome<()> {
-    let data_dir = std::env::temp_dir().join(format!("quorate-config-{}", std::process::id()));
-    story(&data_dir, |line| println!("{line}")).await?;
-    std::fs::remove_dir_all(data_dir)?;
-    Ok(())
+    let folder = tempfile::tempdir()?;
+    story(&folder.path().join("data"), |line| println!("{line}")).await
 }

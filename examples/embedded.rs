@@ -16,9 +16,9 @@ use std::error::Error;
 
 #[actix::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let data_dir = std::env::temp_dir().join(format!("quorate-embedded-{}", std::process::id()));
+    let folder = tempfile::tempdir()?;
     let node = Node::start(&Config {
-        data_dir: data_dir.clone(),
+        data_dir: folder.path().join("data"),
         ..Config::default()
     })?;
     let store = node.store();
@@ -83,6 +83,5 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
 
     node.stop().await;
-    std::fs::remove_dir_all(data_dir)?;
     Ok(())
 }

@@ -65,7 +65,7 @@ async fn worker(
         return Ok(());
     }
     println!("{who} is paused for longer than its lease lives");
-    sleep(Duration::from_secs(4)).await;
+    sleep(Duration::from_secs(10)).await;
     let written = work(&node, &leadership, who).await?;
     println!("{who} wakes up and still believes it leads; its write goes through: {written}");
     Ok(())
@@ -73,16 +73,16 @@ async fn worker(
 
 #[actix::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let data_dir = std::env::temp_dir().join(format!("quorate-leader-{}", std::process::id()));
+    let folder = tempfile::tempdir()?;
     let node = Node::start(&Config {
-        data_dir: data_dir.clone(),
+        data_dir: folder.path().join("data"),
         ..Config::default()
     })?;
     let requests = node.requests();
 
     let mut workers = Vec::new();
     for who in ["alice", "bob"] {
-        let lease = requests.grant_lease(None, 2).await?.id;
+        let lease = requests.grant_lease(None, 6).await?.id;
         let renewals = if who == "alice" { 3 } else { 5 };
         let keeping = requests.clone();
         // While it waits for its turn a candidate keeps its lease alive, too.
@@ -113,6 +113,5 @@ async fn main() -> Result<(), Box<dyn Error>> {
     observing.abort();
 
     node.stop().await;
-    std::fs::remove_dir_all(data_dir)?;
     Ok(())
 }

@@ -81,9 +81,9 @@ async fn follow_until_one_goes(watch: &mut Watch) -> Result<(), Box<dyn Error>> 
 
 #[actix::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let data_dir = std::env::temp_dir().join(format!("quorate-registry-{}", std::process::id()));
+    let folder = tempfile::tempdir()?;
     let node = Node::start(&Config {
-        data_dir: data_dir.clone(),
+        data_dir: folder.path().join("data"),
         ..Config::default()
     })?;
     let requests = node.requests();
@@ -111,6 +111,5 @@ async fn main() -> Result<(), Box<dyn Error>> {
     discover(requests).await?;
 
     node.stop().await;
-    std::fs::remove_dir_all(data_dir)?;
     Ok(())
 }

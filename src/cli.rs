@@ -151,6 +151,9 @@ pub struct ServerArgs {
     /// auto, text or json
     #[arg(long, value_name = "FORMAT")]
     log_format: Option<String>,
+    /// The process with which this one ends: `quorate cluster` names itself
+    #[arg(long, value_name = "PID", hide = true)]
+    pub parent: Option<i32>,
 }
 
 /// Flags of `quorate server` about TLS, authentication and the audit log.
@@ -399,7 +402,7 @@ mod tests {
         command.build();
         let server = command.find_subcommand("server").unwrap();
         for flag in server.get_arguments().filter_map(clap::Arg::get_long) {
-            if matches!(flag, "config" | "help") {
+            if matches!(flag, "config" | "help" | "parent") {
                 continue;
             }
             let args = Cli::try_parse_from(["quorate".to_owned(), format!("--{flag}=x")]).unwrap();
@@ -432,7 +435,7 @@ mod tests {
         let server = command.find_subcommand("server").unwrap();
         let mut expected = Vec::new();
         for flag in server.get_arguments().filter_map(clap::Arg::get_long) {
-            if matches!(flag, "config" | "help") {
+            if matches!(flag, "config" | "help" | "parent") {
                 continue;
             }
             let key = flags(&format!("quorate --{flag}=x"))[0].1;

@@ -3,7 +3,7 @@
 //! They are compiled in with the feature `failpoints` only; without it `hit` does nothing. With it, the variable `FAILPOINTS`
 //! says what happens where, in the syntax of the `fail` crate: `FAILPOINTS='after-wal-write=20*off->return'` crashes the process
 //! the 21st time it has written to its log and not synced yet; `before-apply=1%sleep(1000)` delays one batch in a hundred by a
-//! second. A crash is an abort: no destructor runs, nothing is flushed.
+//! second, and with `return(1000)` the log tells of each delay. A crash is an abort: no destructor runs, nothing is flushed.
 //!
 //! `docs/reliability.md` says which test goes through all of them.
 
@@ -186,10 +186,15 @@ impl FailPoint {
 
 /// Does what `FAILPOINTS` says about `point`.
 #[cfg(feature = "failpoints")]
+#[expect(clippy::disallowed_methods, reason = "it is to block its thread")]
 pub(crate) fn hit(point: FailPoint) {
-    fail::fail_point!(point.name(), |_| {
-        tracing::error!("failpoint {}: crash", point.name());
-        std::process::abort()
+    fail::fail_point!(point.name(), |millis: Option<String>| {
+        let Some(millis) = millis.and_then(|millis| millis.parse().ok()) else {
+            tracing::error!("failpoint {}: crash", point.name());
+            std::process::abort()
+        };
+        tracing::warn!("failpoint {}: held for {millis} ms", point.name());
+        std::thread::sleep(std::time::Duration::from_millis(millis));
     });
 }
 

@@ -6,6 +6,8 @@
 //! A folder can grow: the members it has are started, and each further one is added and then started. A run that is
 //! cut short at any step leaves what the next one goes on with: the founders are those that the first member's file names, a
 //! member that the cluster lists is not added again, and one that has data is started with the founders.
+//!
+//! Members do not outlive the command that started them, also when it is killed: see [`end_with`].
 
 use crate::{
     api::cluster_client::{self, CallError, proto::Member},
@@ -14,12 +16,12 @@ use crate::{
     tls::TlsError,
 };
 use clap::Args;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 use std::{
     fs::{self, OpenOptions},
     io,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{self, Child, Command, Stdio},
     time::Duration,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -273,11 +275,26 @@ fn start(program: &Path, member: &Local) -> Result<Child, LocalClusterError> {
     Command::new(program)
         .arg("--config")
         .arg(&member.config)
+        .arg(format!("--parent={}", process::id()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(log)
         .spawn()
         .map_err(failed("start", program))
+}
+
+/// Lets this process, a member, end in good order once `parent`, which has started it, has ended. The system sends the signal
+/// when the thread that started the process ends: that is the main thread of `quorate cluster`.
+pub fn end_with(parent: i32) -> io::Result<()> {
+    set_parent_process_death_signal(Some(Signal::TERM))?;
+    // Before that line the parent's end gave no signal.
+    if getppid().map(Pid::as_raw_pid) == Some(parent) {
+        Ok(())
+    } else {
+        Err(io::Error::other(format!(
+            "process {parent}, which is to have started this one, is not its parent (any more)"
+        )))
+    }
 }
 
 #[expect(clippy::print_stdout, reason = "output of the command")]

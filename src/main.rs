@@ -31,6 +31,9 @@ fn main() -> ExitCode {
 }
 
 fn serve(args: ServerArgs) -> Result<(), Box<dyn Error>> {
+    if let Some(parent) = args.parent {
+        quorate::internals::local_cluster::end_with(parent)?;
+    }
     let config = args.config()?;
     quorate::internals::log::start(&config.log);
     #[cfg(feature = "failpoints")]

@@ -5,11 +5,13 @@
     reason = "helpers of tests: what cannot be unwrapped fails the test"
 )]
 
+#[path = "api/support/ports.rs"]
+mod ports;
 #[path = "support/tools.rs"]
 mod tools;
 
+use ports::free_port;
 use std::{
-    net::TcpListener,
     path::Path,
     process::{Child, Command, Output, Stdio},
 };
@@ -109,14 +111,6 @@ fn etcd_command(data: &Path, client: &str, peer: &str) -> Command {
     command.args(["--initial-cluster", &format!("a={peer}")]);
     command.stdout(Stdio::null()).stderr(Stdio::null());
     command
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 fn bench(endpoint: &str, line: &[&str]) -> Output {

@@ -253,6 +253,8 @@ impl Place {
         command
             .current_dir(self.home.path())
             .env("PATH", format!("{}:{path}", bin.display()))
+            // Small segments, since each member writes some in advance.
+            .env("QUORATE_STORAGE_WAL_SEGMENT_BYTES", "4194304")
             .stdin(Stdio::null());
         command
     }
@@ -315,8 +317,8 @@ impl Place {
         Ok(())
     }
 
-    /// Stops the servers that do not stay, or all of them, as Ctrl-C does.
-    fn stop(&mut self, all: bool) {
+    /// Stops the servers that do not stay, or all of them, as Ctrl-C does; one that does not end is killed, and is an error.
+    fn stop(&mut self, all: bool) -> Result<(), String> {
         let (mut stopped, stay): (Vec<_>, Vec<_>) = self
             .servers
             .drain(..)
@@ -325,15 +327,30 @@ impl Place {
         for Server { child, .. } in &stopped {
             interrupt(child);
         }
-        for Server { child, .. } in &mut stopped {
-            child.wait().expect("a child can be waited for");
+        let (mut looks, mut late) = (0, String::new());
+        for Server { child, log, .. } in &mut stopped {
+            let mut ended = || child.try_wait().expect("a child can be waited for");
+            while ended().is_none() && looks <= LOOKS_MAX {
+                looks += 1;
+                pause();
+            }
+            if ended().is_none() {
+                child.kill().unwrap_or_default();
+                drop(child.wait());
+                late += &fs::read_to_string(log).unwrap_or_default();
+            }
+        }
+        if late.is_empty() {
+            Ok(())
+        } else {
+            Err(format!("a server does not stop:\n{late}"))
         }
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.stop(true);
+        drop(self.stop(true));
         self.keeper.kill().unwrap_or_default();
         drop(self.keeper.wait());
     }
@@ -378,7 +395,7 @@ fn run_page(page: &[Part]) -> Result<(usize, usize), String> {
     for part in page {
         let Part::Block { line, kind, text } = part else {
             if let Some(place) = &mut place {
-                place.stop(false);
+                place.stop(false)?;
             }
             continue;
         };
@@ -387,7 +404,7 @@ fn run_page(page: &[Part]) -> Result<(usize, usize), String> {
         match (kind, place) {
             (Kind::Runs { stopped }, Some(place)) => {
                 if *stopped {
-                    place.stop(true);
+                    place.stop(true).map_err(wrong)?;
                 }
                 printed = Some(place.run(text).map_err(wrong)?);
                 ran += 1;
@@ -404,6 +421,9 @@ fn run_page(page: &[Part]) -> Result<(usize, usize), String> {
             (Kind::NoRun(_), _) => left_out += 1,
             (Kind::Other | Kind::Runs { .. } | Kind::Servers { .. }, _) => {}
         }
+    }
+    if let Some(place) = &mut place {
+        place.stop(true)?;
     }
     Ok((ran, left_out))
 }

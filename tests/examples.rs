@@ -5,28 +5,34 @@
     reason = "helpers of tests: what cannot be unwrapped fails the test"
 )]
 
-use std::{env, process::Command};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-/// Runs an example to its end and gives the lines it printed. It is built first if it is not there as it should be.
+/// The program that `cargo test` built for an example, beside this test's own folder. Building it here would build all its
+/// dependencies again wherever the tests have other features.
+fn program(example: &str) -> PathBuf {
+    let own = env::current_exe().unwrap();
+    let built = own.parent().and_then(Path::parent).unwrap();
+    let program = built.join("examples").join(example);
+    assert!(
+        program.is_file(),
+        "{} is missing: `cargo test` builds it, `cargo test --test examples` needs `cargo build --examples` first",
+        program.display()
+    );
+    program
+}
+
+/// Runs an example to its end and gives the lines it printed.
 fn run(example: &str) -> Vec<String> {
-    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
-    let mut command = Command::new(env!("CARGO"));
-    // With the variables that cargo sets for a test, dependencies would be rebuilt.
-    for (name, _) in env::vars_os() {
-        let name = name.to_string_lossy();
-        if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST") {
-            command.env_remove(&*name);
-        }
-    }
-    command.args([
-        "run",
-        "--quiet",
-        "--manifest-path",
-        manifest,
-        "--example",
-        example,
-    ]);
-    let output = command.output().unwrap();
+    // Its data go there, and are removed also when it fails.
+    let folder = tempfile::tempdir().unwrap();
+    let output = Command::new(program(example))
+        .env("TMPDIR", folder.path())
+        .output()
+        .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
     assert!(

@@ -50,10 +50,13 @@ fn prefix(from: &str, to: &str) -> RangeQuery {
 }
 
 fn config_in(dir: &tempfile::TempDir) -> Config {
-    Config {
+    let mut config = Config {
         data_dir: dir.path().join("data"),
         ..Config::default()
-    }
+    };
+    // Small segments, since each member writes some in advance.
+    config.storage.wal_segment_bytes = 4 << 20;
+    config
 }
 
 /// A system whose clock stands still unless everybody waits for it.

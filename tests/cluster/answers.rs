@@ -8,9 +8,9 @@ use crate::{
 use quorate::internals::api::proto::etcdserverpb as pb;
 use tonic::{Code, transport::Channel};
 
-const VALUES: usize = 100;
+const VALUES: usize = 50;
 const VALUE_BYTES: usize = 1_000_000;
-/// What a member of a debug build takes with 100 MB of values, and one answer of at most 256 MiB. All answers have 13 GB.
+/// What a member of a debug build takes with 50 MB of values, and one answer of at most 256 MiB. All answers have 6 GB or more.
 const PEAK_BYTES_MAX: u64 = 1_200_000_000;
 
 type Kv = pb::kv_client::KvClient<Channel>;

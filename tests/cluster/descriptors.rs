@@ -2,8 +2,8 @@
 
 use crate::{
     ctl::{etcdctl, leader, same_history},
-    snapshot::{IN_PLACE, follower, said},
-    support::{Cluster, quorate},
+    snapshot::{IN_PLACE, fill_with, follower, said},
+    support::Cluster,
 };
 use quorate::internals::storage::descriptors::raise_limit;
 use std::net::Ipv4Addr;
@@ -30,23 +30,10 @@ async fn crowd(ports: &[u16]) -> Vec<TcpStream> {
     crowd
 }
 
-/// Writes 40 MB, over several segments of the log.
+/// Writes 20 MB, over several segments of the log, and more than the log keeps.
 async fn write(ports: &[u16], prefix: &str) {
-    let endpoints: Vec<String> = ports.iter().map(|p| format!("127.0.0.1:{p}")).collect();
-    let written = quorate()
-        .args([
-            "bench",
-            "fill",
-            "--clients=2",
-            "--warmup=0",
-            "--value-bytes=100000",
-        ])
-        .arg(format!("--endpoints={}", endpoints.join(",")))
-        .arg(format!("--prefix={prefix}"))
-        .args(["--keys=400", "--requests=400"])
-        .output();
-    let written = written.await.expect("the program starts");
-    assert!(written.status.success(), "{written:?}");
+    let long = ["--clients=2", "--value-bytes=100000"];
+    fill_with(ports, prefix, 200, &long).await;
 }
 
 #[tokio::test]
@@ -58,7 +45,7 @@ async fn idle_connections_cost_no_member_its_files() {
         let set = |name: &str, value: &str| (format!("QUORATE_STORAGE_{name}"), value.to_owned());
         member.env = vec![
             set("LOG_KEEP_ENTRIES", "100"),
-            set("LOG_KEEP_BYTES", "16777216"),
+            set("LOG_KEEP_BYTES", "8388608"),
             set("SNAPSHOT_BYTES_PER_SEC", "33554432"),
         ];
         member.start();
@@ -67,7 +54,7 @@ async fn idle_connections_cost_no_member_its_files() {
     leader(&ports).await;
     let mut crowds = vec![crowd(&ports).await];
     write(&ports, "first/").await;
-    etcdctl(&ports[..1], &["compact", "300", "--physical"])
+    etcdctl(&ports[..1], &["compact", "150", "--physical"])
         .await
         .ok();
     same_history(&ports).await;

@@ -6,7 +6,7 @@ use crate::{
     snapshot::fill,
     support::{Cluster, quorate},
 };
-use std::{fs, path::Path};
+use std::{fs, os::unix::process::ExitStatusExt as _, path::Path};
 
 #[tokio::test]
 async fn an_interrupted_quorum_recovery_is_refused_and_can_be_run_again() {
@@ -17,18 +17,18 @@ async fn an_interrupted_quorum_recovery_is_refused_and_can_be_run_again() {
     let old = cluster.members[0].data_dir();
     let new = cluster.folder().join("new");
     // What a killed command leaves behind: at a random moment, and at each of its steps.
-    interrupt(&old, &new, &[]).await;
-    refuses(&mut cluster, &new).await;
+    if interrupt(&old, &new, None).await {
+        refuses(&mut cluster, &new).await;
+    }
     #[cfg(feature = "failpoints")]
     for point in [
         "after-unfinished-mark",
         "after-recovery-copy",
         "before-recovery-end",
     ] {
-        let armed = [("FAILPOINTS", format!("{point}=return"))];
-        if interrupt(&old, &new, &armed).await {
-            refuses(&mut cluster, &new).await;
-        }
+        let killed = interrupt(&old, &new, Some(point)).await;
+        assert!(killed, "it comes to {point}");
+        refuses(&mut cluster, &new).await;
     }
     fs::remove_dir_all(&new).ok();
     let done = recover(&old, &new).await;
@@ -40,32 +40,31 @@ async fn an_interrupted_quorum_recovery_is_refused_and_can_be_run_again() {
     assert_eq!(keys(ports[0], "k/").await, 300, "all of them");
 }
 
-/// Runs the command into a directory that does not exist, and kills it once the directory has its mark. Returns whether it was
-/// killed before its end.
-async fn interrupt(old: &Path, new: &Path, variables: &[(&str, String)]) -> bool {
+/// Runs the command into a directory that does not exist. It dies at a failpoint, or is killed once the directory has its mark.
+/// Returns whether it was killed before its end.
+async fn interrupt(old: &Path, new: &Path, point: Option<&str>) -> bool {
     if new.exists() {
         fs::remove_dir_all(new).expect("the directory goes");
     }
     let mut run = quorate();
     run.arg("recover").arg("--data-dir").arg(old);
     run.arg("--into").arg(new);
-    run.envs(variables.iter().map(|(name, value)| (*name, value)));
+    if let Some(point) = point {
+        run.env("FAILPOINTS", format!("{point}=return"));
+    }
     let mut child = run.spawn().expect("the program starts");
-    if variables.is_empty() {
+    if point.is_none() {
         while !new.join("unfinished-recovery").exists() && !new.join("member").exists() {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
         child.kill().await.expect("it can be killed");
     }
     let status = child.wait().await.expect("it can be waited for");
-    !status.success() && new.join("unfinished-recovery").exists()
+    status.signal().is_some() && new.join("unfinished-recovery").exists()
 }
 
 /// Asserts that the member does not start on the directory, logs why, and does not change it.
 async fn refuses(cluster: &mut Cluster, new: &Path) {
-    if !new.join("unfinished-recovery").exists() {
-        return;
-    }
     let member = &mut cluster.members[0];
     member.args.push(format!("--data-dir={}", new.display()));
     for _ in 0..2 {
@@ -176,7 +175,8 @@ async fn a_first_start_that_is_killed_at_each_step_goes_on() {
         let member = &mut cluster.members[0];
         let status = member.stopped().await;
         assert!(!status.success(), "{}", member.log());
-        assert!(member.log().contains(": crash"), "{}", member.log());
+        let crash = format!("failpoint {name}: crash");
+        assert!(member.log().contains(&crash), "{}", member.log());
         member.unset("FAILPOINTS");
         member.start();
         same_history(&cluster.ports()).await;
@@ -196,7 +196,9 @@ async fn a_refill_that_is_killed_at_each_step_goes_on() {
         member.kill().await;
         fs::write(member.data_dir().join("refill"), "a test").expect("the request");
         member.set("FAILPOINTS", &format!("{point}=return"));
-        member.refusal().await;
+        let said = member.refusal().await;
+        let crash = format!("failpoint {point}: crash");
+        assert!(said.contains(&crash), "{crash}: {said}");
         member.unset("FAILPOINTS");
         member.start();
         same_history(&ports).await;

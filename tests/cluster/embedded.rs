@@ -34,10 +34,17 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+/// Small segments of the log, since each member writes some in advance.
+fn small() -> Config {
+    let mut config = Config::default();
+    config.storage.wal_segment_bytes = 4 << 20;
+    config
+}
+
 #[tokio::test]
 async fn a_start_that_waits_for_others_can_be_cancelled() {
     let folder = tempfile::tempdir().expect("a temporary directory");
-    let mut config = Config::default();
+    let mut config = small();
     let at = |port| HostPort {
         host: "127.0.0.1".to_owned(),
         port,
@@ -75,7 +82,7 @@ async fn start(folder: &TempDir) -> Vec<Node> {
         port,
     };
     let ports = [(); 3].map(|()| free_port());
-    let mut config = Config::default();
+    let mut config = small();
     config.peer.tls = PeerTls::Insecure;
     config.cluster.initial = (1..)
         .zip(ports)

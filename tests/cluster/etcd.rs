@@ -1,6 +1,6 @@
 //! Members of a real etcd cluster as child processes, to compare with and to check the tests themselves.
 
-use crate::{support::free_port, tools};
+use crate::{children, support::free_port, tools};
 use std::{env, net::Ipv4Addr, process::Stdio};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
@@ -67,5 +67,15 @@ impl Etcd {
     pub(crate) async fn kill(&mut self, n: usize) {
         let mut child = self.members[n].2.take().expect("a running member");
         child.kill().await.expect("the child can be killed");
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        for (.., child) in &mut self.members {
+            if let Some(child) = child {
+                children::end(child);
+            }
+        }
     }
 }

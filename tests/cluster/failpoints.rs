@@ -3,7 +3,12 @@
 //! Compiled with the feature `failpoints`, which the members then have too: `cargo test --features failpoints --test cluster
 //! failpoints`.
 
-use crate::{ctl::etcdctl, membership::id, scene::Scene, support::Cluster};
+use crate::{
+    ctl::etcdctl,
+    membership::id,
+    scene::Scene,
+    support::{Cluster, Member},
+};
 use quorate::internals::failpoint::FailPoint;
 use std::time::Duration;
 use tokio::time::timeout;
@@ -15,7 +20,7 @@ const AWAY: Duration = Duration::from_millis(1_500);
 /// A point is passed up to this many times before the crash.
 const PASSES: u32 = 12;
 /// How long a member may take to reach a point.
-const REACH_MAX: Duration = Duration::from_mins(2);
+const REACH_MAX: Duration = Duration::from_mins(6);
 /// How long a watch runs.
 const LOOK: Duration = Duration::from_millis(400);
 /// How long members are delayed at random points.
@@ -137,8 +142,10 @@ async fn request_mixture(scene: &mut Scene, member: usize, turn: usize) {
         4 => {
             // Another one falls behind, so that this one, if it leads, has a snapshot to send.
             let other = (member + 1) % 3;
+            let id = id(&others, &name).await;
             scene.kill(other).await;
             scene.pass(AWAY).await;
+            drop(etcdctl(&all, &["move-leader", &id]).await);
             scene.restart(other);
             scene.pass(AWAY).await;
         }
@@ -158,7 +165,7 @@ async fn members_are_held_up_at_any_point() {
     let mut cluster = Cluster::new(3).await;
     let everywhere: Vec<String> = FailPoint::RUNNING
         .iter()
-        .map(|point| format!("{}=0.1%sleep(1000)", point.name()))
+        .map(|point| format!("{}=0.1%return(1000)", point.name()))
         .collect();
     for member in &mut cluster.members {
         member.set("QUORATE_STORAGE_LOG_KEEP_ENTRIES", LOG_KEEP_ENTRIES);
@@ -168,10 +175,17 @@ async fn members_are_held_up_at_any_point() {
     let mut scene = Scene::begin("held up", cluster).await;
     let start = quorate::internals::clock::now();
     let mut turn = 0;
-    while start.elapsed() < HOLD {
+    let held = |scene: &Scene| -> usize {
+        let members = scene.cluster.members.iter();
+        let held = |member: &Member| member.log().matches(": held for 1000 ms").count();
+        members.map(held).sum()
+    };
+    while start.elapsed() < HOLD || held(&scene) == 0 {
+        assert!(start.elapsed() < REACH_MAX, "no member is ever held up");
         let member = scene.random.usize(..3);
         request_mixture(&mut scene, member, turn).await;
         turn += 1;
     }
+    scene.say(&format!("members were held up {} times", held(&scene)));
     scene.end().await;
 }

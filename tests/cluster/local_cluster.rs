@@ -1,53 +1,126 @@
 //! `quorate cluster`: a folder of members grows, also when it is interrupted in between; flags that differ from what it holds are
-//! refused; a member that does not come up is reported.
+//! refused; a member that does not come up is reported; members end with the command.
 
 use crate::{
+    children,
     ctl::{etcdctl, eventually},
-    support::{free_port, quorate},
+    support::quorate,
 };
 use rustix::process::{Pid, Signal, kill_process};
 use std::{
     fs::{self, File},
+    net::{Ipv4Addr, TcpListener, UdpSocket},
     path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU16, Ordering},
     time::Duration,
 };
-use tokio::{process::Child, time::sleep};
+use tokio::{
+    process::Child,
+    time::{sleep, timeout},
+};
 
 /// How long something that must happen soon is waited for.
 const PATIENCE: Duration = Duration::from_mins(2);
+/// How long the members of a test that failed may take to end.
+const STOP_MAX: Duration = Duration::from_secs(20);
 /// Pause between two looks.
 const POLL: Duration = Duration::from_millis(20);
 
-fn run(dir: &Path, args: &[&str]) -> Child {
+/// Ports handed out so far, in steps: above those of all other tests, and below the range that the kernel hands out.
+static NEXT: AtomicU16 = AtomicU16::new(0);
+const FIRST: u16 = 20_000;
+const STEP: u16 = 50;
+const STEPS: u16 = 200;
+
+/// The command `quorate cluster`. When a test fails, its members end, too.
+struct Running {
+    child: Child,
+    dir: PathBuf,
+}
+
+impl Running {
+    fn id(&self) -> Option<Pid> {
+        let id = self.child.id().and_then(|id| i32::try_from(id).ok());
+        id.and_then(Pid::from_raw)
+    }
+
+    fn signal(&self, signal: Signal) {
+        let id = self.id().expect("it runs");
+        kill_process(id, signal).expect("it takes signals");
+    }
+
+    /// The processes of its members: their configuration is in its folder.
+    fn members(&self) -> Vec<Pid> {
+        let dir = fs::canonicalize(&self.dir).unwrap_or_else(|_| self.dir.clone());
+        let config = format!("{}/", dir.display());
+        let processes = fs::read_dir("/proc").expect("Linux has it");
+        let id = |process: fs::DirEntry| {
+            let line = fs::read(process.path().join("cmdline")).ok()?;
+            let line = String::from_utf8_lossy(&line).into_owned();
+            let mut words = line.split('\0');
+            words.find(|word| *word == "--config")?;
+            let ours = words.next()?.starts_with(&config);
+            let id = process.file_name().to_str()?.parse().ok()?;
+            ours.then(|| Pid::from_raw(id))?
+        };
+        processes.filter_map(|process| id(process.ok()?)).collect()
+    }
+}
+
+impl Drop for Running {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the test is over, and a drop cannot wait otherwise"
+    )]
+    fn drop(&mut self) {
+        let Some(id) = self.id() else { return };
+        // It may have ended by itself, as its members may below.
+        kill_process(id, Signal::INT).unwrap_or_default();
+        let start = quorate::internals::clock::now();
+        while matches!(self.child.try_wait(), Ok(None)) && start.elapsed() < STOP_MAX {
+            std::thread::sleep(POLL);
+        }
+        children::end(&mut self.child);
+        for member in self.members() {
+            kill_process(member, Signal::KILL).unwrap_or_default();
+        }
+    }
+}
+
+fn run(dir: &Path, args: &[&str]) -> Running {
     let log = File::options()
         .create(true)
         .append(true)
         .open(dir.with_extension("log"));
-    quorate()
+    let child = quorate()
         .arg("cluster")
         .arg("--dir")
         .arg(dir)
         .args(args)
         .stdout(log.expect("the log opens"))
         .spawn()
-        .expect("the program starts")
+        .expect("the program starts");
+    Running {
+        child,
+        dir: dir.to_owned(),
+    }
 }
 
 /// Ends it as Ctrl-C does.
-async fn stop(mut cluster: Child) {
-    let id = cluster.id().and_then(|id| i32::try_from(id).ok());
-    let id = id.and_then(Pid::from_raw).expect("it runs");
-    kill_process(id, Signal::INT).expect("it takes signals");
-    let status = cluster.wait().await.expect("it can be waited for");
+async fn stop(mut cluster: Running) {
+    cluster.signal(Signal::INT);
+    let ended = timeout(PATIENCE, cluster.child.wait()).await;
+    let status = ended.expect("it ends").expect("it can be waited for");
     assert!(status.success(), "{status}");
 }
 
 /// Waits until `is` so, while the cluster runs.
-async fn until(dir: &Path, cluster: &mut Child, what: &str, is: impl Fn() -> bool) {
+async fn until(dir: &Path, cluster: &mut Running, what: &str, is: impl Fn() -> bool) {
     let start = quorate::internals::clock::now();
     while !is() {
         let said = || fs::read_to_string(dir.with_extension("log")).unwrap_or_default();
-        let ended = cluster.try_wait().expect("it can be waited for");
+        let ended = cluster.child.try_wait().expect("it can be waited for");
         assert!(ended.is_none(), "{ended:?}: {}", said());
         assert!(start.elapsed() < PATIENCE, "never: {what}; {}", said());
         sleep(POLL).await;
@@ -56,8 +129,13 @@ async fn until(dir: &Path, cluster: &mut Child, what: &str, is: impl Fn() -> boo
 
 /// A port from which on five in steps of ten are free.
 fn first_port() -> u16 {
-    let is_free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-    let mut ports = std::iter::repeat_with(free_port);
+    let is_free = |port| {
+        TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+            && UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok()
+    };
+    let start = u16::try_from(process::id() % u32::from(STEPS)).expect("below the count");
+    let tried = (0..STEPS).map(|_| NEXT.fetch_add(1, Ordering::Relaxed));
+    let mut ports = tried.map(|n| FIRST + STEP * ((start + n) % STEPS));
     let found = ports.find(|port| (0..5).all(|n| is_free(port + 10 * n)));
     found.expect("there are many")
 }
@@ -88,12 +166,15 @@ async fn a_cluster_grows_from_one_member_to_three_whenever_it_is_interrupted() {
         "n3 cannot be added yet",
         "n3 has joined",
     ];
+    // A run that is interrupted once the last member has begun finds it with data, and says nothing of it.
+    let begun = || dir.join("n3").join("member").exists();
     let mut done = 0;
-    while done < steps.len() {
+    while done < steps.len() && !begun() {
         fs::remove_file(dir.with_extension("log")).expect("what the run before said");
         cluster = run(dir, &["--members=3"]);
         let newest = || (done..steps.len()).rev().find(|&step| said(steps[step]));
-        until(dir, &mut cluster, steps[done], || newest().is_some()).await;
+        let further = || newest().is_some() || begun();
+        until(dir, &mut cluster, steps[done], further).await;
         done = newest().map_or(done, |step| step + 1);
         stop(cluster).await;
     }
@@ -166,11 +247,26 @@ async fn a_cluster_of_three_grows_to_five_and_refuses_other_flags() {
 async fn a_member_that_does_not_come_up_is_reported_with_its_reason() {
     let (_folder, dir, client, flags) = folder();
     let taken = client + 10;
-    let other = std::net::TcpListener::bind(("127.0.0.1", taken)).expect("it was free");
+    let other = TcpListener::bind(("127.0.0.1", taken)).expect("it was free");
     let mut cluster = run(&dir, &[&flags[0], &flags[1]]);
     let reported = || said(&dir).contains("n2 has ended") && said(&dir).contains("in use");
     until(&dir, &mut cluster, "n2 is reported", reported).await;
     assert!(said(&dir).contains(&taken.to_string()), "{}", said(&dir));
     stop(cluster).await;
     drop(other);
+}
+
+#[tokio::test]
+async fn members_end_when_the_command_is_killed() {
+    let (_folder, dir, client, flags) = folder();
+    let ports = [client, client + 10, client + 20];
+    let mut cluster = run(&dir, &[&flags[0], &flags[1]]);
+    eventually(&ports, &["put", "k", "v"], |_| true).await;
+    assert_eq!(cluster.members().len(), 3, "they run");
+    cluster.child.kill().await.expect("it can be killed");
+    let start = quorate::internals::clock::now();
+    while !cluster.members().is_empty() {
+        assert!(start.elapsed() < PATIENCE, "{:?}", cluster.members());
+        sleep(POLL).await;
+    }
 }

@@ -11,6 +11,8 @@
 mod answers;
 mod auth;
 mod certificates;
+#[path = "../support/children.rs"]
+mod children;
 mod client;
 mod clients;
 #[cfg(feature = "failpoints")]

@@ -109,13 +109,27 @@ impl Network {
         }
     }
 
-    /// Ends all faults. Asserts that a fault dropped at least one packet, unless it was a delay.
+    /// Packets that later ones overtook since the last fault ended; only the relay delays any.
+    fn overtaken(&self) -> u64 {
+        match self {
+            Self::Hosts(_) => 0,
+            Self::Relay(relay) => relay.overtaken(),
+        }
+    }
+
+    /// Ends all faults. Asserts that a fault dropped at least one packet or, if it was a delay, that packets overtook others.
     pub(crate) fn heal(&self, drops: Drops) {
         let dropped = self.dropped();
         assert_eq!(
             dropped > 0,
             drops == Drops::Some,
             "{dropped} packets were dropped"
+        );
+        let overtaken = self.overtaken();
+        assert_eq!(
+            overtaken > 0,
+            drops == Drops::None,
+            "{overtaken} packets were overtaken"
         );
         match self {
             Self::Hosts(hosts) => hosts.heal(),

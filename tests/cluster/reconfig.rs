@@ -19,16 +19,23 @@ fn urls() -> String {
 /// Two of five are down. The third has just come back: without it the cluster would be stuck.
 #[tokio::test]
 async fn a_member_that_has_just_come_back_is_not_removed_if_the_quorum_needs_it() {
-    let mut cluster = Cluster::start(5).await;
+    let mut cluster = Cluster::new(5).await;
+    for member in &mut cluster.members {
+        // The leader goes on leading while no quorum answers.
+        member.set("QUORATE_RAFT_ELECTION_MS", "5000");
+        member.start();
+    }
     let ports = cluster.ports();
     let leads = leader(&ports).await;
     let [back, down, gone, _] = others(leads, 5)[..] else {
         unreachable!("four of five do not lead")
     };
     let back_id = id(&ports, &cluster.members[back].name).await;
-    for member in [down, gone, back] {
+    for member in [down, gone] {
         cluster.members[member].kill().await;
     }
+    // In good order, so that the leader notices at once that this connection has ended.
+    cluster.members[back].stop().await;
     cluster.members[back].start();
     eventually(&ports[back..=back], &["put", "k", "v"], |_| true).await;
     let at_leader = &ports[leads..=leads];
@@ -97,12 +104,20 @@ async fn without_the_strict_check_a_needed_member_can_be_removed() {
     let mut cluster = Cluster::new(3).await;
     for member in &mut cluster.members {
         member.set("QUORATE_CLUSTER_STRICT_RECONFIG_CHECK", "false");
+        // The leader goes on leading while no quorum answers.
+        member.set("QUORATE_RAFT_ELECTION_MS", "5000");
         member.start();
     }
     let ports = cluster.ports();
     let leads = leader(&ports).await;
-    let gone = id(&ports, &cluster.members[others(leads, 3)[0]].name).await;
-    // Right after the start: with the check a cluster refuses this in its first five seconds.
+    let [gone, back] = others(leads, 3)[..] else {
+        unreachable!("two of three do not lead")
+    };
+    let gone = id(&ports, &cluster.members[gone].name).await;
+    // One of the two that are to be left has just come back: with the check a cluster refuses this. In good order, so that the
+    // leader notices at once that the connection has ended.
+    cluster.members[back].stop().await;
+    cluster.members[back].start();
     let removed = etcdctl(&ports[leads..=leads], &["member", "remove", &gone]).await;
     removed.ok();
 }

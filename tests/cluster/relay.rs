@@ -54,6 +54,8 @@ pub(crate) struct Relay {
     clients: Vec<SocketAddrV4>,
     rules: Arc<Mutex<Rules>>,
     dropped: Arc<AtomicU64>,
+    /// Packets that went on after a later one of the same sender.
+    overtaken: Arc<AtomicU64>,
     tasks: Vec<AbortHandle>,
 }
 
@@ -74,6 +76,7 @@ impl Relay {
             clients: ports(),
             rules: Arc::default(),
             dropped: Arc::default(),
+            overtaken: Arc::default(),
             tasks: Vec::new(),
         };
         for to in 0..size {
@@ -82,6 +85,7 @@ impl Relay {
                 members: relay.members.clone(),
                 rules: Arc::clone(&relay.rules),
                 dropped: Arc::clone(&relay.dropped),
+                overtaken: Arc::clone(&relay.overtaken),
                 to,
             };
             relay.tasks.push(spawn(pass.run()).abort_handle());
@@ -120,8 +124,14 @@ impl Relay {
         self.dropped.load(Ordering::Relaxed)
     }
 
+    /// Packets that were overtaken since the last fault ended.
+    pub(crate) fn overtaken(&self) -> u64 {
+        self.overtaken.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn heal(&self) {
         self.dropped.store(0, Ordering::Relaxed);
+        self.overtaken.store(0, Ordering::Relaxed);
         self.change(|rules| *rules = Rules::default());
     }
 
@@ -144,12 +154,17 @@ struct Pass {
     members: Vec<SocketAddrV4>,
     rules: Arc<Mutex<Rules>>,
     dropped: Arc<AtomicU64>,
+    overtaken: Arc<AtomicU64>,
     to: usize,
 }
 
 impl Pass {
     async fn run(self) {
         let held = Arc::new(());
+        // The number of the newest packet that went on, of each sender.
+        let newest = || (0..self.members.len()).map(|_| AtomicU64::new(0));
+        let newest: Arc<Vec<AtomicU64>> = Arc::new(newest().collect());
+        let mut number = 0;
         let mut buffer = vec![0; PACKET_BYTES_MAX];
         let target = SocketAddr::from(self.members[self.to]);
         let mut askers = Askers::default();
@@ -183,8 +198,13 @@ impl Pass {
                 Some(time) => {
                     let (fronts, packet) = (Arc::clone(&self.fronts), buffer[..length].to_vec());
                     let held = Arc::clone(&held);
+                    let (newest, overtaken) = (Arc::clone(&newest), Arc::clone(&self.overtaken));
+                    number += 1;
                     spawn(async move {
                         sleep(time).await;
+                        if newest[from].fetch_max(number, Ordering::Relaxed) > number {
+                            overtaken.fetch_add(1, Ordering::Relaxed);
+                        }
                         send(&fronts[from], &packet, target).await;
                         drop(held);
                     });

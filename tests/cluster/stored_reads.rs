@@ -13,8 +13,12 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-/// How long each read stalls: many election timeouts.
+/// How long each read stalls: longer than a member takes to end the request.
 const STALL: Duration = Duration::from_secs(10);
+/// The election timeout where a busy machine alone must not cause elections, and a stall that is longer than such a member takes
+/// to end a request.
+const ELECTION_MS: &str = "5000";
+const LONG_STALL: Duration = Duration::from_secs(30);
 /// Reads that must complete meanwhile, at each member.
 const READS: usize = 50;
 /// Reads of stored values that stall, at each member: more than it has threads for them.
@@ -106,6 +110,7 @@ async fn with_stalls(key: &str, value: &str, stall: Duration) -> Cluster {
     for member in &mut cluster.members {
         // All actors but those with the disks share one thread, with the client port.
         member.set("QUORATE_RUNTIME_SPREAD", "one");
+        member.set("QUORATE_RAFT_ELECTION_MS", ELECTION_MS);
         member.start();
     }
     let ports = cluster.ports();
@@ -216,7 +221,7 @@ async fn callers_are_told_that_their_time_is_up_while_a_value_is_read() {
 
 #[tokio::test]
 async fn heartbeats_elections_and_reads_go_on_while_a_value_is_read() {
-    let cluster = with_stalls("k", "old", STALL).await;
+    let cluster = with_stalls("k", "old", LONG_STALL).await;
     let ports = cluster.ports();
     let leads = leader(&ports).await;
     let mut clients = Vec::new();

@@ -17,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 
-use crate::network::Network;
+use crate::{children, network::Network};
 
 /// Ports below the range the kernel hands out.
 static NEXT: AtomicU16 = AtomicU16::new(0);
@@ -117,7 +117,11 @@ fn quorate_in(host: Option<&str>, open_files: Option<u32>) -> Command {
             command.env_remove(name);
         }
     }
-    command.stdin(Stdio::null()).kill_on_drop(true);
+    command
+        // Small segments, since each member writes some in advance.
+        .env("QUORATE_STORAGE_WAL_SEGMENT_BYTES", "4194304")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
     command
 }
 
@@ -266,7 +270,8 @@ impl Member {
             .arg(format!("--peer-listen={}", place.peer))
             .arg(format!("--peer-advertise={}", place.peer_advertise))
             .args(&self.args)
-            .env("QUORATE_STORAGE_WAL_SEGMENT_BYTES", "4194304")
+            // What a member keeps for others takes little of the disk.
+            .env("QUORATE_STORAGE_LOG_KEEP_BYTES", "16777216")
             .envs(&self.variables)
             .envs(self.env.iter().cloned())
             .stdout(Stdio::null())
@@ -378,6 +383,9 @@ impl Member {
 impl Drop for Member {
     #[expect(clippy::print_stderr, reason = "the log of a member whose test failed")]
     fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            children::end(child);
+        }
         let log = self.log();
         if std::thread::panicking() {
             let lines: Vec<_> = log.lines().collect();

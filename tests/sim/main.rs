@@ -21,8 +21,8 @@
 //! | `trace` | a run's events, hashed and printed |
 //!
 //! `cargo test --release --test sim` runs a fixed set of seeds. `SEEDS=n` runs n fresh ones, `SIM_SECS=n` as many as fit into n
-//! seconds; they begin with `SIM_FROM=n` or a random one. `SEED=n` replays one and prints every event. A failure prints its seed
-//! and the command that replays it. `SIM_CUTS=n` cuts an operator's work short in `n` places.
+//! seconds; they begin with `SIM_FROM=n` or a random one. `SEED=n` replays one instead and prints every event. A failure prints
+//! its seed and the command that replays it. `SIM_CUTS=n` cuts an operator's work short in `n` places.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -142,6 +142,9 @@ fn report(outcomes: &[Outcome], began: Instant) {
 
 #[test]
 fn clusters_live_through_storms() {
+    if let Some(seed) = number("SEED") {
+        return replay(seed);
+    }
     let first = number("SIM_FROM").unwrap_or_else(|| clock::entropy() % 1_000_000_000);
     if let Some(count) = number("SEEDS") {
         announce(&count.to_string(), first);
@@ -150,25 +153,23 @@ fn clusters_live_through_storms() {
         announce(&format!("as many as begin within {secs} s"), first);
         let over = clock::now() + Duration::from_secs(secs);
         run_all((first..).take_while(|_| clock::now() < over));
-    } else if number("SEED").is_none() {
+    } else {
         run_all(FIXED_SEEDS);
     }
 }
 
-#[test]
-fn replay() {
-    if let Some(seed) = number("SEED") {
-        let began = clock::now();
-        let plan = Plan {
-            shown: true,
-            ..Plan::of(seed)
-        };
-        #[cfg(feature = "mutations")]
-        if let Some(outcome) = mutations::replay(plan) {
-            return report(&[outcome], began);
-        }
-        report(&[run(plan, &mut Mixed::default())], began);
+/// Runs one seed, and prints every event.
+fn replay(seed: u64) {
+    let began = clock::now();
+    let plan = Plan {
+        shown: true,
+        ..Plan::of(seed)
+    };
+    #[cfg(feature = "mutations")]
+    if let Some(outcome) = mutations::replay(plan) {
+        return report(&[outcome], began);
     }
+    report(&[run(plan, &mut Mixed::default())], began);
 }
 
 #[test]

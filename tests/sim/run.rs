@@ -118,7 +118,7 @@ fn report_failure(plan: Plan, cluster: &Cluster) {
     let story = cluster.network.borrow().trace.newest();
     eprintln!(
         "seed {seed} failed at {at} ms; what happened last:\n{story}\
-         replay: SEED={seed} cargo test --release --test sim replay -- --nocapture"
+         replay: SEED={seed} cargo test --release --test sim storms -- --nocapture"
     );
 }
 

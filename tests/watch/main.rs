@@ -39,10 +39,12 @@ struct Home {
 
 fn home() -> Home {
     let dir = tempfile::tempdir().unwrap();
-    let config = Config {
+    let mut config = Config {
         data_dir: dir.path().join("data"),
         ..Config::default()
     };
+    // Small segments, since each member writes some in advance.
+    config.storage.wal_segment_bytes = 4 << 20;
     Home { config, _dir: dir }
 }
 

@@ -3,6 +3,8 @@
 //! `QUORATE_TEST_TARGET=etcd` runs the shared test bodies against a real etcd instead of Quorate, which checks the
 //! tests themselves. What it does otherwise is a [`Difference`], which is not compared; that is printed.
 
+#[path = "../../support/children.rs"]
+mod children;
 mod client;
 mod ctl;
 mod differences;

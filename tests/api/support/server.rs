@@ -1,7 +1,7 @@
 //! A server under test as a child process: Quorate, or the etcd it is compared with.
 
 use super::{
-    Difference,
+    Difference, children,
     client::{Client, get},
     note, ports, tools,
 };
@@ -217,8 +217,9 @@ impl Server {
             ])
             .args(["--peer-listen", &format!("127.0.0.1:{}", self.peer_port)])
             .args(["--name", "n1"])
-            // Small segments, since each test writes some in advance.
-            .env("QUORATE_STORAGE_WAL_SEGMENT_BYTES", "4194304");
+            // Small segments, since each test writes some in advance; what is kept for other members takes little of the disk.
+            .env("QUORATE_STORAGE_WAL_SEGMENT_BYTES", "4194304")
+            .env("QUORATE_STORAGE_LOG_KEEP_BYTES", "16777216");
         command
     }
 
@@ -325,6 +326,9 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            children::end(child);
+        }
         let log = self.log();
         if thread::panicking() {
             if self.kind == Kind::Etcd {
