@@ -234,8 +234,8 @@ impl Held {
         self
     }
 
-    /// Gives back the part of `bytes` bytes that were sent. An answer that is longer than a whole budget gives back the same part of
-    /// that from its first byte on.
+    /// Gives back the part of `bytes` bytes that were sent. An answer that is longer than a whole budget gives back the same part
+    /// of that, from its first byte on.
     fn sent(&mut self, bytes: usize) {
         self.left = self.left.saturating_sub(bytes);
         let (own, shared) = units(self.bytes);

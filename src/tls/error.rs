@@ -78,14 +78,14 @@ impl TlsError {
 pub fn reason(error: &Error) -> String {
     match error {
         Error::InvalidCertificate(CertificateError::Other(why)) if is_authority(why) => format!(
-            "its certificate is refused: it is an authority's (CA:TRUE), also if it is in the list of authorities itself: {REMEDY}"
+            "its certificate is refused: it is an authority's (CA:TRUE), even if it is in the list of authorities: {REMEDY}"
         ),
         Error::InvalidCertificate(CertificateError::InvalidPurposeContext { presented, .. })
             if presented.contains(&any_purpose()) =>
         {
             format!(
-                "its certificate is refused: it is for any purpose (anyExtendedKeyUsage) and does not name that of a client, or of \
-                 a server: {REMEDY}"
+                "its certificate is refused: it is for any purpose (anyExtendedKeyUsage) and names neither a client's nor a \
+                 server's: {REMEDY}"
             )
         }
         Error::InvalidCertificate(CertificateError::Other(why)) => {
@@ -115,7 +115,8 @@ pub fn reason(error: &Error) -> String {
 }
 
 /// What makes a certificate that is taken.
-const REMEDY: &str = "make one with `quorate cert` (with another tool: CA:FALSE, and the extended key usages clientAuth or serverAuth)";
+const REMEDY: &str = "make one with `quorate cert` (with another tool: CA:FALSE, and the extended key usage clientAuth or \
+                      serverAuth)";
 
 fn is_authority(why: &OtherError) -> bool {
     let why = why.0.downcast_ref::<webpki::Error>();
