@@ -8,20 +8,20 @@
 //! | up to [`SMALL_ANSWER_BYTES`] | unsent | the connection begins no further calls ([`Budget::is_behind`]) |
 //! | longer | held: room for it is taken before it is read | the call waits for room, then gets `ResourceExhausted` |
 //!
-//! While a call waits for room, long answers that their clients do not read are cancelled soon ([`Budget::stall_max`]), so that
-//! one slow reader does not block the others.
+//! A long answer gives its room back as it is sent. While a call waits for room, long answers that their clients do not read are
+//! cancelled soon, and whoever holds much must take much ([`Demand`]), so that one slow reader does not block the others.
 
 use super::status::Status;
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 /// Answers up to this size are handed to the HTTP/2 library at once; longer ones as the client's flow control allows.
@@ -54,8 +54,11 @@ const STALL_MAX: Duration = Duration::from_mins(1);
 /// The same while another call waits for room.
 const STALL_MAX_SCARCE: Duration = Duration::from_secs(3);
 
-/// How many bytes of a long answer a client must take within [`Budget::stall_max`].
-pub const STALL_BYTES: usize = 256 * 1024;
+/// How many bytes of a long answer a client must take in that time.
+const STALL_BYTES: usize = 256 * 1024;
+
+/// While another call waits for room, a client must take this part of what its answer holds, if that is more.
+const STALL_PART_SCARCE: usize = 8;
 
 /// The semaphores count in this unit, so that the counts fit into a `u32`.
 const UNIT_BYTES: usize = 1024;
@@ -96,16 +99,36 @@ pub struct Held {
     budget: Arc<Budget>,
     own: Option<OwnedSemaphorePermit>,
     shared: Option<OwnedSemaphorePermit>,
+    /// The length of the answer.
+    bytes: usize,
+    /// How much of it is not sent.
+    left: usize,
+    /// When the client must have taken the answer; `None` if it may take its time.
+    until: Option<Instant>,
 }
 
-/// The budget that a payload's bytes count against, until the last of them is sent or dropped.
+/// What a client must take of a long answer, and in which time: otherwise it loses the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Demand {
+    pub(super) bytes: usize,
+    pub(super) within: Duration,
+}
+
+/// The budget that a payload's bytes count against, until they are sent or dropped.
 #[derive(Debug)]
 pub struct Charge(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    Unsent { bytes: usize, budget: Arc<Budget> },
-    Held(Arc<Held>),
+    Unsent {
+        bytes: usize,
+        budget: Arc<Budget>,
+    },
+    Held {
+        /// What it gives back. The last charge of the room gives back the rest.
+        bytes: usize,
+        held: Arc<Mutex<Held>>,
+    },
 }
 
 impl Budget {
@@ -133,11 +156,7 @@ impl Budget {
         let both = async {
             let own = self.held.clone().acquire_many_owned(own).await;
             let shared = self.arbiter.held.clone().acquire_many_owned(shared).await;
-            Held {
-                budget: self.clone(),
-                own: own.ok(),
-                shared: shared.ok(),
-            }
+            self.held(own.ok(), shared.ok(), bytes)
         };
         timeout(ROOM_TIMEOUT, both)
             .await
@@ -149,11 +168,23 @@ impl Budget {
         let (own, shared) = units(bytes);
         let own = self.held.clone().try_acquire_many_owned(own).ok()?;
         let shared = self.arbiter.held.clone().try_acquire_many_owned(shared);
-        Some(Held {
+        Some(self.held(Some(own), Some(shared.ok()?), bytes))
+    }
+
+    fn held(
+        self: &Arc<Self>,
+        own: Option<OwnedSemaphorePermit>,
+        shared: Option<OwnedSemaphorePermit>,
+        bytes: usize,
+    ) -> Held {
+        Held {
             budget: self.clone(),
-            own: Some(own),
-            shared: Some(shared.ok()?),
-        })
+            own,
+            shared,
+            bytes,
+            left: bytes,
+            until: None,
+        }
     }
 
     /// Counts an answer as unsent. For answers that are sent without waiting for room.
@@ -178,11 +209,9 @@ impl Budget {
             || self.requests.load(Ordering::Relaxed) >= WAITING_REQUESTS_MAX
     }
 
-    /// How long a client may take for [`STALL_BYTES`] of a long answer.
-    pub fn stall_max(&self) -> Duration {
-        let waiting = self.waiting.load(Ordering::Relaxed) > 0
-            || self.arbiter.waiting.load(Ordering::Relaxed) > 0;
-        if waiting { STALL_MAX_SCARCE } else { STALL_MAX }
+    /// Whether a call waits for room that answers of this connection hold.
+    fn is_scarce(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0 || self.arbiter.waiting.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -199,50 +228,109 @@ impl Held {
     /// Gives back what an answer of `bytes` bytes does not need.
     #[must_use]
     pub fn shrunk_to(mut self, bytes: usize) -> Self {
+        (self.bytes, self.left) = (bytes, bytes);
         let (own, shared) = units(bytes);
+        self.keep(own, shared);
+        self
+    }
+
+    /// Gives back the part of `bytes` bytes that were sent. An answer that is longer than a whole budget gives back the same part
+    /// of that, from its first byte on.
+    fn sent(&mut self, bytes: usize) {
+        self.left = self.left.saturating_sub(bytes);
+        let (own, shared) = units(self.bytes);
+        let part = |units: u32| {
+            let units = (units as usize * self.left).div_ceil(self.bytes.max(1));
+            u32::try_from(units).unwrap_or(u32::MAX)
+        };
+        self.keep(part(own), part(shared));
+    }
+
+    fn keep(&mut self, own: u32, shared: u32) {
         for (permit, needed) in [(&mut self.own, own), (&mut self.shared, shared)] {
             if let Some(permit) = permit {
                 let surplus = permit.num_permits().saturating_sub(needed as usize);
                 drop(permit.split(surplus));
             }
         }
-        self
+    }
+
+    fn demand(&self) -> Demand {
+        if self.until.is_some_and(|until| until <= Instant::now()) {
+            return Demand {
+                bytes: usize::MAX,
+                within: Duration::ZERO,
+            };
+        }
+        if !self.budget.is_scarce() {
+            return Demand {
+                bytes: STALL_BYTES,
+                within: STALL_MAX,
+            };
+        }
+        let units = self.shared.as_ref().map_or(0, |held| held.num_permits());
+        Demand {
+            bytes: STALL_BYTES.max(units * UNIT_BYTES / STALL_PART_SCARCE),
+            within: STALL_MAX_SCARCE,
+        }
     }
 }
 
 impl From<Held> for Charge {
+    /// The charge of an answer that is in memory, which gives its room back as it is sent.
     fn from(held: Held) -> Self {
-        Self(Kind::Held(Arc::new(held)))
+        let bytes = held.left;
+        let held = Arc::new(Mutex::new(held));
+        Self(Kind::Held { bytes, held })
     }
 }
 
 impl Charge {
-    /// See [`Budget::stall_max`]; `None` for a small answer.
-    pub(super) fn stall_max(&self) -> Option<Duration> {
+    /// The charge of an answer that is made while it is sent: it keeps its room until its last part is gone. The client must have
+    /// taken it at `until`.
+    pub(super) fn of_parts(mut held: Held, until: Instant) -> Self {
+        held.until = Some(until);
+        let held = Arc::new(Mutex::new(held));
+        Self(Kind::Held { bytes: 0, held })
+    }
+
+    /// What its client must take; `None` for a small answer.
+    pub(super) fn demand(&self) -> Option<Demand> {
         match &self.0 {
-            Kind::Held(held) => Some(held.budget.stall_max()),
+            Kind::Held { held, .. } => Some(lock(held).demand()),
             Kind::Unsent { .. } => None,
         }
     }
 
     /// The charge of the first `len` bytes; this one keeps the rest.
     pub(super) fn split(&mut self, len: usize) -> Self {
-        match &mut self.0 {
-            Kind::Held(held) => Self(Kind::Held(held.clone())),
-            Kind::Unsent { bytes, budget } => {
-                let taken = len.min(*bytes);
-                *bytes -= taken;
-                let (bytes, budget) = (taken, budget.clone());
-                Self(Kind::Unsent { bytes, budget })
-            }
-        }
+        let (Kind::Held { bytes, .. } | Kind::Unsent { bytes, .. }) = &mut self.0;
+        let taken = len.min(*bytes);
+        *bytes -= taken;
+        Self(match &self.0 {
+            Kind::Held { held, .. } => Kind::Held {
+                bytes: taken,
+                held: held.clone(),
+            },
+            Kind::Unsent { budget, .. } => Kind::Unsent {
+                bytes: taken,
+                budget: budget.clone(),
+            },
+        })
     }
+}
+
+fn lock(held: &Mutex<Held>) -> MutexGuard<'_, Held> {
+    held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Clone for Charge {
     fn clone(&self) -> Self {
         match &self.0 {
-            Kind::Held(held) => Self(Kind::Held(held.clone())),
+            Kind::Held { held, .. } => Self(Kind::Held {
+                bytes: 0,
+                held: held.clone(),
+            }),
             Kind::Unsent { bytes, budget } => budget.unsent(*bytes),
         }
     }
@@ -250,9 +338,12 @@ impl Clone for Charge {
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        if let Kind::Unsent { bytes, budget } = &self.0 {
-            budget.unsent.fetch_sub(*bytes, Ordering::Relaxed);
-            budget.arbiter.unsent.fetch_sub(*bytes, Ordering::Relaxed);
+        match &self.0 {
+            Kind::Unsent { bytes, budget } => {
+                budget.unsent.fetch_sub(*bytes, Ordering::Relaxed);
+                budget.arbiter.unsent.fetch_sub(*bytes, Ordering::Relaxed);
+            }
+            Kind::Held { bytes, held } => lock(held).sent(*bytes),
         }
     }
 }
@@ -323,19 +414,19 @@ mod tests {
     async fn a_call_waits_for_room_and_then_gives_up() {
         let [first, _] = connections();
         let held = first.try_hold(16 * MIB).expect("room");
-        assert_eq!(first.stall_max(), STALL_MAX);
+        assert!(!first.is_scarce());
         let waiting = tokio::spawn({
             let first = first.clone();
             async move { first.hold(MIB).await.map(drop) }
         });
         tokio::task::yield_now().await;
-        assert_eq!(first.stall_max(), STALL_MAX_SCARCE, "others must hurry");
+        assert!(first.is_scarce(), "others must hurry");
         drop(held);
         assert!(waiting.await.expect("no panic").is_ok());
         let _held = first.try_hold(16 * MIB).expect("room");
         let refused = first.hold(MIB).await.expect_err("there is no room");
         assert_eq!(refused, Status::answers_wait());
-        assert_eq!(first.stall_max(), STALL_MAX, "nobody waits any more");
+        assert!(!first.is_scarce(), "nobody waits any more");
     }
 
     #[test]
@@ -362,15 +453,54 @@ mod tests {
         assert!(!first.is_behind());
     }
 
+    fn long(bytes: usize, charge: Charge) -> Payload {
+        Payload::from(Bytes::from(vec![0; bytes])).charged(charge)
+    }
+
     #[test]
-    fn a_held_answer_gives_its_room_back_with_its_last_piece() {
+    fn a_long_answer_gives_its_room_back_as_it_is_sent() {
+        let [first, second] = connections();
+        let held = first.try_hold(16 * MIB).expect("room");
+        let mut payload = long(16 * MIB, held.into());
+        let piece = payload.split_to(MIB);
+        assert!(first.try_hold(1).is_none(), "it may not be sent yet");
+        drop(piece);
+        let more = first.try_hold(MIB);
+        assert!(more.is_some() && first.try_hold(1).is_none());
+        drop((payload, more));
+        // Longer than all there is: half of it is half of that.
+        let mut payload = long(200 * MIB, first.try_hold(200 * MIB).expect("room").into());
+        assert!(second.try_hold(1).is_none());
+        drop(payload.split_to(100 * MIB));
+        assert!(first.try_hold(8 * MIB).is_some());
+        let others: Vec<_> = (0..4)
+            .map(|_| Arc::new(Budget::new(first.arbiter.clone())))
+            .collect();
+        let rest = others
+            .iter()
+            .map(|other| other.try_hold(16 * MIB).expect("room"));
+        let rest: Vec<Held> = rest.collect();
+        assert!(second.try_hold(1).is_none());
+        drop((payload, rest));
+        assert_eq!(
+            first.arbiter.held.available_permits(),
+            HELD_BYTES_MAX / UNIT_BYTES
+        );
+        assert_eq!(
+            first.held.available_permits(),
+            CONNECTION_HELD_BYTES_MAX / UNIT_BYTES
+        );
+    }
+
+    #[test]
+    fn an_answer_in_parts_keeps_its_room_until_its_last_part_is_gone() {
         let [first, _] = connections();
         let held = first.try_hold(16 * MIB).expect("room");
-        let mut payload = Payload::from(Bytes::from_static(b"abc")).charged(held.into());
-        let piece = payload.split_to(2);
-        drop(payload);
+        let charge = Charge::of_parts(held, Instant::now() + STALL_MAX);
+        let mut part = long(MIB, charge.clone());
+        drop((part.split_to(MIB / 2), part));
         assert!(first.try_hold(1).is_none());
-        drop(piece);
-        assert!(first.try_hold(1).is_some());
+        drop(charge);
+        assert!(first.try_hold(16 * MIB).is_some());
     }
 }

@@ -1,12 +1,15 @@
 //! What all connections of a member have together, and what each has of it.
 
 use super::{
-    message_room::MessageRoom,
+    connection_shares::Origin,
+    message_room::{AddressRoom, MessageRoom},
     shares::{Pool, Share, Size},
 };
 use std::{
+    collections::HashMap,
+    net::IpAddr,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicUsize, Ordering},
     },
     task::Waker,
@@ -27,7 +30,16 @@ pub(super) struct ClientPools {
     calls: Arc<Pool>,
     message_bytes: Arc<Pool>,
     held_back_bytes: Arc<Pool>,
+    addresses: Mutex<Addresses>,
     next_connection: AtomicUsize,
+}
+
+/// The addresses whose connections have room for messages.
+#[derive(Debug, Default)]
+struct Addresses {
+    rooms: HashMap<Origin, Weak<AddressRoom>>,
+    /// How many there may be before those that have left are removed.
+    sweep_at: usize,
 }
 
 impl Default for ClientPools {
@@ -37,19 +49,38 @@ impl Default for ClientPools {
             calls: half(CALLS_MAX),
             message_bytes: half(MESSAGE_BYTES_MAX),
             held_back_bytes: half(HELD_BACK_BYTES_MAX),
+            addresses: Mutex::default(),
             next_connection: AtomicUsize::new(0),
         }
     }
 }
 
 impl ClientPools {
-    /// The shares of a connection, whose task is `task`, made with the first call that needs them.
-    pub(super) fn connection(&self, task: &Waker) -> ConnectionShares {
+    /// The shares of a connection from `address`, whose task is `task`, made with the first call that needs them.
+    pub(super) fn connection(&self, address: IpAddr, task: &Waker) -> ConnectionShares {
         ConnectionShares {
             number: self.next_connection.fetch_add(1, Ordering::Relaxed),
             calls: Share::new(&self.calls),
-            messages: MessageRoom::new(&self.message_bytes, &self.held_back_bytes, task.clone()),
+            messages: MessageRoom::new(self.room_of(address.into()), task.clone()),
         }
+    }
+
+    fn room_of(&self, origin: Origin) -> Arc<AddressRoom> {
+        let mut addresses = self
+            .addresses
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Addresses { rooms, sweep_at } = &mut *addresses;
+        if let Some(room) = rooms.get(&origin).and_then(Weak::upgrade) {
+            return room;
+        }
+        if rooms.len() >= *sweep_at {
+            rooms.retain(|_, room| room.strong_count() > 0);
+            *sweep_at = 2 * rooms.len() + 1;
+        }
+        let room = AddressRoom::new(&self.message_bytes, &self.held_back_bytes);
+        rooms.insert(origin, Arc::downgrade(&room));
+        room
     }
 }
 
@@ -65,11 +96,29 @@ pub(super) struct ConnectionShares {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::net::Ipv4Addr;
+
+    fn address(n: u32) -> IpAddr {
+        Ipv4Addr::from_bits(n).into()
+    }
 
     #[test]
     fn connections_have_numbers_of_their_own() {
         let pools = ClientPools::default();
-        let [first, second] = [(); 2].map(|()| pools.connection(Waker::noop()));
+        let [first, second] = [1, 1].map(|n| pools.connection(address(n), Waker::noop()));
         assert_ne!(first.number, second.number);
+    }
+
+    #[test]
+    fn connections_of_an_address_share_its_room_and_nothing_is_kept_of_those_that_have_left() {
+        let pools = ClientPools::default();
+        let [first, same, other] = [1, 1, 2].map(|n| pools.room_of(address(n).into()));
+        assert!(Arc::ptr_eq(&first, &same) && !Arc::ptr_eq(&first, &other));
+        for n in 3..1_000 {
+            drop(pools.connection(address(n), Waker::noop()));
+        }
+        assert!(pools.addresses.lock().unwrap().rooms.len() < 10);
+        let again = pools.room_of(address(1).into());
+        assert!(Arc::ptr_eq(&first, &again));
     }
 }

@@ -357,7 +357,7 @@ impl Api {
                 }
                 ReadUpTo::Long(long) => {
                     let held = held.shrunk_to(long.held_bytes());
-                    let sending = long.send(self.requests.clone(), held.into());
+                    let sending = long.send(self.requests.clone(), held);
                     return Ok(ResponseBody::Stream(sending));
                 }
                 ReadUpTo::TooLong => {}

@@ -2,10 +2,10 @@
 //!
 //! gRPC says the length of a message before its first byte. So the length of every result is looked up first, and then the
 //! results are read again, part by part, as the client takes them. All are read from one view, which keeps its pages in the
-//! database meanwhile; a client that takes too little for too long loses its answer.
+//! database meanwhile; a client that takes too little for too long, or is too slow as a whole, loses its answer.
 
 use super::{
-    answer_budget::Charge,
+    answer_budget::{Charge, Held},
     frames::Encoded,
     reply::{self, Header, RangeParts},
     status::Status,
@@ -22,14 +22,19 @@ use crate::{
     },
     types::Revision,
 };
-use std::sync::Arc;
-use tokio::sync::mpsc;
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::mpsc, time::Instant};
 
 /// Bytes of results in one part, or one result.
 const PART_BYTES: usize = 1024 * 1024;
 
 /// Bytes of results that are read at first: a shorter answer is sent whole.
 pub(super) const FIRST_BYTES: usize = 4 * 1024 * 1024;
+
+/// How long a client may take for an answer of no length, and for each MiB of it. The view keeps the database from using pages
+/// again, so its file grows by every write meanwhile.
+const AGE_MAX: Duration = Duration::from_mins(5);
+const AGE_MAX_OF_MIB: Duration = Duration::from_secs(1);
 
 /// The result of a read with a bound on its bytes.
 #[derive(Debug)]
@@ -49,6 +54,8 @@ pub(super) struct LongRange {
     first: Encoded,
     beginning: Encoded,
     parts: RangeParts,
+    /// The length of the answer.
+    bytes: usize,
 }
 
 /// Reads a range up to `bytes_max` bytes. Blocks.
@@ -93,6 +100,7 @@ pub(super) fn read(
         results,
         beginning,
         parts,
+        bytes: kvs_len,
     }))))
 }
 
@@ -102,12 +110,13 @@ impl LongRange {
         self.results.held_bytes() + FIRST_BYTES - PART_BYTES
     }
 
-    /// Sends the answer. Its parts, of which a few exist at a time, count as `charge`.
+    /// Sends the answer. Its parts, of which a few exist at a time, count as `held`.
     pub(super) fn send(
         self: Box<Self>,
         requests: Requests,
-        charge: Charge,
+        held: Held,
     ) -> mpsc::Receiver<Result<Encoded, Status>> {
+        let charge = Charge::of_parts(held, Instant::now() + age_max(self.bytes));
         streaming::run(None, |out| async move {
             let Self {
                 mut published,
@@ -115,6 +124,7 @@ impl LongRange {
                 first,
                 beginning,
                 parts,
+                bytes: _,
             } = *self;
             // Sending fails only if the client has gone.
             let mut next = first;
@@ -136,5 +146,23 @@ impl LongRange {
             drop(out.send(Ok(parts.end().charged(charge))).await);
             Ok(())
         })
+    }
+}
+
+/// How old the view of an answer of `bytes` bytes may become.
+fn age_max(bytes: usize) -> Duration {
+    let mibs = u32::try_from(bytes >> 20).unwrap_or(u32::MAX);
+    AGE_MAX.saturating_add(AGE_MAX_OF_MIB.saturating_mul(mibs))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_answer_keeps_its_view_for_less_than_an_hour() {
+        let longest = usize::try_from(i32::MAX).unwrap();
+        assert!(age_max(longest) < Duration::from_hours(1));
+        assert!(age_max(0) >= AGE_MAX && age_max(usize::MAX) > age_max(longest));
     }
 }

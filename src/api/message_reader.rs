@@ -344,7 +344,7 @@ mod tests {
         *,
     };
     use crate::api::{
-        message_room::WINDOW_EXTRA_MAX,
+        message_room::{AddressRoom, WINDOW_EXTRA_MAX},
         proto::etcdserverpb as pb,
         shares::{Pool, Size},
         status::Code,
@@ -451,7 +451,12 @@ mod tests {
 
     /// Room of a connection of which no message is held back.
     fn room_of(pool: &Arc<Pool>) -> Arc<MessageRoom> {
-        MessageRoom::new(pool, &self::pool(0), Waker::noop().clone())
+        room(pool, &self::pool(0))
+    }
+
+    /// Room of the only connection of an address.
+    fn room(bytes: &Arc<Pool>, held_back: &Arc<Pool>) -> Arc<MessageRoom> {
+        MessageRoom::new(AddressRoom::new(bytes, held_back), Waker::noop().clone())
     }
 
     /// Reads what has arrived.
@@ -562,7 +567,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_message_is_held_back_until_there_is_room() {
         let (bytes, held_back) = (pool(2 * LONG), pool(1 << 20));
-        let room = MessageRoom::new(&bytes, &held_back, Waker::noop().clone());
+        let room = room(&bytes, &held_back);
         let mut first = long(1).within(&room);
         assert!(poll(&mut first).is_pending());
         assert_eq!(bytes.used(), LONG, "room for all of it");
@@ -588,7 +593,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_message_is_not_held_back_for_ever() {
         let (bytes, held_back) = (pool(2 * LONG), pool(1 << 20));
-        let room = MessageRoom::new(&bytes, &held_back, Waker::noop().clone());
+        let room = room(&bytes, &held_back);
         let mut first = long(1).within(&room);
         assert!(poll(&mut first).is_pending());
         let began = tokio::time::Instant::now();
@@ -606,8 +611,7 @@ mod tests {
     async fn a_message_that_stops_makes_room_for_those_of_others() {
         // The first connection takes half, and the second needs more than half of the rest.
         let (bytes, held_back) = (pool(2 * LONG), pool(1 << 20));
-        let [greedy, other] =
-            [(); 2].map(|()| MessageRoom::new(&bytes, &held_back, Waker::noop().clone()));
+        let [greedy, other] = [(); 2].map(|()| room(&bytes, &held_back));
         let mut stalled = long(1).within(&greedy);
         assert!(poll(&mut stalled).is_pending());
         let stalled = tokio::spawn(async move {
@@ -650,9 +654,7 @@ mod tests {
         bytes: &Arc<Pool>,
         held_back: &Arc<Pool>,
     ) -> (Vec<Arc<MessageRoom>>, Vec<MessageReader<Unfinished>>) {
-        let rooms: Vec<_> = (0..20)
-            .map(|_| MessageRoom::new(bytes, held_back, Waker::noop().clone()))
-            .collect();
+        let rooms: Vec<_> = (0..20).map(|_| room(bytes, held_back)).collect();
         let mut readers = Vec::new();
         for room in &rooms {
             loop {
@@ -686,7 +688,7 @@ mod tests {
             tasks.iter().all(|task| !task.is_finished()),
             "they may take their time while nobody waits"
         );
-        let honest = MessageRoom::new(&bytes, &held_back, Waker::noop().clone());
+        let honest = room(&bytes, &held_back);
         let began = tokio::time::Instant::now();
         let read = long(0).within(&honest).only_bytes().await;
         assert_eq!(read.unwrap(), vec![7; LONG]);
@@ -697,25 +699,24 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_connection_that_has_its_share_ends_no_messages_of_others() {
         let (bytes, held_back) = (pool(8 * LONG), pool(1 << 20));
-        let [greedy, slow] =
-            [(); 2].map(|()| MessageRoom::new(&bytes, &held_back, Waker::noop().clone()));
-        let mut stopped = long(1).within(&slow);
-        assert!(poll(&mut stopped).is_pending());
-        let stopped = tokio::spawn(loses_room(stopped));
-        let mut begun: Vec<_> = (0..3).map(|_| long(1).within(&greedy)).collect();
+        let [greedy, slow] = [(); 2].map(|()| room(&bytes, &held_back));
+        let mut begun: Vec<_> = (0..4).map(|_| long(1).within(&greedy)).collect();
         for reader in &mut begun {
             assert!(poll(reader).is_pending());
         }
+        let mut stopped = long(1).within(&slow);
+        assert!(poll(&mut stopped).is_pending());
+        let stopped = tokio::spawn(loses_room(stopped));
         let refused = long(0).within(&greedy).only_bytes().await;
         assert_eq!(refused, Err(RequestError::TooManyRequests.into()));
-        assert_eq!(bytes.used(), 4 * LONG, "the pool had room");
+        assert_eq!(bytes.used(), 5 * LONG, "the pool had room");
         assert!(!stopped.is_finished());
     }
 
     #[tokio::test]
     async fn messages_that_are_held_back_open_the_window_up_to_a_bound() {
         let (bytes, held_back) = (pool(0), pool(1 << 26));
-        let room = MessageRoom::new(&bytes, &held_back, Waker::noop().clone());
+        let room = room(&bytes, &held_back);
         let mut readers: Vec<_> = (0..40).map(|_| long(0).within(&room)).collect();
         for reader in &mut readers {
             assert!(poll(reader).is_pending());

@@ -1,7 +1,7 @@
 //! Room for messages that have not arrived completely.
 //!
-//! All connections have a pool of it, and each a share ([`shares`](super::shares)). What a message takes, and what happens to one
-//! that finds no room:
+//! All connections have a pool of it, and the connections of each address a share ([`shares`](super::shares)). What a message
+//! takes, and what happens to one that finds no room:
 //!
 //! | a message | takes |
 //! |---|---|
@@ -13,17 +13,21 @@
 //! Held back means that nothing more is read of its stream, whose flow control then stops the client. What the client may send
 //! until then counts for a pool of its own, and the window of the connection is opened by as much, up to [`WINDOW_EXTRA_MAX`],
 //! so that its other calls go on. A message is held back for [`ROOM_TIMEOUT`] at most; then, or if there is no place among those
-//! that are held back, its call gets `ResourceExhausted`.
+//! that are held back, its call gets `ResourceExhausted`. Room that is given back goes to the first that was held back.
 //!
-//! While messages of other connections are held back because the pool has no room for them, one that has room must go on: it
-//! loses its room if less than [`STALL_BYTES`] of it arrive in [`STALL_MAX`], or less than [`FIRST_STALL_BYTES`] while it is at
-//! its first [`FIRST_BYTES`]. A message that waits only for the share of its own connection ends no others. Without this rule
-//! the shares would not do: `n` connections can leave one part in 2^`n` of the pool.
+//! While messages of other connections are held back because of what others hold, one that has room must go on: it loses its
+//! room if less than [`STALL_BYTES`] of it arrive in [`STALL_MAX`], or less than [`FIRST_STALL_BYTES`] while it is at its first
+//! [`FIRST_BYTES`]. A message that waits only for the share of its own address ends none of other addresses, and one that waits
+//! only for its own connection's messages ends none. Without this rule the shares would not do: `n` addresses can leave one part
+//! in 2^`n` of the pool.
 
-use super::shares::{Freed, Held, Pool, Share, Wants};
+use super::shares::{Freed, Held, Pool, Share};
 use std::{
     pin::Pin,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll, Waker, ready},
     time::Duration,
 };
@@ -51,29 +55,53 @@ const STALL_MAX: Duration = Duration::from_secs(3);
 const STALL_BYTES: usize = 64 * 1024;
 const FIRST_STALL_BYTES: usize = 1024;
 
+/// What the connections of one address have of the room.
+#[derive(Debug)]
+pub(super) struct AddressRoom {
+    bytes: Arc<Share>,
+    held_back: Arc<Share>,
+}
+
+impl AddressRoom {
+    /// The shares of a new address.
+    pub(super) fn new(bytes: &Arc<Pool>, held_back: &Arc<Pool>) -> Arc<Self> {
+        Arc::new(Self {
+            bytes: Share::new(bytes),
+            held_back: Share::new(held_back),
+        })
+    }
+}
+
 /// What one connection has of the room.
 #[derive(Debug)]
 pub(super) struct MessageRoom {
-    bytes: Arc<Share>,
-    held_back: Arc<Share>,
+    of: Arc<AddressRoom>,
+    /// What its messages that are held back count.
+    held_back: AtomicUsize,
     /// The connection's task, which opens its window.
     task: Waker,
 }
 
 impl MessageRoom {
-    /// The shares of a connection with this task.
-    pub(super) fn new(bytes: &Arc<Pool>, held_back: &Arc<Pool>, task: Waker) -> Arc<Self> {
+    /// The room of a connection of this address with this task.
+    pub(super) fn new(of: Arc<AddressRoom>, task: Waker) -> Arc<Self> {
         Arc::new(Self {
-            bytes: Share::new(bytes),
-            held_back: Share::new(held_back),
+            of,
+            held_back: AtomicUsize::new(0),
             task,
         })
     }
 
     /// By how much the connection's window must be larger because of messages that are held back.
     pub(super) fn window_extra(&self) -> u32 {
-        let held_back = u32::try_from(self.held_back.held()).unwrap_or(u32::MAX);
+        let held_back = u32::try_from(self.held_back.load(Ordering::Relaxed)).unwrap_or(u32::MAX);
         held_back.min(WINDOW_EXTRA_MAX)
+    }
+
+    /// Whether messages of other connections are held back because of what this one may hold.
+    fn others_wait(&self) -> bool {
+        let of_address = self.of.held_back.held();
+        of_address > self.held_back.load(Ordering::Relaxed) || self.of.bytes.others_wait()
     }
 }
 
@@ -89,11 +117,17 @@ pub(super) struct Room {
 /// A message that is held back.
 #[derive(Debug)]
 struct Wait {
-    _counts: Held,
-    /// Held while it waits for what others have, not for its own connection's other messages.
-    wants: Option<Wants>,
+    counts: Held,
+    of: Arc<MessageRoom>,
     freed: Pin<Box<Freed>>,
     until: Pin<Box<Sleep>>,
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        let counts = self.counts.amount();
+        self.of.held_back.fetch_sub(counts, Ordering::Relaxed);
+    }
 }
 
 /// How fast a message arrives.
@@ -121,7 +155,7 @@ impl Room {
     pub(super) fn new(of: &Arc<MessageRoom>) -> Self {
         Self {
             of: of.clone(),
-            held: Held::none_of(&of.bytes),
+            held: Held::none_of(&of.of.bytes),
             wait: None,
             pace: None,
         }
@@ -137,19 +171,22 @@ impl Room {
             return Taken::Yes;
         }
         // Noted before the next try: room that is given back after that one wakes this task.
-        let freed = Box::pin(self.of.bytes.freed());
+        let freed = Box::pin(self.of.of.bytes.freed());
         if let Some(wait) = &mut self.wait {
             wait.freed = freed;
         } else {
             let window = STREAM_WINDOW_BYTES as usize;
             let counts = len.clamp(HELD_BACK_BYTES_MIN, window);
-            let Some(counts) = self.of.held_back.take(counts) else {
+            let Some(counts) = self.of.of.held_back.take(counts) else {
                 self.clear();
                 return Taken::Refused;
             };
+            self.of
+                .held_back
+                .fetch_add(counts.amount(), Ordering::Relaxed);
             self.wait = Some(Box::new(Wait {
-                _counts: counts,
-                wants: None,
+                counts,
+                of: self.of.clone(),
                 freed,
                 until: Box::pin(sleep(ROOM_TIMEOUT)),
             }));
@@ -161,9 +198,7 @@ impl Room {
             self.wait = None;
             return Taken::Yes;
         }
-        if let Some(wait) = &mut self.wait {
-            wait.wants = self.held.wants(more);
-        }
+        self.held.wait_for(more);
         Taken::Waits
     }
 
@@ -204,7 +239,7 @@ impl Room {
             } else {
                 FIRST_STALL_BYTES
             };
-            if arrived - pace.arrived < expected && self.of.bytes.others_want() {
+            if arrived - pace.arrived < expected && self.of.others_wait() {
                 self.clear();
                 return Poll::Ready(NoRoom);
             }
@@ -217,5 +252,84 @@ impl Room {
     pub(super) fn clear(&mut self) {
         self.held.clear();
         (self.wait, self.pace) = (None, None);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::shares::Size;
+    use std::future::poll_fn;
+
+    const LONG: usize = 3 * FIRST_BYTES;
+    /// So much of it that it takes room for all.
+    const BEGUN: usize = FIRST_BYTES + 1;
+
+    fn pool(total: usize) -> Arc<Pool> {
+        Pool::new(Size { total, factor: 1 })
+    }
+
+    fn connection(address: &Arc<AddressRoom>) -> Arc<MessageRoom> {
+        MessageRoom::new(address.clone(), Waker::noop().clone())
+    }
+
+    /// Begins messages until one is held back.
+    fn greedy(connection: &Arc<MessageRoom>) -> Vec<Room> {
+        std::iter::from_fn(|| {
+            let mut room = Room::new(connection);
+            (room.take(BEGUN, LONG) == Taken::Yes).then_some(room)
+        })
+        .collect()
+    }
+
+    async fn is_lost(room: &mut Room) -> bool {
+        let stalled = poll_fn(|context| room.poll_stalled(context, BEGUN));
+        tokio::time::timeout(10 * STALL_MAX, stalled).await.is_ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_of_one_address_have_one_share_and_make_room_for_each_other() {
+        let (bytes, held_back) = (pool(8 * LONG), pool(1 << 20));
+        let [address, elsewhere] = [(); 2].map(|()| AddressRoom::new(&bytes, &held_back));
+        let [first, second] = [(); 2].map(|()| connection(&address));
+        let mut begun = greedy(&first);
+        assert_eq!(begun.len(), 4, "half");
+        let other = connection(&elsewhere);
+        let mut of_other = Room::new(&other);
+        assert_eq!(of_other.take(BEGUN, LONG), Taken::Yes);
+        let mut own = Room::new(&first);
+        assert_eq!(own.take(BEGUN, LONG), Taken::Waits);
+        assert!(
+            !is_lost(&mut begun[0]).await,
+            "its own connection ends none"
+        );
+        drop(own);
+        let mut waits = Room::new(&second);
+        assert_eq!(waits.take(BEGUN, LONG), Taken::Waits);
+        assert_eq!((first.window_extra(), second.window_extra() > 0), (0, true));
+        assert!(!is_lost(&mut of_other).await, "it is none of its business");
+        assert!(is_lost(&mut begun[0]).await);
+        assert_eq!(waits.take(BEGUN, LONG), Taken::Yes);
+        assert!(!is_lost(&mut begun[1]).await, "nobody waits any more");
+        assert_eq!((second.window_extra(), held_back.used()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn newcomers_do_not_overtake_a_message_that_is_held_back() {
+        let (bytes, held_back) = (pool(8 * LONG), pool(1 << 20));
+        let connections = [(); 6].map(|()| connection(&AddressRoom::new(&bytes, &held_back)));
+        let mut begun: Vec<Vec<Room>> = connections[..4].iter().map(greedy).collect();
+        assert_eq!(bytes.used(), 8 * LONG);
+        let mut honest = Room::new(&connections[4]);
+        assert_eq!(honest.take(BEGUN, LONG), Taken::Waits);
+        begun[3].clear();
+        for connection in &connections[3..] {
+            let mut newcomer = Room::new(connection);
+            assert_ne!(newcomer.take(FIRST_BYTES, LONG), Taken::Yes);
+        }
+        assert_eq!(honest.take(BEGUN, LONG), Taken::Yes);
+        begun[2].clear();
+        let mut newcomer = Room::new(&connections[3]);
+        assert_eq!(newcomer.take(FIRST_BYTES, LONG), Taken::Yes);
     }
 }

@@ -1,8 +1,8 @@
 //! The bytes of a response as a list of pieces, so that long stored values and shared events are sent without a copy.
 
-use super::answer_budget::Charge;
+use super::answer_budget::{Charge, Demand};
 use bytes::{Buf, Bytes};
-use std::{collections::VecDeque, time::Duration};
+use std::collections::VecDeque;
 
 /// Bytes in pieces. Nearly every response is short and has one.
 ///
@@ -48,9 +48,9 @@ impl Payload {
         self.charge.is_some()
     }
 
-    /// How long the client may take for a part of it; `None` if there is no limit.
-    pub(super) fn stall_max(&self) -> Option<Duration> {
-        self.charge.as_ref().and_then(Charge::stall_max)
+    /// What the client must take of it; `None` if it may take its time.
+    pub(super) fn demand(&self) -> Option<Demand> {
+        self.charge.as_ref().and_then(Charge::demand)
     }
 
     /// Removes the first `len` bytes, which must exist.

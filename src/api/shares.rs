@@ -7,11 +7,16 @@
 //! The rule alone holds off a few greedy holders, not many. Of a pool that `n` of them fill, one part in `factor * n + 1` stays
 //! free if they take in turns, but only one in `(factor + 1)^n` if each takes all it can before the next one comes. Where one
 //! client can be many holders, a second rule must end those that keep what they do not use: see `message_room`.
+//!
+//! Whoever is refused because of what others hold can wait in line ([`Held::wait_for`]). What is given back goes to the first in
+//! line: others take only what leaves enough for it, unless they hold less than it does. So nobody overtakes one that holds less
+//! or came first, and one that holds much, for whom the rule may leave nothing, keeps nobody else from theirs.
 
 use std::{
+    collections::BTreeMap,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
@@ -38,9 +43,23 @@ pub(super) struct Pool {
     used: AtomicUsize,
     /// How many wait for something to be given back.
     waiting: AtomicUsize,
-    /// How many [`Wants`] there are.
-    wanted: AtomicUsize,
+    line: Mutex<Line>,
+    /// How many are in line.
+    in_line: AtomicUsize,
     freed: Arc<Notify>,
+}
+
+/// Those that wait for what others hold, by when they came.
+#[derive(Debug, Default)]
+struct Line {
+    wants: BTreeMap<u64, Want>,
+    next: u64,
+}
+
+#[derive(Debug)]
+struct Want {
+    share: Arc<Share>,
+    amount: usize,
 }
 
 impl Pool {
@@ -49,9 +68,40 @@ impl Pool {
             size,
             used: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
-            wanted: AtomicUsize::new(0),
+            line: Mutex::default(),
+            in_line: AtomicUsize::new(0),
             freed: Arc::default(),
         })
+    }
+
+    /// What must stay free for the first in line before `place` that holds no more than the taker: the holder of `share`, who
+    /// holds `held`.
+    fn reserved(&self, share: &Share, held: usize, place: Option<u64>) -> usize {
+        if self.in_line.load(Ordering::SeqCst) == 0 {
+            return 0;
+        }
+        let line = self.lock_line();
+        let before = line.wants.range(..place.unwrap_or(u64::MAX));
+        let mut needs = before.filter_map(|(_, want)| {
+            let holds = want.share.held();
+            let first = holds <= held || std::ptr::eq(&*want.share, share);
+            first.then(|| {
+                let share_of_free = (holds + want.amount).div_ceil(self.size.factor);
+                want.amount.max(share_of_free)
+            })
+        });
+        needs.next().unwrap_or(0)
+    }
+
+    fn lock_line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// After something was given back, or somebody has left the line.
+    fn wake(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.freed.notify_waiters();
+        }
     }
 
     /// Whether more than half of it is taken.
@@ -73,8 +123,6 @@ impl Pool {
 pub(super) struct Share {
     pool: Arc<Pool>,
     held: AtomicUsize,
-    /// How many [`Wants`] this holder has.
-    wanted: AtomicUsize,
 }
 
 impl Share {
@@ -83,7 +131,6 @@ impl Share {
         Arc::new(Self {
             pool: pool.clone(),
             held: AtomicUsize::new(0),
-            wanted: AtomicUsize::new(0),
         })
     }
 
@@ -97,12 +144,15 @@ impl Share {
         self.held.load(Ordering::Relaxed)
     }
 
-    /// Whether other holders want more than the pool has; see [`Held::wants`].
-    pub(super) fn others_want(&self) -> bool {
-        self.pool.wanted.load(Ordering::Relaxed) > self.wanted.load(Ordering::Relaxed)
+    /// Whether other holders are in line.
+    pub(super) fn others_wait(&self) -> bool {
+        let line = self.pool.lock_line();
+        let mut shares = line.wants.values().map(|want| &*want.share);
+        shares.any(|share| !std::ptr::eq(share, self))
     }
 
-    /// Ready once something was given back to the pool after this call.
+    /// Ready once there may be more for this holder than at this call: something was given back to the pool, or somebody has
+    /// left the line.
     pub(super) fn freed(&self) -> Freed {
         let pool = self.pool.clone();
         // In one order with `used`: either the giver sees that somebody waits, or a try after this call sees what was given.
@@ -136,24 +186,13 @@ impl Drop for Freed {
     }
 }
 
-/// A holder waits for something that the pool does not have; see [`Held::wants`].
-#[derive(Debug)]
-pub(super) struct Wants {
-    share: Arc<Share>,
-}
-
-impl Drop for Wants {
-    fn drop(&mut self) {
-        self.share.wanted.fetch_sub(1, Ordering::Relaxed);
-        self.share.pool.wanted.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// A part of a share. Dropping it gives it back.
 #[derive(Debug)]
 pub(super) struct Held {
     share: Arc<Share>,
     amount: usize,
+    /// Its place in line.
+    place: Option<u64>,
 }
 
 impl Held {
@@ -162,6 +201,7 @@ impl Held {
         Self {
             share: share.clone(),
             amount: 0,
+            place: None,
         }
     }
 
@@ -169,39 +209,58 @@ impl Held {
         self.amount
     }
 
-    /// Takes more; false if that is more than the share, and then nothing is taken.
+    /// Takes more, and leaves the line; false if that is more than the share, or than those before it in line leave, and then
+    /// nothing is taken.
     pub(super) fn grow(&mut self, amount: usize) -> bool {
         let Share { pool, held, .. } = &*self.share;
         let mine = held.load(Ordering::Relaxed);
+        let reserved = pool.reserved(&self.share, mine, self.place);
         let taken = pool
             .used
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |used| {
-                may_take(amount, mine, used, pool.size).then_some(used + amount)
+                let leaves = pool.size.total.saturating_sub(used + amount);
+                let may = may_take(amount, mine, used, pool.size) && leaves >= reserved;
+                may.then_some(used + amount)
             });
         if taken.is_err() {
             return false;
         }
         held.fetch_add(amount, Ordering::Relaxed);
         self.amount += amount;
+        self.leave_line();
         true
     }
 
-    /// Notes, until the result is dropped, that the pool has too little for this part and `amount` more of it. `None` if it has
-    /// enough, so that only the holder's own share keeps it from taking more.
-    pub(super) fn wants(&self, amount: usize) -> Option<Wants> {
-        let Share { pool, wanted, .. } = &*self.share;
-        let free = pool.size.total.saturating_sub(pool.used());
-        (self.amount + amount > free).then(|| {
-            pool.wanted.fetch_add(1, Ordering::Relaxed);
-            wanted.fetch_add(1, Ordering::Relaxed);
-            Wants {
-                share: self.share.clone(),
-            }
-        })
+    /// After [`Held::grow`] has refused this amount: waits in line until it grows or is cleared. If it would be refused even if
+    /// others held nothing, it does not, so that a holder who is at its own limit stops nobody.
+    pub(super) fn wait_for(&mut self, amount: usize) {
+        let pool = &self.share.pool;
+        let mine = self.share.held();
+        if !may_take(amount, mine, mine, pool.size) {
+            return self.leave_line();
+        }
+        let mut line = pool.lock_line();
+        let place = *self.place.get_or_insert_with(|| {
+            line.next += 1;
+            pool.in_line.fetch_add(1, Ordering::SeqCst);
+            line.next
+        });
+        let share = self.share.clone();
+        line.wants.insert(place, Want { share, amount });
     }
 
-    /// Gives everything back.
+    fn leave_line(&mut self) {
+        if let Some(place) = self.place.take() {
+            let pool = &self.share.pool;
+            pool.lock_line().wants.remove(&place);
+            pool.in_line.fetch_sub(1, Ordering::SeqCst);
+            pool.wake();
+        }
+    }
+
+    /// Gives everything back, and leaves the line.
     pub(super) fn clear(&mut self) {
+        self.leave_line();
         let amount = std::mem::take(&mut self.amount);
         if amount == 0 {
             return;
@@ -209,9 +268,7 @@ impl Held {
         let Share { pool, held, .. } = &*self.share;
         held.fetch_sub(amount, Ordering::Relaxed);
         pool.used.fetch_sub(amount, Ordering::SeqCst);
-        if pool.waiting.load(Ordering::SeqCst) > 0 {
-            pool.freed.notify_waiters();
-        }
+        pool.wake();
     }
 }
 
@@ -275,21 +332,100 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_pool_lacks_is_wanted() {
+    fn whoever_is_at_its_own_limit_is_not_in_line() {
         let pool = pool(100, 1);
         let [greedy, other] = [(); 2].map(|()| Share::new(&pool));
-        let first = greedy.take(40).unwrap();
+        let _first = greedy.take(40).unwrap();
         let mut second = greedy.take(0).unwrap();
         assert!(!second.grow(30));
-        assert!(second.wants(30).is_none(), "60 are free");
-        let _third = other.take(35).unwrap();
-        let wants = second.wants(30);
-        assert!(wants.is_some(), "25 are free");
-        assert_eq!((other.others_want(), greedy.others_want()), (true, false));
-        drop(wants);
-        assert!(!other.others_want());
-        drop(first);
-        assert!(second.wants(30).is_none());
+        second.wait_for(30);
+        assert!(!other.others_wait(), "it may not have 70 of 100");
+        let third = other.take(50).unwrap();
+        assert!(!second.grow(5), "45 of which 10 are free");
+        second.wait_for(5);
+        assert_eq!((other.others_wait(), greedy.others_wait()), (true, false));
+        drop(third);
+        assert!(second.grow(5));
+        assert!(!other.others_wait(), "it has what it wanted");
+        assert_eq!(pool.in_line.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
+    fn what_a_holder_lacks_because_of_others_is_wanted_even_if_its_amount_is_free() {
+        let pool = pool(256, 1);
+        let [stalled, honest] = [(); 2].map(|()| Share::new(&pool));
+        let _all = greedy_but(&pool, &stalled, 5);
+        let _begun = honest.take(2).unwrap();
+        let mut more = Held::none_of(&honest);
+        assert!(!more.grow(1 + 1), "four, of which three are free");
+        more.wait_for(2);
+        assert!(
+            stalled.others_wait(),
+            "without the other it would have them"
+        );
+    }
+
+    /// Takes all but `left`, as if many holders had.
+    fn greedy_but(pool: &Arc<Pool>, share: &Arc<Share>, left: usize) -> Held {
+        let amount = pool.total() - left - pool.used();
+        pool.used.fetch_add(amount, Ordering::SeqCst);
+        share.held.fetch_add(amount, Ordering::SeqCst);
+        let mut held = Held::none_of(share);
+        held.amount = amount;
+        held
+    }
+
+    #[test]
+    fn what_is_given_back_goes_to_the_first_in_line() {
+        let pool = pool(100, 1);
+        let shares = [(); 5].map(|()| Share::new(&pool));
+        let [greedy, first, second, small, none] = &shares;
+        let mut all = greedy_but(&pool, greedy, 18);
+        let mut little = small.take(4).unwrap();
+        let _begun = [first, second].map(|share| share.take(2).unwrap());
+        let mut parts = [first, second].map(Held::none_of);
+        for part in &mut parts {
+            assert!(!part.grow(20), "ten are free");
+            part.wait_for(20);
+        }
+        assert!(!little.grow(1), "it has more than the first in line");
+        let _one = none.take(1).expect("it has less");
+        greedy_gives(&mut all, 20);
+        assert!(!little.grow(8), "22 of the 29 are for the first in line");
+        let mut next = Held::none_of(first);
+        assert!(!next.grow(8), "nor does its own holder overtake it");
+        assert!(!parts[1].grow(20), "in the order in which they came");
+        assert!(parts[0].grow(20));
+        greedy_gives(&mut all, 20);
+        assert!(!little.grow(8), "now the second is the first");
+        assert!(parts[1].grow(20));
+        assert!(little.grow(1), "nobody is in line");
+    }
+
+    /// Gives a part back.
+    fn greedy_gives(held: &mut Held, amount: usize) {
+        held.amount -= amount;
+        held.share.held.fetch_sub(amount, Ordering::SeqCst);
+        held.share.pool.used.fetch_sub(amount, Ordering::SeqCst);
+    }
+
+    #[tokio::test]
+    async fn whoever_leaves_the_line_wakes_those_behind_it() {
+        let pool = pool(100, 1);
+        let [greedy, first, second] = [(); 3].map(|()| Share::new(&pool));
+        let _all = greedy_but(&pool, &greedy, 10);
+        let mut large = Held::none_of(&first);
+        assert!(!large.grow(20));
+        large.wait_for(20);
+        let freed = second.freed();
+        let mut behind = Held::none_of(&second);
+        assert!(
+            !behind.grow(5),
+            "others wait for more than the ten that are free"
+        );
+        drop(large);
+        freed.await;
+        assert!(behind.grow(5));
     }
 
     #[test]

@@ -224,7 +224,7 @@ impl TlsWatch {
     }
 
     /// The new configurations, if the files changed. After an error the caller keeps the old ones, and the files are read again
-    /// once they change again.
+    /// once they change again, and every minute.
     pub(super) fn look(&mut self) -> Option<Result<TlsConfigs, TlsError>> {
         let load = || {
             if let PeerSecurity::Files(files) = &self.security {
@@ -233,8 +233,10 @@ impl TlsWatch {
             self.security.load(&self.name)
         };
         let read = self.files.look(false).then(load);
-        if let Some(Ok(_)) = &read {
-            self.took();
+        match &read {
+            Some(Ok(_)) => self.took(),
+            Some(Err(_)) => self.files.failed(),
+            None => {}
         }
         self.log_expiry();
         read
@@ -633,8 +635,8 @@ mod tests {
         look(&mut watch).unwrap();
     }
 
-    #[test]
-    fn a_change_is_noticed_once_and_a_bad_one_reported_once() {
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_noticed_once_and_a_bad_one_reported_every_minute() {
         let dir = made();
         let files = files(dir.path(), "n1");
         let security = PeerSecurity::Files(files.clone());
@@ -646,6 +648,10 @@ mod tests {
             watch.look().is_some_and(|read| read.is_err()),
             "a bad file is reported"
         );
+        assert!(watch.look().is_none(), "once");
+        // What could not be read for a reason that has passed is the same file.
+        tokio::time::advance(std::time::Duration::from_mins(1)).await;
+        assert!(watch.look().is_some_and(|read| read.is_err()));
         assert!(watch.look().is_none(), "once");
         std::fs::remove_file(&files.cert).unwrap();
         std::fs::remove_file(&files.key).unwrap();

@@ -171,9 +171,12 @@ fn keep(
                         "new certificates of the client port are in force for new connections"
                     );
                 }
-                Err(error) => tracing::error!(
-                    "the certificates of the client port changed and cannot be used; the old ones stay: {error}"
-                ),
+                Err(error) => {
+                    files.failed();
+                    tracing::error!(
+                        "the certificates of the client port changed and cannot be used; the old ones stay: {error}"
+                    );
+                }
             }
         }
         expiry.look(clock::unix_time().as_secs());
@@ -282,10 +285,21 @@ fn iana_name(suite: CipherSuite) -> Option<String> {
 mod tests {
     use super::*;
     use rcgen::{
-        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, KeyPair, SanType,
-        date_time_ymd,
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+        SanType, date_time_ymd,
     };
-    use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+    use rustls::pki_types::UnixTime;
+    use std::{
+        fs,
+        os::unix::fs::PermissionsExt,
+        path::Path,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+    use tracing::{Event, Level, Subscriber};
+    use tracing_subscriber::{
+        Layer,
+        layer::{Context, SubscriberExt},
+    };
 
     /// A self-signed certificate `NAME.pem` and its key, for a server until `change` says otherwise; it returns the certificate.
     fn make(dir: &Path, name: &str, change: impl FnOnce(&mut CertificateParams)) -> String {
@@ -321,6 +335,41 @@ mod tests {
 
     fn early(params: &mut CertificateParams) {
         params.not_before = date_time_ymd(2099, 1, 1);
+    }
+
+    /// Counts errors in the log.
+    struct Errors(Arc<AtomicUsize>);
+
+    impl<S: Subscriber> Layer<S> for Errors {
+        fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+            if *event.metadata().level() == Level::ERROR {
+                self.0.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    #[test]
+    fn each_signal_reads_files_again_that_could_not_be_used() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path();
+        make(dir, "own", |_| {});
+        let settings = settings(dir, "own");
+        let files = FileWatch::new(settings.files());
+        let Loaded { config, chain } = settings.load(None).unwrap();
+        let expiry = ExpiryLog::new("a certificate", &settings.cert);
+        let (publish, _newest) = watch::channel(config);
+        let (look, asked) = mpsc::sync_channel(3);
+        for _ in 0..3 {
+            look.send(()).unwrap();
+        }
+        drop(look);
+        fs::write(&settings.cert, "broken").unwrap();
+        let errors = Arc::new(AtomicUsize::new(0));
+        let log = tracing_subscriber::registry().with(Errors(errors.clone()));
+        tracing::subscriber::with_default(log, || {
+            keep(&settings, files, chain, expiry, &publish, &asked);
+        });
+        assert_eq!(errors.load(Ordering::Relaxed), 3);
     }
 
     #[test]
@@ -369,6 +418,51 @@ mod tests {
         mixed.key = settings(dir, "member").key;
         let error = refused(mixed);
         assert!(error.contains("it is not the key of"), "{error}");
+    }
+
+    /// What the log says of a client that shows this certificate, where `ca` are the authorities.
+    fn refusal(ca: &Path, own: &CertificateDer<'_>) -> String {
+        let checks = ClientChecks {
+            ca: ca.to_owned(),
+            crl: None,
+            required: true,
+            are_users: false,
+            allowed: AllowedNames::default(),
+        };
+        let now = UnixTime::since_unix_epoch(clock::unix_time());
+        let verified = checks.verifier().unwrap().verify_client_cert(own, &[], now);
+        crate::tls::reason(&verified.expect_err("it is refused"))
+    }
+
+    #[test]
+    fn clients_certificates_that_etcd_takes_are_refused_with_the_remedy() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path();
+        let key = KeyPair::generate().unwrap();
+        let mut authority = CertificateParams::new(Vec::new()).unwrap();
+        authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let made = authority.self_signed(&key).unwrap();
+        let ca = dir.join("ca.pem");
+        fs::write(&ca, made.pem()).unwrap();
+        let remedy = "make one with `quorate cert`";
+        let text = refusal(&ca, made.der());
+        assert!(text.contains("CA:TRUE") && text.contains(remedy), "{text}");
+        let issuer = Issuer::new(authority, &key);
+        let of_client = |usages| {
+            let key = KeyPair::generate().unwrap();
+            let mut client = CertificateParams::new(Vec::new()).unwrap();
+            client.extended_key_usages = usages;
+            client.signed_by(&key, &issuer).unwrap()
+        };
+        let any = of_client(vec![ExtendedKeyUsagePurpose::Any]);
+        let text = refusal(&ca, any.der());
+        assert!(
+            text.contains("anyExtendedKeyUsage") && text.contains(remedy),
+            "{text}"
+        );
+        let server = of_client(vec![ExtendedKeyUsagePurpose::ServerAuth]);
+        let text = refusal(&ca, server.der());
+        assert!(text.contains("of another kind"), "{text}");
     }
 
     #[test]

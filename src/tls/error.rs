@@ -1,6 +1,6 @@
 //! What can be wrong with certificates and keys. Each error names the file.
 
-use rustls::{AlertDescription, CertificateError, Error};
+use rustls::{AlertDescription, CertificateError, Error, ExtendedKeyPurpose, OtherError};
 use std::{io, path::PathBuf};
 
 /// Why certificates cannot be used or made.
@@ -77,6 +77,17 @@ impl TlsError {
 /// Why a handshake failed, in words.
 pub fn reason(error: &Error) -> String {
     match error {
+        Error::InvalidCertificate(CertificateError::Other(why)) if is_authority(why) => format!(
+            "its certificate is refused: it is an authority's (CA:TRUE), even if it is in the list of authorities: {REMEDY}"
+        ),
+        Error::InvalidCertificate(CertificateError::InvalidPurposeContext { presented, .. })
+            if presented.contains(&any_purpose()) =>
+        {
+            format!(
+                "its certificate is refused: it is for any purpose (anyExtendedKeyUsage) and names neither a client's nor a \
+                 server's: {REMEDY}"
+            )
+        }
         Error::InvalidCertificate(CertificateError::Other(why)) => {
             format!("its certificate is refused: {why}")
         }
@@ -101,6 +112,20 @@ pub fn reason(error: &Error) -> String {
         Error::NoCertificatesPresented => "it shows no certificate".to_owned(),
         other => other.to_string(),
     }
+}
+
+/// What makes a certificate that is taken.
+const REMEDY: &str = "make one with `quorate cert` (with another tool: CA:FALSE, and the extended key usage clientAuth or \
+                      serverAuth)";
+
+fn is_authority(why: &OtherError) -> bool {
+    let why = why.0.downcast_ref::<webpki::Error>();
+    matches!(why, Some(webpki::Error::CaUsedAsEndEntity))
+}
+
+/// `anyExtendedKeyUsage`.
+fn any_purpose() -> ExtendedKeyPurpose {
+    ExtendedKeyPurpose::Other(vec![2, 5, 29, 37, 0])
 }
 
 /// Why the other side ended a handshake, as far as it says.

@@ -1,9 +1,16 @@
 //! Notices that files changed. Blocks on the file system, so it runs on threads that serve nobody.
 
+use crate::clock;
 use std::{
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
+    time::Duration,
 };
+use tokio::time::Instant;
+
+/// When files that could not be used are read again, though they are the same: the reason may have been one that passes, such as
+/// too many open files.
+const RETRY_EVERY: Duration = Duration::from_mins(1);
 
 /// What is known of a file without reading it, through symbolic links; `None` if it cannot be looked at. A copy that keeps length
 /// and time of change of the contents still has another inode, or another time of change of the inode.
@@ -17,6 +24,8 @@ pub(crate) struct FileWatch {
     used: Vec<Stamp>,
     /// At the last look.
     last: Vec<Stamp>,
+    /// When they could not be used, if that was so the last time.
+    failed: Option<Instant>,
 }
 
 impl FileWatch {
@@ -27,20 +36,29 @@ impl FileWatch {
             paths,
             used: now.clone(),
             last: now,
+            failed: None,
         }
     }
 
-    /// Whether the files are to be read again: they changed, and have stayed the same since the last look, as tools write
-    /// several files one after the other; with `at_once`, whether they changed. It is said once for each change.
+    /// Whether the files are to be read again: they changed, or could not be used, which the caller says with
+    /// [`FileWatch::failed`]. A change is taken up once the files have stayed the same since the last look, as tools write
+    /// several files one after the other; what could not be used, a minute later; with `at_once`, both at once.
     pub(crate) fn look(&mut self, at_once: bool) -> bool {
         let now = stamps(&self.paths);
         let settled = at_once || now == self.last;
         self.last.clone_from(&now);
-        if !settled || now == self.used {
+        let is_due = |at| at_once || clock::now().saturating_duration_since(at) >= RETRY_EVERY;
+        if !settled || now == self.used && !self.failed.is_some_and(is_due) {
             return false;
         }
         self.used = now;
+        self.failed = None;
         true
+    }
+
+    /// The files were read after a look, and cannot be used.
+    pub(crate) fn failed(&mut self) {
+        self.failed = Some(clock::now());
     }
 }
 
@@ -85,6 +103,25 @@ mod tests {
             "a file that goes is a change, and a signal does not wait"
         );
         assert!(!watch.look(true), "once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn files_that_could_not_be_used_are_read_again_without_a_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, "one").unwrap();
+        let mut watch = FileWatch::new(vec![path.clone()]);
+        fs::write(&path, "two, longer").unwrap();
+        assert!(watch.look(true));
+        watch.failed();
+        assert!(!watch.look(false), "not every second");
+        assert!(watch.look(true), "a signal does not wait");
+        assert!(!watch.look(true), "this time they were good");
+        watch.failed();
+        tokio::time::advance(RETRY_EVERY).await;
+        assert!(watch.look(false));
+        tokio::time::advance(RETRY_EVERY).await;
+        assert!(!watch.look(false), "this time they were good");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::request_stream::{Prefetched, StreamBody};
 use crate::{
     api::{
-        answer_budget::{Budget, SMALL_ANSWER_BYTES, STALL_BYTES},
+        answer_budget::{Budget, Demand, SMALL_ANSWER_BYTES},
         frames::Encoded,
         front::Front,
         grpc::{self, Admission},
@@ -31,7 +31,7 @@ use std::{
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// How often a long answer whose client takes nothing is checked against [`Budget::stall_max`].
+/// How often a long answer whose client takes nothing is checked against its [`Demand`].
 const STALL_CHECK: Duration = Duration::from_secs(1);
 
 /// A hot call in flight.
@@ -276,7 +276,7 @@ async fn send_data(
                     fill(prefetched, context);
                     stream.poll_capacity(context)
                 });
-                match pace.wait(wait, || data.stall_max()).await {
+                match pace.wait(wait, || data.demand()).await {
                     Ok(Some(room)) => room?,
                     Ok(None) => return Err(Reason::CANCEL.into()),
                     Err(Stalled) => {
@@ -288,7 +288,7 @@ async fn send_data(
             }
             room => room,
         };
-        pace.took(room);
+        pace.took(room, data.demand());
         let piece = data.split_to(room.min(data.remaining()));
         stream.send_data(piece, last && !data.has_remaining())?;
     }
@@ -301,39 +301,126 @@ struct Stalled;
 /// How fast a client takes an answer.
 #[derive(Default)]
 struct Pace {
-    /// When the current part of [`STALL_BYTES`] first waited for the client's window; `None` if it has not.
+    /// When the current part, as long as the [`Demand`] says, first waited for the client's window; `None` if it has not.
     since: Option<Instant>,
     /// Bytes of this part that the client has taken.
     bytes: usize,
 }
 
 impl Pace {
-    /// Waits until the client's window has room. Fails after `stall_max`, which is called again at each check, since it may
-    /// change.
+    /// Waits until the client's window has room. Fails if the client has taken less than `demand` says, which is called again at
+    /// each check, since it may change.
     async fn wait<T>(
         &mut self,
         room: impl Future<Output = T>,
-        stall_max: impl Fn() -> Option<Duration>,
+        demand: impl Fn() -> Option<Demand>,
     ) -> Result<T, Stalled> {
-        if stall_max().is_none() {
+        if demand().is_none() {
             return Ok(room.await);
         }
         let since = *self.since.get_or_insert_with(Instant::now);
         let mut room = pin!(room);
         loop {
+            // Also before the first wait: the client's window may open every moment by very little.
+            let is_late =
+                |demand: Demand| self.bytes < demand.bytes && since.elapsed() >= demand.within;
+            if demand().is_some_and(is_late) {
+                return Err(Stalled);
+            }
             if let Ok(room) = timeout(STALL_CHECK, &mut room).await {
                 return Ok(room);
-            }
-            if stall_max().is_some_and(|max| since.elapsed() >= max) {
-                return Err(Stalled);
             }
         }
     }
 
-    fn took(&mut self, bytes: usize) {
+    fn took(&mut self, bytes: usize, demand: Option<Demand>) {
         self.bytes += bytes;
-        if self.bytes >= STALL_BYTES {
+        if demand.is_none_or(|demand| self.bytes >= demand.bytes) {
             *self = Self::default();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::answer_budget::{ArbiterBudget, Charge};
+    use bytes::Bytes;
+    use tokio::{join, time::sleep};
+
+    const MIB: usize = 1024 * 1024;
+    /// More than an arbiter's whole budget.
+    const LONG: usize = 200 * MIB;
+
+    /// A connection with an answer of so many bytes, and another connection of the arbiter.
+    fn with_answer(bytes: usize) -> (Payload, Arc<Budget>) {
+        let arbiter = Arc::<ArbiterBudget>::default();
+        let [slow, other] = [(); 2].map(|()| Arc::new(Budget::new(arbiter.clone())));
+        let held = slow.try_hold(bytes).expect("nothing else is held");
+        (
+            Payload::from(Bytes::from(vec![0; bytes])).charged(held.into()),
+            other,
+        )
+    }
+
+    /// A client whose window opens every `pause` by what `taken` says of what is left. Returns whether it gets all.
+    async fn read(mut data: Payload, pause: Duration, taken: impl Fn(usize) -> usize) -> bool {
+        let mut pace = Pace::default();
+        while data.has_remaining() {
+            if pace.wait(sleep(pause), || data.demand()).await.is_err() {
+                return false;
+            }
+            let room = taken(data.remaining());
+            pace.took(room, data.demand());
+            drop(data.split_to(room.min(data.remaining())));
+        }
+        true
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_reader_keeps_nobody_from_theirs_however_much_it_holds() {
+        let (answer, other) = with_answer(LONG);
+        let slow = read(answer, Duration::from_millis(2_500), |_| MIB);
+        let (complete, held) = join!(slow, other.hold(MIB));
+        assert!(held.is_ok(), "others find room");
+        assert!(!complete);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_makes_room_in_time_keeps_its_answer() {
+        let (answer, other) = with_answer(LONG);
+        let brisk = read(answer, Duration::from_millis(2_500), |left| {
+            MIB.max(left / 8)
+        });
+        let others = async {
+            let mut got = 0;
+            while other.hold(MIB).await.is_ok() && got < 50 {
+                got += 1;
+            }
+            got
+        };
+        assert_eq!(join!(brisk, others), (true, 50));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_window_that_opens_often_and_little_is_no_progress() {
+        let (answer, _) = with_answer(MIB);
+        assert!(!read(answer, STALL_CHECK / 2, |_| 100).await);
+        let (answer, _) = with_answer(MIB);
+        assert!(read(answer, STALL_CHECK / 2, |_| 10_000).await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_in_parts_is_taken_in_time_or_lost() {
+        let budget = Arc::new(Budget::new(Arc::default()));
+        for (minutes, complete) in [(1, false), (3, true)] {
+            let held = budget.try_hold(MIB).expect("room");
+            let until = Instant::now() + Duration::from_mins(minutes);
+            let part = Payload::from(Bytes::from(vec![0; 8 * MIB]));
+            let part = part.charged(Charge::of_parts(held, until));
+            // 8 MiB in two minutes.
+            let read = read(part, Duration::from_secs(15), |_| MIB).await;
+            assert_eq!(read, complete, "in {minutes} min");
         }
     }
 }

@@ -466,9 +466,9 @@ impl Connection {
     }
 
     fn shares(&mut self, context: &Context<'_>) -> &ConnectionShares {
-        let pools = &self.shared.pools;
+        let (pools, address) = (&self.shared.pools, self.peer.origin());
         self.shares
-            .get_or_insert_with(|| Box::new(pools.connection(context.waker())))
+            .get_or_insert_with(|| Box::new(pools.connection(address, context.waker())))
     }
 
     /// Opens the connection's window by what clients may send of messages that are held back, so that other calls go on.
