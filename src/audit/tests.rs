@@ -145,7 +145,7 @@ fn long_entry() -> Entry {
             target_user: Some(long().as_str().into()),
             role: Some(long().as_str().into()),
             other: Some(("peer_urls", long().as_str().into())),
-            ..Subject::default()
+            ..entry(0).subject
         },
         ..entry(0)
     }
