@@ -1,5 +1,7 @@
 //! Tests: each actor starts alone, with recipients that the test gives it, and answers its messages.
 
+mod front_end;
+
 use super::{
     applier::{Applier, ApplierPeers, ApplierState, CommitPacing, ReplacePeers},
     apply_messages::{ApplierProgress, ApplyEntries, Caller, CommittedEntry},
@@ -17,18 +19,14 @@ use super::{
     lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
     lease_messages::{AskLeases, CountdownAnswer, CountdownCall, PendingCall},
     load,
-    login_bounds::LoginBounds,
     members::Members,
-    passwords::Passwords,
     published::Published,
     raft_node::{LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, SelfInfo},
     raft_status::{DiskHealth, RaftStatus},
     replies::Answer,
     request_error::RequestError,
-    requests::{RequestLimits, RequestPeers, Requests},
     snapshot_messages::{SendSnapshotTo, TransferEnded, TransferError},
     snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
-    store::{ReadRange, Store},
     wal_writer::{Persist, Persisted, WalWriter},
     watch_hub::{EventsApplied, OpenStream, StreamRequest, WatchHub, WatchRequest},
 };
@@ -37,7 +35,7 @@ use crate::{
     clock, codec,
     kv::{
         KeyRange,
-        command::{Command, Put, RangeQuery},
+        command::{Command, Put},
         index::Index as Tree,
         keys::KeyChange,
         lease::LeaseRow,
@@ -234,7 +232,7 @@ fn lease_peers(consensus: Consensus, views: latest::Receiver<Arc<Published>>) ->
         manager: ignored(),
         leases: watch::channel(0).1,
         leases_max: 10,
-        keys: LeaseKeysPeer::new(fake(|_| None)),
+        keys: LeaseKeysPeer::new(fake(|_| Ok(None))),
         leader: None,
         ttl_secs_min: 2,
         timeout: TIMEOUT,
@@ -717,53 +715,5 @@ fn the_raft_node_applies_what_the_log_holds() {
         };
         reply.send(Err(RequestError::Stopped));
         assert!(outcome.await.unwrap().is_err(), "the caller's own reply");
-    });
-}
-
-#[test]
-fn the_store_answers_reads_from_the_newest_view() {
-    alone(async || {
-        let db = open(&site());
-        let (handle, _proposed) = consensus();
-        let views = views_at(&db, Revision(4)).1;
-        let hub = WatchHub::new(
-            views.clone(),
-            Duration::from_mins(10),
-            &HeldBytes::default(),
-            life(),
-        );
-        let peers = RequestPeers {
-            leases: LeaseDesk::start(
-                &Arbiter::current(),
-                lease_peers(handle.clone(), views.clone()),
-            ),
-            consensus: handle,
-            changes: ignored(),
-            moves: ignored(),
-            compactor: ignored(),
-            watches: hub.start(),
-            views,
-            raft_status: status(true),
-            disk: watch::channel(DiskHealth::default()).1,
-            auth_on: Arc::default(),
-            passwords: Passwords::new(4, 1),
-            logins: Arc::new(LoginBounds::new(None)),
-            jwt: None,
-        };
-        let limits = RequestLimits {
-            request_bytes_max: 1 << 20,
-            txn_ops_max: 10,
-            quota_bytes: None,
-            timeout: TIMEOUT,
-            leader_patience: TIMEOUT,
-        };
-        let store = Store::new(Requests::new(IDENTITY, limits, peers)).start();
-        let query = RangeQuery {
-            key: "k".into(),
-            serializable: true,
-            ..RangeQuery::default()
-        };
-        let read = store.send(ReadRange(query)).await.unwrap().unwrap();
-        assert_eq!((read.revision, read.count), (Revision(4), 0));
     });
 }

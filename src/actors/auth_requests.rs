@@ -3,7 +3,9 @@
 //! Changes go through the log and are judged there. Reads and logins are answered from a view that holds everything acknowledged
 //! before. A password is hashed before the change is proposed, and compared before a token is issued: the log has neither.
 
-use super::{published::Published, request_error::RequestError, requests::Requests};
+use super::{
+    passwords::Login, published::Published, request_error::RequestError, requests::Requests,
+};
 use crate::{
     auth::{AuthError, AuthState, Caller, Change, caller::UserRef, change::PasswordHash, check},
     clock, jwt,
@@ -82,12 +84,17 @@ impl Requests {
                 return Err(AuthError::NoPasswordUser.into());
             }
             let hash = user.and_then(|user| user.password().map(<[u8]>::to_vec));
-            let right = self.passwords().matches(password.clone(), hash).await?;
+            let login = Login {
+                user: name.clone(),
+                origin,
+                password: password.clone(),
+                hash,
+                bounds: self.logins().clone(),
+            };
+            let right = self.passwords().matches(login).await?;
             let Some(user) = auth.user(&name).filter(|_| right) else {
-                self.logins().failed(&name, origin);
                 return Err(AuthError::AuthenticationFailed.into());
             };
-            self.logins().succeeded(&name, origin);
             if self.jwt().is_some() {
                 let token = self.signed_token(&name, auth).await?;
                 return Ok((token, published.view.window.newest));

@@ -446,6 +446,53 @@ mod tests {
         assert!(matches!(desk.identify(&by_new), Caller::Jwt(_)));
     }
 
+    /// The file of a public key of Ed25519 with so many bytes.
+    fn public_key(bytes: u8, each: u8) -> String {
+        let mut der = vec![
+            0x30,
+            bytes + 10,
+            0x30,
+            5,
+            6,
+            3,
+            0x2b,
+            0x65,
+            0x70,
+            3,
+            bytes + 1,
+            0,
+        ];
+        der.extend(vec![each; bytes.into()]);
+        pem::encode(&pem::Pem::new("PUBLIC KEY", der))
+    }
+
+    #[test]
+    fn a_public_key_that_can_verify_nothing_is_named_and_changes_nothing() {
+        let mut scene = scene(None, &["public 1", "public 2"]);
+        scene.settings.algorithm = Algorithm::EdDsa;
+        let [one, other] = &scene.settings.public_keys[..] else {
+            panic!("two files");
+        };
+        let named = format!("{} cannot be used", other.display());
+        fs::write(one, public_key(32, 7)).unwrap();
+        fs::write(other, public_key(31, 7)).unwrap();
+        let error = JwtKeys::open(scene.settings.clone()).unwrap_err();
+        assert!(error.to_string().contains(&named), "{error}");
+
+        fs::write(other, public_key(32, 7)).unwrap();
+        let keys = JwtKeys::open(scene.settings.clone()).unwrap();
+        let valid = keys.valid();
+        fs::write(one, public_key(32, 8)).unwrap();
+        fs::write(other, public_key(33, 7)).unwrap();
+        keys.look();
+        assert!(Arc::ptr_eq(&keys.valid(), &valid), "all stay");
+        let said = FAILURES.texts();
+        assert!(said.iter().any(|said| said.contains(&named)), "{said:?}");
+        fs::write(other, public_key(32, 7)).unwrap();
+        keys.look();
+        assert!(!Arc::ptr_eq(&keys.valid(), &valid), "the first file is new");
+    }
+
     #[test]
     fn without_a_private_key_no_token_is_issued() {
         let issuing = desk(&scene(Some("secret"), &[]));

@@ -8,8 +8,8 @@ use super::{
     consensus::Consensus,
     latest,
     lease_messages::{
-        AskLeases, CountdownAnswer, CountdownCall, ForwardLeaseCalls, LeaseAnswer, LeaseCall,
-        ListLeaseKeys, PendingCall,
+        AskLeaseKeys, AskLeases, CountdownAnswer, CountdownCall, ForwardLeaseCalls, LeaseAnswer,
+        LeaseCall, PendingCall,
     },
     published::Published,
     raft_status::RaftStatus,
@@ -49,7 +49,7 @@ pub struct LeasePeers {
     pub leases: watch::Receiver<usize>,
     /// The most leases there may be for this member to grant another.
     pub leases_max: usize,
-    /// Lists the keys of a lease.
+    /// Judges callers by the keys of a lease, and lists those.
     pub keys: LeaseKeysPeer,
     /// Carries calls to the leader; `None` on a member without peers.
     pub leader: Option<Recipient<ForwardLeaseCalls>>,
@@ -63,16 +63,16 @@ pub struct LeasePeers {
     pub raft_status: latest::Receiver<RaftStatus>,
 }
 
-/// Asks the applier for the keys of leases: a few calls at a time, since its mailbox is meant for the log.
+/// Asks the applier about the keys of leases: a few calls at a time, since its mailbox is meant for the log.
 #[derive(Clone, Debug)]
 pub struct LeaseKeysPeer {
-    applier: Recipient<ListLeaseKeys>,
+    applier: Recipient<AskLeaseKeys>,
     turns: Arc<Semaphore>,
 }
 
 impl LeaseKeysPeer {
     /// Asks `applier`. All front ends of a node share one of these.
-    pub fn new(applier: Recipient<ListLeaseKeys>) -> Self {
+    pub fn new(applier: Recipient<AskLeaseKeys>) -> Self {
         const AT_A_TIME: usize = 4;
         Self {
             applier,
@@ -80,11 +80,11 @@ impl LeaseKeysPeer {
         }
     }
 
-    pub(super) async fn ask(&self, id: LeaseId) -> Result<Option<Vec<Bytes>>, RequestError> {
+    pub(super) async fn ask(&self, ask: AskLeaseKeys) -> Result<Option<Vec<Bytes>>, RequestError> {
         let turn = self.turns.acquire().await;
         let _turn = turn.map_err(|_| RequestError::Stopped)?;
-        let keys = self.applier.send(ListLeaseKeys { id }).await;
-        keys.map_err(|_| RequestError::Stopped)
+        let keys = self.applier.send(ask).await;
+        Ok(keys.map_err(|_| RequestError::Stopped)??)
     }
 }
 

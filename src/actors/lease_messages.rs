@@ -1,6 +1,7 @@
 //! What is asked about leases: of the lease manager beside a front end, of the leader by another member, and of the applier.
 
 use crate::{
+    auth::{AuthError, Caller, grants::Right},
     kv::lease_clock::TimeLeft,
     types::{LeaseId, MemberId},
 };
@@ -68,11 +69,16 @@ pub struct AskLeases {
     pub lists: Vec<oneshot::Sender<Arc<[LeaseId]>>>,
 }
 
-/// Asks which keys are attached to a lease, as of the newest applied entry; nothing if there is no such lease.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "Option<Vec<Bytes>>")]
-pub struct ListLeaseKeys {
+/// Asks whether a caller may do something to every key that is attached to a lease, and maybe which keys those are, as of the
+/// newest applied entry. Nothing if there is no such lease. etcd: that needs no right.
+#[derive(Clone, Debug, Message)]
+#[rtype(result = "Result<Option<Vec<Bytes>>, AuthError>")]
+pub struct AskLeaseKeys {
     pub id: LeaseId,
+    pub caller: Caller,
+    pub right: Right,
+    /// Without this the list is empty: a lease may have very many keys.
+    pub list: bool,
 }
 
 /// What only the leader can answer, as it travels between members.

@@ -6,12 +6,12 @@
 
 use super::{
     lease_desk::WhenFull,
-    lease_messages::{LeaseAnswer, LeaseCall},
+    lease_messages::{AskLeaseKeys, LeaseAnswer, LeaseCall},
     request_error::RequestError,
     requests::Requests,
 };
 use crate::{
-    auth::Caller,
+    auth::{Caller, grants::Right},
     clock,
     kv::{
         KvError,
@@ -161,11 +161,10 @@ impl Requests {
         if keys {
             let viewed = tokio::time::timeout_at(deadline, self.view_for(false)).await;
             viewed.map_err(|_| RequestError::TimedOut)??;
-            let Some(attached) = self.lease_desk().peers().keys.ask(id).await? else {
+            // As of now: keys may have been attached, and rights taken, while the call was under way.
+            let Some(attached) = self.ask_keys(id, Right::Read, true).await? else {
                 return Ok(None);
             };
-            // As of now: keys may have been attached, and rights taken, while the call was under way.
-            self.allow_keys(&attached, Right::Read)?;
             time.keys = attached;
         }
         Ok(Some(time))
@@ -191,28 +190,26 @@ impl Requests {
         if published.auth.rights(self.caller())?.is_all() {
             return Ok(());
         }
-        let keys = self.lease_desk().peers().keys.ask(id).await?;
-        self.allow_keys(&keys.unwrap_or_default(), right)
+        self.ask_keys(id, right, false).await.map(drop)
     }
 
-    fn allow_keys(&self, keys: &[Bytes], right: Right) -> Result<(), RequestError> {
-        let published = self.newest_view()?;
-        let rights = published.auth.rights(self.caller())?;
-        for key in keys {
-            match right {
-                Right::Read => rights.read(key, &[])?,
-                Right::Write => rights.write(key, &[])?,
-            }
-        }
-        Ok(())
+    /// The keys of a lease, or, without `list`, none of them; `None` if there is no such lease.
+    async fn ask_keys(
+        &self,
+        id: LeaseId,
+        right: Right,
+        list: bool,
+    ) -> Result<Option<Vec<Bytes>>, RequestError> {
+        let caller = self.caller().clone();
+        let ask = AskLeaseKeys {
+            id,
+            caller,
+            right,
+            list,
+        };
+        let keys = &self.lease_desk().peers().keys;
+        keys.ask(ask).await
     }
-}
-
-/// What a call does to the keys of a lease.
-#[derive(Clone, Copy, Debug)]
-enum Right {
-    Read,
-    Write,
 }
 
 /// A positive id.

@@ -1,16 +1,17 @@
 //! Hashing and comparing passwords with bcrypt: slow on purpose, so a few at a time on threads that may block.
 //!
 //! A login delays no other request: no arbiter waits for a hash, at most [`Passwords::new`]'s `workers` threads are busy with
-//! them, and past `WAITING_MAX` calls further ones are refused. Hashes are etcd's (`$2a$`, at most 72 bytes of password), so
+//! them, and past `WAITING_MAX` calls further ones are refused. Work that has begun keeps its thread and its place until it ends,
+//! even if its caller no longer waits; so does what it tells about a login. Hashes are etcd's (`$2a$`, at most 72 bytes of password), so
 //! users can move in and out.
 
-use super::{background::in_background, request_error::RequestError};
+use super::{background::in_turn, login_bounds::LoginBounds, request_error::RequestError};
 use crate::{
     auth::{AuthError, change::PasswordHash},
     clock,
 };
 use bcrypt::Version;
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 use tokio::sync::{Semaphore, TryAcquireError};
 
 /// Calls that wait for a thread or have one.
@@ -26,8 +27,21 @@ const OF_NOBODY: [u8; 16] = [0; 16];
 #[derive(Debug)]
 pub struct Passwords {
     cost: u32,
-    places: Semaphore,
-    turns: Semaphore,
+    places: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
+}
+
+/// A password that somebody gives as a user's.
+#[derive(Debug)]
+pub struct Login {
+    pub user: String,
+    /// Where the client is.
+    pub origin: IpAddr,
+    pub password: String,
+    /// The hash of the user's password; without one it takes as long, and no password is right.
+    pub hash: Option<Vec<u8>>,
+    /// Bounds failed logins.
+    pub bounds: Arc<LoginBounds>,
 }
 
 impl Passwords {
@@ -35,8 +49,8 @@ impl Passwords {
     pub fn new(cost: u32, workers: usize) -> Arc<Self> {
         Arc::new(Self {
             cost,
-            places: Semaphore::new(WAITING_MAX),
-            turns: Semaphore::new(workers),
+            places: Arc::new(Semaphore::new(WAITING_MAX)),
+            turns: Arc::new(Semaphore::new(workers)),
         })
     }
 
@@ -56,45 +70,69 @@ impl Passwords {
         Ok(PasswordHash(hash.into_bytes().into()))
     }
 
-    /// Whether a password is the one with this hash. Without a hash it takes as long, and it is not.
-    pub(super) async fn matches(
-        &self,
-        password: String,
-        hash: Option<Vec<u8>>,
-    ) -> Result<bool, RequestError> {
+    /// Whether a login's password is right. The login counts where it is compared, so a caller who leaves does not evade the
+    /// bounds; and it is judged there, by all that failed while it waited.
+    pub(super) async fn matches(&self, login: Login) -> Result<bool, RequestError> {
         let cost = self.cost;
-        self.run(move || {
-            let hash = hash.and_then(|hash| String::from_utf8(hash).ok());
-            if let Some(hash) = hash.filter(|hash| !hash.is_empty()) {
-                bcrypt::verify(password, &hash).unwrap_or(false)
+        let compared = self.run(move || {
+            let (bounds, user, origin) = (login.bounds, login.user, login.origin);
+            bounds.admit(&user, origin)?;
+            let right = is_right(cost, login.password, login.hash);
+            if right {
+                bounds.succeeded(&user, origin);
             } else {
-                drop(bcrypt::hash_with_salt(password, cost, OF_NOBODY));
-                false
+                bounds.failed(&user, origin);
             }
-        })
-        .await
+            Ok::<_, AuthError>(right)
+        });
+        Ok(compared.await??)
     }
 
-    /// Does slow work as one of the calls that the bounds are for.
+    /// Does slow work as one of the calls that the bounds are for. If its caller is gone before it begins, it is not done.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, RequestError> {
-        let place = self.places.try_acquire().map_err(|error| match error {
+        let place = self.places.clone().try_acquire_owned();
+        let place = place.map_err(|error| match error {
             TryAcquireError::NoPermits => RequestError::TooManyRequests,
             TryAcquireError::Closed => RequestError::Stopped,
         })?;
-        let turn = self.turns.acquire().await;
-        let turn = turn.map_err(|_| RequestError::Stopped)?;
-        let done = in_background(work).await;
-        drop((turn, place));
-        done.map_err(|_| RequestError::Stopped)
+        let done = in_turn(self.turns.clone(), move || {
+            let done = work();
+            drop(place);
+            done
+        });
+        done.await.ok_or(RequestError::Stopped)
+    }
+}
+
+fn is_right(cost: u32, password: String, hash: Option<Vec<u8>>) -> bool {
+    let hash = hash.and_then(|hash| String::from_utf8(hash).ok());
+    if let Some(hash) = hash.filter(|hash| !hash.is_empty()) {
+        bcrypt::verify(password, &hash).unwrap_or(false)
+    } else {
+        drop(bcrypt::hash_with_salt(password, cost, OF_NOBODY));
+        false
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const HOME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    /// A login without bounds.
+    fn login(password: impl Into<String>, hash: Option<Vec<u8>>) -> Login {
+        Login {
+            user: "u".into(),
+            origin: HOME,
+            password: password.into(),
+            hash,
+            bounds: Arc::new(LoginBounds::new(None)),
+        }
+    }
 
     fn too_long(error: &RequestError) -> bool {
         error.to_string().contains("72 bytes")
@@ -120,7 +158,7 @@ mod tests {
             ("right", Some(b"no hash".to_vec()), false),
             ("right", None, false),
         ] {
-            let found = passwords.matches(password.into(), hash.clone()).await;
+            let found = passwords.matches(login(password, hash.clone())).await;
             assert_eq!(found.unwrap(), expected, "{password} {hash:?}");
         }
     }
@@ -133,7 +171,7 @@ mod tests {
         let refused = passwords.hash(longest.clone() + "p").await.unwrap_err();
         assert!(too_long(&refused), "{refused}");
         let hash = Some(hash.0.to_vec());
-        let matches = |password: String| passwords.matches(password, hash.clone());
+        let matches = |password: String| passwords.matches(login(password, hash.clone()));
         assert!(matches(longest.clone()).await.unwrap());
         assert!(matches(longest.clone() + "more").await.unwrap(), "as etcd");
         assert!(!matches("p".repeat(71)).await.unwrap());
@@ -144,7 +182,7 @@ mod tests {
         let passwords = Passwords::new(4, 1);
         let turn = passwords.turns.acquire().await.unwrap();
         let mut waiting: Vec<_> = (0..WAITING_MAX)
-            .map(|_| Box::pin(passwords.matches("p".into(), None)))
+            .map(|_| Box::pin(passwords.matches(login("p", None))))
             .collect();
         for call in &mut waiting {
             assert!(
@@ -152,7 +190,7 @@ mod tests {
                 "it waits for its turn"
             );
         }
-        let refused = passwords.matches("p".into(), None).await.unwrap_err();
+        let refused = passwords.matches(login("p", None)).await.unwrap_err();
         assert!(
             matches!(refused, RequestError::TooManyRequests),
             "{refused}"
@@ -161,6 +199,64 @@ mod tests {
         for call in waiting {
             assert!(!call.await.unwrap());
         }
+    }
+
+    #[tokio::test]
+    async fn work_keeps_its_place_and_its_turn_without_its_caller() {
+        let passwords = Passwords::new(4, 1);
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let (end, ends) = std::sync::mpsc::channel::<()>();
+        let caller = passwords.clone();
+        let caller = tokio::spawn(async move {
+            let work = move || {
+                begun.send(()).unwrap();
+                ends.recv().unwrap();
+            };
+            caller.run(work).await
+        });
+        begins.await.unwrap();
+        caller.abort();
+        assert!(caller.await.is_err(), "the caller is gone");
+        let left = || {
+            (
+                passwords.places.available_permits(),
+                passwords.turns.available_permits(),
+            )
+        };
+        assert_eq!(left(), (WAITING_MAX - 1, 0), "its thread still runs");
+        end.send(()).unwrap();
+        passwords.run(|| ()).await.unwrap();
+        assert_eq!(left(), (WAITING_MAX, 1));
+    }
+
+    #[tokio::test]
+    async fn a_login_counts_without_its_caller_and_is_judged_when_its_turn_comes() {
+        let passwords = Passwords::new(4, 1);
+        let bounds = Arc::new(LoginBounds::new(Some(1)));
+        let wrong = || Login {
+            bounds: bounds.clone(),
+            ..login("wrong", None)
+        };
+        let mut calls = [wrong(), wrong()].map(|login| Box::pin(passwords.matches(login)));
+        for call in &mut calls {
+            assert!(futures_poll(call.as_mut()).is_none(), "it was admitted");
+        }
+        let [gone, late] = calls;
+        // Nobody asks for the outcome of the first call.
+        let counted = async {
+            while bounds.totals().failed() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let counted = tokio::time::timeout(std::time::Duration::from_mins(1), counted).await;
+        assert!(counted.is_ok(), "it does not count");
+        drop(gone);
+        let refused = late.await.unwrap_err().to_string();
+        assert!(refused.contains("too many failed"), "{refused}");
+        assert_eq!(
+            (bounds.totals().failed(), bounds.totals().refused()),
+            (1, 1)
+        );
     }
 
     fn futures_poll<T>(call: std::pin::Pin<&mut impl Future<Output = T>>) -> Option<T> {

@@ -4,7 +4,7 @@
 //! stores nothing.
 
 use super::{
-    background::in_background,
+    background::in_turn,
     compactor::AwaitCompaction,
     consensus::{ChangeMembership, Consensus, MoveLeader},
     held::HeldBytes,
@@ -229,7 +229,7 @@ impl Requests {
     }
 
     /// Bounds failed logins.
-    pub(super) fn logins(&self) -> &LoginBounds {
+    pub(super) fn logins(&self) -> &Arc<LoginBounds> {
         &self.shared.logins
     }
 
@@ -412,10 +412,11 @@ impl Requests {
         if !matches!(command.unchecked(), Command::SetAlarm(_)) {
             self.require_same_state()?;
         }
+        // Before the quota is looked at: a caller who may do nothing must not raise alarms.
+        let signed = self.sign(command)?;
         if command.takes_space() {
             self.check_quota().await?;
         }
-        let signed = self.sign(command)?;
         let outcome = self.shared.consensus.propose_unread(&signed).await;
         let refused = matches!(
             outcome,
@@ -652,56 +653,16 @@ impl Requests {
         if !self.is_at_quota() {
             return Ok(());
         }
-        let (consensus, member) = (&self.shared.consensus, self.shared.identity.member);
-        consensus.raise_alarm(member, AlarmKind::NoSpace).await?;
+        let alarm = (self.shared.identity.member, AlarmKind::NoSpace);
+        let raised = self.shared.views.borrow().alarms.contains(&alarm);
+        if !raised {
+            let consensus = &self.shared.consensus;
+            consensus.raise_alarm(alarm.0, alarm.1).await?;
+        }
         Err(RequestError::Kv(KvError::NoSpace))
     }
 }
 
 fn unexpected<T>(outcome: &Outcome) -> Result<T, RequestError> {
     unreachable!("the machine answers each command in kind, not with {outcome:?}")
-}
-
-/// Runs `read` as a blocking task that holds one of `turns`: from before it begins until it ends, even if its caller no longer
-/// waits. If its caller is gone before it begins, it does not. `None` if the thread ended early.
-async fn in_turn<T: Send + 'static>(
-    turns: Arc<Semaphore>,
-    read: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
-    let turn = turns.acquire_owned().await.ok()?;
-    let caller = Arc::new(());
-    let waiting = Arc::downgrade(&caller);
-    let reading = in_background(move || {
-        let done = (waiting.strong_count() > 0).then(read);
-        drop(turn);
-        done
-    });
-    let done = reading.await.ok()?;
-    drop(caller);
-    done
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::mpsc;
-
-    #[actix::test]
-    async fn a_read_whose_caller_is_gone_keeps_its_turn_until_it_ends() {
-        let turns = Arc::new(Semaphore::new(1));
-        let (begun, begins) = oneshot::channel();
-        let (end, ends) = mpsc::channel::<()>();
-        let read = in_turn(turns.clone(), move || {
-            begun.send(()).expect("the test waits");
-            ends.recv()
-        });
-        let caller = actix::spawn(read);
-        begins.await.expect("it begins");
-        caller.abort();
-        assert!(caller.await.is_err(), "the caller is gone");
-        assert_eq!(turns.available_permits(), 0, "its thread still runs");
-        end.send(()).expect("it waits");
-        let next = in_turn(turns, || "read").await;
-        assert_eq!(next, Some("read"), "when it has ended, the next one begins");
-    }
 }

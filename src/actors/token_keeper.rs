@@ -2,7 +2,7 @@
 //!
 //! A token lives for its time to live after its last use, on whichever member that was, through restarts and changes of the
 //! leader. Few of the uses reach the log: a member notes that a token was used, and once a third of its time has passed since its
-//! last renewal, one entry renews all tokens that were used at this member. The leader ends tokens that were not renewed. Both
+//! last renewal, one entry (or a few, if they are many) renews all tokens that were used at this member. The leader ends tokens that were not renewed. Both
 //! count from when they applied the last renewal, so that a token may live longer than its time, and not shorter:
 //!
 //! ```text
@@ -55,9 +55,20 @@ impl Ages {
             }
         }
         self.0 = ages;
-        due.renew.truncate(ENTRY_TOKENS_MAX);
-        due.expire.truncate(ENTRY_TOKENS_MAX);
         due
+    }
+}
+
+impl Due {
+    /// The changes that renew and end all of them: one entry for each. Only the leader ends tokens.
+    fn changes(&self, leads: bool) -> impl Iterator<Item = Change> {
+        let renew = self.renew.chunks(ENTRY_TOKENS_MAX);
+        let renew = renew.map(<[_]>::to_vec);
+        let expire = self.expire.chunks(ENTRY_TOKENS_MAX).filter(move |_| leads);
+        let expire = expire.map(<[_]>::to_vec);
+        renew
+            .map(|tokens| Change::RenewTokens { tokens })
+            .chain(expire.map(|tokens| Change::ExpireTokens { tokens }))
     }
 }
 
@@ -86,14 +97,11 @@ pub async fn keep(
             let status = status.borrow();
             (status.leads, status.leader.is_some() && !status.learner)
         };
-        // What fails is found due again at the next check.
-        if may_propose && !due.renew.is_empty() {
-            let change = Change::RenewTokens { tokens: due.renew };
-            drop(consensus.propose(&Command::Auth(change)).await);
-        }
-        if leads && !due.expire.is_empty() {
-            let change = Change::ExpireTokens { tokens: due.expire };
-            drop(consensus.propose(&Command::Auth(change)).await);
+        for change in due.changes(leads).take_while(|_| may_propose) {
+            // What fails is found due again at the next check, and so is what comes after it.
+            if consensus.propose(&Command::Auth(change)).await.is_err() {
+                break;
+            }
         }
     }
 }
@@ -172,6 +180,33 @@ mod tests {
         assert_eq!(scene.look(29), Due::default(), "it was not used since");
         scene.note_use(token);
         assert_eq!(scene.look(40).renew, [token], "late uses count as well");
+    }
+
+    #[test]
+    fn all_that_is_due_is_renewed_or_ended_in_one_check() {
+        let mut scene = Scene::new();
+        let tokens: Vec<u64> = (0..2 * ENTRY_TOKENS_MAX).map(|_| scene.log_in()).collect();
+        scene.look(0);
+        let (used, unused) = tokens.split_at(ENTRY_TOKENS_MAX + 1);
+        for token in used {
+            scene.note_use(*token);
+        }
+        let due = scene.look(40);
+        assert_eq!(due.changes(false).count(), 2, "it does not lead");
+        let changes: Vec<_> = due.changes(true).collect();
+        let (mut renewed, mut ended) = (Vec::new(), Vec::new());
+        for change in &changes {
+            match change {
+                Change::RenewTokens { tokens } => renewed.extend(tokens.clone()),
+                Change::ExpireTokens { tokens } => ended.extend(tokens.clone()),
+                other => panic!("{other:?}"),
+            }
+            scene.apply(change);
+        }
+        let ended: Vec<_> = ended.iter().map(|mark| mark.token).collect();
+        assert_eq!((&renewed[..], &ended[..]), (used, unused));
+        assert_eq!(changes.len(), 3);
+        assert_eq!(scene.look(41), Due::default());
     }
 
     #[test]

@@ -35,11 +35,13 @@ enum Need {
 }
 
 /// The calls that do not need the role root. A path that ends with `/` stands for all methods of its service.
-const NEEDS: [(&str, Need); 16] = [
+const NEEDS: [(&str, Need); 17] = [
     ("/etcdserverpb.Auth/Authenticate", Need::Nothing),
     ("/etcdserverpb.Auth/AuthStatus", Need::Nothing),
     ("/grpc.health.v1.Health/Check", Need::Nothing),
     ("/grpc.health.v1.Health/Watch", Need::Nothing),
+    // It is answered as unknown, to whoever calls it.
+    ("/grpc.health.v1.Health/List", Need::Nothing),
     ("/etcdserverpb.Cluster/MemberList", Need::Identity),
     ("/etcdserverpb.Maintenance/Status", Need::Identity),
     // Reading alarms needs a user. Raising or clearing one needs root, and still needs it when the log entry is applied.
@@ -129,7 +131,10 @@ impl Api {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{
+        super::method::{self, METHODS},
+        *,
+    };
 
     #[test]
     fn tokens_are_found_where_etcd_looks() {
@@ -219,14 +224,32 @@ mod tests {
             ("v3lockpb.Lock/Lock", JudgedLater),
             ("v3lockpb.Lock/Unlock", JudgedLater),
             ("v3electionpb.Election/Campaign", JudgedLater),
+            ("v3electionpb.Election/Proclaim", JudgedLater),
+            ("v3electionpb.Election/Leader", JudgedLater),
             ("v3electionpb.Election/Observe", JudgedLater),
+            ("v3electionpb.Election/Resign", JudgedLater),
             ("grpc.health.v1.Health/Check", Nothing),
             ("grpc.health.v1.Health/Watch", Nothing),
-            ("etcdserverpb.Maintenance/NotMadeYet", Root),
-            ("another.Service/Method", Root),
+            ("grpc.health.v1.Health/List", Nothing),
         ];
         for (path, expected) in table {
             assert_eq!(need(&format!("/{path}")), expected, "{path}");
+        }
+        let mut paths = table.map(|(path, _)| format!("/{path}"));
+        paths.sort();
+        assert_eq!(
+            paths[..],
+            METHODS,
+            "each known method is judged, and no other"
+        );
+        for (path, _) in NEEDS.iter().filter(|(path, _)| !path.ends_with('/')) {
+            assert_eq!(method::known(path), Some(*path), "its method is known");
+        }
+        for path in [
+            "/etcdserverpb.Maintenance/NotMadeYet",
+            "/another.Service/Method",
+        ] {
+            assert_eq!(need(path), Root, "{path}");
         }
     }
 }

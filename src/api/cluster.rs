@@ -30,7 +30,7 @@ impl Api {
         &self,
         request: pb::MemberAddRequest,
     ) -> Result<pb::MemberAddResponse, Status> {
-        self.about(|| lines::of_other("peer_urls", request.peer_ur_ls.join(",")));
+        self.about(|| lines::of_other("peer_urls", &request.peer_ur_ls.join(",")));
         self.require_vote()?;
         let urls = request.peer_ur_ls;
         let members = self
@@ -53,7 +53,7 @@ impl Api {
         request: pb::MemberRemoveRequest,
     ) -> Result<pb::MemberRemoveResponse, Status> {
         let id = MemberId(request.id);
-        self.about(|| lines::of_other("target_member", id.hex()));
+        self.about(|| lines::of_other("target_member", &id.hex()));
         let members = self.changed(MemberChange::Remove { id }).await?;
         Ok(pb::MemberRemoveResponse {
             header: Some(self.cluster_header()),
@@ -65,7 +65,7 @@ impl Api {
         &self,
         request: pb::MemberUpdateRequest,
     ) -> Result<pb::MemberUpdateResponse, Status> {
-        self.about(|| lines::of_other("target_member", MemberId(request.id).hex()));
+        self.about(|| lines::of_other("target_member", &MemberId(request.id).hex()));
         let (id, peer_urls) = (MemberId(request.id), request.peer_ur_ls);
         let members = self.changed(MemberChange::Move { id, peer_urls }).await?;
         Ok(pb::MemberUpdateResponse {
@@ -79,7 +79,7 @@ impl Api {
         request: pb::MemberPromoteRequest,
     ) -> Result<pb::MemberPromoteResponse, Status> {
         let id = MemberId(request.id);
-        self.about(|| lines::of_other("target_member", id.hex()));
+        self.about(|| lines::of_other("target_member", &id.hex()));
         let members = self.changed(MemberChange::Promote { id }).await?;
         Ok(pb::MemberPromoteResponse {
             header: Some(self.cluster_header()),
@@ -92,7 +92,7 @@ impl Api {
         &self,
         request: pb::MoveLeaderRequest,
     ) -> Result<pb::MoveLeaderResponse, Status> {
-        self.about(|| lines::of_other("target_member", MemberId(request.target_id).hex()));
+        self.about(|| lines::of_other("target_member", &MemberId(request.target_id).hex()));
         self.require_vote()?;
         self.requests
             .move_leader(MemberId(request.target_id))

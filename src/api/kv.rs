@@ -377,7 +377,7 @@ impl Api {
     }
 
     pub async fn compact(&self, request: pb::CompactionRequest) -> Result<Encoded, Status> {
-        self.about(|| lines::of_other("compact_revision", request.revision.to_string()));
+        self.about(|| lines::of_other("compact_revision", &request.revision.to_string()));
         let revision = self
             .requests
             .compact(Revision(request.revision), request.physical)

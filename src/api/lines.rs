@@ -4,9 +4,9 @@
 //! ([`Api::about`]), and the code that sends the answer closes the line. If the audit log is off, there is no line, and all of
 //! this costs one branch.
 
-use super::{Api, sockets::ClientPeer, status::Status};
+use super::{Api, method, sockets::ClientPeer, status::Status};
 use crate::{
-    audit::{Call, Ended, Kind, Line, Subject, Target, TxnSubject},
+    audit::{Call, Ended, Kind, Line, Shown, Subject, Target, TxnSubject},
     auth::{Caller, change::Permission},
     kv::{
         RangeEnd,
@@ -87,12 +87,18 @@ impl Api {
     /// The maker of a call, with a new line if the audit log is on.
     pub(super) fn asker(&self, path: &str, caller: Caller, peer: ClientPeer) -> Asker {
         let line = self.audit.as_ref().map(|audit| {
-            Arc::new(audit.line(Call {
-                method: path.into(),
-                kind: kind(path),
-                user: caller.user().cloned(),
-                peer: peer.address(),
-            }))
+            let known = method::known(path);
+            let call = Call::new(
+                known.unwrap_or_default(),
+                kind(path),
+                caller.user(),
+                peer.address(),
+            );
+            let call = match known {
+                Some(_) => call,
+                None => call.of_unknown(path),
+            };
+            Arc::new(audit.line(call))
         });
         Asker {
             caller,
@@ -209,8 +215,8 @@ fn add_txn(txn: &Txn, shown: &mut TxnSubject) {
 /// A user, and maybe a role.
 pub(super) fn of_user(user: &str, role: Option<&str>) -> Subject {
     Subject {
-        target_user: Some(user.to_owned()),
-        role: role.map(str::to_owned),
+        target_user: Some(user.into()),
+        role: role.map(Shown::from),
         ..Subject::default()
     }
 }
@@ -224,7 +230,7 @@ pub(super) fn of_role(role: &str, range: Option<(&[u8], &[u8])>, kind: Option<i3
         _ => "unknown",
     });
     Subject {
-        role: Some(role.to_owned()),
+        role: Some(role.into()),
         range: range.map(|(key, range_end)| Target::new(key, range_end)),
         permission,
         ..Subject::default()
@@ -259,9 +265,9 @@ pub(super) fn of_leased_key(key: &[u8], lease: i64) -> Subject {
 }
 
 /// A named subject, which must not contain a secret.
-pub(super) fn of_other(name: &'static str, text: String) -> Subject {
+pub(super) fn of_other(name: &'static str, text: &str) -> Subject {
     Subject {
-        other: Some((name, text)),
+        other: Some((name, text.into())),
         ..Subject::default()
     }
 }
@@ -274,6 +280,7 @@ mod tests {
     fn calls_are_reads_logins_or_changes() {
         for path in READS {
             assert_eq!(kind(path), Kind::Read, "{path}");
+            assert_eq!(method::known(path), Some(path), "its method is known");
         }
         for path in ["Authenticate", "AuthEnable", "UserAdd", "RoleDelete"] {
             assert_eq!(kind(&format!("/etcdserverpb.Auth/{path}")), Kind::Auth);

@@ -32,6 +32,68 @@ const WATCHING: [&str; 3] = [
     "/v3electionpb.Election/Observe",
 ];
 
+/// All methods by which clients of etcd call, ascending; those that are answered as unknown included.
+pub(super) const METHODS: [&str; 52] = [
+    "/etcdserverpb.Auth/AuthDisable",
+    "/etcdserverpb.Auth/AuthEnable",
+    "/etcdserverpb.Auth/AuthStatus",
+    "/etcdserverpb.Auth/Authenticate",
+    "/etcdserverpb.Auth/RoleAdd",
+    "/etcdserverpb.Auth/RoleDelete",
+    "/etcdserverpb.Auth/RoleGet",
+    "/etcdserverpb.Auth/RoleGrantPermission",
+    "/etcdserverpb.Auth/RoleList",
+    "/etcdserverpb.Auth/RoleRevokePermission",
+    "/etcdserverpb.Auth/UserAdd",
+    "/etcdserverpb.Auth/UserChangePassword",
+    "/etcdserverpb.Auth/UserDelete",
+    "/etcdserverpb.Auth/UserGet",
+    "/etcdserverpb.Auth/UserGrantRole",
+    "/etcdserverpb.Auth/UserList",
+    "/etcdserverpb.Auth/UserRevokeRole",
+    "/etcdserverpb.Cluster/MemberAdd",
+    "/etcdserverpb.Cluster/MemberList",
+    "/etcdserverpb.Cluster/MemberPromote",
+    "/etcdserverpb.Cluster/MemberRemove",
+    "/etcdserverpb.Cluster/MemberUpdate",
+    "/etcdserverpb.KV/Compact",
+    "/etcdserverpb.KV/DeleteRange",
+    "/etcdserverpb.KV/Put",
+    "/etcdserverpb.KV/Range",
+    "/etcdserverpb.KV/RangeStream",
+    "/etcdserverpb.KV/Txn",
+    "/etcdserverpb.Lease/LeaseGrant",
+    "/etcdserverpb.Lease/LeaseKeepAlive",
+    "/etcdserverpb.Lease/LeaseLeases",
+    "/etcdserverpb.Lease/LeaseRevoke",
+    "/etcdserverpb.Lease/LeaseTimeToLive",
+    "/etcdserverpb.Maintenance/Alarm",
+    "/etcdserverpb.Maintenance/Defragment",
+    "/etcdserverpb.Maintenance/Downgrade",
+    "/etcdserverpb.Maintenance/Hash",
+    "/etcdserverpb.Maintenance/HashKV",
+    "/etcdserverpb.Maintenance/MoveLeader",
+    "/etcdserverpb.Maintenance/Snapshot",
+    "/etcdserverpb.Maintenance/Status",
+    "/etcdserverpb.Watch/Watch",
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/List",
+    "/grpc.health.v1.Health/Watch",
+    "/v3electionpb.Election/Campaign",
+    "/v3electionpb.Election/Leader",
+    "/v3electionpb.Election/Observe",
+    "/v3electionpb.Election/Proclaim",
+    "/v3electionpb.Election/Resign",
+    "/v3lockpb.Lock/Lock",
+    "/v3lockpb.Lock/Unlock",
+];
+
+/// The path, if it is a known method's.
+pub(super) fn known(path: &str) -> Option<&'static str> {
+    let at = METHODS.binary_search(&path).ok()?;
+    Some(METHODS[at])
+}
+
 pub(super) fn is_watching(path: &str) -> bool {
     WATCHING.contains(&path)
 }

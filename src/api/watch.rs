@@ -227,7 +227,7 @@ impl Api {
                 line.part(next(), &lines::ended(&status));
             }
             Body::Denied => {
-                let watch = lines::of_other("watch_id", response.watch.0.to_string());
+                let watch = lines::of_other("watch_id", &response.watch.0.to_string());
                 line.part(watch, &lines::ended(&AuthError::PermissionDenied.into()));
             }
             Body::Events { .. } | Body::Progress | Body::Cancelled | Body::Compacted { .. } => {}
@@ -333,6 +333,9 @@ fn cancel_reason(refusal: Refusal) -> &'static str {
         Refusal::Denied(AuthError::UserEmpty) => {
             "rpc error: code = InvalidArgument desc = etcdserver: user name is empty"
         }
+        Refusal::Denied(AuthError::OldRevision) => {
+            "rpc error: code = InvalidArgument desc = etcdserver: revision of auth store is old"
+        }
         Refusal::Denied(_) => {
             "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
         }
@@ -358,5 +361,31 @@ impl Outstanding {
 
     fn is_done(&self) -> bool {
         self.half_closed.get() && self.creating.get() == 0 && self.watches.get() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_watch_learns_why_in_etcds_words() {
+        for error in [
+            AuthError::PermissionDenied,
+            AuthError::UserEmpty,
+            AuthError::InvalidToken,
+            AuthError::OldRevision,
+        ] {
+            let status = Status::from(error);
+            let (code, text) = (status.code.name(), status.message);
+            let expected = format!("rpc error: code = {code} desc = {text}");
+            assert_eq!(cancel_reason(Refusal::Denied(error)), expected);
+        }
+        // etcd: a user who is gone may do nothing.
+        let gone = cancel_reason(Refusal::Denied(AuthError::UserNotFound));
+        assert_eq!(
+            gone,
+            cancel_reason(Refusal::Denied(AuthError::PermissionDenied))
+        );
     }
 }

@@ -1,9 +1,12 @@
-//! What a line says. Keys are copied, and cut at a length that is enough to recognise them.
+//! What a line says. Keys and names are copied, and cut at a length that is enough to recognise them.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Duration};
 
-/// Bytes of a key that a line shows.
-const KEY_BYTES_MAX: usize = 1_024;
+/// Bytes of a key, of a name or of another text that a line shows.
+const SHOWN_BYTES_MAX: usize = 1_024;
+
+/// Bytes of the path of an unknown method that a line shows.
+const METHOD_BYTES_MAX: usize = 256;
 
 /// Operations of a transaction that a line shows.
 pub(super) const OPS_MAX: usize = 64;
@@ -23,13 +26,54 @@ pub enum Kind {
 #[derive(Clone, Debug)]
 pub struct Call {
     /// Its gRPC path.
-    pub method: Arc<str>,
+    pub(super) method: Cow<'static, str>,
     /// What it does.
-    pub kind: Kind,
+    pub(super) kind: Kind,
     /// Who the token says.
-    pub user: Option<Arc<str>>,
+    pub(super) user: Option<Arc<str>>,
     /// The client's address; `None` for a Unix socket.
-    pub peer: Option<SocketAddr>,
+    pub(super) peer: Option<SocketAddr>,
+}
+
+impl Call {
+    /// A call of a known method.
+    pub fn new(
+        method: &'static str,
+        kind: Kind,
+        user: Option<&Arc<str>>,
+        peer: Option<SocketAddr>,
+    ) -> Self {
+        let user = user.map(|user| match cut(user, SHOWN_BYTES_MAX) {
+            whole if whole.len() == user.len() => user.clone(),
+            beginning => beginning.into(),
+        });
+        Self {
+            method: method.into(),
+            kind,
+            user,
+            peer,
+        }
+    }
+
+    /// The same call, of a method that nobody knows: the client may send any path.
+    #[must_use]
+    pub fn of_unknown(self, path: &str) -> Self {
+        let method = cut(path, METHOD_BYTES_MAX).to_owned().into();
+        Self { method, ..self }
+    }
+
+    fn bytes(&self) -> usize {
+        let method = match &self.method {
+            Cow::Borrowed(_) => 0,
+            Cow::Owned(path) => path.capacity(),
+        };
+        method + self.user.as_ref().map_or(0, |user| user.len())
+    }
+}
+
+/// The beginning of a text: whole letters.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
 }
 
 /// What a call is about.
@@ -44,15 +88,15 @@ pub struct Subject {
     /// Of a transaction.
     pub txn: Option<TxnSubject>,
     /// The user that a call is about.
-    pub target_user: Option<String>,
+    pub target_user: Option<Shown>,
     /// Whether a login named a user that exists.
     pub unknown_user: bool,
     /// The role.
-    pub role: Option<String>,
+    pub role: Option<Shown>,
     /// `read`, `write` or `readwrite`.
     pub permission: Option<&'static str>,
     /// What else there is to say: a name and a text that no secret can be in.
-    pub other: Option<(&'static str, String)>,
+    pub other: Option<(&'static str, Shown)>,
 }
 
 /// A transaction.
@@ -86,7 +130,7 @@ pub struct Target {
 
 /// The beginning of a byte string, and its length.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Shown {
+pub struct Shown {
     pub(super) bytes: Box<[u8]>,
     pub(super) len: usize,
 }
@@ -94,9 +138,15 @@ pub(super) struct Shown {
 impl Shown {
     fn new(bytes: &[u8]) -> Self {
         Self {
-            bytes: bytes[..bytes.len().min(KEY_BYTES_MAX)].into(),
+            bytes: bytes[..bytes.len().min(SHOWN_BYTES_MAX)].into(),
             len: bytes.len(),
         }
+    }
+}
+
+impl From<&str> for Shown {
+    fn from(text: &str) -> Self {
+        Self::new(text.as_bytes())
     }
 }
 
@@ -124,13 +174,13 @@ impl Subject {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        let text = |text: &Option<String>| text.as_ref().map_or(0, String::capacity);
+        let text = |text: &Option<Shown>| text.as_ref().map_or(0, |text| text.bytes.len());
         let ops = self.txn.iter().flat_map(|txn| &txn.ops);
         let ops: usize = ops
             .map(|(_, target)| size_of::<usize>() * 2 + target.bytes())
             .sum();
         let range = self.range.as_ref().map_or(0, Target::bytes);
-        let other = self.other.as_ref().map_or(0, |(_, text)| text.capacity());
+        let other = self.other.as_ref().map_or(0, |(_, text)| text.bytes.len());
         ops + range + other + text(&self.target_user) + text(&self.role)
     }
 }
@@ -171,8 +221,8 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// What it takes in memory, in bytes. Names are shared with the tables that have them.
+    /// What it takes in memory, in bytes. The name of its user may be shared with others, or be the last one; it counts.
     pub(super) fn bytes(&self) -> usize {
-        size_of::<Self>() + self.subject.bytes()
+        size_of::<Self>() + self.call.bytes() + self.subject.bytes()
     }
 }

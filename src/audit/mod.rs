@@ -13,7 +13,7 @@ mod queue;
 mod text;
 mod writer;
 
-pub use entry::{Call, Ended, Kind, Subject, Target, TxnSubject};
+pub use entry::{Call, Ended, Kind, Shown, Subject, Target, TxnSubject};
 pub use file::FileLimits;
 pub use log::{Audit, Level, Line};
 pub use queue::AuditCounts;

@@ -9,13 +9,9 @@ use super::{
 use serde_json::Value;
 use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
-fn call(method: &str, kind: Kind) -> Call {
-    Call {
-        method: method.into(),
-        kind,
-        user: Some("u".into()),
-        peer: Some(SocketAddr::from(([10, 0, 0, 7], 50_312))),
-    }
+fn call(method: &'static str, kind: Kind) -> Call {
+    let peer = SocketAddr::from(([10, 0, 0, 7], 50_312));
+    Call::new(method, kind, Some(&"u".into()), Some(peer))
 }
 
 fn refused() -> Ended {
@@ -137,6 +133,37 @@ fn entry(key_bytes: usize) -> Entry {
         ended: Ended::OK,
         revision: 0,
     }
+}
+
+/// A line whose texts a client has chosen, as long as they can be.
+fn long_entry() -> Entry {
+    let long = || "ü".repeat(32_000);
+    let call = Call::new("m", Kind::Change, Some(&long().into()), None);
+    Entry {
+        call: call.of_unknown(&format!("/{}", long())),
+        subject: Subject {
+            target_user: Some(long().as_str().into()),
+            role: Some(long().as_str().into()),
+            other: Some(("peer_urls", long().as_str().into())),
+            ..entry(0).subject
+        },
+        ..entry(0)
+    }
+}
+
+#[test]
+fn names_and_paths_that_clients_choose_are_cut_and_counted() {
+    let (short, long) = (entry(0), long_entry());
+    let shown = 255 + 4 * 1_024;
+    // The user of the short one has a name too.
+    assert_eq!(long.bytes(), short.bytes() - "u".len() + shown);
+    let line: Value = serde_json::from_str(&text::of(&long, "1")).unwrap();
+    assert_eq!(line["method"], format!("/{}", "ü".repeat(127)));
+    for field in ["user", "target_user", "role", "peer_urls"] {
+        assert_eq!(line[field], "ü".repeat(512), "{field}");
+    }
+    assert_eq!(line["target_user_bytes"], 64_000);
+    assert_eq!(line["role_bytes"], 64_000);
 }
 
 #[test]

@@ -19,13 +19,13 @@ pub(super) fn of(entry: &Entry, member: &str) -> String {
     }
     line.text("method", &call.method);
     if let Some(user) = &subject.target_user {
-        line.text("target_user", user);
+        line.bytes("target_user", user);
     }
     if subject.unknown_user {
         line.raw("unknown_user", "true");
     }
     if let Some(role) = &subject.role {
-        line.text("role", role);
+        line.bytes("role", role);
     }
     if let Some(permission) = subject.permission {
         line.text("permission", permission);
@@ -47,7 +47,7 @@ pub(super) fn of(entry: &Entry, member: &str) -> String {
         }
     }
     if let Some((name, text)) = &subject.other {
-        line.text(name, text);
+        line.bytes(name, text);
     }
     line.text("code", entry.ended.code);
     if let Some(reason) = entry.ended.refused {

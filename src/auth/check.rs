@@ -6,7 +6,7 @@
 use super::{
     AuthError, AuthState, Caller, ROOT,
     caller::UserRef,
-    grants::Grants,
+    grants::{Grants, Interval, Right},
     state::User,
     tokens::{self, Token},
 };
@@ -37,6 +37,32 @@ impl Rights<'_> {
             Self::All => Ok(()),
             Self::Some(grants) => permitted(grants.may_write(key, range_end)),
         }
+    }
+
+    /// Whether this may be done to a key.
+    pub fn allow(&self, right: Right, key: &[u8]) -> Result<(), AuthError> {
+        match right {
+            Right::Read => self.read(key, &[]),
+            Right::Write => self.write(key, &[]),
+        }
+    }
+
+    /// The intervals that hold all keys to which this may not be done, ascending.
+    pub fn gaps(&self, right: Right) -> impl Iterator<Item = Interval<'_>> {
+        self.grants().flat_map(move |grants| grants.gaps(right))
+    }
+
+    /// How many such intervals there are.
+    pub fn gap_count(&self, right: Right) -> usize {
+        self.grants().map(|grants| grants.gaps(right).len()).sum()
+    }
+
+    fn grants(&self) -> impl Iterator<Item = &Grants> {
+        let grants = match self {
+            Self::All => None,
+            Self::Some(grants) => Some(*grants),
+        };
+        grants.into_iter()
     }
 
     /// Whether it is everything.

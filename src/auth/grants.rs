@@ -3,6 +3,17 @@
 //! They are compiled once after a change; a check is a binary search and allocates nothing.
 
 use super::change::Permission;
+use std::ops::Bound;
+
+/// An interval of keys, as sets of keys take it.
+pub type Interval<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+/// What is done to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Right {
+    Read,
+    Write,
+}
 
 /// An interval of keys, from `start` up to, not including, `end`; without an end it holds every later key.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -53,6 +64,14 @@ impl Grants {
     pub fn may_write(&self, key: &[u8], range_end: &[u8]) -> bool {
         self.write.cover(key, range_end)
     }
+
+    /// The intervals that hold all keys without this right, ascending.
+    pub fn gaps(&self, right: Right) -> impl ExactSizeIterator<Item = Interval<'_>> {
+        match right {
+            Right::Read => self.read.gaps(),
+            Right::Write => self.write.gaps(),
+        }
+    }
 }
 
 impl Span {
@@ -95,6 +114,18 @@ impl Spans {
         Self(merged)
     }
 
+    /// What is before, between and after them. Nothing is after an interval without end.
+    fn gaps(&self) -> impl ExactSizeIterator<Item = Interval<'_>> {
+        let endless = self.0.last().is_some_and(|span| span.end.is_none());
+        let gaps = self.0.len() + usize::from(!endless);
+        (0..gaps).map(|at| {
+            let before = at.checked_sub(1).and_then(|at| self.0[at].end.as_deref());
+            let after = self.0.get(at).map(|span| &span.start[..]);
+            let start = before.map_or(Bound::Unbounded, Bound::Included);
+            (start, after.map_or(Bound::Unbounded, Bound::Excluded))
+        })
+    }
+
     fn cover(&self, key: &[u8], range_end: &[u8]) -> bool {
         let after = self.0.partition_point(|span| span.start.as_slice() <= key);
         let Some(span) = after.checked_sub(1).map(|at| &self.0[at]) else {
@@ -117,6 +148,7 @@ impl Spans {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::ops::RangeBounds;
 
     /// All keys of up to three letters of a small alphabet, ascending.
     fn keys() -> Vec<Vec<u8>> {
@@ -236,6 +268,24 @@ mod tests {
                     (Some(place), end) => place.as_slice() >= end,
                 };
                 prop_assert_eq!(found, expected, "{:?} {:?} {:?}", permissions, key, end);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn gaps_hold_the_keys_that_may_not_be_read_or_written(
+            permissions in prop::collection::vec(any_permission(), 0..8),
+        ) {
+            let grants = Grants::compile(permissions.iter());
+            for key in keys() {
+                for (right, may) in [
+                    (Right::Read, grants.may_read(&key, b"")),
+                    (Right::Write, grants.may_write(&key, b"")),
+                ] {
+                    let in_gap = grants.gaps(right).any(|gap| RangeBounds::<[u8]>::contains(&gap, &key[..]));
+                    prop_assert_eq!(in_gap, !may, "{:?} {:?} {:?}", permissions, key, right);
+                }
             }
         }
     }

@@ -28,9 +28,10 @@ impl<'a> Reader<'a> {
             0x81..=0x83 => {
                 let (bytes, after) = rest.split_at_checked(usize::from(first & 0x7f))?;
                 rest = after;
-                bytes
-                    .iter()
-                    .fold(0, |len, byte| len << 8 | usize::from(*byte))
+                let shift = |len, byte: &u8| len << 8 | usize::from(*byte);
+                let len = bytes.iter().fold(0, shift);
+                // DER: a length has one form, the shortest.
+                (len > 0x7f && bytes.first() != Some(&0)).then_some(len)?
             }
             _ => return None,
         };
@@ -42,6 +43,15 @@ impl<'a> Reader<'a> {
     fn take(&mut self, tag: u8) -> Option<&'a [u8]> {
         self.any()
             .and_then(|(found, value)| (found == tag).then_some(value))
+    }
+}
+
+/// The bytes of a positive number, without leading zeros.
+fn positive(content: &[u8]) -> Option<&[u8]> {
+    match content {
+        [0, rest @ ..] if rest.first().is_some_and(|first| *first > 0x7f) => Some(rest),
+        [1..=0x7f, ..] => Some(content),
+        _ => None,
     }
 }
 
@@ -67,6 +77,15 @@ pub(super) fn public_key(der: &[u8]) -> Option<PublicKey<'_>> {
         parameter: algorithm.take(IDENTIFIER),
         key,
     })
+}
+
+/// The modulus and the exponent of an `RSAPublicKey` (RFC 8017), and nothing else.
+pub(super) fn rsa_public_key(der: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut outer = Reader(der);
+    let mut fields = Reader(outer.take(SEQUENCE)?);
+    let modulus = positive(fields.take(INTEGER)?)?;
+    let exponent = positive(fields.take(INTEGER)?)?;
+    (outer.0.is_empty() && fields.0.is_empty()).then_some((modulus, exponent))
 }
 
 /// The private and the public part of an `ECPrivateKey` (RFC 5915).

@@ -8,6 +8,7 @@ use super::{
     der,
 };
 use ring::{
+    agreement::{self, EphemeralPrivateKey},
     hmac,
     rand::SystemRandom,
     rsa,
@@ -142,7 +143,7 @@ impl VerifyingKey {
             if algorithm.family() != Family::Rsa {
                 return Err(unusable("it is an RSA key"));
             }
-            return Ok(Self::of(algorithm, block.into_contents()));
+            return Self::checked(algorithm, block.contents());
         }
         let info = if block.tag() == "CERTIFICATE" {
             let certificate = CertificateDer::from(block.into_contents());
@@ -162,7 +163,21 @@ impl VerifyingKey {
         if found.algorithm != kind || curve.is_some_and(|curve| found.parameter != Some(curve)) {
             return Err(unusable("it is a key of another kind"));
         }
-        Ok(Self::of(algorithm, found.key.to_vec()))
+        Self::checked(algorithm, found.key)
+    }
+
+    /// A key that signatures can be checked with. The library finds out only when it verifies one, and does not say why.
+    fn checked(algorithm: Algorithm, key: &[u8]) -> Result<Self, KeyError> {
+        let flaw = match algorithm.family() {
+            Family::Rsa => rsa_flaw(key),
+            Family::Ec => ec_flaw(algorithm, key),
+            Family::Ed25519 => (key.len() != 32).then_some("it does not have 32 bytes"),
+            Family::Hmac => None,
+        };
+        match flaw {
+            Some(flaw) => Err(unusable(algorithm, flaw)),
+            None => Ok(Self::of(algorithm, key.to_vec())),
+        }
     }
 
     fn of(algorithm: Algorithm, key: Vec<u8>) -> Self {
@@ -204,6 +219,43 @@ impl fmt::Debug for SigningKey {
 impl fmt::Debug for VerifyingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "VerifyingKey({})", self.algorithm.name())
+    }
+}
+
+fn rsa_flaw(key: &[u8]) -> Option<&'static str> {
+    let Some((modulus, exponent)) = der::rsa_public_key(key) else {
+        return Some("it is malformed");
+    };
+    let is_odd = |number: &[u8]| number.last().is_some_and(|last| last % 2 == 1);
+    match (modulus.len(), exponent.len()) {
+        (..256, _) => Some("it is too short: RSA keys have 2048 to 8192 bits"),
+        (1_025.., _) => Some("it is too long: RSA keys have 2048 to 8192 bits"),
+        (_, 5..) => Some("its exponent is too large"),
+        _ if !is_odd(modulus) || !is_odd(exponent) || exponent == [1] => {
+            Some("its numbers are no RSA key")
+        }
+        _ => None,
+    }
+}
+
+fn ec_flaw(algorithm: Algorithm, key: &[u8]) -> Option<&'static str> {
+    let (curve, bytes) = if algorithm == Algorithm::Es256 {
+        (&agreement::ECDH_P256, 65)
+    } else {
+        (&agreement::ECDH_P384, 97)
+    };
+    // The library has no other way to ask whether a point is on its curve.
+    let on_curve = || {
+        let own = EphemeralPrivateKey::generate(curve, &SystemRandom::new()).ok()?;
+        let point = agreement::UnparsedPublicKey::new(curve, key);
+        agreement::agree_ephemeral(own, &point, |_| ()).ok()
+    };
+    if key.first() != Some(&4) || key.len() != bytes {
+        Some("it is no uncompressed point")
+    } else {
+        on_curve()
+            .is_none()
+            .then_some("its point is not on the curve")
     }
 }
 

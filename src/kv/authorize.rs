@@ -6,12 +6,14 @@
 
 use super::{
     command::{Command, Put, Txn, TxnOp},
-    lease::LeaseTable,
+    keys::Steps,
+    lease::{LeaseKeys, LeaseTable},
 };
 use crate::{
-    auth::{AuthError, AuthState, Caller, Change, check::Rights},
+    auth::{AuthError, AuthState, Caller, Change, check::Rights, grants::Right},
     types::LeaseId,
 };
+use std::collections::BTreeSet;
 
 /// The command to apply, if its caller may give it.
 pub(super) fn authorize<'a>(
@@ -19,12 +21,21 @@ pub(super) fn authorize<'a>(
     leases: &LeaseTable,
     command: &'a Command,
 ) -> Result<&'a Command, AuthError> {
+    counted(auth, leases, command, &Steps::unlimited())
+}
+
+fn counted<'a>(
+    auth: &AuthState,
+    leases: &LeaseTable,
+    command: &'a Command,
+    steps: &Steps,
+) -> Result<&'a Command, AuthError> {
     let asked = command.unchecked();
     if !auth.is_enabled() {
         return Ok(asked);
     }
     match command {
-        Command::Checked(checked) => allow(auth, leases, &checked.caller, asked)?,
+        Command::Checked(checked) => allow(auth, leases, &checked.caller, asked, steps)?,
         Command::Put(_)
         | Command::DeleteRange(_)
         | Command::Txn(_)
@@ -69,21 +80,25 @@ fn allow(
     leases: &LeaseTable,
     caller: &Caller,
     command: &Command,
+    steps: &Steps,
 ) -> Result<(), AuthError> {
-    let rights = || auth.rights(caller);
+    let judge = || {
+        let rights = auth.rights(caller)?;
+        Ok(Judge::new(rights, leases, steps))
+    };
     match command {
-        Command::Put(put) => allow_put(rights()?, leases, put),
+        Command::Put(put) => judge()?.put(put),
         Command::DeleteRange(delete) => {
-            let rights = rights()?;
+            let rights = auth.rights(caller)?;
             rights.write(&delete.key, &delete.range_end)?;
             if delete.prev_kv {
                 rights.read(&delete.key, &delete.range_end)?;
             }
             Ok(())
         }
-        Command::Txn(txn) => allow_txn(rights()?, leases, txn),
+        Command::Txn(txn) => judge()?.txn(txn),
         Command::GrantLease(_) => auth.require_identity(caller),
-        Command::RevokeLease(revoke) => allow_lease(rights()?, leases, revoke.id),
+        Command::RevokeLease(revoke) => judge()?.lease(revoke.id),
         // Members propose these without a caller. A caller must be root.
         Command::Compact(_)
         | Command::SetAlarm(_)
@@ -95,62 +110,125 @@ fn allow(
     }
 }
 
-/// A put needs permission to write its key and all keys of its lease; and to read the key, if the previous value is asked for.
-fn allow_put(rights: Rights<'_>, leases: &LeaseTable, put: &Put) -> Result<(), AuthError> {
-    rights.write(&put.key, &[])?;
-    allow_lease(rights, leases, put.lease)?;
-    if put.prev_kv {
-        rights.read(&put.key, &[])?;
-    }
-    Ok(())
+/// Judges one command of a caller who has these rights.
+struct Judge<'a> {
+    rights: Rights<'a>,
+    leases: &'a LeaseTable,
+    /// The leases whose keys may all be written, of those that the command names: each is looked at once.
+    allowed: BTreeSet<LeaseId>,
+    steps: &'a Steps,
 }
 
-/// Ending a lease deletes its keys, so it needs permission to write them all. etcd: a lease that does not exist needs none.
-fn allow_lease(rights: Rights<'_>, leases: &LeaseTable, id: LeaseId) -> Result<(), AuthError> {
-    if rights.is_all() {
-        return Ok(());
-    }
-    let mut keys = leases
-        .get(id)
-        .into_iter()
-        .flat_map(|lease| lease.keys.iter());
-    keys.try_for_each(|key| rights.write(key, &[]))
-}
-
-/// All compares and the operations of both branches, at every depth, whether they run or not.
-fn allow_txn(rights: Rights<'_>, leases: &LeaseTable, txn: &Txn) -> Result<(), AuthError> {
-    if rights.is_all() {
-        return Ok(());
-    }
-    for compare in &txn.compares {
-        rights.read(&compare.key, &compare.range_end)?;
-    }
-    for op in txn.branches() {
-        match op {
-            TxnOp::Range(query) => rights.read(&query.key, &query.range_end)?,
-            TxnOp::Put(put) => allow_put(rights, leases, put)?,
-            TxnOp::DeleteRange(delete) => {
-                if delete.prev_kv {
-                    rights.read(&delete.key, &delete.range_end)?;
-                }
-                rights.write(&delete.key, &delete.range_end)?;
-            }
-            TxnOp::Txn(inner) => allow_txn(rights, leases, inner)?,
-            TxnOp::Empty => {}
+impl<'a> Judge<'a> {
+    fn new(rights: Rights<'a>, leases: &'a LeaseTable, steps: &'a Steps) -> Self {
+        Self {
+            rights,
+            leases,
+            allowed: BTreeSet::new(),
+            steps,
         }
     }
-    Ok(())
+
+    /// A put needs permission to write its key and all keys of its lease; and to read the key, if the previous value is asked
+    /// for.
+    fn put(&mut self, put: &Put) -> Result<(), AuthError> {
+        self.rights.write(&put.key, &[])?;
+        self.lease(put.lease)?;
+        if put.prev_kv {
+            self.rights.read(&put.key, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Ending a lease deletes its keys, so it needs permission to write them all. etcd: a lease that does not exist needs none.
+    fn lease(&mut self, id: LeaseId) -> Result<(), AuthError> {
+        if self.rights.is_all() || self.allowed.contains(&id) {
+            return Ok(());
+        }
+        if let Some(lease) = self.leases.get(id) {
+            allow_keys(&self.rights, Right::Write, &lease.keys, self.steps)?;
+            self.allowed.insert(id);
+        }
+        Ok(())
+    }
+
+    /// All compares and the operations of both branches, at every depth, whether they run or not.
+    fn txn(&mut self, txn: &Txn) -> Result<(), AuthError> {
+        let rights = self.rights;
+        if rights.is_all() {
+            return Ok(());
+        }
+        for compare in &txn.compares {
+            rights.read(&compare.key, &compare.range_end)?;
+        }
+        for op in txn.branches() {
+            match op {
+                TxnOp::Range(query) => rights.read(&query.key, &query.range_end)?,
+                TxnOp::Put(put) => self.put(put)?,
+                TxnOp::DeleteRange(delete) => {
+                    if delete.prev_kv {
+                        rights.read(&delete.key, &delete.range_end)?;
+                    }
+                    rights.write(&delete.key, &delete.range_end)?;
+                }
+                TxnOp::Txn(inner) => self.txn(inner)?,
+                TxnOp::Empty => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether this may be done to all of these keys. A step is a look-up of a key among the user's intervals, or of a gap between
+/// those among the keys, whichever are fewer: a lease may have very many keys, and each put with it asks.
+fn allow_keys(
+    rights: &Rights<'_>,
+    right: Right,
+    keys: &LeaseKeys,
+    steps: &Steps,
+) -> Result<(), AuthError> {
+    match keys {
+        LeaseKeys::Many(keys) if rights.gap_count(right) < keys.len() => {
+            let mut gaps = rights.gaps(right);
+            let lacking = |gap| steps.take() && keys.range::<[u8], _>(gap).next().is_some();
+            if gaps.any(lacking) {
+                return Err(AuthError::PermissionDenied);
+            }
+            Ok(())
+        }
+        _ => keys.iter().try_for_each(|key| {
+            steps.take();
+            rights.allow(right, key)
+        }),
+    }
+}
+
+/// Whether a caller may do this to every key of a lease. etcd: a lease that does not exist needs no right.
+pub fn allow_lease(
+    auth: &AuthState,
+    leases: &LeaseTable,
+    caller: &Caller,
+    id: LeaseId,
+    right: Right,
+) -> Result<(), AuthError> {
+    let rights = auth.rights(caller)?;
+    match leases.get(id) {
+        Some(lease) => allow_keys(&rights, right, &lease.keys, &Steps::unlimited()),
+        None => Ok(()),
+    }
 }
 
 /// Whether a caller may give a command in this state; the keys of leases are not checked. Only for a deliberate bug, in which the
 /// front end decides.
 pub fn allow_now(auth: &AuthState, caller: &Caller, command: &Command) -> Result<(), AuthError> {
-    allow(auth, &LeaseTable::default(), caller, command)
+    let leases = LeaseTable::default();
+    allow(auth, &leases, caller, command, &Steps::unlimited())
 }
 
 /// Whether a caller may run a transaction that only reads.
 pub fn allow_reads(auth: &AuthState, caller: &Caller, txn: &Txn) -> Result<(), AuthError> {
-    allow_txn(auth.rights(caller)?, &LeaseTable::default(), txn)
+    let (rights, leases) = (auth.rights(caller)?, LeaseTable::default());
+    Judge::new(rights, &leases, &Steps::unlimited()).txn(txn)
 }
 
 #[cfg(test)]
@@ -164,9 +242,11 @@ mod tests {
                 Checked, Compact, Compare, DeleteRange, Operand, RangeQuery, Relation, RenewLeases,
                 RevokeLease,
             },
+            index::Index,
             lease::LeaseRow,
+            machine::{LoadedState, Machine},
         },
-        types::{LogIndex, Revision, Term},
+        types::{LogIndex, Rev, Revision, Term},
     };
     use bytes::Bytes;
     use std::sync::Arc;
@@ -324,6 +404,63 @@ mod tests {
         assert_eq!(denied, Err(AuthError::PermissionDenied));
     }
 
+    /// The steps to judge `command` of `u`, whose rights are `spans` intervals, if lease 1 has `keys` keys that `u` may write and
+    /// lease 2 has as many, and one that `u` may not.
+    fn steps_of(command: Command, spans: usize, keys: usize) -> (u64, bool) {
+        let (mut auth, mut leases) = scene();
+        for span in 0..spans {
+            let permission = Some(Permission {
+                kind: Permission::WRITE,
+                key: format!("x{span:06}").into(),
+                range_end: Vec::new(),
+            });
+            let role = "role".into();
+            let grant = Change::GrantPermission { role, permission };
+            assert_eq!(auth.apply(&grant, 2, &mut Vec::new()), Ok(()));
+        }
+        for lease in [1, 2] {
+            for key in 0..keys {
+                let key = format!("w{key:06}/{lease}");
+                leases.attach(key.as_bytes(), LeaseId(0), LeaseId(lease));
+            }
+        }
+        let (caller, command) = (caller("u"), Box::new(command));
+        let command = Command::Checked(Checked { caller, command });
+        let (max, steps) = (1_000_000_000, Steps::new(1_000_000_000));
+        let allowed = counted(&auth, &leases, &command, &steps).is_ok();
+        (steps.taken(max), allowed)
+    }
+
+    #[test]
+    fn the_keys_of_a_lease_are_looked_at_once_in_a_command() {
+        let txn = |ops: usize| {
+            let put = || TxnOp::Put(put("w1", 1, false));
+            let success: Vec<_> = std::iter::repeat_with(put).take(ops).collect();
+            Command::Txn(Txn {
+                failure: success.clone(),
+                success,
+                ..Txn::default()
+            })
+        };
+        // As many intervals as keys: neither is a way around the other.
+        for size in [100, 200] {
+            let (steps, allowed) = steps_of(txn(size), size, size);
+            assert!(allowed);
+            assert!(steps <= size as u64 + 2, "{steps} for {size}");
+        }
+    }
+
+    #[test]
+    fn puts_one_by_one_do_not_look_at_all_keys_of_their_lease() {
+        for size in [1_000, 2_000] {
+            for (lease, expected) in [(1, true), (2, false)] {
+                let (steps, allowed) = steps_of(Command::Put(put("w1", lease, false)), 2, size);
+                assert_eq!(allowed, expected);
+                assert!(steps <= 4, "{steps} for {size} keys");
+            }
+        }
+    }
+
     #[test]
     fn leases_end_with_the_right_to_their_keys_and_the_rest_is_roots() {
         let revoke = |id| Command::RevokeLease(RevokeLease { id: LeaseId(id) });
@@ -343,6 +480,53 @@ mod tests {
             assert_eq!(asked(caller("root"), command.clone()), Ok(()));
             let gone = asked(caller("gone"), command);
             assert!(gone.is_err(), "{gone:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_causes_no_reads_of_values() {
+        let mut index = Index::new();
+        for (major, key) in [(2, "r1"), (3, "w1"), (4, "z")] {
+            let rev = Rev::new(Revision(major), 0);
+            index.put(key.as_bytes(), rev, LeaseId(0));
+        }
+        let (auth, leases) = scene();
+        let state = LoadedState {
+            revision: Revision(4),
+            leases,
+            auth,
+            ..LoadedState::default()
+        };
+        let machine = Machine::new(state, index.snapshot());
+        let kept = |key| Put {
+            ignore_value: true,
+            ..put(key, 0, false)
+        };
+        let compared = |key: &'static str, range_end| Txn {
+            compares: vec![Compare {
+                key: blob(key),
+                range_end: blob(range_end),
+                relation: Relation::Equal,
+                operand: Operand::Value(blob("v")),
+            }],
+            success: vec![TxnOp::Put(put("w1", 0, false))],
+            ..Txn::default()
+        };
+        for (command, reads) in [
+            (Command::Put(kept("w1")), &[3][..]),
+            (Command::Put(kept("z")), &[]),
+            (Command::Txn(compared("r1", "")), &[2]),
+            (Command::Txn(compared("\0", "\0")), &[]),
+        ] {
+            let of = |caller| {
+                let command = Box::new(command.clone());
+                let checked = Command::Checked(Checked { caller, command });
+                let reads = machine.value_reads([checked].iter()).into_iter();
+                reads.map(|rev| rev.major.0).collect::<Vec<_>>()
+            };
+            assert_eq!(of(caller("u")), reads, "{command:?}");
+            assert!(!of(caller("root")).is_empty(), "{command:?}");
+            assert!(of(Caller::Nobody).is_empty(), "{command:?}");
         }
     }
 

@@ -48,7 +48,7 @@ impl Steps {
     }
 
     /// Takes one, if there is one.
-    fn take(&self) -> bool {
+    pub(super) fn take(&self) -> bool {
         match self.left.get().checked_sub(1) {
             Some(left) => self.left.set(left),
             None => self.are_refused.set(true),

@@ -158,9 +158,11 @@ impl Machine {
         self.keys.snapshot().prefetch(keys);
     }
 
-    /// The records whose values `commands`, which are applied next, depend on: see [`value_reads`].
+    /// The records whose values `commands`, which are applied next, depend on: see [`value_reads`]. What a caller may not do now
+    /// is left out, so that a caller without rights causes no reads of the database.
     pub fn value_reads<'a>(&self, commands: impl Iterator<Item = &'a Command>) -> BTreeSet<Rev> {
-        value_reads(&self.keys, commands)
+        let allowed = |command: &Command| authorize(&self.auth, &self.leases, command).is_ok();
+        value_reads(&self.keys, commands, &allowed)
     }
 
     /// Applies the committed command at log position `at`. `past` reads the records that [`Machine::take_changes`] has given

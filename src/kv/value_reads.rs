@@ -17,12 +17,33 @@ use std::{collections::BTreeSet, ops::ControlFlow};
 /// Records that are read ahead for one batch. A compare can go over any number of keys; what exceeds this is read while applying.
 const READS_MAX: usize = 4_096;
 
-/// The records whose values `commands` depend on, ascending, as far as that is known before they are applied to `keys`.
+/// The records whose values `commands` depend on, ascending, as far as that is known before they are applied to `keys`. Those
+/// that are not `allowed` depend on none; only commands that may depend on some are asked about.
 pub fn value_reads<'a>(
     keys: &impl Keys,
     commands: impl Iterator<Item = &'a Command>,
+    allowed: &dyn Fn(&Command) -> bool,
 ) -> BTreeSet<Rev> {
+    let commands = commands.filter(|command| may_depend(command) && allowed(command));
     collect(keys, commands, &Steps::unlimited())
+}
+
+fn may_depend(command: &Command) -> bool {
+    match command.on_keys() {
+        Some(KeyCommand::Put(put)) => put.ignore_value,
+        Some(KeyCommand::Txn(txn)) => txn_may_depend(txn),
+        Some(KeyCommand::DeleteRange(_)) | None => false,
+    }
+}
+
+fn txn_may_depend(txn: &Txn) -> bool {
+    let mut compares = txn.compares.iter();
+    compares.any(|compare| matches!(compare.operand, Operand::Value(_)))
+        || txn.branches().any(|op| match op {
+            TxnOp::Put(put) => put.ignore_value,
+            TxnOp::Txn(inner) => txn_may_depend(inner),
+            TxnOp::Range(_) | TxnOp::DeleteRange(_) | TxnOp::Empty => false,
+        })
 }
 
 fn collect<'a>(
@@ -142,7 +163,7 @@ mod tests {
     }
 
     fn majors(index: &Index, command: Command) -> Vec<i64> {
-        let reads = value_reads(&index.snapshot(), [command].iter());
+        let reads = value_reads(&index.snapshot(), [command].iter(), &|_| true);
         reads.into_iter().map(|rev| rev.major.0).collect()
     }
 

@@ -5,6 +5,7 @@ use crate::support::{
 };
 use quorate::internals::api::proto::{authpb, etcdserverpb as pb};
 use std::time::Duration;
+use tokio::task::JoinSet;
 use tonic::{Code, Request};
 
 #[tokio::test]
@@ -357,6 +358,39 @@ async fn a_password_has_at_most_72_bytes() {
     let outcome = auth.user_change_password(by(&root, change)).await;
     let text = "bcrypt: password length exceeds 72 bytes";
     refused(outcome.map(drop), Code::Unknown, text);
+}
+
+#[tokio::test]
+async fn who_may_not_set_a_password_takes_no_place_where_they_are_hashed() {
+    let server = Server::start().await;
+    let client = enabled(&server).await;
+    let u = log_in(&client, "u").await;
+    let mut calls = JoinSet::new();
+    // Far more than may wait for a hash.
+    for number in 0..150 {
+        let (mut auth, u) = (client.auth.clone(), u.clone());
+        let (name, password) = (format!("user {number}"), "secret".to_owned());
+        if number % 2 == 0 {
+            let add = pb::AuthUserAddRequest {
+                name,
+                password,
+                ..Default::default()
+            };
+            calls.spawn(async move { auth.user_add(by(&u, add)).await.map(drop) });
+        } else {
+            let name = "u".into();
+            let change = pb::AuthUserChangePasswordRequest {
+                name,
+                password,
+                ..Default::default()
+            };
+            calls.spawn(async move { auth.user_change_password(by(&u, change)).await.map(drop) });
+        }
+    }
+    while let Some(outcome) = calls.join_next().await {
+        let text = "etcdserver: permission denied";
+        refused(outcome.unwrap(), Code::PermissionDenied, text);
+    }
 }
 
 #[tokio::test]

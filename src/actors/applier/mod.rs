@@ -5,8 +5,9 @@
 //! the answers (`answers`). The records gather for the committer, which writes them to the database in large batches (`storing`).
 //!
 //! The applier reads no clock into the state. It does not wait for the disk: values that commands depend on are read
-//! ahead on another thread, and what only an answer needs is read after the entry is visible. In two cases its own
-//! thread reads: a compare over more values than are read ahead, and a key that comes into a compared range within the batch.
+//! ahead on another thread, and what only an answer needs is read after the entry is visible. In three cases its own thread
+//! reads: a compare over more values than are read ahead, a key that comes into a compared range within the batch, and a command
+//! that its caller may give only because of the batch.
 
 mod answers;
 mod incoming;
@@ -37,7 +38,7 @@ use super::{
     installation::Installation,
     latest,
     lease_manager::{LeaseState, LeasesChanged, LeasesReplaced},
-    lease_messages::ListLeaseKeys,
+    lease_messages::AskLeaseKeys,
     load::store_meta,
     members::Members,
     published::Published,
@@ -46,9 +47,11 @@ use super::{
     watch_hub::EventsApplied,
 };
 use crate::{
+    auth::AuthError,
     clock,
     failpoint::{FailPoint, hit},
     kv::{
+        authorize::allow_lease,
         index::Snapshot,
         machine::Machine,
         range::RevisionWindow,
@@ -142,13 +145,14 @@ struct Held {
 
 impl Held {
     fn new(storing: &Storing, state: &State, peers: &ApplierPeers) -> Self {
-        // What was delivered before the bound was reached is applied all the same. A deletion of many keys counts by its records.
+        // What was delivered before the bound was reached is applied all the same. A deletion of many keys counts by its records,
+        // a change of users and roles by its rows.
         let delivered = held::bound(DELIVERED_BYTES_MAX) + 2 * peers.entry_bytes_max;
         let unstored = storing.waiting_bytes_max() + delivered;
         Self {
             unstored: peers
                 .held
-                .part("records that the database does not hold", unstored),
+                .part("records and rows that the database does not hold", unstored),
             noted: peers
                 .held
                 .part("notes for answers", state.noted_bytes_max()),
@@ -330,12 +334,20 @@ impl Handler<DatabaseReplaced> for Applier {
     }
 }
 
-impl Handler<ListLeaseKeys> for Applier {
-    type Result = Option<Vec<Bytes>>;
+impl Handler<AskLeaseKeys> for Applier {
+    type Result = Result<Option<Vec<Bytes>>, AuthError>;
 
-    fn handle(&mut self, list: ListLeaseKeys, _: &mut Self::Context) -> Self::Result {
-        let lease = self.state.machine.leases().get(list.id)?;
-        Some(lease.keys.iter().cloned().collect())
+    fn handle(&mut self, ask: AskLeaseKeys, _: &mut Self::Context) -> Self::Result {
+        let (auth, leases) = (self.state.machine.auth(), self.state.machine.leases());
+        allow_lease(auth, leases, &ask.caller, ask.id, ask.right)?;
+        let lease = leases.get(ask.id);
+        Ok(lease.map(|lease| {
+            if ask.list {
+                lease.keys.iter().cloned().collect()
+            } else {
+                Vec::new()
+            }
+        }))
     }
 }
 

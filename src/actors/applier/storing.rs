@@ -15,7 +15,7 @@ use bytes::Bytes;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// Bytes of records that may wait for the database. Past them the Raft node gets no more acknowledgements of applied batches,
+/// Bytes of records and rows that may wait for the database. Past them the Raft node gets no more acknowledgements of applied batches,
 /// so its bound on entries that are not applied yet pushes clients back.
 const WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
 
@@ -28,6 +28,20 @@ pub struct CommitPacing {
     pub records_max: usize,
     /// After so many bytes.
     pub bytes_max: usize,
+}
+
+/// What a commit has, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Weight {
+    records: usize,
+    /// Of leases, users, roles and tokens.
+    rows: usize,
+}
+
+impl Weight {
+    fn sum(self) -> usize {
+        self.records + self.rows
+    }
 }
 
 /// What the database holds, what the committer works on, and what gathers for the next commit.
@@ -45,9 +59,9 @@ pub(super) struct Storing {
     committed_index: LogIndex,
     next: CommitBatch,
     next_records: usize,
-    next_bytes: usize,
-    /// Bytes of records that the committer is working on.
-    committing: Option<usize>,
+    next_bytes: Weight,
+    /// What the committer is working on.
+    committing: Option<Weight>,
     /// Who waits until everything is stored.
     draining: Vec<oneshot::Sender<()>>,
 }
@@ -70,7 +84,7 @@ impl Storing {
             committed_index: applied.index,
             next: CommitBatch::default(),
             next_records: 0,
-            next_bytes: 0,
+            next_bytes: Weight::default(),
             committing: None,
             draining: Vec::new(),
         }
@@ -89,16 +103,26 @@ impl Storing {
         leases: &[LeaseChange],
         applied: LogPosition,
     ) {
-        self.next_bytes += records.iter().map(|record| record.kv.len()).sum::<usize>();
+        self.next_bytes.records += records.iter().map(|record| record.kv.len()).sum::<usize>();
         self.next_records += records.len();
         self.next.records.push(records.clone());
-        self.next.leases.extend(leases.iter().filter_map(lease_row));
+        for (id, row) in leases.iter().filter_map(lease_row) {
+            self.next_bytes.rows += size_of::<LeaseId>() + row.as_ref().map_or(0, Vec::len);
+            self.next.leases.push((id, row));
+        }
         self.next.applied = applied;
     }
 
-    /// Adds changed parts of users, roles and tokens; they become durable with the entries that changed them.
+    /// Adds changed parts of users, roles and tokens; they become durable with the entries that changed them. Only the newest row
+    /// of a name is kept: a small change may write a long row anew.
     pub(super) fn add_rows(&mut self, rows: Vec<Row>) {
-        self.next.rows.extend(rows);
+        for (name, row) in rows {
+            let name_bytes = name.len();
+            self.next_bytes.rows += name_bytes + row.as_ref().map_or(0, Vec::len);
+            if let Some(older) = self.next.rows.insert(name, row) {
+                self.next_bytes.rows -= name_bytes + older.map_or(0, |older| older.len());
+            }
+        }
     }
 
     /// Adds the membership after a change; it becomes durable with the log position of the change.
@@ -117,7 +141,8 @@ impl Storing {
 
     /// Whether enough has gathered for a commit before its time.
     pub(super) fn is_due(&self) -> bool {
-        self.next_records >= self.pacing.records_max || self.next_bytes >= self.pacing.bytes_max
+        self.next_records >= self.pacing.records_max
+            || self.next_bytes.sum() >= self.pacing.bytes_max
     }
 
     /// Whether the committer is at work.
@@ -125,9 +150,14 @@ impl Storing {
         self.committing.is_some()
     }
 
-    /// Bytes of records that the database does not hold yet.
+    /// Bytes of records and rows that the database does not hold yet.
     pub(super) fn waiting_bytes(&self) -> usize {
-        self.next_bytes + self.committing.unwrap_or_default()
+        self.next_bytes.sum() + self.committing.unwrap_or_default().sum()
+    }
+
+    /// Bytes of records alone: rows do not count against the quota.
+    pub(super) fn waiting_record_bytes(&self) -> usize {
+        self.next_bytes.records + self.committing.unwrap_or_default().records
     }
 
     /// Whether applied entries may be reported to the Raft node: the database is not too far behind.
@@ -296,6 +326,49 @@ mod tests {
         assert!(!storing.has_room(), "one byte more");
         storing.committed(Revision(6), LogIndex(11));
         assert!(storing.has_room());
+    }
+
+    #[test]
+    fn rows_count_until_they_are_stored_and_older_ones_of_a_name_are_dropped() {
+        let mut storing = storing();
+        let row = |name: &str, bytes: usize| (name.to_owned(), Some(vec![0; bytes]));
+        let removed = ("auth.role/a".to_owned(), None);
+        storing.add_rows(vec![row("auth.role/a", 50)]);
+        assert_eq!(storing.waiting_bytes(), 61);
+        for _ in 0..100 {
+            storing.add_rows(vec![removed.clone(), row("auth.role/a", 60)]);
+        }
+        assert_eq!(storing.waiting_bytes(), 71, "one row is left");
+        assert!(!storing.is_due());
+        storing.add_rows(vec![row("auth.user/b", 18)]);
+        assert!(storing.is_due(), "a hundred bytes");
+        storing.add(&records(6..7, 5), &[], at(11));
+        assert_eq!(storing.waiting_record_bytes(), 5);
+        let batch = commit(&mut storing).expect("due");
+        let stored = [row("auth.role/a", 60), row("auth.user/b", 18)];
+        assert_eq!(batch.rows, stored.into());
+        let waiting = (storing.waiting_bytes(), storing.waiting_record_bytes());
+        assert_eq!(waiting, (105, 5), "until they are stored");
+        storing.add_rows(vec![row("auth.role/a", WAITING_BYTES_MAX)]);
+        assert!(!storing.has_room());
+        storing.committed(Revision(5), LogIndex(11));
+        storing.add_rows(vec![removed.clone()]);
+        assert_eq!(storing.waiting_bytes(), removed.0.len());
+    }
+
+    #[test]
+    fn rows_of_leases_count_too() {
+        let mut storing = storing();
+        let (id, row) = (LeaseId(7), LeaseRow::new(60, LogIndex(11)));
+        storing.add(
+            &records(6..6, 0),
+            &[LeaseChange::Granted { id, row }],
+            at(11),
+        );
+        let bytes = size_of::<LeaseId>() + codec::encode(&row).len();
+        assert_eq!(storing.waiting_bytes(), bytes);
+        storing.add(&records(6..6, 0), &[LeaseChange::Revoked { id }], at(12));
+        assert_eq!(storing.waiting_bytes(), bytes + size_of::<LeaseId>());
     }
 
     #[test]

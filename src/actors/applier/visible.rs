@@ -105,7 +105,7 @@ impl Visible {
             stored_applied: storing.stored_applied(),
             file_bytes: database.file_bytes,
             used_bytes: database.used_bytes,
-            unstored_bytes: storing.waiting_bytes() as u64,
+            unstored_bytes: storing.waiting_record_bytes() as u64,
         }
     }
 }

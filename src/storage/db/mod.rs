@@ -52,7 +52,7 @@ use error::{from_io, from_redb};
 use format::{LEASES, META, REVISIONS, meta, revision_key, seal};
 use record_cache::RecordCache;
 use redb::{Database, ReadableDatabase, WriteTransaction};
-use std::{ops::Bound, sync::Arc, thread};
+use std::{collections::BTreeMap, ops::Bound, sync::Arc, thread};
 
 /// A commit yields its core after this many records: no request waits for a commit, and otherwise the scheduler would keep other
 /// threads waiting for milliseconds.
@@ -88,7 +88,7 @@ pub struct CommitBatch {
     /// Leases to write, or to remove.
     pub leases: Vec<(LeaseId, Option<Vec<u8>>)>,
     /// Users, roles and tokens: blobs like those of `meta`, but under names that are made at run time.
-    pub rows: Vec<(String, Option<Vec<u8>>)>,
+    pub rows: BTreeMap<String, Option<Vec<u8>>>,
 }
 
 /// The database, open for writing. Each file has one writer at most.

@@ -280,7 +280,7 @@ pub(super) fn batch(index: u64, width: u32) -> CommitBatch {
             (LeaseId(i64::try_from(index).unwrap()), Some(vec![7; 20])),
             (LeaseId(i64::try_from(index).unwrap() - 4), None),
         ],
-        rows: Vec::new(),
+        rows: BTreeMap::new(),
     }
 }
 

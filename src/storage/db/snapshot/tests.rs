@@ -177,12 +177,12 @@ fn rows_are_sent_and_only_then_the_newer_format() {
     assert_eq!(sent(&db).0[..4], [1, 0, 0, 0], "every version takes it");
     let row = |name: &str, value: Option<&[u8]>| (name.to_owned(), value.map(<[u8]>::to_vec));
     db.commit(&CommitBatch {
-        rows: vec![row("auth.a", Some(b"1")), row("auth.b", Some(b"2"))],
+        rows: [row("auth.a", Some(b"1")), row("auth.b", Some(b"2"))].into(),
         ..batch(4, 5)
     })
     .unwrap();
     db.commit(&CommitBatch {
-        rows: vec![row("auth.a", None)],
+        rows: [row("auth.a", None)].into(),
         ..batch(5, 5)
     })
     .unwrap();
