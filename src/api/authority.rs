@@ -36,6 +36,8 @@ pub struct Repair {
     held: Vec<u8>,
     /// Cost and earnings of the frames that passed since the last [`Repair::take_tally`].
     tally: Tally,
+    /// The highest stream that the client has opened.
+    opened: u32,
     /// The streams that the client has reset since the last [`Repair::take_resets`].
     resets: Vec<u32>,
 }
@@ -126,6 +128,18 @@ impl Repair {
                         break;
                     };
                     let len = FRAME_HEADER_BYTES + frame.len;
+                    let opened = (1..=self.opened).contains(&frame.stream);
+                    if frame.is_empty_data() && opened {
+                        // The library would end the connection after a hundred of them in its life.
+                        out(&bytes[passed..at]);
+                        at += len;
+                        passed = at;
+                        self.tally.count(frame);
+                        continue;
+                    }
+                    if frame.kind == FrameHeader::HEADERS && opened && !frame.is_short_trailers() {
+                        self.tally.refuse();
+                    }
                     if frame.kind == FrameHeader::HEADERS && frame.len <= FRAME_BYTES_MAX {
                         let Some(whole) = rest.get(..len) else { break };
                         if let Some(repaired) = repaired(frame, whole) {
@@ -135,8 +149,10 @@ impl Repair {
                         }
                     }
                     self.tally.count(frame);
-                    if frame.kind == FrameHeader::RST_STREAM {
-                        self.resets.push(frame.stream);
+                    match frame.kind {
+                        FrameHeader::HEADERS => self.opened = self.opened.max(frame.stream),
+                        FrameHeader::RST_STREAM => self.resets.push(frame.stream),
+                        _ => {}
                     }
                     self.stage = Stage::Frames { skip: len };
                 }

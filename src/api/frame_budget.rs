@@ -1,7 +1,7 @@
 //! Bounds how many frames a client sends that carry no call.
 //!
 //! Settings, pings, priorities and window updates cost the server time and carry no request, so a client that sends them without
-//! end takes time from others. Honest clients send a few of them for each frame of a call that they send, and for each frame of
+//! end takes time from others. So do empty DATA frames, and resets of streams that have ended. Honest clients send a few of them for each frame of a call that they send, and for each frame of
 //! an answer that they receive. So the frames of calls and the bytes of answers earn credit, and the other frames cost it. Time
 //! earns some credit too, and a burst is free.
 
@@ -39,6 +39,10 @@ const TURN_BYTES_BY_RESET: usize = 8 * 1024;
 const TURN_BYTES_BY_SMALL_FRAME: usize = 128;
 const SMALL_FRAME_BYTES: usize = 32;
 
+/// The longest trailers of a call, in bytes of their only frame. No client of gRPC sends any. The HTTP/2 library keeps them for as
+/// long as the call runs, outside of flow control, and a field of one byte takes some 70 bytes there.
+const TRAILERS_BYTES_MAX: usize = 64;
+
 /// Length, type, flags and stream of a frame.
 pub(super) const FRAME_HEADER_BYTES: usize = 9;
 
@@ -59,6 +63,21 @@ impl FrameHeader {
     pub(super) const SETTINGS: u8 = 4;
     pub(super) const PING: u8 = 6;
     pub(super) const CONTINUATION: u8 = 9;
+
+    const END_STREAM: u8 = 1;
+    const END_HEADERS: u8 = 4;
+    const PADDED: u8 = 8;
+
+    /// Whether it is a DATA frame that says nothing.
+    pub(super) fn is_empty_data(self) -> bool {
+        let says_more = self.flags & (Self::END_STREAM | Self::PADDED) != 0;
+        self.kind == Self::DATA && self.len == 0 && !says_more
+    }
+
+    /// Whether HEADERS can be all of a call's trailers.
+    pub(super) fn is_short_trailers(self) -> bool {
+        self.len <= TRAILERS_BYTES_MAX && self.flags & Self::END_HEADERS != 0
+    }
 
     /// Whether a SETTINGS or PING frame acknowledges one of the server's.
     fn is_ack(self) -> bool {
@@ -91,6 +110,7 @@ pub(super) struct Tally {
 impl Tally {
     pub(super) fn count(&mut self, frame: FrameHeader) {
         match frame.kind {
+            FrameHeader::DATA if frame.is_empty_data() => self.spend(FRAME_COST),
             FrameHeader::DATA | FrameHeader::HEADERS => {
                 self.earned = self.earned.saturating_add(EARNED_BY_CALL_FRAME);
                 let count = if frame.kind == FrameHeader::HEADERS {
@@ -103,7 +123,7 @@ impl Tally {
             }
             // It belongs to HEADERS.
             FrameHeader::CONTINUATION => {}
-            // Cancelled calls have a budget of their own.
+            // The budget tells those of calls from those that cancel nothing.
             FrameHeader::RST_STREAM => self.resets = self.resets.saturating_add(1),
             FrameHeader::SETTINGS if !frame.is_ack() => {
                 let news = if frame.len == 0 { 0 } else { NEW_SETTINGS_COST };
@@ -116,6 +136,11 @@ impl Tally {
 
     fn spend(&mut self, cost: u32) {
         self.cost = self.cost.saturating_add(cost);
+    }
+
+    /// Counts a frame that no budget allows.
+    pub(super) fn refuse(&mut self) {
+        self.cost = u32::MAX;
     }
 
     /// The bytes of a turn that these frames take besides their own.
@@ -131,6 +156,8 @@ impl Tally {
 #[derive(Debug)]
 pub(super) struct FrameBudget {
     left: u32,
+    /// How many resets cost nothing: one for each call so far. Cancelled calls have a budget of their own.
+    resets: u32,
     /// The time up to which credit was earned.
     since: Instant,
 }
@@ -143,6 +170,7 @@ impl Default for FrameBudget {
     fn default() -> Self {
         Self {
             left: BURST,
+            resets: 0,
             since: clock::now(),
         }
     }
@@ -156,7 +184,11 @@ impl FrameBudget {
 
     pub(super) fn received(&mut self, tally: Tally) -> Result<(), Exhausted> {
         self.earn(tally.earned);
-        if tally.cost > self.left {
+        let resets = self.resets.saturating_add(tally.calls);
+        let beyond = tally.resets.saturating_sub(resets);
+        self.resets = resets.saturating_sub(tally.resets);
+        let cost = beyond.saturating_mul(FRAME_COST).saturating_add(tally.cost);
+        if cost > self.left {
             let now = clock::now();
             let millis = now.saturating_duration_since(self.since).as_millis();
             let millis = u32::try_from(millis).unwrap_or(u32::MAX);
@@ -165,7 +197,7 @@ impl FrameBudget {
                 self.since = now;
             }
         }
-        self.left = self.left.checked_sub(tally.cost).ok_or(Exhausted)?;
+        self.left = self.left.checked_sub(cost).ok_or(Exhausted)?;
         Ok(())
     }
 
@@ -215,6 +247,8 @@ mod tests {
             ("PING ACK", frame(FrameHeader::PING, ACK, 8), 0),
             ("PRIORITY", frame(2, 0, 5), 0),
             ("WINDOW_UPDATE", frame(8, 0, 4), 0),
+            ("RST_STREAM", frame(FrameHeader::RST_STREAM, 0, 4), 0),
+            ("empty DATA", frame(FrameHeader::DATA, 0, 0), 0),
             ("unknown", frame(200, 0, 0), 0),
         ];
         for (name, tally, answer) in table {
@@ -231,6 +265,7 @@ mod tests {
             frame(8, 0, 4),
             frame(8, 0, 4),
             frame(FrameHeader::PING, 0, 8),
+            frame(FrameHeader::RST_STREAM, 0, 4),
         ];
         let mut budget = FrameBudget::default();
         for n in 0..100_000 {
@@ -242,10 +277,29 @@ mod tests {
         // Events of a watch: the client sends no frame of a call.
         for n in 0..100_000 {
             budget.sent(70);
-            for tally in &call[2..] {
+            for tally in &call[2..5] {
                 assert_eq!(budget.received(*tally), Ok(()), "event {n}");
             }
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_calls_may_be_cancelled_at_once() {
+        let mut budget = FrameBudget::default();
+        for kind in [FrameHeader::HEADERS, FrameHeader::RST_STREAM] {
+            for n in 0..100_000 {
+                assert_eq!(budget.received(frame(kind, 0, 4)), Ok(()), "{n}");
+            }
+        }
+        let more = taken(&mut budget, frame(FrameHeader::RST_STREAM, 0, 4), 0);
+        assert_eq!(more, 20_000, "those of no call");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_budget_allows_what_is_refused() {
+        let mut tally = Tally::default();
+        tally.refuse();
+        assert_eq!(FrameBudget::default().received(tally), Err(Exhausted));
     }
 
     #[tokio::test(start_paused = true)]

@@ -132,7 +132,7 @@ pub async fn answer<B>(
     budget: Arc<Budget>,
 ) -> Response<ResponseBody>
 where
-    B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<Status>> + Unpin + Send + 'static,
 {
     let line = admission.asker.line.clone();
     let answered = if let Err(status) = front.api.allow(path, &admission.asker.caller) {
@@ -174,7 +174,7 @@ async fn answer_spliced<B>(
     budget: Arc<Budget>,
 ) -> Result<ResponseBody, Status>
 where
-    B: http_body::Body<Data = Bytes> + Unpin + 'static,
+    B: http_body::Body<Data = Bytes, Error: Into<Status>> + Unpin + 'static,
 {
     let Admission {
         deadline,
@@ -233,15 +233,18 @@ async fn route<B>(
     budget: Arc<Budget>,
 ) -> Result<ResponseBody, Status>
 where
-    B: http_body::Body<Data = Bytes> + Unpin,
+    B: http_body::Body<Data = Bytes, Error: Into<Status>> + Unpin,
 {
     if let Some(hot) = Hot::of(path) {
         let message = messages.only_bytes().await?;
+        // What follows it is dropped as it comes.
+        drop(messages);
         return api.call(hot, message, &budget).await;
     }
     match path {
         "/etcdserverpb.KV/Compact" => {
             let request = messages.only().await?;
+            drop(messages);
             api.compact(request).await.map(ResponseBody::Message)
         }
         "/etcdserverpb.KV/RangeStream" => {

@@ -115,6 +115,15 @@ impl Hot {
             _ => None,
         }
     }
+
+    pub fn path(self) -> &'static str {
+        match self {
+            Self::Range => "/etcdserverpb.KV/Range",
+            Self::Put => "/etcdserverpb.KV/Put",
+            Self::DeleteRange => "/etcdserverpb.KV/DeleteRange",
+            Self::Txn => "/etcdserverpb.KV/Txn",
+        }
+    }
 }
 
 impl Api {
@@ -190,6 +199,7 @@ impl Api {
             }
             Begun::AtQuota(command) => self.propose(&command, budget).await,
             Begun::Reads(read) => {
+                let _waiting = budget.waiting_request(read.bytes());
                 let published = self.view_for(read.is_serializable()).await?;
                 match self.read_now(&published, &read)? {
                     Quick::Done(encoded) => Ok(ResponseBody::Message(encoded)),
@@ -503,6 +513,13 @@ mod tests {
         for needed in [FIRST_BYTES + 1, 5_000_000, 70_000_000, ANSWER_BYTES_MAX] {
             let room = rooms.iter().find(|room| **room >= needed).unwrap();
             assert!(*room < 4 * needed, "{room} bytes for {needed}");
+        }
+    }
+
+    #[test]
+    fn a_hot_call_has_the_path_by_which_it_is_known() {
+        for hot in [Hot::Range, Hot::Put, Hot::DeleteRange, Hot::Txn] {
+            assert_eq!(Hot::of(hot.path()), Some(hot));
         }
     }
 

@@ -67,7 +67,7 @@ struct Prefix {
 
 impl<B> MessageReader<B>
 where
-    B: http_body::Body<Data = Bytes> + Unpin,
+    B: http_body::Body<Data = Bytes, Error: Into<Status>> + Unpin,
 {
     /// Reads messages of at most `message_bytes_max` bytes from `body`.
     pub fn new(body: B, encoding: Encoding, message_bytes_max: usize) -> Self {
@@ -144,9 +144,9 @@ where
                         [mem::take(&mut self.received), data].concat().into()
                     };
                 }
-                Some(Err(_)) => {
+                Some(Err(failed)) => {
                     self.state = State::Ended;
-                    return Poll::Ready(Some(Err(Status::canceled())));
+                    return Poll::Ready(Some(Err(failed.into())));
                 }
                 None => return Poll::Ready(self.end().map(Err)),
             }
@@ -300,6 +300,7 @@ impl Prefix {
 pub(super) mod testing {
     //! Request bodies for tests.
 
+    use crate::api::status::Status;
     use bytes::Bytes;
     use http_body::Frame;
     use std::{
@@ -308,6 +309,12 @@ pub(super) mod testing {
         pin::Pin,
         task::{Context, Poll},
     };
+
+    impl From<Infallible> for Status {
+        fn from(never: Infallible) -> Self {
+            match never {}
+        }
+    }
 
     /// A request body that arrives in the given pieces.
     pub(in crate::api) struct Pieces(pub(in crate::api) VecDeque<Bytes>);
@@ -462,7 +469,7 @@ mod tests {
     /// Reads what has arrived.
     fn poll<B>(reader: &mut MessageReader<B>) -> Poll<Option<Result<Bytes, Status>>>
     where
-        B: http_body::Body<Data = Bytes> + Unpin,
+        B: http_body::Body<Data = Bytes, Error: Into<Status>> + Unpin,
     {
         reader.poll_message(&mut Context::from_waker(Waker::noop()))
     }

@@ -15,6 +15,9 @@
 //! so that its other calls go on. A message is held back for [`ROOM_TIMEOUT`] at most; then, or if there is no place among those
 //! that are held back, its call gets `ResourceExhausted`. Room that is given back goes to the first that was held back.
 //!
+//! Bytes that have arrived behind a message whose call is busy count for the same pool, once they are out of the HTTP/2 library. A
+//! call that leaves such bytes while the pool has no room for them gets `ResourceExhausted` too (`http2::request_stream`).
+//!
 //! While messages of other connections are held back because of what others hold, one that has room must go on: it loses its
 //! room if less than [`STALL_BYTES`] of it arrive in [`STALL_MAX`], or less than [`FIRST_STALL_BYTES`] while it is at its first
 //! [`FIRST_BYTES`]. A message that waits only for the share of its own address ends none of other addresses, and one that waits
@@ -60,6 +63,8 @@ const FIRST_STALL_BYTES: usize = 1024;
 pub(super) struct AddressRoom {
     bytes: Arc<Share>,
     held_back: Arc<Share>,
+    /// Of the same pool as `held_back`, and counted apart: it keeps no message waiting.
+    unread: Arc<Share>,
 }
 
 impl AddressRoom {
@@ -68,6 +73,7 @@ impl AddressRoom {
         Arc::new(Self {
             bytes: Share::new(bytes),
             held_back: Share::new(held_back),
+            unread: Share::new(held_back),
         })
     }
 }
@@ -90,6 +96,11 @@ impl MessageRoom {
             held_back: AtomicUsize::new(0),
             task,
         })
+    }
+
+    /// Room for bytes that a call does not read, of which it has none yet.
+    pub(super) fn unread(&self) -> Held {
+        Held::none_of(&self.of.unread)
     }
 
     /// By how much the connection's window must be larger because of messages that are held back.

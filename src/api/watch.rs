@@ -73,7 +73,7 @@ impl Api {
         out: &Out,
     ) -> Result<(), Status>
     where
-        B: http_body::Body<Data = Bytes> + Unpin,
+        B: http_body::Body<Data = Bytes, Error: Into<Status>> + Unpin,
     {
         let leader_lost = async {
             if leader_required {
@@ -109,7 +109,7 @@ impl Api {
         out: &Out,
     ) -> Result<(), Status>
     where
-        B: http_body::Body<Data = Bytes> + Unpin,
+        B: http_body::Body<Data = Bytes, Error: Into<Status>> + Unpin,
     {
         let WatchStream {
             requests,
@@ -136,7 +136,7 @@ impl Api {
         outstanding: &Outstanding,
     ) -> Result<(), Status>
     where
-        B: http_body::Body<Data = Bytes> + Unpin,
+        B: http_body::Body<Data = Bytes, Error: Into<Status>> + Unpin,
     {
         while let Some(request) = messages.next::<pb::WatchRequest>().await? {
             let Some(request) = request.request_union else {
@@ -273,7 +273,7 @@ impl Api {
 /// The first watch that a client asks for; `None` once it has closed its side. Without a watch, the other requests get no answer.
 async fn first_watch<B>(messages: &mut MessageReader<B>) -> Result<Option<WatchSpec>, Status>
 where
-    B: http_body::Body<Data = Bytes> + Unpin,
+    B: http_body::Body<Data = Bytes, Error: Into<Status>> + Unpin,
 {
     while let Some(request) = messages.next::<pb::WatchRequest>().await? {
         if let Some(RequestUnion::CreateRequest(create)) = request.request_union {

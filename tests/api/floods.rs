@@ -14,13 +14,14 @@
 //! | `watch-streams` | `shares` | room that is left for them |
 
 use crate::support::{
-    Difference, Server,
+    Difference, Server, frame,
     frames::{
-        CONTINUATION, DATA, END_HEADERS, FrameConnection, GOAWAY, HEADERS, RST_STREAM,
-        call_headers, encode,
+        CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, FrameConnection, GOAWAY, HEADERS, PING,
+        RST_STREAM, SETTINGS, call_headers, encode,
     },
-    only_quorate_has,
+    get, only_quorate_has,
 };
+use prost::Message as _;
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 
@@ -122,6 +123,231 @@ async fn a_message_in_frames_of_one_byte_takes_its_bytes() {
         // The message is no range: its end is answered.
         connection.send(&encode(DATA, 1, 1, b"x")).await.unwrap();
         while connection.next(1).await.expect("an answer").kind != HEADERS {}
+    }
+    let grown = server.peak_bytes() - before;
+    assert!(grown < GROWTH_MAX, "{grown} bytes");
+}
+
+/// While the client takes no answers its calls do not begin, and it cancels them.
+#[tokio::test]
+async fn endless_cancelled_calls_that_wait_for_their_beginning_end_their_connection() {
+    const ROUND: u32 = 1_000;
+    let server = Server::start().await;
+    if server.has(Difference::CancelledCalls) {
+        return;
+    }
+    let client = server.client().await;
+    client.must_put("k", vec![7; 10_000]).await;
+    let mut connection = FrameConnection::connect(server.client_port()).await;
+    // The initial window of a stream: no answer is taken.
+    let no_window = encode(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    connection.send(&no_window).await.unwrap();
+    let head = call_headers(RANGE, b"localhost");
+    let message = frame(&get("k").encode_to_vec());
+    let read = |stream| {
+        let head = encode(HEADERS, END_HEADERS, stream, &head);
+        [head, encode(DATA, END_STREAM, stream, &message)].concat()
+    };
+    // More than a connection may have unsent.
+    let reads: Vec<_> = (0..200).map(|call| read(call * 2 + 1)).collect();
+    connection.send(&reads.concat()).await.unwrap();
+    let before = server.peak_bytes();
+    let mut cancelled = 0;
+    let mut said = None;
+    while said.is_none() {
+        assert!(cancelled < 100_000, "the flood is never stopped");
+        let streams = (0..ROUND).map(|call| (200 + cancelled + call) * 2 + 1);
+        let calls: Vec<_> = streams.clone().map(read).collect();
+        let ping = encode(PING, 0, 0, b"12345678");
+        let sent = connection.send(&[calls.concat(), ping].concat()).await;
+        // The server has accepted the calls when it answers the ping. Their resets come later.
+        said = answer_to_ping(&mut connection).await;
+        said = said.or(sent.err().map(|_| None));
+        let resets = streams.map(|stream| encode(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+        let resets = resets.collect::<Vec<_>>().concat();
+        if said.is_none() && connection.send(&resets).await.is_err() {
+            said = Some(None);
+        }
+        cancelled += ROUND;
+        client.must_put("other", "v").await;
+    }
+    if let Some(Some(frame)) = said {
+        let reason = frame.payload.get(4..8).unwrap_or_default();
+        assert_eq!(reason, 11_u32.to_be_bytes(), "enhance your calm");
+    }
+    assert!(cancelled > 10_000, "a burst is allowed: {cancelled}");
+    let grown = server.peak_bytes() - before;
+    assert!(grown < GROWTH_MAX, "{grown} bytes");
+}
+
+/// Reads until the server answers a ping (`None`), or ends the connection, with its last frame if there was one.
+async fn answer_to_ping(connection: &mut FrameConnection) -> Option<Option<Frame>> {
+    loop {
+        match connection.any().await {
+            Some(frame) if frame.kind == GOAWAY => return Some(Some(frame)),
+            Some(frame) if frame.kind == PING => return None,
+            Some(_) => {}
+            None => return Some(None),
+        }
+    }
+}
+
+/// No client of gRPC sends trailers.
+#[tokio::test]
+async fn long_trailers_end_their_connection() {
+    if only_quorate_has("a bound on trailers") {
+        return;
+    }
+    let server = Server::start().await;
+    let head = call_headers(RANGE, b"localhost");
+    let message = frame(&get("k").encode_to_vec());
+    // `accept-encoding` of the static table, in one byte.
+    let fields = |count| vec![0x90; count];
+    let ends = END_HEADERS | END_STREAM;
+    let table = [
+        (encode(HEADERS, ends, 1, &fields(20)), HEADERS),
+        (encode(HEADERS, ends, 1, &fields(1_000)), GOAWAY),
+        // They go on in further frames.
+        (encode(HEADERS, END_STREAM, 1, &fields(20)), GOAWAY),
+    ];
+    for (trailers, expected) in table {
+        let mut connection = FrameConnection::connect(server.client_port()).await;
+        let head = encode(HEADERS, END_HEADERS, 1, &head);
+        let data = encode(DATA, 0, 1, &message);
+        let call = [head, data, trailers].concat();
+        connection.send(&call).await.unwrap();
+        if expected == GOAWAY {
+            // A call that has begun may be answered before.
+            while connection.next(1).await.expect("a last frame").kind != GOAWAY {}
+        } else {
+            let answer = connection.next(1).await.expect("an answer");
+            assert_eq!(answer.kind, expected);
+        }
+    }
+}
+
+/// What a client puts behind the path of a call is kept neither while the call runs nor after it.
+#[tokio::test]
+async fn long_paths_are_not_kept() {
+    const STREAMS: u32 = 2_000;
+    const PATH_BYTES: usize = 60_000;
+    if only_quorate_has("a bound on paths") {
+        return;
+    }
+    let server = Server::start().await;
+    let client = server.client().await;
+    client.must_put("k", "v").await;
+    let path = format!("/etcdserverpb.Watch/Watch?{}", "x".repeat(PATH_BYTES));
+    let block = call_headers(&path, b"localhost");
+    let (first, rest) = block.split_at(16_000);
+    let before = server.peak_bytes();
+    let mut connection = FrameConnection::connect(server.client_port()).await;
+    for call in 0..STREAMS {
+        let stream = call * 2 + 1;
+        let mut frames = encode(HEADERS, 0, stream, first);
+        let mut rest = rest.chunks(16_000).peekable();
+        while let Some(block) = rest.next() {
+            let flags = if rest.peek().is_none() {
+                END_HEADERS
+            } else {
+                0
+            };
+            frames.extend(encode(CONTINUATION, flags, stream, block));
+        }
+        connection.send(&frames).await.unwrap();
+    }
+    connection
+        .send(&encode(PING, 0, 0, b"12345678"))
+        .await
+        .unwrap();
+    assert!(answer_to_ping(&mut connection).await.is_none(), "it lives");
+    let grown = server.peak_bytes() - before;
+    assert!(grown < GROWTH_MAX, "{grown} bytes");
+}
+
+#[tokio::test]
+async fn endless_resets_of_streams_that_have_ended_end_their_connection() {
+    if only_quorate_has("a bound on such resets") {
+        return;
+    }
+    let server = Server::start().await;
+    let head = call_headers(RANGE, b"localhost");
+    let reset = encode(RST_STREAM, 0, 1, &8_u32.to_be_bytes());
+    flood(&server, |number| match number {
+        0 => encode(HEADERS, END_HEADERS, 1, &head),
+        _ => reset.clone(),
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn empty_frames_of_a_message_are_ignored() {
+    let server = Server::start().await;
+    let mut connection = FrameConnection::connect(server.client_port()).await;
+    let head = encode(HEADERS, END_HEADERS, 1, &call_headers(RANGE, b"localhost"));
+    let empty = encode(DATA, 0, 1, &[]).repeat(1_000);
+    let message = encode(DATA, END_STREAM, 1, &frame(&get("k").encode_to_vec()));
+    let call = [head, empty, message].concat();
+    connection.send(&call).await.unwrap();
+    let answer = connection.next(1).await.expect("an answer");
+    assert_eq!(answer.kind, HEADERS);
+}
+
+#[tokio::test]
+async fn endless_empty_frames_end_their_connection() {
+    if only_quorate_has("a bound on empty frames") {
+        return;
+    }
+    let server = Server::start().await;
+    let head = call_headers(RANGE, b"localhost");
+    flood(&server, |number| match number {
+        0 => encode(HEADERS, END_HEADERS, 1, &head),
+        _ => encode(DATA, 0, 1, &[]),
+    })
+    .await;
+}
+
+/// Bytes behind the only message of a call whose client takes no answer.
+#[tokio::test]
+async fn what_follows_the_message_of_a_call_is_not_kept() {
+    const CONNECTIONS: usize = 32;
+    const STREAMS: u32 = 8;
+    if only_quorate_has("a bound on bytes that are not read") {
+        return;
+    }
+    let server = Server::start().await;
+    let client = server.client().await;
+    client.must_put("k", vec![7; 1_000]).await;
+    let head = call_headers("/etcdserverpb.KV/RangeStream", b"localhost");
+    let message = frame(&get("k").encode_to_vec());
+    let before = server.peak_bytes();
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut connection = FrameConnection::connect(server.client_port()).await;
+        let no_window = encode(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+        connection.send(&no_window).await.unwrap();
+        for call in 0..STREAMS {
+            let stream = call * 2 + 1;
+            let head = encode(HEADERS, END_HEADERS, stream, &head);
+            let message = encode(DATA, 0, stream, &message);
+            connection.send(&[head, message].concat()).await.unwrap();
+        }
+        connections.push(connection);
+    }
+    for connection in &mut connections {
+        // All have begun to answer.
+        for _ in 0..STREAMS {
+            while connection.any().await.expect("an answer").kind != HEADERS {}
+        }
+        // From now on the windows of its streams are those that the server has named.
+        connection.send(&encode(SETTINGS, 1, 0, &[])).await.unwrap();
+        for call in 0..STREAMS {
+            let rest = encode(DATA, 0, call * 2 + 1, &[0; 16_000]).repeat(30);
+            connection.send(&rest).await.unwrap();
+        }
+        let ping = encode(PING, 0, 0, b"12345678");
+        connection.send(&ping).await.unwrap();
+        assert!(answer_to_ping(connection).await.is_none(), "it lives");
     }
     let grown = server.peak_bytes() - before;
     assert!(grown < GROWTH_MAX, "{grown} bytes");

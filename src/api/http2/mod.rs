@@ -53,7 +53,7 @@ use crate::{
     },
     kv::watch::HolderId,
 };
-use ::http::Request;
+use ::http::{self, Request, Uri};
 use bytes::Bytes;
 use exchange::{Call, answer_call, answer_in_task, answer_plain, refuse};
 use h2::{
@@ -75,7 +75,7 @@ use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
-use waiting::{Deferred, Spare, ViewRequest, Waiting};
+use waiting::{Deferred, Method, Spare, Waiting};
 
 /// The size of a request's headers that the library accepts, in bytes. [`grpc::admit`] refuses calls with half of it, so that
 /// their clients get gRPC's error; beyond this the library answers with HTTP's 431, and ends the connection only when a client
@@ -103,6 +103,13 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
 
 /// Hot calls of one connection that wait for their outcome or view; further ones begin when some have ended.
 const CALLS_MAX: usize = 4_096;
+
+/// Requests of reads of one connection that wait for a view, in bytes; further calls begin when some have their view. A single
+/// one may be longer.
+const READ_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// The longest path of a call, and the longest method and URI of other requests. Nothing that is served has one of this length.
+const URI_BYTES_MAX: usize = 1024;
 
 /// Requests for a view in flight on one connection; reads received meanwhile share the next request.
 const VIEWS_MAX: usize = 4;
@@ -252,15 +259,17 @@ impl Connection {
                 Poll::Ready(Some(Err(error))) => return Poll::Ready(Err(error.into())),
                 Poll::Ready(None) => return Poll::Ready(Ok(())),
                 Poll::Pending if self.wire.take_flood() => {
-                    self.close_abusive("sends frames that carry no call");
+                    self.close_abusive("sends long trailers, or frames that carry no call,");
                 }
                 Poll::Pending => break,
             }
         }
         // After the library has read these frames: a call may have arrived in this turn together with its reset.
         for stream in self.wire.take_resets() {
-            if let Some(waiting) = &mut self.waiting {
-                waiting.cancel(stream.into());
+            if let Some(waiting) = &mut self.waiting
+                && waiting.cancel(stream.into())
+            {
+                self.count_cancelled();
             }
         }
         if self.begin_deferred(context) {
@@ -356,7 +365,10 @@ impl Connection {
     /// Whether further calls must wait: the client does not take its answers, or too many calls are in flight.
     fn is_busy(&self) -> bool {
         let waiting = self.waiting.as_ref();
-        waiting.is_some_and(|waiting| waiting.len() >= CALLS_MAX)
+        let is_full = |waiting: &Box<Waiting>| {
+            waiting.len() >= CALLS_MAX || waiting.read_bytes() >= READ_BYTES_MAX
+        };
+        waiting.is_some_and(is_full)
             || self
                 .budget
                 .as_ref()
@@ -368,7 +380,7 @@ impl Connection {
         let mut began = false;
         while !self.is_busy()
             && let Some(waiting) = &mut self.waiting
-            && let Some(mut deferred) = waiting.deferred.pop_front()
+            && let Some(mut deferred) = waiting.next_deferred()
         {
             if deferred.respond.poll_reset(context).is_ready() {
                 continue;
@@ -396,25 +408,17 @@ impl Connection {
         mut respond: SendResponse<Payload>,
     ) {
         if respond.poll_reset(context).is_ready() {
-            if self.resets.spend().is_err() {
-                self.close_abusive("cancels calls");
-            }
-            return;
+            return self.count_cancelled();
         }
         let front = self.shared.front.clone();
         let (head, stream) = request.into_parts();
         if !grpc::is_grpc(&head.headers) {
-            match self.shares(context).calls.take(1) {
-                Some(counted) => {
-                    let answering = answer_plain(front, head.method, head.uri, respond, counted);
-                    tokio::task::spawn_local(answering);
-                }
-                None => respond.send_reset(Reason::REFUSED_STREAM),
-            }
-            return;
+            return self.accept_plain(context, head.method, &head.uri, respond);
         }
-        // The headers are used here and then dropped: they may be long, and the call may run for long.
+        // The headers are used here and then dropped: they may be long, and the call may run for long. So may the URI. The
+        // beginning of a path that is too long is the path of no method either.
         let path = head.uri.path();
+        let path = &path[..path.floor_char_boundary(URI_BYTES_MAX)];
         let user = self.user.as_ref();
         let admission = match grpc::admit(&front.api, path, &head.headers, self.peer, user) {
             Ok(admission) => admission,
@@ -423,30 +427,51 @@ impl Connection {
         let (body, bytes_max) = (StreamBody::new(stream), front.api.receive_bytes_max());
         let messages = MessageReader::new(body, admission.encoding, bytes_max);
         let call = Deferred {
-            hot: Hot::of(path),
-            uri: head.uri,
+            method: Hot::of(path).map_or_else(|| Method::Other(copied(path)), Method::Hot),
             admission,
             messages,
             respond,
         };
-        if call.hot.is_none() {
+        if let Method::Other(_) = call.method {
             return self.answer_in_own_task(context, call);
         }
         let is_busy = self.is_busy();
         let Shared { spare, .. } = &*self.shared;
         let waiting = self.waiting.get_or_insert_with(|| spare.lend(context));
-        if is_busy || !waiting.deferred.is_empty() {
-            waiting.deferred.push_back(call);
+        if is_busy || waiting.has_deferred() {
+            waiting.defer(call);
         } else {
             self.begin(context, call);
         }
     }
 
+    /// Answers a request that is not gRPC, if the connection has a share of the calls that are left.
+    fn accept_plain(
+        &mut self,
+        context: &Context<'_>,
+        method: http::Method,
+        uri: &Uri,
+        mut respond: SendResponse<Payload>,
+    ) {
+        let target = uri.path_and_query().map_or("", |target| target.as_str());
+        if method.as_str().len() + target.len() > URI_BYTES_MAX {
+            let mut refusal = http::Response::new(());
+            *refusal.status_mut() = http::StatusCode::URI_TOO_LONG;
+            drop(respond.send_response(refusal, true));
+            return;
+        }
+        let Some(counted) = self.shares(context).calls.take(1) else {
+            return respond.send_reset(Reason::REFUSED_STREAM);
+        };
+        let front = self.shared.front.clone();
+        let answering = answer_plain(front, method, copied(target), respond, counted);
+        tokio::task::spawn_local(answering);
+    }
+
     /// Answers a call in a task of its own, if its connection has a share of those left.
     fn answer_in_own_task(&mut self, context: &Context<'_>, call: Deferred) {
         let Deferred {
-            hot: _,
-            uri,
+            method,
             admission,
             messages,
             respond,
@@ -459,8 +484,10 @@ impl Connection {
             return refuse(respond, &status);
         };
         let admission = admission.of(HolderId(shares.number as u64));
-        let messages = messages.within(&shares.messages);
+        let room = &shares.messages;
+        let messages = messages.within(room).map_body(|body| body.within(room));
         let front = self.shared.front.clone();
+        let uri = method.uri();
         let answering = answer_call(front, uri, admission, messages, respond, budget, counted);
         tokio::task::spawn_local(answering);
     }
@@ -482,6 +509,13 @@ impl Connection {
         }
     }
 
+    /// Counts a call that the client has cancelled before it began.
+    fn count_cancelled(&mut self) {
+        if self.resets.spend().is_err() {
+            self.close_abusive("cancels calls");
+        }
+    }
+
     /// Closes the connection of a client that costs too much time; `what` completes the log line "a client …".
     fn close_abusive(&mut self, what: &str) {
         tracing::debug!("a client {what} without end; closing its connection");
@@ -490,7 +524,7 @@ impl Connection {
 
     /// Begins a hot call; if its message has not arrived completely, in a task of its own.
     fn begin(&mut self, context: &mut Context<'_>, mut call: Deferred) {
-        let Some(hot) = call.hot else {
+        let Method::Hot(hot) = call.method else {
             return self.answer_in_own_task(context, call);
         };
         let message = match call.messages.poll_message(context) {
@@ -540,7 +574,7 @@ impl Connection {
                 }
                 return;
             }
-            Ok(Begun::Reads(read)) => waiting.new_reads.push((number, read)),
+            Ok(Begun::Reads(read)) => waiting.add_read(number, read),
             Ok(Begun::AtQuota(command)) => {
                 let (front, budget) = (front.clone(), budget.clone());
                 answer_in_task(
@@ -559,16 +593,19 @@ impl Connection {
         let Some(waiting) = &mut self.waiting else {
             return;
         };
-        if waiting.new_reads.is_empty() || waiting.views.len() >= VIEWS_MAX {
+        if !waiting.has_new_reads() || waiting.views.len() >= VIEWS_MAX {
             return;
         }
-        let reads = std::mem::take(&mut waiting.new_reads);
         let front = self.shared.front.clone();
-        let view = Box::pin(async move { front.api.view_for(false).await });
-        waiting.views.push(ViewRequest { view, reads });
+        waiting.await_view(Box::pin(async move { front.api.view_for(false).await }));
         // Polling it sends the request.
         self.take_views(context);
     }
+}
+
+/// A path, and what follows it, in memory of their own: those of a request share theirs with what was received with them.
+fn copied(target: &str) -> Uri {
+    Uri::try_from(target).unwrap_or_default()
 }
 
 /// Answers a read: at once if it is quick and there is room for its answer.

@@ -1,4 +1,4 @@
-//! Bounds how many calls a client cancels before they are accepted.
+//! Bounds how many calls a client cancels before they begin.
 //!
 //! Honest clients do that in bursts: when a deadline passes for many calls at once, or when a paused process continues. A client
 //! that only cancels calls costs the server time and never waits for an answer (the attack "rapid reset").

@@ -28,9 +28,10 @@ use ::http::Uri;
 use h2::server::SendResponse;
 use std::{
     cell::RefCell,
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap},
     fmt,
     hash::{BuildHasherDefault, Hasher},
+    mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -51,22 +52,38 @@ pub(super) struct Waiting {
     inbox: Arc<Inbox>,
     /// Empty between turns; kept for its allocation.
     outcomes: Vec<(u64, Answer)>,
-    /// Reads received since the last request for a view.
-    pub(super) new_reads: Vec<(u64, Read)>,
+    /// Reads received since the last request for a view, and the bytes of their requests.
+    new_reads: Vec<(u64, Read)>,
+    new_bytes: usize,
     pub(super) views: Vec<ViewRequest>,
-    /// Calls that begin when the client has taken enough answers, or enough others have ended.
-    pub(super) deferred: VecDeque<Deferred>,
+    /// Calls that begin when the client has taken enough answers, or enough others have ended; in the order of their streams,
+    /// which is that in which they came. The HTTP/2 library bounds how many streams are open.
+    deferred: BTreeMap<u64, Deferred>,
     deadlines: Deadlines,
 }
 
 /// A call that has not begun; only hot calls are queued. Its message stays in the HTTP/2 library, where flow control bounds its
 /// bytes.
 pub(super) struct Deferred {
-    pub(super) hot: Option<Hot>,
-    pub(super) uri: Uri,
+    pub(super) method: Method,
     pub(super) admission: Admission,
     pub(super) messages: MessageReader<StreamBody>,
     pub(super) respond: SendResponse<Payload>,
+}
+
+/// What a call asks for. A hot call is known by its path, so the path is not kept.
+pub(super) enum Method {
+    Hot(Hot),
+    Other(Uri),
+}
+
+impl Method {
+    pub(super) fn uri(self) -> Uri {
+        match self {
+            Self::Hot(hot) => Uri::from_static(hot.path()),
+            Self::Other(uri) => uri,
+        }
+    }
 }
 
 impl Deferred {
@@ -79,9 +96,13 @@ impl Deferred {
 
 /// Reads that wait for the same view.
 pub(super) struct ViewRequest {
-    pub(super) view: Pin<Box<dyn Future<Output = Result<Arc<Published>, Status>>>>,
+    bytes: usize,
+    pub(super) view: View,
     pub(super) reads: Vec<(u64, Read)>,
 }
+
+/// A request for a view.
+pub(super) type View = Pin<Box<dyn Future<Output = Result<Arc<Published>, Status>>>>;
 
 impl Waiting {
     /// How many calls wait.
@@ -111,11 +132,55 @@ impl Waiting {
         Some(call)
     }
 
+    /// Adds a read that waits for a view.
+    pub(super) fn add_read(&mut self, number: u64, read: Read) {
+        self.new_bytes += read.bytes();
+        self.new_reads.push((number, read));
+    }
+
+    /// Whether reads wait for which no view was requested.
+    pub(super) fn has_new_reads(&self) -> bool {
+        !self.new_reads.is_empty()
+    }
+
+    /// Lets all reads that were added since the last call wait for `view`.
+    pub(super) fn await_view(&mut self, view: View) {
+        self.views.push(ViewRequest {
+            bytes: mem::take(&mut self.new_bytes),
+            view,
+            reads: mem::take(&mut self.new_reads),
+        });
+    }
+
+    /// About how many bytes the requests of the reads have that wait for a view.
+    pub(super) fn read_bytes(&self) -> usize {
+        let requested = self.views.iter().map(|request| request.bytes);
+        self.new_bytes + requested.sum::<usize>()
+    }
+
+    /// Keeps a call that begins later.
+    pub(super) fn defer(&mut self, call: Deferred) {
+        let number = call.respond.stream_id().as_u32().into();
+        self.deferred.insert(number, call);
+    }
+
+    /// Whether calls wait for their beginning.
+    pub(super) fn has_deferred(&self) -> bool {
+        !self.deferred.is_empty()
+    }
+
+    /// Removes the deferred call that came first.
+    pub(super) fn next_deferred(&mut self) -> Option<Deferred> {
+        self.deferred.pop_first().map(|(_, call)| call)
+    }
+
     /// Removes a call that the client has cancelled, and withdraws its command unless that was handed to consensus already.
-    pub(super) fn cancel(&mut self, number: u64) {
+    /// Returns whether the call had not begun.
+    pub(super) fn cancel(&mut self, number: u64) -> bool {
         if self.end(number).is_some_and(|call| call.proposed) {
             self.inbox.give_up(number);
         }
+        self.deferred.remove(&number).is_some()
     }
 
     /// Removes a call whose deadline has passed.
@@ -132,7 +197,7 @@ impl Waiting {
     /// The outcomes that have arrived; the caller returns the vector to [`Waiting::keep_outcomes`]. The task is woken when more
     /// arrive.
     pub(super) fn take_outcomes(&mut self, context: &Context<'_>) -> Vec<(u64, Answer)> {
-        let mut outcomes = std::mem::take(&mut self.outcomes);
+        let mut outcomes = mem::take(&mut self.outcomes);
         self.inbox.take(context, &mut outcomes);
         outcomes
     }

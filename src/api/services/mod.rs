@@ -110,7 +110,7 @@ impl Services {
         deadline: Option<Instant>,
     ) -> Result<Response<ResponseBody>, Status>
     where
-        B: http_body::Body<Data = Bytes> + Unpin + Send + 'static,
+        B: http_body::Body<Data = Bytes, Error: Into<Status>> + Unpin + Send + 'static,
     {
         let (service, name) = method::split(path)?;
         let entry = self.table.iter().find(|(served, _)| *served == service);

@@ -33,7 +33,7 @@ impl<B> RequestBody<B> {
 
 impl<B> Body for RequestBody<B>
 where
-    B: Body<Data = Bytes> + Unpin,
+    B: Body<Data = Bytes, Error: Into<Status>> + Unpin,
 {
     type Data = Bytes;
     type Error = tonic::Status;

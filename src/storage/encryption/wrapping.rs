@@ -409,7 +409,10 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
         // It is in a session of its own, so it is not killed with the command. It gives up some time after the command's time.
         let tries = "for try in $(seq 100); do echo x 2>/dev/null || exec echo closed >$0; sleep 0.1; done; echo open >$0";
-        let text = format!("setsid sh -c 'trap \"\" PIPE; {tries}' {} &", path.display());
+        let text = format!(
+            "setsid sh -c 'trap \"\" PIPE; {tries}' {} &",
+            path.display()
+        );
         let error = command(&text, Duration::from_secs(1)).unwrap_err();
         assert!(error.contains("has not ended after 1 seconds"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "closed\n");

@@ -137,8 +137,14 @@ pub(crate) fn encode(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8
 /// The header block of a gRPC call. Nothing enters the header table.
 pub(crate) fn call_headers(path: &str, authority: &[u8]) -> Vec<u8> {
     let literal = |block: &mut Vec<u8>, value: &[u8]| {
-        assert!(value.len() < 0x7f, "a length of one byte");
-        block.push(value.len().to_le_bytes()[0]);
+        // An integer with a prefix of seven bits.
+        let mut more = value.len().checked_sub(0x7f);
+        block.push(more.map_or(value.len(), |_| 0x7f).to_le_bytes()[0]);
+        while let Some(left) = more {
+            more = Some(left >> 7).filter(|_| left >= 0x80);
+            let flag = if more.is_some() { 0x80 } else { 0 };
+            block.push((left & 0x7f).to_le_bytes()[0] | flag);
+        }
         block.extend_from_slice(value);
     };
     // POST, http, and a path.
