@@ -2,8 +2,8 @@
 //!
 //! A login delays no other request: no arbiter waits for a hash, at most [`Passwords::new`]'s `workers` threads are busy with
 //! them, and past `WAITING_MAX` calls further ones are refused. Work that has begun keeps its thread and its place until it ends,
-//! even if its caller no longer waits; so does what it tells about a login. Hashes are etcd's (`$2a$`, at most 72 bytes of password), so
-//! users can move in and out.
+//! even if its caller no longer waits, and a login counts all the same. Hashes are etcd's (`$2a$`, at most 72 bytes of password),
+//! so users can move in and out.
 
 use super::{background::in_turn, login_bounds::LoginBounds, request_error::RequestError};
 use crate::{

@@ -2,8 +2,9 @@
 //!
 //! A token lives for its time to live after its last use, on whichever member that was, through restarts and changes of the
 //! leader. Few of the uses reach the log: a member notes that a token was used, and once a third of its time has passed since its
-//! last renewal, one entry (or a few, if they are many) renews all tokens that were used at this member. The leader ends tokens that were not renewed. Both
-//! count from when they applied the last renewal, so that a token may live longer than its time, and not shorter:
+//! last renewal, one entry (a few, if they are many) renews all tokens that were used at this member. The leader ends tokens that
+//! were not renewed. Both count from when they applied the last renewal, so that a token may live longer than its time, and not
+//! shorter:
 //!
 //! ```text
 //! issued, renewed ──▶ +ttl/3: renewed at the next check, if used ──▶ … ──▶ +ttl: used until here

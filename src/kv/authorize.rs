@@ -146,7 +146,7 @@ impl<'a> Judge<'a> {
             return Ok(());
         }
         if let Some(lease) = self.leases.get(id) {
-            allow_keys(&self.rights, Right::Write, &lease.keys, self.steps)?;
+            allow_keys(self.rights, Right::Write, &lease.keys, self.steps)?;
             self.allowed.insert(id);
         }
         Ok(())
@@ -182,7 +182,7 @@ impl<'a> Judge<'a> {
 /// Whether this may be done to all of these keys. A step is a look-up of a key among the user's intervals, or of a gap between
 /// those among the keys, whichever are fewer: a lease may have very many keys, and each put with it asks.
 fn allow_keys(
-    rights: &Rights<'_>,
+    rights: Rights<'_>,
     right: Right,
     keys: &LeaseKeys,
     steps: &Steps,
@@ -196,10 +196,12 @@ fn allow_keys(
             }
             Ok(())
         }
-        _ => keys.iter().try_for_each(|key| {
-            steps.take();
-            rights.allow(right, key)
-        }),
+        LeaseKeys::None | LeaseKeys::One(_) | LeaseKeys::Many(_) => {
+            keys.iter().try_for_each(|key| {
+                steps.take();
+                rights.allow(right, key)
+            })
+        }
     }
 }
 
@@ -213,7 +215,7 @@ pub fn allow_lease(
 ) -> Result<(), AuthError> {
     let rights = auth.rights(caller)?;
     match leases.get(id) {
-        Some(lease) => allow_keys(&rights, right, &lease.keys, &Steps::unlimited()),
+        Some(lease) => allow_keys(rights, right, &lease.keys, &Steps::unlimited()),
         None => Ok(()),
     }
 }

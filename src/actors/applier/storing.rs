@@ -15,8 +15,8 @@ use bytes::Bytes;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// Bytes of records and rows that may wait for the database. Past them the Raft node gets no more acknowledgements of applied batches,
-/// so its bound on entries that are not applied yet pushes clients back.
+/// Bytes of records and rows that may wait for the database. Past them the Raft node gets no more acknowledgements of applied
+/// batches, so its bound on entries that are not applied yet pushes clients back.
 const WAITING_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// When the applier hands its records to the committer.
