@@ -362,8 +362,7 @@ pub async fn start_among(
     // Before anything is waited for: meanwhile other nodes may start on this thread, in systems of their own.
     let placement = Placement::one_thread();
     let bare = disk;
-    let (mut disk, mut keeper) =
-        at_rest::open(config, at_rest::Keys::read(config)?, bare.clone())?;
+    let (mut disk, mut keeper) = at_rest::open(config, at_rest::Keys::read(config)?, bare.clone())?;
     let plan = startup::plan(config, &disk, Some(network), &Progress::default()).await?;
     if plan.beginning.is_some() {
         // Other members were asked, perhaps for hours: the key may be another one now.
@@ -394,8 +393,7 @@ async fn start_here(
     let jwt = signed_tokens::keys(&config.auth)?;
     let keys = at_rest::Keys::read_aside(config).await?;
     let bare: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
-    let (mut disk, mut keeper) =
-        at_rest::open_aside(config, keys, bare.clone(), progress).await?;
+    let (mut disk, mut keeper) = at_rest::open_aside(config, keys, bare.clone(), progress).await?;
     let plan = startup::plan(config, &disk, None, progress).await?;
     readiness::report_first_start(config, &plan);
     let early = listen_before_first_start(config, &plan).await?;

@@ -315,7 +315,10 @@ fn a_first_start_wraps_with_the_key_that_is_there_when_it_writes() {
     let (old, new) = ("01".repeat(32), "02".repeat(32));
     let looked = dir.path().join("looked");
     // Another key from the second look on.
-    let command = format!("mkdir {} 2>/dev/null && echo {old} || echo {new}", looked.display());
+    let command = format!(
+        "mkdir {} 2>/dev/null && echo {old} || echo {new}",
+        looked.display()
+    );
     config.encryption.key = Some(EncryptionKey::Command(command));
     let node = Node::start(&config).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build();
@@ -378,12 +381,15 @@ fn encrypting_a_database_reports_itself_and_ends_with_the_start() {
         let mut config = alone();
         config.encryption.key = Some(EncryptionKey::Command(format!("echo {}", "09".repeat(32))));
         let keys = at_rest::Keys::read(&config).unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build();
         let runtime = runtime.unwrap();
         let progress = Progress::default();
         runtime.block_on(async {
             let mut said = progress.follow();
-            let reports = said.wait_for(|said| said.starts_with("the database is being encrypted, "));
+            let reports =
+                said.wait_for(|said| said.starts_with("the database is being encrypted, "));
             let opening = at_rest::open_aside(&config, keys, gated, &progress);
             tokio::pin!(opening);
             let there = async {
@@ -408,7 +414,10 @@ fn encrypting_a_database_reports_itself_and_ends_with_the_start() {
         pass.send(()).unwrap_or_default();
         drop(runtime);
         let names = names(&disk);
-        assert!(!names.iter().any(|name| name.ends_with(".encrypting")), "{names:?}");
+        assert!(
+            !names.iter().any(|name| name.ends_with(".encrypting")),
+            "{names:?}"
+        );
         let encrypted = names.iter().any(|name| name.ends_with(KEYRING));
         assert_eq!(encrypted, !ends_early, "{names:?}");
         if ends_early {

@@ -78,7 +78,11 @@ pub enum EncryptionError {
          room and start again. The file is as it was; if no other one was encrypted before, encryption can also be turned off \
          again"
     )]
-    NoSpace { file: String, needed: u64, free: u64 },
+    NoSpace {
+        file: String,
+        needed: u64,
+        free: u64,
+    },
     /// A database without encryption cannot be read.
     #[error(
         "cannot encrypt {file} of the data directory, because it cannot be read ({source}): put it back from a backup; or, in a \

@@ -1,9 +1,7 @@
 //! A directory with encryption: what is in its files, keys that are wrong or gone, copies that are continued, rotation. On the
 //! real log and the real database, on a simulated disk.
 
-use super::{
-    EncryptedDisk, EncryptionError, KEYRING, require_plain, sealer::Algorithm, testing,
-};
+use super::{EncryptedDisk, EncryptionError, KEYRING, require_plain, sealer::Algorithm, testing};
 use crate::{
     storage::{
         db::{CommitBatch, Db, DbOptions},
@@ -217,8 +215,7 @@ fn a_wrong_or_missing_key_is_refused_by_name_and_changes_nothing() {
 
     disk.remove(KEYRING).unwrap();
     for what in [DATABASE, "wal/0000000000000001.seg"] {
-        let lost =
-            testing::try_open(shared(&disk), testing::wrapping(&[1]), Algorithm::Aes256Gcm);
+        let lost = testing::try_open(shared(&disk), testing::wrapping(&[1]), Algorithm::Aes256Gcm);
         let text = lost.unwrap_err().to_string();
         assert!(
             text.contains("keyring of the data directory is missing"),

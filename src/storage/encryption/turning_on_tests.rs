@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     storage::{
-        db::{Db, DbError},
+        db::{Db, DbError, DbOptions},
         disk::{Disk, DiskFile, OpenMode},
         refill,
         sim_disk::{Fault, SimDisk},
@@ -160,9 +160,16 @@ fn turning_encryption_on_while_the_log_holds_no_batch_loses_nothing() {
         disk.crash();
         let opened: Arc<dyn Disk> = testing::open(shared(&disk), &[1]);
         let expected: Vec<Entry> = (1..=4).map(entry).collect();
-        assert_eq!(open_wal(&opened).unwrap().1.entries, expected, "operation {step}");
+        assert_eq!(
+            open_wal(&opened).unwrap().1.entries,
+            expected,
+            "operation {step}"
+        );
         if !failed {
-            assert!(step > 8, "a new segment and three batches have several operations");
+            assert!(
+                step > 8,
+                "a new segment and three batches have several operations"
+            );
             return;
         }
     }
@@ -187,7 +194,11 @@ fn where_no_space_is_left_a_start_without_encryption_goes_on() {
             !left.iter().any(|name| name.ends_with(".encrypting")),
             "operation {step}: {left:?}"
         );
-        assert_eq!(left.contains(&KEYRING.to_owned()), encrypted, "operation {step}: {left:?}");
+        assert_eq!(
+            left.contains(&KEYRING.to_owned()),
+            encrypted,
+            "operation {step}: {left:?}"
+        );
         assert!(
             matches!(error, EncryptionError::NoSpace { .. }) || step == 1,
             "operation {step}: {error}"
@@ -268,7 +279,10 @@ fn it_can_be_stopped_between_any_two_parts() {
             if finished {
                 let left = names(&disk);
                 assert!(!left.iter().any(|name| name == KEYRING), "{left:?}");
-                assert!(!left.iter().any(|name| name.ends_with("encrypting")), "{left:?}");
+                assert!(
+                    !left.iter().any(|name| name.ends_with("encrypting")),
+                    "{left:?}"
+                );
             }
             end(&disk, step);
             let copy = super::tests::copy(&disk);
@@ -315,10 +329,10 @@ struct BadFile(Arc<dyn DiskFile>, u64);
 impl Disk for Bad {
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let file = self.disk.open(name, mode)?;
-        Ok(match name == self.name {
-            true => Arc::new(BadFile(file, self.from)),
-            false => file,
-        })
+        if name == self.name {
+            return Ok(Arc::new(BadFile(file, self.from)));
+        }
+        Ok(file)
     }
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         self.disk.list(dir)
@@ -384,14 +398,18 @@ fn a_database_that_cannot_be_read_and_is_not_needed_does_not_stop_a_start() {
             assert!(!names(&disk).iter().any(|name| name.ends_with("encrypting")));
             if !good {
                 let error = opened.unwrap_err();
-                let refused = matches!(&error, EncryptionError::Unreadable { file, .. } if file == name);
+                let refused =
+                    matches!(&error, EncryptionError::Unreadable { file, .. } if file == name);
                 assert!(refused, "{error}");
                 // The other one may have been encrypted before.
                 continue;
             }
             let (opened, turned_on) = opened.unwrap();
             assert_eq!(turned_on.databases, 1, "{name} from {from}");
-            assert!(opened.open(name, OPEN).is_err(), "it is not taken for an encrypted one");
+            assert!(
+                opened.open(name, OPEN).is_err(),
+                "it is not taken for an encrypted one"
+            );
             assert_eq!(disk.contents(name).unwrap(), bytes);
         }
     }
@@ -405,7 +423,10 @@ fn a_database_that_was_cut_off_is_called_damaged() {
         assert!(disk.cut(DATABASE, len));
         let opened: Arc<dyn Disk> = open(&disk).unwrap().0;
         let owner = super::tests::OWNER;
-        let found = Db::open(&*opened, DATABASE, Default::default(), owner);
-        assert!(matches!(found, Err(DbError::Damaged { .. })), "{len}: {found:?}");
+        let found = Db::open(&*opened, DATABASE, DbOptions::default(), owner);
+        assert!(
+            matches!(found, Err(DbError::Damaged { .. })),
+            "{len}: {found:?}"
+        );
     }
 }

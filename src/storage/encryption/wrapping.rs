@@ -265,10 +265,10 @@ fn finish(child: &mut Child, within: Duration) -> Result<Vec<u8>, KeyCause> {
         if stdout.is_none()
             && let Some(status) = child.try_wait()?
         {
-            return match status.success() {
-                true => Ok(text),
-                false => Err(KeyCause::Failed(status)),
-            };
+            if !status.success() {
+                return Err(KeyCause::Failed(status));
+            }
+            return Ok(text);
         }
         if left.is_zero() {
             return Err(KeyCause::TooSlow(within));
@@ -409,7 +409,10 @@ mod tests {
         rustix::fs::mknodat(rustix::fs::CWD, &path, kind, mode, 0).unwrap();
         // It is in a session of its own, so it is not killed with the command. It gives up some time after the command's time.
         let tries = "for try in $(seq 100); do echo x 2>/dev/null || exec echo closed >$0; sleep 0.1; done; echo open >$0";
-        let text = format!("setsid sh -c 'trap \"\" PIPE; {tries}' {} &", path.display());
+        let text = format!(
+            "setsid sh -c 'trap \"\" PIPE; {tries}' {} &",
+            path.display()
+        );
         let error = command(&text, Duration::from_secs(1)).unwrap_err();
         assert!(error.contains("has not ended after 1 seconds"), "{error}");
         assert_eq!(fs::read_to_string(&path).unwrap(), "closed\n");
