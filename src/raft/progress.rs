@@ -98,7 +98,7 @@ impl Progress {
         self.replied_at = now;
     }
 
-    /// Whether it replied within the `ticks` before `now`. Not the same as `active`, which is false for every member in the moment
+    /// Whether it replied within the `ticks` before `now`. Not the same as `active`, which is false for every member right
     /// after a quorum check.
     pub(super) fn replied_within(&self, ticks: u32, now: u64) -> bool {
         self.replied_at > 0 && now - self.replied_at <= u64::from(ticks)

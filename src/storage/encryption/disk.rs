@@ -204,7 +204,7 @@ impl EncryptedDisk {
         Ok(Self::new(disk, Arc::new(sealer), wrapping, false))
     }
 
-    /// Opens the encrypted data directory `disk`, and writes nothing to it. A database that is not encrypted yet is read as it is.
+    /// Opens the encrypted data directory `disk`, and writes nothing to it. A database that is not encrypted yet can be read.
     pub fn open_to_read(
         disk: Arc<dyn Disk>,
         wrapping: WrappingKeys,

@@ -8,7 +8,7 @@
 //! there        encrypted      none                     nothing
 //! ```
 //!
-//! A start that fails removes what it has made, the keyring too unless a file needs it: without encryption the next start goes on.
+//! A start that fails removes what it has made, the keyring too unless a file needs it: without encryption the next one goes on.
 
 use super::{
     disk::{

@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     storage::{
-        db::{Db, DbError},
+        db::{Db, DbError, DbOptions},
         disk::{Disk, DiskFile, OpenMode},
         refill,
         sim_disk::{Fault, SimDisk},
@@ -329,10 +329,10 @@ struct BadFile(Arc<dyn DiskFile>, u64);
 impl Disk for Bad {
     fn open(&self, name: &str, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let file = self.disk.open(name, mode)?;
-        Ok(match name == self.name {
-            true => Arc::new(BadFile(file, self.from)),
-            false => file,
-        })
+        if name == self.name {
+            return Ok(Arc::new(BadFile(file, self.from)));
+        }
+        Ok(file)
     }
     fn list(&self, dir: &str) -> io::Result<Vec<String>> {
         self.disk.list(dir)
@@ -423,7 +423,7 @@ fn a_database_that_was_cut_off_is_called_damaged() {
         assert!(disk.cut(DATABASE, len));
         let opened: Arc<dyn Disk> = open(&disk).unwrap().0;
         let owner = super::tests::OWNER;
-        let found = Db::open(&*opened, DATABASE, Default::default(), owner);
+        let found = Db::open(&*opened, DATABASE, DbOptions::default(), owner);
         assert!(
             matches!(found, Err(DbError::Damaged { .. })),
             "{len}: {found:?}"

@@ -265,10 +265,10 @@ fn finish(child: &mut Child, within: Duration) -> Result<Vec<u8>, KeyCause> {
         if stdout.is_none()
             && let Some(status) = child.try_wait()?
         {
-            return match status.success() {
-                true => Ok(text),
-                false => Err(KeyCause::Failed(status)),
-            };
+            if !status.success() {
+                return Err(KeyCause::Failed(status));
+            }
+            return Ok(text);
         }
         if left.is_zero() {
             return Err(KeyCause::TooSlow(within));
