@@ -32,7 +32,10 @@ fn users() -> (AuthState, Caller) {
         role: role.into(),
     };
     let mut auth = AuthState::default();
-    let mut apply = |change: &Change| auth.apply(change, 1, &mut Vec::new()).unwrap();
+    let mut apply = |change: &Change| {
+        auth.apply(change, 1, &mut Vec::new())
+            .expect("it is allowed")
+    };
     for change in [
         user("root"),
         give("root", "root"),

@@ -1,7 +1,8 @@
 //! Bounds how many frames a client sends that carry no call.
 //!
 //! Settings, pings, priorities and window updates cost the server time and carry no request, so a client that sends them without
-//! end takes time from others. So do empty DATA frames, and resets of streams that have ended. Honest clients send a few of them for each frame of a call that they send, and for each frame of
+//! end takes time from others. So do empty DATA frames, and resets of streams that have ended. Honest clients send a few of them
+//! for each frame of a call that they send, and for each frame of
 //! an answer that they receive. So the frames of calls and the bytes of answers earn credit, and the other frames cost it. Time
 //! earns some credit too, and a burst is free.
 

@@ -238,8 +238,9 @@ where
     if let Some(hot) = Hot::of(path) {
         let message = messages.only_bytes().await?;
         // What follows it is dropped as it comes.
+        let room = messages.room.clone();
         drop(messages);
-        return api.call(hot, message, &budget).await;
+        return api.call(hot, message, &budget, room).await;
     }
     match path {
         "/etcdserverpb.KV/Compact" => {

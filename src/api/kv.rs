@@ -11,6 +11,7 @@ use super::{
     lines,
     long_range::{self, FIRST_BYTES, ReadUpTo},
     message_reader::decode,
+    message_room::{MessageRoom, SMALL_BYTES},
     proto::etcdserverpb as pb,
     reply::{self, Header},
     response_body::ResponseBody,
@@ -184,12 +185,13 @@ impl Api {
         Ok(Begun::Proposed)
     }
 
-    /// Performs a hot call.
-    pub async fn call(
+    /// Performs a hot call. A read that waits keeps its message, which takes room.
+    pub(super) async fn call(
         &self,
         hot: Hot,
         message: Bytes,
         budget: &Arc<Budget>,
+        room: Option<Arc<MessageRoom>>,
     ) -> Result<ResponseBody, Status> {
         let (reply, outcome) = oneshot::channel();
         match self.begin(hot, message, || reply.into())? {
@@ -199,7 +201,14 @@ impl Api {
             }
             Begun::AtQuota(command) => self.propose(&command, budget).await,
             Begun::Reads(read) => {
-                let _waiting = budget.waiting_request(read.bytes());
+                let bytes = read.bytes();
+                let _waiting = budget.waiting_request(bytes);
+                let _held = match room {
+                    Some(room) if bytes > SMALL_BYTES => {
+                        Some(room.hold(bytes).ok_or(RequestError::TooManyRequests)?)
+                    }
+                    _ => None,
+                };
                 let published = self.view_for(read.is_serializable()).await?;
                 match self.read_now(&published, &read)? {
                     Quick::Done(encoded) => Ok(ResponseBody::Message(encoded)),

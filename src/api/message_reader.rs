@@ -40,7 +40,7 @@ pub struct MessageReader<B> {
     encoding: Encoding,
     message_bytes_max: usize,
     /// Where room is taken; `None` while its bytes do not count.
-    room: Option<Arc<MessageRoom>>,
+    pub(super) room: Option<Arc<MessageRoom>>,
     /// What was taken; `None` before a message needed any. Most readers never do.
     taken: Option<Box<Room>>,
 }
@@ -300,7 +300,6 @@ impl Prefix {
 pub(super) mod testing {
     //! Request bodies for tests.
 
-    use crate::api::status::Status;
     use bytes::Bytes;
     use http_body::Frame;
     use std::{
@@ -309,12 +308,6 @@ pub(super) mod testing {
         pin::Pin,
         task::{Context, Poll},
     };
-
-    impl From<Infallible> for Status {
-        fn from(never: Infallible) -> Self {
-            match never {}
-        }
-    }
 
     /// A request body that arrives in the given pieces.
     pub(in crate::api) struct Pieces(pub(in crate::api) VecDeque<Bytes>);

@@ -9,6 +9,7 @@
 //! | of which up to [`FIRST_BYTES`] have arrived | what has arrived |
 //! | of which more has arrived | its whole length, so that messages that have begun do not wait for each other |
 //! | without room | none more: it is held back |
+//! | of a read that waits for its view or for room for its answer | its length, if it is longer than [`SMALL_BYTES`] |
 //!
 //! Held back means that nothing more is read of its stream, whose flow control then stops the client. What the client may send
 //! until then counts for a pool of its own, and the window of the connection is opened by as much, up to [`WINDOW_EXTRA_MAX`],
@@ -39,6 +40,9 @@ use tokio::time::{Instant, Sleep, sleep};
 /// The memory for a message whose end has not arrived, before so much of it has. Then it gets room for all of it at once, so that
 /// a prefix alone does not take the room of a large message.
 pub(super) const FIRST_BYTES: usize = 16 * 1024;
+
+/// Messages of reads up to this length take no room while they wait.
+pub(super) const SMALL_BYTES: usize = 1024;
 
 /// The window of a stream: what a client may send of a message before it is read.
 pub(super) const STREAM_WINDOW_BYTES: u32 = 512 * 1024;
@@ -96,6 +100,11 @@ impl MessageRoom {
             held_back: AtomicUsize::new(0),
             task,
         })
+    }
+
+    /// Room for a whole message that its call keeps, if there is some.
+    pub(super) fn hold(&self, bytes: usize) -> Option<Held> {
+        self.of.bytes.take(bytes)
     }
 
     /// Room for bytes that a call does not read, of which it has none yet.

@@ -136,10 +136,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
             if let Some(http2) = socket.repair.is_http2() {
                 return Poll::Ready(Ok(http2));
             }
-            // The reads that follow report a flood.
-            drop(ready!(
-                socket.poll_receive(context, &mut ReadBuf::new(&mut []))
-            )?);
+            let received = socket.poll_receive(context, &mut ReadBuf::new(&mut []));
+            if let Err(Exhausted) = ready!(received)? {
+                return Poll::Ready(Err(io::Error::other("the client begins with a flood")));
+            }
         }
     }
 
@@ -548,6 +548,23 @@ mod tests {
             waited <= most,
             "{waited} turns of others for {ROUNDS} calls"
         );
+    }
+
+    #[tokio::test]
+    async fn a_flood_that_comes_with_the_preface_ends_the_connection() {
+        let preface = &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..];
+        // HEADERS of a stream, and trailers that go on.
+        let call = b"\0\0\x01\x01\x04\0\0\0\x01\x82";
+        let trailers = b"\0\0\x01\x01\x01\0\0\0\x01\x90";
+        for (sent, is_flood) in [
+            ([preface, call].concat(), false),
+            ([preface, call, trailers].concat(), true),
+        ] {
+            let (wire, mut client) = wire(100);
+            client.write_all(&sent).await.unwrap();
+            let detected = poll_fn(|context| wire.poll_is_http2(context)).await;
+            assert_eq!(detected.is_err(), is_flood);
+        }
     }
 
     #[tokio::test]

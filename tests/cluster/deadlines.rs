@@ -224,3 +224,67 @@ async fn hot_calls_end_when_their_callers_time_is_up() {
         connection.serves(method, &message, None).await;
     }
 }
+
+/// So many reads whose requests have so many bytes, begun one after the other; `whole` sends each in one go. Returns once the
+/// first has its answer.
+async fn long_reads(port: u16, count: usize, bytes: usize, whole: bool) {
+    let connection = Connection::open(port).await;
+    let range = pb::RangeRequest {
+        key: vec![b'k'; bytes].into(),
+        ..pb::RangeRequest::default()
+    };
+    let message = range.encode_to_vec();
+    let length = u32::try_from(message.len()).expect("a small message");
+    let frame = Bytes::from([&[0], &length.to_be_bytes()[..], &message].concat());
+    let mut answers = Vec::new();
+    let mut sending = Vec::new();
+    for _ in 0..count {
+        let request = Request::post("http://127.0.0.1/etcdserverpb.KV/Range")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        let request = request.body(()).expect("a valid request");
+        let mut requests = connection.0.clone().ready().await.expect("it lives");
+        let (answer, mut send) = requests.send_request(request, false).expect("a new stream");
+        answers.push(answer);
+        if whole {
+            send.send_data(frame.clone(), true)
+                .expect("the stream takes it");
+        }
+        sending.push(send);
+        // The connection sends it.
+        tokio::task::yield_now().await;
+    }
+    if !whole {
+        for send in &mut sending {
+            send.send_data(frame.clone(), true)
+                .expect("the stream takes it");
+        }
+    }
+    let first = timeout(ANSWER_MAX, answers.remove(0)).await;
+    first.expect("an answer in time").expect("an answer");
+}
+
+#[tokio::test]
+async fn requests_of_reads_that_wait_for_a_leader_take_bounded_memory() {
+    const MIB: u64 = 1024 * 1024;
+    let cluster = Cluster::start(3).await;
+    let ports = cluster.ports();
+    let alone = leader(&ports).await;
+    for other in [(alone + 1) % 3, (alone + 2) % 3] {
+        cluster.members[other].freeze();
+    }
+    let status = ["endpoint", "status", "-w", "json"];
+    let leaderless = |text: &str| text.contains("etcdserver: no leader");
+    eventually(&ports[alone..=alone], &status, leaderless).await;
+    // Short ones are answered by the task of their connection, long ones by their own. A connection has half of the room for
+    // those that have begun.
+    for (count, bytes, whole, most) in [
+        (2_500, 60_000, true, 64 * MIB),
+        (200, 1_400_000, false, 200 * MIB),
+    ] {
+        let before = cluster.members[alone].peak_bytes();
+        long_reads(ports[alone], count, bytes, whole).await;
+        let grown = cluster.members[alone].peak_bytes() - before;
+        assert!(grown < most, "{} MiB for {count} of {bytes}", grown / MIB);
+    }
+}

@@ -365,10 +365,10 @@ impl Connection {
     /// Whether further calls must wait: the client does not take its answers, or too many calls are in flight.
     fn is_busy(&self) -> bool {
         let waiting = self.waiting.as_ref();
-        let is_full = |waiting: &Box<Waiting>| {
+        let is_full = |waiting: &Waiting| {
             waiting.len() >= CALLS_MAX || waiting.read_bytes() >= READ_BYTES_MAX
         };
-        waiting.is_some_and(is_full)
+        waiting.is_some_and(|waiting| is_full(waiting))
             || self
                 .budget
                 .as_ref()
