@@ -268,7 +268,10 @@ impl Held {
                 within: STALL_MAX,
             };
         }
-        let units = self.shared.as_ref().map_or(0, |held| held.num_permits());
+        let units = self
+            .shared
+            .as_ref()
+            .map_or(0, OwnedSemaphorePermit::num_permits);
         Demand {
             bytes: STALL_BYTES.max(units * UNIT_BYTES / STALL_PART_SCARCE),
             within: STALL_MAX_SCARCE,

@@ -84,7 +84,7 @@ impl Pool {
         let before = line.wants.range(..place.unwrap_or(u64::MAX));
         let mut needs = before.filter_map(|(_, want)| {
             let holds = want.share.held();
-            let first = holds <= held || std::ptr::eq(&*want.share, share);
+            let first = holds <= held || std::ptr::eq(Arc::as_ptr(&want.share), share);
             first.then(|| {
                 let share_of_free = (holds + want.amount).div_ceil(self.size.factor);
                 want.amount.max(share_of_free)
@@ -147,7 +147,7 @@ impl Share {
     /// Whether other holders are in line.
     pub(super) fn others_wait(&self) -> bool {
         let line = self.pool.lock_line();
-        let mut shares = line.wants.values().map(|want| &*want.share);
+        let mut shares = line.wants.values().map(|want| Arc::as_ptr(&want.share));
         shares.any(|share| !std::ptr::eq(share, self))
     }
 
