@@ -147,7 +147,7 @@ impl Share {
     /// Whether other holders are in line.
     pub(super) fn others_wait(&self) -> bool {
         let line = self.pool.lock_line();
-        let mut shares = line.wants.values().map(|want| &*want.share);
+        let mut shares = line.wants.values().map(|want| Arc::as_ptr(&want.share));
         shares.any(|share| !std::ptr::eq(share, self))
     }
 
