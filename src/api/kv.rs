@@ -186,7 +186,7 @@ impl Api {
     }
 
     /// Performs a hot call. A read that waits keeps its message, which takes room.
-    pub async fn call(
+    pub(super) async fn call(
         &self,
         hot: Hot,
         message: Bytes,
