@@ -40,8 +40,8 @@ const TURN_BYTES_BY_RESET: usize = 8 * 1024;
 const TURN_BYTES_BY_SMALL_FRAME: usize = 128;
 const SMALL_FRAME_BYTES: usize = 32;
 
-/// The longest trailers of a call, in bytes of their only frame. No client of gRPC sends any. The HTTP/2 library keeps them for as
-/// long as the call runs, outside of flow control, and a field of one byte takes some 70 bytes there.
+/// The longest trailers of a call, in bytes of their only frame. No client of gRPC sends any. The HTTP/2 library keeps them for
+/// as long as the call runs, outside of flow control, and a field of one byte takes some 70 bytes there.
 const TRAILERS_BYTES_MAX: usize = 64;
 
 /// Length, type, flags and stream of a frame.

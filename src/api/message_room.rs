@@ -16,8 +16,9 @@
 //! so that its other calls go on. A message is held back for [`ROOM_TIMEOUT`] at most; then, or if there is no place among those
 //! that are held back, its call gets `ResourceExhausted`. Room that is given back goes to the first that was held back.
 //!
-//! Bytes that have arrived behind a message whose call is busy count for the same pool, once they are out of the HTTP/2 library. A
-//! call that leaves such bytes while the pool has no room for them gets `ResourceExhausted` too (`http2::request_stream`).
+//! Bytes that have arrived behind a message whose call is busy count for the same pool, once they are out of the HTTP/2
+//! library. A call that leaves such bytes while the pool has no room for them gets `ResourceExhausted` too
+//! (`http2::request_stream`).
 //!
 //! While messages of other connections are held back because of what others hold, one that has room must go on: it loses its
 //! room if less than [`STALL_BYTES`] of it arrive in [`STALL_MAX`], or less than [`FIRST_STALL_BYTES`] while it is at its first
