@@ -34,7 +34,7 @@ fn users() -> (AuthState, Caller) {
     let mut auth = AuthState::default();
     let mut apply = |change: &Change| {
         auth.apply(change, 1, &mut Vec::new())
-            .expect("it is allowed")
+            .expect("it is allowed");
     };
     for change in [
         user("root"),

@@ -254,9 +254,7 @@ fn take_up(disk: &EncryptedDisk, read: Result<WrappingKeys, KeySourceError>) -> 
     match disk.rotate(wrapping) {
         Ok(None) => None,
         Ok(Some(id)) => {
-            tracing::info!(
-                "the data keys are wrapped by the key {id} now, and new data have a new data key"
-            );
+            tracing::info!("the data keys are wrapped by the key {id} now");
             None
         }
         Err(error) if error.leaves_doubt() => Some(format!("{error}; {DOUBTFUL}")),

@@ -9,7 +9,7 @@ use crate::{
     raft::{InitialStateError, MembershipError},
     storage::{
         db::DbError,
-        encryption::{EncryptionError, KeySourceError},
+        encryption::{EncryptionError, KeySourceError, KeyringError},
         real_disk::DiskError,
         value_file::ValueFileError,
         wal::WalError,
@@ -181,8 +181,13 @@ impl StartError {
                 | EncryptionError::NotEncrypted
                 | EncryptionError::NothingEncrypted
                 | EncryptionError::NoSpace { .. }
-                | EncryptionError::Unreadable { .. } => true,
-                EncryptionError::Keyring(_)
+                | EncryptionError::Unreadable { .. }
+                | EncryptionError::Keyring(
+                    KeyringError::Damaged(_)
+                    | KeyringError::NewerFormat(_)
+                    | KeyringError::WrongKey { .. },
+                ) => true,
+                EncryptionError::Keyring(KeyringError::Random(_))
                 | EncryptionError::Stopped
                 | EncryptionError::Io { .. } => false,
             },
@@ -252,5 +257,23 @@ fn unusable_log(error: &WalError) -> bool {
         | WalError::Foreign { .. }
         | WalError::StartsTooLate { .. } => true,
         WalError::Io { .. } | WalError::Poisoned | WalError::Released { .. } => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keyring_that_cannot_be_used_needs_an_operator() {
+        for (error, needs) in [
+            (KeyringError::Damaged("its checksum is wrong"), true),
+            (KeyringError::NewerFormat(2), true),
+            (KeyringError::Random(io::ErrorKind::Other.into()), false),
+        ] {
+            let text = error.to_string();
+            let error = StartError::Encryption(error.into());
+            assert_eq!(error.needs_operator(), needs, "{text}");
+        }
     }
 }

@@ -300,6 +300,7 @@ fn add_key(keys: &mut Vec<DataKey>, algorithm: Algorithm) -> io::Result<Option<D
     }
     let id = keys.last().map_or(1, |key| key.id.wrapping_add(1));
     let key = new_key(algorithm, id)?;
+    tracing::info!("new data are to be encrypted with a new data key, number {id}");
     keys.push(key.clone());
     Ok(Some(key))
 }

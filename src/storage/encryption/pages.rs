@@ -14,9 +14,18 @@
 //! relies on the disk replacing some of its bytes and not the others. A page that is encrypted as a whole cannot give that, so
 //! page 0 stays as redb writes it.
 
-use super::sealer::{SEAL_BYTES, Seal, Sealer};
+use super::{
+    keyring::KEYRING,
+    sealer::{SEAL_BYTES, Seal, Sealer, Unsealed},
+};
 use crate::storage::disk::DiskFile;
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 /// What redb reads and writes at once, or a multiple.
 pub(super) const PAGE_BYTES: usize = 4_096;
@@ -69,6 +78,8 @@ fn head() -> [u8; SEAL_ROOM] {
 pub(super) struct PageFile {
     file: Arc<dyn DiskFile>,
     sealer: Arc<Sealer>,
+    /// A page of a data key that the keyring lacks was logged.
+    lacks_key: AtomicBool,
 }
 
 impl PageFile {
@@ -87,7 +98,11 @@ impl PageFile {
         } else if create {
             file.write_at(0, &head())?;
         }
-        Ok(Self { file, sealer })
+        Ok(Self {
+            file,
+            sealer,
+            lacks_key: AtomicBool::new(false),
+        })
     }
 
     /// The raw bytes of the pages `first..end`, zeros after the end of the file; and whether the file ends in them.
@@ -117,10 +132,25 @@ impl PageFile {
         seal.copy_from_slice(&room[..SEAL_BYTES]);
         // A page that was never written has no seal.
         let is_sealed = seal != [0; SEAL_BYTES];
-        if !is_sealed || self.sealer.open(&place(number), &seal, page).is_err() {
+        if !is_sealed {
+            page.fill(0);
+        } else if let Err(error) = self.sealer.open(&place(number), &seal, page) {
+            self.report(error);
             page.fill(0);
         }
         page
+    }
+
+    /// The database only finds that a page has changed. Another keyring than the newest is a cause that can be mended, so it is
+    /// named, once a file.
+    fn report(&self, error: Unsealed) {
+        if matches!(error, Unsealed::UnknownKey(_)) && !self.lacks_key.swap(true, Ordering::Relaxed)
+        {
+            tracing::error!(
+                "a page of the database is {error}: if an older file {KEYRING}, or another member's, was put into the data \
+                 directory, put the newest one back before anything is deleted"
+            );
+        }
     }
 }
 
