@@ -233,8 +233,8 @@ pub fn make_ca(dir: &Path, days: u32) -> Result<Vec<PathBuf>, TlsError> {
         return Err(TlsError::Authority {
             path: path.clone(),
             problem: format!(
-                "there is an authority already, and it stays: give another --dir for a new one. To sign certificates with the one \
-                 that is there: `quorate cert member --ca {dir}`, or `server` or `client`",
+                "there is an authority already, and it stays: give another --dir for a new one. To sign certificates with the \
+                 one that is there: `quorate cert member --ca {dir}`, or `server` or `client`",
                 dir = dir.display()
             ),
         });

@@ -720,7 +720,8 @@ async fn watch_tls(inner: Rc<Inner>, mut watch: TlsWatch) {
                 let authorities = configs.authorities;
                 inner.tls.replace(configs);
                 tracing::info!(
-                    "new peer certificates are in use for new connections; authorities in peer.ca, all of them trusted: {authorities}"
+                    "new peer certificates are in use for new connections; authorities in peer.ca, all of them trusted: \
+                     {authorities}"
                 );
             }
             Some(Err(error)) => {

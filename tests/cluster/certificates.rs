@@ -241,9 +241,8 @@ async fn the_authority_of_members_is_replaced_while_they_serve() {
     all_took(&cluster, before).await;
     let trusts = |count: &str| {
         let text = format!("authorities in peer.ca, all of them trusted: {count}\n");
-        for member in &cluster.members {
-            assert!(member.log().contains(&text), "{text}{}", member.log());
-        }
+        let says = |member: &Member| member.log().contains(&text);
+        assert!(cluster.members.iter().all(says), "{text}");
     };
     trusts("2");
     let before = counts(&cluster);
