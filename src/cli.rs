@@ -52,14 +52,24 @@ pub struct RecoverArgs {
 }
 
 impl RecoverArgs {
-    /// Where the key of an encrypted data directory is.
-    pub fn key(&self) -> Option<EncryptionKey> {
-        let file = self.encryption_key_file.clone().map(EncryptionKey::File);
-        file.or_else(|| {
-            self.encryption_key_command
-                .clone()
-                .map(EncryptionKey::Command)
-        })
+    /// Where the key of an encrypted data directory is: what the flags say, or else what the variables of a server say.
+    pub fn key(&self) -> Result<Option<EncryptionKey>, ConfigError> {
+        if let Some(file) = &self.encryption_key_file {
+            return Ok(Some(EncryptionKey::File(file.clone())));
+        }
+        if let Some(command) = &self.encryption_key_command {
+            return Ok(Some(EncryptionKey::Command(command.clone())));
+        }
+        let names = [
+            "QUORATE_ENCRYPTION_KEY_FILE",
+            "QUORATE_ENCRYPTION_KEY_COMMAND",
+        ];
+        let variables = std::env::vars_os().filter(|(name, _)| names.iter().any(|of| name == of));
+        let config = Config::load(Sources {
+            variables: variables.collect(),
+            ..Sources::default()
+        })?;
+        Ok(config.encryption.key)
     }
 }
 

@@ -61,8 +61,8 @@ fn make_certificates(args: &CertArgs) -> Result<(), Box<dyn Error>> {
 fn recover(args: &RecoverArgs) -> Result<(), Box<dyn Error>> {
     #[cfg(feature = "failpoints")]
     let _armed = quorate::internals::failpoint::arm();
-    let done =
-        quorate::internals::node::recover_quorum(&args.data_dir, &args.into, args.key().as_ref())?;
+    let key = args.key()?;
+    let done = quorate::internals::node::recover_quorum(&args.data_dir, &args.into, key.as_ref())?;
     println!("{done}");
     Ok(())
 }

@@ -3,7 +3,7 @@
 use super::{
     error::ConfigError,
     layers::{Layers, bad},
-    read::{choice, text},
+    read::{choice, is_set_without, refuse, text},
 };
 use std::path::PathBuf;
 
@@ -35,6 +35,7 @@ pub enum EncryptionAlgorithm {
 pub(super) fn read(layers: &Layers) -> Result<EncryptionConfig, ConfigError> {
     const FILE: &str = "encryption.key_file";
     const COMMAND: &str = "encryption.key_command";
+    const ALGORITHM: &str = "encryption.algorithm";
     let key = match (text(layers, FILE), text(layers, COMMAND)) {
         ("", "") => None,
         (file, "") => Some(EncryptionKey::File(file.into())),
@@ -50,8 +51,11 @@ pub(super) fn read(layers: &Layers) -> Result<EncryptionConfig, ConfigError> {
         ("aes-256-gcm", EncryptionAlgorithm::Aes256Gcm),
         ("chacha20-poly1305", EncryptionAlgorithm::ChaCha20Poly1305),
     ];
-    Ok(EncryptionConfig {
-        key,
-        algorithm: choice(layers, "encryption.algorithm", &algorithms)?,
-    })
+    let algorithm = choice(layers, ALGORITHM, &algorithms)?;
+    if key.is_none() && is_set_without(layers, ALGORITHM, &[FILE, COMMAND]) {
+        let allowed =
+            format!("given together with {FILE} or {COMMAND}: without a key encryption is off");
+        return Err(refuse(layers, ALGORITHM, &allowed));
+    }
+    Ok(EncryptionConfig { key, algorithm })
 }

@@ -17,6 +17,13 @@ pub(super) fn refuse(layers: &Layers, key: &str, allowed: &str) -> ConfigError {
     )
 }
 
+/// Whether `key` was set in a higher layer than each of `others`. Where the same layer has both, nobody forgot the others: a copy
+/// of config/node.toml sets all keys.
+pub(super) fn is_set_without(layers: &Layers, key: &str, others: &[&str]) -> bool {
+    let rank = |key: &str| layers.get(key).origin.rank();
+    others.iter().all(|other| rank(key) > rank(other))
+}
+
 pub(super) fn text<'l>(layers: &'l Layers, key: &str) -> &'l str {
     match &layers.get(key).value {
         Value::Text(text) => text,

@@ -520,6 +520,12 @@ fn encryption_has_one_source_of_keys() {
         other.contains("one of aes-256-gcm, chacha20-poly1305"),
         "{other}"
     );
+    let alone = read("algorithm = 'aes-256-gcm'").unwrap_err();
+    let expected = "encryption.algorithm = \"aes-256-gcm\": must be given together with encryption.key_file or \
+                    encryption.key_command: without a key encryption is off";
+    assert!(alone.contains(expected), "{alone}");
+    let off = read("algorithm = 'aes-256-gcm'\nkey_file = ''").unwrap();
+    assert_eq!(off.key, None, "that was said");
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::{
     error::ConfigError,
     layers::Layers,
-    read::{list, number, refuse, switch, text},
+    read::{is_set_without, list, number, refuse, switch, text},
     values::ClientAddress,
 };
 use std::{path::PathBuf, time::Duration};
@@ -121,6 +121,17 @@ pub struct TlsProtocol {
 /// What was set of `client.cert` and its like; `None`: no address can be TLS.
 pub(super) fn client(layers: &Layers) -> Result<Option<ClientTls>, ConfigError> {
     let protocol = protocol(layers)?;
+    for key in ["client.require_cert", "client.cert_users"] {
+        // Without authorities nobody is asked for a certificate: what this was to protect would be open.
+        let is_alone = is_set_without(layers, key, &["client.ca"]);
+        if is_alone && switch(layers, key) && text(layers, "client.ca").is_empty() {
+            return Err(refuse(
+                layers,
+                key,
+                "given together with client.ca, or false",
+            ));
+        }
+    }
     let Some(certificate) = certificate(layers)? else {
         let paths = ["client.ca", "client.crl"].into_iter();
         let lists = ["client.allowed_cn", "client.allowed_hosts"].into_iter();
@@ -465,6 +476,39 @@ mod tests {
             let refused = refused(&flags);
             assert!(refused.contains(text), "{refused}");
         }
+    }
+
+    #[test]
+    fn clients_cannot_be_required_to_show_what_nobody_could_check() {
+        for key in ["client.require_cert", "client.cert_users"] {
+            let expected = format!("{key} = true: must be given together with client.ca, or false");
+            let text = refused(&[(key, "true")]);
+            assert!(text.contains(&expected), "{text}");
+            let text = tls(&[(key, "true")]).unwrap_err().to_string();
+            assert!(text.contains(&expected), "{text}");
+            let both = tls(&[(key, "true"), ("client.ca", "a")]).unwrap();
+            assert!(both.clients.is_some_and(|clients| clients.required));
+            assert_eq!(tls(&[(key, "false")]).unwrap().clients, None);
+        }
+    }
+
+    #[test]
+    fn a_copy_of_the_defaults_requires_nothing_of_clients() {
+        let copy = |flags| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), crate::config::layers::DEFAULTS).unwrap();
+            Config::load(Sources {
+                file: Some(file.path().to_owned()),
+                flags,
+                ..Sources::default()
+            })
+        };
+        copy(Vec::new()).expect("the defaults are good as a file");
+        let flag = |key, text: &str| vec![("--x", key, text.to_owned())];
+        let text = copy(flag("client.require_cert", "true")).unwrap_err();
+        assert!(text.to_string().contains("with client.ca"), "{text}");
+        let text = copy(flag("encryption.algorithm", "chacha20-poly1305")).unwrap_err();
+        assert!(text.to_string().contains("encryption is off"), "{text}");
     }
 
     #[test]

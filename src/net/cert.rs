@@ -5,7 +5,10 @@
 //! and certificates can be signed without parsing the authority's. Existing files are overwritten only if that is asked for; then
 //! each file is replaced as a whole, the key first.
 
-use super::cert_names::{check_file_name, check_hosts, check_name};
+use super::{
+    cert_files::{check_replaced, make_folder, read, refuse_existing, replace, write_new},
+    cert_names::{check_file_name, check_hosts, check_name},
+};
 use crate::{
     clock,
     tls::{
@@ -22,9 +25,6 @@ use rcgen::{
 use sha2::{Digest, Sha256};
 use std::{
     fmt::Write as _,
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -229,7 +229,16 @@ impl Place {
 /// Makes an authority in folder `dir`: its certificate and key.
 pub fn make_ca(dir: &Path, days: u32) -> Result<Vec<PathBuf>, TlsError> {
     let files = [dir.join(CA_FILE), dir.join(CA_KEY_FILE)];
-    refuse_existing(&files)?;
+    if let Some(path) = files.iter().find(|file| file.exists()) {
+        return Err(TlsError::Authority {
+            path: path.clone(),
+            problem: format!(
+                "there is an authority already, and it stays: give another --dir for a new one. To sign certificates with the \
+                 one that is there: `quorate cert member --ca {dir}`, or `server` or `client`",
+                dir = dir.display()
+            ),
+        });
+    }
     make_folder(dir)?;
     let key = KeyPair::generate()?;
     let mut params = ca_params(&key);
@@ -336,6 +345,16 @@ pub(super) fn make_foreign(ca: &Path, file: &str, common_name: &str, hosts: &[&s
 /// The authority in a folder.
 pub(super) fn issuer(ca: &Path) -> Result<Issuer<'static, KeyPair>, TlsError> {
     let file = ca.join(CA_KEY_FILE);
+    for path in [&file, &ca.join(CA_FILE)] {
+        if matches!(path.try_exists(), Ok(false)) {
+            return Err(TlsError::Authority {
+                path: path.clone(),
+                problem: "there is no such file: --ca is the authority's folder, with ca.pem and ca-key.pem, which `quorate cert \
+                          ca --dir DIR` makes"
+                    .to_owned(),
+            });
+        }
+    }
     let key = KeyPair::from_pem(&read(&file)?).map_err(|_| TlsError::Pem {
         path: file,
         problem:
@@ -414,91 +433,11 @@ fn named(common_name: &str) -> DistinguishedName {
     name
 }
 
-fn read(path: &Path) -> Result<String, TlsError> {
-    fs::read_to_string(path).map_err(|source| file_error("read", path, source))
-}
-
-/// Makes a folder for keys, which its owner alone may enter, unless it is there.
-fn make_folder(dir: &Path) -> Result<(), TlsError> {
-    let made = fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir);
-    made.map_err(|source| file_error("make the folder", dir, source))
-}
-
-/// Refuses to replace what is no certificate, or one of another kind.
-fn check_replaced(file: &Path, kind: CertificateKind) -> Result<(), TlsError> {
-    if !file.exists() {
-        return Ok(());
-    }
-    let found = CertificateKind::of(&certificates(file)?[0]);
-    if found == Some(kind) {
-        return Ok(());
-    }
-    let found = found.map_or("one of another tool".to_owned(), |found| found.to_string());
-    Err(TlsError::Pem {
-        path: file.to_owned(),
-        problem: format!(
-            "it is {found} and not replaced by {kind}: give another --name or --dir, or remove it first"
-        ),
-    })
-}
-
-fn refuse_existing(files: &[PathBuf]) -> Result<(), TlsError> {
-    match files.iter().find(|file| file.exists()) {
-        Some(file) => Err(file_error(
-            "overwrite",
-            file,
-            io::ErrorKind::AlreadyExists.into(),
-        )),
-        None => Ok(()),
-    }
-}
-
-/// Writes a new file that its owner alone may read.
-fn write_new(path: &Path, text: &str) -> Result<(), TlsError> {
-    let opened = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path);
-    opened
-        .and_then(|mut file| {
-            file.write_all(text.as_bytes())
-                .and_then(|()| file.sync_all())
-        })
-        .map_err(|source| file_error("write", path, source))
-}
-
-/// Replaces a file, or makes it, as [`write_new`] does: whole or not at all.
-fn replace(path: &Path, text: &str) -> Result<(), TlsError> {
-    let mut new = path.as_os_str().to_owned();
-    new.push(".new");
-    let new = PathBuf::from(new);
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(file_error("remove", &new, error));
-        }
-        Ok(()) | Err(_) => {}
-    }
-    write_new(&new, text)?;
-    fs::rename(&new, path).map_err(|source| file_error("replace", path, source))
-}
-
-fn file_error(action: &'static str, path: &Path, source: io::Error) -> TlsError {
-    TlsError::File {
-        action,
-        path: path.to_owned(),
-        source,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use clap::Parser;
-    use std::os::unix::fs::PermissionsExt;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     #[derive(Debug, Parser)]
     struct Program {
@@ -742,13 +681,35 @@ mod tests {
         make_ca(dir.path(), 1).unwrap();
         let before = fs::read(dir.path().join(CA_FILE)).unwrap();
         let error = make_ca(dir.path(), 1).unwrap_err().to_string();
-        assert!(error.starts_with("cannot overwrite"), "{error}");
+        let remedy = format!("`quorate cert member --ca {}`", dir.path().display());
+        for text in ["there is an authority already", "another --dir", &remedy] {
+            assert!(error.contains(text), "{error}");
+        }
         make_member(dir.path(), dir.path(), "n1", &[], 1).unwrap();
         assert!(
             make_member(dir.path(), dir.path(), "n1", &[], 1).is_err(),
             "n1 exists"
         );
         assert_eq!(before, fs::read(dir.path().join(CA_FILE)).unwrap());
+    }
+
+    #[test]
+    fn a_folder_without_an_authority_is_refused_with_what_it_must_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        make_ca(&dir.path().join("own"), 1).unwrap();
+        for (gone, line) in [
+            (CA_KEY_FILE, vec!["client", "--name", "root"]),
+            (CA_KEY_FILE, vec!["crl"]),
+            (CA_FILE, vec!["member", "--name", "n1"]),
+        ] {
+            fs::rename(dir.path().join("own").join(gone), dir.path().join(gone)).unwrap();
+            let line = [&line[..], &["--ca", "DIR/own"]].concat();
+            let error = run(dir.path(), &line).unwrap_err().to_string();
+            for text in [&format!("own/{gone}: "), "--ca is the authority's folder"] {
+                assert!(error.contains(text), "{error}");
+            }
+            fs::rename(dir.path().join(gone), dir.path().join("own").join(gone)).unwrap();
+        }
     }
 
     #[test]

@@ -717,8 +717,12 @@ async fn watch_tls(inner: Rc<Inner>, mut watch: TlsWatch) {
                 inner
                     .endpoint
                     .set_server_config(Some(server_config(&configs, &inner.transport)));
+                let authorities = configs.authorities;
                 inner.tls.replace(configs);
-                tracing::info!("new peer certificates are in use for new connections");
+                tracing::info!(
+                    "new peer certificates are in use for new connections; authorities in peer.ca, all of them trusted: \
+                     {authorities}"
+                );
             }
             Some(Err(error)) => {
                 tracing::error!(

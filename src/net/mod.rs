@@ -29,7 +29,7 @@
 //! | `snapshot` | snapshot transfers |
 //! | `settings` | this member's identity, its socket, QUIC's settings |
 //! | `guest` | questions of processes that are not members yet |
-//! | `tls`, `cert`, `cert_names` | who may connect; making certificates, and for whom that is possible |
+//! | `tls`, `cert`, `cert_names`, `cert_files` | who may connect; making certificates, for whom, and their files |
 //!
 //! This module never decodes an entry, a request or a snapshot, decides nothing about consensus, and depends on no actor:
 //! everything that arrives goes to an [`Inbox`]. No type of quinn is public here, so a simulated network can replace it.
@@ -37,6 +37,7 @@
 mod admission;
 mod backoff;
 pub mod cert;
+mod cert_files;
 mod cert_names;
 mod codec;
 mod error;

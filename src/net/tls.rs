@@ -62,6 +62,8 @@ pub struct TlsFiles {
 pub(super) struct TlsConfigs {
     pub(super) server: Arc<QuicServerConfig>,
     pub(super) client: Arc<QuicClientConfig>,
+    /// How many authorities are trusted; none without certificates.
+    pub(super) authorities: usize,
 }
 
 impl fmt::Debug for TlsConfigs {
@@ -177,7 +179,7 @@ impl TlsFiles {
             .with_custom_certificate_verifier(verifier)
             .with_client_auth_cert(chain, key()?)
             .map_err(rejected)?;
-        Ok(finished(server, client))
+        Ok(finished(server, client, trusted.len()))
     }
 
     fn paths(&self) -> Vec<PathBuf> {
@@ -280,10 +282,14 @@ fn insecure(name: &str) -> Result<TlsConfigs, TlsError> {
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
-    Ok(finished(server, client))
+    Ok(finished(server, client, 0))
 }
 
-fn finished(mut server: rustls::ServerConfig, mut client: rustls::ClientConfig) -> TlsConfigs {
+fn finished(
+    mut server: rustls::ServerConfig,
+    mut client: rustls::ClientConfig,
+    authorities: usize,
+) -> TlsConfigs {
     server.alpn_protocols = vec![ALPN.to_vec()];
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.send_tls13_tickets = 0;
@@ -297,6 +303,7 @@ fn finished(mut server: rustls::ServerConfig, mut client: rustls::ClientConfig) 
         (Ok(server), Ok(client)) => TlsConfigs {
             server: Arc::new(server),
             client: Arc::new(client),
+            authorities,
         },
         (server, client) => unreachable!(
             "the provider has the cipher suite that QUIC begins with: {:?} {:?}",

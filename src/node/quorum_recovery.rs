@@ -26,7 +26,7 @@ use crate::{
     storage::{
         db::{Db, DbOptions},
         disk::{Disk, OpenMode},
-        encryption::{self, EncryptedDisk},
+        encryption::{self, EncryptedDisk, EncryptionError, KEYRING},
         member::{self, Owner},
         real_disk::RealDisk,
         wal::{Append, Recovered, Wal, WalOptions},
@@ -72,6 +72,18 @@ pub enum QuorumRecoveryError {
         /// The error of the system.
         source: io::Error,
     },
+    /// The directory is encrypted, and nothing says with what.
+    #[error(
+        "the data directory is encrypted (it holds {file}): say where its key is with --encryption-key-file or \
+         --encryption-key-command, or with QUORATE_ENCRYPTION_KEY_FILE or QUORATE_ENCRYPTION_KEY_COMMAND in the environment"
+    )]
+    NoKey { file: String },
+    /// A keyring is there, and all databases are plain.
+    #[error(
+        "the data directory holds {KEYRING}, and nothing is encrypted with it: turning encryption on was cut short. Delete the \
+         file {KEYRING}, and run the command again"
+    )]
+    NothingEncrypted,
     /// The data cannot be read, as at a start.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -210,13 +222,19 @@ pub(super) fn recover_into(
 fn decrypted(
     old: &Arc<dyn Disk>,
     key: Option<&EncryptionKey>,
-) -> Result<Option<Arc<EncryptedDisk>>, StartError> {
+) -> Result<Option<Arc<EncryptedDisk>>, QuorumRecoveryError> {
     let Some(key) = key else {
-        encryption::require_plain(&**old)?;
-        return Ok(None);
+        return match encryption::require_plain(&**old) {
+            Ok(()) => Ok(None),
+            // A start names settings in these, which this command does not read.
+            Err(EncryptionError::NoKey { file }) => Err(QuorumRecoveryError::NoKey { file }),
+            Err(EncryptionError::NothingEncrypted) => Err(QuorumRecoveryError::NothingEncrypted),
+            Err(other) => Err(StartError::from(other).into()),
+        };
     };
-    let wrapping = at_rest::source(key).read()?;
-    Ok(EncryptedDisk::open_to_read(old.clone(), wrapping).map(Some)?)
+    let wrapping = at_rest::source(key).read().map_err(StartError::from)?;
+    let opened = EncryptedDisk::open_to_read(old.clone(), wrapping);
+    Ok(opened.map(Some).map_err(StartError::from)?)
 }
 
 fn open_old(from: &Path) -> Result<RealDisk, QuorumRecoveryError> {

@@ -180,9 +180,7 @@ pub(super) fn open(
         db.applied()
     };
     let (mut wal, mut recovered) = Wal::open(disk.clone(), LOG, wal_options, applied.index)?;
-    if let Some(cut) = &recovered.cut {
-        tracing::warn!("a crash tore the log's last write, which was never acknowledged: {cut:?}");
-    }
+    report_log(&wal, &recovered);
     begin_after_snapshot(&mut wal, &mut recovered, applied)?;
     let origin = beginning.as_ref().map(|beginning| match beginning {
         Beginning::Forms => Origin::Formed,
@@ -223,6 +221,21 @@ pub(super) fn open(
         awaits_snapshot,
         starts,
     })
+}
+
+/// Says what an operator should know of the log.
+fn report_log(wal: &Wal, recovered: &Recovered) {
+    if let Some(cut) = &recovered.cut {
+        tracing::warn!("a crash tore the log's last write, which was never acknowledged: {cut:?}");
+    }
+    let segments = wal.plain_segments();
+    if segments > 0 {
+        tracing::warn!(
+            segments,
+            "the log has segments from before encryption was turned on, which are not encrypted. They are deleted once the log \
+             does not need them: a smaller storage.log_keep_entries makes that sooner"
+        );
+    }
 }
 
 /// Writes who owns the new data and whether it takes part yet, if it is a first start, by which the data came from `origin`.

@@ -15,9 +15,9 @@ use super::{
 };
 use crate::clock;
 use rustls::{
-    CipherSuite, SupportedCipherSuite,
+    CipherSuite, SignatureAlgorithm, SupportedCipherSuite,
     crypto::CryptoProvider,
-    pki_types::CertificateDer,
+    pki_types::{CertificateDer, PrivateKeyDer},
     server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::{TLS12, TLS13},
 };
@@ -92,6 +92,8 @@ pub struct ClientTlsKeeper {
 }
 
 struct Loaded {
+    /// How many authorities are trusted to sign clients' certificates.
+    authorities: usize,
     config: Arc<rustls::ServerConfig>,
     chain: Vec<CertificateDer<'static>>,
 }
@@ -100,7 +102,7 @@ impl ClientTls {
     /// Reads the files, and goes on looking at them.
     pub fn open(settings: ClientTlsSettings) -> Result<(Self, ClientTlsKeeper), TlsError> {
         let files = FileWatch::new(settings.files());
-        let Loaded { config, chain } = settings.load(None)?;
+        let Loaded { config, chain, .. } = settings.load(None)?;
         let mut expiry = ExpiryLog::new("the certificate of the client port", &settings.cert);
         expiry.took(&chain);
         expiry.look(clock::unix_time().as_secs());
@@ -163,12 +165,18 @@ fn keep(
         };
         if files.look(at_once) {
             match settings.load(in_force.first()) {
-                Ok(Loaded { config, chain }) => {
+                Ok(loaded) => {
+                    let Loaded {
+                        authorities,
+                        config,
+                        chain,
+                    } = loaded;
                     publish.send_replace(config);
                     expiry.took(&chain);
                     in_force = chain;
                     tracing::info!(
-                        "new certificates of the client port are in force for new connections"
+                        "new certificates of the client port are in force for new connections; authorities in client.ca, all of \
+                         them trusted: {authorities}"
                     );
                 }
                 Err(error) => {
@@ -210,6 +218,7 @@ impl ClientTlsSettings {
             source,
         };
         let provider = Arc::new(self.provider());
+        self.check_suites(&provider, &key)?;
         let versions = [(self.tls13, &TLS13), (self.tls12, &TLS12)];
         let versions: Vec<_> = versions
             .into_iter()
@@ -219,9 +228,12 @@ impl ClientTlsSettings {
         let builder = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&versions)
             .map_err(rejected)?;
-        let builder = match &self.clients {
-            Some(clients) => builder.with_client_cert_verifier(clients.verifier()?),
-            None => builder.with_no_client_auth(),
+        let (builder, authorities) = match &self.clients {
+            Some(clients) => {
+                let (verifier, authorities) = clients.verifier()?;
+                (builder.with_client_cert_verifier(verifier), authorities)
+            }
+            None => (builder.with_no_client_auth(), 0),
         };
         let mut config = builder
             .with_single_cert(chain.clone(), key)
@@ -230,9 +242,44 @@ impl ClientTlsSettings {
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
         Ok(Loaded {
+            authorities,
             config: Arc::new(config),
             chain,
         })
+    }
+
+    /// Refuses a key with which no suite can be used. Those of TLS 1.3 take any.
+    fn check_suites(
+        &self,
+        provider: &CryptoProvider,
+        key: &PrivateKeyDer<'static>,
+    ) -> Result<(), TlsError> {
+        let rejected = |source| TlsError::Rejected {
+            path: self.cert.clone(),
+            source,
+        };
+        let key = provider.key_provider.load_private_key(key.clone_key());
+        let key = key.map_err(rejected)?;
+        let fits = |suite: &SupportedCipherSuite| match suite {
+            SupportedCipherSuite::Tls12(suite) => key.choose_scheme(suite.sign).is_some(),
+            SupportedCipherSuite::Tls13(_) => true,
+        };
+        if provider.cipher_suites.iter().any(fits) {
+            return Ok(());
+        }
+        let (kind, start) = match key.algorithm() {
+            SignatureAlgorithm::RSA => ("RSA", "TLS_ECDHE_RSA_"),
+            SignatureAlgorithm::ECDSA => ("ECDSA", "TLS_ECDHE_ECDSA_"),
+            _ => ("Ed25519", "TLS_ECDHE_ECDSA_"),
+        };
+        Err(TlsError::in_setting("tls.cipher_suites")(TlsError::Pem {
+            path: self.cert.clone(),
+            problem: format!(
+                "no client could connect: the certificate's key is {kind}, and none of {} can be used with it. Add a suite that \
+                 begins with {start}, set tls.max_version to 1.3, or give a certificate of the other kind",
+                self.suites.join(", ")
+            ),
+        }))
     }
 
     fn provider(&self) -> CryptoProvider {
@@ -247,7 +294,8 @@ impl ClientTlsSettings {
 }
 
 impl ClientChecks {
-    fn verifier(&self) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    /// What checks them, and how many authorities it trusts.
+    fn verifier(&self) -> Result<(Arc<dyn ClientCertVerifier>, usize), TlsError> {
         let of_ca = TlsError::in_setting("client.ca");
         let (certificates, roots) = authorities(&self.ca).map_err(&of_ca)?;
         let revoked = Revoked::load(self.crl.as_deref(), &certificates);
@@ -264,11 +312,12 @@ impl ClientChecks {
                 problem: error.to_string(),
             })
         })?;
-        Ok(Arc::new(NamedVerifier {
+        let verifier = Arc::new(NamedVerifier {
             signed,
             revoked,
             allowed: self.allowed.clone(),
-        }))
+        });
+        Ok((verifier, certificates.len()))
     }
 }
 
@@ -303,13 +352,21 @@ mod tests {
 
     /// A self-signed certificate `NAME.pem` and its key, for a server until `change` says otherwise; it returns the certificate.
     fn make(dir: &Path, name: &str, change: impl FnOnce(&mut CertificateParams)) -> String {
-        let key = KeyPair::generate().unwrap();
+        make_with(&KeyPair::generate().unwrap(), dir, name, change)
+    }
+
+    fn make_with(
+        key: &KeyPair,
+        dir: &Path,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> String {
         let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(2100, 1, 1);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         change(&mut params);
-        let made = params.self_signed(&key).unwrap();
+        let made = params.self_signed(key).unwrap();
         let key_file = dir.join(format!("{name}-key.pem"));
         fs::write(&key_file, key.serialize_pem()).unwrap();
         fs::set_permissions(&key_file, fs::Permissions::from_mode(0o600)).unwrap();
@@ -355,7 +412,7 @@ mod tests {
         make(dir, "own", |_| {});
         let settings = settings(dir, "own");
         let files = FileWatch::new(settings.files());
-        let Loaded { config, chain } = settings.load(None).unwrap();
+        let Loaded { config, chain, .. } = settings.load(None).unwrap();
         let expiry = ExpiryLog::new("a certificate", &settings.cert);
         let (publish, _newest) = watch::channel(config);
         let (look, asked) = mpsc::sync_channel(3);
@@ -385,6 +442,82 @@ mod tests {
             let opened = ClientTls::open(settings(dir, name));
             opened.unwrap_or_else(|error| panic!("{name}: {error}"));
         }
+    }
+
+    /// The libraries here make no RSA keys.
+    fn rsa_key() -> KeyPair {
+        let mut openssl = std::process::Command::new("openssl");
+        openssl.args(["genpkey", "-quiet", "-algorithm", "RSA"]);
+        let made = openssl.output().expect("openssl is there");
+        assert!(made.status.success(), "{made:?}");
+        KeyPair::from_pem(str::from_utf8(&made.stdout).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn suites_that_no_client_could_use_with_the_certificate_are_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path();
+        let only = |kind: &str| {
+            let mut settings = settings(dir, "own");
+            settings.tls13 = false;
+            let start = format!("TLS_ECDHE_{kind}_");
+            settings.suites.retain(|suite| suite.starts_with(&start));
+            settings
+        };
+        for (key, kind, other) in [
+            (KeyPair::generate().unwrap(), "ECDSA", "RSA"),
+            (
+                KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap(),
+                "Ed25519",
+                "RSA",
+            ),
+            (rsa_key(), "RSA", "ECDSA"),
+        ] {
+            make_with(&key, dir, "own", |_| {});
+            let wrong = only(other);
+            let error = wrong.load(None).map(drop).unwrap_err().to_string();
+            for part in [
+                "tls.cipher_suites: ".to_owned(),
+                format!(
+                    "the certificate's key is {kind}, and none of {}",
+                    wrong.suites.join(", ")
+                ),
+            ] {
+                assert!(error.contains(&part), "{error}");
+            }
+            let fitting = only(if kind == "RSA" { "RSA" } else { "ECDSA" });
+            fitting.load(None).map(drop).unwrap();
+            let mut newest = wrong;
+            newest.tls13 = true;
+            newest.suites.push("TLS_AES_128_GCM_SHA256");
+            newest.load(None).map(drop).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_fits_no_suite_does_not_replace_one_that_does() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path();
+        make(dir, "own", |_| {});
+        let mut settings = settings(dir, "own");
+        settings.tls13 = false;
+        settings.suites.retain(|suite| suite.contains("ECDSA"));
+        let files = FileWatch::new(settings.files());
+        let Loaded { config, chain, .. } = settings.load(None).unwrap();
+        let before = Arc::clone(&config);
+        let expiry = ExpiryLog::new("the certificate", &settings.cert);
+        let (publish, newest) = watch::channel(config);
+        make_with(&rsa_key(), dir, "own", |_| {});
+        let (look, asked) = mpsc::sync_channel(1);
+        look.send(()).unwrap();
+        drop(look);
+        let errors = Arc::new(AtomicUsize::new(0));
+        let log = tracing_subscriber::registry().with(Errors(Arc::clone(&errors)));
+        tracing::subscriber::with_default(log, || {
+            keep(&settings, files, chain, expiry, &publish, &asked);
+        });
+        assert_eq!(errors.load(Ordering::Relaxed), 1, "it is said");
+        assert!(Arc::ptr_eq(&newest.borrow(), &before), "the old one stays");
     }
 
     #[test]
@@ -430,7 +563,11 @@ mod tests {
             allowed: AllowedNames::default(),
         };
         let now = UnixTime::since_unix_epoch(clock::unix_time());
-        let verified = checks.verifier().unwrap().verify_client_cert(own, &[], now);
+        let verified = checks
+            .verifier()
+            .unwrap()
+            .0
+            .verify_client_cert(own, &[], now);
         crate::tls::reason(&verified.expect_err("it is refused"))
     }
 

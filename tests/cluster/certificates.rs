@@ -239,6 +239,12 @@ async fn the_authority_of_members_is_replaced_while_they_serve() {
     let before = counts(&cluster);
     replace("ca.pem", &[old, new.clone()].concat());
     all_took(&cluster, before).await;
+    let trusts = |count: &str| {
+        let text = format!("authorities in peer.ca, all of them trusted: {count}\n");
+        let says = |member: &Member| member.log().contains(&text);
+        assert!(cluster.members.iter().all(says), "{text}");
+    };
+    trusts("2");
     let before = counts(&cluster);
     for name in ["n1", "n2", "n3"] {
         let args = [
@@ -257,6 +263,7 @@ async fn the_authority_of_members_is_replaced_while_they_serve() {
     let before = counts(&cluster);
     replace("ca.pem", &new);
     all_took(&cluster, before).await;
+    trusts("1");
     let at = done.load(Ordering::Relaxed);
     while done.load(Ordering::Relaxed) < at + 3 {
         sleep(Duration::from_millis(20)).await;

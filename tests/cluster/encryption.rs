@@ -24,6 +24,9 @@ const PLANTED: [&str; 8] = [
     "while/",
 ];
 
+const PLAIN_IS_THERE: &str = "the log has segments from before encryption was turned on";
+const PLAIN_IS_GONE: &str = "the log has no segments from before encryption was turned on any more";
+
 fn key_of(fill: u8) -> String {
     format!("{fill:02x}").repeat(32)
 }
@@ -253,7 +256,7 @@ async fn encryption_is_turned_on_for_a_member_that_has_data() {
     }
     with_key(member, 1);
     member.start();
-    said(member, "encryption was turned on", 1).await;
+    said(member, "encryption was turned on: ", 1).await;
     eventually(&ports, &["endpoint", "health"], |_| true).await;
     assert_eq!(keys(ports[0], "before/").await, 300);
     fill(&ports, "while/", 100).await;
@@ -261,10 +264,24 @@ async fn encryption_is_turned_on_for_a_member_that_has_data() {
     let found = leaks(&member.data_dir());
     let log = |found: &String| found.contains("/wal/") && !found.starts_with("while/");
     assert!(found.iter().all(log), "only the log from before: {found:?}");
+    member.set("QUORATE_STORAGE_LOG_KEEP_ENTRIES", "100");
     member.start();
     eventually(&ports, &["endpoint", "health"], |_| true).await;
     assert_eq!(keys(ports[0], "while/").await, 100);
-    assert_eq!(member.log().matches("encryption was turned on").count(), 1);
+    // Until the log from before is gone, each start says that it is there.
+    fill(&ports, "after/", 300).await;
+    said(member, PLAIN_IS_GONE, 1).await;
+    member.kill().await;
+    assert_eq!(leaks(&member.data_dir()), [] as [String; 0]);
+    member.start();
+    eventually(&ports, &["endpoint", "health"], |_| true).await;
+    for (text, times) in [
+        ("encryption was turned on: ", 1),
+        (PLAIN_IS_THERE, 2),
+        (PLAIN_IS_GONE, 1),
+    ] {
+        assert_eq!(member.log().matches(text).count(), times, "{text}");
+    }
 }
 
 #[tokio::test]
@@ -281,26 +298,37 @@ async fn a_quorum_recovery_of_an_encrypted_member_is_encrypted() {
         cluster.members[0].data_dir(),
         cluster.folder().join("alone"),
     );
-    let recover = || {
+    const VARIABLE: &str = "QUORATE_ENCRYPTION_KEY_FILE";
+    let recover = |into: &Path| {
         let mut run = quorate();
         run.arg("recover")
             .arg("--data-dir")
             .arg(&old)
             .arg("--into")
-            .arg(&new);
+            .arg(into);
         run
     };
-    let refused = recover().output().await.expect("the program starts");
+    let refused = recover(&new).output().await.expect("the program starts");
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(text.contains("but encryption is off"), "{text}");
+    for told in ["--encryption-key-file", VARIABLE] {
+        assert!(text.contains(told), "{text}");
+    }
+    assert!(!text.contains("encryption.key_file"), "{text}");
     let key = old.with_extension("key");
-    let done = recover()
+    let second = cluster.folder().join("by-variable");
+    let by_variable = recover(&second).env(VARIABLE, &key).output().await;
+    // The flag counts, not the variable.
+    let by_flag = recover(&new)
+        .env(VARIABLE, "/no/such/key")
         .arg("--encryption-key-file")
-        .arg(key)
+        .arg(&key)
         .output()
         .await;
-    let done = done.expect("the program starts");
-    assert!(done.status.success(), "{done:?}");
+    for done in [by_variable, by_flag] {
+        let done = done.expect("the program starts");
+        assert!(done.status.success(), "{done:?}");
+    }
+    assert_eq!(leaks(&second), [] as [String; 0]);
     assert_eq!(leaks(&new), [] as [String; 0]);
     let own = &mut cluster.members[0];
     own.args.push(format!("--data-dir={}", new.display()));

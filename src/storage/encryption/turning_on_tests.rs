@@ -82,7 +82,9 @@ fn turning_encryption_on_encrypts_the_database_and_ages_the_log_out() {
     write(&opened, 21..=60);
     check(&opened, 60);
     let (mut wal, _) = open_wal(&opened).unwrap();
+    assert!(wal.plain_segments() > 0, "the log from before is there");
     wal.release(LogIndex(40)).unwrap();
+    assert_eq!(wal.plain_segments(), 0);
     assert_eq!(
         leaks(&disk),
         Vec::<String>::new(),

@@ -455,7 +455,19 @@ impl Wal {
             removed.map_err(WalError::io("remove", &segment.name))?;
         }
         let synced = self.disk.sync_dir(&self.dir);
-        synced.map_err(WalError::io("sync", &self.dir))
+        synced.map_err(WalError::io("sync", &self.dir))?;
+        if self.encrypts && !segment.encrypted && self.plain_segments() == 0 {
+            tracing::info!("the log has no segments from before encryption was turned on any more");
+        }
+        Ok(())
+    }
+
+    /// How many segments are from before encryption was turned on.
+    pub fn plain_segments(&self) -> usize {
+        let segments = self.older.iter().chain([&self.active]);
+        segments
+            .filter(|segment| self.encrypts && !segment.encrypted)
+            .count()
     }
 
     /// Flushes, then writes a seal behind the last batch, which proves that this batch was durable: if it loses sectors later,
