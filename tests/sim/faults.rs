@@ -471,12 +471,12 @@ impl Storm {
             (0..cluster.nodes.len()).filter(|slot| operator::votes(cluster, *slot) == Some(true));
         let too_few = voters.count() < MEMBERS_LEAST;
         // One that was added to vote is a learner first. Without its disk it may begin again: nobody counted on it.
-        let votes = operator::votes(cluster, slot) == Some(true);
+        let may_vote = operator::votes(cluster, slot) == Some(true);
         let other = cluster
             .nodes
             .iter()
             .any(|node| node.damaged_before.is_some());
-        votes && !(busy || other || too_few)
+        may_vote && !(busy || other || too_few)
     }
 
     fn lose_disk(&mut self, cluster: &mut Cluster, slot: Slot) -> bool {
