@@ -76,7 +76,8 @@ mod tests {
             let (end, ends) = mpsc::channel::<()>();
             let busy = in_background(move || ends.recv());
             let turns = Arc::new(Semaphore::new(1));
-            let work = in_turn(turns.clone(), || unreachable!("nobody waits for it"));
+            let (did, done) = mpsc::channel();
+            let work = in_turn(turns.clone(), move || did.send(()));
             let caller = tokio::spawn(work);
             while turns.available_permits() > 0 {
                 tokio::task::yield_now().await;
@@ -87,6 +88,7 @@ mod tests {
             busy.await.unwrap().expect("the thread is free");
             let next = in_turn(turns, || "done").await;
             assert_eq!(next, Some("done"), "its turn is free");
+            assert!(done.recv().is_err(), "nobody waits for it");
         });
     }
 }
