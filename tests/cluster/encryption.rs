@@ -13,6 +13,9 @@ use std::{
 };
 
 /// What clients store contains this; each kind of thing has one of its own.
+/// The variable that names the key file.
+const VARIABLE: &str = "QUORATE_ENCRYPTION_KEY_FILE";
+
 const PLANTED: [&str; 8] = [
     "planted-key",
     "planted-value",
@@ -298,7 +301,6 @@ async fn a_quorum_recovery_of_an_encrypted_member_is_encrypted() {
         cluster.members[0].data_dir(),
         cluster.folder().join("alone"),
     );
-    const VARIABLE: &str = "QUORATE_ENCRYPTION_KEY_FILE";
     let recover = |into: &Path| {
         let mut run = quorate();
         run.arg("recover")
