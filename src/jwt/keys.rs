@@ -1,8 +1,8 @@
 //! Keys as their files hold them, and what is done with them.
 //!
 //! Files are PEM, as OpenSSL writes them: RSA as PKCS#1 or PKCS#8, EC as SEC 1 or PKCS#8, Ed25519 as PKCS#8; public keys also
-//! inside a certificate. A file may hold several public keys, of which etcd takes the first. The file of an HMAC key is the secret,
-//! each byte of it. etcd: the same files.
+//! inside a certificate. A file may hold several public keys, of which etcd takes the first. The file of an HMAC key is the
+//! secret, each byte of it. etcd: the same files.
 
 use super::{
     algorithm::{Algorithm, Family},
