@@ -44,29 +44,29 @@ pub struct JwtSettings {
     pub public_keys: Vec<PathBuf>,
     /// How long a token is good.
     pub ttl: Duration,
+    /// Whether a secret that others can read is refused, instead of a warning.
+    pub refuse_readable_keys: bool,
 }
 
-impl JwtSettings {
-    /// The files that nobody else may read.
-    fn secrets(&self) -> impl Iterator<Item = &PathBuf> {
-        let others = self.public_keys.iter();
-        let others = others.filter(|_| self.algorithm.has_secrets());
-        self.private_key.iter().chain(others)
-    }
-}
+/// The setting of the key that signs, as a message names it.
+const PRIVATE: &str = "auth.jwt_private_key (or priv-key in auth.token)";
+/// That of the keys that verify.
+const PUBLIC: &str = "auth.jwt_public_keys (or pub-key in auth.token)";
 
-fn warn_if_others_read(path: &Path) {
-    let mode = fs::metadata(path).map_or(0, |about| about.permissions().mode());
-    if mode & 0o077 != 0 {
-        let path = path.display();
-        tracing::warn!("others can read the key of JWT, and make tokens with it: chmod 600 {path}");
-    }
+/// The most keys that a signature is checked against.
+const KEYS_MAX: usize = 16;
+
+/// Whether others than the owner can read a file.
+fn others_read(path: &Path) -> bool {
+    fs::metadata(path).map_or(0, |about| about.permissions().mode()) & 0o077 != 0
 }
 
 /// A key file that cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("the key file {} cannot be used: {cause}", path.display())]
+#[error("{setting}: the key file {} cannot be used: {cause}", path.display())]
 pub struct KeyFileError {
+    /// The setting that names the file.
+    pub setting: &'static str,
     /// The file.
     pub path: PathBuf,
     /// Why.
@@ -79,6 +79,12 @@ pub enum KeyFileCause {
     /// It cannot be read.
     #[error("{0}")]
     Unreadable(#[from] io::Error),
+    /// Others can read a secret, and the settings refuse that.
+    #[error("others can read it, which tls.refuse_readable_keys refuses: chmod 600 {}", .0.display())]
+    Readable(PathBuf),
+    /// With it there are too many keys.
+    #[error("with it there are more than {KEYS_MAX} keys")]
+    TooMany,
     /// It has no key for the algorithm.
     #[error("{0}")]
     Key(#[from] KeyError),
@@ -89,8 +95,30 @@ pub enum KeyFileCause {
 pub(super) struct KeySet {
     signing: Option<SigningKey>,
     verifying: Vec<VerifyingKey>,
+    /// How many keys are of which file.
+    files: Vec<(PathBuf, usize)>,
+    /// What an operator should know about the files.
+    warnings: Vec<String>,
     /// Of the files, to see that they change.
     digest: [u8; 32],
+}
+
+impl KeySet {
+    /// How many keys of which files are in force.
+    fn in_force(&self) -> String {
+        let each = self.files.iter().map(|(path, count)| {
+            let path = path.display();
+            format!("{count} of {path}")
+        });
+        let each = each.collect::<Vec<_>>().join(", ");
+        format!("keys that verify: {} ({each})", self.verifying.len())
+    }
+
+    fn warn(&self) {
+        for warning in &self.warnings {
+            tracing::warn!("{warning}");
+        }
+    }
 }
 
 /// The keys. All front ends of a node share them.
@@ -98,16 +126,21 @@ pub(super) struct KeySet {
 pub struct JwtKeys {
     settings: JwtSettings,
     valid: RwLock<Arc<KeySet>>,
+    /// The file that could not be used at the last look.
+    failed: Mutex<Option<PathBuf>>,
 }
 
 impl JwtKeys {
     /// Reads all files; blocks.
     pub fn open(settings: JwtSettings) -> Result<Arc<Self>, KeyFileError> {
-        let valid = RwLock::new(Arc::new(read(&settings)?));
-        for path in settings.secrets() {
-            warn_if_others_read(path);
-        }
-        Ok(Arc::new(Self { settings, valid }))
+        let found = read(&settings)?;
+        found.warn();
+        tracing::info!("JWT: {}", found.in_force());
+        Ok(Arc::new(Self {
+            settings,
+            valid: RwLock::new(Arc::new(found)),
+            failed: Mutex::default(),
+        }))
     }
 
     fn valid(&self) -> Arc<KeySet> {
@@ -117,53 +150,105 @@ impl JwtKeys {
 
     /// Takes up the files if they have changed; blocks.
     fn look(&self) {
-        match read(&self.settings) {
-            Ok(found) if found.digest == self.valid().digest => {}
-            Ok(found) => {
-                let mut valid = self.valid.write().unwrap_or_else(PoisonError::into_inner);
-                *valid = Arc::new(found);
-                drop(valid);
-                FAILURES.forget("");
-                tracing::info!("the keys of JWT have changed and are in force");
-            }
+        for news in self.take_up() {
+            tracing::info!("{news}");
+        }
+    }
+
+    /// Takes up the files and returns what is good news.
+    fn take_up(&self) -> Vec<String> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = match read(&self.settings) {
+            Ok(found) => found,
             Err(error) => {
                 log_gate::error!(FAILURES, "{error}; the keys that were valid stay so");
+                *failed = Some(error.path);
+                return Vec::new();
             }
+        };
+        let mut news = Vec::new();
+        if let Some(path) = failed.take() {
+            FAILURES.forget("");
+            let path = path.display();
+            news.push(format!("the key file {path} of JWT can be used again"));
         }
+        if found.digest != self.valid().digest {
+            found.warn();
+            let in_force = found.in_force();
+            news.push(format!("the keys of JWT have changed; {in_force}"));
+            let mut valid = self.valid.write().unwrap_or_else(PoisonError::into_inner);
+            *valid = Arc::new(found);
+        }
+        news
     }
 }
 
 fn read(settings: &JwtSettings) -> Result<KeySet, KeyFileError> {
+    let private = settings.private_key.iter().map(|path| (PRIVATE, path));
+    let public = settings.public_keys.iter().map(|path| (PUBLIC, path));
+    let mut set = KeySet {
+        signing: None,
+        verifying: Vec::new(),
+        files: Vec::new(),
+        warnings: Vec::new(),
+        digest: [0; 32],
+    };
     let mut digest = Sha256::new();
-    let mut bytes_of = |path: &Path| {
-        let bytes = file_bytes(path)?;
-        digest.update(bytes.len().to_le_bytes());
-        digest.update(&bytes);
-        Ok::<_, KeyFileCause>(bytes)
-    };
-    let failed = |path: &Path| {
-        let path = path.to_owned();
-        move |cause: KeyFileCause| KeyFileError { path, cause }
-    };
+    for (setting, path) in private.chain(public) {
+        let added = add(&mut set, &mut digest, settings, setting == PRIVATE, path);
+        added.map_err(|cause| KeyFileError {
+            setting,
+            path: path.clone(),
+            cause,
+        })?;
+    }
+    set.digest = digest.finalize().into();
+    Ok(set)
+}
+
+/// Adds the keys of one file.
+fn add(
+    set: &mut KeySet,
+    digest: &mut Sha256,
+    settings: &JwtSettings,
+    signs: bool,
+    path: &Path,
+) -> Result<(), KeyFileCause> {
     let algorithm = settings.algorithm;
-    let (mut signing, mut verifying) = (None, Vec::new());
-    if let Some(path) = &settings.private_key {
-        let bytes = bytes_of(path).map_err(failed(path))?;
-        let key = SigningKey::read(algorithm, &bytes).map_err(KeyFileCause::Key);
-        let key = key.map_err(failed(path))?;
-        verifying.push(key.verifying());
-        signing = Some(key);
+    let bytes = file_bytes(path)?;
+    if (signs || algorithm.has_secrets()) && others_read(path) {
+        if settings.refuse_readable_keys {
+            return Err(KeyFileCause::Readable(path.to_owned()));
+        }
+        let path = path.display();
+        let text = "others can read the key of JWT, and make tokens with it";
+        set.warnings.push(format!("{text}: chmod 600 {path}"));
     }
-    for path in &settings.public_keys {
-        let bytes = bytes_of(path).map_err(failed(path))?;
-        let key = VerifyingKey::read(algorithm, &bytes).map_err(KeyFileCause::Key);
-        verifying.push(key.map_err(failed(path))?);
+    digest.update(bytes.len().to_le_bytes());
+    digest.update(&bytes);
+    let keys = if signs {
+        let key = SigningKey::read(algorithm, &bytes)?;
+        let verifying = vec![key.verifying()];
+        set.signing = Some(key);
+        verifying
+    } else {
+        VerifyingKey::read_all(algorithm, &bytes)?
+    };
+    if set.verifying.len() + keys.len() > KEYS_MAX {
+        return Err(KeyFileCause::TooMany);
     }
-    Ok(KeySet {
-        signing,
-        verifying,
-        digest: digest.finalize().into(),
-    })
+    if let Some(min) = algorithm.secret_bytes_min()
+        && bytes.len() < min
+    {
+        let (path, count, name) = (path.display(), bytes.len(), algorithm.name());
+        set.warnings.push(format!(
+            "the secret in {path} has {count} bytes, and {name} should have {min} at least, or it may be guessed: make a new one \
+             with `openssl rand -out FILE {min}`, and give it to every member"
+        ));
+    }
+    set.files.push((path.to_owned(), keys.len()));
+    set.verifying.extend(keys);
+    Ok(())
 }
 
 fn file_bytes(path: &Path) -> Result<Vec<u8>, KeyFileCause> {
@@ -334,6 +419,7 @@ mod tests {
             private_key: secret.map(|secret| file("key", secret)),
             public_keys: others.iter().map(|name| file(name, name)).collect(),
             ttl: Duration::from_mins(1),
+            refuse_readable_keys: false,
         };
         Scene { dir, settings }
     }
@@ -508,5 +594,105 @@ mod tests {
         scene.settings.public_keys.push("/nowhere/key.pem".into());
         let error = JwtKeys::open(scene.settings).unwrap_err().to_string();
         assert!(error.contains("/nowhere/key.pem"), "{error}");
+    }
+
+    /// The second key was ignored, and nothing said which keys are in force.
+    #[test]
+    fn all_keys_of_a_file_are_in_force_and_counted() {
+        let mut scene = scene(None, &["public 1", "public 2"]);
+        scene.settings.algorithm = Algorithm::EdDsa;
+        let [one, other] = &scene.settings.public_keys[..] else {
+            panic!("two files");
+        };
+        fs::write(one, public_key(32, 7)).unwrap();
+        fs::write(other, public_key(32, 8)).unwrap();
+        let keys = JwtKeys::open(scene.settings.clone()).unwrap();
+        assert_eq!(keys.take_up(), Vec::<String>::new());
+        fs::write(one, public_key(32, 7) + &public_key(32, 9)).unwrap();
+        let (first, second) = (one.display(), other.display());
+        let text = format!(
+            "the keys of JWT have changed; keys that verify: 3 (2 of {first}, 1 of {second})"
+        );
+        assert_eq!(keys.take_up(), [text]);
+        assert_eq!(keys.valid().verifying.len(), 3);
+        fs::write(one, public_key(32, 7) + &public_key(31, 9)).unwrap();
+        assert_eq!(keys.take_up(), Vec::<String>::new());
+        assert_eq!(keys.valid().verifying.len(), 3, "the whole file is refused");
+        fs::write(one, public_key(32, 7).repeat(16)).unwrap();
+        let error = JwtKeys::open(scene.settings.clone()).unwrap_err();
+        let text = format!("{second} cannot be used: with it there are more than 16 keys");
+        assert!(error.to_string().ends_with(&text), "{error}");
+    }
+
+    /// Nothing was logged.
+    #[test]
+    fn a_file_that_can_be_used_again_is_news_once() {
+        let scene = scene(Some("secret"), &[]);
+        let keys = JwtKeys::open(scene.settings.clone()).unwrap();
+        let path = scene.dir.path().join("key");
+        fs::write(&path, "").unwrap();
+        assert_eq!(keys.take_up(), Vec::<String>::new());
+        fs::write(&path, "secret").unwrap();
+        let text = format!("the key file {} of JWT can be used again", path.display());
+        assert_eq!(keys.take_up(), [text]);
+        assert_eq!(keys.take_up(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn secrets_that_others_can_read_are_refused_where_the_settings_say_so() {
+        let mut scene = scene(Some("secret"), &["other"]);
+        let mode = |name: &str, mode| {
+            let path = scene.dir.path().join(name);
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            path
+        };
+        mode("key", 0o600);
+        let other = mode("other", 0o644);
+        let set = read(&scene.settings).unwrap();
+        let text = format!("chmod 600 {}", other.display());
+        let said = |text: &str| set.warnings.iter().any(|warning| warning.ends_with(text));
+        assert!(said(&text), "{:?}", set.warnings);
+        scene.settings.refuse_readable_keys = true;
+        let error = read(&scene.settings).unwrap_err().to_string();
+        assert!(
+            error.starts_with(PUBLIC) && error.ends_with(&text),
+            "{error}"
+        );
+        mode("other", 0o600);
+        let key = mode("key", 0o644);
+        let error = read(&scene.settings).unwrap_err().to_string();
+        let text = format!("chmod 600 {}", key.display());
+        assert!(
+            error.starts_with(PRIVATE) && error.ends_with(&text),
+            "{error}"
+        );
+        mode("key", 0o600);
+        assert!(read(&scene.settings).is_ok());
+        scene.settings.algorithm = Algorithm::EdDsa;
+        scene.settings.private_key = None;
+        fs::write(mode("other", 0o644), public_key(32, 7)).unwrap();
+        assert!(read(&scene.settings).is_ok(), "a public key is no secret");
+    }
+
+    #[test]
+    fn a_short_secret_is_warned_of() {
+        for (algorithm, bytes) in [
+            (Algorithm::Hs256, 32),
+            (Algorithm::Hs384, 48),
+            (Algorithm::Hs512, 64),
+        ] {
+            let mut scene = scene(Some("secret"), &[]);
+            scene.settings.algorithm = algorithm;
+            let path = scene.dir.path().join("key");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            let warnings = |length| {
+                fs::write(&path, vec![7; length]).unwrap();
+                read(&scene.settings).unwrap().warnings
+            };
+            let command = format!("openssl rand -out FILE {bytes}");
+            let short = warnings(bytes - 1);
+            assert!(short.len() == 1 && short[0].contains(&command), "{short:?}");
+            assert_eq!(warnings(bytes), Vec::<String>::new());
+        }
     }
 }

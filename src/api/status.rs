@@ -83,6 +83,8 @@ pub struct Status {
     pub code: Code,
     /// etcd's text.
     pub message: Cow<'static, str>,
+    /// Whether the name that is not found is the caller's: its text does not tell.
+    is_of_caller: bool,
 }
 
 impl Status {
@@ -91,6 +93,7 @@ impl Status {
         Self {
             code,
             message: message.into(),
+            is_of_caller: false,
         }
     }
 
@@ -107,6 +110,9 @@ impl Status {
             AuthError::TooManyFailedLogins,
         ]
         .map(|error| Self::from(error).message);
+        if self.is_of_caller {
+            return Some("user name not found");
+        }
         let found = texts.into_iter().find_map(|text| match text {
             Cow::Borrowed(text) if self.message == text => Some(text),
             Cow::Borrowed(_) | Cow::Owned(_) => None,
@@ -286,7 +292,10 @@ impl Status {
 
     /// etcd: locks and elections use a client inside the server, so the errors that they return have lost their codes.
     fn without_code(error: RequestError) -> Self {
-        Self::new(Code::Unknown, Self::from(error).message)
+        Self {
+            code: Code::Unknown,
+            ..Self::from(error)
+        }
     }
 }
 
@@ -322,7 +331,9 @@ impl From<AuthError> for Status {
             ),
             AuthError::UserExists => (FailedPrecondition, "etcdserver: user name already exists"),
             AuthError::UserEmpty => (InvalidArgument, "etcdserver: user name is empty"),
-            AuthError::UserNotFound => (FailedPrecondition, "etcdserver: user name not found"),
+            AuthError::UserNotFound | AuthError::CallerNotFound => {
+                (FailedPrecondition, "etcdserver: user name not found")
+            }
             AuthError::RoleExists => (FailedPrecondition, "etcdserver: role name already exists"),
             AuthError::RoleEmpty => (InvalidArgument, "etcdserver: role name is empty"),
             AuthError::RoleNotFound => (FailedPrecondition, "etcdserver: role name not found"),
@@ -368,7 +379,10 @@ impl From<AuthError> for Status {
                 (InvalidArgument, "etcdserver: revision of auth store is old")
             }
         };
-        Self::new(code, text)
+        Self {
+            is_of_caller: error == AuthError::CallerNotFound,
+            ..Self::new(code, text)
+        }
     }
 }
 
@@ -647,6 +661,21 @@ mod tests {
             (RequestError::NotLeader, 9, "not leader"),
             (RequestError::Stopped, 14, "server stopped"),
         ]);
+    }
+
+    /// A refused caller without a user was logged as a mistake of somebody who has the right.
+    #[test]
+    fn a_caller_that_is_no_user_is_refused_and_a_name_that_is_looked_for_is_not() {
+        let (caller, other) = (AuthError::CallerNotFound, AuthError::UserNotFound);
+        let of = |error: AuthError| Status::from(RequestError::from(error));
+        assert_eq!(of(caller).refusal(), Some("user name not found"));
+        assert_eq!(of(other).refusal(), None);
+        assert_eq!(
+            (of(caller).code, of(caller).message),
+            (of(other).code, of(other).message)
+        );
+        let without_code = Status::without_code(caller.into());
+        assert_eq!(without_code.refusal(), Some("user name not found"));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -38,6 +38,16 @@ impl RotatedFile {
             bytes: file.metadata()?.len(),
             file,
         })
+    }
+
+    /// Whether its path names another file by now, or none: somebody has moved or deleted it.
+    pub(super) fn is_gone(&self) -> io::Result<bool> {
+        let identity = |about: &fs::Metadata| (about.dev(), about.ino());
+        match fs::metadata(&self.path) {
+            Ok(named) => Ok(identity(&named) != identity(&self.file.metadata()?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Appends lines, which come one by one in `ends`. A line is never split between files.

@@ -107,6 +107,11 @@ impl Audit {
         self.0.queue.counts()
     }
 
+    /// Has the file opened anew if it was moved or deleted, by the thread that writes.
+    pub fn look_at_file(&self) {
+        self.0.queue.look();
+    }
+
     /// Returns once what was logged before is written, or `time_max` has passed. Blocks.
     pub fn flush(&self, time_max: Duration) {
         self.0.queue.flush(time_max);

@@ -56,6 +56,8 @@ struct State {
     dropped: u64,
     /// Whether what was taken last is still being written.
     is_writing: bool,
+    /// Whether the writer is to look at its file now.
+    is_to_look: bool,
     /// Whether no more lines come.
     is_closed: bool,
 }
@@ -66,6 +68,8 @@ pub(super) struct Taken {
     pub(super) lines: VecDeque<Entry>,
     /// Lines that were dropped before these.
     pub(super) dropped: u64,
+    /// Whether to look at the file now.
+    pub(super) look: bool,
 }
 
 impl Queue {
@@ -102,12 +106,18 @@ impl Queue {
         self.changed.notify_all();
     }
 
+    /// Has the writer look at its file.
+    pub(super) fn look(&self) {
+        self.lock().is_to_look = true;
+        self.changed.notify_all();
+    }
+
     /// Waits for lines and takes all of them; `None` at the end. What was taken before is written.
     pub(super) fn wait(&self) -> Option<Taken> {
         let mut state = self.lock();
         state.is_writing = false;
         self.changed.notify_all();
-        while state.lines.is_empty() {
+        while state.lines.is_empty() && !state.is_to_look {
             if state.is_closed {
                 return None;
             }
@@ -121,13 +131,15 @@ impl Queue {
         Some(Taken {
             lines: std::mem::take(&mut state.lines),
             dropped: std::mem::take(&mut state.dropped),
+            look: std::mem::take(&mut state.is_to_look),
         })
     }
 
     /// Waits until all lines are written, at most `time_max`.
     pub(super) fn flush(&self, time_max: Duration) {
         let state = self.lock();
-        let unwritten = |state: &mut State| state.is_writing || !state.lines.is_empty();
+        let unwritten =
+            |state: &mut State| state.is_writing || state.is_to_look || !state.lines.is_empty();
         drop(self.changed.wait_timeout_while(state, time_max, unwritten));
     }
 
@@ -139,6 +151,7 @@ impl Queue {
         Taken {
             lines: std::mem::take(&mut state.lines),
             dropped: std::mem::take(&mut state.dropped),
+            look: false,
         }
     }
 }

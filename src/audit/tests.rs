@@ -287,3 +287,27 @@ fn a_file_that_cannot_be_opened_is_named_at_the_start() {
     let error = output.open().unwrap_err().to_string();
     assert!(error.contains("/nowhere/audit.log"), "{error}");
 }
+
+/// Without a line that would make the writer look.
+#[test]
+fn the_writer_looks_at_its_file_when_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.log");
+    let limits = FileLimits {
+        bytes_max: 10_000,
+        files_max: 2,
+    };
+    let output = Output::File(path.clone(), limits).open().unwrap();
+    let audit = Audit::start(Level::All, output, 1).unwrap();
+    audit.line(call("m", Kind::Read)).close(&Ended::OK);
+    flush(&audit);
+    let moved = dir.path().join("moved");
+    fs::rename(&path, &moved).unwrap();
+    audit.look_at_file();
+    flush(&audit);
+    assert_eq!((numbers(&path).len(), numbers(&moved).len()), (0, 1));
+    assert!(path.exists());
+    audit.line(call("m", Kind::Read)).close(&Ended::OK);
+    flush(&audit);
+    assert_eq!((numbers(&path).len(), numbers(&moved).len()), (1, 1));
+}

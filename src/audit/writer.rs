@@ -14,12 +14,19 @@ use std::{
     path::PathBuf,
     sync::Arc,
     thread,
+    time::Duration,
 };
+use tokio::time::Instant;
 
 /// Text that is written at once, in bytes.
 const BATCH_BYTES: usize = 256 * 1024;
 
+/// How often is looked whether the file was moved or deleted.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 static FAILURES: LogGate = LogGate::new();
+
+static MOVED: LogGate = LogGate::new();
 
 /// Where lines go.
 #[derive(Clone, Debug)]
@@ -46,6 +53,9 @@ pub enum AuditError {
         /// Why.
         source: io::Error,
     },
+    /// SIGHUP cannot be listened for.
+    #[error("the audit log cannot listen for SIGHUP: {0}")]
+    Signal(io::Error),
     /// The thread cannot be started.
     #[error("cannot start the thread of the audit log: {0}")]
     Thread(io::Error),
@@ -65,7 +75,11 @@ impl Output {
             }
             Self::Stderr | Self::Stdout => None,
         };
-        Ok(OpenOutput { output: self, file })
+        Ok(OpenOutput {
+            output: self,
+            file,
+            looked: clock::now(),
+        })
     }
 }
 
@@ -75,6 +89,8 @@ pub struct OpenOutput {
     output: Output,
     /// Open, if the output is a file and the last write was fine.
     file: Option<RotatedFile>,
+    /// When was last looked whether it is where it was.
+    looked: Instant,
 }
 
 /// Starts the thread.
@@ -103,8 +119,15 @@ struct Writer {
 
 impl Writer {
     fn write(&mut self, taken: Taken, queue: &Queue) {
-        let Taken { lines, dropped } = taken;
+        let Taken {
+            lines,
+            dropped,
+            look,
+        } = taken;
         self.missing += dropped;
+        if look && let Err(error) = self.to.look() {
+            log_gate::error!(FAILURES, "the audit log cannot be written: {error}");
+        }
         let (mut text, mut count) = (String::new(), 0);
         for line in lines {
             text.push_str(&text::of(&line, &self.member));
@@ -144,7 +167,33 @@ impl Writer {
 }
 
 impl OpenOutput {
+    /// Whether it is a file.
+    pub fn is_file(&self) -> bool {
+        matches!(self.output, Output::File(..))
+    }
+
+    /// Opens the file anew if it was moved or deleted.
+    fn look(&mut self) -> io::Result<()> {
+        self.looked = clock::now();
+        let (Output::File(path, limits), Some(file)) = (&self.output, &self.file) else {
+            return Ok(());
+        };
+        if file.is_gone()? {
+            self.file = None;
+            self.file = Some(RotatedFile::open(path, *limits)?);
+            let path = path.display();
+            log_gate::warn!(
+                MOVED,
+                "the audit log {path} was moved or deleted, and is begun anew"
+            );
+        }
+        Ok(())
+    }
+
     fn write(&mut self, text: &str) -> io::Result<()> {
+        if self.looked.elapsed() >= LOOK_EVERY {
+            self.look()?;
+        }
         match &self.output {
             Output::Stderr => io::stderr().lock().write_all(text.as_bytes()),
             Output::Stdout => {
@@ -160,5 +209,46 @@ impl OpenOutput {
                 file.write(text)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// It wrote to the old file for ever.
+    #[test]
+    fn a_file_that_was_moved_or_deleted_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, moved) = (dir.path().join("audit.log"), dir.path().join("moved"));
+        let limits = FileLimits {
+            bytes_max: 1_000,
+            files_max: 2,
+        };
+        let mut output = Output::File(path.clone(), limits).open().unwrap();
+        output.write("1\n").unwrap();
+        fs::rename(&path, &moved).unwrap();
+        output.looked += LOOK_EVERY;
+        output.write("2\n").unwrap();
+        assert!(!path.exists(), "it is looked once in a second");
+        output.looked = clock::now().checked_sub(LOOK_EVERY).unwrap();
+        output.write("3\n").unwrap();
+        assert_eq!(fs::read_to_string(&moved).unwrap(), "1\n2\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "3\n");
+        fs::remove_file(&path).unwrap();
+        output.look().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "");
+        // Another file of that name.
+        fs::rename(&moved, &path).unwrap();
+        output.look().unwrap();
+        output.write("4\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1\n2\n4\n");
+        let text = format!(
+            "the audit log {} was moved or deleted, and is begun anew",
+            path.display()
+        );
+        let said = MOVED.texts().into_iter().filter(|said| *said == text);
+        assert_eq!(said.count(), 1);
     }
 }

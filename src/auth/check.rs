@@ -157,7 +157,7 @@ impl AuthState {
         if name.is_empty() {
             return Err(AuthError::UserEmpty);
         }
-        let user = self.user(name).ok_or(AuthError::UserNotFound)?;
+        let user = self.user(name).ok_or(AuthError::CallerNotFound)?;
         permitted(user.has_role(ROOT))
     }
 
@@ -243,7 +243,7 @@ impl AuthState {
 fn is_of_rights(refusal: AuthError) -> bool {
     matches!(
         refusal,
-        AuthError::PermissionDenied | AuthError::UserNotFound
+        AuthError::PermissionDenied | AuthError::CallerNotFound
     )
 }
 
@@ -342,7 +342,7 @@ mod tests {
                 Ok(()),
                 Err(AuthError::PermissionDenied),
                 Err(AuthError::PermissionDenied),
-                Err(AuthError::UserNotFound),
+                Err(AuthError::CallerNotFound),
             ),
         ];
         for (caller, identity, inside, outside, admin) in table {

@@ -19,6 +19,9 @@ pub enum AuthError {
     /// No such user.
     #[error("user name not found")]
     UserNotFound,
+    /// The caller's name is no user's. etcd: the same text, where only an administrator may ask.
+    #[error("user name not found")]
+    CallerNotFound,
     /// The role exists already.
     #[error("role name already exists")]
     RoleExists,

@@ -460,6 +460,8 @@ fn tokens_are_set_in_our_notation_or_in_etcds() {
     }
     let bad = [
         ("token = 'jwt'", "auth.jwt_sign_method"),
+        ("token = 'jwt'", "must be one of RS256, "),
+        ("token = 'jwt'", "EdDSA, since auth.token is jwt"),
         ("token = 'jwt,pub-key=a'", "auth.jwt_sign_method"),
         ("token = 'jwt,pub-key=a,sign-method=none'", "sign-method"),
         (

@@ -89,13 +89,21 @@ impl Written<'_> {
         };
         let sign_method = once(SIGN_METHOD, self.sign_method, options.sign_method)?;
         if !SIGN_METHODS.contains(&sign_method) {
-            let mut names = SIGN_METHODS.join(", ");
-            if sign_method == "ES512" {
-                names += " (ES512 needs keys of P-521, which the cryptography here does not have: take ES384 or EdDSA)";
-            }
+            let names = SIGN_METHODS.join(", ");
+            let why = if sign_method == "ES512" {
+                " (ES512 needs keys of P-521, which the cryptography here does not have: take ES384 or EdDSA)"
+            } else {
+                ""
+            };
             return match options.sign_method {
-                Some(_) => unusable(KEY, format!("one with a sign-method of {names}")),
-                None => unusable(SIGN_METHOD, format!("since {KEY} is jwt, one of {names}")),
+                Some(_) => unusable(
+                    KEY,
+                    format!("jwt with a sign-method that is one of {names}{why}"),
+                ),
+                None => {
+                    let allowed = format!("one of {names}, since {KEY} is jwt{why}");
+                    unusable(SIGN_METHOD, allowed)
+                }
             };
         }
         let private_key = once(PRIVATE_KEY, self.private_key, options.private_key)?;

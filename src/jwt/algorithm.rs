@@ -60,6 +60,16 @@ impl Algorithm {
         self.family() == Family::Hmac
     }
 
+    /// The bytes that its secret should have at least, those of its hash (RFC 7518); `None` if it has no secret.
+    pub fn secret_bytes_min(self) -> Option<usize> {
+        match self {
+            Self::Hs256 => Some(32),
+            Self::Hs384 => Some(48),
+            Self::Hs512 => Some(64),
+            _ => None,
+        }
+    }
+
     pub(super) fn family(self) -> Family {
         match self {
             Self::Rs256 | Self::Rs384 | Self::Rs512 | Self::Ps256 | Self::Ps384 | Self::Ps512 => {

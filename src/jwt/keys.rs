@@ -1,7 +1,8 @@
 //! Keys as their files hold them, and what is done with them.
 //!
 //! Files are PEM, as OpenSSL writes them: RSA as PKCS#1 or PKCS#8, EC as SEC 1 or PKCS#8, Ed25519 as PKCS#8; public keys also
-//! inside a certificate. The file of an HMAC key is the secret, each byte of it. etcd: the same files.
+//! inside a certificate. A file may hold several public keys, of which etcd takes the first. The file of an HMAC key is the
+//! secret, each byte of it. etcd: the same files.
 
 use super::{
     algorithm::{Algorithm, Family},
@@ -32,6 +33,21 @@ pub enum KeyError {
         /// What is looked for.
         wanted: &'static str,
     },
+    /// A block has a beginning and no right end, or is not in base64.
+    #[error("a PEM block in it is malformed")]
+    MalformedPem,
+    /// A file of public keys has something else in PEM.
+    #[error("it holds a block {tag}, which is no public key")]
+    NoPublicKey {
+        /// What the block says it is.
+        tag: String,
+    },
+    /// Which one signs is not clear.
+    #[error("it holds more than one private key")]
+    SeveralPrivate,
+    /// The authorities of a certificate's chain must not sign tokens.
+    #[error("it holds a certificate beside other keys: put the certificate into a file of its own")]
+    CertificateBeside,
     /// The key is another algorithm's, malformed, or too short or long.
     #[error("its key cannot be used for {algorithm}: {reason}")]
     Unusable {
@@ -129,15 +145,33 @@ impl SigningKey {
 }
 
 impl VerifyingKey {
-    /// The key in a file with these bytes.
-    pub fn read(algorithm: Algorithm, file: &[u8]) -> Result<Self, KeyError> {
+    /// The keys in a file with these bytes, at least one. One that cannot be used refuses the whole file: a key that is left out
+    /// shows only when a token is refused.
+    pub fn read_all(algorithm: Algorithm, file: &[u8]) -> Result<Vec<Self>, KeyError> {
         if algorithm.family() == Family::Hmac {
             let key = Public::Hmac(secret(algorithm, file)?);
-            return Ok(Self { algorithm, key });
+            return Ok(vec![Self { algorithm, key }]);
         }
-        let block = block(file, "public key", |tag| {
-            matches!(tag, "PUBLIC KEY" | "RSA PUBLIC KEY" | "CERTIFICATE")
-        })?;
+        let blocks = blocks(file)?;
+        let is_public = |tag: &str| matches!(tag, "PUBLIC KEY" | "RSA PUBLIC KEY" | "CERTIFICATE");
+        if !blocks.iter().any(|block| is_public(block.tag())) {
+            let wanted = "public key";
+            return Err(KeyError::NoKey { wanted });
+        }
+        if let Some(other) = blocks.iter().find(|block| !is_public(block.tag())) {
+            let tag = other.tag().to_owned();
+            return Err(KeyError::NoPublicKey { tag });
+        }
+        if blocks.len() > 1 && blocks.iter().any(|block| block.tag() == "CERTIFICATE") {
+            return Err(KeyError::CertificateBeside);
+        }
+        let keys = blocks
+            .into_iter()
+            .map(|block| Self::of_block(algorithm, block));
+        keys.collect()
+    }
+
+    fn of_block(algorithm: Algorithm, block: pem::Pem) -> Result<Self, KeyError> {
         let unusable = |reason: &str| unusable(algorithm, reason);
         if block.tag() == "RSA PUBLIC KEY" {
             if algorithm.family() != Family::Rsa {
@@ -281,21 +315,34 @@ fn secret(algorithm: Algorithm, file: &[u8]) -> Result<hmac::Key, KeyError> {
     Ok(hmac::Key::new(digest, file))
 }
 
-fn block(
-    file: &[u8],
-    wanted: &'static str,
-    fits: impl Fn(&str) -> bool,
-) -> Result<pem::Pem, KeyError> {
+/// All blocks of a file. The library leaves out what follows a block that it cannot read.
+fn blocks(file: &[u8]) -> Result<Vec<pem::Pem>, KeyError> {
+    const BEGIN: &[u8] = b"-----BEGIN ";
     if file.is_empty() {
         return Err(KeyError::Empty);
     }
-    let blocks = pem::parse_many(file).unwrap_or_default();
-    let found = blocks.into_iter().find(|block| fits(block.tag()));
-    found.ok_or(KeyError::NoKey { wanted })
+    let blocks = pem::parse_many(file).map_err(|_| KeyError::MalformedPem)?;
+    let begun = file.windows(BEGIN.len()).filter(|bytes| *bytes == BEGIN);
+    if begun.count() != blocks.len() {
+        return Err(KeyError::MalformedPem);
+    }
+    Ok(blocks)
+}
+
+fn private_block(file: &[u8]) -> Result<pem::Pem, KeyError> {
+    let is_private = |block: &pem::Pem| block.tag().ends_with("PRIVATE KEY");
+    let mut found = blocks(file)?.into_iter().filter(is_private);
+    match (found.next(), found.next()) {
+        (Some(block), None) => Ok(block),
+        (Some(_), Some(_)) => Err(KeyError::SeveralPrivate),
+        (None, _) => Err(KeyError::NoKey {
+            wanted: "private key",
+        }),
+    }
 }
 
 fn pair(algorithm: Algorithm, file: &[u8]) -> Result<Pair, KeyError> {
-    let block = block(file, "private key", |tag| tag.ends_with("PRIVATE KEY"))?;
+    let block = private_block(file)?;
     let rejected = |error: ring::error::KeyRejected| unusable(algorithm, &rejection(&error));
     let (tag, key) = (block.tag(), block.contents());
     match (algorithm.family(), tag) {

@@ -37,6 +37,13 @@ fn claims() -> Claims {
     }
 }
 
+/// The key in a file that holds one.
+fn read_one(algorithm: Algorithm, file: &[u8]) -> Result<VerifyingKey, KeyError> {
+    let mut keys = VerifyingKey::read_all(algorithm, file)?;
+    assert_eq!(keys.len(), 1);
+    Ok(keys.remove(0))
+}
+
 fn checked(key: &VerifyingKey, token: &str) -> Result<Claims, TokenError> {
     verify(std::slice::from_ref(key), token.as_bytes(), NOW)
 }
@@ -48,7 +55,7 @@ fn both_ways(algorithm: &str, private: &[u8], public: &[u8]) {
     let token = sign(&signing, &claims()).unwrap();
     assert!(is_jwt(token.as_bytes()), "{token}");
     assert_eq!(checked(&signing.verifying(), &token), Ok(claims()));
-    let verifying = VerifyingKey::read(algorithm, public).unwrap();
+    let verifying = read_one(algorithm, public).unwrap();
     assert_eq!(checked(&verifying, &token), Ok(claims()), "{algorithm:?}");
     let mut forged = token.clone().into_bytes();
     let at = token.rfind('.').unwrap() + 2;
@@ -127,7 +134,7 @@ fn a_key_of_another_kind_is_refused_with_the_reason() {
         ("HS256", files("rsa.pub"), "takes a secret"),
     ];
     for (algorithm, file, reason) in public {
-        let read = VerifyingKey::read(Algorithm::named(algorithm).unwrap(), &file);
+        let read = read_one(Algorithm::named(algorithm).unwrap(), &file);
         let error = read.unwrap_err().to_string();
         assert!(error.contains(reason), "{algorithm}: {error}");
     }
@@ -143,7 +150,7 @@ fn changed(tag: &str, der: &[u8], change: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
 }
 
 fn read_public(algorithm: &str, file: &[u8]) -> Option<String> {
-    let read = VerifyingKey::read(Algorithm::named(algorithm).unwrap(), file);
+    let read = read_one(Algorithm::named(algorithm).unwrap(), file);
     read.err().map(|error| error.to_string())
 }
 
@@ -305,7 +312,7 @@ fn claims_are_etcds() {
 fn the_algorithm_is_the_settings() {
     const CLAIMS: &str = r#"{"username":"root","revision":7}"#;
     let rsa = openssl("genrsa -out rsa.pem 2048\nrsa -in rsa.pem -pubout -out rsa.pub");
-    let key = VerifyingKey::read(Algorithm::Rs256, &rsa("rsa.pub")).unwrap();
+    let key = read_one(Algorithm::Rs256, &rsa("rsa.pub")).unwrap();
     // The public key as a secret.
     let public = String::from_utf8(rsa("rsa.pub")).unwrap();
     let message = format!("{}.{}", BASE64URL.encode(HEADER), BASE64URL.encode(CLAIMS));
@@ -393,4 +400,48 @@ fn any_of_several_keys_verifies() {
             Err(TokenError::OtherAlgorithm)
         );
     }
+}
+
+/// The second key was ignored.
+#[test]
+fn all_keys_of_a_file_count_or_none() {
+    let files = openssl(
+        "genpkey -algorithm ed25519 -out 1.pem
+         genpkey -algorithm ed25519 -out 2.pem
+         pkey -in 1.pem -pubout -out 1.pub
+         pkey -in 2.pem -pubout -out 2.pub
+         ecparam -genkey -name prime256v1 -out ec.pem
+         ec -in ec.pem -pubout -out ec.pub
+         req -x509 -new -key 1.pem -subj /CN=x -out cert.pem",
+    );
+    let read = |file: &[u8]| VerifyingKey::read_all(Algorithm::EdDsa, file);
+    let (one, two) = (files("1.pub"), files("2.pub"));
+    let keys = read(&[b"a comment\n", &*one, &*two].concat()).unwrap();
+    assert_eq!(keys.len(), 2);
+    for private in ["1.pem", "2.pem"] {
+        let signing = SigningKey::read(Algorithm::EdDsa, &files(private)).unwrap();
+        let token = sign(&signing, &claims()).unwrap();
+        assert_eq!(
+            verify(&keys, token.as_bytes(), NOW),
+            Ok(claims()),
+            "{private}"
+        );
+    }
+    let cut = &two[..two.len() - 10];
+    let letters = String::from_utf8(two.clone())
+        .unwrap()
+        .replacen("\nM", "\n*", 1);
+    for (second, reason) in [
+        (cut, "a PEM block in it is malformed"),
+        (letters.as_bytes(), "a PEM block in it is malformed"),
+        (&*files("ec.pub"), "another kind"),
+        (&*files("2.pem"), "it holds a block PRIVATE KEY"),
+        (&*files("cert.pem"), "a certificate beside other keys"),
+    ] {
+        let error = read(&[&*one, second].concat()).unwrap_err().to_string();
+        assert!(error.contains(reason), "{error}");
+    }
+    let both = [files("1.pem"), files("2.pem")].concat();
+    let error = SigningKey::read(Algorithm::EdDsa, &both).unwrap_err();
+    assert_eq!(error, KeyError::SeveralPrivate);
 }

@@ -238,10 +238,34 @@ async fn keep(disk: Weak<EncryptedDisk>, source: KeySource) {
         };
         // An error means that the runtime ends.
         let failure = taken.unwrap_or_default().unwrap_or_default();
-        if !failure.is_empty() && failure != logged {
-            tracing::error!("{failure}");
+        match news(&failure, &logged, &source) {
+            Some(Ok(good)) => tracing::info!("{good}"),
+            Some(Err(bad)) => tracing::error!("{bad}"),
+            None => {}
         }
         logged = failure;
+    }
+}
+
+/// What a look found, if it is not what the one before found: good or bad.
+fn news(failure: &str, before: &str, source: &KeySource) -> Option<Result<String, String>> {
+    if failure == before {
+        None
+    } else if failure.is_empty() {
+        Some(Ok(usable_again(source)))
+    } else {
+        Some(Err(failure.to_owned()))
+    }
+}
+
+fn usable_again(source: &KeySource) -> String {
+    match source {
+        KeySource::File(path) => {
+            let path = path.display();
+            format!("encryption.key_file: the key file {path} can be used again")
+        }
+        // The command itself may hold a secret.
+        KeySource::Command(_) => "the key of encryption.key_command can be used again".to_owned(),
     }
 }
 
@@ -286,6 +310,34 @@ mod tests {
         let text = take_up(&opened, wrong.read()).unwrap();
         assert!(text.ends_with(UNCHANGED), "{text}");
         assert_eq!(take_up(&opened, source.read()), None);
+    }
+
+    /// Nothing was logged after a repair.
+    #[test]
+    fn a_key_that_can_be_used_again_is_news_once() {
+        let disk = Arc::new(SimDisk::new(1));
+        let opened = testing::open(disk, &[1]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let source = KeySource::File(path.clone());
+        let mut before = String::new();
+        let mut look = |key: String| {
+            fs::write(&path, key).unwrap();
+            let failure = take_up(&opened, source.read()).unwrap_or_default();
+            let news = news(&failure, &before, &source);
+            before = failure;
+            news
+        };
+        let good = || "01".repeat(32);
+        let again = format!(
+            "encryption.key_file: the key file {} can be used again",
+            path.display()
+        );
+        assert_eq!(look(good()), None);
+        assert!(matches!(look("bad".to_owned()), Some(Err(_))));
+        assert_eq!(look("bad".to_owned()), None);
+        assert_eq!(look(good()), Some(Ok(again)));
+        assert_eq!(look(good()), None);
     }
 
     /// The runtime waited for it.

@@ -6,12 +6,20 @@ use crate::{
     types::MemberId,
 };
 use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How long a stop waits for the last lines.
 const FINISH_MAX: Duration = Duration::from_secs(5);
 
+/// An output that is open.
+pub(super) struct Opened {
+    output: OpenOutput,
+    /// For a file. Listened for from the beginning: the signal would end a process that does not.
+    hangups: Option<Signal>,
+}
+
 /// Opens the output, before anything else is begun; `None` if the log is off.
-pub(super) fn open(config: &AuditConfig) -> Result<Option<OpenOutput>, AuditError> {
+pub(super) fn open(config: &AuditConfig) -> Result<Option<Opened>, AuditError> {
     let output = match &config.output {
         AuditOutput::Off => return Ok(None),
         AuditOutput::Stderr => Output::Stderr,
@@ -24,13 +32,16 @@ pub(super) fn open(config: &AuditConfig) -> Result<Option<OpenOutput>, AuditErro
             },
         ),
     };
-    output.open().map(Some)
+    let output = output.open()?;
+    let hangups = output.is_file().then(|| signal(SignalKind::hangup()));
+    let hangups = hangups.transpose().map_err(AuditError::Signal)?;
+    Ok(Some(Opened { output, hangups }))
 }
 
-/// Begins the log of a member.
+/// Begins the log of a member. On each SIGHUP it looks whether its file was moved.
 pub(super) fn start(
     config: &AuditConfig,
-    to: Option<OpenOutput>,
+    to: Option<Opened>,
     member: MemberId,
 ) -> Result<Option<Audit>, AuditError> {
     let level = match config.level {
@@ -38,7 +49,19 @@ pub(super) fn start(
         AuditLevel::Writes => Level::Writes,
         AuditLevel::All => Level::All,
     };
-    to.map(|to| Audit::start(level, to, member.0)).transpose()
+    let Some(Opened { output, hangups }) = to else {
+        return Ok(None);
+    };
+    let audit = Audit::start(level, output, member.0)?;
+    if let Some(mut hangups) = hangups {
+        let audit = audit.clone();
+        actix::spawn(async move {
+            while hangups.recv().await.is_some() {
+                audit.look_at_file();
+            }
+        });
+    }
+    Ok(Some(audit))
 }
 
 /// Writes the last lines.

@@ -65,7 +65,7 @@ pub enum StartError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// A key of JWT cannot be used.
-    #[error("auth.token or auth.jwt_*: {0}")]
+    #[error(transparent)]
     Jwt(#[from] KeyFileError),
     /// There is no key to decrypt or encrypt the data directory with.
     #[error(transparent)]

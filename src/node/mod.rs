@@ -332,7 +332,7 @@ impl LocalNode {
         } else {
             listen_for_peers(config, &open.owner)?
         };
-        let jwt = signed_tokens::keys(&config.auth)?;
+        let jwt = signed_tokens::keys(config)?;
         let placement = Placement::one_thread();
         let running = assemble(config, open, way, jwt, &placement, fail_stop);
         keeper.run_on(&placement);
@@ -371,7 +371,7 @@ pub async fn start_among(
     let open = startup::open(config, &disk, plan)?;
     let way = PeerWay::Given(network);
     let awaits_snapshot = open.awaits_snapshot;
-    let jwt = signed_tokens::keys(&config.auth)?;
+    let jwt = signed_tokens::keys(config)?;
     let running = assemble(config, open, way, jwt, &placement, fail_stop);
     keeper.run_on(&placement);
     if awaits_snapshot {
@@ -390,7 +390,7 @@ async fn start_here(
     if let Some(security) = network::security(config) {
         security.check(&config.name, &config.peer_advertise().host)?;
     }
-    let jwt = signed_tokens::keys(&config.auth)?;
+    let jwt = signed_tokens::keys(config)?;
     let keys = at_rest::Keys::read_aside(config).await?;
     let bare: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
     let (mut disk, mut keeper) = at_rest::open_aside(config, keys, bare.clone(), progress).await?;

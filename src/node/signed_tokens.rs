@@ -3,14 +3,14 @@
 use super::error::StartError;
 use crate::{
     actors::jwt_keys::{JwtKeys, JwtSettings},
-    config::{AuthConfig, TokenKind},
+    config::{Config, TokenKind},
     jwt::Algorithm,
 };
 use std::sync::Arc;
 
 /// Reads the keys; `None` if tokens are not signed.
-pub(super) fn keys(config: &AuthConfig) -> Result<Option<Arc<JwtKeys>>, StartError> {
-    let TokenKind::Jwt(jwt) = &config.token else {
+pub(super) fn keys(config: &Config) -> Result<Option<Arc<JwtKeys>>, StartError> {
+    let TokenKind::Jwt(jwt) = &config.auth.token else {
         return Ok(None);
     };
     let algorithm = Algorithm::named(&jwt.sign_method);
@@ -19,6 +19,7 @@ pub(super) fn keys(config: &AuthConfig) -> Result<Option<Arc<JwtKeys>>, StartErr
         private_key: jwt.private_key.clone(),
         public_keys: jwt.public_keys.clone(),
         ttl: jwt.ttl,
+        refuse_readable_keys: config.refuse_readable_keys,
     })?;
     if jwt.private_key.is_none() {
         tracing::info!("JWT without a private key: tokens are taken, and Authenticate issues none");

@@ -2,11 +2,12 @@
 
 use crate::{
     auth::{ReceiverStream, by, enabled, log_in, quick},
+    jwt,
     support::{Client, Server, Setup, get, only_quorate_has, put, txn},
 };
 use quorate::internals::api::proto::etcdserverpb as pb;
 use serde_json::Value;
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, time::Duration};
 use tempfile::TempDir;
 
 struct Scene {
@@ -16,6 +17,10 @@ struct Scene {
 
 impl Scene {
     async fn start(level: &str) -> Self {
+        Self::start_with(level, []).await
+    }
+
+    async fn start_with<const N: usize>(level: &str, more: [(String, String); N]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut setup: Setup = quick();
         let output = format!("file:{}", dir.path().join("audit.log").display());
@@ -24,6 +29,7 @@ impl Scene {
             ("QUORATE_AUDIT_LEVEL".into(), level.into()),
             ("QUORATE_AUTH_FAILED_LOGINS_MAX".into(), "1".into()),
         ]);
+        setup.env.extend(more);
         let server = Server::start_with(setup).await;
         Self { dir, server }
     }
@@ -265,4 +271,93 @@ async fn a_file_that_cannot_be_opened_stops_the_start() {
         "{}",
         exit.output
     );
+}
+
+/// The signal ended the process, and the lines went on into the moved file.
+#[tokio::test]
+async fn a_file_that_was_moved_is_begun_anew_on_a_hangup() {
+    if only_quorate_has("an audit log") {
+        return;
+    }
+    let mut scene = Scene::start("writes").await;
+    let client = scene.server.client().await;
+    let mut kv = client.kv.clone();
+    kv.put(put("a1", "x")).await.unwrap();
+    let moved = scene.dir.path().join("moved.log");
+    fs::rename(scene.path(), &moved).unwrap();
+    scene.server.signal(rustix::process::Signal::HUP);
+    let begun = async {
+        while !scene.path().exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let begun = tokio::time::timeout(Duration::from_mins(1), begun).await;
+    assert!(begun.is_ok(), "no new file: {}", scene.server.log());
+    kv.put(put("a2", "x")).await.unwrap();
+    assert_eq!(
+        scene.server.log().matches("was moved or deleted").count(),
+        1
+    );
+    let (_, lines) = scene.lines().await;
+    assert_eq!(of(&lines, "Put"), ["nobody a2 OK -"]);
+    let moved = fs::read_to_string(moved).unwrap();
+    assert!(moved.contains(r#""key":"a1""#), "{moved}");
+}
+
+/// Calls of an administrator by a name that is no user's: their code is not that of a missing right.
+#[tokio::test]
+async fn a_caller_that_is_no_user_is_refused_at_each_level() {
+    if only_quorate_has("an audit log") {
+        return;
+    }
+    let keys = jwt::keys("RS256");
+    let option = jwt::option("RS256", keys.path(), true);
+    for level in ["auth", "writes", "all"] {
+        let more = [("QUORATE_AUTH_TOKEN".to_owned(), option.clone())];
+        let mut scene = Scene::start_with(level, more).await;
+        let client = enabled(&scene.server).await;
+        let root = log_in(&client, "root").await;
+        let (mut auth, mut maintenance) = (client.auth.clone(), client.maintenance.clone());
+        let status = auth.auth_status(by(&root, pb::AuthStatusRequest {})).await;
+        let revision = status.unwrap().into_inner().auth_revision;
+        let claims = format!(r#"{{"username":"gone","revision":{revision}}}"#);
+        let gone = &jwt::rs256(keys.path(), jwt::RS256, &claims);
+        let user = |name: &str| pb::AuthUserGetRequest { name: name.into() };
+        let role = pb::AuthRoleGetRequest { role: "r".into() };
+        let refusals = [
+            auth.user_list(by(gone, pb::AuthUserListRequest {}))
+                .await
+                .err(),
+            auth.user_get(by(gone, user("u"))).await.err(),
+            auth.role_get(by(gone, role)).await.err(),
+            auth.role_add(by(gone, pb::AuthRoleAddRequest { name: "x".into() }))
+                .await
+                .err(),
+            maintenance
+                .hash_kv(by(gone, pb::HashKvRequest::default()))
+                .await
+                .err(),
+        ];
+        for refusal in refusals {
+            assert_eq!(refusal.unwrap().code(), tonic::Code::FailedPrecondition);
+        }
+        // The same text, for who has the right.
+        let missing = auth.user_get(by(&root, user("missing"))).await.unwrap_err();
+        assert_eq!(missing.message(), "etcdserver: user name not found");
+        let (_, lines) = scene.lines().await;
+        let refused = "FailedPrecondition user name not found";
+        for (method, about) in [
+            ("UserList", "-"),
+            ("UserGet", "u"),
+            ("RoleGet", "r"),
+            ("RoleAdd", "x"),
+            ("HashKV", "-"),
+        ] {
+            let found = of(&lines, method);
+            let expected = format!("gone {about} {refused}");
+            assert!(found.contains(&expected), "{level} {method}: {found:?}");
+        }
+        let missing = of(&lines, "UserGet").contains(&"root missing FailedPrecondition -".into());
+        assert_eq!(missing, level == "all");
+    }
 }

@@ -26,7 +26,7 @@ fn openssl(dir: &Path, script: &str) {
 }
 
 /// `key.pem` and `key.pub` for each way to sign.
-fn keys(method: &str) -> TempDir {
+pub(crate) fn keys(method: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let make = match &method[..2] {
         "RS" | "PS" => "genrsa -out key.pem 2048",
@@ -45,7 +45,7 @@ fn keys(method: &str) -> TempDir {
 }
 
 /// `auth.token` in etcd's notation.
-fn option(method: &str, keys: &Path, private: bool) -> String {
+pub(crate) fn option(method: &str, keys: &Path, private: bool) -> String {
     let file = |name: &str| keys.join(name).display().to_string();
     let mut options = vec![format!("jwt,sign-method={method},ttl=10m")];
     if private {
@@ -88,7 +88,7 @@ async fn told(client: &Client, token: &str) -> String {
 }
 
 /// A token with this header and these claims, signed by RS256 with `key.pem`.
-fn rs256(dir: &Path, header: &str, claims: &str) -> String {
+pub(crate) fn rs256(dir: &Path, header: &str, claims: &str) -> String {
     let message = format!("{}.{}", BASE64URL.encode(header), BASE64URL.encode(claims));
     fs::write(dir.join("message"), &message).unwrap();
     openssl(dir, "dgst -sha256 -sign key.pem -out signature message");
@@ -96,7 +96,7 @@ fn rs256(dir: &Path, header: &str, claims: &str) -> String {
     format!("{message}.{}", BASE64URL.encode(signature))
 }
 
-const RS256: &str = r#"{"alg":"RS256","typ":"JWT"}"#;
+pub(crate) const RS256: &str = r#"{"alg":"RS256","typ":"JWT"}"#;
 
 #[tokio::test]
 async fn tokens_go_from_etcd_to_quorate_and_back() {
