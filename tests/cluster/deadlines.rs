@@ -230,7 +230,7 @@ async fn long_reads(port: u16, count: usize, bytes: usize, one_by_one: bool) {
     let message = range.encode_to_vec();
     let length = u32::try_from(message.len()).expect("a small message");
     let frame = Bytes::from([&[0], &length.to_be_bytes()[..], &message].concat());
-    let begin = async || {
+    let call = async || {
         let request = Request::post("http://127.0.0.1/etcdserverpb.KV/Range")
             .header("content-type", "application/grpc")
             .header("te", "trailers");
@@ -238,12 +238,12 @@ async fn long_reads(port: u16, count: usize, bytes: usize, one_by_one: bool) {
         let mut requests = connection.0.clone().ready().await.expect("it lives");
         requests.send_request(request, false).expect("a new stream")
     };
-    let (first, mut send) = begin().await;
+    let (first, mut send) = call().await;
     send.send_data(frame.clone(), true).expect("it is sent");
     let sending = async {
         let mut begun = Vec::new();
         for _ in 1..count {
-            let (answer, mut send) = begin().await;
+            let (answer, mut send) = call().await;
             if one_by_one {
                 send.reserve_capacity(frame.len());
                 while send.capacity() < frame.len() {
