@@ -364,15 +364,13 @@ impl Connection {
 
     /// Whether further calls must wait: the client does not take its answers, or too many calls are in flight.
     fn is_busy(&self) -> bool {
-        let waiting = self.waiting.as_ref();
-        let is_full = |waiting: &Waiting| {
+        let waiting = self.waiting.as_deref();
+        waiting.is_some_and(|waiting| {
             waiting.len() >= CALLS_MAX || waiting.read_bytes() >= READ_BYTES_MAX
-        };
-        waiting.is_some_and(|waiting| is_full(waiting))
-            || self
-                .budget
-                .as_ref()
-                .is_some_and(|budget| budget.is_behind())
+        }) || self
+            .budget
+            .as_ref()
+            .is_some_and(|budget| budget.is_behind())
     }
 
     /// Begins deferred calls, in their order, unless the connection is busy. Returns whether any began.
