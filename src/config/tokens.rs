@@ -95,16 +95,14 @@ impl Written<'_> {
             } else {
                 ""
             };
-            return match options.sign_method {
-                Some(_) => unusable(
-                    KEY,
-                    format!("jwt with a sign-method that is one of {names}{why}"),
-                ),
-                None => {
-                    let allowed = format!("one of {names}, since {KEY} is jwt{why}");
-                    unusable(SIGN_METHOD, allowed)
-                }
+            let (key, allowed) = if options.sign_method.is_some() {
+                let allowed = format!("jwt with a sign-method that is one of {names}{why}");
+                (KEY, allowed)
+            } else {
+                let allowed = format!("one of {names}, since {KEY} is jwt{why}");
+                (SIGN_METHOD, allowed)
             };
+            return unusable(key, allowed);
         }
         let private_key = once(PRIVATE_KEY, self.private_key, options.private_key)?;
         let own = self.public_keys.iter().map(String::as_str);
