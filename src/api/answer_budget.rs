@@ -9,7 +9,7 @@
 //! | longer | held: room for it is taken before it is read | the call waits for room, then gets `ResourceExhausted` |
 //!
 //! A long answer gives its room back as it is sent. While a call waits for room, long answers that their clients do not read are
-//! cancelled soon, and whoever holds much must take much ([`Demand`]), so that one slow reader does not block the others.
+//! cancelled soon, and whoever holds much must take much (`Demand`), so that one slow reader does not block the others.
 
 use super::status::Status;
 use std::{

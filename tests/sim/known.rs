@@ -456,8 +456,8 @@ fn a_voter_loses_its_disk_at_the_beginning(seed: u64) {
 }
 
 /// Found by a storm (seed 135219340): a member that was added loses its disk before the log says that it has started. It has no
-/// vote yet, so it may begin again under its id, with an empty log; or its leader, which knows what it had acknowledged, stops it,
-/// and it is replaced. Nothing is lost either way.
+/// vote yet, so it may begin again under its id, with an empty log. Or its leader, which knows what it had acknowledged, stops
+/// it, and it is replaced. Nothing is lost either way.
 fn an_added_member_loses_its_disk_before_it_has_started(seed: u64) {
     let mut scene = Scene::of(seed, 3);
     scene.put(&[0, 1, 2], "k", "v");
