@@ -148,13 +148,12 @@ impl Budget {
         if let Some(held) = self.try_hold(bytes) {
             return Ok(held);
         }
-        let _waiting = (
-            Counted::one(&self.waiting),
-            Counted::one(&self.arbiter.waiting),
-        );
+        let _waiting = Counted::one(&self.waiting);
         let (own, shared) = units(bytes);
         let both = async {
             let own = self.held.clone().acquire_many_owned(own).await;
+            // Only now: what a connection's own answers keep it from is no matter of the others.
+            let _waiting = Counted::one(&self.arbiter.waiting);
             let shared = self.arbiter.held.clone().acquire_many_owned(shared).await;
             self.held(own.ok(), shared.ok(), bytes)
         };

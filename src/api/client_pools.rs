@@ -24,12 +24,16 @@ const MESSAGE_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// Bytes of messages that are held back until there is room among those.
 const HELD_BACK_BYTES_MAX: usize = 64 * 1024 * 1024;
 
+/// Bytes that have arrived and that no call has read: those of the messages that are held back, and those of busy calls.
+const UNREAD_BYTES_MAX: usize = HELD_BACK_BYTES_MAX;
+
 /// What all connections of a member share.
 #[derive(Debug)]
 pub(super) struct ClientPools {
     calls: Arc<Pool>,
     message_bytes: Arc<Pool>,
     held_back_bytes: Arc<Pool>,
+    unread_bytes: Arc<Pool>,
     addresses: Mutex<Addresses>,
     next_connection: AtomicUsize,
 }
@@ -49,6 +53,7 @@ impl Default for ClientPools {
             calls: half(CALLS_MAX),
             message_bytes: half(MESSAGE_BYTES_MAX),
             held_back_bytes: half(HELD_BACK_BYTES_MAX),
+            unread_bytes: half(UNREAD_BYTES_MAX),
             addresses: Mutex::default(),
             next_connection: AtomicUsize::new(0),
         }
@@ -78,7 +83,11 @@ impl ClientPools {
             rooms.retain(|_, room| room.strong_count() > 0);
             *sweep_at = 2 * rooms.len() + 1;
         }
-        let room = AddressRoom::new(&self.message_bytes, &self.held_back_bytes);
+        let room = AddressRoom::new(
+            &self.message_bytes,
+            &self.held_back_bytes,
+            &self.unread_bytes,
+        );
         rooms.insert(origin, Arc::downgrade(&room));
         room
     }

@@ -16,9 +16,9 @@
 //! so that its other calls go on. A message is held back for [`ROOM_TIMEOUT`] at most; then, or if there is no place among those
 //! that are held back, its call gets `ResourceExhausted`. Room that is given back goes to the first that was held back.
 //!
-//! Bytes that have arrived behind a message whose call is busy count for the same pool, once they are out of the HTTP/2
-//! library. A call that leaves such bytes while the pool has no room for them gets `ResourceExhausted` too
-//! (`http2::request_stream`).
+//! Bytes that have arrived and that no call has read yet count for a third pool, as large as that of the messages that are held
+//! back: what is held back arrives, and waits there. A call that leaves such bytes while that pool has no room for them gets
+//! `ResourceExhausted` too (`http2::request_stream`).
 //!
 //! While messages of other connections are held back because of what others hold, one that has room must go on: it loses its
 //! room if less than [`STALL_BYTES`] of it arrive in [`STALL_MAX`], or less than [`FIRST_STALL_BYTES`] while it is at its first
@@ -68,17 +68,16 @@ const FIRST_STALL_BYTES: usize = 1024;
 pub(super) struct AddressRoom {
     bytes: Arc<Share>,
     held_back: Arc<Share>,
-    /// Of the same pool as `held_back`, and counted apart: it keeps no message waiting.
     unread: Arc<Share>,
 }
 
 impl AddressRoom {
     /// The shares of a new address.
-    pub(super) fn new(bytes: &Arc<Pool>, held_back: &Arc<Pool>) -> Arc<Self> {
+    pub(super) fn new(bytes: &Arc<Pool>, held_back: &Arc<Pool>, unread: &Arc<Pool>) -> Arc<Self> {
         Arc::new(Self {
             bytes: Share::new(bytes),
             held_back: Share::new(held_back),
-            unread: Share::new(held_back),
+            unread: Share::new(unread),
         })
     }
 }
@@ -311,7 +310,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn connections_of_one_address_have_one_share_and_make_room_for_each_other() {
         let (bytes, held_back) = (pool(8 * LONG), pool(1 << 20));
-        let [address, elsewhere] = [(); 2].map(|()| AddressRoom::new(&bytes, &held_back));
+        let [address, elsewhere] =
+            [(); 2].map(|()| AddressRoom::new(&bytes, &held_back, &held_back));
         let [first, second] = [(); 2].map(|()| connection(&address));
         let mut begun = greedy(&first);
         assert_eq!(begun.len(), 4, "half");
@@ -338,7 +338,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn newcomers_do_not_overtake_a_message_that_is_held_back() {
         let (bytes, held_back) = (pool(8 * LONG), pool(1 << 20));
-        let connections = [(); 6].map(|()| connection(&AddressRoom::new(&bytes, &held_back)));
+        let connections =
+            [(); 6].map(|()| connection(&AddressRoom::new(&bytes, &held_back, &held_back)));
         let mut begun: Vec<Vec<Room>> = connections[..4].iter().map(greedy).collect();
         assert_eq!(bytes.used(), 8 * LONG);
         let mut honest = Room::new(&connections[4]);

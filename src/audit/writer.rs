@@ -27,6 +27,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 static FAILURES: LogGate = LogGate::new();
 
 static MOVED: LogGate = LogGate::new();
+static UNSEEN: LogGate = LogGate::new();
 
 /// Where lines go.
 #[derive(Clone, Debug)]
@@ -179,7 +180,6 @@ impl OpenOutput {
             return Ok(());
         };
         if file.is_gone()? {
-            self.file = None;
             self.file = Some(RotatedFile::open(path, *limits)?);
             let path = path.display();
             log_gate::warn!(
@@ -191,8 +191,11 @@ impl OpenOutput {
     }
 
     fn write(&mut self, text: &str) -> io::Result<()> {
-        if self.looked.elapsed() >= LOOK_EVERY {
-            self.look()?;
+        if self.looked.elapsed() >= LOOK_EVERY
+            && let Err(error) = self.look()
+        {
+            // The file that is open takes the lines all the same.
+            log_gate::error!(UNSEEN, "the audit log cannot be looked at: {error}");
         }
         match &self.output {
             Output::Stderr => io::stderr().lock().write_all(text.as_bytes()),
@@ -216,6 +219,27 @@ impl OpenOutput {
 mod tests {
     use super::*;
     use std::fs;
+
+    /// The lines were dropped, and the file that was open was closed.
+    #[test]
+    fn a_file_whose_path_cannot_be_looked_at_takes_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, moved) = (dir.path().join("audit"), dir.path().join("moved"));
+        fs::create_dir(&folder).unwrap();
+        let limits = FileLimits {
+            bytes_max: 1_000,
+            files_max: 2,
+        };
+        let output = Output::File(folder.join("audit.log"), limits);
+        let mut output = output.open().unwrap();
+        output.write("1\n").unwrap();
+        fs::rename(&folder, &moved).unwrap();
+        fs::write(&folder, "no folder").unwrap();
+        output.looked = clock::now().checked_sub(LOOK_EVERY).unwrap();
+        output.write("2\n").unwrap();
+        let lines = fs::read_to_string(moved.join("audit.log")).unwrap();
+        assert_eq!(lines, "1\n2\n");
+    }
 
     /// It wrote to the old file for ever.
     #[test]

@@ -152,15 +152,22 @@ impl VerifyingKey {
             let key = Public::Hmac(secret(algorithm, file)?);
             return Ok(vec![Self { algorithm, key }]);
         }
-        let blocks = blocks(file)?;
+        let mut blocks = blocks(file)?;
         let is_public = |tag: &str| matches!(tag, "PUBLIC KEY" | "RSA PUBLIC KEY" | "CERTIFICATE");
         if !blocks.iter().any(|block| is_public(block.tag())) {
             let wanted = "public key";
             return Err(KeyError::NoKey { wanted });
         }
+        // A file may hold a private key beside its public one; here it is not needed.
+        let is_private = |tag: &str| tag.ends_with("PRIVATE KEY") || tag == "EC PARAMETERS";
+        blocks.retain(|block| !is_private(block.tag()));
         if let Some(other) = blocks.iter().find(|block| !is_public(block.tag())) {
             let tag = other.tag().to_owned();
             return Err(KeyError::NoPublicKey { tag });
+        }
+        if blocks[0].tag() == "CERTIFICATE" {
+            // As etcd: the chain that follows a certificate has keys of authorities, which sign no tokens.
+            blocks.truncate(1);
         }
         if blocks.len() > 1 && blocks.iter().any(|block| block.tag() == "CERTIFICATE") {
             return Err(KeyError::CertificateBeside);

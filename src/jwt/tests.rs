@@ -435,12 +435,20 @@ fn all_keys_of_a_file_count_or_none() {
         (cut, "a PEM block in it is malformed"),
         (letters.as_bytes(), "a PEM block in it is malformed"),
         (&*files("ec.pub"), "another kind"),
-        (&*files("2.pem"), "it holds a block PRIVATE KEY"),
+        (
+            &b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"[..],
+            "it holds a block X509 CRL",
+        ),
         (&*files("cert.pem"), "a certificate beside other keys"),
     ] {
         let error = read(&[&*one, second].concat()).unwrap_err().to_string();
         assert!(error.contains(reason), "{error}");
     }
+    let one_of = |file: &[u8]| read(file).map(|keys| keys.len());
+    let beside = [&*files("1.pem"), &*one].concat();
+    assert_eq!(one_of(&beside), Ok(1), "a private key is left out");
+    let chain = [files("cert.pem"), files("cert.pem")].concat();
+    assert_eq!(one_of(&chain), Ok(1), "a certificate's chain is left out");
     let both = [files("1.pem"), files("2.pem")].concat();
     let error = SigningKey::read(Algorithm::EdDsa, &both).unwrap_err();
     assert_eq!(error, KeyError::SeveralPrivate);

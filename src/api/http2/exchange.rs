@@ -303,6 +303,8 @@ struct Stalled;
 struct Pace {
     /// When the current part, as long as the [`Demand`] says, first waited for the client's window; `None` if it has not.
     since: Option<Instant>,
+    /// The time that the part had at the last check.
+    within: Duration,
     /// Bytes of this part that the client has taken.
     bytes: usize,
 }
@@ -318,19 +320,31 @@ impl Pace {
         if demand().is_none() {
             return Ok(room.await);
         }
-        let since = *self.since.get_or_insert_with(Instant::now);
         let mut room = pin!(room);
         loop {
             // Also before the first wait: the client's window may open every moment by very little.
-            let is_late =
-                |demand: Demand| self.bytes < demand.bytes && since.elapsed() >= demand.within;
-            if demand().is_some_and(is_late) {
+            if demand().is_some_and(|demand| self.is_late(demand)) {
                 return Err(Stalled);
             }
             if let Ok(room) = timeout(STALL_CHECK, &mut room).await {
                 return Ok(room);
             }
         }
+    }
+
+    /// Whether the time of the part is over. When others begin to wait, the time becomes shorter, and the part begins again: what
+    /// was slow enough before is not held against the client.
+    fn is_late(&mut self, demand: Demand) -> bool {
+        let shorter = demand.within < self.within;
+        self.within = demand.within;
+        let since = match self.since {
+            Some(since) if !shorter => since,
+            _ => {
+                self.bytes = 0;
+                *self.since.insert(Instant::now())
+            }
+        };
+        self.bytes < demand.bytes && since.elapsed() >= demand.within
     }
 
     fn took(&mut self, bytes: usize, demand: Option<Demand>) {
@@ -400,6 +414,27 @@ mod tests {
             got
         };
         assert_eq!(join!(brisk, others), (true, 50));
+    }
+
+    /// A steady reader's answer was ended as soon as anybody waited.
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_is_not_late_at_once_when_others_begin_to_wait() {
+        let (answer, other) = with_answer(LONG);
+        let mut pace = Pace::default();
+        let opens = pace.wait(sleep(Duration::from_secs(20)), || answer.demand());
+        assert!(opens.await.is_ok(), "nobody waits");
+        let waits = async {
+            let opens = sleep(Duration::from_secs(2));
+            pace.wait(opens, || answer.demand()).await.is_ok()
+        };
+        let (in_time, _) = join!(waits, other.hold(MIB));
+        assert!(in_time, "the part begins again when others wait");
+        let waits = async {
+            let opens = sleep(Duration::from_secs(5));
+            pace.wait(opens, || answer.demand()).await.is_ok()
+        };
+        let (in_time, _) = join!(waits, other.hold(MIB));
+        assert!(!in_time, "and then it counts");
     }
 
     #[tokio::test(start_paused = true)]

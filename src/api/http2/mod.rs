@@ -270,6 +270,8 @@ impl Connection {
                 && waiting.cancel(stream.into())
             {
                 self.count_cancelled();
+                // Too many of them end the connection, which the library does the next time that it runs.
+                context.waker().wake_by_ref();
             }
         }
         if self.begin_deferred(context) {

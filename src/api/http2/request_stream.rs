@@ -5,7 +5,7 @@
 //! [`Prefetched`] buffer, where small ones are joined. Flow control bounds the buffer: the client's window opens again only when
 //! the call consumes bytes.
 //!
-//! What a call leaves in its buffer counts as bytes that are held back ([`MessageRoom`]). If there is no room for it the call
+//! What a call leaves in its buffer counts as unread bytes ([`MessageRoom`]). If there is no room for it the call
 //! loses its messages. What follows the last message that a call reads is dropped as it comes.
 
 use crate::{
@@ -344,7 +344,7 @@ mod tests {
     fn room_for(bytes: usize) -> (Arc<Pool>, Arc<MessageRoom>) {
         let pool = |total| Pool::new(Size { total, factor: 1 });
         let unread = pool(2 * bytes);
-        let of = crate::api::message_room::AddressRoom::new(&pool(0), &unread);
+        let of = crate::api::message_room::AddressRoom::new(&pool(0), &pool(0), &unread);
         let room = MessageRoom::new(of, Waker::noop().clone());
         (unread, room)
     }

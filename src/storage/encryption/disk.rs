@@ -64,7 +64,10 @@ pub enum EncryptionError {
     )]
     NoKey { file: String },
     /// A key was given for a directory without a keyring.
-    #[error("the data directory is not encrypted: it has no file {KEYRING}; give no key for it")]
+    #[error(
+        "the data directory is not encrypted: it has no file {KEYRING}; give no key for it, neither by a flag nor by \
+         QUORATE_ENCRYPTION_KEY_FILE or QUORATE_ENCRYPTION_KEY_COMMAND"
+    )]
     NotEncrypted,
     /// A keyring is there, and all databases are plain.
     #[error(
@@ -85,7 +88,7 @@ pub enum EncryptionError {
     },
     /// A database without encryption cannot be read.
     #[error(
-        "cannot encrypt {file} of the data directory, because it cannot be read ({source}): put it back from a backup; or, in a \
+        "cannot read {file} of the data directory ({source}): put it back from a backup; or, in a \
          cluster with a healthy majority, make a file named refill in the data directory and start again, which puts the \
          database aside and fetches a snapshot"
     )]

@@ -24,6 +24,8 @@ const KEYS_MAX: usize = 16;
 const COMMAND_MAX: Duration = Duration::from_secs(30);
 /// The pause between two looks at whether a command has written or ended.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// How often is looked whether a command has ended that was killed.
+const REAP_LOOKS: u32 = 200;
 /// Bytes that are read from a command at once.
 const PART_BYTES: usize = 4 * 1024;
 
@@ -233,9 +235,25 @@ fn output(command: &str, within: Duration) -> Result<Vec<u8>, KeyCause> {
         rustix::process::kill_process_group(group, rustix::process::Signal::KILL)
             .unwrap_or_default();
     }
-    // It has ended, or was killed. An error means that this was known already.
-    child.wait().map(drop).unwrap_or_default();
+    reap(&mut child);
     finished
+}
+
+/// Takes note of the end of a child that has ended or was killed. One that may not be killed, since it runs as another user, is
+/// left behind after a second.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "callers give it a thread that may block"
+)]
+fn reap(child: &mut Child) {
+    for _ in 0..REAP_LOOKS {
+        if !matches!(child.try_wait(), Ok(None)) {
+            return;
+        }
+        thread::sleep(LOOK_EVERY);
+    }
+    let id = child.id();
+    tracing::warn!("encryption.key_command does not end: its process {id} cannot be killed");
 }
 
 /// Waits until the output and the command have ended. Neither is waited for in the system: a process that the command has left
