@@ -456,10 +456,8 @@ mod tests {
 
     /// Room of the only connection of an address.
     fn room(bytes: &Arc<Pool>, held_back: &Arc<Pool>) -> Arc<MessageRoom> {
-        MessageRoom::new(
-            AddressRoom::new(bytes, held_back, held_back),
-            Waker::noop().clone(),
-        )
+        let of = AddressRoom::new(bytes, held_back, held_back);
+        MessageRoom::new(of, Waker::noop().clone())
     }
 
     /// Reads what has arrived.
