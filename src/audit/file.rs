@@ -50,6 +50,11 @@ impl RotatedFile {
         }
     }
 
+    /// Whether no path names it any more. One that was only moved still has a name.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.file.metadata().is_ok_and(|about| about.nlink() == 0)
+    }
+
     /// Appends lines, which come one by one in `ends`. A line is never split between files.
     pub(super) fn write(&mut self, lines: &str) -> io::Result<()> {
         let mut rest = lines;

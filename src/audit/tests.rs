@@ -277,6 +277,39 @@ fn what_could_not_be_written_is_said_in_the_log() {
     assert_eq!(numbers(&path).len(), 1);
 }
 
+/// They went into the deleted file and counted as written.
+#[test]
+fn lines_for_a_file_that_was_deleted_are_dropped_until_there_is_one_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("logs");
+    fs::create_dir(&folder).unwrap();
+    let path = folder.join("audit.log");
+    let limits = FileLimits {
+        bytes_max: 10_000,
+        files_max: 2,
+    };
+    let output = Output::File(path.clone(), limits).open().unwrap();
+    let audit = Audit::start(Level::All, output, 0xab).unwrap();
+    let log = |audit: &Audit| {
+        audit.line(call("m", Kind::Read)).close(&Ended::OK);
+        flush(audit);
+    };
+    log(&audit);
+    assert_eq!(audit.counts().written(), 1);
+    fs::remove_dir_all(&folder).unwrap();
+    audit.look_at_file();
+    flush(&audit);
+    log(&audit);
+    log(&audit);
+    assert_eq!((audit.counts().written(), audit.counts().dropped()), (1, 2));
+    fs::create_dir(&folder).unwrap();
+    log(&audit);
+    assert_eq!(audit.counts().written(), 2);
+    let lines = numbers(&path);
+    let gap: Value = serde_json::from_str(&lines[0]).unwrap();
+    assert_eq!((&gap["dropped"], lines.len()), (&2.into(), 2));
+}
+
 #[test]
 fn a_file_that_cannot_be_opened_is_named_at_the_start() {
     let limits = FileLimits {

@@ -176,6 +176,15 @@ impl OpenOutput {
     /// Opens the file anew if it was moved or deleted.
     fn look(&mut self) -> io::Result<()> {
         self.looked = clock::now();
+        let seen = self.follow();
+        if seen.is_err() && self.file.as_ref().is_some_and(RotatedFile::is_deleted) {
+            // Nobody can read what it takes: lines are dropped and counted until there is a file again.
+            self.file = None;
+        }
+        seen
+    }
+
+    fn follow(&mut self) -> io::Result<()> {
         let (Output::File(path, limits), Some(file)) = (&self.output, &self.file) else {
             return Ok(());
         };
@@ -194,7 +203,7 @@ impl OpenOutput {
         if self.looked.elapsed() >= LOOK_EVERY
             && let Err(error) = self.look()
         {
-            // The file that is open takes the lines all the same.
+            // A file that is open takes the lines all the same.
             log_gate::error!(UNSEEN, "the audit log cannot be looked at: {error}");
         }
         match &self.output {
