@@ -244,7 +244,7 @@ async fn the_member(requests: &Requests) -> Result<(), RequestError> {
     let identity: Identity = requests.identity();
     let limits: RequestLimits = requests.limits();
     assert!(limits.timeout > Duration::ZERO, "{limits:?}");
-    let status: NodeStatus = requests.status();
+    let status: NodeStatus = requests.status()?;
     let ids: (ClusterId, MemberId) = (status.cluster, status.member);
     assert_eq!(ids, (identity.cluster, identity.member));
     let positions: (LogIndex, Term) = (status.applied, status.term);

@@ -107,7 +107,8 @@ fn a_lease_ends_at_its_time_with_its_keys_in_one_revision() {
         sleep(LATE).await;
         assert_eq!(get(&node, "a").await, None);
         assert_eq!(get(&node, "b").await, None);
-        assert_eq!(node.status().revision, Revision(4), "one for both keys");
+        let newest = node.status().unwrap().revision;
+        assert_eq!(newest, Revision(4), "one for both keys");
         assert_eq!(*node.leases().await.unwrap(), []);
         assert_eq!(node.time_to_live(lease, false).await.unwrap(), None);
         assert_eq!(node.keep_alive(lease).await.unwrap(), None);
@@ -130,7 +131,7 @@ fn a_renewed_lease_lives_and_a_detached_key_outlives_its_lease() {
         assert!(get(&node, "detached").await.is_some());
         assert_eq!(get(&node, "left").await, None);
         assert_eq!(*node.leases().await.unwrap(), [renewed]);
-        let before = node.status().revision;
+        let before = node.status().unwrap().revision;
         let after = node.revoke_lease(renewed).await.unwrap();
         assert_eq!(after, Revision(before.0 + 1));
         assert_eq!(get(&node, "renewed").await, None);

@@ -53,9 +53,11 @@ impl Requests {
     }
 
     /// The same requests on behalf of a user, without a password: for a program that knows by other means whom it acts for. The
-    /// user gets what is granted, as of each request; nothing any more once the user is removed.
+    /// user gets what is granted, as of each request; no key any more once the user is removed. Only the node's own requests, and
+    /// those of a user with the role root, can be turned into those of a user, even while authentication is off.
     pub fn as_user(&self, name: &str) -> Result<Self, AuthError> {
         let published = self.published();
+        published.auth.require_root_always(self.caller())?;
         let user = published.auth.user(name).ok_or(AuthError::UserNotFound)?;
         Ok(self.on_behalf(Caller::User(Arc::new(UserRef {
             name: name.into(),

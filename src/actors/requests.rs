@@ -243,6 +243,16 @@ impl Requests {
         self.shared.jwt.as_ref()
     }
 
+    /// Refuses a caller without the role root, by this member's newest state.
+    pub(crate) fn require_root(&self) -> Result<(), AuthError> {
+        self.published().auth.require_root(&self.caller)
+    }
+
+    /// Refuses a caller who has not said who it is, by this member's newest state.
+    fn require_identity(&self) -> Result<(), AuthError> {
+        self.published().auth.require_identity(&self.caller)
+    }
+
     /// Refuses a read that the caller may not make, in the state that is read.
     pub(super) fn allow_read(
         &self,
@@ -388,8 +398,11 @@ impl Requests {
         Ok(now)
     }
 
-    pub fn alarms(&self) -> Vec<(MemberId, AlarmKind)> {
-        self.published().alarms.iter().copied().collect()
+    /// The alarms that are raised, as of this member's applied index. Needs a user while authentication is on.
+    pub fn alarms(&self) -> Result<Vec<(MemberId, AlarmKind)>, AuthError> {
+        let published = self.published();
+        published.auth.require_identity(&self.caller)?;
+        Ok(published.alarms.iter().copied().collect())
     }
 
     /// Raises or clears an alarm; returns whether it was raised before.
@@ -446,8 +459,14 @@ impl Requests {
         self.shared.consensus.submit_to(&signed, reply)
     }
 
-    /// This member's state. Leader, term and commit index may be out of date.
-    pub fn status(&self) -> NodeStatus {
+    /// This member's state. Leader, term and commit index may be out of date. Needs a user while authentication is on.
+    pub fn status(&self) -> Result<NodeStatus, AuthError> {
+        self.require_identity()?;
+        Ok(self.own_status())
+    }
+
+    /// As [`Requests::status`], for the member itself.
+    pub(crate) fn own_status(&self) -> NodeStatus {
         let published = self.published();
         let raft = *self.shared.raft_status.borrow();
         NodeStatus {
@@ -468,13 +487,18 @@ impl Requests {
         }
     }
 
-    /// The members: as of every change acknowledged before now, or, if not linearizable, as of this member's applied index.
+    /// The members: as of every change acknowledged before now, or, if not linearizable, as of this member's applied index. Needs
+    /// a user while authentication is on.
     pub async fn members(&self, linearizable: bool) -> Result<Arc<Members>, RequestError> {
-        Ok(self.view_of_any_state(!linearizable).await?.members.clone())
+        let published = self.view_of_any_state(!linearizable).await?;
+        published.auth.require_identity(&self.caller)?;
+        Ok(published.members.clone())
     }
 
     /// Changes the membership; answers with the members after the change. A member that does not lead asks the one that does.
+    /// Needs the role root while authentication is on.
     pub async fn change_membership(&self, change: MemberChange) -> Result<Members, RequestError> {
+        self.require_root()?;
         let deadline = clock::now() + self.shared.limits.timeout;
         loop {
             let (reply, outcome) = oneshot::channel();
@@ -499,17 +523,19 @@ impl Requests {
         }
     }
 
-    /// Hands leadership to another voter; only the leader can.
+    /// Hands leadership to another voter; only the leader can. Needs the role root while authentication is on.
     pub async fn move_leader(&self, to: MemberId) -> Result<(), RequestError> {
+        self.require_root()?;
         let (reply, outcome) = oneshot::channel();
         let sent = self.shared.moves.send(MoveLeader { to, reply });
         sent.await.map_err(|_| RequestError::Stopped)?;
         outcome.await.unwrap_or(Err(RequestError::Stopped))
     }
 
-    /// etcd's hash of this member's history through a revision.
+    /// etcd's hash of this member's history through a revision. Needs the role root while authentication is on.
     pub async fn hash_kv(&self, through: Revision) -> Result<HistoryHash, RequestError> {
         let published = self.published();
+        published.auth.require_root(&self.caller)?;
         self.read_in_background(move || published.hash_history(through))
             .await
     }

@@ -111,8 +111,7 @@ impl Api {
 
     /// Refuses a caller without the role root, by this member's newest state.
     pub(super) fn require_root(&self) -> Result<(), Status> {
-        let auth = self.requests.published().auth.clone();
-        Ok(auth.require_root(self.requests.caller())?)
+        Ok(self.requests.require_root()?)
     }
 
     /// Refuses a call that its caller may not make, by this member's newest state.

@@ -28,13 +28,13 @@ impl Api {
     }
 
     /// `Maintenance.Status`: this member's own state, without a request to other members.
-    pub fn status(&self, _: pb::StatusRequest) -> pb::StatusResponse {
-        let status = self.requests.status();
+    pub fn status(&self, _: pb::StatusRequest) -> Result<pb::StatusResponse, Status> {
+        let status = self.requests.status()?;
         let header = Header {
             term: status.term,
             ..self.header(status.revision)
         };
-        status_response(&status, header)
+        Ok(status_response(&status, header))
     }
 
     pub async fn alarm(&self, request: pb::AlarmRequest) -> Result<pb::AlarmResponse, Status> {
@@ -45,14 +45,13 @@ impl Api {
             self.require_root()?;
         }
         let alarms = match AlarmAction::try_from(request.action) {
-            Ok(AlarmAction::Get) => self.raised(request.alarm),
+            Ok(AlarmAction::Get) => self.raised(request.alarm)?,
             Ok(AlarmAction::Activate) => self.set(request.member_id, asked.ok(), true).await?,
             Ok(AlarmAction::Deactivate) => self.set(request.member_id, asked.ok(), false).await?,
             Err(_) => Vec::new(),
         };
-        let header = self.header(self.requests.status().revision);
         Ok(pb::AlarmResponse {
-            header: Some(header.into()),
+            header: Some(self.header_now()),
             alarms,
         })
     }
@@ -106,13 +105,12 @@ impl Api {
         drop(phase.wait_for(|phase| phase.is_stopping()).await);
     }
 
-    fn raised(&self, asked: i32) -> Vec<pb::AlarmMember> {
-        let alarms = self.requests.alarms();
+    fn raised(&self, asked: i32) -> Result<Vec<pb::AlarmMember>, Status> {
+        let alarms = self.requests.alarms()?;
         let entries = alarms.into_iter().map(|(member, kind)| entry(member, kind));
         let all = asked == i32::from(AlarmType::None);
-        entries
-            .filter(|entry| all || entry.alarm == asked)
-            .collect()
+        let entries = entries.filter(|entry| all || entry.alarm == asked);
+        Ok(entries.collect())
     }
 
     /// etcd: the type NONE and unknown types raise no alarm and clear none.

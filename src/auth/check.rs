@@ -150,6 +150,11 @@ impl AuthState {
         if !self.is_enabled() {
             return Ok(());
         }
+        self.require_root_always(caller)
+    }
+
+    /// As [`AuthState::require_root`], also while authentication is off: for what is still good once it is on.
+    pub fn require_root_always(&self, caller: &Caller) -> Result<(), AuthError> {
         let Some(name) = self.proven(caller)? else {
             return Ok(());
         };
@@ -373,7 +378,9 @@ mod tests {
         for caller in [&Caller::Nobody, &Caller::BadToken, &u] {
             assert!(off.rights(caller).is_ok_and(|rights| rights.is_all()));
             assert_eq!(off.require_root(caller), Ok(()));
+            assert!(off.require_root_always(caller).is_err(), "{caller:?}");
         }
+        assert_eq!(off.require_root_always(&Caller::Node), Ok(()));
     }
 
     #[test]

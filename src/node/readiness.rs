@@ -123,7 +123,7 @@ async fn serves(requests: &Requests) {
 }
 
 fn report_wait(requests: &Requests) {
-    let status = requests.status();
+    let status = requests.own_status();
     let published = requests.published();
     let voters = published.members.iter().filter(|member| !member.learner);
     let voters = voters.count();

@@ -4,21 +4,22 @@ use super::LocalNode;
 use crate::{
     actors::{
         fail_stop::FailStop,
+        membership_change::{ChangeRefusal, MemberChange},
         requests::{RequestError, Requests},
         store::{DeleteKeys, PutKey, ReadRange, Store},
     },
     auth::{
-        AuthError, Change,
+        AuthError, Caller, Change,
         change::{PasswordHash, Permission},
     },
     config::Config,
     kv::{
         KvError,
-        command::{DeleteRange, Put, RangeQuery},
+        command::{AlarmKind, DeleteRange, Put, RangeQuery, SetAlarm},
     },
     services::lock,
     storage::{disk::Disk, sim_disk::SimDisk},
-    types::LeaseId,
+    types::{LeaseId, MemberId, Revision},
 };
 use actix::{Actor, System};
 use std::{net::Ipv4Addr, sync::Arc};
@@ -107,7 +108,11 @@ fn a_program_acts_as_a_user() {
         assert!(denied(u.revoke_lease(lease).await), "it would delete b2");
         assert!(denied(u.time_to_live(lease, true).await));
         assert!(denied(u.leases().await), "names of keys are data");
-        assert!(denied(u.compact(u.status().revision, false).await));
+        let newest = u.status().unwrap().revision;
+        assert!(denied(u.compact(newest, false).await));
+        assert!(denied(u.hash_kv(newest).await));
+        let other = u.as_user("root").err();
+        assert_eq!(other, Some(AuthError::PermissionDenied));
         let locked = lock::lock(&u, "b/lock".into(), lease).await;
         assert!(locked.is_err(), "a lock is made of requests");
 
@@ -140,6 +145,52 @@ fn a_program_acts_as_a_user() {
         assert!(denied(u.range(get("a1")).await));
         let new = requests.as_user("u").unwrap();
         new.put(put("b1")).await.unwrap();
+    });
+}
+
+/// Each of these went by the node's rights.
+#[test]
+fn work_on_the_cluster_needs_the_rights_that_calls_need() {
+    run(async |requests| {
+        let (u, root) = (requests.as_user("u"), requests.as_user("root"));
+        let (u, root) = (u.unwrap(), root.unwrap());
+        let member = requests.identity().member;
+        let change = || MemberChange::Remove { id: MemberId(99) };
+        assert!(denied(u.change_membership(change()).await));
+        assert!(denied(u.move_leader(member).await));
+        assert!(denied(u.hash_kv(Revision(0)).await));
+        let alarm = SetAlarm {
+            member,
+            kind: AlarmKind::NoSpace,
+            raised: true,
+        };
+        assert!(denied(u.set_alarm(alarm).await));
+        let changed = root.change_membership(change()).await;
+        assert!(
+            matches!(changed, Err(RequestError::Change(ChangeRefusal::NotFound))),
+            "{changed:?}"
+        );
+        root.move_leader(member).await.unwrap();
+        root.hash_kv(Revision(0)).await.unwrap();
+
+        // Reading needs to be somebody.
+        assert_eq!(u.alarms(), Ok(Vec::new()));
+        assert_eq!(u.members(true).await.unwrap().iter().count(), 1);
+        let nobody = requests.on_behalf(Caller::Nobody);
+        assert_eq!(nobody.status().err(), Some(AuthError::UserEmpty));
+        assert_eq!(nobody.alarms(), Err(AuthError::UserEmpty));
+        assert!(nobody.members(true).await.is_err());
+
+        // To be another one needs more, also while everybody may do everything.
+        let refusal = Some(AuthError::PermissionDenied);
+        assert_eq!(u.as_user("root").err(), refusal);
+        assert_eq!(u.as_user("u").err(), refusal);
+        root.as_user("u").unwrap().put(put("a1")).await.unwrap();
+        requests.change_auth(Change::Disable).await.unwrap();
+        u.hash_kv(Revision(0)).await.unwrap();
+        assert_eq!(u.as_user("root").err(), refusal);
+        assert_eq!(nobody.as_user("root").err(), Some(AuthError::UserEmpty));
+        root.as_user("u").unwrap();
     });
 }
 

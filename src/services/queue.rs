@@ -604,7 +604,7 @@ mod tests {
             for number in 0..10 {
                 put(&node, &format!("elsewhere{number}")).await;
             }
-            let newest = node.status().revision;
+            let newest = node.status().unwrap().revision;
             node.compact(newest, true)
                 .await
                 .expect("it is not compacted");

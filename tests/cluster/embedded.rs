@@ -113,7 +113,7 @@ async fn leader(nodes: &[Node]) -> usize {
     loop {
         let leaders: Vec<_> = nodes
             .iter()
-            .map(|node| node.requests().status().leader)
+            .map(|node| node.requests().status().expect("its own").leader)
             .collect();
         let agreed = leaders.iter().all(|leader| *leader == leaders[0]);
         let own = |node: &Node| Some(node.identity().member) == leaders[0];

@@ -388,7 +388,7 @@ impl Cluster {
     pub(crate) fn leader(&self) -> Option<Slot> {
         let slots = 0..self.nodes.len();
         let statuses = slots.filter_map(|slot| {
-            let status = self.requests(slot)?.status();
+            let status = self.requests(slot)?.status().ok()?;
             (status.leader == Some(status.member)).then_some((status.term, slot))
         });
         statuses.max().map(|(_, slot)| slot)

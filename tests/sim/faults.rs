@@ -714,7 +714,7 @@ pub(crate) fn all_take_part(cluster: &Cluster) -> bool {
     let mut slots = 0..cluster.nodes.len();
     slots.all(|slot| {
         let requests = cluster.requests(slot);
-        requests.is_some_and(|requests| requests.status().term > Term(0))
+        requests.is_some_and(|requests| requests.term() > Term(0))
     })
 }
 

@@ -124,7 +124,13 @@ fn no_key_is_lost_or_back_after_crashes_while_space_is_given_back() {
 
 fn compact(scene: &mut Scene, slots: &[Slot]) -> Revision {
     let slot = scene.leader();
-    let newest = scene.cluster.requests(slot).unwrap().status().revision;
+    let newest = scene
+        .cluster
+        .requests(slot)
+        .unwrap()
+        .status()
+        .unwrap()
+        .revision;
     scene.retry_until_ok(slots, move |requests| async move {
         match requests.compact(newest, false).await {
             // The answer to an earlier attempt was lost.
@@ -186,7 +192,13 @@ fn a_transaction_that_reads_a_compacted_revision_does_the_same_on_all_members() 
             let lags = (leader + 1) % 3;
             // One member receives all of it later, at once, and after a crash.
             scene.isolate(lags, true);
-            let newest = scene.cluster.requests(leader).unwrap().status().revision;
+            let newest = scene
+                .cluster
+                .requests(leader)
+                .unwrap()
+                .status()
+                .unwrap()
+                .revision;
             for n in 0..12_u64 {
                 let refused = refused.clone();
                 let txn = old_and_new(newest, n);

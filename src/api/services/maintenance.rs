@@ -14,7 +14,7 @@ impl Maintenance for Calls {
     }
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
-        answer(Ok(self.0.status(request.into_inner())))
+        answer(self.0.status(request.into_inner()))
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Answer<HashKvResponse> {

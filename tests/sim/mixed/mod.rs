@@ -167,7 +167,7 @@ impl Workload for Mixed {
         let settled = cluster.run_until(SETTLE_MILLIS, move |cluster| {
             let newest = cluster
                 .requests(0)
-                .map(|requests| requests.status().revision.0);
+                .map(|requests| requests.status().unwrap().revision.0);
             let shared = shared.borrow();
             shared.truth.newest() == newest.unwrap_or_default() && shared.leases.all_ended()
         });

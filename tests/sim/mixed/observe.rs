@@ -66,7 +66,7 @@ impl Observer {
             return;
         };
         let name = member(slot).name;
-        let status = requests.status();
+        let status = requests.status().unwrap();
         if status.leader == Some(status.member) {
             let leader = *self.leaders.entry(status.term).or_insert(slot);
             assert_eq!(
@@ -125,7 +125,7 @@ fn comes_back_with_less(seed: u64) -> bool {
     }
     scene.same_everywhere();
     observer.look(&scene.cluster);
-    let applied = |cluster: &Cluster| Some(cluster.requests(crashes)?.status().applied);
+    let applied = |cluster: &Cluster| Some(cluster.requests(crashes)?.status().ok()?.applied);
     let before = applied(&scene.cluster);
     scene.isolate(crashes, true);
     scene.cluster.crash(crashes, Crash::Power);
