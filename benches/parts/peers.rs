@@ -134,6 +134,7 @@ impl Member {
         let settings = HubSettings {
             identity,
             name: format!("n{id}"),
+            host: "127.0.0.1".to_owned(),
             security: PeerSecurity::Insecure,
             pacing: Pacing::default(),
             queue_bytes_max: 64 * 1024 * 1024,

@@ -440,6 +440,7 @@ mod tests {
                 member: MemberId(id),
             },
             name: name.clone(),
+            host: "127.0.0.1".to_owned(),
             security: PeerSecurity::Insecure,
             pacing: Pacing::default(),
             queue_bytes_max: 1_000_000,

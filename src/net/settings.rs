@@ -69,6 +69,8 @@ pub struct HubSettings {
     pub identity: Identity,
     /// Its name, which its certificate must name.
     pub name: String,
+    /// The host at which others reach it, which a certificate without a member's name must name.
+    pub host: String,
     /// How members prove who they are.
     pub security: PeerSecurity,
     pub pacing: Pacing,
@@ -133,8 +135,8 @@ pub struct Listener {
 
 impl Listener {
     pub fn open(address: &str, settings: HubSettings) -> Result<Self, NetError> {
-        let name = settings.name.clone();
-        let (watch, tls) = TlsWatch::open(settings.security.clone(), name)?;
+        let (name, host) = (settings.name.clone(), settings.host.clone());
+        let (watch, tls) = TlsWatch::open(settings.security.clone(), name, host)?;
         let failed = |source| NetError::Listen {
             address: address.to_owned(),
             source,

@@ -76,13 +76,23 @@ impl PeerSecurity {
     /// Checks that member `name`, which others reach at `host`, can use the files: they can be read, they fit together, and other
     /// members will accept the certificate as this member's.
     pub fn check(&self, name: &str, host: &str) -> Result<(), TlsError> {
+        self.checked(name, host, None).map(drop)
+    }
+
+    /// As [`PeerSecurity::check`], and the configurations from these files, which would replace the certificate `in_force`.
+    fn checked(
+        &self,
+        name: &str,
+        host: &str,
+        in_force: Option<&CertificateDer<'_>>,
+    ) -> Result<TlsConfigs, TlsError> {
         let Self::Files(files) = self else {
-            return self.load(name).map(drop);
+            return self.load(name);
         };
         check_key_mode(&files.key, files.refuse_readable_keys)
             .map_err(TlsError::in_setting("peer.key"))?;
-        files.check(None)?;
-        self.load(name)?;
+        files.check(in_force)?;
+        let configs = files.load()?;
         let bad = |problem: String| {
             let path = files.cert.clone();
             TlsError::in_setting("peer.cert")(TlsError::Pem { path, problem })
@@ -94,7 +104,7 @@ impl PeerSecurity {
             .check(own)
             .map_err(|error| bad(format!("other members refuse it: {}", tls::reason(&error))))?;
         if is_of_member(own, &files.allowed, name, &[host.to_owned()]) {
-            return Ok(());
+            return Ok(configs);
         }
         let found = names(own).join(", ");
         Err(bad(format!(
@@ -192,7 +202,9 @@ impl TlsFiles {
 #[derive(Debug)]
 pub(super) struct TlsWatch {
     security: PeerSecurity,
+    /// Whose certificate it must be: this member's, which others reach at this host.
     name: String,
+    host: String,
     files: FileWatch,
     /// The certificate chain of new connections; empty without files.
     in_force: Vec<CertificateDer<'static>>,
@@ -203,6 +215,7 @@ impl TlsWatch {
     pub(super) fn open(
         security: PeerSecurity,
         name: String,
+        host: String,
     ) -> Result<(Self, TlsConfigs), TlsError> {
         let (paths, expiry) = match &security {
             PeerSecurity::Insecure => (Vec::new(), None),
@@ -216,6 +229,7 @@ impl TlsWatch {
         let mut watch = Self {
             security,
             name,
+            host,
             files,
             in_force: Vec::new(),
             expiry,
@@ -225,14 +239,12 @@ impl TlsWatch {
         Ok((watch, configs))
     }
 
-    /// The new configurations, if the files changed. After an error the caller keeps the old ones, and the files are read again
-    /// once they change again, and every minute.
+    /// The new configurations, if the files changed and pass the checks of a start. After an error the caller keeps the old ones,
+    /// and the files are read again once they change again, and every minute.
     pub(super) fn look(&mut self) -> Option<Result<TlsConfigs, TlsError>> {
         let load = || {
-            if let PeerSecurity::Files(files) = &self.security {
-                files.check(self.in_force.first())?;
-            }
-            self.security.load(&self.name)
+            let in_force = self.in_force.first();
+            self.security.checked(&self.name, &self.host, in_force)
         };
         let read = self.files.look(false).then(load);
         match &read {
@@ -621,7 +633,8 @@ mod tests {
         cert::make_member(dir.path(), &old, "n1", &[], 0).unwrap();
         make_early(dir.path());
         let security = PeerSecurity::Files(used.clone());
-        let (mut watch, _) = TlsWatch::open(security.clone(), "n1".to_owned()).unwrap();
+        let (mut watch, _) =
+            TlsWatch::open(security.clone(), "n1".to_owned(), String::new()).unwrap();
         let look = |watch: &mut TlsWatch| {
             assert!(watch.look().is_none(), "it may still be written");
             watch.look().expect("a change").map(drop)
@@ -636,7 +649,7 @@ mod tests {
         look(&mut watch).unwrap();
         // Where the one in force has ended, too, other files that change must not be ignored.
         put(&files(&old, "n1"), &used);
-        let (mut watch, _) = TlsWatch::open(security, "n1".to_owned()).unwrap();
+        let (mut watch, _) = TlsWatch::open(security, "n1".to_owned(), String::new()).unwrap();
         let ca = std::fs::read(&used.ca).unwrap();
         std::fs::write(&used.ca, [ca.clone(), ca].concat()).unwrap();
         look(&mut watch).unwrap();
@@ -647,7 +660,7 @@ mod tests {
         let dir = made();
         let files = files(dir.path(), "n1");
         let security = PeerSecurity::Files(files.clone());
-        let (mut watch, _) = TlsWatch::open(security, "n1".to_owned()).unwrap();
+        let (mut watch, _) = TlsWatch::open(security, "n1".to_owned(), String::new()).unwrap();
         assert!(watch.look().is_none(), "nothing changed");
         std::fs::write(&files.cert, "broken").unwrap();
         assert!(watch.look().is_none(), "it may still be written");

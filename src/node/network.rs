@@ -202,16 +202,18 @@ pub(super) fn listen(
     owner: &Owner,
     security: PeerSecurity,
 ) -> Result<PeerWay<'static>, StartError> {
-    let settings = settings(owner, security);
+    let host = config.peer_advertise().host.clone();
+    let settings = settings(owner, host, security);
     let listener = Listener::open(&config.peer.listen.to_string(), settings)?;
     tracing::info!("peers on {}", listener.local_address());
     Ok(PeerWay::Quic(Box::new(listener)))
 }
 
-fn settings(owner: &Owner, security: PeerSecurity) -> HubSettings {
+fn settings(owner: &Owner, host: String, security: PeerSecurity) -> HubSettings {
     HubSettings {
         identity: owner.identity,
         name: owner.name.clone(),
+        host,
         security,
         pacing: Pacing::default(),
         queue_bytes_max: PEER_QUEUE_BYTES_MAX,

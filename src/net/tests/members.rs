@@ -310,6 +310,7 @@ pub(in crate::net) fn settings(id: u64, security: PeerSecurity) -> HubSettings {
             member: MemberId(id),
         },
         name: format!("n{id}"),
+        host: "127.0.0.1".to_owned(),
         security,
         pacing: pacing(),
         queue_bytes_max: 1024 * 1024,

@@ -1,7 +1,8 @@
 //! Certificates that change under a running member.
 
 use super::members::{Authority, Member, run};
-use crate::net::{PeerSecurity, TlsFiles};
+use crate::net::{PeerSecurity, TlsFiles, tls::TlsWatch};
+use std::{fs, os::unix::fs::PermissionsExt};
 
 /// Overwrites the files of `to` with those of `from`, the certificate last.
 fn replace(to: &PeerSecurity, from: &PeerSecurity) {
@@ -10,7 +11,7 @@ fn replace(to: &PeerSecurity, from: &PeerSecurity) {
     };
     let parts = |files: &TlsFiles| [files.ca.clone(), files.key.clone(), files.cert.clone()];
     for (from, to) in parts(from).iter().zip(&parts(to)) {
-        std::fs::copy(from, to).unwrap();
+        fs::copy(from, to).unwrap();
     }
 }
 
@@ -26,7 +27,7 @@ fn new_files_are_used_for_new_connections_and_bad_ones_are_not() {
         one.reaches(&two).await;
 
         // A bad file changes nothing: a member of the old authority still gets in.
-        std::fs::write(old.path().join("n1.pem"), "no certificate").unwrap();
+        fs::write(old.path().join("n1.pem"), "no certificate").unwrap();
         let three = Member::start(3, old.member("n3"));
         one.knows(&[&two, &three]);
         three.knows(&[&one]);
@@ -49,4 +50,63 @@ fn new_files_are_used_for_new_connections_and_bad_ones_are_not() {
             "the old connection was not touched"
         );
     });
+}
+
+/// Only a start refused them.
+#[test]
+fn what_a_start_would_refuse_does_not_replace_what_is_in_force() {
+    let authority = Authority::new();
+    let of = |name: &str| match authority.member(name) {
+        PeerSecurity::Files(files) => files,
+        PeerSecurity::Insecure => panic!("it has files"),
+    };
+    let mut used = TlsFiles {
+        cert: authority.path().join("used.pem"),
+        key: authority.path().join("used-key.pem"),
+        refuse_readable_keys: true,
+        ..of("n1")
+    };
+    used.allowed.common_names = vec!["n1".to_owned(), "n2".to_owned()];
+    let mut newlines = 0;
+    let mut put = |name: &str| {
+        let from = of(name);
+        // Another length each time: the clock of a file system may stand still between two changes.
+        newlines += 10;
+        for (from, to) in [(&from.key, &used.key), (&from.cert, &used.cert)] {
+            let text = fs::read_to_string(from).unwrap() + &"\n".repeat(newlines);
+            fs::write(to, text).unwrap();
+        }
+    };
+    let chmod = |mode| fs::set_permissions(&used.key, fs::Permissions::from_mode(mode)).unwrap();
+    put("n1");
+    chmod(0o600);
+    let (security, name) = (PeerSecurity::Files(used.clone()), "n1".to_owned());
+    let (mut watch, _) = TlsWatch::open(security, name, "127.0.0.1".to_owned()).unwrap();
+    let mut look = || {
+        assert!(watch.look().is_none(), "it may still be written");
+        let read = watch.look().expect("a change");
+        read.map(drop).map_err(|error| error.to_string())
+    };
+    let cert = format!("peer.cert: {}: ", used.cert.display());
+    for (other, text) in [
+        (
+            "n2",
+            "it is the certificate of \"quorate://member/n2\", not of member \"n1\"",
+        ),
+        ("n3", "other members refuse it: "),
+    ] {
+        put(other);
+        let error = look().unwrap_err();
+        assert!(error.starts_with(&cert) && error.contains(text), "{error}");
+        put("n1");
+        assert_eq!(look(), Ok(()));
+    }
+    chmod(0o644);
+    put("n1");
+    let error = look().unwrap_err();
+    let key = format!("peer.key: {}: ", used.key.display());
+    assert!(error.starts_with(&key), "{error}");
+    chmod(0o600);
+    put("n1");
+    assert_eq!(look(), Ok(()));
 }
