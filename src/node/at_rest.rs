@@ -12,13 +12,11 @@ use crate::{
     config::{Config, EncryptionAlgorithm, EncryptionConfig, EncryptionKey},
     storage::{
         disk::Disk,
-        encryption::{
-            self, Algorithm, EncryptedDisk, KeySource, KeySourceError, TurnedOn, Watch,
-            WrappingKeys,
-        },
+        encryption::{self, Algorithm, EncryptedDisk, KeySource, TurnedOn, Watch, WrappingKeys},
     },
 };
 use std::{
+    path::{Path, PathBuf},
     sync::{Arc, Weak},
     thread,
     time::Duration,
@@ -43,9 +41,41 @@ const DOUBTFUL: &str = "it may be wrapped by either key, in force or new, and is
 
 /// Where the keys come from, and which are at hand.
 pub(super) struct Keys {
-    source: KeySource,
+    from: CheckedSource,
     wrapping: WrappingKeys,
     algorithm: Algorithm,
+}
+
+/// A source of keys, and what the settings say about one that others can read.
+#[derive(Clone)]
+struct CheckedSource {
+    source: KeySource,
+    refuse_readable: bool,
+}
+
+/// Keys, and the file that they came from if others can read it, which the settings allow.
+struct ReadKeys {
+    wrapping: WrappingKeys,
+    readable: Option<PathBuf>,
+}
+
+impl CheckedSource {
+    /// Gets the keys. Blocks.
+    fn read(&self) -> Result<ReadKeys, StartError> {
+        let wrapping = self.source.read()?;
+        let readable = self.source.readable_by_others().cloned();
+        match readable {
+            Some(path) if self.refuse_readable => Err(StartError::ReadableEncryptionKey { path }),
+            readable => Ok(ReadKeys { wrapping, readable }),
+        }
+    }
+}
+
+fn warn_of_readers(path: &Path) {
+    let path = path.display();
+    tracing::warn!(
+        "others can read the key of encryption.key_file, and decrypt the data with it: chmod 600 {path}"
+    );
 }
 
 /// The source of keys in the settings.
@@ -63,24 +93,20 @@ impl Keys {
         let Some(key) = key else {
             return Ok(None);
         };
-        let source = source(key);
-        let wrapping = source.read()?;
-        if let Some(path) = source.readable_by_others() {
-            if config.refuse_readable_keys {
-                let path = path.clone();
-                return Err(StartError::ReadableEncryptionKey { path });
-            }
-            let path = path.display();
-            tracing::warn!(
-                "others can read the key of encryption.key_file, and decrypt the data with it: chmod 600 {path}"
-            );
+        let from = CheckedSource {
+            source: source(key),
+            refuse_readable: config.refuse_readable_keys,
+        };
+        let ReadKeys { wrapping, readable } = from.read()?;
+        if let Some(path) = readable {
+            warn_of_readers(&path);
         }
         let algorithm = match algorithm {
             EncryptionAlgorithm::Aes256Gcm => Algorithm::Aes256Gcm,
             EncryptionAlgorithm::ChaCha20Poly1305 => Algorithm::ChaCha20Poly1305,
         };
         Ok(Some(Self {
-            source,
+            from,
             wrapping,
             algorithm,
         }))
@@ -108,7 +134,7 @@ async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 }
 
 /// Keeps the data directory's keys up to date, if it is encrypted.
-pub(super) struct Keeper(Option<(Weak<EncryptedDisk>, KeySource)>);
+pub(super) struct Keeper(Option<(Weak<EncryptedDisk>, CheckedSource)>);
 
 /// The data directory `disk` as the member reads and writes it. One that is encrypted is refused without keys. What a first start
 /// left that was cut short needs no key: it is removed. Another member's data are refused before anything is changed.
@@ -194,22 +220,22 @@ fn open_watched(
              and what was deleted may still be on the medium"
         );
     }
-    let keeper = Keeper(Some((Arc::downgrade(&opened), keys.source)));
+    let keeper = Keeper(Some((Arc::downgrade(&opened), keys.from)));
     Ok((opened, keeper))
 }
 
 impl Keeper {
     /// Looks at the keys for as long as the member runs.
     pub(super) fn run_on(self, placement: &Placement) {
-        if let Some((disk, source)) = self.0 {
-            let started = placement.services.spawn(keep(disk, source));
+        if let Some((disk, from)) = self.0 {
+            let started = placement.services.spawn(keep(disk, from));
             assert!(started, "the arbiter runs as long as its actors");
         }
     }
 }
 
-async fn keep(disk: Weak<EncryptedDisk>, source: KeySource) {
-    let pause = match source {
+async fn keep(disk: Weak<EncryptedDisk>, from: CheckedSource) {
+    let pause = match from.source {
         KeySource::File(_) => READ_FILE_EVERY,
         KeySource::Command(_) => RUN_COMMAND_EVERY,
     };
@@ -217,10 +243,10 @@ async fn keep(disk: Weak<EncryptedDisk>, source: KeySource) {
     let mut logged = String::new();
     loop {
         sleep(pause).await;
-        let from = source.clone();
         let read = if clock::is_simulated() {
             Some(from.read())
         } else {
+            let from = from.clone();
             aside(move || from.read()).await
         };
         // Not before: a stop must find the data directory free while a command takes its time.
@@ -238,7 +264,7 @@ async fn keep(disk: Weak<EncryptedDisk>, source: KeySource) {
         };
         // An error means that the runtime ends.
         let failure = taken.unwrap_or_default().unwrap_or_default();
-        match news(&failure, &logged, &source) {
+        match news(&failure, &logged, &from.source) {
             Some(Ok(good)) => tracing::info!("{good}"),
             Some(Err(bad)) => tracing::error!("{bad}"),
             None => {}
@@ -270,15 +296,18 @@ fn usable_again(source: &KeySource) -> String {
 }
 
 /// Takes up a new key. Returns a text about what cannot be used, or not be written.
-fn take_up(disk: &EncryptedDisk, read: Result<WrappingKeys, KeySourceError>) -> Option<String> {
-    let wrapping = match read {
-        Ok(wrapping) => wrapping,
+fn take_up(disk: &EncryptedDisk, read: Result<ReadKeys, StartError>) -> Option<String> {
+    let ReadKeys { wrapping, readable } = match read {
+        Ok(read) => read,
         Err(error) => return Some(format!("{error}; {UNCHANGED}")),
     };
     match disk.rotate(wrapping) {
         Ok(None) => None,
         Ok(Some(id)) => {
             tracing::info!("the data keys are wrapped by the key {id} now");
+            if let Some(path) = readable {
+                warn_of_readers(&path);
+            }
             None
         }
         Err(error) if error.leaves_doubt() => Some(format!("{error}; {DOUBTFUL}")),
@@ -295,6 +324,13 @@ mod tests {
     };
     use std::{fs, os::unix::fs::PermissionsExt};
 
+    fn unchecked(source: KeySource) -> CheckedSource {
+        CheckedSource {
+            source,
+            refuse_readable: false,
+        }
+    }
+
     /// It said that the key in force stays so.
     #[test]
     fn a_keyring_that_may_be_written_is_reported_as_such() {
@@ -302,11 +338,11 @@ mod tests {
         let opened = testing::open(Arc::new(disk.clone()), &[1]);
         opened.sealer().unwrap();
         let new_and_old = format!("echo {}; echo {}", "02".repeat(32), "01".repeat(32));
-        let source = KeySource::Command(new_and_old);
+        let source = unchecked(KeySource::Command(new_and_old));
         disk.fail_nth(5, Fault::Io);
         let text = take_up(&opened, source.read()).unwrap();
         assert!(text.ends_with(DOUBTFUL), "{text}");
-        let wrong = KeySource::Command(format!("echo {}", "03".repeat(32)));
+        let wrong = unchecked(KeySource::Command(format!("echo {}", "03".repeat(32))));
         let text = take_up(&opened, wrong.read()).unwrap();
         assert!(text.ends_with(UNCHANGED), "{text}");
         assert_eq!(take_up(&opened, source.read()), None);
@@ -319,12 +355,12 @@ mod tests {
         let opened = testing::open(disk, &[1]);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
-        let source = KeySource::File(path.clone());
+        let from = unchecked(KeySource::File(path.clone()));
         let mut before = String::new();
         let mut look = |key: String| {
             fs::write(&path, key).unwrap();
-            let failure = take_up(&opened, source.read()).unwrap_or_default();
-            let news = news(&failure, &before, &source);
+            let failure = take_up(&opened, from.read()).unwrap_or_default();
+            let news = news(&failure, &before, &from.source);
             before = failure;
             news
         };
@@ -338,6 +374,38 @@ mod tests {
         assert_eq!(look("bad".to_owned()), None);
         assert_eq!(look(good()), Some(Ok(again)));
         assert_eq!(look(good()), None);
+    }
+
+    /// It was taken up, and the next start refused it.
+    #[test]
+    fn a_key_that_others_can_read_is_not_taken_up_where_the_settings_say_so() {
+        let opened = testing::open(Arc::new(SimDisk::new(1)), &[1]);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let from = CheckedSource {
+            source: KeySource::File(path.clone()),
+            refuse_readable: true,
+        };
+        let lines = format!("{}\n{}", "02".repeat(32), "01".repeat(32));
+        fs::write(&path, lines).unwrap();
+        let first = opened.wrapped_by().to_string();
+        let mut before = String::new();
+        let mut look = |mode: u32| {
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let failure = take_up(&opened, from.read()).unwrap_or_default();
+            let news = news(&failure, &before, &from.source);
+            before = failure;
+            (news, opened.wrapped_by().to_string())
+        };
+        let (refused, in_force) = look(0o644);
+        let refused = refused.unwrap().unwrap_err();
+        let end = format!("chmod 600 {}; {UNCHANGED}", path.display());
+        assert!(refused.ends_with(&end), "{refused}");
+        assert_eq!(in_force, first);
+        assert_eq!(look(0o644), (None, first.clone()), "once");
+        let (again, in_force) = look(0o600);
+        assert!(matches!(again, Some(Ok(_))), "{again:?}");
+        assert_ne!(in_force, first);
     }
 
     /// The runtime waited for it.
@@ -361,7 +429,7 @@ mod tests {
             .build()
             .unwrap();
         let group = runtime.block_on(async move {
-            tokio::spawn(keep(disk, KeySource::Command(command)));
+            tokio::spawn(keep(disk, unchecked(KeySource::Command(command))));
             aside(move || fs::read_to_string(fifo)).await.unwrap()
         });
         drop(runtime);
