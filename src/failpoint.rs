@@ -273,6 +273,7 @@ mod tests {
             format!("{running} are in a running member"),
             format!("{directory} are in starts and"),
             format!("a crash at each of {} places", running - 1),
+            format!("at {} of its {running} places", running - 1),
         ] {
             assert!(
                 document.contains(&said),
