@@ -126,7 +126,11 @@ pub(super) fn etcdctl(config: &Config, auth_is_on: bool) -> String {
     }
     // Certificates are for the addresses that clients are told, not for 0.0.0.0.
     let advertised: Vec<_> = config.client.advertise.iter().filter(is_tls).collect();
-    let reached_at = if advertised.is_empty() { tls } else { advertised };
+    let reached_at = if advertised.is_empty() {
+        tls
+    } else {
+        advertised
+    };
     let endpoints = readiness::list(&owned(reached_at));
     let settings = config.client.tls.as_ref();
     let clients = settings.and_then(|settings| settings.clients.as_ref());
