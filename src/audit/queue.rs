@@ -144,7 +144,6 @@ impl Queue {
         drop(self.changed.wait_timeout_while(state, time_max, unwritten));
     }
 
-    /// Takes what is there.
     #[cfg(test)]
     pub(super) fn take(&self) -> Taken {
         let mut state = self.lock();
