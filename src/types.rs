@@ -138,9 +138,7 @@ impl Rev {
 /// What a revision did to its key: the `type` of redb's (major, sub, type) key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RecordKind {
-    /// The key was written.
     Put,
-    /// The key was deleted.
     Tombstone,
 }
 

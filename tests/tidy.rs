@@ -478,6 +478,29 @@ fn the_table_of_behaviours_names_files_that_exist() {
     );
 }
 
+/// The example in the source is compiled and run; the one of the page would rot.
+#[test]
+fn the_loop_around_the_raft_core_is_that_of_the_tested_example() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path| std::fs::read_to_string(root.join(path)).expect("the file is there");
+    let (page, source) = (read("docs/architecture.md"), read("src/raft/mod.rs"));
+    let (_, shown) = page
+        .split_once("**The Raft core and its caller.**")
+        .expect("the paragraph is there");
+    let (_, shown) = shown.split_once("```rust\n").expect("it has the loop");
+    let (shown, _) = shown.split_once("```").expect("the block ends");
+    assert!(shown.contains("core.ready()"), "this is not the loop");
+    let tested: String = source
+        .lines()
+        .filter_map(|line| line.strip_prefix("//!"))
+        .flat_map(|line| [line.strip_prefix(' ').unwrap_or(line), "\n"])
+        .collect();
+    assert!(
+        tested.contains(shown),
+        "docs/architecture.md has another loop than the example in src/raft/mod.rs"
+    );
+}
+
 #[test]
 fn files_are_readable() {
     let mut findings = Vec::new();

@@ -104,12 +104,10 @@ pub struct Lifeline {
 }
 
 impl Lifeline {
-    /// Watches over `actor`.
     pub fn new(actor: &'static str, fail_stop: FailStop) -> Self {
         Self { actor, fail_stop }
     }
 
-    /// Stops the member.
     pub fn fail_stop(&self) -> &FailStop {
         &self.fail_stop
     }

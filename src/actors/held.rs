@@ -104,7 +104,6 @@ impl HeldPart {
         self.most.load(Ordering::Relaxed)
     }
 
-    /// Its bound.
     pub fn bytes_max(&self) -> usize {
         self.bytes_max
     }

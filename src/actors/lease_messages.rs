@@ -30,7 +30,6 @@ pub enum CountdownAnswer {
     },
     /// The time that the lease has left, if this member still leads in the term that the answer names.
     Left(TimeLeft),
-    /// The lease has ended.
     Ended,
     /// There is none as far as this member has applied.
     Unknown,
@@ -92,7 +91,6 @@ pub enum LeaseCall {
 /// The leader's answer to a [`LeaseCall`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, bincode::Decode)]
 pub enum LeaseAnswer {
-    /// The lease is renewed.
     Renewed {
         /// Its time to live, in seconds.
         ttl_secs: i64,

@@ -40,7 +40,6 @@ pub struct Login {
     pub password: String,
     /// The hash of the user's password; without one it takes as long, and no password is right.
     pub hash: Option<Vec<u8>>,
-    /// Bounds failed logins.
     pub bounds: Arc<LoginBounds>,
 }
 

@@ -11,12 +11,10 @@ use crate::{
 /// A new latency counts an eighth in the mean.
 const MEAN_WEIGHT: u64 = 8;
 
-/// What consensus publishes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RaftStatus {
     /// The leader, if one is known.
     pub leader: Option<MemberId>,
-    /// Whether this member leads.
     pub leads: bool,
     pub term: Term,
     /// A committed entry; at most a tick behind the newest.

@@ -57,7 +57,6 @@ pub(super) struct FrontEndEvents {
 pub(super) enum FrontEndEvent {
     /// The queue has room again.
     HasRoom(StreamId),
-    /// The client is gone.
     Closed(StreamId),
 }
 
@@ -113,7 +112,6 @@ impl WatchOutbox {
         room
     }
 
-    /// Puts a response in.
     pub(super) fn put(&self, response: Response) {
         let mut state = unpoisoned(&self.state);
         if state.closed || state.ended {

@@ -81,7 +81,6 @@ impl Drop for Handshakes {
     }
 }
 
-/// Begins handshakes.
 #[derive(Clone, Debug)]
 pub(super) struct HandshakesHandle {
     thread: ArbiterHandle,
@@ -120,7 +119,6 @@ impl HandshakesHandle {
 enum Failure {
     /// The client has left before it sent anything, as probes of ports do.
     Silent,
-    /// It speaks plain HTTP.
     PlainHttp,
     /// It speaks something else.
     Foreign,

@@ -237,7 +237,6 @@ pub(super) fn of_role(role: &str, range: Option<(&[u8], &[u8])>, kind: Option<i3
     }
 }
 
-/// A watch.
 pub(super) fn of_watch(spec: &WatchSpec) -> Subject {
     let range_end: &[u8] = match &spec.range.end {
         RangeEnd::Single => &[],
@@ -247,7 +246,6 @@ pub(super) fn of_watch(spec: &WatchSpec) -> Subject {
     Subject::of_range(&spec.range.start, range_end)
 }
 
-/// A lease.
 pub(super) fn of_lease(lease: i64, ttl: i64) -> Subject {
     Subject {
         lease,

@@ -64,7 +64,6 @@ const HEADER_BYTES_MAX: usize = 64 * 1024;
 /// An arbiter that serves connections.
 #[derive(Clone, Debug)]
 pub struct ApiArbiter {
-    /// Its thread.
     pub arbiter: ArbiterHandle,
     /// Its handle to the node.
     pub requests: Requests,

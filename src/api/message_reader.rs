@@ -36,7 +36,7 @@ pub struct MessageReader<B> {
     body: B,
     /// Received from the body and not consumed yet.
     received: Bytes,
-    state: State,
+    state: Reading,
     encoding: Encoding,
     message_bytes_max: usize,
     /// Where room is taken; `None` while its bytes do not count.
@@ -47,7 +47,7 @@ pub struct MessageReader<B> {
 
 /// What the next byte belongs to.
 #[derive(Debug)]
-enum State {
+enum Reading {
     /// A prefix; what has arrived of it is in `received`.
     Prefix,
     /// A message of which the first bytes have arrived.
@@ -74,7 +74,7 @@ where
         Self {
             body,
             received: Bytes::new(),
-            state: State::Prefix,
+            state: Reading::Prefix,
             encoding,
             message_bytes_max,
             room: None,
@@ -109,11 +109,11 @@ where
         loop {
             if let Some(read) = self.read_received() {
                 if read.is_err() {
-                    self.state = State::Ended;
+                    self.state = Reading::Ended;
                 }
                 return Poll::Ready(Some(read));
             }
-            if matches!(self.state, State::Ended) {
+            if matches!(self.state, Reading::Ended) {
                 return Poll::Ready(None);
             }
             if let Some(room) = &mut self.taken
@@ -125,7 +125,7 @@ where
                 continue;
             }
             let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) else {
-                if let (State::Message { begun, .. }, Some(room)) = (&self.state, &mut self.taken)
+                if let (Reading::Message { begun, .. }, Some(room)) = (&self.state, &mut self.taken)
                     && let Poll::Ready(NoRoom) = room.poll_stalled(context, begun.len())
                 {
                     self.give_up();
@@ -145,7 +145,7 @@ where
                     };
                 }
                 Some(Err(failed)) => {
-                    self.state = State::Ended;
+                    self.state = Reading::Ended;
                     return Poll::Ready(Some(Err(failed.into())));
                 }
                 None => return Poll::Ready(self.end().map(Err)),
@@ -176,15 +176,15 @@ where
     fn read_received(&mut self) -> Option<Result<Bytes, Status>> {
         loop {
             match &mut self.state {
-                State::Prefix if self.received.len() < PREFIX_BYTES => return None,
-                State::Prefix => {
+                Reading::Prefix if self.received.len() < PREFIX_BYTES => return None,
+                Reading::Prefix => {
                     let prefix = match Prefix::take(&mut self.received, self.encoding) {
                         Ok(prefix) => prefix,
                         Err(status) => return Some(Err(status)),
                     };
                     let len = prefix.len;
                     if len > self.message_bytes_max {
-                        self.state = State::Discard {
+                        self.state = Reading::Discard {
                             left: len.min(DISCARD_BYTES_MAX),
                             refusal: Status::received_too_large(len, self.message_bytes_max),
                         };
@@ -193,10 +193,10 @@ where
                         return Some(self.finish(prefix, message));
                     } else {
                         let begun = BytesMut::new();
-                        self.state = State::Message { begun, prefix };
+                        self.state = Reading::Message { begun, prefix };
                     }
                 }
-                State::Message { begun, prefix } => {
+                Reading::Message { begun, prefix } => {
                     let prefix = *prefix;
                     let missing = prefix.len - begun.len();
                     let taken = self.received.len().min(missing);
@@ -228,26 +228,26 @@ where
                         return None;
                     }
                     let message = mem::take(begun).freeze();
-                    self.state = State::Prefix;
+                    self.state = Reading::Prefix;
                     if let Some(room) = &mut self.taken {
                         room.clear();
                     }
                     return Some(self.finish(prefix, message));
                 }
-                State::Discard { left, refusal } => {
+                Reading::Discard { left, refusal } => {
                     *left = left.saturating_sub(self.received.len());
                     self.received = Bytes::new();
                     return (*left == 0).then(|| Err(refusal.clone()));
                 }
-                State::Ended => return None,
+                Reading::Ended => return None,
             }
         }
     }
 
     /// Drops the begun message, for which there is no room.
     fn give_up(&mut self) {
-        if let State::Message { begun, prefix } = &self.state {
-            self.state = State::Discard {
+        if let Reading::Message { begun, prefix } = &self.state {
+            self.state = Reading::Discard {
                 left: prefix.len - begun.len(),
                 refusal: RequestError::TooManyRequests.into(),
             };
@@ -265,15 +265,15 @@ where
 
     /// The error, if any, of a body that ends here.
     fn end(&mut self) -> Option<Status> {
-        match mem::replace(&mut self.state, State::Ended) {
-            State::Prefix if self.received.is_empty() => None,
-            State::Prefix
-            | State::Message {
+        match mem::replace(&mut self.state, Reading::Ended) {
+            Reading::Prefix if self.received.is_empty() => None,
+            Reading::Prefix
+            | Reading::Message {
                 begun: _,
                 prefix: _,
             } => Some(Status::cut_message()),
-            State::Discard { left: _, refusal } => Some(refusal),
-            State::Ended => None,
+            Reading::Discard { left: _, refusal } => Some(refusal),
+            Reading::Ended => None,
         }
     }
 }
@@ -499,7 +499,7 @@ mod tests {
         let refused = loop {
             let mut reader = reader_of(85);
             match poll(&mut reader) {
-                Poll::Pending if matches!(reader.state, State::Message { .. }) => {
+                Poll::Pending if matches!(reader.state, Reading::Message { .. }) => {
                     begun.push(reader);
                     assert!(begun.len() < 100, "there is no bound");
                 }
@@ -509,7 +509,7 @@ mod tests {
             }
         };
         assert_eq!(begun.len(), 500 / 80, "half of all, 80 bytes each");
-        assert!(matches!(refused.state, State::Discard { .. }));
+        assert!(matches!(refused.state, Reading::Discard { .. }));
         drop(refused);
         assert_eq!(pool.used(), begun.len() * 80, "it takes no memory");
         let whole = MessageReader::new(Pieces::of(&message, 10), Encoding::Identity, BYTES_MAX);
@@ -547,7 +547,7 @@ mod tests {
         assert!(poll(&mut first).is_pending());
         assert_eq!(pool.used(), 60);
         assert!(poll(&mut second).is_pending());
-        assert!(matches!(second.state, State::Discard { left: 30, .. }));
+        assert!(matches!(second.state, Reading::Discard { left: 30, .. }));
         drop(first);
         assert_eq!(pool.used(), 0);
     }
@@ -575,7 +575,7 @@ mod tests {
         let mut second = long(0).within(&room);
         assert!(poll(&mut second).is_pending());
         assert!(
-            matches!(second.state, State::Message { .. }),
+            matches!(second.state, Reading::Message { .. }),
             "it is not refused"
         );
         assert!(bytes.used() <= LONG + FIRST_BYTES);
@@ -603,7 +603,7 @@ mod tests {
         assert_eq!(began.elapsed().as_secs(), 7);
         assert_eq!(held_back.used(), 0);
         assert!(
-            matches!(first.state, State::Message { .. }),
+            matches!(first.state, Reading::Message { .. }),
             "a connection that is short of room ends none of its own messages"
         );
     }
@@ -618,7 +618,7 @@ mod tests {
         let stalled = tokio::spawn(async move {
             let read = poll_fn(|context| {
                 let read = stalled.poll_message(context);
-                if matches!(stalled.state, State::Discard { .. }) {
+                if matches!(stalled.state, Reading::Discard { .. }) {
                     return Poll::Ready(None);
                 }
                 read.map(Some)
@@ -636,13 +636,13 @@ mod tests {
         assert_eq!(read.unwrap(), vec![7; LONG]);
         let (read, stalled) = stalled.await.unwrap();
         assert!(read.is_none());
-        assert!(matches!(stalled.state, State::Discard { left: 1, .. }));
+        assert!(matches!(stalled.state, Reading::Discard { left: 1, .. }));
     }
 
     /// Polls a reader until its message has lost its room.
     async fn loses_room(mut reader: MessageReader<Unfinished>) {
         poll_fn(|context| match reader.poll_message(context) {
-            _ if matches!(reader.state, State::Discard { .. }) => Poll::Ready(()),
+            _ if matches!(reader.state, Reading::Discard { .. }) => Poll::Ready(()),
             Poll::Pending => Poll::Pending,
             Poll::Ready(read) => panic!("it is not complete: {read:?}"),
         })
@@ -737,7 +737,7 @@ mod tests {
             let mut reader = MessageReader::new(body, Encoding::Identity, LONG);
             assert!(poll(&mut reader).is_pending());
             match reader.state {
-                State::Message { begun, .. } => begun.capacity(),
+                Reading::Message { begun, .. } => begun.capacity(),
                 state => panic!("{state:?}"),
             }
         };

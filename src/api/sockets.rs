@@ -16,11 +16,8 @@ use tokio::{
 /// A socket that clients connect to, before it belongs to an event loop.
 #[derive(Debug)]
 pub enum ClientListener {
-    /// A port.
     Tcp(StdTcpListener),
-    /// A port for TLS.
     Tls(StdTcpListener),
-    /// A Unix domain socket.
     Unix(StdUnixListener),
 }
 
@@ -196,12 +193,9 @@ impl DetachedStream {
     }
 }
 
-/// A client's connection.
 #[derive(Debug)]
 pub enum ClientStream {
-    /// By TCP.
     Tcp(TcpStream),
-    /// By TLS.
     Tls(Box<TlsStream>),
     /// By a Unix domain socket.
     Unix(UnixStream),

@@ -16,7 +16,6 @@ use std::borrow::Cow;
 /// The beginning of the error for a message that cannot be decoded.
 const MALFORMED: &str = "grpc: error unmarshalling request: ";
 
-/// A gRPC status code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(face, expect(unnameable_types, reason = "a part of `Status`"))]
 pub enum Code {

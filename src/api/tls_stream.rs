@@ -45,7 +45,6 @@ pub(super) struct DetachedTls {
     rest: Vec<u8>,
 }
 
-/// A TLS connection.
 pub struct TlsStream {
     socket: TcpStream,
     session: Box<ServerConnection>,

@@ -27,7 +27,6 @@ pub enum Kind {
 pub struct Call {
     /// Its gRPC path.
     pub(super) method: Cow<'static, str>,
-    /// What it does.
     pub(super) kind: Kind,
     /// Who the token says.
     pub(super) user: Option<Arc<str>>,
@@ -85,13 +84,11 @@ pub struct Subject {
     pub lease: i64,
     /// Its time to live, in seconds.
     pub ttl: i64,
-    /// Of a transaction.
     pub txn: Option<TxnSubject>,
     /// The user that a call is about.
     pub target_user: Option<Shown>,
     /// Whether a login named a user that exists.
     pub unknown_user: bool,
-    /// The role.
     pub role: Option<Shown>,
     /// `read`, `write` or `readwrite`.
     pub permission: Option<&'static str>,
@@ -99,7 +96,6 @@ pub struct Subject {
     pub other: Option<(&'static str, Shown)>,
 }
 
-/// A transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TxnSubject {
     /// How many compares it has.
@@ -111,7 +107,6 @@ pub struct TxnSubject {
 }
 
 impl TxnSubject {
-    /// Adds an operation.
     pub fn add(&mut self, op: &'static str, key: &[u8], range_end: &[u8]) {
         if self.ops.len() < OPS_MAX {
             self.ops.push((op, Target::new(key, range_end)));

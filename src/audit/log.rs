@@ -22,7 +22,6 @@ pub enum Level {
     Auth,
     /// All other changes too.
     Writes,
-    /// Every call.
     All,
 }
 

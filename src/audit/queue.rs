@@ -42,14 +42,14 @@ impl AuditCounts {
 
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    state: Mutex<State>,
+    state: Mutex<QueueState>,
     /// Woken when lines come, and when they have been written.
     changed: Condvar,
     counts: AuditCounts,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct QueueState {
     lines: VecDeque<Entry>,
     bytes: usize,
     /// Lines dropped since the last time they were taken.
@@ -77,7 +77,7 @@ impl Queue {
         &self.counts
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, QueueState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -138,12 +138,12 @@ impl Queue {
     /// Waits until all lines are written, at most `time_max`.
     pub(super) fn flush(&self, time_max: Duration) {
         let state = self.lock();
-        let unwritten =
-            |state: &mut State| state.is_writing || state.is_to_look || !state.lines.is_empty();
+        let unwritten = |state: &mut QueueState| {
+            state.is_writing || state.is_to_look || !state.lines.is_empty()
+        };
         drop(self.changed.wait_timeout_while(state, time_max, unwritten));
     }
 
-    /// Takes what is there.
     #[cfg(test)]
     pub(super) fn take(&self) -> Taken {
         let mut state = self.lock();

@@ -33,7 +33,6 @@ impl Caller {
 /// A user who is logged in.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct UserRef {
-    /// The name.
     pub name: Arc<str>,
     /// The auth revision at which the user was added: another user may get the same name later.
     pub added: u64,
@@ -44,7 +43,6 @@ pub struct UserRef {
 /// The user that a JWT names.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct JwtUser {
-    /// The name.
     pub name: Arc<str>,
     /// The auth revision of the login: the user's addition and password must not be newer.
     pub revision: u64,

@@ -6,72 +6,57 @@ use std::{fmt, sync::Arc};
 /// A change, as the log carries it. It holds no password and no secret of a token.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Change {
-    /// Turn authentication on.
     Enable,
     /// Turn authentication off; all tokens end.
     Disable,
-    /// Add a user.
     AddUser {
-        /// The name.
         name: String,
         /// The bcrypt hash of the password; `None` for a user who can only log in with a certificate.
         password: Option<PasswordHash>,
     },
     /// Remove a user, and end the user's tokens.
     DeleteUser {
-        /// The name.
         name: String,
     },
     /// Replace a user's password, and end the user's tokens.
     ChangePassword {
-        /// The name.
         name: String,
         /// The bcrypt hash of the new password; empty if none was given, which no password matches.
         password: PasswordHash,
     },
     /// Give a user a role.
     GrantRole {
-        /// The user.
         user: String,
-        /// The role.
         role: String,
     },
     /// Take a role from a user.
     RevokeRole {
-        /// The user.
         user: String,
-        /// The role.
         role: String,
     },
     /// Add a role without permissions.
     AddRole {
-        /// The name.
         name: String,
     },
     /// Remove a role, also from all users.
     DeleteRole {
-        /// The name.
         name: String,
     },
     /// Give a role a permission.
     GrantPermission {
-        /// The role.
         role: String,
         /// The permission; a client may leave it out.
         permission: Option<Permission>,
     },
     /// Take from a role all permissions with exactly this range.
     RevokePermission {
-        /// The role.
         role: String,
         /// First key.
         key: Vec<u8>,
-        /// End of the range.
         range_end: Vec<u8>,
     },
     /// A token for a user whose password was right. Its number is the index of the log entry.
     IssueToken {
-        /// The user.
         user: String,
         /// The auth revision at which the password that was compared had been set.
         password_set: u64,
@@ -80,12 +65,10 @@ pub enum Change {
     },
     /// Tokens that were used: their time begins again.
     RenewTokens {
-        /// Their numbers.
         tokens: Vec<u64>,
     },
     /// Tokens whose time is up: each ends unless it was renewed after what its mark says.
     ExpireTokens {
-        /// Which.
         tokens: Vec<TokenMark>,
     },
 }
@@ -93,7 +76,6 @@ pub enum Change {
 /// A token as of its last renewal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub struct TokenMark {
-    /// Its number.
     pub token: u64,
     /// The log index of its issue or last renewal.
     pub renewed: u64,
@@ -122,11 +104,8 @@ pub struct Permission {
 }
 
 impl Permission {
-    /// To read.
     pub const READ: i32 = 0;
-    /// To write.
     pub const WRITE: i32 = 1;
-    /// Both.
     pub const READ_WRITE: i32 = 2;
 
     /// Whether it has this range.

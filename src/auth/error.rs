@@ -10,25 +10,21 @@ pub enum AuthError {
     /// Authentication cannot be turned on while the user root lacks the role root.
     #[error("root user does not have root role")]
     RootRoleMissing,
-    /// The user exists already.
     #[error("user name already exists")]
     UserExists,
     /// A user is added without a name, or a request came without credentials.
     #[error("user name is empty")]
     UserEmpty,
-    /// No such user.
     #[error("user name not found")]
     UserNotFound,
     /// The caller's name is no user's. etcd: the same text, where only an administrator may ask.
     #[error("user name not found")]
     CallerNotFound,
-    /// The role exists already.
     #[error("role name already exists")]
     RoleExists,
     /// A role is added without a name.
     #[error("role name is empty")]
     RoleEmpty,
-    /// No such role.
     #[error("role name not found")]
     RoleNotFound,
     /// No such user, or another password.

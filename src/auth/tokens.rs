@@ -83,12 +83,10 @@ pub struct Tokens {
 }
 
 impl Tokens {
-    /// How many there are.
     pub fn len(&self) -> usize {
         self.count
     }
 
-    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.count == 0
     }

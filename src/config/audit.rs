@@ -7,7 +7,6 @@ use super::{
 };
 use std::path::PathBuf;
 
-/// The audit log.
 #[derive(Clone, Debug)]
 pub struct AuditConfig {
     /// Where it goes.
@@ -23,11 +22,8 @@ pub struct AuditConfig {
 /// Where the audit log goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuditOutput {
-    /// There is none.
     Off,
-    /// The standard error output.
     Stderr,
-    /// The standard output.
     Stdout,
     /// A file, and those that it was renamed to when it was full.
     File(PathBuf),
@@ -40,7 +36,6 @@ pub enum AuditLevel {
     Auth,
     /// All other changes too.
     Writes,
-    /// Every call.
     All,
 }
 

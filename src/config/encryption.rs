@@ -19,7 +19,6 @@ pub struct EncryptionConfig {
 /// Where the key is that wraps the data keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EncryptionKey {
-    /// In a file.
     File(PathBuf),
     /// In what a command prints.
     Command(String),

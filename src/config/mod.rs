@@ -56,7 +56,6 @@ pub struct Config {
     pub watch: WatchConfig,
     pub lease: LeaseConfig,
     pub auth: AuthConfig,
-    /// The audit log.
     pub audit: AuditConfig,
     /// Encryption of the data directory.
     pub encryption: EncryptionConfig,
@@ -182,7 +181,6 @@ pub struct Limits {
     pub txn_ops_max: usize,
     /// The most concurrent calls on a connection.
     pub concurrent_streams_max: u32,
-    /// The most client connections.
     pub connections_max: usize,
     /// The most leases. Members that grant leases at the same time can exceed it a little.
     pub leases_max: usize,

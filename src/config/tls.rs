@@ -69,11 +69,9 @@ pub struct ClientTls {
 /// Where the certificate of the client port comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerCertificate {
-    /// From PEM files.
     Files {
         /// The certificate chain.
         cert: PathBuf,
-        /// The private key.
         key: PathBuf,
     },
     /// The member makes and signs it.
@@ -101,7 +99,6 @@ pub struct ClientCertificates {
 /// Which certificates of an authority are taken: all, unless a list is not empty. At most one is not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowedNames {
-    /// Common names.
     pub common_names: Vec<String>,
     /// Host names and addresses that a certificate must be valid for.
     pub hosts: Vec<String>,

@@ -69,7 +69,6 @@ pub enum ClientAddress {
     Tcp(HostPort),
     /// A port, by TLS.
     Tls(HostPort),
-    /// A Unix domain socket.
     Unix(PathBuf),
 }
 

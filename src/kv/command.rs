@@ -142,7 +142,6 @@ pub struct Put {
 pub struct DeleteRange {
     /// First key of the range.
     pub key: Blob,
-    /// End of the range.
     pub range_end: Blob,
     /// Answer with what was deleted.
     pub prev_kv: bool,
@@ -154,18 +153,15 @@ pub struct DeleteRange {
 pub struct RangeQuery {
     /// First key of the range.
     pub key: Blob,
-    /// End of the range.
     pub range_end: Blob,
     /// At most so many results; zero or less is no limit.
     pub limit: i64,
     /// The revision to read at; zero or less is the newest.
     pub revision: i64,
     pub sort_order: SortOrder,
-    /// What the sort compares.
     pub sort_target: SortTarget,
     /// Answer from this member's own state, which may be behind, without asking the leader.
     pub serializable: bool,
-    /// Leave the values out.
     pub keys_only: bool,
     /// Answer with the number of keys alone.
     pub count_only: bool,
@@ -213,15 +209,12 @@ pub enum SortOrder {
     /// By key; any other target is sorted ascending, after the limit has cut.
     #[default]
     None,
-    /// Smallest first.
     Ascend,
-    /// Largest first.
     Descend,
     /// A value that the protobuf enum does not have; refused by [`super::check`].
     Unknown,
 }
 
-/// What a sort compares.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub enum SortTarget {
     #[default]
@@ -265,7 +258,6 @@ pub enum TxnOp {
 pub struct Compare {
     /// First key of the range.
     pub key: Blob,
-    /// End of the range.
     pub range_end: Blob,
     /// Which relation must hold between the key's property and `operand`.
     pub relation: Relation,
@@ -278,9 +270,7 @@ pub struct Compare {
 pub enum Relation {
     /// The property equals the operand.
     Equal,
-    /// The property is greater.
     Greater,
-    /// The property is less.
     Less,
     NotEqual,
     /// etcd: a relation that the protobuf enum does not have always holds.

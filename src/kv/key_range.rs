@@ -20,7 +20,6 @@ pub enum RangeEnd {
 #[cfg_attr(face, expect(unnameable_types, reason = "a part of `KeyRange`"))]
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stop {
-    /// Before this key.
     Before(Bytes),
     /// After every key.
     Never,

@@ -34,7 +34,6 @@ pub struct RevisionWindow {
 }
 
 impl RevisionWindow {
-    /// Checks an explicit revision.
     pub fn check(&self, asked: Revision) -> Result<(), KvError> {
         if asked > self.newest {
             return Err(KvError::FutureRevision {

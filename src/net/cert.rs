@@ -142,7 +142,6 @@ impl CertArgs {
     }
 }
 
-/// What was made.
 #[derive(Debug)]
 pub struct Made {
     /// The files, as paths.

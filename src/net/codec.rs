@@ -58,7 +58,6 @@ impl Lane {
         }
     }
 
-    /// Its name in errors.
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Votes => "votes",

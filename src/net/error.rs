@@ -20,12 +20,7 @@ pub enum Refusal {
         "no common peer protocol version: {theirs}, {ours}; upgrade {}",
         older(theirs, ours)
     )]
-    Version {
-        /// What the peer supports.
-        theirs: Versions,
-        /// What this member supports.
-        ours: Versions,
-    },
+    Version { theirs: Versions, ours: Versions },
     /// The peer is of another cluster: an address or a data directory is wrong.
     #[error("member {} belongs to cluster {:x}, not to cluster {:x}", .id.hex(), .theirs.0, .ours.0)]
     Cluster {
@@ -87,9 +82,7 @@ pub enum Refusal {
 pub struct Versions {
     /// The member's name; empty if its hello could not be read so far.
     pub name: String,
-    /// The oldest.
     pub low: u16,
-    /// The newest.
     pub high: u16,
 }
 

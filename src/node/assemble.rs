@@ -86,7 +86,7 @@ pub(super) fn assemble(
 ) -> Running {
     opened.reader = opened.reader.with_on_damage(stop_on_damage(fail_stop));
     let identity = opened.owner.identity;
-    let state = State::of(&opened);
+    let state = ActorStates::of(&opened);
     let (channels, outlets) = channels(&state, &opened.db);
     let mailboxes = Mailboxes::default();
     let starting = Starting {
@@ -213,13 +213,13 @@ struct FrontEnd {
 }
 
 /// What the actors begin with.
-struct State {
+struct ActorStates {
     applier: ApplierState,
     leases: LeaseState,
     compaction: CompactionState,
 }
 
-impl State {
+impl ActorStates {
     fn of(opened: &OpenMember) -> Self {
         let (db, loaded) = (&opened.db, &opened.loaded);
         let snapshot = opened.tree.snapshot();
@@ -269,7 +269,7 @@ struct Outlets {
     leases: watch::Sender<usize>,
 }
 
-fn channels(state: &State, db: &Db) -> (Channels, Outlets) {
+fn channels(state: &ActorStates, db: &Db) -> (Channels, Outlets) {
     let (views_in, views) = latest::channel(Arc::new(first_view(&state.applier, db)));
     let (raft_status_in, raft_status) = latest::channel(RaftStatus {
         leader: None,

@@ -113,16 +113,16 @@ impl Keys {
     }
 
     /// As [`Keys::read`], on a thread that may block: a command may take its time.
-    pub(super) async fn read_aside(config: &Config) -> Result<Option<Self>, StartError> {
+    pub(super) async fn read_in_background(config: &Config) -> Result<Option<Self>, StartError> {
         let config = config.clone();
-        let read = aside(move || Self::read(&config)).await;
+        let read = on_new_thread(move || Self::read(&config)).await;
         read.ok_or(StartError::Thread)?
     }
 }
 
 /// Does work on a thread that nobody waits for at a stop, as the runtime would for one of its own: a command may hang. `None` if
 /// there is no thread, or it panics.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+async fn on_new_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     let (done, answer) = oneshot::channel();
     let thread = thread::Builder::new().name("quorate-keys".to_owned());
     // An error means that the answer is not waited for any more.
@@ -148,16 +148,16 @@ pub(super) fn open(
 
 /// As [`open`], on a thread that may block: if encryption was turned on, it takes as long as copying the database. If this is
 /// dropped, the thread removes what it has made, and the runtime waits for that.
-pub(super) async fn open_aside(
+pub(super) async fn open_in_background(
     config: &Config,
     keys: Option<Keys>,
     disk: Arc<dyn Disk>,
     progress: &Progress,
 ) -> Result<(Arc<dyn Disk>, Keeper), StartError> {
     let config = config.clone();
-    let (told, heard) = watch::channel((0, 0));
+    let (send_progress, newest) = watch::channel((0, 0));
     let mut opening = tokio::task::spawn_blocking(move || {
-        let goes_on = |done, total| told.send((done, total)).is_ok();
+        let goes_on = |done, total| send_progress.send((done, total)).is_ok();
         open_watched(&config, keys, disk, &goes_on)
     });
     let mut reports = interval(REPORT_EVERY);
@@ -172,7 +172,7 @@ pub(super) async fn open_aside(
             }
             _ = reports.tick() => {}
         }
-        let now @ (done, total) = *heard.borrow();
+        let now @ (done, total) = *newest.borrow();
         if now != reported {
             let percent = u128::from(done) * 100 / u128::from(total.max(1));
             progress.waits_for(&format!("the database is being encrypted, {percent} %"));
@@ -247,7 +247,7 @@ async fn keep(disk: Weak<EncryptedDisk>, from: CheckedSource) {
             Some(from.read())
         } else {
             let from = from.clone();
-            aside(move || from.read()).await
+            on_new_thread(move || from.read()).await
         };
         // Not before: a stop must find the data directory free while a command takes its time.
         let Some(disk) = disk.upgrade() else {
@@ -430,7 +430,9 @@ mod tests {
             .unwrap();
         let group = runtime.block_on(async move {
             tokio::spawn(keep(disk, unchecked(KeySource::Command(command))));
-            aside(move || fs::read_to_string(fifo)).await.unwrap()
+            on_new_thread(move || fs::read_to_string(fifo))
+                .await
+                .unwrap()
         });
         drop(runtime);
         let runs = fs::File::create(lock).unwrap().try_lock().is_err();

@@ -125,8 +125,13 @@ pub(super) fn etcdctl(config: &Config, auth_is_on: bool) -> String {
         return format!("etcdctl --endpoints={endpoints}{user}");
     }
     // Certificates are for the addresses that clients are told, not for 0.0.0.0.
-    let told: Vec<_> = config.client.advertise.iter().filter(is_tls).collect();
-    let endpoints = readiness::list(&owned(if told.is_empty() { tls } else { told }));
+    let advertised: Vec<_> = config.client.advertise.iter().filter(is_tls).collect();
+    let reached_at = if advertised.is_empty() {
+        tls
+    } else {
+        advertised
+    };
+    let endpoints = readiness::list(&owned(reached_at));
     let settings = config.client.tls.as_ref();
     let clients = settings.and_then(|settings| settings.clients.as_ref());
     let authority = match settings.map(|settings| &settings.certificate) {
@@ -244,12 +249,12 @@ mod tests {
         let shown = "--cert=CERT-FILE --key=KEY-FILE";
         assert_eq!(checked(&ca), format!("{start}{ca} {shown}"));
         assert_eq!(checked(&foreign), format!("{start}CA-FILE {shown}"));
-        let told = [
+        let settings = [
             ("client.listen", "https://0.0.0.0:1"),
             ("client.advertise", "https://h:1"),
         ];
-        let told = command(false, &[&told[..], &files[1..]].concat());
-        assert_eq!(told, format!("{start}CA-FILE"));
+        let line = command(false, &[&settings[..], &files[1..]].concat());
+        assert_eq!(line, format!("{start}CA-FILE"));
     }
 
     #[test]

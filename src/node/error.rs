@@ -150,7 +150,6 @@ pub enum StartError {
         /// The error of the system.
         source: io::Error,
     },
-    /// Signals cannot be received.
     #[error("cannot listen for signals: {0}")]
     Signals(io::Error),
     /// The node's thread ended before the node was up.

@@ -391,15 +391,16 @@ async fn start_here(
         security.check(&config.name, &config.peer_advertise().host)?;
     }
     let jwt = signed_tokens::keys(config)?;
-    let keys = at_rest::Keys::read_aside(config).await?;
+    let keys = at_rest::Keys::read_in_background(config).await?;
     let bare: Arc<dyn Disk> = Arc::new(RealDisk::open(&config.data_dir)?);
-    let (mut disk, mut keeper) = at_rest::open_aside(config, keys, bare.clone(), progress).await?;
+    let (mut disk, mut keeper) =
+        at_rest::open_in_background(config, keys, bare.clone(), progress).await?;
     let plan = startup::plan(config, &disk, None, progress).await?;
     readiness::report_first_start(config, &plan);
     let early = listen_before_first_start(config, &plan).await?;
     if plan.beginning.is_some() {
         // Other members were asked, perhaps for hours: the key may be another one now.
-        let keys = at_rest::Keys::read_aside(config).await?;
+        let keys = at_rest::Keys::read_in_background(config).await?;
         (disk, keeper) = at_rest::open(config, keys, bare)?;
     }
     let open = startup::open(config, &disk, plan)?;

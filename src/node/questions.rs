@@ -725,22 +725,25 @@ mod tests {
     #[test]
     fn a_record_stops_a_member_whose_start_no_quorum_knows_yet() {
         let three = config(1, 3);
-        let mut told = answers(
+        let mut replies = answers(
             &three,
             vec![
                 Ok(here(&three, says(&three, false, true))),
                 Ok(here(&three, says(&three, false, true))),
             ],
         );
-        told[1].start = Some(RecordedStart::Recorded);
-        let one = may_begin(&three, &told).unwrap();
+        replies[1].start = Some(RecordedStart::Recorded);
+        let one = may_begin(&three, &replies).unwrap();
         assert!(matches!(one, Verdict::Decided(_)), "{one:?}");
-        told[0].start = None;
-        waits(may_begin(&three, &told), "n3 has recorded that it begins");
-        told[0].start = Some(RecordedStart::WasNotThere);
-        waits(may_begin(&three, &told), "n2 was added later");
-        told[0].start = Some(RecordedStart::Recorded);
-        let both = may_begin(&three, &told);
+        replies[0].start = None;
+        waits(
+            may_begin(&three, &replies),
+            "n3 has recorded that it begins",
+        );
+        replies[0].start = Some(RecordedStart::WasNotThere);
+        waits(may_begin(&three, &replies), "n2 was added later");
+        replies[0].start = Some(RecordedStart::Recorded);
+        let both = may_begin(&three, &replies);
         assert!(matches!(both, Err(StartError::HasRun { .. })), "{both:?}");
     }
 

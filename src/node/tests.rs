@@ -390,7 +390,7 @@ fn encrypting_a_database_reports_itself_and_ends_with_the_start() {
             let mut said = progress.follow();
             let reports =
                 said.wait_for(|said| said.starts_with("the database is being encrypted, "));
-            let opening = at_rest::open_aside(&config, keys, gated, &progress);
+            let opening = at_rest::open_in_background(&config, keys, gated, &progress);
             tokio::pin!(opening);
             let there = async {
                 if ends_early {

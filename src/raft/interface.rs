@@ -223,7 +223,6 @@ pub struct SendSnapshot {
 /// Who needs the entries that are read from the WAL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reader {
-    /// The state machine.
     Apply,
     Peer(MemberId),
 }

@@ -144,7 +144,6 @@ impl Membership {
         self.voters.len() == 1 && self.is_voter(id)
     }
 
-    /// This membership after `change`.
     pub fn with(&self, change: &MembershipChange) -> Result<Self, MembershipError> {
         let mut after = self.clone();
         match change {

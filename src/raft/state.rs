@@ -94,7 +94,6 @@ impl CoreState {
         self.durability.hard_state_changed();
     }
 
-    /// Gives this term's vote.
     pub(super) fn vote_for(&mut self, candidate: MemberId) {
         assert!(
             self.vote.is_none_or(|given| given == candidate),

@@ -14,7 +14,6 @@ pub(super) fn voters(ids: impl IntoIterator<Item = u64>) -> Membership {
     Membership::of_voters(ids.into_iter().map(|id| (MemberId(id), Bytes::new()))).unwrap()
 }
 
-/// An empty command.
 pub(super) fn entry(at: u64, term: u64) -> Entry {
     Entry {
         term: Term(term),

@@ -67,7 +67,6 @@ pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
     /// Makes all that was written durable (`fdatasync`).
     fn sync_data(&self) -> io::Result<()>;
-    /// The length in bytes.
     fn len(&self) -> io::Result<u64>;
     /// Whether the file is empty.
     fn is_empty(&self) -> io::Result<bool> {

@@ -14,7 +14,6 @@ use super::{
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, pem::PemObject};
 use std::{collections::BTreeSet, path::Path};
 
-/// The longest file.
 const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const BOOLEAN: u8 = 0x01;
 const UTC_TIME: u8 = 0x17;
@@ -126,7 +125,6 @@ fn lists(bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         .map_err(|error| error.to_string())
 }
 
-/// One list.
 struct List<'a> {
     /// What is signed.
     body: &'a [u8],

@@ -14,7 +14,6 @@ pub(super) const SET: u8 = 0x31;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reader<'a>(&'a [u8]);
 
-/// One element.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Element<'a> {
     pub(super) tag: u8,

@@ -9,19 +9,13 @@ pub enum TlsError {
     /// A file cannot be read or written.
     #[error("cannot {action} {path}: {source}")]
     File {
-        /// What was being done.
         action: &'static str,
         path: PathBuf,
-        /// What the system said.
         source: io::Error,
     },
     /// A file is not PEM, or lacks what it should hold.
     #[error("{path}: {problem}")]
-    Pem {
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
+    Pem { path: PathBuf, problem: String },
     /// The files that a setting names cannot be used.
     #[error("{setting}: {source}")]
     Setting {
@@ -35,11 +29,7 @@ pub enum TlsError {
     Rejected { path: PathBuf, source: Error },
     /// The authority's certificates cannot verify anybody.
     #[error("certificate authority {path}: {problem}")]
-    Authority {
-        path: PathBuf,
-        /// What is wrong.
-        problem: String,
-    },
+    Authority { path: PathBuf, problem: String },
     /// A certificate could not be made.
     #[error("cannot make a certificate: {0}")]
     Make(#[from] rcgen::Error),
@@ -48,18 +38,12 @@ pub enum TlsError {
     Thread(io::Error),
     /// A private key is not private, and a setting says that it must be.
     #[error("{path}: every user of this machine may read this private key: chmod o= {path}")]
-    ReadableKey {
-        /// The key.
-        path: PathBuf,
-    },
+    ReadableKey { path: PathBuf },
     /// A certificate with these values would be of no use.
     #[error("--{flag} {value:?}: must be {allowed}")]
     Request {
-        /// The flag.
         flag: &'static str,
-        /// What was given.
         value: String,
-        /// What it must be.
         allowed: &'static str,
     },
 }

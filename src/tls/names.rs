@@ -23,7 +23,6 @@ pub(crate) fn member_uris(certificate: &CertificateDer<'_>) -> Vec<String> {
 /// Which certificates of an authority are taken; all if both lists are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowedNames {
-    /// Common names.
     pub common_names: Vec<String>,
     /// Hosts, for one of which a certificate must be valid.
     pub hosts: Vec<String>,
@@ -38,7 +37,6 @@ pub(super) enum NotTaken {
     /// It is for other hosts.
     #[error("it is valid for none of the hosts {0:?}")]
     Host(Vec<String>),
-    /// It was revoked.
     #[error("it was revoked")]
     Revoked,
 }

@@ -80,7 +80,7 @@ async fn put_by(client: &Client, token: &str, key: &'static str) -> Result<(), S
 }
 
 /// What a call by this token gets.
-async fn told(client: &Client, token: &str) -> String {
+async fn outcome(client: &Client, token: &str) -> String {
     match put_by(client, token, "a1").await {
         Ok(()) => "done".to_owned(),
         Err(status) => format!("{:?}: {}", status.code(), status.message()),
@@ -183,11 +183,11 @@ async fn bad_tokens_get_what_etcd_gives_them() {
         "LJGLyuyZkmEocWcv.1548".to_owned(),
     ];
     for token in &tokens {
-        let (ours, theirs) = tokio::join!(told(&our, token), told(&their, token));
+        let (ours, theirs) = tokio::join!(outcome(&our, token), outcome(&their, token));
         assert_eq!(ours, theirs, "{token}");
     }
     assert_eq!(
-        told(&our, &tokens[0]).await,
+        outcome(&our, &tokens[0]).await,
         "done",
         "the table has a good one"
     );
@@ -204,8 +204,8 @@ async fn bad_tokens_get_what_etcd_gives_them() {
     put_by(&their, &ahead, "a1").await.unwrap();
     let confused = signed_with_public_key(dir.path(), claims);
     for client in [&our, &their] {
-        let told = told(client, &confused).await;
-        assert_eq!(told, "Unauthenticated: etcdserver: invalid auth token");
+        let outcome = outcome(client, &confused).await;
+        assert_eq!(outcome, "Unauthenticated: etcdserver: invalid auth token");
     }
 }
 

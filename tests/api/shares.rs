@@ -420,14 +420,14 @@ async fn one_address_cannot_have_all_connections() {
 }
 
 /// Idle connections, more than the process may open files.
-async fn crowd(port: u16, count: usize) -> Vec<TcpStream> {
-    let mut crowd = Vec::new();
+async fn idle_connections(port: u16, count: usize) -> Vec<TcpStream> {
+    let mut idle = Vec::new();
     for n in 0..count {
         // From several addresses, so that none of them meets its share.
         let last = u8::try_from(10 + n % 100).unwrap();
-        crowd.extend(connect_from(port, last).await);
+        idle.extend(connect_from(port, last).await);
     }
-    crowd
+    idle
 }
 
 #[tokio::test]
@@ -447,7 +447,7 @@ async fn idle_connections_cost_no_file() {
     .await;
     let client = server.client().await;
     let mut watcher = Watcher::of(&server, "k").await;
-    let crowd = crowd(server.client_port(), 400).await;
+    let idle = idle_connections(server.client_port(), 400).await;
     watcher.sees_a_put("k").await;
     // More than four segments of 4 MiB, and what the log keeps.
     for n in 0..40 {
@@ -468,7 +468,7 @@ async fn idle_connections_cost_no_file() {
         "{}",
         server.log()
     );
-    drop(crowd);
+    drop(idle);
     let new = async {
         loop {
             if let Some(client) = Client::try_connect(server.client_port()).await

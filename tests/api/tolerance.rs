@@ -12,7 +12,12 @@ use bytes::{Buf, Bytes};
 use flate2::{Compression, read::GzDecoder, write::GzEncoder};
 use prost::Message;
 use quorate::internals::api::proto::etcdserverpb as pb;
-use std::io::{Read as _, Write as _};
+use rustix::process::Signal;
+use std::{
+    io::{Read as _, Write as _},
+    time::Duration,
+};
+use tokio::{task::JoinSet, time::timeout};
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
 const PUT: &str = "/etcdserverpb.KV/Put";
@@ -67,6 +72,51 @@ impl Messages {
             flow.release_capacity(data.len()).unwrap();
         }
     }
+}
+
+/// A watch and a keep-alive, as a client has them for long on the connection of its calls.
+struct Streams {
+    watched: Messages,
+    _watch: h2::SendStream<Bytes>,
+    renewed: Messages,
+    renewals: h2::SendStream<Bytes>,
+}
+
+impl Streams {
+    async fn on(wire: &Wire) -> Self {
+        let (watched, mut watch) = wire.begin(WATCH).await;
+        watch.send_data(framed(&create("watched")), false).unwrap();
+        let mut watched = Messages::of(watched).await;
+        let created: pb::WatchResponse = watched.next().await;
+        assert!(created.created);
+        let (renewed, mut renewals) = wire.begin(KEEP_ALIVE).await;
+        // The head of the answer comes with the first message.
+        renewals.send_data(renewal(), false).unwrap();
+        let mut renewed = Messages::of(renewed).await;
+        let first: pb::LeaseKeepAliveResponse = renewed.next().await;
+        assert_eq!(first.id, 1);
+        Self {
+            watched,
+            _watch: watch,
+            renewed,
+            renewals,
+        }
+    }
+
+    /// Writes the watched key from another connection, and uses both.
+    async fn go_on(&mut self, server: &Server, value: String) {
+        let client = server.client().await;
+        client.must_put("watched", value.clone()).await;
+        let event: pb::WatchResponse = self.watched.next().await;
+        assert_eq!(event.events[0].kv.as_ref().unwrap().value, value);
+        self.renewals.send_data(renewal(), false).unwrap();
+        let again: pb::LeaseKeepAliveResponse = self.renewed.next().await;
+        assert_eq!(again.id, 1);
+    }
+}
+
+fn renewal() -> Bytes {
+    framed(&pb::LeaseKeepAliveRequest { id: 1 })
 }
 
 #[tokio::test]
@@ -133,17 +183,7 @@ async fn bursts_of_cancelled_calls_and_passed_deadlines_end_no_watch_and_no_keep
     const DEADLINE_EXCEEDED: i32 = 4;
     let server = Server::start().await;
     let wire = Wire::connect(server.client_port()).await;
-    let (watched, mut watch) = wire.begin(WATCH).await;
-    watch.send_data(framed(&create("watched")), false).unwrap();
-    let mut watched = Messages::of(watched).await;
-    let created: pb::WatchResponse = watched.next().await;
-    assert!(created.created);
-    let (renewed, mut renewals) = wire.begin(KEEP_ALIVE).await;
-    let renewal = pb::LeaseKeepAliveRequest { id: 1 };
-    renewals.send_data(framed(&renewal), false).unwrap();
-    let mut renewed = Messages::of(renewed).await;
-    let first: pb::LeaseKeepAliveResponse = renewed.next().await;
-    assert_eq!(first.id, 1);
+    let mut streams = Streams::on(&wire).await;
     for burst in 0..3 {
         let mut calls = Vec::new();
         for n in 0..CALLS {
@@ -169,18 +209,37 @@ async fn bursts_of_cancelled_calls_and_passed_deadlines_end_no_watch_and_no_keep
                 answer.message
             );
         }
-        let value = format!("{burst}");
-        server
-            .client()
-            .await
-            .must_put("watched", value.clone())
-            .await;
-        let event: pb::WatchResponse = watched.next().await;
-        assert_eq!(event.events[0].kv.as_ref().unwrap().value, value);
-        renewals.send_data(framed(&renewal), false).unwrap();
-        let again: pb::LeaseKeepAliveResponse = renewed.next().await;
-        assert_eq!(again.id, 1);
+        streams.go_on(&server, format!("{burst}")).await;
     }
+}
+
+/// As Go's client does it: the client cancels a call whose deadline has passed. The server finds all of them at once.
+#[tokio::test]
+async fn deadlines_that_pass_while_the_process_is_stopped_end_no_watch_and_no_keep_alive() {
+    const CALLS: usize = 30;
+    const DEADLINE: Duration = Duration::from_millis(500);
+    let server = Server::start().await;
+    let wire = Wire::connect(server.client_port()).await;
+    let mut streams = Streams::on(&wire).await;
+    server.signal(Signal::STOP);
+    // One after the other they take a second.
+    for _ in 0..2 {
+        let mut calls = JoinSet::new();
+        for _ in 0..CALLS {
+            let (answer, mut send) = wire.begin_with(PUT, &[("grpc-timeout", "500m")]).await;
+            send.send_data(framed(&put("k", "v")), true).unwrap();
+            calls.spawn(timeout(DEADLINE, answer));
+        }
+        while let Some(call) = calls.join_next().await {
+            assert!(call.unwrap().is_err(), "the process is stopped");
+        }
+    }
+    server.signal(Signal::CONT);
+    streams.go_on(&server, "on".to_owned()).await;
+    let (answer, mut send) = wire.begin(PUT).await;
+    send.send_data(framed(&put("k", "v")), true).unwrap();
+    let answer = WireAnswer::read(answer).await;
+    assert_eq!(answer.grpc_status, 0, "{}", answer.message);
 }
 
 #[tokio::test]

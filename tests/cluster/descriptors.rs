@@ -13,8 +13,8 @@ use tokio::net::{TcpSocket, TcpStream};
 const OPEN_FILES: u32 = 200;
 
 /// More idle connections to each member than it may open files, all from one address.
-async fn crowd(ports: &[u16]) -> Vec<TcpStream> {
-    let mut crowd = Vec::new();
+async fn idle_connections(ports: &[u16]) -> Vec<TcpStream> {
+    let mut idle = Vec::new();
     for port in ports {
         for _ in 0..OPEN_FILES + 100 {
             let socket = TcpSocket::new_v4().expect("a socket");
@@ -23,11 +23,11 @@ async fn crowd(ports: &[u16]) -> Vec<TcpStream> {
             let to = (Ipv4Addr::LOCALHOST, *port);
             // One that is refused is closed at once, or later.
             if let Ok(stream) = socket.connect(to.into()).await {
-                crowd.push(stream);
+                idle.push(stream);
             }
         }
     }
-    crowd
+    idle
 }
 
 /// Writes 20 MB, over several segments of the log, and more than the log keeps.
@@ -52,23 +52,23 @@ async fn idle_connections_cost_no_member_its_files() {
     }
     let ports = cluster.ports();
     leader(&ports).await;
-    let mut crowds = vec![crowd(&ports).await];
+    let mut idle = vec![idle_connections(&ports).await];
     write(&ports, "first/").await;
     etcdctl(&ports[..1], &["compact", "150", "--physical"])
         .await
         .ok();
     same_history(&ports).await;
 
-    // A member that was away needs a snapshot, and has a crowd before it has that.
+    // A member that was away needs a snapshot, and has too many connections before it has that.
     let away = follower(&cluster).await;
     cluster.members[away].kill().await;
     let mut alive = ports.clone();
     alive.remove(away);
     write(&alive, "second/").await;
     cluster.members[away].start();
-    crowds.push(crowd(&ports[away..=away]).await);
+    idle.push(idle_connections(&ports[away..=away]).await);
     said(&cluster.members[away], IN_PLACE, 1).await;
-    crowds.push(crowd(&ports[away..=away]).await);
+    idle.push(idle_connections(&ports[away..=away]).await);
     write(&ports, "third/").await;
     same_history(&ports).await;
     for member in &mut cluster.members {
@@ -77,9 +77,9 @@ async fn idle_connections_cost_no_member_its_files() {
         assert!(!log.contains("Too many open files"), "{log}");
         assert!(
             log.contains("too many client connections from 127.0.0.9"),
-            "the crowd has met its share: {log}"
+            "the idle connections have met their share: {log}"
         );
     }
-    drop(crowds);
+    drop(idle);
     etcdctl(&ports, &["put", "after", "v"]).await.ok();
 }

@@ -312,8 +312,8 @@ async fn a_quorum_recovery_of_an_encrypted_member_is_encrypted() {
     };
     let refused = recover(&new).output().await.expect("the program starts");
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
-    for told in ["--encryption-key-file", VARIABLE] {
-        assert!(text.contains(told), "{text}");
+    for way in ["--encryption-key-file", VARIABLE] {
+        assert!(text.contains(way), "{text}");
     }
     assert!(!text.contains("encryption.key_file"), "{text}");
     let key = old.with_extension("key");

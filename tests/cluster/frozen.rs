@@ -7,13 +7,26 @@ use crate::{
 };
 use quorate::internals::api::proto::etcdserverpb as pb;
 use std::time::Duration;
-use tokio::time::timeout;
-use tonic::transport::Channel;
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tonic::{Status, transport::Channel};
 
 /// How long something that must happen soon is waited for: generous, for a loaded machine and a debug build.
 const PATIENCE: Duration = Duration::from_mins(1);
 /// Puts at each member.
 const PUTS: usize = 20;
+/// Longer than the time after which a member answers with an error: etcd's 7 s.
+const CALL_MAX: Duration = Duration::from_secs(8);
+/// Within this a call is answered where there is a leader.
+const LED_MAX: Duration = Duration::from_secs(2);
+/// How long a member is frozen at least: longer than the others wait before they elect a leader.
+const FROZEN: Duration = Duration::from_secs(3);
+/// Clients of each member that call it all the time, and calls that are made at it once there is a leader.
+const CALLERS: usize = 4;
+const CALLS_LED: usize = 20;
 
 type Kv = pb::kv_client::KvClient<Channel>;
 
@@ -31,6 +44,43 @@ fn put(key: &str) -> pb::PutRequest {
     }
 }
 
+/// A call of one of the kinds that need a leader.
+async fn call(channel: Channel, kind: usize) -> Result<(), Status> {
+    let key = "warm";
+    match kind % 4 {
+        0 => {
+            let range = pb::RangeRequest {
+                key: key.into(),
+                ..pb::RangeRequest::default()
+            };
+            Kv::new(channel).range(range).await.map(drop)
+        }
+        1 => {
+            let mut lease = pb::lease_client::LeaseClient::new(channel);
+            let grant = pb::LeaseGrantRequest { ttl: 600, id: 0 };
+            lease.lease_grant(grant).await.map(drop)
+        }
+        2 => {
+            let mut members = pb::cluster_client::ClusterClient::new(channel);
+            let list = pb::MemberListRequest { linearizable: true };
+            members.member_list(list).await.map(drop)
+        }
+        _ => Kv::new(channel).put(put(key)).await.map(drop),
+    }
+}
+
+/// Calls one after the other until `ends` says so, and gives how many were answered, or refused by the member. A call that takes
+/// so long that its client must end it fails the test.
+async fn calls(channel: Channel, ends: watch::Receiver<bool>) -> usize {
+    let mut count = 0;
+    while matches!(ends.has_changed(), Ok(false)) {
+        let answer = timeout(CALL_MAX, call(channel.clone(), count)).await;
+        assert!(answer.is_ok(), "call {count} had no answer in {CALL_MAX:?}");
+        count += 1;
+    }
+    count
+}
+
 #[tokio::test]
 async fn calls_through_followers_of_a_frozen_leader_succeed_with_the_next_and_happen_once() {
     let cluster = Cluster::start(3).await;
@@ -44,25 +94,17 @@ async fn calls_through_followers_of_a_frozen_leader_succeed_with_the_next_and_ha
         warm.expect("there is a leader");
     }
     cluster.members[led].freeze();
-    let mut calls = tokio::task::JoinSet::new();
+    let mut calls = JoinSet::new();
     for (own, channel) in channels.iter().enumerate() {
         for n in 0..PUTS {
             let mut kv = Kv::new(channel.clone());
             let key = format!("f{own}-{n}");
             calls.spawn(async move { (kv.put(put(&key)).await.map(drop), Some(key)) });
         }
-        let mut kv = Kv::new(channel.clone());
-        let range = pb::RangeRequest {
-            key: "warm".into(),
-            ..pb::RangeRequest::default()
-        };
-        calls.spawn(async move { (kv.range(range).await.map(drop), None) });
-        let mut lease = pb::lease_client::LeaseClient::new(channel.clone());
-        let grant = pb::LeaseGrantRequest { ttl: 600, id: 0 };
-        calls.spawn(async move { (lease.lease_grant(grant).await.map(drop), None) });
-        let mut members = pb::cluster_client::ClusterClient::new(channel.clone());
-        let list = pb::MemberListRequest { linearizable: true };
-        calls.spawn(async move { (members.member_list(list).await.map(drop), None) });
+        for kind in 0..3 {
+            let channel = channel.clone();
+            calls.spawn(async move { (call(channel, kind).await, None) });
+        }
     }
     let mut unknown = Vec::new();
     let answered = async {
@@ -129,4 +171,41 @@ async fn a_frozen_follower_holds_up_nobody_and_a_leader_that_was_frozen_follows(
     let put = ["put", "through", "the former leader"];
     eventually(&ports[led..=led], &put, |_| true).await;
     same_history(&ports).await;
+}
+
+#[tokio::test]
+async fn no_client_has_to_end_a_call_while_a_member_is_frozen_and_a_leader_answers_soon() {
+    let cluster = Cluster::start(3).await;
+    let ports = cluster.ports();
+    // The leader, and then a follower.
+    for distance in [0, 1] {
+        let frozen = (leader(&ports).await + distance) % 3;
+        let others = [(frozen + 1) % 3, (frozen + 2) % 3].map(|at| ports[at]);
+        let (end, ends) = watch::channel(false);
+        let mut callers = JoinSet::new();
+        for port in others {
+            let channel = connect(port).await;
+            for _ in 0..CALLERS {
+                callers.spawn(calls(channel.clone(), ends.clone()));
+            }
+        }
+        cluster.members[frozen].freeze();
+        sleep(FROZEN).await;
+        leader(&others).await;
+        for port in others {
+            let channel = connect(port).await;
+            for n in 0..CALLS_LED {
+                let answer = timeout(LED_MAX, call(channel.clone(), n)).await;
+                let answer = answer.unwrap_or_else(|_| panic!("call {n} has no answer"));
+                answer.unwrap_or_else(|status| panic!("call {n} at {port}: {status}"));
+            }
+        }
+        end.send_replace(true);
+        while let Some(answered) = callers.join_next().await {
+            let answered = answered.expect("no client had to end its call");
+            assert!(answered > 0, "each was answered");
+        }
+        cluster.members[frozen].thaw();
+        same_history(&ports).await;
+    }
 }

@@ -60,8 +60,8 @@ async fn members_and_a_real_etcd_have_the_same_hash_after_the_same_history() {
     etcd.start_member(0);
     for revision in [10, 11] {
         let expected = hashes(&[theirs], revision).await[0];
-        let told = hashes(&ours, revision).await;
-        assert_eq!(told, [expected; 3], "at revision {revision}");
+        let answered = hashes(&ours, revision).await;
+        assert_eq!(answered, [expected; 3], "at revision {revision}");
         assert_eq!(expected.1, 10, "compacted");
     }
 }

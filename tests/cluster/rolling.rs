@@ -133,7 +133,7 @@ async fn patient_cluster() -> Cluster {
 }
 
 /// The term, and the position of the leader, as all members at these ports tell.
-async fn reign(ports: &[u16], among: &[u16]) -> (u64, usize) {
+async fn term_and_leader(ports: &[u16], among: &[u16]) -> (u64, usize) {
     let found = statuses(ports).await;
     let all = statuses(among).await;
     let term = found[0]["raftTerm"].as_u64().expect("a term");
@@ -160,12 +160,12 @@ async fn members_restart_one_by_one_and_no_call_is_refused() {
         for writer in &writers {
             writer.goes_on().await;
         }
-        let (term, led) = reign(&ports, &ports).await;
+        let (term, led) = term_and_leader(&ports, &ports).await;
         cluster.members[at].stop().await;
         let mut others = ports.clone();
         others.remove(at);
         // Nobody has to wait for this: it is so before the process ends.
-        let (term_now, leads_now) = reign(&others, &others).await;
+        let (term_now, leads_now) = term_and_leader(&others, &others).await;
         let leads_now = ports.iter().position(|port| *port == others[leads_now]);
         if at == led {
             assert_eq!(term_now, term + 1, "one transfer, and no other election");
@@ -200,11 +200,11 @@ async fn a_leader_that_is_removed_hands_over_first() {
     let writers: Vec<Writer> = (0..2)
         .map(|own| Writer::start(others.clone(), own))
         .collect();
-    let (term, _) = reign(&ports, &ports).await;
+    let (term, _) = term_and_leader(&ports, &ports).await;
     let id = id(&ports, &cluster.members[led].name).await;
     // The leader itself is asked, and must have been connected to all for a while.
     eventually(&ports[led..=led], &["member", "remove", &id], |_| true).await;
-    let (term_now, _) = reign(&others, &others).await;
+    let (term_now, _) = term_and_leader(&others, &others).await;
     assert_eq!(term_now, term + 1, "one transfer, and no other election");
     let status = cluster.members[led].stopped().await;
     assert_eq!(status.code(), Some(3), "as docs/operations.md says");

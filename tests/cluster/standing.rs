@@ -36,10 +36,10 @@ async fn a_new_cluster_of_three_begins_once_all_have_answered() {
     let ports = cluster.ports();
     // Whoever asks is told the same.
     for path in ["/health", "/readyz"] {
-        let told = asked(ports[0], path).await;
-        assert!(told.starts_with("HTTP/1.1 503"), "{told}");
-        assert!(told.contains("not started yet: "), "{told}");
-        assert!(told.contains("n3 at"), "{told}");
+        let answer = asked(ports[0], path).await;
+        assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+        assert!(answer.contains("not started yet: "), "{answer}");
+        assert!(answer.contains("n3 at"), "{answer}");
     }
     let refused = etcdctl(&ports[..1], &["put", "k", "v"]).await.refused();
     assert!(refused.contains("code = Unavailable"), "{refused}");
@@ -99,9 +99,9 @@ async fn a_member_says_that_it_is_ready_once_it_serves_and_not_before() {
     let said = log(&cluster);
     assert!(said.matches(waits).count() >= 2, "{said}");
     assert!(!said.contains("ready: clients on"), "{said}");
-    let told = health(ports[0]).await;
-    assert!(told.starts_with("HTTP/1.1 503"), "{told}");
-    assert!(told.contains("RAFT NO LEADER"), "{told}");
+    let answer = health(ports[0]).await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert!(answer.contains("RAFT NO LEADER"), "{answer}");
     cluster.members[1].start();
     while notified(&systemd).await != "READY=1\nSTATUS=ready" {}
     let said = log(&cluster);

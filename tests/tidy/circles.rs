@@ -86,14 +86,14 @@ impl<'a> Graph<'a> {
             .map(|&at| (at, self.reached_from(at, &own)))
             .collect();
         let mut circles = Vec::new();
-        let mut told = BTreeSet::new();
+        let mut found = BTreeSet::new();
         for &at in files.iter().filter(|at| reached[at].contains(at)) {
             let circle: BTreeSet<usize> = files
                 .iter()
                 .copied()
                 .filter(|other| reached[&at].contains(other) && reached[other].contains(&at))
                 .collect();
-            if told.insert(circle.clone()) {
+            if found.insert(circle.clone()) {
                 circles.push(self.shown(&circle));
             }
         }

@@ -171,7 +171,6 @@ pub struct BenchArgs {
     pub quiet: bool,
 }
 
-/// A server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
     pub(super) address: SocketAddr,

@@ -1,45 +1,38 @@
 //! Random numbers for the choice of keys and operations.
 
 use super::args::Settings;
+use fastrand::Rng;
 
-/// `SplitMix64`: fast and repeatable, which is all that the choice of keys needs.
+/// Repeatable: one seed gives one load.
 #[derive(Clone, Debug)]
-pub(super) struct Random(u64);
+pub(super) struct Random(Rng);
 
 impl Random {
     pub(super) fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(Rng::with_seed(seed))
     }
 
     /// The generator of one client; each client's numbers differ.
     pub(super) fn of_client(settings: &Settings, index: usize) -> Self {
-        let mut seed = Self(settings.args.seed);
-        Self(seed.next() ^ Self(index as u64).next())
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+        let seeds = [settings.args.seed, index as u64].map(|seed| Rng::with_seed(seed).u64(..));
+        Self::new(seeds[0] ^ seeds[1])
     }
 
     /// A number below `bound`, which must not be zero.
     pub(super) fn below(&mut self, bound: u64) -> u64 {
-        assert!(bound > 0, "no number is below zero");
-        let scaled = (u128::from(self.next()) * u128::from(bound)) >> 64;
-        u64::try_from(scaled).expect("a 64-bit number times another one, over 2^64, has 64 bits")
+        self.0.u64(..bound)
     }
 
     /// A position in something of this length, which must not be zero.
     pub(super) fn position(&mut self, length: usize) -> usize {
-        usize::try_from(self.below(length as u64)).expect("a position is below the length")
+        self.0.usize(..length)
     }
 
     /// Bytes that do not compress.
     pub(super) fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.next().to_le_bytes()[0]).collect()
+        let mut bytes = vec![0; count];
+        self.0.fill(&mut bytes);
+        bytes
     }
 }
 

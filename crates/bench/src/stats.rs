@@ -115,7 +115,6 @@ impl Report {
         self.first_error.get_or_insert(text);
     }
 
-    /// Whether anything went wrong.
     pub(super) fn errors(&self) -> u64 {
         self.errors
     }

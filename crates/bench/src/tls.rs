@@ -51,7 +51,6 @@ pub(super) fn config(args: &BenchArgs) -> Result<Option<Arc<ClientConfig>>, Benc
     Ok(Some(Arc::new(config)))
 }
 
-/// Does the handshake.
 pub(super) async fn secure(
     config: &Arc<ClientConfig>,
     server: ServerName<'static>,

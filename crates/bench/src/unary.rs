@@ -43,7 +43,6 @@ impl Scratch {
         self.settings.key(index, &mut self.key);
     }
 
-    /// Writes `key` and `value`.
     pub(super) async fn put(&mut self, channel: &mut Channel) -> Result<(), CallError> {
         let request = wire::message(&mut self.out, |b| wire::put(b, &self.key, &self.value, 0));
         channel.unary_length(Method::Put, request).await?;
@@ -51,7 +50,6 @@ impl Scratch {
     }
 }
 
-/// Writes random keys.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Put;
 pub(super) struct PutClient(Scratch);

@@ -82,7 +82,6 @@ pub(super) struct Range<'a> {
 }
 
 impl Range<'_> {
-    /// Writes the `RangeRequest`.
     pub(super) fn encode(&self, out: &mut impl BufMut) {
         put_bytes(out, 1, self.key);
         if !self.end.is_empty() {
@@ -94,7 +93,6 @@ impl Range<'_> {
     }
 }
 
-/// Writes a `PutRequest`.
 pub(super) fn put(out: &mut impl BufMut, key: &[u8], value: &[u8], lease: i64) {
     put_bytes(out, 1, key);
     put_bytes(out, 2, value);
@@ -195,7 +193,6 @@ pub(super) fn lease_grant(out: &mut impl BufMut, ttl_secs: i64) {
     put_number(out, 1, ttl_secs);
 }
 
-/// Writes a `LeaseKeepAliveRequest`.
 pub(super) fn lease_keep_alive(out: &mut impl BufMut, id: i64) {
     put_number(out, 1, id);
 }

@@ -23,7 +23,7 @@ pub use storing::CommitPacing;
 
 use answers::{Answer, Answers};
 use incoming::{Incoming, Prefetched};
-use state::{DecodedEntry, Past, Shared, State};
+use state::{AppliedState, DecodedEntry, Past, Shared};
 use storing::Storing;
 use visible::{Database, Visible};
 
@@ -88,7 +88,7 @@ pub struct Applier {
     /// Batches that are not applied yet.
     incoming: Incoming<Vec<DecodedEntry>>,
     /// The state after the newest applied entry.
-    state: State,
+    state: AppliedState,
     /// Applied batches whose snapshot is not published yet, oldest first.
     unpublished: VecDeque<AppliedBatch>,
     visible: Visible,
@@ -144,7 +144,7 @@ struct Held {
 }
 
 impl Held {
-    fn new(storing: &Storing, state: &State, peers: &ApplierPeers) -> Self {
+    fn new(storing: &Storing, state: &AppliedState, peers: &ApplierPeers) -> Self {
         // What was delivered before the bound was reached is applied all the same. A deletion of many keys counts by its records,
         // a change of users and roles by its rows.
         let delivered = held::bound(DELIVERED_BYTES_MAX) + 2 * peers.entry_bytes_max;
@@ -214,7 +214,7 @@ impl Applier {
             used_bytes: state.used_bytes,
         };
         let (keys, begun) = (state.snapshot, state.begun_compaction);
-        let state = State::new(machine, applied, state.members, begun);
+        let state = AppliedState::new(machine, applied, state.members, begun);
         let storing = Storing::new(pacing, applied, LogIndex(0), state.machine.revision());
         Self {
             held: Held::new(&storing, &state, &peers),
@@ -597,7 +597,7 @@ impl Applier {
             .deliver(&peers.compactor, HistoryReplaced(history));
         let machine = Machine::new(loaded, keys.clone());
         let begun = begun_compaction(replaced.compaction);
-        self.state = State::new(machine, applied, Arc::new(state.members), begun);
+        self.state = AppliedState::new(machine, applied, Arc::new(state.members), begun);
         let database = Database {
             reader: replaced.reader,
             file_bytes: replaced.file_bytes,

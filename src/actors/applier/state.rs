@@ -92,7 +92,7 @@ pub(super) struct Shared {
 
 /// The state after the entry at `applied`.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct AppliedState {
     pub(super) machine: Machine,
     pub(super) applied: LogPosition,
     /// What of it is published as it is.
@@ -104,7 +104,7 @@ pub(super) struct State {
     noted: Noted,
 }
 
-impl State {
+impl AppliedState {
     pub(super) fn new(
         machine: Machine,
         applied: LogPosition,
@@ -255,9 +255,9 @@ mod tests {
     use tokio::sync::oneshot;
 
     /// An empty store after entry 10.
-    fn state(begun_compaction: Revision) -> State {
+    fn state(begun_compaction: Revision) -> AppliedState {
         let machine = Machine::new(LoadedState::default(), Index::new().snapshot());
-        State::new(
+        AppliedState::new(
             machine,
             at(10),
             Arc::new(Members::default()),
@@ -274,7 +274,7 @@ mod tests {
     }
 
     /// Applies an entry that reads no record.
-    fn apply(state: &mut State, entry: DecodedEntry) -> Result<Option<Answer>, ApplyError> {
+    fn apply(state: &mut AppliedState, entry: DecodedEntry) -> Result<Option<Answer>, ApplyError> {
         let (_db, stored) = database(&[]);
         let past = Past {
             tail: &Tail::default(),

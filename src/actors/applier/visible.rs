@@ -5,7 +5,7 @@
 
 use super::{
     super::{latest, published::Published},
-    state::{Shared, State},
+    state::{AppliedState, Shared},
     storing::Storing,
 };
 use crate::{
@@ -40,7 +40,7 @@ pub(super) struct Visible {
 
 impl Visible {
     /// Everything that was applied is visible, and the database holds all of it.
-    pub(super) fn new(state: &State, keys: Snapshot, database: Database) -> Self {
+    pub(super) fn new(state: &AppliedState, keys: Snapshot, database: Database) -> Self {
         Self {
             applied: state.applied,
             window: state.window(),
@@ -129,13 +129,13 @@ mod tests {
     };
     use std::time::Duration;
 
-    fn state() -> State {
+    fn state() -> AppliedState {
         let machine = Machine::new(LoadedState::default(), Index::new().snapshot());
         let members = Arc::new(Members::default());
-        State::new(machine, at(1), members, Revision::NEVER_COMPACTED)
+        AppliedState::new(machine, at(1), members, Revision::NEVER_COMPACTED)
     }
 
-    fn visible(state: &State) -> Visible {
+    fn visible(state: &AppliedState) -> Visible {
         Visible::new(state, Index::new().snapshot(), database(&[]).1)
     }
 
@@ -147,7 +147,7 @@ mod tests {
     }
 
     /// Adds a batch with one record at each of the revisions.
-    fn add(visible: &mut Visible, state: &State, index: u64, majors: std::ops::Range<i64>) {
+    fn add(visible: &mut Visible, state: &AppliedState, index: u64, majors: std::ops::Range<i64>) {
         let newest = majors.end - 1;
         let records = majors.map(|major| record(major, "v")).collect();
         visible.add(at(index), window(newest), records, state.shared.clone());

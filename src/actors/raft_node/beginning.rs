@@ -209,8 +209,8 @@ mod tests {
         let write = beginning.next_write().unwrap();
         beginning.want(OTHERS[1], second.0);
         assert_eq!(beginning.record_of(OTHERS[0]), RecordedStart::NotRecorded);
-        let told = beginning.written(write);
-        assert_eq!(told.into_keys().collect::<Vec<_>>(), [OTHERS[0]]);
+        let recorded = beginning.written(write);
+        assert_eq!(recorded.into_keys().collect::<Vec<_>>(), [OTHERS[0]]);
         assert_eq!(beginning.record_of(OTHERS[0]), RecordedStart::Recorded);
         let next = beginning.next_write().unwrap();
         assert_eq!(next.recorded, [OTHERS[0], OTHERS[1]].into());

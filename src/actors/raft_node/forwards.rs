@@ -12,7 +12,7 @@
 use super::{
     node::RaftNode,
     own_messages::{ForwardAnswered, Forwarded},
-    pending_proposals::{Batch, Handed},
+    pending_proposals::{ForwardBatch, Handed},
 };
 use crate::{
     actors::{
@@ -208,7 +208,7 @@ impl RaftNode {
         let part = leader.and_then(|_| self.settling.part_of(self.raft.status().term));
         let batches = self.proposals.take_batches(part);
         if let (Some(leader), Some(part)) = (leader, part) {
-            for Batch { ids, data } in batches {
+            for ForwardBatch { ids, data } in batches {
                 let proposals = data.into_iter().map(Blob).collect();
                 let handed = Handed::InPart(part);
                 let ask = PeerAsk::ProposeIn(part, proposals);
@@ -294,7 +294,7 @@ impl RaftNode {
             }
             return;
         }
-        let Batch { ids, data } = self.proposals.forward_once(ids, handed);
+        let ForwardBatch { ids, data } = self.proposals.forward_once(ids, handed);
         if !ids.is_empty() {
             let handed = Handed::Once(handed.term());
             let ask = PeerAsk::Propose(data.into_iter().map(Blob).collect());

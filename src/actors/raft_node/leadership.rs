@@ -24,7 +24,6 @@ struct KnownLeader {
 /// This member's relation to the leader when a request times out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LeaderContact {
-    /// No leader is known.
     NoLeader,
     /// This member leads or follows, and has been connected to the quorum or the leader since the request began.
     Connected,

@@ -48,7 +48,6 @@ const MAILBOX_MAX: usize = 4_096;
 /// Timing and bounds of a Raft node.
 #[derive(Clone, Copy, Debug)]
 pub struct RaftPacing {
-    /// Length of a tick.
     pub tick: Duration,
     pub election: Duration,
     /// How long a request may take.
@@ -172,9 +171,7 @@ impl Held {
 pub enum PeerLinks {
     /// There are none, and no socket: a cluster of one member.
     Alone,
-    /// Through the peer hub.
     Hub {
-        /// Sends messages of consensus.
         send: Recipient<SendMessages>,
         forward: Recipient<ForwardRequests>,
         addresses: Recipient<UpdatePeers>,

@@ -68,7 +68,7 @@ impl Handed {
 
 /// Proposals that go to the leader in one request.
 #[derive(Debug)]
-pub(super) struct Batch {
+pub(super) struct ForwardBatch {
     /// The numbers of its proposals, in order.
     pub(super) ids: Vec<u64>,
     pub(super) data: Vec<Bytes>,
@@ -204,8 +204,8 @@ impl PendingProposals {
     }
 
     /// The leader speaks version 1 of the peer protocol, so these were not sent. Gives those that go to it another way.
-    pub(super) fn forward_once(&mut self, ids: Vec<u64>, handed: Handed) -> Batch {
-        let mut batch = Batch {
+    pub(super) fn forward_once(&mut self, ids: Vec<u64>, handed: Handed) -> ForwardBatch {
+        let mut batch = ForwardBatch {
             ids: Vec::new(),
             data: Vec::new(),
         };
@@ -223,8 +223,8 @@ impl PendingProposals {
 
     /// Takes the proposals that go to the leader now, in batches. All of them were handed over in `part`: that is what they are
     /// sent with, so one of another part, which could then be appended in two, is parked instead. So are all if `part` is `None`.
-    pub(super) fn take_batches(&mut self, part: Option<TermPart>) -> Vec<Batch> {
-        let mut batches: Vec<Batch> = Vec::new();
+    pub(super) fn take_batches(&mut self, part: Option<TermPart>) -> Vec<ForwardBatch> {
+        let mut batches: Vec<ForwardBatch> = Vec::new();
         let mut bytes = BATCH_BYTES_MAX;
         for (handed, id, data) in std::mem::take(&mut self.to_forward) {
             if Some(handed) != part {
@@ -232,7 +232,7 @@ impl PendingProposals {
                 continue;
             }
             if bytes >= BATCH_BYTES_MAX {
-                batches.push(Batch {
+                batches.push(ForwardBatch {
                     ids: Vec::new(),
                     data: Vec::new(),
                 });

@@ -29,13 +29,13 @@ use std::collections::BTreeMap;
 #[derive(Debug, Default)]
 pub(super) struct Settling {
     part: TermPart,
-    state: State,
+    state: PartState,
     /// Entries up to here decide about the proposals of earlier parts.
     decided_at: Option<LogIndex>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum State {
+enum PartState {
     #[default]
     Open,
     Unsure,
@@ -55,29 +55,29 @@ impl Settling {
     /// The part in which proposals may be forwarded to the leader of `term`; none if they must wait.
     pub(super) fn part_of(&mut self, term: Term) -> Option<TermPart> {
         self.enter(term);
-        (self.state == State::Open && self.part.term == term).then_some(self.part)
+        (self.state == PartState::Open && self.part.term == term).then_some(self.part)
     }
 
     /// The answer to proposals in `part` was lost, or it was that the part is over.
     pub(super) fn lost(&mut self, part: TermPart) {
-        if self.part == part && self.state == State::Open {
-            self.state = State::Unsure;
+        if self.part == part && self.state == PartState::Open {
+            self.state = PartState::Unsure;
         }
     }
 
     /// Whether the leader of `term` has to be asked now; it is then.
     pub(super) fn ask(&mut self, term: Term) -> bool {
         self.enter(term);
-        let asks = self.state == State::Unsure && self.part.term == term;
+        let asks = self.state == PartState::Unsure && self.part.term == term;
         if asks {
-            self.state = State::Asking;
+            self.state = PartState::Asking;
         }
         asks
     }
 
     /// The leader of `term` has answered, or it did not.
     pub(super) fn answered(&mut self, term: Term, answer: Option<Settled>) {
-        if self.part.term != term || self.state != State::Asking {
+        if self.part.term != term || self.state != PartState::Asking {
             return;
         }
         // The leader counts up: each question begins a part.
@@ -85,9 +85,9 @@ impl Settling {
             Some(Settled { part, through }) => {
                 self.part.part = part;
                 self.decided_at = Some(through);
-                self.state = State::Open;
+                self.state = PartState::Open;
             }
-            None => self.state = State::Unsure,
+            None => self.state = PartState::Unsure,
         }
     }
 
@@ -222,7 +222,7 @@ mod tests {
         forwarded: Vec<Option<u64>>,
         committed: usize,
         part: u64,
-        state: State,
+        state: PartState,
         decided_at: Option<LogIndex>,
         /// The number of the last question.
         question: u64,
@@ -403,7 +403,7 @@ mod tests {
             forwarded: vec![None; proposals],
             committed: 0,
             part: 0,
-            state: State::Open,
+            state: PartState::Open,
             decided_at: None,
             question: 0,
             leader_part: 0,

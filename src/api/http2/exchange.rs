@@ -45,7 +45,6 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// Sends the answer.
     pub(super) fn answer(self, answered: Result<Encoded, Status>, budget: &Arc<Budget>) {
         self.close_line(answered.as_ref().err());
         answer(self.respond, answered, budget);

@@ -44,14 +44,14 @@ impl KeepAlive {
         self.place.register(context);
         if reads != self.reads_seen {
             self.reads_seen = reads;
-            self.place.heard();
+            self.place.bytes_arrived();
         }
         if let (Some(timer), Some(pings)) = (&mut self.pinged, &mut self.pings) {
             if pings.poll_pong(context).is_pending() {
                 return timer.as_mut().poll(context);
             }
             self.pinged = None;
-            self.place.heard();
+            self.place.bytes_arrived();
         }
         if !self.place.is_silent(scarce) {
             return Poll::Pending;

@@ -45,7 +45,7 @@ impl StreamBody {
 
     /// A body to read, and the buffer that must be filled for it.
     pub(super) fn prefetched(self) -> (PrefetchedBody, Prefetched) {
-        let state = State {
+        let state = PrefetchState {
             stream: Some(self.stream),
             room: self.room,
             pieces: VecDeque::new(),
@@ -82,10 +82,10 @@ pub(super) struct PrefetchedBody(Prefetched);
 
 /// Receives the frames of one request.
 #[derive(Clone, Debug)]
-pub(super) struct Prefetched(Arc<Mutex<State>>);
+pub(super) struct Prefetched(Arc<Mutex<PrefetchState>>);
 
 #[derive(Debug)]
-struct State {
+struct PrefetchState {
     /// `None` once nothing more of it is read; the library drops what arrives then.
     stream: Option<RecvStream>,
     room: Option<Arc<MessageRoom>>,
@@ -155,12 +155,12 @@ impl Prefetched {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, PrefetchState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
+impl PrefetchState {
     fn push(&mut self, data: Bytes) {
         let is_short = data.len() < JOINED_BYTES_MAX;
         if !is_short {

@@ -126,7 +126,7 @@ impl Silence {
 
 impl Place {
     /// The client has sent bytes.
-    pub(super) fn heard(&self) {
+    pub(super) fn bytes_arrived(&self) {
         self.with(|entry| entry.last = self.silence.now.get());
     }
 
@@ -211,13 +211,13 @@ mod tests {
                 assert!(woken() >= CONNECTIONS, "then they are asked");
                 for place in &places {
                     assert!(place.is_silent(|| false));
-                    place.heard();
+                    place.bytes_arrived();
                 }
                 let taken: Vec<Slot> = (0..10).filter_map(|n| slots.admit(address(n))).collect();
                 assert!(slots.is_scarce());
                 sleep(limits.keepalive_scarce / 2).await;
                 assert_eq!(woken(), 0);
-                places[0].heard();
+                places[0].bytes_arrived();
                 sleep(limits.keepalive_scarce).await;
                 assert!(woken() >= CONNECTIONS - 1, "sooner while they are scarce");
                 assert!(places[1].is_silent(|| true));

@@ -47,7 +47,6 @@ pub(super) struct Directory {
     pub(super) roles: BTreeMap<String, Arc<Role>>,
 }
 
-/// A user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
     record: UserRecord,
@@ -66,7 +65,6 @@ struct UserRecord {
     roles: Vec<String>,
 }
 
-/// A role.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub(super) struct Role {
     /// Sorted by key.
@@ -140,12 +138,10 @@ impl AuthState {
         self.enabled
     }
 
-    /// The auth revision.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// A user.
     pub fn user(&self, name: &str) -> Option<&User> {
         self.directory.users.get(name).map(|user| &**user)
     }
@@ -553,7 +549,6 @@ impl Restoring {
         Ok(())
     }
 
-    /// The state.
     pub fn finish(mut self) -> AuthState {
         for token in self.tokens.into_values() {
             self.state.tokens.push(token);

@@ -54,7 +54,7 @@ pub enum LoadError {
 pub struct Loader {
     index: Index,
     last: Option<Rev>,
-    batch: Batch,
+    batch: UnsortedBatch,
 }
 
 impl Loader {
@@ -132,7 +132,7 @@ impl Loader {
 
 /// Changes that wait to be sorted.
 #[derive(Debug, Default)]
-struct Batch {
+struct UnsortedBatch {
     /// The keys of all of them, one after the other.
     keys: Vec<u8>,
     pending: Vec<Pending>,
@@ -146,7 +146,7 @@ struct Pending {
     meta: Meta,
 }
 
-impl Batch {
+impl UnsortedBatch {
     fn push(&mut self, key: &[u8], meta: Meta) {
         self.shared = match self.pending.first() {
             None => key.len(),

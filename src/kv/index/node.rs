@@ -47,7 +47,7 @@ impl Summary {
     }
 
     /// The summary after one key's slot changed, given what was seen of that slot before and after.
-    fn after(self, change: Change) -> Self {
+    fn after(self, change: SummaryChange) -> Self {
         Self {
             live: self.live - u64::from(change.was_live) + u64::from(change.is_live),
             prunable: self.prunable.min(change.prunable),
@@ -58,7 +58,7 @@ impl Summary {
 
 /// How a write moved the summaries above it.
 #[derive(Clone, Copy, Debug)]
-struct Change {
+struct SummaryChange {
     was_live: bool,
     is_live: bool,
     prunable: Revision,
@@ -152,7 +152,7 @@ impl Child {
         key: &[u8],
         fanout: usize,
         edit: impl FnOnce(Option<Slot>) -> Slot,
-    ) -> (Change, Option<Split>) {
+    ) -> (SummaryChange, Option<Split>) {
         let (change, split) = match Arc::make_mut(&mut self.node) {
             TreeNode::Leaf(leaf) => leaf.write(key, fanout, edit),
             TreeNode::Inner(inner) => inner.write(key, fanout, edit),
@@ -287,7 +287,7 @@ impl Leaf {
         key: &[u8],
         fanout: usize,
         edit: impl FnOnce(Option<Slot>) -> Slot,
-    ) -> (Change, Option<Split>) {
+    ) -> (SummaryChange, Option<Split>) {
         match self.keys.search(key) {
             Ok(i) => (self.edit(i, edit), None),
             Err(i) if self.slots.len() < fanout => (self.insert(i, key, edit(None)), None),
@@ -309,12 +309,12 @@ impl Leaf {
         }
     }
 
-    fn edit(&mut self, i: usize, edit: impl FnOnce(Option<Slot>) -> Slot) -> Change {
+    fn edit(&mut self, i: usize, edit: impl FnOnce(Option<Slot>) -> Slot) -> SummaryChange {
         let place = self.slots.item_mut(i);
         let slot = std::mem::take(place);
         let (was_live, was_lone) = (slot.live().is_some(), slot.is_lone());
         let slot = edit(Some(slot));
-        let change = Change {
+        let change = SummaryChange {
             was_live,
             is_live: slot.live().is_some(),
             // The two oldest changes decide. If there was more than one change, this write has left both as they were.
@@ -329,8 +329,8 @@ impl Leaf {
         change
     }
 
-    fn insert(&mut self, i: usize, key: &[u8], slot: Slot) -> Change {
-        let change = Change {
+    fn insert(&mut self, i: usize, key: &[u8], slot: Slot) -> SummaryChange {
+        let change = SummaryChange {
             was_live: false,
             is_live: slot.live().is_some(),
             prunable: slot.prunable_from(),
@@ -387,7 +387,7 @@ impl Inner {
         key: &[u8],
         fanout: usize,
         edit: impl FnOnce(Option<Slot>) -> Slot,
-    ) -> (Change, Option<Split>) {
+    ) -> (SummaryChange, Option<Split>) {
         let i = self.route(key);
         let (change, split) = self.children.item_mut(i).write(key, fanout, edit);
         let Some(split) = split else {

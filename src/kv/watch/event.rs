@@ -147,7 +147,6 @@ impl WatchedChange {
             || record::create_revision_of(&self.record.kv) != self.rev().major
     }
 
-    /// The record behind it.
     pub(super) fn record(&self) -> &Record {
         &self.record
     }

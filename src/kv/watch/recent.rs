@@ -53,7 +53,6 @@ impl Recent {
         self.bytes
     }
 
-    /// Adds the next revision.
     pub(super) fn push(&mut self, revision: Revision, changes: Vec<WatchedChange>) {
         assert_eq!(revision, self.newest.next(), "recent revisions have no gap");
         let bytes = Revised::measure(&changes);

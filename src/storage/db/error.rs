@@ -59,7 +59,6 @@ pub enum DbError {
         /// The file, relative to the data directory.
         file: Arc<str>,
     },
-    /// Anything else redb reports.
     #[error("{file}: {source}")]
     Redb {
         /// The file, relative to the data directory.

@@ -44,7 +44,6 @@ const REDB_MAGIC: [u8; 4] = *b"redb";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Encrypted,
-    /// A database without encryption.
     Plain,
     /// Empty, or damaged.
     Unknown,

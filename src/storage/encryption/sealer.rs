@@ -27,7 +27,6 @@ pub(crate) type Seal = [u8; SEAL_BYTES];
 
 /// Length of every key: data keys, and the keys that wrap them.
 pub(super) const KEY_BYTES: usize = 32;
-/// Length of a salt.
 pub(super) const SALT_BYTES: usize = 16;
 /// Length of the tag of both algorithms.
 pub(super) const TAG_BYTES: usize = 16;
@@ -171,7 +170,6 @@ impl Sealer {
         })
     }
 
-    /// All data keys.
     pub(super) fn keys(&self) -> Vec<DataKey> {
         let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
         keys.clone()

@@ -258,10 +258,10 @@ fn it_can_be_stopped_between_any_two_parts() {
     for parts in 0..=size.div_ceil(1024 * 1024) {
         for step in 1.. {
             let disk = plain(step);
-            let heard = RefCell::new(Vec::new());
+            let reports = RefCell::new(Vec::new());
             let watch = |done, total| {
-                heard.borrow_mut().push((done, total));
-                if heard.borrow().len() > parts {
+                reports.borrow_mut().push((done, total));
+                if reports.borrow().len() > parts {
                     disk.fail_nth(step, Fault::Death);
                     return false;
                 }
@@ -269,10 +269,10 @@ fn it_can_be_stopped_between_any_two_parts() {
             };
             let (key, way) = (testing::wrapping(&[1]), Algorithm::Aes256Gcm);
             let opened = EncryptedDisk::open(shared(&disk), key, way, &watch);
-            let heard = heard.take();
-            assert!(heard.is_sorted());
-            assert!(heard.iter().all(|(_, total)| *total == size as u64));
-            if heard.len() <= parts {
+            let reports = reports.take();
+            assert!(reports.is_sorted());
+            assert!(reports.iter().all(|(_, total)| *total == size as u64));
+            if reports.len() <= parts {
                 assert!(opened.is_ok());
                 break;
             }

@@ -167,7 +167,6 @@ fn parse_key(text: &[u8]) -> Option<SecretKey> {
 /// Where the keys come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KeySource {
-    /// A file.
     File(PathBuf),
     /// The standard output of a command, which a shell runs.
     Command(String),

@@ -64,7 +64,6 @@ pub enum WalError {
     /// The log starts after entries that are still needed.
     #[error("the log starts at entry {first}, but entry {needed} is needed; {ADVICE}")]
     StartsTooLate {
-        /// The log's first entry.
         first: LogIndex,
         /// The entry after the last one the database holds.
         needed: LogIndex,

@@ -232,9 +232,9 @@ async fn who_shows_a_bad_certificate_is_refused_with_the_reason() {
         0,
         "another authority"
     );
-    let told =
+    let refusal =
         "it refuses this member: this member's certificate is not good for it (BadCertificate)";
-    secure.logged(told).await;
+    secure.logged(refusal).await;
 }
 
 #[tokio::test]
