@@ -1,19 +1,15 @@
-//! The keys of JSON Web Tokens, taken up again when their files change, and the tokens that were verified with them.
+//! The keys of JSON Web Tokens, taken up again when their files change. What they verify is `jwt_desk`'s.
 //!
 //! Files are read at the start and then on a thread that may block. A file that cannot be used changes nothing: it is logged
-//! with its name, and the keys that were valid stay so. A front end remembers the tokens that it has verified, in a bounded
-//! table, so that a call with a known token costs a digest and a lookup.
+//! with its name, and the keys that were valid stay so.
 
 use super::background::in_background;
 use crate::{
-    auth::{Caller, caller::JwtUser},
-    clock,
-    jwt::{self, Algorithm, Claims, KeyError, SigningKey, VerifyingKey},
+    jwt::{Algorithm, KeyError, SigningKey, VerifyingKey},
     log_gate::{self, LogGate},
 };
 use sha2::{Digest, Sha256};
 use std::{
-    collections::HashMap,
     fs, io,
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
@@ -28,10 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// A key file that is longer is none, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Verified tokens that a front end remembers, in bytes.
-const KNOWN_BYTES_MAX: usize = 1024 * 1024;
-
-static FAILURES: LogGate = LogGate::new();
+/// Files that cannot be used.
+pub(super) static FAILURES: LogGate = LogGate::new();
 
 /// What tokens are signed with, and where the keys are.
 #[derive(Clone, Debug)]
@@ -93,8 +87,8 @@ pub enum KeyFileCause {
 /// The keys that are valid at one time.
 #[derive(Debug)]
 pub(super) struct KeySet {
-    signing: Option<SigningKey>,
-    verifying: Vec<VerifyingKey>,
+    pub(super) signing: Option<SigningKey>,
+    pub(super) verifying: Vec<VerifyingKey>,
     /// How many keys are of which file.
     files: Vec<(PathBuf, usize)>,
     /// What an operator should know about the files.
@@ -143,13 +137,19 @@ impl JwtKeys {
         }))
     }
 
-    fn valid(&self) -> Arc<KeySet> {
+    /// The keys that are valid now.
+    pub(super) fn valid(&self) -> Arc<KeySet> {
         let valid = self.valid.read().unwrap_or_else(PoisonError::into_inner);
         valid.clone()
     }
 
+    /// How long a new token is good.
+    pub(super) fn ttl(&self) -> Duration {
+        self.settings.ttl
+    }
+
     /// Takes up the files if they have changed; blocks.
-    fn look(&self) {
+    pub(super) fn look(&self) {
         for news in self.take_up() {
             tracing::info!("{news}");
         }
@@ -216,13 +216,8 @@ fn add(
 ) -> Result<(), KeyFileCause> {
     let algorithm = settings.algorithm;
     let bytes = file_bytes(path)?;
-    if (signs || algorithm.has_secrets()) && others_read(path) {
-        if settings.refuse_readable_keys {
-            return Err(KeyFileCause::Readable(path.to_owned()));
-        }
-        let path = path.display();
-        let text = "others can read the key of JWT, and make tokens with it";
-        set.warnings.push(format!("{text}: chmod 600 {path}"));
+    if signs || algorithm.has_secrets() {
+        judge_mode(set, settings, path)?;
     }
     digest.update(bytes.len().to_le_bytes());
     digest.update(&bytes);
@@ -232,7 +227,15 @@ fn add(
         set.signing = Some(key);
         verifying
     } else {
-        VerifyingKey::read_all(algorithm, &bytes)?
+        let file = VerifyingKey::read_all(algorithm, &bytes)?;
+        if file.has_private {
+            set.warnings.push(format!(
+                "{PUBLIC}: the file {} holds a private key too, which is not used there, and which makes tokens: take it out",
+                path.display()
+            ));
+            judge_mode(set, settings, path)?;
+        }
+        file.keys
     };
     if set.verifying.len() + keys.len() > KEYS_MAX {
         return Err(KeyFileCause::TooMany);
@@ -248,6 +251,20 @@ fn add(
     }
     set.files.push((path.to_owned(), keys.len()));
     set.verifying.extend(keys);
+    Ok(())
+}
+
+/// Warns of a file with a secret that others can read, or refuses it, as the settings say.
+fn judge_mode(set: &mut KeySet, settings: &JwtSettings, path: &Path) -> Result<(), KeyFileCause> {
+    if !others_read(path) {
+        return Ok(());
+    }
+    if settings.refuse_readable_keys {
+        return Err(KeyFileCause::Readable(path.to_owned()));
+    }
+    let path = path.display();
+    let text = "others can read the key of JWT, and make tokens with it";
+    set.warnings.push(format!("{text}: chmod 600 {path}"));
     Ok(())
 }
 
@@ -271,130 +288,6 @@ pub async fn keep(keys: Arc<JwtKeys>, gone: impl Future<Output = ()>) {
         let keys = keys.clone();
         // An error means that the runtime ends.
         drop(in_background(move || keys.look()).await);
-    }
-}
-
-/// Issues and checks tokens for one front end.
-#[derive(Debug)]
-pub(super) struct JwtDesk {
-    keys: Arc<JwtKeys>,
-    cluster: String,
-    known: Mutex<Known>,
-}
-
-/// What is signed, and with which key.
-pub(super) struct ToSign {
-    keys: Arc<KeySet>,
-    claims: Claims,
-}
-
-impl ToSign {
-    /// The token; takes about a millisecond.
-    pub(super) fn sign(&self) -> Option<Result<String, KeyError>> {
-        let key = self.keys.signing.as_ref()?;
-        Some(jwt::sign(key, &self.claims))
-    }
-}
-
-impl JwtDesk {
-    /// Tokens of the cluster with this id.
-    pub(super) fn new(keys: Arc<JwtKeys>, cluster: u64) -> Self {
-        Self {
-            keys,
-            cluster: format!("{cluster:x}"),
-            known: Mutex::default(),
-        }
-    }
-
-    /// A token for a user whose password was right at an auth revision; `None` if no key signs.
-    pub(super) fn issue(&self, user: &str, revision: u64) -> Option<ToSign> {
-        let keys = self.keys.valid();
-        keys.signing.as_ref()?;
-        let claims = Claims {
-            username: user.to_owned(),
-            revision,
-            expires: Some(clock::unix_time() + self.keys.settings.ttl),
-            cluster: Some(self.cluster.clone()),
-        };
-        Some(ToSign { keys, claims })
-    }
-
-    /// Whom a token proves, as far as the token goes: its user may have changed since.
-    pub(super) fn identify(&self, token: &[u8]) -> Caller {
-        let (keys, now) = (self.keys.valid(), clock::unix_time());
-        let digest: [u8; 32] = Sha256::digest(token).into();
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(user) = known.find(&keys, &digest, now) {
-            return Caller::Jwt(user);
-        }
-        let Ok(claims) = jwt::verify(&keys.verifying, token, now) else {
-            return Caller::BadToken;
-        };
-        if claims
-            .cluster
-            .is_some_and(|cluster| cluster != self.cluster)
-        {
-            return Caller::BadToken;
-        }
-        let user = Arc::new(JwtUser {
-            name: claims.username.into(),
-            revision: claims.revision,
-        });
-        known.add(digest, user.clone(), claims.expires);
-        Caller::Jwt(user)
-    }
-}
-
-/// Tokens that were verified with a set of keys.
-#[derive(Debug, Default)]
-struct Known {
-    keys: Option<Arc<KeySet>>,
-    tokens: HashMap<[u8; 32], KnownToken>,
-    bytes: usize,
-}
-
-#[derive(Debug)]
-struct KnownToken {
-    user: Arc<JwtUser>,
-    expires: Option<Duration>,
-}
-
-impl Known {
-    fn find(
-        &mut self,
-        keys: &Arc<KeySet>,
-        digest: &[u8; 32],
-        now: Duration,
-    ) -> Option<Arc<JwtUser>> {
-        if self.keys.as_ref().is_none_or(|of| !Arc::ptr_eq(of, keys)) {
-            *self = Self {
-                keys: Some(keys.clone()),
-                ..Self::default()
-            };
-        }
-        let found = self.tokens.get(digest)?;
-        found
-            .expires
-            .is_none_or(|end| now < end)
-            .then(|| found.user.clone())
-    }
-
-    /// Adds a token. At the bound all are forgotten: they are verified again as they come.
-    fn add(&mut self, digest: [u8; 32], user: Arc<JwtUser>, expires: Option<Duration>) {
-        // The table has up to twice the room that it needs.
-        let entry = 2 * (size_of::<[u8; 32]>() + size_of::<KnownToken>());
-        let bytes = entry + size_of::<JwtUser>() + user.name.len();
-        if self.bytes + bytes > KNOWN_BYTES_MAX {
-            self.tokens = HashMap::new();
-            self.bytes = 0;
-        }
-        if self
-            .tokens
-            .insert(digest, KnownToken { user, expires })
-            .is_none()
-        {
-            self.bytes += bytes;
-        }
     }
 }
 
@@ -422,114 +315,6 @@ mod tests {
             refuse_readable_keys: false,
         };
         Scene { dir, settings }
-    }
-
-    fn desk(scene: &Scene) -> JwtDesk {
-        JwtDesk::new(JwtKeys::open(scene.settings.clone()).unwrap(), 0xab)
-    }
-
-    fn token(desk: &JwtDesk, user: &str) -> Vec<u8> {
-        let signed = desk.issue(user, 7).unwrap().sign().unwrap();
-        signed.unwrap().into_bytes()
-    }
-
-    #[test]
-    fn a_token_proves_its_user() {
-        let scene = scene(Some("secret"), &[]);
-        let desk = desk(&scene);
-        let token = token(&desk, "u");
-        for _ in 0..2 {
-            let Caller::Jwt(user) = desk.identify(&token) else {
-                panic!("a good token");
-            };
-            assert_eq!((&*user.name, user.revision), ("u", 7));
-        }
-        assert_eq!(desk.known.lock().unwrap().tokens.len(), 1);
-        let elsewhere = JwtDesk::new(desk.keys.clone(), 0xac);
-        assert_eq!(
-            elsewhere.identify(&token),
-            Caller::BadToken,
-            "another cluster"
-        );
-        assert_eq!(desk.identify(b"a.b.c"), Caller::BadToken);
-        assert_eq!(elsewhere.known.lock().unwrap().tokens.len(), 0);
-    }
-
-    #[test]
-    fn a_known_token_ends_with_its_time() {
-        let mut scene = scene(Some("secret"), &[]);
-        scene.settings.ttl = Duration::ZERO;
-        let desk = desk(&scene);
-        let over = token(&desk, "u");
-        assert_eq!(desk.identify(&over), Caller::BadToken);
-        let keys = desk.keys.valid();
-        let mut known = Known::default();
-        let now = Duration::from_secs(5);
-        assert!(known.find(&keys, &[1; 32], now).is_none());
-        let user = Arc::new(JwtUser {
-            name: "u".into(),
-            revision: 7,
-        });
-        known.add([1; 32], user, Some(Duration::from_secs(6)));
-        assert!(known.find(&keys, &[1; 32], now).is_some());
-        assert!(
-            known
-                .find(&keys, &[1; 32], Duration::from_secs(6))
-                .is_none()
-        );
-    }
-
-    #[test]
-    fn known_tokens_have_a_bound() {
-        let mut known = Known::default();
-        for number in 0..100_000_u64 {
-            let mut digest = [0; 32];
-            digest[..8].copy_from_slice(&number.to_le_bytes());
-            let user = Arc::new(JwtUser {
-                name: "u".repeat(100).into(),
-                revision: number,
-            });
-            known.add(digest, user, None);
-            assert!(known.bytes <= KNOWN_BYTES_MAX);
-            let counted = known.tokens.len() * (2 * 32 + 100);
-            assert!(counted <= known.bytes, "{counted} of {}", known.bytes);
-        }
-        assert!(known.tokens.len() < 10_000);
-    }
-
-    #[test]
-    fn keys_change_with_their_files_and_bad_files_change_nothing() {
-        let scene = scene(Some("old"), &["other"]);
-        let desk = desk(&scene);
-        let by_old = token(&desk, "u");
-        assert!(matches!(desk.identify(&by_old), Caller::Jwt(_)));
-        desk.keys.look();
-        assert!(matches!(desk.identify(&by_old), Caller::Jwt(_)));
-
-        let (key, other) = (scene.dir.path().join("key"), scene.dir.path().join("other"));
-        fs::write(&key, "").unwrap();
-        desk.keys.look();
-        assert!(matches!(desk.identify(&by_old), Caller::Jwt(_)));
-        let named = format!("{} cannot be used: the file is empty", key.display());
-        let said = |text: &str| FAILURES.texts().iter().any(|said| said.contains(text));
-        assert!(said(&named), "{:?}", FAILURES.texts());
-        fs::remove_file(&other).unwrap();
-        fs::write(&key, "new").unwrap();
-        desk.keys.look();
-        assert!(matches!(desk.identify(&by_old), Caller::Jwt(_)));
-        assert!(said(&other.display().to_string()), "{:?}", FAILURES.texts());
-
-        // The old key still verifies.
-        fs::write(&other, "old").unwrap();
-        desk.keys.look();
-        let by_new = token(&desk, "u");
-        for token in [&by_old, &by_new] {
-            assert!(matches!(desk.identify(token), Caller::Jwt(_)));
-        }
-        fs::write(&other, "something else").unwrap();
-        desk.keys.look();
-        assert_eq!(desk.identify(&by_old), Caller::BadToken, "also a known one");
-        assert!(matches!(desk.identify(&by_new), Caller::Jwt(_)));
     }
 
     /// The file of a public key of Ed25519 with so many bytes.
@@ -577,15 +362,6 @@ mod tests {
         fs::write(other, public_key(32, 7)).unwrap();
         keys.look();
         assert!(!Arc::ptr_eq(&keys.valid(), &valid), "the first file is new");
-    }
-
-    #[test]
-    fn without_a_private_key_no_token_is_issued() {
-        let issuing = desk(&scene(Some("secret"), &[]));
-        let verifying = desk(&scene(None, &["secret"]));
-        assert!(verifying.issue("u", 7).is_none());
-        let token = token(&issuing, "u");
-        assert!(matches!(verifying.identify(&token), Caller::Jwt(_)));
     }
 
     #[test]
@@ -672,6 +448,34 @@ mod tests {
         scene.settings.private_key = None;
         fs::write(mode("other", 0o644), public_key(32, 7)).unwrap();
         assert!(read(&scene.settings).is_ok(), "a public key is no secret");
+    }
+
+    /// Its mode was not looked at, and nothing said that it is there.
+    #[test]
+    fn a_private_key_in_a_file_of_public_ones_is_reported_and_guarded() {
+        let mut scene = scene(None, &["public"]);
+        scene.settings.algorithm = Algorithm::EdDsa;
+        let path = scene.settings.public_keys[0].clone();
+        let private = pem::encode(&pem::Pem::new("PRIVATE KEY", vec![7; 48]));
+        fs::write(&path, private + &public_key(32, 7)).unwrap();
+        let set_mode = |mode| fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let command = format!("chmod 600 {}", path.display());
+        for (mode, warned) in [(0o644, true), (0o600, false)] {
+            set_mode(mode);
+            let set = read(&scene.settings).unwrap();
+            assert_eq!(set.verifying.len(), 1);
+            let said = |text: &str| set.warnings.iter().any(|warning| warning.contains(text));
+            assert!(said("holds a private key too"), "{:?}", set.warnings);
+            assert_eq!(said(&command), warned, "{:?}", set.warnings);
+        }
+        scene.settings.refuse_readable_keys = true;
+        assert!(read(&scene.settings).is_ok(), "only its owner reads it");
+        set_mode(0o644);
+        let error = read(&scene.settings).unwrap_err().to_string();
+        assert!(
+            error.starts_with(PUBLIC) && error.ends_with(&command),
+            "{error}"
+        );
     }
 
     #[test]

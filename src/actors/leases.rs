@@ -182,12 +182,13 @@ impl Requests {
         Ok(leases)
     }
 
-    /// Refuses a caller who may not do this to every key that is attached to a lease. etcd: as of this member's own state, and a
-    /// lease that does not exist needs no right.
+    /// Refuses a caller who may not do this to every key that is attached to a lease, or whose token has ended since the stream
+    /// of renewals was opened. etcd: as of this member's own state, and a lease that does not exist needs no right.
     async fn allow_lease(&self, id: LeaseId, right: Right) -> Result<(), RequestError> {
         let published = self.newest_view()?;
-        published.auth.note_use(self.caller());
-        if published.auth.rights(self.caller())?.is_all() {
+        let caller = self.caller_now();
+        published.auth.note_use(&caller);
+        if published.auth.rights(&caller)?.is_all() {
             return Ok(());
         }
         self.ask_keys(id, right, false).await.map(drop)

@@ -35,6 +35,7 @@ pub mod fail_stop;
 pub mod held;
 pub mod index;
 mod installation;
+pub mod jwt_desk;
 pub mod jwt_keys;
 pub mod latest;
 pub mod lease_desk;

@@ -8,7 +8,8 @@ use super::{
     compactor::AwaitCompaction,
     consensus::{ChangeMembership, Consensus, MoveLeader},
     held::HeldBytes,
-    jwt_keys::{JwtDesk, JwtKeys},
+    jwt_desk::{JwtDesk, JwtProof},
+    jwt_keys::JwtKeys,
     latest,
     lease_desk::LeaseDesk,
     login_bounds::{LoginBounds, LoginCounts},
@@ -104,6 +105,8 @@ pub struct NodeStatus {
 pub struct Requests {
     shared: Arc<Shared>,
     caller: Caller,
+    /// What makes the caller's token good, if it is a JWT.
+    proof: Option<Arc<JwtProof>>,
     /// Whose watchers it creates; `None` for the program's own.
     holder: Option<HolderId>,
 }
@@ -183,6 +186,7 @@ impl Requests {
         Self {
             shared,
             caller: Caller::Node,
+            proof: None,
             holder: None,
         }
     }
@@ -193,8 +197,20 @@ impl Requests {
         Self {
             shared: self.shared.clone(),
             caller,
+            proof: None,
             holder: self.holder,
         }
+    }
+
+    /// The same front end, whose caller is good as long as a JWT is.
+    #[must_use]
+    pub(crate) fn proven_by(self, proof: Option<Arc<JwtProof>>) -> Self {
+        Self { proof, ..self }
+    }
+
+    /// What makes the caller's token good, if it is a JWT.
+    pub(super) fn proof(&self) -> Option<&JwtProof> {
+        self.proof.as_deref()
     }
 
     /// The same front end for a holder, whose share of the member's watchers its watchers count for.

@@ -9,10 +9,17 @@
 //! ```text
 //! issued, renewed ──▶ +ttl/3: renewed at the next check, if used ──▶ … ──▶ +ttl: used until here
 //!                                                                         +ttl + 3 checks: the leader ends it
+//!                                                                         +ttl + 5 checks, twice: it ends on this member
 //! ```
 //!
 //! The checks are a tenth of the time to live apart. No clock decides about the state: an entry names a token with
 //! its last renewal, and has no effect if it was renewed since.
+//!
+//! A member that has lost touch gets no such entry, neither an end nor a renewal. So each member stops identifying callers by a
+//! token for itself, a while after the leader would have ended it. A renewal that is applied later makes the token good again.
+//! One that is merely slow must not do so: two checks in a row have to find the token late, since a member that was frozen wakes
+//! up with a check; and none does while committed entries wait to be applied, since a renewal may be among them. A leader ends
+//! tokens by entries alone: it steps down when it loses touch.
 
 use super::{consensus::Consensus, latest, published::Published, raft_status::RaftStatus};
 use crate::{
@@ -20,15 +27,25 @@ use crate::{
     clock,
     kv::command::Command,
 };
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, pin::pin, sync::Arc, time::Duration};
 use tokio::time::{Instant, sleep};
 
 /// Tokens in one entry.
 const ENTRY_TOKENS_MAX: usize = 4_096;
 
-/// When this member applied the issue or last renewal of each token.
+/// The age of each token.
 #[derive(Debug, Default)]
-struct Ages(BTreeMap<u64, (u64, Instant)>);
+struct Ages(BTreeMap<u64, Age>);
+
+#[derive(Clone, Copy, Debug)]
+struct Age {
+    /// The log index of its issue or last renewal.
+    renewed: u64,
+    /// When this member applied that.
+    since: Instant,
+    /// Whether the last check found it late.
+    late: bool,
+}
 
 /// What a check found.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -38,20 +55,29 @@ struct Due {
 }
 
 impl Ages {
-    fn look(&mut self, auth: &AuthState, ttl: Duration, now: Instant) -> Due {
+    /// Finds what is due and, if this member may, ends on it what is late.
+    fn look(&mut self, auth: &AuthState, ttl: Duration, now: Instant, may_end: bool) -> Due {
         let mut due = Due::default();
         let mut ages = BTreeMap::new();
         for token in auth.tokens().iter() {
             let known = self.0.get(&token.number);
-            let since = match known {
-                Some((renewed, since)) if *renewed == token.renewed => *since,
-                Some(_) | None => now,
-            };
-            ages.insert(token.number, (token.renewed, since));
-            let age = now.saturating_duration_since(since);
-            if token.is_used() && age >= ttl / 3 {
+            let known = known.filter(|age| age.renewed == token.renewed);
+            let mut age = known.copied().unwrap_or(Age {
+                renewed: token.renewed,
+                since: now,
+                late: false,
+            });
+            let old = now.saturating_duration_since(age.since);
+            let late = may_end && old > ttl + look_every(ttl) * 5;
+            if late && age.late {
+                token.end_here();
+            }
+            age.late = late;
+            ages.insert(token.number, age);
+            // The uses of one that has ended here are older than that.
+            if token.is_used() && !token.has_ended_here() && old >= ttl / 3 {
                 due.renew.push(token.number);
-            } else if age > ttl + look_every(ttl) * 3 {
+            } else if old > ttl + look_every(ttl) * 3 {
                 due.expire.push(token.mark());
             }
         }
@@ -77,6 +103,44 @@ fn look_every(ttl: Duration) -> Duration {
     ttl / 10
 }
 
+struct Keeper {
+    ttl: Duration,
+    ages: Ages,
+    views: latest::Receiver<Arc<Published>>,
+    status: latest::Receiver<RaftStatus>,
+}
+
+impl Keeper {
+    fn look(&mut self) -> Due {
+        let status = *self.status.borrow();
+        let published = self.views.borrow().clone();
+        let has_all = published.applied.index >= status.commit;
+        let may_end = has_all && !status.leads;
+        self.ages
+            .look(&published.auth, self.ttl, clock::now(), may_end)
+    }
+
+    /// The changes that are due; none without a leader. A member without a vote renews what is used there, too: its proposals
+    /// travel to the leader as those of others do.
+    fn changes(&mut self) -> Vec<Change> {
+        let due = self.look();
+        let status = *self.status.borrow();
+        if status.leader.is_none() {
+            return Vec::new();
+        }
+        due.changes(status.leads).collect()
+    }
+}
+
+async fn propose(consensus: &Consensus, changes: Vec<Change>) {
+    for change in changes {
+        // What fails is found due again at the next check, and so is what comes after it.
+        if consensus.propose(&Command::Auth(change)).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Keeps the time of all tokens until the node stops.
 pub async fn keep(
     ttl: Duration,
@@ -84,24 +148,26 @@ pub async fn keep(
     status: latest::Receiver<RaftStatus>,
     consensus: Consensus,
 ) {
-    let mut ages = Ages::default();
     let mut gone = status.clone();
+    let mut keeper = Keeper {
+        ttl,
+        ages: Ages::default(),
+        views,
+        status,
+    };
     loop {
         tokio::select! {
             () = sleep(look_every(ttl)) => {}
             // An error means that the Raft node is gone.
             _ = gone.wait_for(|_| false) => return,
         }
-        let auth = views.borrow().auth.clone();
-        let due = ages.look(&auth, ttl, clock::now());
-        let (leads, may_propose) = {
-            let status = status.borrow();
-            (status.leads, status.leader.is_some() && !status.learner)
-        };
-        for change in due.changes(leads).take_while(|_| may_propose) {
-            // What fails is found due again at the next check, and so is what comes after it.
-            if consensus.propose(&Command::Auth(change)).await.is_err() {
-                break;
+        let changes = keeper.changes();
+        let mut proposing = pin!(propose(&consensus, changes));
+        // Without a quorum this takes until its time is up. The checks go on, or tokens would end later on this member.
+        loop {
+            tokio::select! {
+                () = &mut proposing => break,
+                () = sleep(look_every(ttl)) => drop(keeper.look()),
             }
         }
     }
@@ -157,8 +223,21 @@ mod tests {
         }
 
         fn look(&mut self, secs: u64) -> Due {
+            self.look_with(secs, true)
+        }
+
+        fn look_with(&mut self, secs: u64, may_end: bool) -> Due {
             let now = self.start + Duration::from_secs(secs);
-            self.ages.look(&self.auth, TTL, now)
+            self.ages.look(&self.auth, TTL, now, may_end)
+        }
+
+        fn has_ended_here(&self, token: u64) -> bool {
+            self.auth.tokens().get(token).unwrap().has_ended_here()
+        }
+
+        fn renew(&mut self, token: u64) {
+            let tokens = vec![token];
+            self.apply(&Change::RenewTokens { tokens });
         }
 
         fn note_use(&self, token: u64) {
@@ -208,6 +287,49 @@ mod tests {
         assert_eq!((&renewed[..], &ended[..]), (used, unused));
         assert_eq!(changes.len(), 3);
         assert_eq!(scene.look(41), Due::default());
+    }
+
+    /// Where no entry comes it never ended.
+    #[test]
+    fn a_token_that_cannot_be_renewed_ends_on_its_member() {
+        let mut scene = Scene::new();
+        let token = scene.log_in();
+        assert_eq!(scene.look(0), Due::default());
+        scene.note_use(token);
+        for secs in [10, 20, 30, 45] {
+            assert_eq!(scene.look(secs).renew, [token], "after {secs} s");
+        }
+        assert_eq!(scene.look(46).renew, [token]);
+        assert!(!scene.has_ended_here(token), "it was late once");
+        let due = scene.look(49);
+        assert!(scene.has_ended_here(token));
+        assert!(due.renew.is_empty(), "its uses were before that");
+        assert_eq!(due.expire.len(), 1);
+        scene.renew(token);
+        assert!(!scene.has_ended_here(token), "others saw it in use");
+        assert_eq!(scene.look(50), Due::default());
+        assert!(!scene.has_ended_here(token));
+    }
+
+    #[test]
+    fn a_member_that_is_slow_ends_no_token_that_others_renew() {
+        let mut scene = Scene::new();
+        let token = scene.log_in();
+        scene.look(0);
+        // It was frozen, and gets what it has missed after the first check.
+        scene.look(300);
+        assert!(!scene.has_ended_here(token));
+        scene.renew(token);
+        scene.look(303);
+        // It knows of entries that it has not applied.
+        for secs in [350, 360, 370] {
+            scene.look_with(secs, false);
+            assert!(!scene.has_ended_here(token), "after {secs} s");
+        }
+        scene.renew(token);
+        scene.look(373);
+        scene.look(376);
+        assert!(!scene.has_ended_here(token));
     }
 
     #[test]

@@ -6,18 +6,18 @@
 use super::{
     request_error::RequestError,
     requests::Requests,
-    watch_hub::{OpenStream, StreamOpened, StreamRequest, WatchHub, WatchRequest},
+    watch_hub::{OpenStream, StreamOpened, StreamRequest, WatchRequest},
     watch_outbox::WatchOutbox,
 };
 use crate::{
-    auth::{AuthError, Caller},
+    auth::AuthError,
     kv::{
         record::{KeyValue, RecordError},
         watch::{Body, Event, HolderId, Refusal, Response, WatchSpec},
     },
     types::{RecordKind, Rev, Revision},
 };
-use actix::{Addr, MailboxError};
+use actix::MailboxError;
 use std::sync::Arc;
 
 /// A stream of watches.
@@ -31,9 +31,9 @@ pub struct WatchStream {
 /// The half of a stream that sends requests. Dropping it ends nothing.
 #[derive(Clone, Debug)]
 pub struct WatchRequests {
-    hub: Addr<WatchHub>,
+    /// The front end that opened the stream: it knows whether its caller's token is still good.
+    front: Requests,
     outbox: Arc<WatchOutbox>,
-    caller: Caller,
 }
 
 /// The half of a stream that receives responses.
@@ -54,16 +54,15 @@ impl Requests {
         holder: Option<HolderId>,
     ) -> Result<WatchStream, RequestError> {
         self.require_same_state()?;
-        let hub = self.watch_hub().clone();
-        let StreamOpened { outbox } = hub.send(OpenStream { holder }).await.map_err(stopped)??;
+        let opening = self.watch_hub().send(OpenStream { holder });
+        let StreamOpened { outbox } = opening.await.map_err(stopped)??;
         let responses = WatchResponses {
             outbox: outbox.clone(),
         };
         Ok(WatchStream {
             requests: WatchRequests {
-                hub,
+                front: self.clone(),
                 outbox,
-                caller: self.caller().clone(),
             },
             responses,
         })
@@ -101,17 +100,18 @@ impl WatchRequests {
     /// Sends a request; its outcome is among the responses. Waits while the stream's queue is full, so another task must take
     /// responses in the meantime.
     pub async fn ask(&self, mut request: WatchRequest) -> Result<(), RequestError> {
-        if let WatchRequest::Create(spec) = &mut request {
-            spec.caller = self.caller.clone();
-        }
         if !self.outbox.room_for_requests().await {
             return Err(RequestError::Stopped);
+        }
+        if let WatchRequest::Create(spec) = &mut request {
+            spec.caller = self.front.caller_now();
         }
         let request = StreamRequest {
             stream: self.outbox.stream(),
             request,
         };
-        self.hub.send(request).await.map_err(stopped)
+        let hub = self.front.watch_hub();
+        hub.send(request).await.map_err(stopped)
     }
 }
 

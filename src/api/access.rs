@@ -4,7 +4,7 @@
 //! log entry is applied. All other calls have a row in `NEEDS`; a call without a row needs the role root.
 
 use super::{Api, status::Status};
-use crate::auth::Caller;
+use crate::{actors::jwt_desk::Identified, auth::Caller};
 use http::HeaderMap;
 use std::sync::Arc;
 
@@ -86,27 +86,29 @@ fn token<'a>(names: &[&str], headers: &'a HeaderMap) -> Option<&'a [u8]> {
 impl Api {
     /// Identifies the caller by the token in the headers, or, without one, by `user`, the name in the connection's certificate.
     /// An invalid token is refused even if there is a certificate. While authentication is off, neither is read.
-    pub(super) fn caller(&self, headers: &HeaderMap, user: Option<&Arc<str>>) -> Caller {
+    pub(super) fn caller(&self, headers: &HeaderMap, user: Option<&Arc<str>>) -> Identified {
         if !self.requests.is_auth_on() {
-            return Caller::Nobody;
+            return Caller::Nobody.into();
         }
         if let Some(token) = token(&TOKEN_NAMES, headers) {
             return self.requests.identify(token);
         }
         match user.filter(|_| !headers.contains_key(GATEWAY)) {
-            Some(user) => self.requests.published().auth.certified(user),
-            None => Caller::Nobody,
+            Some(user) => self.requests.published().auth.certified(user).into(),
+            None => Caller::Nobody.into(),
         }
     }
 
     /// The same for a request of the JSON gateway. etcd: a name in the client's certificate proves nothing there.
     #[expect(dead_code, reason = "the gateway will use it")]
-    pub(super) fn gateway_caller(&self, headers: &HeaderMap) -> Caller {
+    pub(super) fn gateway_caller(&self, headers: &HeaderMap) -> Identified {
         if !self.requests.is_auth_on() {
-            return Caller::Nobody;
+            return Caller::Nobody.into();
         }
-        let token = token(&GATEWAY_TOKEN_NAMES, headers);
-        token.map_or(Caller::Nobody, |token| self.requests.identify(token))
+        match token(&GATEWAY_TOKEN_NAMES, headers) {
+            Some(token) => self.requests.identify(token),
+            None => Caller::Nobody.into(),
+        }
     }
 
     /// Refuses a caller without the role root, by this member's newest state.

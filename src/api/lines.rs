@@ -6,6 +6,7 @@
 
 use super::{Api, method, sockets::ClientPeer, status::Status};
 use crate::{
+    actors::jwt_desk::{Identified, JwtProof},
     audit::{Call, Ended, Kind, Line, Shown, Subject, Target, TxnSubject},
     auth::{Caller, change::Permission},
     kv::{
@@ -22,6 +23,8 @@ use std::sync::Arc;
 pub struct Asker {
     /// On whose behalf it is.
     pub caller: Caller,
+    /// What makes the caller's token good, if it is a JWT.
+    pub(super) proof: Option<Arc<JwtProof>>,
     pub(super) peer: ClientPeer,
     /// Its line, if the audit log is on.
     pub(super) line: Option<Arc<Line>>,
@@ -40,6 +43,7 @@ impl Asker {
     pub(super) fn nobody() -> Self {
         Self {
             caller: Caller::Nobody,
+            proof: None,
             peer: ClientPeer::Unix,
             line: None,
             holder: None,
@@ -85,7 +89,8 @@ fn kind(path: &str) -> Kind {
 
 impl Api {
     /// The maker of a call, with a new line if the audit log is on.
-    pub(super) fn asker(&self, path: &str, caller: Caller, peer: ClientPeer) -> Asker {
+    pub(super) fn asker(&self, path: &str, found: Identified, peer: ClientPeer) -> Asker {
+        let Identified { caller, proof } = found;
         let line = self.audit.as_ref().map(|audit| {
             let known = method::known(path);
             let call = Call::new(
@@ -102,6 +107,7 @@ impl Api {
         });
         Asker {
             caller,
+            proof,
             peer,
             line,
             holder: None,
@@ -110,8 +116,9 @@ impl Api {
 
     /// The same API for a call of `asker`.
     pub(super) fn asked_by(&self, asker: Asker) -> Self {
+        let requests = self.requests.on_behalf(asker.caller);
         Self {
-            requests: self.requests.on_behalf(asker.caller).held_by(asker.holder),
+            requests: requests.proven_by(asker.proof).held_by(asker.holder),
             peer: asker.peer,
             line: asker.line,
             ..self.clone()

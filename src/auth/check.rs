@@ -77,7 +77,7 @@ fn permitted(yes: bool) -> Result<(), AuthError> {
 
 impl AuthState {
     /// Whom a token's text proves. A number that is not in the table is refused at once: it may belong to an entry that this
-    /// member has not applied yet, but nobody waits for it.
+    /// member has not applied yet, but nobody waits for it. So is a token that has ended on this member.
     pub fn identify(&self, text: &[u8]) -> Caller {
         let Some((token, user)) = self.known(text) else {
             return Caller::BadToken;
@@ -104,8 +104,20 @@ impl AuthState {
         let (secret, number) = tokens::parse(text)?;
         let token = self.tokens.get(number)?;
         // Digests are compared, so how long that takes says nothing about the secret.
-        (token.digest == digest(secret)).then_some(())?;
+        (token.digest == digest(secret) && !token.has_ended_here()).then_some(())?;
         Some((token, self.user(&token.user)?))
+    }
+
+    /// Whether a caller's token has ended on this member, but not yet in the log. That depends on this member's clock, so what is
+    /// decided for commands of the log does not ask for it.
+    pub fn has_ended_here(&self, caller: &Caller) -> bool {
+        match caller {
+            Caller::User(user) => {
+                let token = self.tokens.get(user.token);
+                token.is_some_and(|token| token.has_ended_here())
+            }
+            Caller::Node | Caller::Nobody | Caller::BadToken | Caller::Jwt(_) => false,
+        }
     }
 
     /// Notes that a caller's token is in use. A JWT is no part of the state.
@@ -307,6 +319,24 @@ mod tests {
         ] {
             assert_eq!(state.identify(bad.as_bytes()), Caller::BadToken, "{bad}");
         }
+    }
+
+    /// All members must decide alike about a command, whichever of them has lost touch.
+    #[test]
+    fn a_token_that_ended_here_identifies_nobody_and_is_good_in_the_log() {
+        let mut state = state();
+        let u = state.identify(b"secret.20");
+        assert!(!state.has_ended_here(&u));
+        state.tokens().get(20).unwrap().end_here();
+        assert_eq!(state.identify(b"secret.20"), Caller::BadToken);
+        assert!(state.has_ended_here(&u));
+        assert_eq!(state.require_identity(&u), Ok(()));
+        assert!(state.rights(&u).is_ok());
+        let tokens = vec![20];
+        let renew = Change::RenewTokens { tokens };
+        state.apply(&renew, 30, &mut Vec::new()).unwrap();
+        assert_eq!(state.identify(b"secret.20"), u);
+        assert!(!state.has_ended_here(&u));
     }
 
     #[test]

@@ -32,6 +32,9 @@ pub struct Token {
     pub renewed: u64,
     /// Whether this member has seen it in use since that index: a note for who renews it, and no part of the state.
     used: AtomicBool,
+    /// Whether its time is over on this member, which has seen no later renewal: a note for who identifies callers, and no part
+    /// of the state either. What a command in the log may do must not depend on it.
+    ended_here: AtomicBool,
 }
 
 impl PartialEq for Token {
@@ -52,6 +55,7 @@ impl Token {
             digest,
             renewed,
             used: AtomicBool::new(false),
+            ended_here: AtomicBool::new(false),
         }
     }
 
@@ -63,6 +67,16 @@ impl Token {
     /// Whether its use was noted.
     pub fn is_used(&self) -> bool {
         self.used.load(Ordering::Relaxed)
+    }
+
+    /// Ends it on this member, until a renewal is applied.
+    pub fn end_here(&self) {
+        self.ended_here.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has ended on this member.
+    pub fn has_ended_here(&self) -> bool {
+        self.ended_here.load(Ordering::Relaxed)
     }
 
     /// The token as of its last renewal.
@@ -217,14 +231,12 @@ mod tests {
         assert_eq!(tokens.of_user("b").len(), 333);
         let used = tokens.get(600).unwrap();
         used.note_use();
-        assert!(
-            tokens.clone().get(600).unwrap().is_used(),
-            "clones share it"
-        );
-        assert!(
-            !tokens.renew(600, 5000).unwrap().is_used(),
-            "it begins anew"
-        );
+        used.end_here();
+        let shared = tokens.clone();
+        let shared = shared.get(600).unwrap();
+        assert!(shared.is_used() && shared.has_ended_here(), "with clones");
+        let renewed = tokens.renew(600, 5000).unwrap();
+        assert!(!renewed.is_used() && !renewed.has_ended_here(), "anew");
     }
 
     #[test]

@@ -16,6 +16,7 @@ use ring::{
     signature::{self, EcdsaKeyPair, Ed25519KeyPair, KeyPair, UnparsedPublicKey},
 };
 use rustls::pki_types::CertificateDer;
+use sha2::{Digest, Sha256};
 use std::fmt;
 
 /// Why a key cannot be used.
@@ -74,11 +75,24 @@ enum Pair {
     Hmac(hmac::Key),
 }
 
+/// Says which key it is, and cannot be used as one.
+pub type KeyDigest = [u8; 32];
+
 /// Verifies tokens.
 #[derive(Clone)]
 pub struct VerifyingKey {
     algorithm: Algorithm,
     key: Public,
+    digest: KeyDigest,
+}
+
+/// What a file of keys that verify holds.
+#[derive(Debug)]
+pub struct KeyFile {
+    /// The keys, at least one.
+    pub keys: Vec<VerifyingKey>,
+    /// Whether a private key stands beside them.
+    pub has_private: bool,
 }
 
 #[derive(Clone)]
@@ -104,10 +118,7 @@ impl SigningKey {
             Pair::Ec(pair) => pair.public_key().as_ref(),
             Pair::Ed25519(pair) => pair.public_key().as_ref(),
             Pair::Hmac(key) => {
-                return VerifyingKey {
-                    algorithm: self.algorithm,
-                    key: Public::Hmac(key.clone()),
-                };
+                return VerifyingKey::of_secret(self.algorithm, key.clone());
             }
         };
         VerifyingKey::of(self.algorithm, public.to_vec())
@@ -147,10 +158,13 @@ impl SigningKey {
 impl VerifyingKey {
     /// The keys in a file with these bytes, at least one. One that cannot be used refuses the whole file: a key that is left out
     /// shows only when a token is refused.
-    pub fn read_all(algorithm: Algorithm, file: &[u8]) -> Result<Vec<Self>, KeyError> {
+    pub fn read_all(algorithm: Algorithm, file: &[u8]) -> Result<KeyFile, KeyError> {
         if algorithm.family() == Family::Hmac {
-            let key = Public::Hmac(secret(algorithm, file)?);
-            return Ok(vec![Self { algorithm, key }]);
+            let key = Self::of_secret(algorithm, secret(algorithm, file)?);
+            return Ok(KeyFile {
+                keys: vec![key],
+                has_private: false,
+            });
         }
         let mut blocks = blocks(file)?;
         let is_public = |tag: &str| matches!(tag, "PUBLIC KEY" | "RSA PUBLIC KEY" | "CERTIFICATE");
@@ -158,24 +172,40 @@ impl VerifyingKey {
             let wanted = "public key";
             return Err(KeyError::NoKey { wanted });
         }
-        // A file may hold a private key beside its public one; here it is not needed.
-        let is_private = |tag: &str| tag.ends_with("PRIVATE KEY") || tag == "EC PARAMETERS";
-        blocks.retain(|block| !is_private(block.tag()));
+        // A file may hold a private key beside its public one. Here it is not needed, but it must be kept as one.
+        let is_private = |tag: &str| tag.ends_with("PRIVATE KEY");
+        let has_private = blocks.iter().any(|block| is_private(block.tag()));
+        blocks.retain(|block| !is_private(block.tag()) && block.tag() != "EC PARAMETERS");
         if let Some(other) = blocks.iter().find(|block| !is_public(block.tag())) {
             let tag = other.tag().to_owned();
             return Err(KeyError::NoPublicKey { tag });
         }
-        if blocks[0].tag() == "CERTIFICATE" {
+        let is_certificate = |block: &pem::Pem| block.tag() == "CERTIFICATE";
+        if blocks.iter().all(is_certificate) {
             // As etcd: the chain that follows a certificate has keys of authorities, which sign no tokens.
             blocks.truncate(1);
         }
-        if blocks.len() > 1 && blocks.iter().any(|block| block.tag() == "CERTIFICATE") {
+        if blocks.len() > 1 && blocks.iter().any(is_certificate) {
             return Err(KeyError::CertificateBeside);
         }
         let keys = blocks
             .into_iter()
             .map(|block| Self::of_block(algorithm, block));
-        keys.collect()
+        Ok(KeyFile {
+            keys: keys.collect::<Result<_, _>>()?,
+            has_private,
+        })
+    }
+
+    fn of_secret(algorithm: Algorithm, key: hmac::Key) -> Self {
+        // The library does not give a secret back. What it signs says as well which one it is.
+        let digest = Sha256::digest(hmac::sign(&key, b"which key it is")).into();
+        let key = Public::Hmac(key);
+        Self {
+            algorithm,
+            key,
+            digest,
+        }
     }
 
     fn of_block(algorithm: Algorithm, block: pem::Pem) -> Result<Self, KeyError> {
@@ -235,8 +265,18 @@ impl VerifyingKey {
                 &signature::RSA_PKCS1_2048_8192_SHA256
             }
         };
+        let digest = Sha256::digest(&key).into();
         let key = Public::Signature(UnparsedPublicKey::new(verification, key));
-        Self { algorithm, key }
+        Self {
+            algorithm,
+            key,
+            digest,
+        }
+    }
+
+    /// Which key it is.
+    pub fn digest(&self) -> &KeyDigest {
+        &self.digest
     }
 
     pub fn algorithm(&self) -> Algorithm {

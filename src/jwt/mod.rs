@@ -13,7 +13,7 @@ mod der;
 pub mod keys;
 
 pub use algorithm::Algorithm;
-pub use keys::{KeyError, SigningKey, VerifyingKey};
+pub use keys::{KeyDigest, KeyError, SigningKey, VerifyingKey};
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -47,9 +47,12 @@ pub enum TokenError {
     /// No valid key verifies the signature.
     #[error("a token that no valid key has signed")]
     Signature,
-    /// Its time is over, or has not begun.
-    #[error("a token whose time is over, or has not begun")]
+    /// Its time is over.
+    #[error("a token whose time is over")]
     Time,
+    /// Its time has not begun.
+    #[error("a token whose time has not begun")]
+    NotYet,
 }
 
 #[derive(Serialize)]
@@ -130,9 +133,13 @@ fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("a structure of texts and whole numbers")
 }
 
-/// The claims of a token that one of `keys` has signed, and that is good `now`, which counts from 1970.
-pub fn verify(keys: &[VerifyingKey], token: &[u8], now: Duration) -> Result<Claims, TokenError> {
-    use TokenError::{Malformed, OtherAlgorithm, Signature, Time};
+/// The claims of a token that one of `keys` has signed, and that is good `now`, which counts from 1970; and which key that is.
+pub fn verify(
+    keys: &[VerifyingKey],
+    token: &[u8],
+    now: Duration,
+) -> Result<(Claims, KeyDigest), TokenError> {
+    use TokenError::{Malformed, NotYet, OtherAlgorithm, Signature, Time};
     if token.len() > TOKEN_BYTES_MAX {
         return Err(Malformed);
     }
@@ -152,23 +159,27 @@ pub fn verify(keys: &[VerifyingKey], token: &[u8], now: Duration) -> Result<Clai
     }
     let signature = BASE64URL.decode(signature).map_err(|_| Malformed)?;
     let mut valid = keys.iter().filter(named);
-    if !valid.any(|key| key.verifies(signed, &signature)) {
+    let Some(key) = valid.find(|key| key.verifies(signed, &signature)) else {
         return Err(Signature);
-    }
+    };
     let claims = BASE64URL.decode(claims).map_err(|_| Malformed)?;
     let claims: ClaimsTaken<'_> = serde_json::from_slice(&claims).map_err(|_| Malformed)?;
     let revision = whole(claims.revision).ok_or(Malformed)?;
     let expires = claims.exp.map(instant).transpose()?;
     let begins = claims.nbf.map(instant).transpose()?;
-    if expires.is_some_and(|end| now >= end) || begins.is_some_and(|begin| now < begin) {
+    if expires.is_some_and(|end| now >= end) {
         return Err(Time);
     }
-    Ok(Claims {
+    if begins.is_some_and(|begin| now < begin) {
+        return Err(NotYet);
+    }
+    let claims = Claims {
         username: claims.username.into_owned(),
         revision,
         expires,
         cluster: claims.cluster.map(Cow::into_owned),
-    })
+    };
+    Ok((claims, *key.digest()))
 }
 
 /// A revision. etcd: what follows the point is cut off.

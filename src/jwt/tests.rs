@@ -37,9 +37,14 @@ fn claims() -> Claims {
     }
 }
 
+/// The claims alone.
+fn verify(keys: &[VerifyingKey], token: &[u8], now: Duration) -> Result<Claims, TokenError> {
+    super::verify(keys, token, now).map(|(claims, _)| claims)
+}
+
 /// The key in a file that holds one.
 fn read_one(algorithm: Algorithm, file: &[u8]) -> Result<VerifyingKey, KeyError> {
-    let mut keys = VerifyingKey::read_all(algorithm, file)?;
+    let mut keys = VerifyingKey::read_all(algorithm, file)?.keys;
     assert_eq!(keys.len(), 1);
     Ok(keys.remove(0))
 }
@@ -271,7 +276,7 @@ fn claims_are_etcds() {
         ),
         (
             r#"{"username":"u","revision":7,"nbf":1000001}"#,
-            TokenError::Time,
+            TokenError::NotYet,
         ),
         (
             r#"{"username":"u","revision":7,"exp":"1000001"}"#,
@@ -402,6 +407,52 @@ fn any_of_several_keys_verifies() {
     }
 }
 
+/// Streams ask later whether the key is still there.
+#[test]
+fn a_key_is_known_by_its_digest_whichever_file_it_is_from() {
+    let text = r#"{"username":"u","revision":7}"#;
+    let [old, new] = ["old", "new"].map(|secret| hs256(secret).verifying());
+    assert_ne!(old.digest(), new.digest());
+    let keys = [old, new];
+    let by_new = token(HEADER, text, "new");
+    let (_, key) = super::verify(&keys, by_new.as_bytes(), NOW).unwrap();
+    let again = read_one(Algorithm::Hs256, b"new").unwrap();
+    assert_eq!((&key, &key), (again.digest(), keys[1].digest()));
+    let files = openssl(
+        "genpkey -algorithm ed25519 -out 1.pem
+         genpkey -algorithm ed25519 -out 2.pem
+         pkey -in 1.pem -pubout -out 1.pub",
+    );
+    let [one, two] = ["1.pem", "2.pem"].map(|name| {
+        let signing = SigningKey::read(Algorithm::EdDsa, &files(name)).unwrap();
+        *signing.verifying().digest()
+    });
+    let public = read_one(Algorithm::EdDsa, &files("1.pub")).unwrap();
+    assert_eq!(*public.digest(), one);
+    assert_ne!(one, two);
+}
+
+/// The mode of such a file was not looked at.
+#[test]
+fn a_private_key_beside_public_ones_is_noticed() {
+    let files = openssl(
+        "ecparam -genkey -name prime256v1 -out sec1.pem
+         ec -in sec1.pem -pubout -out public.pem",
+    );
+    let noticed = |file: &[u8]| {
+        let read = VerifyingKey::read_all(Algorithm::Es256, file).unwrap();
+        (read.keys.len(), read.has_private)
+    };
+    let (private, public) = (files("sec1.pem"), files("public.pem"));
+    assert_eq!(noticed(&public), (1, false));
+    assert_eq!(noticed(&[&*private, &*public].concat()), (1, true));
+    assert_eq!(noticed(&[&*public, &*private].concat()), (1, true));
+    let parameters = String::from_utf8(private).unwrap();
+    let (parameters, _) = parameters.split_once("-----BEGIN EC PRIVATE").unwrap();
+    let file = [parameters.as_bytes(), &*public].concat();
+    assert_eq!(noticed(&file), (1, false), "a curve is no secret");
+}
+
 /// The second key was ignored.
 #[test]
 fn all_keys_of_a_file_count_or_none() {
@@ -414,7 +465,10 @@ fn all_keys_of_a_file_count_or_none() {
          ec -in ec.pem -pubout -out ec.pub
          req -x509 -new -key 1.pem -subj /CN=x -out cert.pem",
     );
-    let read = |file: &[u8]| VerifyingKey::read_all(Algorithm::EdDsa, file);
+    let read = |file: &[u8]| {
+        let read = VerifyingKey::read_all(Algorithm::EdDsa, file);
+        read.map(|file| file.keys)
+    };
     let (one, two) = (files("1.pub"), files("2.pub"));
     let keys = read(&[b"a comment\n", &*one, &*two].concat()).unwrap();
     assert_eq!(keys.len(), 2);
@@ -449,6 +503,11 @@ fn all_keys_of_a_file_count_or_none() {
     assert_eq!(one_of(&beside), Ok(1), "a private key is left out");
     let chain = [files("cert.pem"), files("cert.pem")].concat();
     assert_eq!(one_of(&chain), Ok(1), "a certificate's chain is left out");
+    // A key after a certificate was dropped in silence.
+    for certificates in [files("cert.pem"), chain] {
+        let appended = [&*certificates, &*one].concat();
+        assert_eq!(one_of(&appended), Err(KeyError::CertificateBeside));
+    }
     let both = [files("1.pem"), files("2.pem")].concat();
     let error = SigningKey::read(Algorithm::EdDsa, &both).unwrap_err();
     assert_eq!(error, KeyError::SeveralPrivate);

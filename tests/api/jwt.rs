@@ -1,14 +1,16 @@
 //! JSON Web Tokens: what etcd makes of them too, and what Quorate promises beyond.
 
 use crate::{
-    auth::{by, enabled, log_in, quick},
+    auth::{ReceiverStream, by, enabled, log_in, quick},
     support::{Client, Kind, Server, Setup, etcdctl, get, note, only_quorate_has, put, refused},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL};
+use pb::watch_request::RequestUnion;
 use quorate::internals::api::proto::{authpb, etcdserverpb as pb};
 use std::{fs, path::Path, process::Command, time::Duration};
 use tempfile::TempDir;
-use tonic::{Code, Status};
+use tokio::sync::mpsc;
+use tonic::{Code, Status, Streaming};
 
 /// Runs `openssl` in a directory.
 fn openssl(dir: &Path, script: &str) {
@@ -377,6 +379,112 @@ async fn keys_are_taken_up_when_their_files_change() {
         text,
     );
     assert!(!server.log().contains(&new) && !server.log().contains(&old));
+}
+
+/// A stream of watches and one of renewals that one token has opened.
+struct Streams {
+    asked: mpsc::Sender<pb::WatchRequest>,
+    watches: Streaming<pb::WatchResponse>,
+    renew: mpsc::Sender<pb::LeaseKeepAliveRequest>,
+    renewed: Streaming<pb::LeaseKeepAliveResponse>,
+}
+
+impl Streams {
+    /// Opens both with a watch and a renewal. The watch is on `a2`.
+    async fn open(server: &Server, client: &Client, token: &str) -> Self {
+        let (asked, requests) = mpsc::channel(8);
+        asked.send(create("a2")).await.unwrap();
+        let requests = by(token, ReceiverStream(requests));
+        let watches = client.watch.clone().watch(requests).await.unwrap();
+        let mut watches = watches.into_inner();
+        let created = watches.message().await.unwrap().unwrap();
+        assert!(created.created && !created.canceled, "{created:?}");
+
+        let address = format!("http://127.0.0.1:{}", server.client_port());
+        let endpoint = tonic::transport::Endpoint::from_shared(address).unwrap();
+        let mut leases = pb::lease_client::LeaseClient::new(endpoint.connect().await.unwrap());
+        let grant = pb::LeaseGrantRequest { ttl: 60, id: 7 };
+        leases.lease_grant(by(token, grant)).await.unwrap();
+        let (renew, requests) = mpsc::channel(8);
+        renew.send(RENEWAL).await.unwrap();
+        let requests = by(token, ReceiverStream(requests));
+        let renewed = leases.lease_keep_alive(requests).await.unwrap();
+        let mut renewed = renewed.into_inner();
+        assert_eq!(renewed.message().await.unwrap().unwrap().ttl, 60);
+        Self {
+            asked,
+            watches,
+            renew,
+            renewed,
+        }
+    }
+
+    /// The token that opened them is good no more, and another one, `root`'s, writes what the first watch sees.
+    async fn are_refused_what_is_new(&mut self, client: &Client, root: &str) {
+        self.asked.send(create("a3")).await.unwrap();
+        let refusal = self.watches.message().await.unwrap().unwrap();
+        assert!(refusal.created && refusal.canceled, "{refusal:?}");
+        let text = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token";
+        assert_eq!((&*refusal.cancel_reason, refusal.watch_id), (text, -1));
+        put_by(client, root, "a2").await.unwrap();
+        let seen = self.watches.message().await.unwrap().unwrap();
+        assert_eq!((seen.watch_id, seen.events.len()), (0, 1), "it goes on");
+
+        self.renew.send(RENEWAL).await.unwrap();
+        let refusal = self.renewed.message().await;
+        let text = "etcdserver: invalid auth token";
+        refused(refusal.map(drop), Code::Unauthenticated, text);
+    }
+}
+
+const RENEWAL: pb::LeaseKeepAliveRequest = pb::LeaseKeepAliveRequest { id: 7 };
+
+fn create(key: &'static str) -> pb::WatchRequest {
+    let create = pb::WatchCreateRequest {
+        key: key.into(),
+        ..Default::default()
+    };
+    pb::WatchRequest {
+        request_union: Some(RequestUnion::CreateRequest(create)),
+    }
+}
+
+/// Waits until a token is good no more.
+async fn ended(client: &Client, token: &str) {
+    while put_by(client, token, "a1").await.is_ok() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The stream kept the caller that it had at first.
+#[tokio::test]
+async fn a_stream_gets_nothing_new_once_its_token_has_ended() {
+    let dir = keys("HS256");
+    let option = option("HS256", dir.path(), true).replace("ttl=10m", "ttl=4s");
+    let server = start(Kind::target(), &option).await;
+    let client = enabled(&server).await;
+    let token = log_in(&client, "u").await;
+    let mut streams = Streams::open(&server, &client, &token).await;
+    ended(&client, &token).await;
+    let root = log_in(&client, "root").await;
+    streams.are_refused_what_is_new(&client, &root).await;
+}
+
+#[tokio::test]
+async fn a_stream_gets_nothing_new_once_its_key_is_withdrawn() {
+    if only_quorate_has("keys that are read again") {
+        return;
+    }
+    let dir = keys("HS256");
+    let server = start(Kind::Quorate, &option("HS256", dir.path(), true)).await;
+    let client = enabled(&server).await;
+    let token = log_in(&client, "u").await;
+    let mut streams = Streams::open(&server, &client, &token).await;
+    openssl(dir.path(), "rand -out new.pem 64");
+    fs::rename(dir.path().join("new.pem"), dir.path().join("key.pem")).unwrap();
+    ended(&client, &token).await;
+    let root = log_in(&client, "root").await;
+    streams.are_refused_what_is_new(&client, &root).await;
 }
 
 #[tokio::test]

@@ -6,7 +6,11 @@ use crate::{
     support::Cluster,
 };
 use quorate::internals::api::proto::etcdserverpb as pb;
+use std::time::Duration;
 use tonic::{Code, Request, Status, transport::Channel};
+
+/// Simple tokens that end soon.
+const SHORT: (&str, &str) = ("QUORATE_AUTH_TOKEN_TTL_SECS", "2");
 
 const ROOT: &str = "--user=root:secret";
 const U: &str = "--user=u:pass";
@@ -51,9 +55,22 @@ async fn put_eventually(port: u16, token: &str, key: &str) {
             Ok(()) => return,
             Err(status) => assert_ne!(status.code(), Code::PermissionDenied, "{status}"),
         }
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
     panic!("{port} does not take {key}");
+}
+
+/// Reads what this member has, without the others.
+async fn read_here(port: u16, token: &str) -> Result<(), Status> {
+    let mut request = Request::new(pb::RangeRequest {
+        key: "a/1".into(),
+        serializable: true,
+        ..Default::default()
+    });
+    let value = token.parse().expect("a token is ASCII");
+    request.metadata_mut().insert("token", value);
+    let mut kv = pb::kv_client::KvClient::new(channel(port));
+    kv.range(request).await.map(drop)
 }
 
 /// Three members that forget their log, with authentication on. `u` may read and write what begins with `a`.
@@ -149,10 +166,13 @@ async fn users_and_tokens_are_the_clusters() {
     joins_by_snapshot(&mut cluster, &token).await;
 }
 
-/// A new member gets users, roles and tokens by snapshot.
-async fn joins_by_snapshot(cluster: &mut Cluster, token: &str) {
+/// Adds a member without a vote, `n4`, which gets users, roles and tokens by snapshot.
+async fn add_learner(cluster: &mut Cluster, settings: &[(&'static str, &str)]) -> usize {
     let ports = cluster.ports();
     let new = cluster.prepare("n4").await;
+    for &(name, value) in settings {
+        cluster.members[new].set(name, value);
+    }
     let peer = format!("http://127.0.0.1:{}", cluster.members[new].peer);
     let peer = peer.replace("http:", "https:");
     let add = [
@@ -170,6 +190,12 @@ async fn joins_by_snapshot(cluster: &mut Cluster, token: &str) {
     joins.args.push("--initial-cluster-state=existing".into());
     joins.start();
     said(&cluster.members[new], IN_PLACE, 1).await;
+    new
+}
+
+async fn joins_by_snapshot(cluster: &mut Cluster, token: &str) {
+    let ports = cluster.ports();
+    let new = add_learner(cluster, &[]).await;
     let at = [cluster.members[new].client];
     let nobody = etcdctl(&at, &["get", "a/5", "--consistency=s"])
         .await
@@ -186,6 +212,44 @@ async fn joins_by_snapshot(cluster: &mut Cluster, token: &str) {
     put_eventually(at[0], token, "a/6").await;
     let hashes = [ROOT, "endpoint", "hashkv"];
     eventually(&at, &hashes, |_| true).await;
+}
+
+/// Nothing but an entry of the log ended it, and there is none.
+#[tokio::test]
+async fn a_token_ends_on_a_member_that_has_lost_the_others() {
+    let (mut cluster, led_by) = prepared_with(&[SHORT]).await;
+    let ports = cluster.ports();
+    let token = log_in(ports[led_by]).await;
+    read_here(ports[led_by], &token).await.expect("it is good");
+    for at in (0..3).filter(|at| *at != led_by) {
+        cluster.members[at].kill().await;
+    }
+    let refusal = loop {
+        match read_here(ports[led_by], &token).await {
+            Ok(()) => tokio::time::sleep(Duration::from_millis(100)).await,
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refusal.code(), Code::Unauthenticated, "{refusal}");
+}
+
+/// Nothing renewed it.
+#[tokio::test]
+async fn a_token_that_is_used_at_a_learner_alone_lives_on() {
+    let (mut cluster, led_by) = prepared_with(&[SHORT]).await;
+    let led_by = cluster.ports()[led_by];
+    let new = add_learner(&mut cluster, &[SHORT]).await;
+    let at = cluster.members[new].client;
+    let token = log_in(led_by).await;
+    // It may have to get the token's entry first.
+    while read_here(at, &token).await.is_err() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // More than three times as long as it lives unused.
+    for _ in 0..100 {
+        read_here(at, &token).await.expect("it is in use");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 #[tokio::test]
