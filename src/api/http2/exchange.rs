@@ -94,8 +94,14 @@ pub(super) async fn answer_call(
             if respond.poll_reset(context).is_ready() {
                 return Poll::Ready(None);
             }
-            fill(prefetched.as_ref(), context);
-            answering.as_mut().poll(context).map(Some)
+            if let Some(prefetched) = &prefetched {
+                prefetched.poll_fill(context);
+            }
+            let answered = answering.as_mut().poll(context);
+            if let Some(prefetched) = &prefetched {
+                prefetched.settle();
+            }
+            answered.map(Some)
         })
         .await
     };
@@ -105,9 +111,11 @@ pub(super) async fn answer_call(
     drop(held);
 }
 
+/// Takes what has arrived for a call that runs in another task.
 fn fill(prefetched: Option<&Prefetched>, context: &mut Context<'_>) {
     if let Some(prefetched) = prefetched {
         prefetched.poll_fill(context);
+        prefetched.settle();
     }
 }
 
