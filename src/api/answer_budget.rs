@@ -107,11 +107,29 @@ pub struct Held {
     until: Option<Instant>,
 }
 
-/// What a client must take of a long answer, and in which time: otherwise it loses the answer.
+/// What a client must take of a long answer: otherwise it loses the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Demand {
+    /// In any case.
+    pub(super) always: Rate,
+    /// In the time in which calls wait for room that answers of its connection hold.
+    pub(super) scarce: Rate,
+    /// Whether one waits now.
+    pub(super) is_scarce: bool,
+}
+
+/// So many bytes in such a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rate {
     pub(super) bytes: usize,
-    pub(super) within: Duration,
+    within: Duration,
+}
+
+impl Rate {
+    /// Whether a client that has taken so many bytes in `time` is too late.
+    pub(super) fn is_missed(self, bytes: usize, time: Duration) -> bool {
+        bytes < self.bytes && time >= self.within
+    }
 }
 
 /// The budget that a payload's bytes count against, until they are sent or dropped.
@@ -255,25 +273,23 @@ impl Held {
     }
 
     fn demand(&self) -> Demand {
-        if self.until.is_some_and(|until| until <= Instant::now()) {
-            return Demand {
-                bytes: usize::MAX,
-                within: Duration::ZERO,
-            };
-        }
-        if !self.budget.is_scarce() {
-            return Demand {
-                bytes: STALL_BYTES,
-                within: STALL_MAX,
-            };
-        }
+        let is_over = self.until.is_some_and(|until| until <= Instant::now());
+        let (bytes, within) = if is_over {
+            (usize::MAX, Duration::ZERO)
+        } else {
+            (STALL_BYTES, STALL_MAX)
+        };
         let units = self
             .shared
             .as_ref()
             .map_or(0, OwnedSemaphorePermit::num_permits);
         Demand {
-            bytes: STALL_BYTES.max(units * UNIT_BYTES / STALL_PART_SCARCE),
-            within: STALL_MAX_SCARCE,
+            always: Rate { bytes, within },
+            scarce: Rate {
+                bytes: STALL_BYTES.max(units * UNIT_BYTES / STALL_PART_SCARCE),
+                within: STALL_MAX_SCARCE,
+            },
+            is_scarce: self.budget.is_scarce(),
         }
     }
 }
@@ -414,7 +430,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_call_waits_for_room_and_then_gives_up() {
-        let [first, _] = connections();
+        let [first, second] = connections();
         let held = first.try_hold(16 * MIB).expect("room");
         assert!(!first.is_scarce());
         let waiting = tokio::spawn({
@@ -423,12 +439,31 @@ mod tests {
         });
         tokio::task::yield_now().await;
         assert!(first.is_scarce(), "others must hurry");
+        assert!(!second.is_scarce(), "it waits for its own connection");
         drop(held);
         assert!(waiting.await.expect("no panic").is_ok());
         let _held = first.try_hold(16 * MIB).expect("room");
         let refused = first.hold(MIB).await.expect_err("there is no room");
         assert_eq!(refused, Status::answers_wait());
         assert!(!first.is_scarce(), "nobody waits any more");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_waits_for_the_arbiters_room_makes_it_scarce_for_all() {
+        let [first, second] = connections();
+        let third = Arc::new(Budget::new(first.arbiter.clone()));
+        let _held = first.try_hold(HELD_BYTES_MAX).expect("room");
+        assert!(!second.is_scarce());
+        let waiting = tokio::spawn({
+            let third = third.clone();
+            async move { third.hold(MIB).await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        for connection in [&first, &second, &third] {
+            assert!(connection.is_scarce());
+        }
+        assert!(waiting.await.expect("no panic").is_err());
+        assert!(!second.is_scarce(), "nobody waits any more");
     }
 
     #[test]

@@ -105,6 +105,7 @@ pub(super) struct ConnectionShares {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::message_room::{FIRST_BYTES, Room, Taken};
     use std::net::Ipv4Addr;
 
     fn address(n: u32) -> IpAddr {
@@ -116,6 +117,32 @@ mod tests {
         let pools = ClientPools::default();
         let [first, second] = [1, 1].map(|n| pools.connection(address(n), Waker::noop()));
         assert_ne!(first.number, second.number);
+    }
+
+    /// What is held back arrives: if it counted in the same pool again, it would find no room there.
+    #[tokio::test]
+    async fn unread_bytes_find_room_however_much_is_held_back() {
+        const LONG: usize = 1024 * 1024;
+        let pools = ClientPools::default();
+        let ConnectionShares { messages, .. } = pools.connection(address(1), Waker::noop());
+        let mut rooms = Vec::new();
+        loop {
+            let mut room = Room::new(&messages);
+            if room.take(FIRST_BYTES + 1, LONG) == Taken::Refused {
+                break;
+            }
+            rooms.push(room);
+        }
+        let held_back = pools.held_back_bytes.used();
+        assert_eq!(
+            held_back,
+            HELD_BACK_BYTES_MAX / 2,
+            "the share of an address"
+        );
+        let mut unread = messages.unread();
+        assert!(unread.grow(LONG), "it has a pool of its own");
+        assert_eq!(pools.held_back_bytes.used(), held_back);
+        assert_eq!(pools.unread_bytes.used(), LONG);
     }
 
     #[test]

@@ -2,13 +2,13 @@
 
 use super::{Api, lines, proto::etcdserverpb as pb, status::Status};
 use crate::{actors::leases::LeaseTime, types::LeaseId};
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::sync::{mpsc, oneshot};
 
 /// Renewals of one stream in flight. Further ones wait unread, so that flow control slows the client down.
 const RENEWALS_MAX: usize = 128;
 
-/// A renewal in flight.
-type Renewing = JoinHandle<Result<pb::LeaseKeepAliveResponse, Status>>;
+/// A renewal in flight. Only its small result waits for a client that takes no answers, not its task.
+type Renewing = oneshot::Receiver<Result<pb::LeaseKeepAliveResponse, Status>>;
 
 impl Api {
     pub async fn lease_grant(
@@ -65,8 +65,10 @@ impl Api {
         let read = async move {
             while let Some(request) = next(&mut requests).await? {
                 let api = self.clone();
-                let renewal =
-                    tokio::task::spawn_local(async move { api.lease_keep_alive(request).await });
+                let (done, renewal) = oneshot::channel();
+                tokio::task::spawn_local(async move {
+                    drop(done.send(api.lease_keep_alive(request).await));
+                });
                 if renewals.send(renewal).await.is_err() {
                     break;
                 }

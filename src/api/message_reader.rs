@@ -131,6 +131,10 @@ where
                     self.give_up();
                     continue;
                 }
+                // The beginning of a prefix: in what it was received with it would keep much more memory.
+                if !self.received.is_empty() {
+                    self.received = Bytes::copy_from_slice(&self.received);
+                }
                 return Poll::Pending;
             };
             match frame {
@@ -217,11 +221,8 @@ where
                     }
                     if begun.capacity() < begun.len() + taken {
                         let whole = begun.len() + taken > FIRST_BYTES;
-                        begun.reserve(if whole {
-                            missing
-                        } else {
-                            missing.min(FIRST_BYTES)
-                        });
+                        let most = if whole { missing } else { FIRST_BYTES };
+                        begun.reserve(missing.min(most));
                     }
                     begun.extend_from_slice(&self.received.split_to(taken));
                     if taken < missing {
@@ -267,11 +268,7 @@ where
     fn end(&mut self) -> Option<Status> {
         match mem::replace(&mut self.state, Reading::Ended) {
             Reading::Prefix if self.received.is_empty() => None,
-            Reading::Prefix
-            | Reading::Message {
-                begun: _,
-                prefix: _,
-            } => Some(Status::cut_message()),
+            Reading::Prefix | Reading::Message { .. } => Some(Status::cut_message()),
             Reading::Discard { left: _, refusal } => Some(refusal),
             Reading::Ended => None,
         }
@@ -558,11 +555,8 @@ mod tests {
     fn long(left: usize) -> MessageReader<Unfinished> {
         let message = frame(&vec![7; LONG]);
         let arrived = &message[..message.len() - left];
-        MessageReader::new(
-            Unfinished(Pieces::of(arrived, 1_000)),
-            Encoding::Identity,
-            LONG,
-        )
+        let body = Unfinished(Pieces::of(arrived, 1_000));
+        MessageReader::new(body, Encoding::Identity, LONG)
     }
 
     #[tokio::test(start_paused = true)]
@@ -747,6 +741,15 @@ mod tests {
         assert!(capacity(100_000) >= LONG, "room for all of it at once");
     }
 
+    #[test]
+    fn the_beginning_of_a_prefix_keeps_no_other_memory() {
+        let sent = Bytes::from(frame(b"message")).slice(..3);
+        let body = Unfinished(Pieces(VecDeque::from([sent.clone()])));
+        let mut reader = MessageReader::new(body, Encoding::Identity, BYTES_MAX);
+        assert!(poll(&mut reader).is_pending());
+        assert!(sent.is_unique());
+    }
+
     fn gzip(message: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
         encoder.write_all(message).unwrap();
@@ -757,9 +760,8 @@ mod tests {
 
     async fn read_gzip(bytes: &[u8], piece: usize) -> Result<Bytes, Status> {
         let body = Pieces::of(bytes, piece);
-        MessageReader::new(body, Encoding::Gzip, BYTES_MAX)
-            .only_bytes()
-            .await
+        let mut reader = MessageReader::new(body, Encoding::Gzip, BYTES_MAX);
+        reader.only_bytes().await
     }
 
     #[tokio::test]
@@ -780,10 +782,8 @@ mod tests {
         // The checksum at the end.
         let end = broken.len();
         broken[end - 8] ^= 0xff;
-        assert_eq!(
-            read_gzip(&broken, 50).await.unwrap_err().code,
-            Code::Internal
-        );
+        let refused = read_gzip(&broken, 50).await.unwrap_err();
+        assert_eq!(refused.code, Code::Internal);
     }
 
     #[tokio::test]

@@ -17,8 +17,8 @@
 //! that are held back, its call gets `ResourceExhausted`. Room that is given back goes to the first that was held back.
 //!
 //! Bytes that have arrived and that no call has read yet count for a third pool, as large as that of the messages that are held
-//! back: what is held back arrives, and waits there. A call that leaves such bytes while that pool has no room for them gets
-//! `ResourceExhausted` too (`http2::request_stream`).
+//! back: what is held back arrives, and waits there. A call that leaves more than [`UNCOUNTED_BYTES_MAX`] of them without room in
+//! that pool gets `ResourceExhausted` too (`http2::request_stream`).
 //!
 //! While messages of other connections are held back because of what others hold, one that has room must go on: it loses its
 //! room if less than [`STALL_BYTES`] of it arrive in [`STALL_MAX`], or less than [`FIRST_STALL_BYTES`] while it is at its first
@@ -44,6 +44,9 @@ pub(super) const FIRST_BYTES: usize = 16 * 1024;
 
 /// Messages of reads up to this length take no room while they wait.
 pub(super) const SMALL_BYTES: usize = 1024;
+
+/// So much of what a call leaves unread needs no room if there is none, so that a call that is sent little goes on.
+pub(super) const UNCOUNTED_BYTES_MAX: usize = 1024;
 
 /// The window of a stream: what a client may send of a message before it is read.
 pub(super) const STREAM_WINDOW_BYTES: u32 = 512 * 1024;

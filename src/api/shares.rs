@@ -261,10 +261,16 @@ impl Held {
     /// Gives everything back, and leaves the line.
     pub(super) fn clear(&mut self) {
         self.leave_line();
-        let amount = std::mem::take(&mut self.amount);
+        self.give_back(self.amount);
+    }
+
+    /// Gives a part back: all of it if it is not more than that.
+    pub(super) fn give_back(&mut self, amount: usize) {
+        let amount = amount.min(self.amount);
         if amount == 0 {
             return;
         }
+        self.amount -= amount;
         let Share { pool, held, .. } = &*self.share;
         held.fetch_sub(amount, Ordering::Relaxed);
         pool.used.fetch_sub(amount, Ordering::SeqCst);
@@ -390,23 +396,16 @@ mod tests {
         }
         assert!(!little.grow(1), "it has more than the first in line");
         let _one = none.take(1).expect("it has less");
-        greedy_gives(&mut all, 20);
+        all.give_back(20);
         assert!(!little.grow(8), "22 of the 29 are for the first in line");
         let mut next = Held::none_of(first);
         assert!(!next.grow(8), "nor does its own holder overtake it");
         assert!(!parts[1].grow(20), "in the order in which they came");
         assert!(parts[0].grow(20));
-        greedy_gives(&mut all, 20);
+        all.give_back(20);
         assert!(!little.grow(8), "now the second is the first");
         assert!(parts[1].grow(20));
         assert!(little.grow(1), "nobody is in line");
-    }
-
-    /// Gives a part back.
-    fn greedy_gives(held: &mut Held, amount: usize) {
-        held.amount -= amount;
-        held.share.held.fetch_sub(amount, Ordering::SeqCst);
-        held.share.pool.used.fetch_sub(amount, Ordering::SeqCst);
     }
 
     #[tokio::test]
@@ -436,6 +435,11 @@ mod tests {
         assert!(held.grow(40));
         assert!(!held.grow(30), "70 of which 60 are free");
         assert_eq!((pool.used(), share.held()), (40, 40));
+        assert!(held.grow(20));
+        held.give_back(50);
+        assert_eq!((pool.used(), share.held(), held.amount()), (10, 10, 10));
+        held.give_back(11);
+        assert_eq!((pool.used(), share.held()), (0, 0), "not more than it has");
         assert!(held.grow(20));
         held.clear();
         assert_eq!((pool.used(), share.held()), (0, 0));

@@ -95,7 +95,8 @@ impl<'a> Questions<'a> {
                 Ok(Announcement { hub: None })
             }
             Self::Quic(security) => {
-                let settings = settings(owner, security.clone());
+                let host = config.peer_advertise().host.clone();
+                let settings = settings(owner, host, security.clone());
                 let listener = Listener::open(&config.peer.listen.to_string(), settings)?;
                 let hub = Hub::start(listener, Rc::new(Announcing { answer }))?;
                 hub.update(book);

@@ -10,13 +10,14 @@
 //! | `settings`, `ping` | `shares` | the same |
 //! | resets of ended streams, empty frames, trailers | here: their connection ends | the same |
 //! | long paths, bytes behind a message | here, and `http2::request_stream` | nothing |
+//! | requests to calls that read no more, answers of renewals that nobody takes | here | nothing |
 //! | `nested` | the limit on a request | steps in proportion to its bytes (`kv::write_set`, `kv::encoded_txn`) |
 //! | `large-reads`, `unread` | `slow_readers` | reads of 512 keys or 128 KiB at most (`actors::published`) |
 //! | `many-ranges` | `write_answers`, `cluster::answers` | nothing: who does not have the caller reads none |
 //! | `watch-streams` | `shares` | room that is left for them |
 
 use crate::support::{
-    Difference, Server, frame,
+    Difference, Server, Setup, frame,
     frames::{
         CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, FrameConnection, GOAWAY, HEADERS, PING,
         RST_STREAM, SETTINGS, call_headers, encode,
@@ -24,8 +25,12 @@ use crate::support::{
     get, only_quorate_has,
 };
 use prost::Message as _;
+use quorate::internals::api::proto::etcdserverpb as pb;
+use std::time::Duration;
+use tokio::time::timeout;
 
 const RANGE: &str = "/etcdserverpb.KV/Range";
+const KEEP_ALIVE: &str = "/etcdserverpb.Lease/LeaseKeepAlive";
 
 /// What a flood of one connection may cost a member of a debug build.
 const GROWTH_MAX: u64 = 64 * 1024 * 1024;
@@ -180,6 +185,166 @@ async fn endless_cancelled_calls_that_wait_for_their_beginning_end_their_connect
     assert!(cancelled > 10_000, "a burst is allowed: {cancelled}");
     let grown = server.peak_bytes() - before;
     assert!(grown < GROWTH_MAX, "{grown} bytes");
+}
+
+/// What the client sends last is what costs too much: the server must not wait for more.
+#[tokio::test]
+async fn a_connection_that_has_cancelled_too_much_ends_without_further_input() {
+    const BURST: u32 = 10_000;
+    /// Resets of one turn.
+    const TURN: u32 = 28;
+    const CALLS: u32 = BURST + 120 * TURN;
+    if only_quorate_has("its log") {
+        return;
+    }
+    let server = Server::start_with(Setup {
+        env: vec![("QUORATE_LOG_LEVEL".to_owned(), "debug".to_owned())],
+        ..Setup::default()
+    })
+    .await;
+    let client = server.client().await;
+    client.must_put("k", vec![7; 10_000]).await;
+    let mut connection = FrameConnection::connect(server.client_port()).await;
+    let no_window = encode(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    connection.send(&no_window).await.unwrap();
+    let head = call_headers(RANGE, b"localhost");
+    let message = frame(&get("k").encode_to_vec());
+    let ping = encode(PING, 0, 0, b"12345678");
+    // The first 200 have more unsent than a connection may have, so the others wait.
+    for calls in (0..200 + CALLS).collect::<Vec<_>>().chunks(1_000) {
+        let reads = calls.iter().flat_map(|call| {
+            let stream = call * 2 + 1;
+            let head = encode(HEADERS, END_HEADERS, stream, &head);
+            [head, encode(DATA, END_STREAM, stream, &message)]
+        });
+        let reads = reads.collect::<Vec<_>>().concat();
+        connection.send(&reads).await.unwrap();
+        connection.send(&ping).await.unwrap();
+        assert!(answer_to_ping(&mut connection).await.is_none(), "it lives");
+    }
+    let resets = |first: u32, count: u32| {
+        let streams = (first..first + count).map(|call| (200 + call) * 2 + 1);
+        let resets = streams.map(|stream| encode(RST_STREAM, 0, stream, &8_u32.to_be_bytes()));
+        resets.collect::<Vec<_>>().concat()
+    };
+    connection.send(&resets(0, BURST)).await.unwrap();
+    connection.send(&ping).await.unwrap();
+    assert!(answer_to_ping(&mut connection).await.is_none(), "a burst");
+    let mut cancelled = BURST;
+    while !server.log().contains("cancels calls without end") {
+        assert!(cancelled < CALLS, "the flood is never stopped");
+        if connection.send(&resets(cancelled, TURN)).await.is_err() {
+            break;
+        }
+        cancelled += TURN;
+        // The server has read them when it answers another client.
+        client.range(get("other")).await.unwrap();
+    }
+    let ends = async {
+        while let Some(frame) = connection.any().await
+            && frame.kind != GOAWAY
+        {}
+    };
+    let ended = timeout(Duration::from_secs(5), ends).await;
+    assert!(ended.is_ok(), "it waits for further input");
+}
+
+/// Renewals of a lease, on streams of a client that takes no answers.
+async fn stuck_keep_alives(server: &Server, streams: u32) -> FrameConnection {
+    let mut connection = FrameConnection::connect(server.client_port()).await;
+    let no_window = encode(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+    connection.send(&no_window).await.unwrap();
+    let head = call_headers(KEEP_ALIVE, b"localhost");
+    let heads = (0..streams).map(|call| encode(HEADERS, END_HEADERS, call * 2 + 1, &head));
+    let heads = heads.collect::<Vec<_>>().concat();
+    connection.send(&heads).await.unwrap();
+    // All have begun to answer.
+    for _ in 0..streams {
+        while connection.any().await.expect("an answer").kind != HEADERS {}
+    }
+    // From now on the windows of its streams are those that the server has named.
+    connection.send(&encode(SETTINGS, 1, 0, &[])).await.unwrap();
+    connection
+}
+
+fn renewals(count: usize) -> Vec<u8> {
+    frame(&pb::LeaseKeepAliveRequest { id: 1 }.encode_to_vec()).repeat(count)
+}
+
+/// They wait behind calls that read no more, because their client takes no answers.
+#[tokio::test]
+async fn requests_that_busy_calls_leave_take_bounded_memory() {
+    const CONNECTIONS: usize = 64;
+    const STREAMS: u32 = 15;
+    /// The share of one address, and what the streams take themselves. 240 MB are sent.
+    const BUSY_GROWTH_MAX: u64 = 2 * GROWTH_MAX;
+    if only_quorate_has("a bound on bytes that are not read") {
+        return;
+    }
+    let server = Server::start().await;
+    let client = server.client().await;
+    client.must_put("k", "v").await;
+    let renewals = renewals(36_000);
+    let before = server.peak_bytes();
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut connection = stuck_keep_alives(&server, STREAMS).await;
+        let frames = (0..STREAMS).flat_map(|call| {
+            let parts = renewals.chunks(1_000);
+            parts.map(move |part| encode(DATA, 0, call * 2 + 1, part))
+        });
+        let frames = frames.collect::<Vec<_>>().concat();
+        // At once, so that much has arrived before the calls run.
+        connection.send(&frames).await.unwrap();
+        let ping = encode(PING, 0, 0, b"12345678");
+        connection.send(&ping).await.unwrap();
+        assert!(answer_to_ping(&mut connection).await.is_none(), "it lives");
+        connections.push(connection);
+        client.must_put("k", "v").await;
+    }
+    let grown = server.peak_bytes() - before;
+    assert!(grown < BUSY_GROWTH_MAX, "{grown} bytes");
+    // A stream of a neighbour goes on, although the address has no more room.
+    let mut neighbour = FrameConnection::connect(server.client_port()).await;
+    let head = call_headers(KEEP_ALIVE, b"localhost");
+    let head = encode(HEADERS, END_HEADERS, 1, &head);
+    let renewal = encode(DATA, 0, 1, &renewals[..renewals.len() / 36_000]);
+    neighbour.send(&[head, renewal].concat()).await.unwrap();
+    while neighbour.next(1).await.expect("an answer").kind != DATA {}
+}
+
+#[tokio::test]
+async fn renewals_whose_answers_nobody_takes_take_bounded_memory() {
+    const CONNECTIONS: usize = 4;
+    const STREAMS: u32 = 500;
+    /// What a stream takes, of which some kilobytes are its renewals.
+    const STREAM_BYTES_MAX: u64 = 64 * 1024;
+    if only_quorate_has("a bound on calls") {
+        return;
+    }
+    let server = Server::start().await;
+    let client = server.client().await;
+    client.must_put("k", "v").await;
+    // More than are in flight at a time.
+    let renewals = renewals(140);
+    let before = server.peak_bytes();
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut connection = stuck_keep_alives(&server, STREAMS).await;
+        // A few at a time, so that they are done soon.
+        for streams in (0..STREAMS).collect::<Vec<_>>().chunks(10) {
+            let frames = streams
+                .iter()
+                .map(|call| encode(DATA, 0, call * 2 + 1, &renewals));
+            let frames = frames.collect::<Vec<_>>().concat();
+            connection.send(&frames).await.unwrap();
+            client.must_put("k", "v").await;
+        }
+        connections.push(connection);
+    }
+    let grown = server.peak_bytes() - before;
+    let each = grown / (CONNECTIONS as u64 * u64::from(STREAMS));
+    assert!(each < STREAM_BYTES_MAX, "a stream takes {each} bytes");
 }
 
 /// Reads until the server answers a ping (`None`), or ends the connection, with its last frame if there was one.

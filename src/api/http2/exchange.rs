@@ -3,7 +3,7 @@
 use super::request_stream::{Prefetched, StreamBody};
 use crate::{
     api::{
-        answer_budget::{Budget, Demand, SMALL_ANSWER_BYTES},
+        answer_budget::{Budget, Demand, Rate, SMALL_ANSWER_BYTES},
         frames::Encoded,
         front::Front,
         grpc::{self, Admission},
@@ -93,8 +93,14 @@ pub(super) async fn answer_call(
             if respond.poll_reset(context).is_ready() {
                 return Poll::Ready(None);
             }
-            fill(prefetched.as_ref(), context);
-            answering.as_mut().poll(context).map(Some)
+            if let Some(prefetched) = &prefetched {
+                prefetched.poll_fill(context);
+            }
+            let answered = answering.as_mut().poll(context);
+            if let Some(prefetched) = &prefetched {
+                prefetched.settle();
+            }
+            answered.map(Some)
         })
         .await
     };
@@ -104,9 +110,11 @@ pub(super) async fn answer_call(
     drop(held);
 }
 
+/// Takes what has arrived for a call that runs in another task.
 fn fill(prefetched: Option<&Prefetched>, context: &mut Context<'_>) {
     if let Some(prefetched) = prefetched {
         prefetched.poll_fill(context);
+        prefetched.settle();
     }
 }
 
@@ -297,15 +305,27 @@ async fn send_data(
 /// The client takes too little for too long.
 struct Stalled;
 
-/// How fast a client takes an answer.
+/// How fast a client takes an answer. Each of the two rules of a [`Demand`] has a clock, and neither begins again when others
+/// begin or cease to wait: a client can cause that as often as it likes.
 #[derive(Default)]
 struct Pace {
     /// When the current part, as long as the [`Demand`] says, first waited for the client's window; `None` if it has not.
     since: Option<Instant>,
-    /// The time that the part had at the last check.
-    within: Duration,
     /// Bytes of this part that the client has taken.
     bytes: usize,
+    /// The part that it takes since others first waited; `None` if they have not.
+    scarce: Option<ScarcePart>,
+}
+
+/// What a client takes while others wait. What was slow enough before is not held against it.
+#[derive(Default)]
+struct ScarcePart {
+    /// Bytes that it has taken, also while nobody waited.
+    bytes: usize,
+    /// For how long others have waited, as far as the checks can tell.
+    waited: Duration,
+    /// The last check, if others waited then.
+    checked: Option<Instant>,
 }
 
 impl Pace {
@@ -331,25 +351,44 @@ impl Pace {
         }
     }
 
-    /// Whether the time of the part is over. When others begin to wait, the time becomes shorter, and the part begins again: what
-    /// was slow enough before is not held against the client.
+    /// Whether the time of either part is over.
     fn is_late(&mut self, demand: Demand) -> bool {
-        let shorter = demand.within < self.within;
-        self.within = demand.within;
-        let since = match self.since {
-            Some(since) if !shorter => since,
-            _ => {
-                self.bytes = 0;
-                *self.since.insert(Instant::now())
-            }
+        let now = Instant::now();
+        let since = *self.since.get_or_insert(now);
+        let is_late_while_scarce = self.note_scarcity(demand.is_scarce, now, demand.scarce);
+        is_late_while_scarce || demand.always.is_missed(self.bytes, now - since)
+    }
+
+    /// Counts the scarce time, and says whether it is over.
+    fn note_scarcity(&mut self, is_scarce: bool, now: Instant, rate: Rate) -> bool {
+        if is_scarce && self.scarce.is_none() {
+            self.scarce = Some(ScarcePart::default());
+        }
+        let Some(part) = &mut self.scarce else {
+            return false;
         };
-        self.bytes < demand.bytes && since.elapsed() >= demand.within
+        if let Some(checked) = part.checked {
+            // Between two checks, what the first has found is taken to hold, but not for longer than checks are apart.
+            part.waited += (now - checked).min(STALL_CHECK);
+        }
+        part.checked = is_scarce.then_some(now);
+        is_scarce && rate.is_missed(part.bytes, part.waited)
     }
 
     fn took(&mut self, bytes: usize, demand: Option<Demand>) {
-        self.bytes += bytes;
-        if demand.is_none_or(|demand| self.bytes >= demand.bytes) {
+        let Some(demand) = demand else {
             *self = Self::default();
+            return;
+        };
+        self.bytes += bytes;
+        if self.bytes >= demand.always.bytes {
+            (self.since, self.bytes) = (None, 0);
+        }
+        if let Some(part) = &mut self.scarce {
+            part.bytes += bytes;
+            if part.bytes >= demand.scarce.bytes {
+                self.scarce = None;
+            }
         }
     }
 }
@@ -359,7 +398,8 @@ mod tests {
     use super::*;
     use crate::api::answer_budget::{ArbiterBudget, Charge};
     use bytes::Bytes;
-    use tokio::{join, time::sleep};
+    use std::future::pending;
+    use tokio::{join, select, time::sleep};
 
     const MIB: usize = 1024 * 1024;
     /// More than an arbiter's whole budget.
@@ -427,13 +467,55 @@ mod tests {
             pace.wait(opens, || answer.demand()).await.is_ok()
         };
         let (in_time, _) = join!(waits, other.hold(MIB));
-        assert!(in_time, "the part begins again when others wait");
+        assert!(in_time, "what was slow enough before does not count");
         let waits = async {
             let opens = sleep(Duration::from_secs(5));
             pace.wait(opens, || answer.demand()).await.is_ok()
         };
         let (in_time, _) = join!(waits, other.hold(MIB));
         assert!(!in_time, "and then it counts");
+    }
+
+    /// A client can make others wait, and stop: the time began again each time.
+    #[tokio::test(start_paused = true)]
+    async fn time_is_counted_however_often_others_begin_and_cease_to_wait() {
+        for (waits_ms, pause_ms, within_secs) in [(2_000, 1_500, 10), (900, 19_100, 65)] {
+            let (answer, other) = with_answer(LONG);
+            let mut pace = Pace::default();
+            let others = async {
+                for _ in 0..1_000 {
+                    drop(timeout(Duration::from_millis(waits_ms), other.hold(MIB)).await);
+                    sleep(Duration::from_millis(pause_ms)).await;
+                }
+            };
+            let never = pace.wait(pending::<()>(), || answer.demand());
+            let late = select! {
+                biased;
+                () = others => false,
+                late = timeout(Duration::from_secs(within_secs), never) => {
+                    late.is_ok_and(|waited| waited.is_err())
+                }
+            };
+            assert!(late, "others wait for {waits_ms} ms each time");
+        }
+    }
+
+    /// What is taken while nobody waits counts, and a part that is complete is over.
+    #[tokio::test(start_paused = true)]
+    async fn a_reader_that_takes_its_part_in_the_scarce_time_is_not_late() {
+        let (answer, other) = with_answer(LONG);
+        let mut pace = Pace::default();
+        for _ in 0..20 {
+            let waits = async {
+                let opens = sleep(Duration::from_millis(2_500));
+                pace.wait(opens, || answer.demand()).await.is_ok()
+            };
+            let scarce = timeout(Duration::from_millis(2_400), other.hold(MIB));
+            let (in_time, _) = join!(waits, scarce);
+            assert!(in_time, "it has taken enough");
+            assert!(answer.demand().is_some_and(|demand| !demand.is_scarce));
+            pace.took(16 * MIB, answer.demand());
+        }
     }
 
     #[tokio::test(start_paused = true)]
