@@ -88,7 +88,7 @@ async fn has_everything(port: u16, newest: &str) {
         let args = ["get", key, "--print-value-only", &revision];
         etcdctl(&at, &args).await
     };
-    assert_eq!(got("k/a", 0).await.ok(), "v3\n");
+    assert_eq!(got("k/a", 0).await.ok(), "v3\n", "the newest");
     assert_eq!(got("k/a", 8).await.ok(), "v2\n", "the history");
     assert_eq!(got("k/e", 16).await.ok(), "v3\n", "before its deletion");
     assert_eq!(got("k/e", 0).await.ok(), "", "deleted");
@@ -101,7 +101,11 @@ async fn has_everything(port: u16, newest: &str) {
     let lease = etcdctl(&at, &args).await.ok();
     assert!(lease.contains("attached keys([leased])"), "{lease}");
     let status = etcdctl(&at, &["get", "k/a", "-w", "json"]).await.json();
-    assert_eq!(status["header"]["revision"].to_string(), newest);
+    assert_eq!(
+        status["header"]["revision"].to_string(),
+        newest,
+        "no revision is lost"
+    );
     if newest == NEWEST {
         let hash = etcdctl(&at, &["endpoint", "hashkv"]).await.ok();
         assert!(hash.contains(HASH), "{hash}");
