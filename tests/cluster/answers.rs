@@ -3,6 +3,7 @@
 
 use crate::{
     ctl::{leader, same_history},
+    memory_cap::MemoryCap,
     support::Cluster,
 };
 use quorate::internals::api::proto::etcdserverpb as pb;
@@ -65,8 +66,18 @@ fn poison(key: &str, nested: usize) -> pb::TxnRequest {
     txn(ops)
 }
 
-fn assert_bounded(cluster: &Cluster, when: &str) {
-    for member in &cluster.members {
+/// Gives each member's process a bound of its own, where that can be done.
+fn cap(caps: &[Option<MemoryCap>], cluster: &Cluster) {
+    for (cap, member) in caps.iter().zip(&cluster.members) {
+        if let Some(cap) = cap {
+            cap.hold(member.process());
+        }
+    }
+}
+
+fn assert_bounded(cluster: &mut Cluster, when: &str) {
+    for member in &mut cluster.members {
+        assert!(member.runs(), "{} was killed {when}", member.name);
         let peak = member.peak_bytes();
         assert!(
             peak < PEAK_BYTES_MAX,
@@ -78,7 +89,9 @@ fn assert_bounded(cluster: &Cluster, when: &str) {
 
 #[tokio::test]
 async fn a_transaction_of_many_long_ranges_costs_no_member_its_memory() {
+    let caps = ["n1", "n2", "n3"].map(|name| MemoryCap::new(name, PEAK_BYTES_MAX));
     let mut cluster = Cluster::start(3).await;
+    cap(&caps, &cluster);
     let ports = cluster.ports();
     let led = leader(&ports).await;
     let mut kv = connect(ports[led]).await;
@@ -92,13 +105,14 @@ async fn a_transaction_of_many_long_ranges_costs_no_member_its_memory() {
         assert_eq!(refused.code(), Code::ResourceExhausted, "{refused}");
     }
     same_history(&ports).await;
-    assert_bounded(&cluster, "after the transactions");
+    assert_bounded(&mut cluster, "after the transactions");
     for member in &mut cluster.members {
         member.kill().await;
     }
     for member in &mut cluster.members {
         member.start();
     }
+    cap(&caps, &cluster);
     let led = leader(&ports).await;
     let mut kv = connect(ports[led]).await;
     for key in ["flat", "nested"] {
@@ -110,5 +124,8 @@ async fn a_transaction_of_many_long_ranges_costs_no_member_its_memory() {
         assert_eq!(found.count, 1, "{key} was written, as in etcd");
     }
     same_history(&ports).await;
-    assert_bounded(&cluster, "after its log was replayed");
+    assert_bounded(&mut cluster, "after its log was replayed");
+    for member in &mut cluster.members {
+        member.kill().await;
+    }
 }

@@ -44,6 +44,7 @@ mod lock;
 #[cfg(feature = "failpoints")]
 mod log_reads;
 mod membership;
+mod memory_cap;
 mod network;
 mod old_format;
 mod partition;

@@ -296,10 +296,15 @@ impl Member {
         matches!(child.try_wait(), Ok(None))
     }
 
+    /// The number of the process.
+    pub(crate) fn process(&self) -> u32 {
+        let id = self.child.as_ref().and_then(Child::id);
+        id.expect("a running member")
+    }
+
     /// The most memory that the process has had so far.
     pub(crate) fn peak_bytes(&self) -> u64 {
-        let id = self.child.as_ref().and_then(Child::id);
-        let id = id.expect("a running member");
+        let id = self.process();
         let status = fs::read_to_string(format!("/proc/{id}/status")).expect("Linux has it");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let kib = line.and_then(|line| line.split_whitespace().next());
