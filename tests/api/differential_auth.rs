@@ -15,7 +15,7 @@ use std::{
 use tokio_stream::{iter, once};
 use tonic::{Request, transport::Channel};
 
-const STEPS: usize = 1_500;
+const STEPS: usize = 2_500;
 const USERS: [&str; 5] = ["root", "a", "b", "c", ""];
 const ROLES: [&str; 4] = ["root", "r", "s", ""];
 const PASSWORDS: [&str; 3] = ["one", "two", ""];

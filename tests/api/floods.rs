@@ -318,7 +318,7 @@ async fn renewals_whose_answers_nobody_takes_take_bounded_memory() {
     const CONNECTIONS: usize = 4;
     const STREAMS: u32 = 500;
     /// What a stream takes, of which some kilobytes are its renewals.
-    const STREAM_BYTES_MAX: u64 = 64 * 1024;
+    const STREAM_BYTES_MAX: u64 = 80 * 1024;
     if only_quorate_has("a bound on calls") {
         return;
     }
