@@ -34,18 +34,22 @@
 //! offset: nothing is skipped. The same rule cannot tell a torn write from a length that was damaged later, so an importer
 //! should report a torn tail.
 
+mod data_dir;
 mod directory;
 mod error;
 mod frames;
 mod log;
 mod records;
 mod running;
+mod snap;
 mod survivors;
 
 pub use {
+    data_dir::DataDirectory,
     error::WalError,
     frames::FRAME_BYTES_MAX,
     log::{SnapshotMark, TornTail, Wal},
     records::PAYLOAD_BYTES_MAX,
     running::refuse_running,
+    snap::{BrokenSnapshot, SNAPSHOT_BYTES_MAX, SnapshotFile, Snapshots},
 };
