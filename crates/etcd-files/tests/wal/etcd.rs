@@ -1,0 +1,155 @@
+//! A real etcd, where one was built: `tests/etcd/build` at the root of the repository puts it into the target folder. Elsewhere
+//! the variables `QUORATE_TEST_ETCD` and `QUORATE_TEST_ETCDCTL` may name one. Without it the tests that need it say so and pass.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fmt::Write as _,
+    io::{BufRead, BufReader, Read, Write as _},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, ChildStderr, Command, Stdio},
+    thread,
+};
+
+/// The programs.
+pub(crate) struct Programs {
+    etcd: PathBuf,
+    etcdctl: PathBuf,
+}
+
+impl Programs {
+    /// Finds the programs. `None`, with a line that says so, where they are not.
+    #[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
+    pub(crate) fn find(test: &str) -> Option<Self> {
+        let found = program("etcd", "QUORATE_TEST_ETCD")
+            .zip(program("etcdctl", "QUORATE_TEST_ETCDCTL"))
+            .map(|(etcd, etcdctl)| Self { etcd, etcdctl });
+        if found.is_none() {
+            eprintln!("{test} is skipped: no etcd was built, see tests/etcd/build");
+        }
+        found
+    }
+
+    /// Starts an etcd and waits until it serves.
+    pub(crate) fn start(&self, data: &Path, arguments: &[&str]) -> Etcd<'_> {
+        let [client, peer] = [(); 2].map(|()| format!("http://127.0.0.1:{}", free_port()));
+        let mut child = Command::new(&self.etcd)
+            .args(["--name", "one", "--data-dir"])
+            .arg(data)
+            .args([
+                "--listen-client-urls",
+                &client,
+                "--advertise-client-urls",
+                &client,
+            ])
+            .args([
+                "--listen-peer-urls",
+                &peer,
+                "--initial-advertise-peer-urls",
+                &peer,
+            ])
+            .args(["--initial-cluster", &format!("one={peer}")])
+            .args(arguments)
+            // These tests kill processes, not the machine.
+            .env("ETCD_UNSAFE_NO_FSYNC", "true")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        wait_until_ready(child.stderr.take().unwrap());
+        Etcd {
+            programs: self,
+            child,
+            client,
+        }
+    }
+}
+
+fn program(name: &str, variable: &str) -> Option<PathBuf> {
+    if let Some(path) = env::var_os(variable) {
+        return Some(path.into());
+    }
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?;
+    Some(target.join("etcd").join(name)).filter(|path| path.is_file())
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// Reads the log until it says that clients are served, and goes on reading, so that the process can go on writing.
+fn wait_until_ready(stderr: ChildStderr) {
+    let mut lines = BufReader::new(stderr);
+    let mut log = String::new();
+    loop {
+        let mut line = String::new();
+        let read = lines.read_line(&mut line).unwrap();
+        assert!(read > 0, "etcd ended:\n{log}");
+        if line.contains("ready to serve client requests") || line.contains("serving client") {
+            break;
+        }
+        log.write_str(&line).unwrap();
+    }
+    thread::spawn(move || lines.read_to_end(&mut Vec::new()));
+}
+
+/// A running etcd, which is killed in the end.
+pub(crate) struct Etcd<'a> {
+    programs: &'a Programs,
+    child: Child,
+    client: String,
+}
+
+impl Etcd<'_> {
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Runs etcdctl, and returns what it prints.
+    pub(crate) fn ctl(&self, arguments: &[&str]) -> String {
+        self.ctl_with(arguments, b"")
+    }
+
+    /// The same, with an input.
+    pub(crate) fn ctl_with<A: AsRef<OsStr>>(&self, arguments: &[A], input: &[u8]) -> String {
+        let mut ctl = Command::new(&self.programs.etcdctl)
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &self.client, "--command-timeout=60s"])
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // A command that does not read its input may have ended.
+        ctl.stdin.take().unwrap().write_all(input).ok();
+        let output = ctl.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// `kill -9`.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Ends it in order.
+    pub(crate) fn stop(mut self) {
+        let pid = self.child.id().to_string();
+        let status = Command::new("kill").args(["-TERM", &pid]).status().unwrap();
+        assert!(status.success(), "kill -TERM {pid}");
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Etcd<'_> {
+    fn drop(&mut self) {
+        // It has ended already, or a test has failed.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
