@@ -3,7 +3,6 @@
 
 use std::{
     env,
-    ffi::OsStr,
     fmt::Write as _,
     io::{BufRead, BufReader, Read, Write as _},
     net::TcpListener,
@@ -31,25 +30,40 @@ impl Programs {
         found
     }
 
-    /// Starts an etcd and waits until it serves.
+    /// Starts an etcd of one member and waits until it serves.
     pub(crate) fn start(&self, data: &Path, arguments: &[&str]) -> Etcd<'_> {
-        let [client, peer] = [(); 2].map(|()| format!("http://127.0.0.1:{}", free_port()));
+        let [member] = members(["one"]);
+        let cluster = member.in_cluster();
+        let mut etcd = self.begin(&member, &cluster, data, arguments);
+        etcd.wait_until_ready();
+        etcd
+    }
+
+    /// Starts a member of a cluster. It serves once most members have started.
+    pub(crate) fn begin(
+        &self,
+        member: &Member,
+        cluster: &str,
+        data: &Path,
+        arguments: &[&str],
+    ) -> Etcd<'_> {
+        let Member { name, client, peer } = member;
         let mut child = Command::new(&self.etcd)
-            .args(["--name", "one", "--data-dir"])
+            .args(["--name", name, "--data-dir"])
             .arg(data)
             .args([
                 "--listen-client-urls",
-                &client,
+                client,
                 "--advertise-client-urls",
-                &client,
+                client,
             ])
             .args([
                 "--listen-peer-urls",
-                &peer,
+                peer,
                 "--initial-advertise-peer-urls",
-                &peer,
+                peer,
             ])
-            .args(["--initial-cluster", &format!("one={peer}")])
+            .args(["--initial-cluster", cluster])
             .args(arguments)
             // These tests kill processes, not the machine.
             .env("ETCD_UNSAFE_NO_FSYNC", "true")
@@ -57,13 +71,44 @@ impl Programs {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        wait_until_ready(child.stderr.take().unwrap());
         Etcd {
             programs: self,
+            stderr: child.stderr.take(),
             child,
-            client,
+            client: client.clone(),
         }
     }
+}
+
+/// The name and the addresses of a member.
+pub(crate) struct Member {
+    name: &'static str,
+    client: String,
+    peer: String,
+}
+
+impl Member {
+    /// Its part of `--initial-cluster`.
+    pub(crate) fn in_cluster(&self) -> String {
+        format!("{}={}", self.name, self.peer)
+    }
+}
+
+/// Members with addresses that nobody uses.
+pub(crate) fn members<const N: usize>(names: [&'static str; N]) -> [Member; N] {
+    let mut listeners = Vec::new();
+    let mut address = || {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        // Kept until all have theirs.
+        listeners.push(listener);
+        address
+    };
+    names.map(|name| Member {
+        name,
+        client: address(),
+        peer: address(),
+    })
 }
 
 fn program(name: &str, variable: &str) -> Option<PathBuf> {
@@ -72,11 +117,6 @@ fn program(name: &str, variable: &str) -> Option<PathBuf> {
     }
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent()?;
     Some(target.join("etcd").join(name)).filter(|path| path.is_file())
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// Reads the log until it says that clients are served, and goes on reading, so that the process can go on writing.
@@ -99,10 +139,18 @@ fn wait_until_ready(stderr: ChildStderr) {
 pub(crate) struct Etcd<'a> {
     programs: &'a Programs,
     child: Child,
+    /// Until it is ready.
+    stderr: Option<ChildStderr>,
     client: String,
 }
 
 impl Etcd<'_> {
+    pub(crate) fn wait_until_ready(&mut self) {
+        if let Some(stderr) = self.stderr.take() {
+            wait_until_ready(stderr);
+        }
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -113,10 +161,21 @@ impl Etcd<'_> {
     }
 
     /// The same, with an input.
-    pub(crate) fn ctl_with<A: AsRef<OsStr>>(&self, arguments: &[A], input: &[u8]) -> String {
+    pub(crate) fn ctl_with(&self, arguments: &[&str], input: &[u8]) -> String {
+        self.try_ctl(arguments, input, "60s")
+            .unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
+    }
+
+    /// The same for a command that may fail, and for how long it may take.
+    pub(crate) fn try_ctl(
+        &self,
+        arguments: &[&str],
+        input: &[u8],
+        timeout: &str,
+    ) -> Result<String, String> {
         let mut ctl = Command::new(&self.programs.etcdctl)
             .env("ETCDCTL_API", "3")
-            .args(["--endpoints", &self.client, "--command-timeout=60s"])
+            .args(["--endpoints", &self.client, "--command-timeout", timeout])
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -126,9 +185,12 @@ impl Etcd<'_> {
         // A command that does not read its input may have ended.
         ctl.stdin.take().unwrap().write_all(input).ok();
         let output = ctl.wait_with_output().unwrap();
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{error}");
-        String::from_utf8(output.stdout).unwrap()
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        if output.status.success() {
+            Ok(text(output.stdout))
+        } else {
+            Err(text(output.stderr))
+        }
     }
 
     /// `kill -9`.

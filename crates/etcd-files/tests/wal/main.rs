@@ -7,6 +7,7 @@
     reason = "a test fails by panicking, and its helpers are named for what they check"
 )]
 
+mod cluster;
 mod damage;
 mod etcd;
 mod mutated;

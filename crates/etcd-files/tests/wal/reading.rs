@@ -228,3 +228,28 @@ fn nothing_is_written() {
     read(directory.path()).unwrap();
     assert_eq!(files(), before);
 }
+
+#[test]
+fn memory_does_not_grow_with_the_log() {
+    let mut log = Log::new();
+    for index in 1..=50_000 {
+        log.entry(index, 1, b"a value");
+    }
+    // Some are replaced, which is what is remembered.
+    for index in 1..=1_000 {
+        log.entry(index + 49_000, 2, b"a value");
+        log.entry(index + 49_001, 2, b"a value");
+    }
+    let directory = log.saved();
+    let mut count = 0;
+    let measured = allocation_counter::measure(|| {
+        let wal = Wal::open(directory.path()).unwrap();
+        wal.all_after(0, |_| {
+            count += 1;
+            Ok::<_, WalError>(())
+        })
+        .unwrap();
+    });
+    assert_eq!(count, 50_001);
+    assert!(measured.bytes_max < 400 << 10, "{measured:?}");
+}

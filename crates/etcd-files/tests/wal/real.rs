@@ -249,9 +249,9 @@ fn several_files_and_restarts_are_read() {
             expected.push((key, value.len()));
         }
         if run == 0 {
-            etcd.stop()
+            etcd.stop();
         } else {
-            etcd.kill()
+            etcd.kill();
         }
         let (data, wal) = open(directory.path());
         assert_eq!(puts(&commands(&wal)), expected);
