@@ -170,7 +170,11 @@ fn a_member_that_received_a_snapshot_has_a_log_from_there_on() {
     let Some(programs) = Programs::find("a log with a snapshot") else {
         return;
     };
-    let arguments = ["--snapshot-count", "20", "--snapshot-catchup-entries", "5"];
+    // It always keeps 5,000 entries for a member that lags behind.
+    if programs.minor_version() < 5 {
+        return;
+    }
+    let arguments = ["--snapshot-count", "20"];
     let mut cluster = Cluster::start(&programs, &arguments);
     let (leader, [behind, other]) = cluster.roles();
     cluster.kill(behind);

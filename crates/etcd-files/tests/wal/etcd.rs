@@ -30,6 +30,14 @@ impl Programs {
         found
     }
 
+    /// The number after `3.` of its version.
+    pub(crate) fn minor_version(&self) -> u32 {
+        let output = Command::new(&self.etcd).arg("--version").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let minor = text.split('.').nth(1).and_then(|minor| minor.parse().ok());
+        minor.unwrap_or_else(|| panic!("no version: {text}"))
+    }
+
     /// Starts an etcd of one member and waits until it serves.
     pub(crate) fn start(&self, data: &Path, arguments: &[&str]) -> Etcd<'_> {
         let [member] = members(["one"]);
@@ -48,6 +56,10 @@ impl Programs {
         arguments: &[&str],
     ) -> Etcd<'_> {
         let Member { name, client, peer } = member;
+        let catch_up = match self.minor_version() {
+            ..=5 => "ETCD_EXPERIMENTAL_SNAPSHOT_CATCHUP_ENTRIES",
+            6.. => "ETCD_SNAPSHOT_CATCHUP_ENTRIES",
+        };
         let mut child = Command::new(&self.etcd)
             .args(["--name", name, "--data-dir"])
             .arg(data)
@@ -67,6 +79,8 @@ impl Programs {
             .args(arguments)
             // These tests kill processes, not the machine.
             .env("ETCD_UNSAFE_NO_FSYNC", "true")
+            // As a variable, since etcd 3.4 refuses a flag that it does not know.
+            .env(catch_up, "5")
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()

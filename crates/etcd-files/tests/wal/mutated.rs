@@ -56,6 +56,7 @@ fn log(steps: &[Step]) -> (Log, Vec<(u64, u64)>) {
                 commit = last;
                 log.state(term, commit);
             }
+            Step::Snapshot if commit == 0 => {}
             Step::Snapshot => log.snapshot(commit, term),
             Step::Cut => log.cut(last + 1),
         }
