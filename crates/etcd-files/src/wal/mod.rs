@@ -3,9 +3,9 @@
 //! # The files
 //!
 //! The log is a directory of files `SEQUENCE-INDEX.wal`: two numbers of 16 hexadecimal digits, the file's place in the log and
-//! the index of the entry that was to come next when it was begun. Files are preallocated, so zeros follow the last record. A file is
-//! a sequence of frames (`frames`): a length and a record. Records are chained by a checksum that runs on from file to file
-//! (`records`); each file begins with a record that repeats the checksum so far, and with the metadata.
+//! the index of the entry that was to come next when it was begun. Files are preallocated, so zeros follow the last record. A
+//! file is a sequence of frames (`frames`): a length and a record. Records are chained by a checksum that runs on from file to
+//! file (`records`); each file begins with a record that repeats the checksum so far, and with the metadata.
 //!
 //! # What counts
 //!
@@ -25,7 +25,8 @@
 //! even handed to the kernel before the next entry. So the log of an etcd that was killed ends with entries that were
 //! acknowledged and applied, and of which its hard state knows nothing. A member that is the only voter commits all of its log
 //! when it starts again, and an importer must do the same: `Wal::all_after`. In a larger cluster the other members decide, and
-//! one member's log tells only what it has heard of: `Wal::committed_after`.
+//! one member's log proves no more than its hard state says: `Wal::committed_after`. (`etcd --force-new-cluster` discards the
+//! rest, too.)
 //!
 //! # What a crash may leave
 //!

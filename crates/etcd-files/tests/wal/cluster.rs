@@ -201,3 +201,29 @@ fn a_member_that_received_a_snapshot_has_a_log_from_there_on() {
     assert_eq!(found.newest_noted(&behind_log.wal), found.newest());
     assert_eq!(found.newest().unwrap().conf_state.voters.len(), 3);
 }
+
+#[test]
+fn a_member_that_went_on_alone_has_a_log() {
+    let Some(programs) = Programs::find("a log of --force-new-cluster") else {
+        return;
+    };
+    let mut cluster = Cluster::start(&programs, &[]);
+    // etcd: what the member did not know to be committed is discarded, so the first of these is kept.
+    for value in ["before", "and", "later"] {
+        cluster.member(0).ctl(&["put", "key", value]);
+    }
+    for number in 0..3 {
+        cluster.kill(number);
+    }
+    let data = cluster.data(0);
+    let member = &cluster.members[0];
+    let arguments = ["--force-new-cluster"];
+    let mut alone = programs.begin(member, &member.in_cluster(), &data, &arguments);
+    alone.wait_until_ready();
+    for number in 0..3 {
+        alone.ctl(&["put", "key", &format!("alone-{number}")]);
+    }
+    alone.kill();
+    let log = Log::read(&data);
+    assert!(log.has("before") && log.has("alone-1"), "{:?}", log.entries);
+}

@@ -15,6 +15,7 @@ use std::{
 pub(crate) struct Programs {
     etcd: PathBuf,
     etcdctl: PathBuf,
+    etcdutl: Option<PathBuf>,
 }
 
 impl Programs {
@@ -23,7 +24,11 @@ impl Programs {
     pub(crate) fn find(test: &str) -> Option<Self> {
         let found = program("etcd", "QUORATE_TEST_ETCD")
             .zip(program("etcdctl", "QUORATE_TEST_ETCDCTL"))
-            .map(|(etcd, etcdctl)| Self { etcd, etcdctl });
+            .map(|(etcd, etcdctl)| Self {
+                etcd,
+                etcdctl,
+                etcdutl: program("etcdutl", "QUORATE_TEST_ETCDUTL"),
+            });
         if found.is_none() {
             eprintln!("{test} is skipped: no etcd was built, see tests/etcd/build");
         }
@@ -36,6 +41,19 @@ impl Programs {
         let text = String::from_utf8(output.stdout).unwrap();
         let minor = text.split('.').nth(1).and_then(|minor| minor.parse().ok());
         minor.unwrap_or_else(|| panic!("no version: {text}"))
+    }
+
+    /// Restores a snapshot into a data directory; `false` without an etcdutl.
+    pub(crate) fn restore(&self, snapshot: &Path, data: &Path) -> bool {
+        let Some(etcdutl) = &self.etcdutl else {
+            return false;
+        };
+        let mut command = Command::new(etcdutl);
+        command.args(["snapshot", "restore", "--data-dir"]);
+        let output = command.arg(data).arg(snapshot).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}");
+        true
     }
 
     /// Starts an etcd of one member and waits until it serves.

@@ -295,3 +295,25 @@ fn a_running_etcd_is_refused() {
     let (_, wal) = open(directory.path());
     assert_eq!(puts(&commands(&wal)), [("key".to_owned(), 5)]);
 }
+
+#[test]
+fn a_restored_directory_is_read() {
+    let Some(programs) = Programs::find("a restored directory") else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    let etcd = programs.start(&directory.path().join("source"), &[]);
+    etcd.ctl(&["put", "key", "value"]);
+    let snapshot = directory.path().join("snapshot");
+    etcd.ctl(&["snapshot", "save", snapshot.to_str().unwrap()]);
+    etcd.kill();
+    let restored = directory.path().join("restored");
+    if !programs.restore(&snapshot, &restored) {
+        return;
+    }
+    let (data, wal) = open(&restored);
+    assert_eq!(commands(&wal).len(), 1, "the change that adds the member");
+    assert_eq!((wal.hard_state().commit, wal.last_index()), (1, 1));
+    let snapshots = Snapshots::read(&data.snapshots).unwrap();
+    assert_eq!(snapshots.newest_noted(&wal).unwrap().mark.index, 1);
+}
