@@ -7,7 +7,8 @@ use super::{
 };
 use std::mem;
 
-/// The least elements of a branch: bbolt panics when it deletes below a branch that has only one.
+/// The least elements of a branch. With only one, bbolt panics ("parent must have at least 2 children") when it deletes below
+/// it, so that an etcd would end at its next compaction.
 const BRANCH_ELEMENTS_MIN: usize = 2;
 
 /// The leaf that is being filled.

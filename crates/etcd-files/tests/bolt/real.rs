@@ -375,3 +375,23 @@ fn serve(etcd: &Etcd) {
     etcd.ctl(&["defrag"]);
     assert_eq!(count(), (Some(1_000), Some(20_003)));
 }
+
+/// With this many keys, branches that are filled one after the other would leave a single element to the last. etcdutl accepts
+/// such a file, but an etcd that compacts below that branch ends with "parent must have at least 2 children".
+#[test]
+fn etcd_compacts_below_the_last_branch() {
+    const KEYS: i64 = 7_896;
+    let Some(programs) = Programs::find() else {
+        return;
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("written.db");
+    fs::write(&file, write(&minimal(KEYS), 4_096)).expect("writes");
+    let data = folder.path().join("restored");
+    programs.restore(&file, &data);
+    let etcd = Etcd::start(&programs, &data);
+    etcd.ctl(&["put", &format!("k/{:06}", KEYS - 1), "new"]);
+    let revision = (KEYS + 2).to_string();
+    etcd.ctl(&["compaction", &revision, "--physical"]);
+    etcd.ctl(&["put", "after", "the compaction"]);
+}
