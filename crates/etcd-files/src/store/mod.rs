@@ -4,7 +4,7 @@
 //! key. Records, leases, users and roles are streams, so memory does not grow with the file; whether the records of one key fit
 //! together is a pass of its own, [`Store::verify_histories`], since it has to remember the live keys. [`Contents`] is what is
 //! written by [`export_layout`] and [`export`], in two passes. [`Rewrite`] is the contents of a `Store`, so that an image can be
-//! read and written again.
+//! read and written again. [`status`] and [`hash_kv`] compute what `etcdutl snapshot status` and `etcdutl hashkv` print.
 //! Left out: what Quorate makes of all this, and the pages of the file (`bolt`).
 //!
 //! # The buckets
@@ -42,6 +42,7 @@
 //!     let record = record?;
 //!     println!("{} wrote {:?}", record.revision(), record.key_value.key);
 //! }
+//! println!("{:08x}", hash_kv(&store, 0)?.hash);
 //!
 //! let bump = Some(Bump { by: 1_000_000, mark_compacted: true });
 //! let contents = Rewrite::new(&store, RewriteOptions { bump, ..RewriteOptions::default() })?;
@@ -54,6 +55,8 @@
 
 mod contents;
 mod error;
+mod fuzz;
+mod hash;
 mod histories;
 mod identity;
 mod json;
@@ -65,9 +68,12 @@ mod revision;
 mod rewrite;
 mod values;
 
+#[doc(hidden)]
+pub use fuzz::fuzz;
 pub use {
     contents::{Contents, export, export_layout},
     error::{ItemFault, StoreError},
+    hash::{HashKv, Status, hash_kv, status},
     meta::{Auth, Cluster, Meta, STORAGE_VERSION},
     read::{Store, Unknown},
     record::{Record, RecordRef, Records},
