@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 use std::{
     cell::RefCell,
+    env,
     io::{self, BufRead, BufReader, Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
@@ -13,6 +14,8 @@ use std::{
 
 pub(crate) struct Programs {
     etcd: PathBuf,
+    /// One of an older version.
+    old: Option<PathBuf>,
     ctl: PathBuf,
     utl: PathBuf,
 }
@@ -28,7 +31,13 @@ impl Programs {
             return None;
         }
         let [etcd, ctl, utl] = programs;
-        Some(Self { etcd, ctl, utl })
+        let old = env::var_os("QUORATE_TEST_ETCD").map(PathBuf::from);
+        Some(Self {
+            etcd,
+            old,
+            ctl,
+            utl,
+        })
     }
 
     pub(crate) fn etcdutl(&self, arguments: &[&str], file: &Path) -> String {
@@ -50,10 +59,24 @@ impl Programs {
         self.etcdutl(&arguments, file);
     }
 
+    pub(crate) fn has_old(&self) -> bool {
+        self.old.is_some()
+    }
+
     /// Starts an etcd of one member, and waits until it serves.
     pub(crate) fn start(&self, data: &Path, address: &Address) -> Etcd<'_> {
+        self.start_program(&self.etcd, data, address)
+    }
+
+    /// The same with the older version, if there is one.
+    pub(crate) fn start_old(&self, data: &Path, address: &Address) -> Etcd<'_> {
+        let program = self.old.as_ref().unwrap_or(&self.etcd);
+        self.start_program(program, data, address)
+    }
+
+    fn start_program(&self, program: &Path, data: &Path, address: &Address) -> Etcd<'_> {
         let client = format!("http://{}", address.client);
-        let mut child = Command::new(&self.etcd)
+        let mut child = Command::new(program)
             .arg("--data-dir")
             .arg(data)
             .args(address.flags())
@@ -143,10 +166,12 @@ impl Etcd<'_> {
     pub(crate) fn post(&self, path: &str, request: &Value) -> Result<Value, Value> {
         let body = request.to_string();
         let token = self.token.borrow();
-        let token = token.as_deref().unwrap_or_default();
+        let authorization = token
+            .as_ref()
+            .map_or_else(String::new, |token| format!("Authorization: {token}\r\n"));
         // Version 1.0, so that the answer comes in one piece.
         let request = format!(
-            "POST /v3/{path} HTTP/1.0\r\nAuthorization: {token}\r\nContent-Length: {}\r\n\r\n{body}",
+            "POST /v3/{path} HTTP/1.0\r\n{authorization}Content-Length: {}\r\n\r\n{body}",
             body.len()
         );
         let mut stream = TcpStream::connect(&self.client).unwrap();
@@ -154,7 +179,8 @@ impl Etcd<'_> {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        let value: Value = serde_json::from_str(body).unwrap_or_else(|_| panic!("{answer}"));
+        // Where a version lacks a call, the answer is a plain text.
+        let value = serde_json::from_str(body).unwrap_or(Value::Null);
         if head.lines().next().unwrap().contains(" 200 ") {
             Ok(value)
         } else {
@@ -167,6 +193,14 @@ impl Etcd<'_> {
         let answer = self.post(path, request);
         let mut answer = answer.unwrap_or_else(|error| panic!("{path} {request}: {error}"));
         answer.as_object_mut().unwrap().remove("header");
+        answer
+    }
+
+    /// The same for a call that old versions lack: then it is `null`.
+    pub(crate) fn ask_if_there(&self, path: &str) -> Value {
+        let answer = self.post(path, &json!({}));
+        let mut answer = answer.unwrap_or_default();
+        answer.as_object_mut().map(|answer| answer.remove("header"));
         answer
     }
 

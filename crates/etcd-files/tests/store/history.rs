@@ -246,23 +246,39 @@ pub(crate) fn answers(etcd: &Etcd<'_>, oldest: i64) -> Value {
             let found = etcd.ask(&format!("auth/{kind}/get"), &json!({argument: name}));
             json!([name, found])
         };
-        names.into_iter().map(get).collect::<Vec<_>>()
+        // What the role `root` may do is not stored, and versions differ in whether they say it.
+        let names = names
+            .into_iter()
+            .filter(|name| kind == "user" || name != "root");
+        names.map(get).collect::<Vec<_>>()
     };
     let (users, roles) = (names("user"), names("role"));
     let alarms = etcd.ask("maintenance/alarm", &json!({}));
     let mut alarms = alarms["alarms"].as_array().cloned().unwrap_or_default();
     // etcd lists them in the order of a map of Go.
     alarms.sort_by_key(Value::to_string);
-    json!({
+    let mut answers = json!({
         "keys": etcd.ask("kv/range", &all),
         "old keys": etcd.ask("kv/range", &old),
-        "hash": etcd.ask("maintenance/hashkv", &json!({})),
+        "hash": etcd.ask_if_there("maintenance/hashkv"),
         "leases": leases(etcd),
         "alarms": alarms,
-        "auth": etcd.ask("auth/status", &json!({})),
+        "auth": etcd.ask_if_there("auth/status"),
         "users": users,
         "roles": roles,
-    })
+    });
+    drop_defaults(&mut answers);
+    answers
+}
+
+/// Removes what some versions of the gateway leave out.
+fn drop_defaults(value: &mut Value) {
+    if let Value::Object(fields) = value {
+        fields.retain(|_, field| !["", "0", "READ"].iter().any(|default| field == default));
+        fields.values_mut().for_each(drop_defaults);
+    } else if let Value::Array(values) = value {
+        values.iter_mut().for_each(drop_defaults);
+    }
 }
 
 fn leases(etcd: &Etcd<'_>) -> Value {

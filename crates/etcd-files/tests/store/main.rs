@@ -1,6 +1,7 @@
 //! The contents of etcd's database: stores that are put together here, whole and damaged in every way, and those of a real etcd.
 //!
-//! `HISTORIES=n` runs that many generated histories instead of a few; `SEED=` repeats one of them.
+//! `HISTORIES=n` runs that many generated histories instead of a few; `SEED=` repeats one of them. `QUORATE_TEST_ETCD` names
+//! an etcd of another version, 3.4 to 3.7, that makes the histories.
 
 #![expect(
     clippy::missing_assert_message,
