@@ -58,8 +58,8 @@ pub trait Contents {
     /// The ids of members that were removed.
     fn removed(&self) -> Result<Vec<u64>, Self::Error>;
 
-    /// etcd 3.7 starts only if `consistent_index`, `term` and `conf_state` are there, and `storage_version` is
-    /// [`STORAGE_VERSION`](super::STORAGE_VERSION) or one that it can migrate.
+    /// Since 3.6 all of it is there, but for compactions if there were none. [`STORAGE_VERSION`](super::STORAGE_VERSION) is what
+    /// both 3.6 and 3.7 take. `etcdutl snapshot restore` sets index and term itself.
     fn meta(&self) -> Result<Meta, Self::Error>;
 }
 
