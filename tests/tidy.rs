@@ -581,6 +581,29 @@ fn dependencies_have_licences_we_accept() {
     report("dependencies we cannot ship", &findings);
 }
 
+/// `./check` runs the simulator's tests in a build of their own, and leaves them out of the others by the pattern of their name.
+#[test]
+fn only_the_simulator_has_a_name_that_check_leaves_out() {
+    let check = include_str!("../check");
+    assert!(
+        check.contains("--lib --bins --test '[!s]*' --test 's[!i]*'"),
+        "the pattern changed: change this test with it"
+    );
+    let ours = packages()
+        .into_iter()
+        .filter(|package| package["source"].is_null());
+    let targets = ours.filter_map(|package| package["targets"].as_array().cloned());
+    let tests: Vec<String> = targets
+        .flatten()
+        .filter(|target| target["kind"][0] == "test")
+        .filter_map(|target| target["name"].as_str().map(str::to_owned))
+        .collect();
+    assert!(tests.len() > 10, "cargo lists too few: {tests:?}");
+    let left_out: Vec<&String> = tests.iter().filter(|name| name.starts_with("si")).collect();
+    assert_eq!(left_out, ["sim"], "the others run nowhere");
+    assert!(tests.iter().all(|name| name != "s"), "no pattern has it");
+}
+
 #[test]
 fn licence_expressions_are_understood() {
     let allow = BTreeSet::from(["MIT", "Zlib"]);

@@ -192,8 +192,8 @@ async fn endless_cancelled_calls_that_wait_for_their_beginning_end_their_connect
 async fn a_connection_that_has_cancelled_too_much_ends_without_further_input() {
     const BURST: u32 = 10_000;
     /// Resets of one turn.
-    const TURN: u32 = 28;
-    const CALLS: u32 = BURST + 120 * TURN;
+    const TURN: u32 = 100;
+    const CALLS: u32 = BURST + 60 * TURN;
     if only_quorate_has("its log") {
         return;
     }
@@ -245,7 +245,7 @@ async fn a_connection_that_has_cancelled_too_much_ends_without_further_input() {
             && frame.kind != GOAWAY
         {}
     };
-    let ended = timeout(Duration::from_secs(5), ends).await;
+    let ended = timeout(Duration::from_secs(30), ends).await;
     assert!(ended.is_ok(), "it waits for further input");
 }
 
@@ -318,7 +318,7 @@ async fn renewals_whose_answers_nobody_takes_take_bounded_memory() {
     const CONNECTIONS: usize = 4;
     const STREAMS: u32 = 500;
     /// What a stream takes, of which some kilobytes are its renewals.
-    const STREAM_BYTES_MAX: u64 = 80 * 1024;
+    const STREAM_BYTES_MAX: u64 = 96 * 1024;
     if only_quorate_has("a bound on calls") {
         return;
     }

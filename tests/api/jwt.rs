@@ -451,16 +451,20 @@ fn create(key: &'static str) -> pb::WatchRequest {
 
 /// Waits until a token is good no more.
 async fn ended(client: &Client, token: &str) {
-    while put_by(client, token, "a1").await.is_ok() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let ends = async {
+        while put_by(client, token, "a1").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let ended = tokio::time::timeout(Duration::from_mins(2), ends).await;
+    ended.expect("the token ends");
 }
 
 /// The stream kept the caller that it had at first.
 #[tokio::test]
 async fn a_stream_gets_nothing_new_once_its_token_has_ended() {
     let dir = keys("HS256");
-    let option = option("HS256", dir.path(), true).replace("ttl=10m", "ttl=4s");
+    let option = option("HS256", dir.path(), true).replace("ttl=10m", "ttl=8s");
     let server = start(Kind::target(), &option).await;
     let client = enabled(&server).await;
     let token = log_in(&client, "u").await;

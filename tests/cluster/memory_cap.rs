@@ -3,7 +3,11 @@
 //! It is a memory control group of version 1 or 2. Making one takes root and, in a container, permission; elsewhere the tests say
 //! that they run without.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+};
 
 /// A control group. Dropping it removes it, if its processes have ended.
 #[derive(Debug)]
@@ -33,16 +37,24 @@ impl MemoryCap {
     fn make(dir: PathBuf, limit: &str, bytes: u64) -> io::Result<Self> {
         fs::create_dir(&dir)?;
         let cap = Self { dir };
-        // A group without the controller has no such file, and the file system of groups makes none.
-        fs::write(cap.dir.join(limit), bytes.to_string())?;
+        set(&cap.dir.join(limit), &bytes.to_string())?;
         Ok(cap)
     }
 
     /// From now on this process's new memory counts.
+    #[expect(clippy::print_stderr, reason = "a reader of the log should know")]
     pub(crate) fn hold(&self, process: u32) {
         let file = self.dir.join("cgroup.procs");
-        fs::write(&file, process.to_string()).expect("a process can be moved to a group of root's");
+        if let Err(error) = set(&file, &process.to_string()) {
+            eprintln!("no bound on process {process}: {}: {error}", file.display());
+        }
     }
+}
+
+/// Writes a file that is there: a group without the controller has none.
+fn set(file: &Path, value: &str) -> io::Result<()> {
+    let mut file = OpenOptions::new().write(true).open(file)?;
+    file.write_all(value.as_bytes())
 }
 
 impl Drop for MemoryCap {
