@@ -254,6 +254,19 @@ fn a_missing_file_is_named() {
 }
 
 #[test]
+fn a_first_file_without_content_is_an_error() {
+    for length in [0, 4_096] {
+        let mut log = log();
+        log.files[0].bytes = vec![0; length];
+        let refused = log.read();
+        assert!(
+            matches!(refused, Err(WalError::NoHead { .. })),
+            "{refused:?}"
+        );
+    }
+}
+
+#[test]
 fn a_file_of_another_log_breaks_the_chain() {
     let mut other = Log::new();
     other.entry(1, 9, b"another");
