@@ -30,12 +30,14 @@ pub fn fuzz(bytes: &[u8]) {
 
 fn read_all<S: Source>(image: &Image<S>, bytes: usize) -> Result<u64, BoltError> {
     let mut count = 0;
+    let mut visited = image.visited();
     for bucket in image.buckets() {
         let bucket = bucket?;
         let found = image.bucket(bucket.name())?;
         assert!(found.is_some(), "a bucket that is listed is found");
         let (mut read, mut previous) = (0, Vec::new());
-        for item in bucket.items() {
+        let mut items = bucket.items_beside(visited);
+        for item in &mut items {
             let (key, value) = item?;
             assert!(key > previous, "keys ascend");
             read += key.len() + value.len();
@@ -43,6 +45,7 @@ fn read_all<S: Source>(image: &Image<S>, bytes: usize) -> Result<u64, BoltError>
             previous = key;
             count += 1;
         }
+        visited = items.into_visited();
     }
     Ok(count)
 }

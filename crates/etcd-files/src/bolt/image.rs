@@ -151,7 +151,8 @@ impl<S: Source> Image<S> {
         Walk::new(&self.file, "root bucket".to_owned(), root, Holds::Buckets)
     }
 
-    pub(super) fn visited(&self) -> Visited {
+    /// For [`Bucket::items_beside`].
+    pub(crate) fn visited(&self) -> Visited {
         Visited::new(self.pages())
     }
 
@@ -228,9 +229,15 @@ impl<'a, S: Source> Bucket<'a, S> {
     /// All items in the order of their keys. In memory are one of them, a page for each level of the bucket's tree, and a bit for
     /// each page of the file.
     pub fn items(&self) -> Items<'a, S> {
+        self.items_beside(self.image.visited())
+    }
+
+    /// All items, as [`Bucket::items`], of a bucket that must not lead to pages that were visited before. For who reads many
+    /// buckets, which all could name one tree: so each page is read once, not once for each bucket.
+    pub(crate) fn items_beside(&self, visited: Visited) -> Items<'a, S> {
         Items {
             walk: self.walk(),
-            visited: self.image.visited(),
+            visited,
             item_bytes_max: self.image.item_bytes_max,
             ended: false,
         }
@@ -289,6 +296,11 @@ pub struct Items<'a, S> {
 }
 
 impl<S: Source> Items<'_, S> {
+    /// For the next bucket's [`Bucket::items_beside`].
+    pub(crate) fn into_visited(self) -> Visited {
+        self.visited
+    }
+
     fn read(&mut self) -> Result<Option<Item>, BoltError> {
         let Some(element) = self.walk.next(&mut self.visited)? else {
             return Ok(None);

@@ -6,7 +6,7 @@ const CHUNK_WORDS: usize = 512;
 
 /// A set of pages. Its memory is allocated where pages are marked: a short file that claims many pages costs little.
 #[derive(Debug)]
-pub(super) struct Visited {
+pub(crate) struct Visited {
     chunks: Vec<Option<Box<[u64; CHUNK_WORDS]>>>,
 }
 

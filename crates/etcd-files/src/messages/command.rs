@@ -34,6 +34,10 @@ impl Command {
         match kind {
             EntryKind::Normal if data.is_empty() => Ok(Self::Nothing),
             EntryKind::Normal => request(data),
+            // A record of another kind could pass for it. etcd always writes all fields, and no change without a member.
+            EntryKind::ConfChange | EntryKind::ConfChangeV2 if data.is_empty() => {
+                Err(MessageError::EmptyChange)
+            }
             EntryKind::ConfChange => {
                 let decoded = ConfChange::decode(data).map_err(malformed)?;
                 Ok(Self::Change(decoded))
@@ -120,6 +124,21 @@ mod tests {
             };
             let command = Command::decode(&entry(EntryKind::Normal, &request)).unwrap();
             assert_eq!(command, Command::V2(Box::new(request)), "{method}");
+        }
+    }
+
+    #[test]
+    fn changes_without_content_are_refused() {
+        for kind in [EntryKind::ConfChange, EntryKind::ConfChangeV2] {
+            let empty = Entry {
+                kind: kind.into(),
+                ..Entry::default()
+            };
+            let refused = Command::decode(&empty);
+            assert!(
+                matches!(refused, Err(MessageError::EmptyChange)),
+                "{refused:?}"
+            );
         }
     }
 

@@ -34,4 +34,6 @@ pub enum MessageError {
     TooManyOperations { max: usize },
     #[error("an entry of the unknown kind {kind}")]
     UnknownEntryKind { kind: i32 },
+    #[error("a change of the members that has no content")]
+    EmptyChange,
 }

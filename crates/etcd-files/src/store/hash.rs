@@ -41,6 +41,7 @@ pub fn status<S: Source>(image: &Image<S>) -> Result<Status, StoreError> {
     };
     let mut live = HashSet::new();
     let mut has_meta = false;
+    let mut visited = image.visited();
     for bucket in image.buckets() {
         let bucket = bucket?;
         let (is_key, is_meta) = [names::KEY, names::META]
@@ -48,7 +49,8 @@ pub fn status<S: Source>(image: &Image<S>) -> Result<Status, StoreError> {
             .into();
         has_meta |= is_meta;
         status.add(bucket.name());
-        for item in bucket.items() {
+        let mut items = bucket.items_beside(visited);
+        for item in &mut items {
             let (key, value) = item?;
             status.add(&key);
             status.add(&value);
@@ -59,6 +61,7 @@ pub fn status<S: Source>(image: &Image<S>) -> Result<Status, StoreError> {
                 status.version = meta::version(&value).unwrap_or_default();
             }
         }
+        visited = items.into_visited();
     }
     if !has_meta {
         // etcdutl panics here.

@@ -2,7 +2,7 @@
 
 use super::{
     contents::Contents,
-    error::StoreError,
+    error::{StoreError, shown},
     meta::{Auth, Cluster, Meta},
     names,
     read::Store,
@@ -11,8 +11,13 @@ use super::{
 };
 use crate::{
     bolt::Source,
-    messages::{AlarmMember, Lease, Member, Role, User},
+    messages::{
+        AlarmMember, ConfState, Downgrade, Lease, Member, MessageError, Role, User, from_json,
+        to_json,
+    },
 };
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
 use std::collections::BTreeSet;
 
 /// The latest revision that a bump may lead to: 2^32 changes are possible after it.
@@ -58,6 +63,7 @@ impl<'a, S: Source> Rewrite<'a, S> {
                 what: unknown.shown(),
             });
         }
+        refuse_unknown_json(store)?;
         let bump = options.bump.filter(|bump| bump.by > 0);
         let bumped = bump.map(|bump| Bumped::find(store, bump)).transpose()?;
         Ok(Self {
@@ -71,6 +77,48 @@ impl<'a, S: Source> Rewrite<'a, S> {
     pub fn bumped_revision(&self) -> Option<i64> {
         self.bumped.map(|bumped| bumped.main)
     }
+}
+
+/// Fails if a value that is JSON has a field that would be lost.
+fn refuse_unknown_json<S: Source>(store: &Store<S>) -> Result<(), StoreError> {
+    for (bucket, only) in [
+        (names::CLUSTER, Some(names::DOWNGRADE)),
+        (names::MEMBERS, None),
+        (names::META, Some(names::CONF_STATE)),
+    ] {
+        for item in store.items(bucket)?.into_iter().flatten() {
+            let (key, value) = item?;
+            if only.is_some_and(|only| only.as_bytes() != key) {
+                continue;
+            }
+            let lost = match bucket {
+                names::CLUSTER => lost_field::<Downgrade>(&value),
+                names::MEMBERS => lost_field::<Member>(&value),
+                _ => lost_field::<ConfState>(&value),
+            };
+            let lost = lost.map_err(|fault| StoreError::item(bucket, &key, fault.into()))?;
+            if let Some(field) = lost {
+                let (key, field) = (shown(&key), shown(field.as_bytes()));
+                return Err(StoreError::UnknownLost {
+                    what: format!("bucket \"{bucket}\", key \"{key}\", field \"{field}\""),
+                });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The first field that is not the same once the value has been read as a `T` and written again.
+fn lost_field<T: Serialize + DeserializeOwned>(
+    json: &[u8],
+) -> Result<Option<String>, MessageError> {
+    let known: T = from_json("value", json)?;
+    let kept: Map<String, Value> = from_json("value", &to_json("value", &known)?)?;
+    let fields: Map<String, Value> = from_json("value", json)?;
+    // Go takes null as if the field were not there.
+    let mut fields = fields.into_iter().filter(|(_, value)| !value.is_null());
+    let lost = fields.find(|(name, value)| kept.get(name) != Some(value));
+    Ok(lost.map(|(name, _)| name))
 }
 
 impl Bumped {

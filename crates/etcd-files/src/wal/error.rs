@@ -135,16 +135,65 @@ pub enum WalError {
         commit: u64,
     },
     #[error(
-        "{}, offset {offset}: the hard state's term or commit is lower than before",
+        "{}, offset {offset}: the hard state's term is 0, or its term or commit is lower than before",
         file.display()
     )]
     StateGoesBack { file: PathBuf, offset: u64 },
-    /// No etcd replaces entries a million times between two snapshots.
-    #[error("{}, offset {offset}: entries were replaced more than {max} times", file.display())]
+    #[error(
+        "{}, offset {offset}: entry {index} is of term {term}, but must be of term {min} or a later one",
+        file.display()
+    )]
+    TermTooLow {
+        file: PathBuf,
+        offset: u64,
+        index: u64,
+        term: u64,
+        min: u64,
+    },
+    #[error(
+        "{}, offset {offset}: entry {index} is committed and of term {term}, but the hard state is of term {state}",
+        file.display()
+    )]
+    CommittedTerm {
+        file: PathBuf,
+        offset: u64,
+        index: u64,
+        term: u64,
+        state: u64,
+    },
+    /// The last entry is none, or the last hard states are lost.
+    #[error(
+        "{}: the last entry, {index}, is of term {term}, but the last hard state is of term {state}",
+        directory.display()
+    )]
+    TermAhead {
+        directory: PathBuf,
+        index: u64,
+        term: u64,
+        state: u64,
+    },
+    /// No etcd does so a million times between two snapshots.
+    #[error(
+        "{}, offset {offset}: entries were replaced, or a term began, more than {max} times",
+        file.display()
+    )]
     TooManyReplacements {
         file: PathBuf,
         offset: u64,
         max: usize,
+    },
+    /// The member received a snapshot from its leader and had not yet put it in its database's place. Entries that the log has
+    /// from before it may never have been committed.
+    #[error(
+        "{}: entry {first} is wanted, but the log goes on behind a snapshot of index {index} and term {term}: the database to \
+         take is snap/{index:016x}.snap.db, or a later one",
+        directory.display()
+    )]
+    BeforeSnapshot {
+        directory: PathBuf,
+        first: u64,
+        index: u64,
+        term: u64,
     },
     /// The log does not reach from the entry that is wanted first to the one that is wanted last.
     #[error(

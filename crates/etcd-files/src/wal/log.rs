@@ -18,8 +18,12 @@ use std::{
 /// Notes of snapshots that are kept. etcd keeps five files.
 const SNAPSHOTS_MAX: usize = 1 << 16;
 
+/// How far terms may be ahead of the last hard state: a crash may cut the log between entries of a new term and the hard state
+/// that follows them. A record of another kind that passes for an entry has a member's id for a term.
+const TERMS_AHEAD_MAX: u64 = 1 << 20;
+
 /// The log's note of a snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SnapshotMark {
     pub index: u64,
     pub term: u64,
@@ -51,7 +55,6 @@ struct End {
     metadata: Option<Bytes>,
     hard_state: HardState,
     survivors: Survivors,
-    last_term: u64,
     snapshots: VecDeque<SnapshotMark>,
 }
 
@@ -70,7 +73,7 @@ impl Wal {
             }
             torn_tail = records.torn_tail().cloned();
         }
-        end.finish();
+        end.finish(directory)?;
         let metadata = end.metadata.clone().map(Metadata::decode);
         // It was decoded when it was read, so it fails only where it is missing.
         let metadata = metadata.and_then(Result::ok);
@@ -98,7 +101,7 @@ impl Wal {
 
     /// The index of the first entry that the log has; one more than `last_index` if it has none.
     pub fn first_index(&self) -> u64 {
-        self.end.survivors.start().saturating_add(1)
+        self.end.survivors.start().index.saturating_add(1)
     }
 
     /// The index of the last entry, committed or not; that of the newest snapshot if no entry follows it.
@@ -108,7 +111,7 @@ impl Wal {
 
     /// The term of the entry or snapshot at `last_index`.
     pub fn last_term(&self) -> u64 {
-        self.end.last_term
+        self.end.survivors.last_term()
     }
 
     /// The notes of snapshots that are committed, oldest first. The file of a snapshot counts only with a note here; index 0 is
@@ -127,7 +130,8 @@ impl Wal {
         &self.ignored
     }
 
-    /// Calls `visit` with the entries behind `index` up to the hard state's `commit`, in order.
+    /// Calls `visit` with the entries behind `index` up to the hard state's `commit`, in order. Fails if the log goes on behind
+    /// a snapshot from the leader and `index` is before it: the database to take then is that of the snapshot.
     pub fn committed_after<E: From<WalError>>(
         &self,
         index: u64,
@@ -180,6 +184,15 @@ impl Wal {
 
     fn check_range(&self, first: u64, last: u64) -> Result<(), WalError> {
         let (has_first, has_last) = (self.first_index(), self.last_index());
+        let start = self.end.survivors.start();
+        if first < has_first && start.term > 0 {
+            return Err(WalError::BeforeSnapshot {
+                directory: self.directory.clone(),
+                first,
+                index: start.index,
+                term: start.term,
+            });
+        }
         if first < has_first || last > has_last {
             return Err(WalError::MissingEntries {
                 directory: self.directory.clone(),
@@ -232,7 +245,7 @@ impl End {
             });
         }
         let last = self.survivors.last();
-        let appended = self.survivors.append(entry.index, found.number);
+        let appended = self.survivors.append(entry.index, entry.term, found.number);
         let (file, offset) = (file.to_owned(), found.offset);
         appended.map_err(|refusal| match refusal {
             Refusal::NotContiguous => WalError::NotContiguous {
@@ -241,41 +254,59 @@ impl End {
                 last,
                 found: entry.index,
             },
-            Refusal::TooManyReplacements => WalError::TooManyReplacements {
+            Refusal::TermTooLow { min } => WalError::TermTooLow {
+                file,
+                offset,
+                index: entry.index,
+                term: entry.term,
+                min,
+            },
+            Refusal::TooManyRuns => WalError::TooManyReplacements {
                 file,
                 offset,
                 max: RUNS_MAX,
             },
-        })?;
-        self.last_term = entry.term;
-        Ok(())
+        })
     }
 
     /// A checksum does not cover the kind of its record. So that no record of another kind passes for a hard state, none may go
-    /// back; raft's never does.
+    /// back, and none may be of term 0; raft's never does. So that a hard state does not pass for an entry, what is committed
+    /// must not be of a later term.
     fn take_state(&mut self, found: &Found, file: &Path) -> Result<(), WalError> {
         let state: HardState = decode("hard state", 3, found, file)?;
         let HardState { term, commit, .. } = self.hard_state;
-        if state.term < term || state.commit < commit {
+        if state.term < term.max(1) || state.commit < commit {
             return Err(WalError::StateGoesBack {
                 file: file.to_owned(),
                 offset: found.offset,
             });
         }
         self.hard_state = state;
-        Ok(())
+        self.survivors.commit(state.commit);
+        let index = state.commit.min(self.survivors.last());
+        match self.survivors.term(index) {
+            Some(entry) if entry > state.term => Err(WalError::CommittedTerm {
+                file: file.to_owned(),
+                offset: found.offset,
+                index,
+                term: entry,
+                state: state.term,
+            }),
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn take_snapshot(&mut self, found: &Found, file: &Path) -> Result<(), WalError> {
         let snapshot: LogSnapshot = decode("note of a snapshot", 3, found, file)?;
-        self.survivors.snapshot(snapshot.index);
+        let mark = SnapshotMark {
+            index: snapshot.index,
+            term: snapshot.term,
+        };
+        self.survivors.snapshot(mark);
         if self.snapshots.len() == SNAPSHOTS_MAX {
             self.snapshots.pop_front();
         }
-        self.snapshots.push_back(SnapshotMark {
-            index: snapshot.index,
-            term: snapshot.term,
-        });
+        self.snapshots.push_back(mark);
         Ok(())
     }
 
@@ -286,13 +317,18 @@ impl End {
         marks.filter(move |mark| mark.index <= commit)
     }
 
-    /// A snapshot that was received, and that no entry followed, ends the log.
-    fn finish(&mut self) {
-        let newest = self.committed_snapshots().next_back();
-        if let Some(newest) = newest.filter(|newest| newest.index > self.survivors.last()) {
-            self.survivors.restart(newest.index);
-            self.last_term = newest.term;
+    fn finish(&mut self, directory: &Path) -> Result<(), WalError> {
+        self.survivors.finish(self.hard_state.commit);
+        let (term, state) = (self.survivors.last_term(), self.hard_state.term);
+        if term > state.saturating_add(TERMS_AHEAD_MAX) {
+            return Err(WalError::TermAhead {
+                directory: directory.to_owned(),
+                index: self.survivors.last(),
+                term,
+                state,
+            });
         }
+        Ok(())
     }
 }
 

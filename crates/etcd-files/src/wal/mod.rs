@@ -19,6 +19,11 @@
 //! survivors  1 2 3       4       5
 //! ```
 //!
+//! A member that lagged behind receives a snapshot, of which the log has a note. If it is committed, and the log has no entry at
+//! its index or one of another term, then all entries before the note are dead, those with higher indices as well, and the log
+//! begins behind the snapshot. etcd renames the snapshot's database only after the note: until then, the database in use is
+//! older than the log's beginning, and reading from there is an error.
+//!
 //! # How far to read
 //!
 //! An entry is committed if its index is at most the hard state's `commit`. etcd writes that number lazily: not synced, and not

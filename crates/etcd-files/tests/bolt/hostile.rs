@@ -4,8 +4,11 @@ use crate::support::{
     BRANCH, Contents, FREELIST, Hand, LEAF, PAGE, branch, bucket, check, header, leaf, leaf_of,
     numbered, page_at, read, with_hash, write,
 };
-use quorate_etcd_files::bolt::{BoltError, Image, MetaFault, PageFault, Source, fuzz};
-use std::io;
+use quorate_etcd_files::{
+    bolt::{BoltError, Image, MetaFault, PageFault, Source, fuzz},
+    store::{StoreError, status},
+};
+use std::{cell::Cell, io};
 
 /// A file with every kind of page but a freelist: inline, large and small buckets, and items longer than a page.
 fn sample() -> (Vec<u8>, Contents) {
@@ -535,4 +538,55 @@ fn the_header_of_a_meta_page_is_checked() {
             ..
         })
     ));
+}
+
+/// Counts how often it is read.
+struct Counting {
+    bytes: Vec<u8>,
+    reads: Cell<usize>,
+}
+
+impl Source for Counting {
+    fn length(&self) -> io::Result<u64> {
+        self.bytes.length()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.reads.set(self.reads.get() + 1);
+        self.bytes.read_at(offset, buffer)
+    }
+}
+
+#[test]
+fn a_tree_that_many_buckets_name_is_read_once() {
+    let keys: Vec<_> = (0..20).map(|number| format!("{number:02}")).collect();
+    let leaves = keys.iter().zip(2..);
+    let mut pages: Vec<_> = leaves
+        .clone()
+        .map(|(key, id)| leaf_of(id, &[key]))
+        .collect();
+    let children: Vec<_> = leaves.map(|(key, id)| (key.as_str(), id)).collect();
+    pages.push(branch(22, &children));
+    let shared = bucket(22);
+    let names = keys.iter().map(String::as_str).chain(["meta"]);
+    let buckets: Vec<_> = names
+        .map(|name| (1, name.as_bytes(), shared.as_slice()))
+        .collect();
+    pages.push(leaf(23, &buckets));
+    let source = Counting {
+        bytes: Hand::new(pages).file(),
+        reads: Cell::new(0),
+    };
+    let image = Image::open(&source).expect("opens");
+    let result = status(&image);
+    let reads = source.reads.get();
+    assert!(reads < 4 * 24, "{reads} reads of 24 pages");
+    let shared = matches!(
+        result,
+        Err(StoreError::Bolt(BoltError::Page {
+            fault: PageFault::UsedTwice,
+            ..
+        }))
+    );
+    assert!(shared, "{result:?}");
 }

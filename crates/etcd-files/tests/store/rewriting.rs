@@ -1,6 +1,6 @@
 //! What is changed while a store is written again.
 
-use crate::support::{Memory, file, open, read, sample};
+use crate::support::{Memory, Raw, file, open, read, sample};
 use quorate_etcd_files::store::{
     Bump, REVISION_MAX, Rewrite, RewriteOptions, StoreError, hash_kv, status,
 };
@@ -83,4 +83,28 @@ fn alarms_of_missing_members_can_be_dropped() {
         .unwrap()
         .alarms;
     assert_eq!(all.len(), 3);
+}
+
+#[test]
+fn fields_of_json_that_are_not_known_are_not_lost() {
+    let cases = [
+        ("members", "7"),
+        ("meta", "confState"),
+        ("cluster", "downgrade"),
+    ];
+    for (bucket, key) in cases {
+        let with = |field: &str| {
+            let mut raw = Raw::of(file(&sample()));
+            let value = raw.bucket(bucket).get_mut(key.as_bytes()).unwrap();
+            assert_eq!(value.pop(), Some(b'}'));
+            value.extend_from_slice(field.as_bytes());
+            let file = raw.file();
+            Rewrite::new(&open(&file), RewriteOptions::default()).map(drop)
+        };
+        with("}").unwrap();
+        with(r#","zone":null}"#).unwrap();
+        let error = with(r#","zone":"a"}"#).unwrap_err().to_string();
+        let what = format!(r#"bucket "{bucket}", key "{key}", field "zone" is not known here"#);
+        assert!(error.starts_with(&what), "{error}");
+    }
 }

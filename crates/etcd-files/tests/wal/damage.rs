@@ -1,9 +1,9 @@
 //! Logs that a crash has cut, and logs that are damaged otherwise.
 
-use crate::writer::{Content, ENTRY, File, Log};
+use crate::writer::{Content, ENTRY, File, Log, METADATA};
 use prost::Message;
 use quorate_etcd_files::{
-    messages::{Entry, Record},
+    messages::{Entry, HardState, Record},
     wal::{FRAME_BYTES_MAX, PAYLOAD_BYTES_MAX, WalError},
 };
 use std::fs;
@@ -156,13 +156,22 @@ fn assert_noticed(log: &Log, whole: &Content, what: &str) {
 
 #[test]
 fn a_flipped_bit_anywhere_is_noticed() {
-    let mut log = log();
-    log.preallocate(40);
+    let mut all_committed = log();
+    all_committed.state(1, 5);
+    for mut log in [log(), all_committed] {
+        log.preallocate(40);
+        flip_every_bit(&log);
+    }
+}
+
+fn flip_every_bit(log: &Log) {
     let whole = log.read().unwrap();
     for number in 0..2 {
-        for position in 0..log.files[number].bytes.len() {
+        let length = log.files[number].bytes.len();
+        for position in 0..length {
             // The long entry is the same everywhere.
-            if number == 1 && position > 700 && position % 97 != 0 {
+            let in_the_long_entry = number == 1 && (700..length - 200).contains(&position);
+            if in_the_long_entry && position % 97 != 0 {
                 continue;
             }
             for bit in 0..8 {
@@ -176,6 +185,47 @@ fn a_flipped_bit_anywhere_is_noticed() {
             }
         }
     }
+}
+
+// A checksum does not cover the kind of its record: kind 3 is one bit from kind 2.
+#[test]
+fn a_hard_state_that_became_an_entry_replaces_none() {
+    let state = |vote, commit| {
+        let state = HardState {
+            term: 1,
+            vote,
+            commit,
+        };
+        state.encode_to_vec()
+    };
+    // No vote: term 0. The last record: a term that is far ahead. Before others: their terms fall, or it is committed.
+    let mut log = log();
+    log.record(ENTRY, state(0, 5));
+    let refused = log.read();
+    assert!(
+        matches!(refused, Err(WalError::TermTooLow { index: 5, .. })),
+        "{refused:?}"
+    );
+    let mut log = self::log();
+    log.record(ENTRY, state(METADATA.node_id, 5));
+    let refused = log.read();
+    assert!(
+        matches!(refused, Err(WalError::TermAhead { index: 5, .. })),
+        "{refused:?}"
+    );
+    let mut committed = log.clone();
+    committed.state(1, 5);
+    let refused = committed.read();
+    assert!(
+        matches!(refused, Err(WalError::CommittedTerm { index: 5, .. })),
+        "{refused:?}"
+    );
+    log.entry(6, 1, b"");
+    let refused = log.read();
+    assert!(
+        matches!(refused, Err(WalError::TermTooLow { index: 6, .. })),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -201,6 +251,19 @@ fn a_missing_file_is_named() {
         matches!(refused, Err(WalError::NoSegment { .. })),
         "{refused:?}"
     );
+}
+
+#[test]
+fn a_first_file_without_content_is_an_error() {
+    for length in [0, 4_096] {
+        let mut log = log();
+        log.files[0].bytes = vec![0; length];
+        let refused = log.read();
+        assert!(
+            matches!(refused, Err(WalError::NoHead { .. })),
+            "{refused:?}"
+        );
+    }
 }
 
 #[test]

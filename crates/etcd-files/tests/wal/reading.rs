@@ -130,7 +130,7 @@ fn the_log_goes_on_behind_a_snapshot_that_was_received() {
     assert_eq!(committed(&content.wal, 100).unwrap(), [] as [u64; 0]);
     let missing = committed(&content.wal, 99);
     assert!(
-        matches!(missing, Err(WalError::MissingEntries { .. })),
+        matches!(missing, Err(WalError::BeforeSnapshot { index: 100, .. })),
         "{missing:?}"
     );
     log.entry(101, 7, b"");
@@ -144,6 +144,63 @@ fn the_log_goes_on_behind_a_snapshot_that_was_received() {
             term: 7
         })
     );
+}
+
+/// The log of a leader that was cut off with its entries 50 to 150, and then received the snapshot of index 120 from the others.
+/// Its database has the entries up to 49.
+fn cut_off() -> Log {
+    let mut log = Log::new();
+    for index in 1..=150 {
+        log.entry(index, 1, b"");
+    }
+    log.state(1, 49);
+    log.snapshot(120, 3);
+    log.state(3, 120);
+    log
+}
+
+#[test]
+fn entries_that_a_snapshot_replaced_do_not_count() {
+    let mut log = cut_off();
+    for last in [120, 121] {
+        if last == 121 {
+            log.entry(121, 3, b"");
+            log.state(3, 121);
+        }
+        let directory = log.saved();
+        let wal = Wal::open(directory.path()).unwrap();
+        let refused = committed(&wal, 49);
+        let Err(error) = refused else {
+            panic!("{refused:?}");
+        };
+        let named = matches!(
+            error,
+            WalError::BeforeSnapshot {
+                first: 50,
+                index: 120,
+                term: 3,
+                ..
+            }
+        );
+        assert!(named, "{error}");
+        let message = error.to_string();
+        assert!(message.contains("0000000000000078.snap.db"), "{message}");
+        assert_eq!((wal.first_index(), wal.last_index()), (121, last));
+        assert_eq!(wal.last_term(), 3);
+        let behind = (121..=last).collect::<Vec<_>>();
+        assert_eq!(committed(&wal, 120).unwrap(), behind);
+    }
+}
+
+#[test]
+fn entries_before_a_snapshot_of_the_log_itself_count() {
+    let mut log = log_of(10);
+    log.snapshot(8, 1);
+    log.entry(11, 2, b"");
+    log.state(2, 11);
+    let directory = log.saved();
+    let wal = Wal::open(directory.path()).unwrap();
+    assert_eq!(committed(&wal, 5).unwrap(), [6, 7, 8, 9, 10, 11]);
 }
 
 #[test]
