@@ -11,14 +11,28 @@ pub(crate) struct Etcd {
     folder: TempDir,
     /// Ports for clients and for members, and the process if it runs.
     members: Vec<(u16, u16, Option<Child>)>,
+    /// A further port for clients, with TLS, of the only member; and its further arguments.
+    secure: Option<u16>,
+    args: Vec<String>,
 }
 
 impl Etcd {
     pub(crate) fn start(size: usize) -> Self {
+        Self::start_with(size, None, &[])
+    }
+
+    /// One member that also listens with TLS; the arguments have its certificate.
+    pub(crate) fn start_guarded(secure: u16, args: &[String]) -> Self {
+        Self::start_with(1, Some(secure), args)
+    }
+
+    fn start_with(size: usize, secure: Option<u16>, args: &[String]) -> Self {
         let members = (0..size).map(|_| (free_port(), free_port(), None));
         let mut etcd = Self {
             folder: tempfile::tempdir().expect("a temporary directory"),
             members: members.collect(),
+            secure,
+            args: args.to_vec(),
         };
         for n in 0..size {
             etcd.start_member(n);
@@ -40,6 +54,10 @@ impl Etcd {
             .collect();
         let (client, peer, child) = &mut self.members[n];
         assert!(child.is_none(), "it runs");
+        let secure = self
+            .secure
+            .map(|port| format!(",https://{}:{port}", Ipv4Addr::LOCALHOST));
+        let clients = url(*client) + secure.as_deref().unwrap_or_default();
         let mut command = Command::new(tools::etcd());
         for (name, _) in env::vars_os() {
             if name.to_string_lossy().starts_with("ETCD_") {
@@ -50,11 +68,12 @@ impl Etcd {
             .arg(format!("--name=n{n}"))
             .arg("--data-dir")
             .arg(self.folder.path().join(format!("n{n}")))
-            .arg(format!("--listen-client-urls={}", url(*client)))
-            .arg(format!("--advertise-client-urls={}", url(*client)))
+            .arg(format!("--listen-client-urls={clients}"))
+            .arg(format!("--advertise-client-urls={clients}"))
             .arg(format!("--listen-peer-urls={}", url(*peer)))
             .arg(format!("--initial-advertise-peer-urls={}", url(*peer)))
             .arg(format!("--initial-cluster={}", initial.join(",")))
+            .args(&self.args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -6,25 +6,12 @@
 use crate::{
     ctl::eventually,
     etcd::Etcd,
+    programs::{self, Ask},
     support::Cluster,
     tools::{self, etcd_version},
 };
-use std::{path::Path, process::Stdio, time::Duration};
-use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
-    process::Command,
-    time::timeout,
-};
-
-/// All of its tests together: generous, for a loaded machine and a debug build.
-const PATIENCE: Duration = Duration::from_mins(15);
-
-/// What the program asks of whoever owns the members.
-#[derive(Clone, Copy, Debug)]
-enum Ask {
-    Kill,
-    Start,
-}
+use std::{path::Path, time::Duration};
+use tokio::process::Command;
 
 #[expect(
     clippy::print_stderr,
@@ -38,56 +25,20 @@ fn program() -> Option<std::path::PathBuf> {
     program
 }
 
-/// Runs the program with these arguments until it ends. Gives the lines of the tests that passed, or of those that did not.
+/// Runs the program with these arguments until it ends.
 async fn run(
     program: &Path,
     ports: &[u16],
     args: &[&str],
-    mut asked: impl AsyncFnMut(Ask, usize),
+    asked: impl AsyncFnMut(Ask, usize),
 ) -> Result<Vec<String>, String> {
     let endpoints: Vec<_> = ports
         .iter()
         .map(|port| format!("127.0.0.1:{port}"))
         .collect();
-    let mut child = Command::new(program)
-        .arg(format!("-endpoints={}", endpoints.join(",")))
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .expect("the program starts");
-    let mut input = child.stdin.take().expect("a pipe");
-    let output = child.stdout.take().expect("a pipe");
-    let mut output = BufReader::new(output).lines();
-    let (mut passed, mut failed) = (Vec::new(), Vec::new());
-    while let Some(line) = output.next_line().await.expect("text") {
-        let (what, member) = line.split_once(' ').unwrap_or_default();
-        let ask = match what {
-            "kill" => Ask::Kill,
-            "start" => Ask::Start,
-            "ok" => {
-                passed.push(line);
-                continue;
-            }
-            _ => {
-                failed.push(line);
-                continue;
-            }
-        };
-        asked(ask, member.parse().expect("the number of a member")).await;
-        input.write_all(b"\n").await.expect("it waits for this");
-    }
-    let status = child.wait().await.expect("it ends");
-    if status.success() && failed.is_empty() {
-        return Ok(passed);
-    }
-    let after = passed.last().map_or("nothing", String::as_str);
-    Err(format!(
-        "{status}, after {} tests, last {after}: {}",
-        passed.len(),
-        failed.join("\n")
-    ))
+    let mut command = Command::new(program);
+    command.arg(format!("-endpoints={}", endpoints.join(",")));
+    programs::run(command.args(args), asked).await
 }
 
 #[tokio::test]
@@ -103,10 +54,7 @@ async fn the_go_client_finds_all_that_it_needs() {
         Ask::Kill => members[n].kill().await,
         Ask::Start => members[n].start(),
     });
-    let lines = timeout(PATIENCE, ran)
-        .await
-        .expect("it ends in time")
-        .unwrap_or_else(|why| panic!("{why}"));
+    let lines = ran.await.unwrap_or_else(|why| panic!("{why}"));
     assert!(lines.len() > 30, "only {lines:?}");
 }
 
@@ -149,10 +97,7 @@ async fn the_go_client_works_over_mutual_tls() {
     let ran = run(&program, &ports, &args, async |ask, n| {
         panic!("no test asks for member {n} to be disturbed: {ask:?}")
     });
-    let lines = timeout(PATIENCE, ran)
-        .await
-        .expect("it ends in time")
-        .unwrap_or_else(|why| panic!("{why}"));
+    let lines = ran.await.unwrap_or_else(|why| panic!("{why}"));
     assert!(lines.len() > 10, "only {lines:?}");
 }
 
@@ -161,7 +106,7 @@ async fn against_etcd(program: &Path) -> Result<Vec<String>, String> {
     let mut etcd = Etcd::start(3);
     let ports = etcd.ports();
     eventually(&ports, &["endpoint", "health"], |_| true).await;
-    let ran = run(
+    run(
         program,
         &ports,
         &["-leases=1000", "-watches=1000"],
@@ -169,23 +114,15 @@ async fn against_etcd(program: &Path) -> Result<Vec<String>, String> {
             Ask::Kill => etcd.kill(n).await,
             Ask::Start => etcd.start_member(n),
         },
-    );
-    timeout(PATIENCE, ran).await.expect("it ends in time")
+    )
+    .await
 }
 
-/// The tests themselves hold: what they want is what etcd does. On a machine as loaded as the one that runs all tests together,
-/// a real etcd loses its leader now and then and refuses a call for it, so one run of three suffices here; Quorate has one run.
+/// The tests themselves hold: what they want is what etcd does.
 #[tokio::test]
 async fn a_real_etcd_passes_the_same_tests_of_the_go_client() {
     let Some(program) = program() else { return };
     assert!(etcd_version() >= (3, 7), "Go is installed, so etcd is 3.7");
-    let mut failures = Vec::new();
-    let lines = loop {
-        match against_etcd(&program).await {
-            Ok(lines) => break lines,
-            Err(why) => failures.push(why),
-        }
-        assert!(failures.len() < 3, "{}", failures.join("\n"));
-    };
+    let lines = programs::one_of_three(async || against_etcd(&program).await).await;
     assert!(lines.len() > 30, "only {lines:?}");
 }

@@ -28,14 +28,37 @@ pub(crate) fn etcdctl() -> PathBuf {
 
 /// The tests of etcd's Go client, which `tests/etcd/build` builds; none where Go is not installed.
 pub(crate) fn go_client() -> Option<PathBuf> {
+    built_with(&["go"], "etcd/go-client", "tests/etcd/build")
+}
+
+/// The tests of Kubernetes' storage layer, which `tests/etcd/build` builds; none where Go is not installed.
+pub(crate) fn kubernetes() -> Option<PathBuf> {
+    built_with(&["go"], "etcd/kubernetes", "tests/etcd/build")
+}
+
+/// Where Java finds the tests of jetcd, which `tests/jetcd/build` compiles; none where Java or Maven is not installed.
+pub(crate) fn jetcd() -> Option<String> {
+    // The stamp is written when all the rest is there.
+    let built = built_with(
+        &["java", "javac", "mvn"],
+        "jetcd/stamp",
+        "tests/jetcd/build",
+    )?;
+    let built = built.parent()?.display();
+    Some(format!("{built}/classes:{built}/lib/*"))
+}
+
+/// A file of the target folder which a script makes where these programs are; none where they are not.
+fn built_with(programs: &[&str], file: &str, script: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
-    if !env::split_paths(&path).any(|dir| dir.join("go").is_file()) {
+    let there = |program: &&str| env::split_paths(&path).any(|dir| dir.join(program).is_file());
+    if !programs.iter().all(there) {
         return None;
     }
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
-    let built = target.map(|target| target.join("etcd/go-client"));
+    let built = target.map(|target| target.join(file));
     let built = built.filter(|built| built.is_file());
-    assert!(built.is_some(), "Go is installed: run tests/etcd/build");
+    assert!(built.is_some(), "{programs:?} is installed: run {script}");
     built
 }
 
