@@ -261,20 +261,13 @@ func objectsThatEnd(t *T) {
 	store := t.store()
 	start := must(store.GetCurrentResourceVersion(t.ctx))
 	watching := t.watch(store, fmt.Sprint(start))
-	for _, name := range []string{"one", "two"} {
-		check("create", store.Create(t.ctx, t.key(name), t.object(name, nil), nil, 2))
-		t.event(watching, watch.Added, name)
-	}
-	kept := must(t.client("root").Get(t.ctx, "/registry"+t.key("one")))
-	holds("it has a lease", kept.Kvs[0].Lease != 0)
-	// Both have one lease or two, and deletions of one revision come in the order of the keys.
-	ended := map[string]bool{}
-	for range 2 {
-		event := t.next(watching)
-		equal("an event", event.Type, watch.Deleted)
-		ended[event.Object.(*corev1.ConfigMap).Name] = true
-	}
-	equal("what has ended", ended, map[string]bool{"one": true, "two": true})
+	check("create", store.Create(t.ctx, t.key("brief"), t.object("brief", nil), nil, 2))
+	kept := must(t.client("root").Get(t.ctx, "/registry"+t.key("brief")))
+	// On a machine that is very slow it has ended by now.
+	holds("it has a lease", len(kept.Kvs) == 0 || kept.Kvs[0].Lease != 0)
+	t.event(watching, watch.Added, "brief")
+	t.event(watching, watch.Deleted, "brief")
+	refused("it has ended", store.Get(t.ctx, t.key("brief"), storage.GetOptions{}, newObject()), storage.IsNotFound)
 }
 
 func sizes(t *T) {

@@ -107,27 +107,30 @@ final class Leases {
         }
     }
 
-    /** A lease outlives its time as long as it is kept alive, by a user with a password and by one with a certificate. */
+    /** Leases outlive their time as long as they are kept alive, by a user with a password and by one with a certificate. */
     private static void keptAlive(T t) throws Exception {
-        for (Client client : List.of(t.user(), t.secure("alice", builder -> builder))) {
-            long id = grant(client, 2);
-            must(client.getKVClient().put(t.key("k"), bytes("v"), with(id)));
-            Heard heard = new Heard();
-            try (var keeping = client.getLeaseClient().keepAlive(id, heard)) {
-                // jetcd renews after a third of the time or later, so these take longer than it would last.
-                for (int n = 0; n < 5; n++) {
-                    Object answer = next("a renewal", heard.all);
-                    holds("a renewal: " + answer, answer instanceof LeaseKeepAliveResponse renewal && renewal.getTTL() == 2);
-                }
-                equal("the key is there", must(client.getKVClient().get(t.key("k"))).getCount(), 1L);
-                must(client.getLeaseClient().revoke(id));
-                Object end = next("the end", heard.all);
-                while (end instanceof LeaseKeepAliveResponse) {
-                    end = next("the end", heard.all);
-                }
-                holds("the lease is gone: " + end,
-                    end instanceof Throwable why && T.faults(why).contains("NOT_FOUND: " + NONE));
+        List<Client> clients = List.of(t.user(), t.secure("alice", builder -> builder));
+        List<Heard> all = List.of(new Heard(), new Heard());
+        List<Long> leases = List.of(grant(clients.get(0), 5), grant(clients.get(1), 5));
+        for (int who = 0; who < 2; who++) {
+            must(clients.get(who).getKVClient().put(t.key("k" + who), bytes("v"), with(leases.get(who))));
+            t.keep(clients.get(who).getLeaseClient().keepAlive(leases.get(who), all.get(who)));
+        }
+        for (int who = 0; who < 2; who++) {
+            BlockingQueue<Object> heard = all.get(who).all;
+            // jetcd renews at once, and then after a third of the time or later: some seven seconds.
+            for (int n = 0; n < 4; n++) {
+                Object answer = next("a renewal", heard);
+                holds("a renewal: " + answer, answer instanceof LeaseKeepAliveResponse renewal && renewal.getTTL() == 5);
             }
+            equal("the key is there", must(clients.get(who).getKVClient().get(t.key("k" + who))).getCount(), 1L);
+            must(clients.get(who).getLeaseClient().revoke(leases.get(who)));
+            Object end = next("the end", heard);
+            while (end instanceof LeaseKeepAliveResponse) {
+                end = next("the end", heard);
+            }
+            holds("the lease is gone: " + end,
+                end instanceof Throwable why && T.faults(why).contains("NOT_FOUND: " + NONE));
         }
     }
 
