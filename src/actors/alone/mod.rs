@@ -99,7 +99,7 @@ where
 }
 
 /// A recipient, and what it receives.
-fn caught<M>() -> (Recipient<M>, mpsc::UnboundedReceiver<M>)
+pub(super) fn caught<M>() -> (Recipient<M>, mpsc::UnboundedReceiver<M>)
 where
     M: Message<Result = ()> + Send + 'static,
 {
@@ -110,7 +110,7 @@ where
 }
 
 /// A recipient of what the test does not look at.
-fn ignored<M: Message<Result = ()> + Send + 'static>() -> Recipient<M> {
+pub(super) fn ignored<M: Message<Result = ()> + Send + 'static>() -> Recipient<M> {
     fake(drop)
 }
 
@@ -123,7 +123,7 @@ fn alone(test: impl AsyncFnOnce()) {
     });
 }
 
-fn life() -> Lifeline {
+pub(super) fn life() -> Lifeline {
     let stopped = FailStop::new(|reason| panic!("the member stops: {reason}"));
     Lifeline::new("the actor under test", stopped)
 }
@@ -163,7 +163,7 @@ fn change(rev: Rev) -> KeyChange {
 }
 
 /// The view of an empty database whose store is at `newest`.
-fn views_at(
+pub(super) fn views_at(
     db: &Db,
     newest: Revision,
 ) -> (
@@ -304,7 +304,7 @@ fn caller(reply: oneshot::Sender<Answer>) -> Caller {
     }
 }
 
-fn replace_peers() -> ReplacePeers {
+pub(super) fn replace_peers() -> ReplacePeers {
     ReplacePeers {
         committer: ignored(),
         index: ignored(),
