@@ -131,7 +131,7 @@ pub(super) fn assemble(
         known_members: opened.known_members,
         consensus: first.consensus.clone(),
         views: starting.channels.views.clone(),
-        leases: first.leases.clone(),
+        leases: first.leases.server(),
         starts: opened.starts,
         starts_disk,
         starts_written: starting.to.raft.clone().recipient(),

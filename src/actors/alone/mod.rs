@@ -17,7 +17,9 @@ use super::{
     latest,
     lease_desk::{LeaseDesk, LeaseKeysPeer, LeasePeers},
     lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
-    lease_messages::{AskLeases, CountdownAnswer, CountdownCall, PendingCall},
+    lease_messages::{
+        AskLeases, CountdownAnswer, CountdownCall, LeaseAnswer, LeaseCall, LeaseServer, PendingCall,
+    },
     load,
     members::Members,
     published::Published,
@@ -675,10 +677,7 @@ fn the_raft_node_applies_what_the_log_holds() {
             disk: watch::channel(DiskHealth::default()).0,
             links: PeerLinks::Alone,
             known_members: Members::default(),
-            leases: LeaseDesk::start(
-                &Arbiter::current(),
-                lease_peers(handle.clone(), views.clone()),
-            ),
+            leases: LeaseServer::new(|_| async { Vec::new() }),
             consensus: handle.clone(),
             views,
             starts: Starts::new(Origin::Formed, true),
@@ -715,5 +714,34 @@ fn the_raft_node_applies_what_the_log_holds() {
         };
         reply.send(Err(RequestError::Stopped));
         assert!(outcome.await.unwrap().is_err(), "the caller's own reply");
+    });
+}
+
+#[test]
+fn the_lease_desk_answers_the_calls_of_other_members_in_order() {
+    alone(async || {
+        let db = open(&site());
+        let manager = fake(|ask: AskLeases| {
+            for pending in ask.calls {
+                let answer = match pending.call {
+                    CountdownCall::Renew(LeaseId(ttl_secs)) => {
+                        CountdownAnswer::Renewed { ttl_secs }
+                    }
+                    CountdownCall::TimeLeft(_) => CountdownAnswer::Ended,
+                };
+                pending.answer(answer);
+            }
+        });
+        let peers = lease_peers(consensus().0, views_at(&db, Revision::FIRST).1);
+        let peers = LeasePeers { manager, ..peers };
+        let server = LeaseDesk::start(&Arbiter::current(), peers).server();
+        let [renewed, ended] = [LeaseId(60), LeaseId(61)];
+        let calls = vec![LeaseCall::TimeLeft(ended), LeaseCall::Renew(renewed)];
+        let answers = server.serve(calls).await;
+        let ttl_secs = renewed.0;
+        assert_eq!(
+            answers,
+            [LeaseAnswer::NoLease, LeaseAnswer::Renewed { ttl_secs }]
+        );
     });
 }

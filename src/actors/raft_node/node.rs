@@ -24,7 +24,7 @@ use crate::{
         fail_stop::Lifeline,
         held::{HeldBytes, HeldPart},
         latest,
-        lease_desk::LeaseDesk,
+        lease_messages::LeaseServer,
         members::{ClusterMember, Members},
         peer_hub::{ForwardRequests, SendMessages, UpdatePeers},
         published::Published,
@@ -122,7 +122,7 @@ pub struct RaftPeers {
     /// The newest view, which has the alarms.
     pub views: latest::Receiver<Arc<Published>>,
     /// Serves other members' requests about leases.
-    pub leases: Arc<LeaseDesk>,
+    pub leases: LeaseServer,
     /// Answers with the hashes of this member's state.
     pub hashes: Recipient<ReportStateHash>,
     /// What the file of starts holds.
