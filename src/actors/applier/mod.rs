@@ -8,8 +8,8 @@
 //! another thread, and what only an answer needs is read after the entry is visible. Reading ahead can miss values: an entry
 //! depends on more than are read ahead, its caller may give it only because of entries of the same batch, or the database has
 //! stored a value meanwhile and memory has it no longer. So each entry that may depend on values is checked once more when it is
-//! its turn. If some are missing, the batch is split before it, and another thread judges the entry (`kv::judged`) on the keys and
-//! records as of then, while nothing is applied.
+//! its turn. If some are missing, the batch is split before it, and another thread judges the entry (`kv::judged`) on the keys
+//! and records as of then, while nothing is applied.
 
 mod answers;
 mod incoming;
@@ -92,7 +92,7 @@ const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Owns the replicated state. Invariant: `visible.applied <= state.applied`.
 pub struct Applier {
     /// Batches that are not applied yet.
-    incoming: Incoming<Batch>,
+    incoming: Incoming<IncomingBatch>,
     /// The state after the newest applied entry.
     state: AppliedState,
     /// Applied batches whose snapshot is not published yet, oldest first.
@@ -168,7 +168,7 @@ impl Held {
 
 /// Entries that are applied together, in log order.
 #[derive(Debug, Default)]
-struct Batch {
+struct IncomingBatch {
     entries: VecDeque<DecodedEntry>,
     /// The stored values that were read for them.
     values: Prefetched,
@@ -271,7 +271,7 @@ impl Handler<ApplyEntries> for Applier {
         let entries = apply.entries.into_iter().map(DecodedEntry::new);
         let entries: Result<VecDeque<_>, _> = entries.collect();
         match entries {
-            Ok(entries) => self.incoming.push(Batch {
+            Ok(entries) => self.incoming.push(IncomingBatch {
                 entries,
                 values: Prefetched::default(),
             }),
@@ -420,7 +420,7 @@ impl Applier {
     }
 
     /// The records that applying `batch` needs and that are not in memory.
-    fn stored_reads(&self, batch: &Batch) -> BTreeSet<Rev> {
+    fn stored_reads(&self, batch: &IncomingBatch) -> BTreeSet<Rev> {
         if batch.values.is_full() {
             return BTreeSet::new();
         }
@@ -434,19 +434,25 @@ impl Applier {
         reads
     }
 
-    fn read_ahead(&mut self, mut batch: Batch, reads: BTreeSet<Rev>, ctx: &mut Context<Self>) {
+    fn read_ahead(
+        &mut self,
+        mut batch: IncomingBatch,
+        reads: BTreeSet<Rev>,
+        ctx: &mut Context<Self>,
+    ) {
         let stored = self.visible.database.reader.clone();
         let values = std::mem::take(&mut batch.values);
         let read = move || values.read(&stored, reads);
-        let apply = |applier: &mut Self, mut batch: Batch, values, ctx: &mut Context<Self>| {
-            batch.values = values;
-            applier.apply_batch(batch, ctx);
-        };
+        let apply =
+            |applier: &mut Self, mut batch: IncomingBatch, values, ctx: &mut Context<Self>| {
+                batch.values = values;
+                applier.apply_batch(batch, ctx);
+            };
         self.read_elsewhere(batch, read, apply, ctx);
     }
 
     /// Applies a batch up to an entry whose values are not all in memory; then has that entry judged.
-    fn apply_batch(&mut self, mut batch: Batch, ctx: &mut Context<Self>) {
+    fn apply_batch(&mut self, mut batch: IncomingBatch, ctx: &mut Context<Self>) {
         match self.apply(&mut batch) {
             Ok(()) if batch.entries.is_empty() => {}
             Ok(()) => self.judge_first(batch, ctx),
@@ -455,7 +461,7 @@ impl Applier {
     }
 
     /// Has another thread judge the first entry of a batch. Everything before it is applied, and nothing else meanwhile.
-    fn judge_first(&mut self, batch: Batch, ctx: &mut Context<Self>) {
+    fn judge_first(&mut self, batch: IncomingBatch, ctx: &mut Context<Self>) {
         let first = batch.entries.front();
         let command = first.and_then(|entry| entry.command.clone());
         assert!(command.is_some(), "only a command depends on values");
@@ -466,18 +472,19 @@ impl Applier {
             stored: self.visible.database.reader.clone(),
         };
         let judge = move || Judged::new(&command, &keys, &records);
-        let apply = |applier: &mut Self, batch: Batch, judged: Judged, _: &mut Context<Self>| {
-            applier.apply_judged(batch, &judged);
-        };
+        let apply =
+            |applier: &mut Self, batch: IncomingBatch, judged: Judged, _: &mut Context<Self>| {
+                applier.apply_judged(batch, &judged);
+            };
         self.read_elsewhere(batch, judge, apply, ctx);
     }
 
     /// Reads on a thread that may wait for the disk. Meanwhile `batch` waits, and all batches behind it; `then` goes on with it.
     fn read_elsewhere<T: Send + 'static>(
         &mut self,
-        batch: Batch,
+        batch: IncomingBatch,
         read: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
-        then: impl FnOnce(&mut Self, Batch, T, &mut Context<Self>) + 'static,
+        then: impl FnOnce(&mut Self, IncomingBatch, T, &mut Context<Self>) + 'static,
         ctx: &mut Context<Self>,
     ) {
         self.incoming.begin_reading(batch);
@@ -500,7 +507,7 @@ impl Applier {
     }
 
     /// Applies the entries of a batch up to one whose values are not all in memory. That one and those after it stay in it.
-    fn apply(&mut self, batch: &mut Batch) -> Result<(), ApplyError> {
+    fn apply(&mut self, batch: &mut IncomingBatch) -> Result<(), ApplyError> {
         hit(FailPoint::BeforeApply);
         let entries = batch.entries.iter();
         let commands = entries.filter_map(|entry| entry.command.as_ref());
@@ -528,7 +535,7 @@ impl Applier {
     }
 
     /// Applies the first entry of a batch, which is judged, as a batch of its own. The rest is next.
-    fn apply_judged(&mut self, mut batch: Batch, judged: &Judged) {
+    fn apply_judged(&mut self, mut batch: IncomingBatch, judged: &Judged) {
         hit(FailPoint::BeforeApply);
         let first = batch.entries.pop_front();
         assert!(first.is_some(), "the entry that was judged still waits");
