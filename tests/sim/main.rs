@@ -11,6 +11,7 @@
 //! | `faults` | the faults that a seed draws |
 //! | `operator` | changes of the membership, and repairs of damaged members |
 //! | `interrupted` | the operator's work, cut short at any step and begun again |
+//! | `waits` | how long clients wait while members stand still or are slow |
 //! | `known` | failures that systems of this kind have had, a test each |
 //! | `run` | one run: a workload, a storm, and what must hold after it |
 //! | `mixed` | clients that use everything, and the checks of what they saw |
@@ -46,6 +47,7 @@ mod run;
 mod scene;
 mod sent_log;
 mod trace;
+mod waits;
 
 use mixed::Mixed;
 use quorate::internals::clock;
