@@ -248,13 +248,17 @@ fn the_wal_writer_reports_what_is_durable() {
         let disk = disk();
         let (raft, mut reports) = caught::<Persisted>();
         let writer = WalWriter::new(open_wal(&disk), disk.clone(), raft, life()).start();
-        let persist = raft::LogWrite {
+        let write = raft::LogWrite {
             seq: 5,
             reset: None,
             entries: Vec::new(),
             hard_state: HardState::default(),
         };
-        writer.send(Persist(vec![persist])).await.unwrap();
+        let persist = Persist {
+            writes: vec![write],
+            stored: LogIndex(0),
+        };
+        writer.send(persist).await.unwrap();
         assert_eq!(reports.recv().await.unwrap().seq, 5);
     });
 }
@@ -694,7 +698,7 @@ fn the_raft_node_applies_what_the_log_holds() {
         // The disk is as fast as can be.
         let disk_reports = node.clone();
         actix::spawn(async move {
-            while let Some(Persist(writes)) = writes.recv().await {
+            while let Some(Persist { writes, .. }) = writes.recv().await {
                 let seq = writes.last().unwrap().seq;
                 let report = Persisted {
                     seq,
