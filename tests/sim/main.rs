@@ -23,7 +23,8 @@
 //!
 //! `cargo test --release --test sim` runs a fixed set of seeds. `SEEDS=n` runs n fresh ones, `SIM_SECS=n` as many as fit into n
 //! seconds; they begin with `SIM_FROM=n` or a random one. `SEED=n` replays one instead and prints every event. A failure prints
-//! its seed and the command that replays it. `SIM_CUTS=n` cuts an operator's work short in `n` places.
+//! its seed and the command that replays it. `SIM_CUTS=n` cuts an operator's work short in `n` places, `SIM_CUT=n` at its `n`th
+//! operation alone.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
