@@ -2,7 +2,7 @@
 
 use crate::support::{Client, Kind, Server, Setup, only_quorate_has, put, refused};
 use quorate::internals::api::proto::etcdserverpb::{
-    AlarmRequest, AlarmType, CompactionRequest, StatusRequest, alarm_request,
+    AlarmRequest, AlarmType, CompactionRequest, HashRequest, StatusRequest, alarm_request,
 };
 use std::time::Duration;
 use tokio::time::sleep;
@@ -16,28 +16,31 @@ const ETCD_LAGS_BYTES: usize = 64 * 1024 * 1024;
 
 /// A server with the quota; of Quorate, with these failpoints.
 fn server(kind: Kind, failpoints: &str) -> Server {
-    let quota = QUOTA_BYTES.to_string();
-    let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
-    let setup = match kind {
+    let mut setup = with_quota(kind, QUOTA_BYTES);
+    match kind {
+        Kind::Quorate => {
+            let failpoints = ("FAILPOINTS".to_owned(), failpoints.to_owned());
+            setup.env.push(failpoints);
+        }
+        // etcd knows the size as of its last commit: with a commit for each write it takes no value after the quota is reached.
+        Kind::Etcd => setup.args.push("--backend-batch-limit=1".to_owned()),
+    }
+    Server::new(kind, setup)
+}
+
+/// A quota, and the defaults besides.
+fn with_quota(kind: Kind, bytes: usize) -> Setup {
+    let bytes = bytes.to_string();
+    match kind {
         Kind::Quorate => Setup {
-            env: vec![
-                variable("QUORATE_LIMITS_QUOTA_BYTES", &quota),
-                variable("FAILPOINTS", failpoints),
-            ],
+            env: vec![("QUORATE_LIMITS_QUOTA_BYTES".to_owned(), bytes)],
             ..Setup::default()
         },
         Kind::Etcd => Setup {
-            // etcd knows the size as of its last commit: with a commit for each write it takes no value after the quota is
-            // reached.
-            args: vec![
-                "--quota-backend-bytes".to_owned(),
-                quota,
-                "--backend-batch-limit=1".to_owned(),
-            ],
+            args: vec!["--quota-backend-bytes".to_owned(), bytes],
             ..Setup::default()
         },
-    };
-    Server::new(kind, setup)
+    }
 }
 
 /// Overwrites one key until the quota is reached; returns the number of values that were written.
@@ -126,6 +129,44 @@ async fn no_fewer_values_are_taken_than_by_etcd() {
         }
         assert!(taken[0] >= taken[1], "{value_bytes} bytes: {taken:?}");
     }
+}
+
+/// Writes distinct keys until the quota is reached; returns the number of keys.
+async fn fill_keys(client: &Client, kind: Kind, quota: usize, value_bytes: usize) -> usize {
+    /// As etcd comes near the quota, it is made to commit after so many values: what it takes beyond it does not depend on how
+    /// many it takes in the tenth of a second between two commits.
+    const COMMIT_EACH: usize = 8;
+    let all = quota / value_bytes;
+    let mut maintenance = client.maintenance.clone();
+    for taken in 0..=2 * all {
+        if kind == Kind::Etcd && taken > all / 2 && taken.is_multiple_of(COMMIT_EACH) {
+            maintenance.hash(HashRequest {}).await.unwrap();
+        }
+        let key = format!("key/{taken:06}");
+        let outcome = client.put(put(key, vec![b'v'; value_bytes])).await;
+        if outcome.is_err() {
+            refused(outcome, Code::ResourceExhausted, NO_SPACE);
+            return taken;
+        }
+    }
+    panic!("there is no quota");
+}
+
+/// Distinct keys, and no setting but the quota.
+#[tokio::test]
+async fn no_fewer_keys_are_taken_than_by_an_etcd_with_its_defaults() {
+    const QUOTA_BYTES: usize = 64 * 1024 * 1024;
+    const VALUE_BYTES: usize = 64 * 1024;
+    let mut taken = Vec::new();
+    for kind in [Kind::Quorate, Kind::Etcd] {
+        let mut server = Server::new(kind, with_quota(kind, QUOTA_BYTES));
+        server.restart().await;
+        let client = server.client().await;
+        taken.push(fill_keys(&client, kind, QUOTA_BYTES, VALUE_BYTES).await);
+    }
+    assert!(taken[0] >= taken[1], "{taken:?}");
+    let values = QUOTA_BYTES / VALUE_BYTES;
+    assert!(taken[0] <= values + 1, "beyond the quota: {taken:?}");
 }
 
 /// What is applied counts before the database has it. Otherwise a member whose commits are slow takes several times its quota.
