@@ -656,10 +656,13 @@ impl Running {
 
     /// Hands leadership to another member, if this one leads. Returns once another leads, or none can; clients are served
     /// meanwhile and afterwards.
-    pub(super) async fn hand_over(&self) {
-        let (done, over) = oneshot::channel();
-        if self.hand_over.send(HandOver { done }).await.is_ok() {
-            over.await.unwrap_or_default();
+    pub(super) fn hand_over(&self) -> impl Future<Output = ()> + use<> {
+        let raft = self.hand_over.clone();
+        async move {
+            let (done, over) = oneshot::channel();
+            if raft.send(HandOver { done }).await.is_ok() {
+                over.await.unwrap_or_default();
+            }
         }
     }
 

@@ -344,6 +344,12 @@ impl LocalNode {
         &self.running.requests[0]
     }
 
+    /// Hands leadership to another member, if this one leads; it never leads again. Ends once another member leads, or none can.
+    /// [`LocalNode::stop`] does not do that: a leader that stops without it leaves the others to an election.
+    pub fn hand_over(&self) -> impl Future<Output = ()> + use<> {
+        self.running.hand_over()
+    }
+
     /// Commits the applied entries that the next start would otherwise replay. The actors end with their system.
     pub async fn stop(self) {
         self.running.stop().await;

@@ -10,11 +10,12 @@
 //!    nearly all that it has committed, and no disk of theirs stalls; and while the leader has the same with a majority.
 //!
 //! Both hold with [`SLACK_MILLIS`]: the way to the member and back, and the intervals at which a member looks at deadlines.
+//! When a leader is stopped in good order, no write waits for an election at all: the last test.
 //! What clients of a real member see besides, above `Requests`, is in `tests/cluster/frozen.rs` and `deadlines.rs`.
 
 use crate::{
     clients::Client,
-    cluster::{Cluster, DISK_TAKES, ELECTION_MILLIS},
+    cluster::{Cluster, Crash, DISK_TAKES, ELECTION_MILLIS},
     network::Slot,
     scene::{SEEDS, Scene, of},
 };
@@ -43,8 +44,9 @@ const PATIENCE_MILLIS: u64 = 60_000;
 const CLIENTS: u64 = 6;
 /// The longest pause of a client between two calls.
 const PAUSE_MILLIS: u64 = 20;
-/// The kinds of calls.
+/// The kinds of calls, of which puts are the first.
 const KINDS: u64 = 6;
+const PUT: u64 = 0;
 /// A member that has so many entries less applied than the leader has committed is behind: it may need a snapshot.
 const BEHIND_ENTRIES: u64 = 100;
 /// How long a process stands still, and how long a stalled write takes: one is long enough for an election, the other longer
@@ -92,7 +94,33 @@ struct Calls {
     failed: u64,
     /// The kinds that succeeded.
     succeeded: BTreeSet<u64>,
+    /// A member that is about to stop, or does not run: clients go elsewhere.
+    leaving: Option<Slot>,
     over: bool,
+}
+
+impl Calls {
+    fn begin(&mut self, slot: Slot, kind: u64, client: &Client) -> u64 {
+        self.next += 1;
+        let began = client.now() / 1_000;
+        self.open.insert(self.next, (slot, kind, began));
+        self.next
+    }
+
+    fn end(&mut self, id: u64, kind: u64, outcome: Option<Result<(), RequestError>>) {
+        self.open.remove(&id);
+        match outcome {
+            Some(Ok(())) => {
+                self.succeeded.insert(kind);
+            }
+            Some(Err(_)) => self.failed += 1,
+            None => panic!("call {id} of kind {kind} has no answer"),
+        }
+    }
+
+    fn any_at(&self, slot: Slot) -> bool {
+        self.open.values().any(|(other, ..)| *other == slot)
+    }
 }
 
 /// What the rules need to know of the members: it is brought up to date after each step.
@@ -195,25 +223,22 @@ impl Watched {
 /// Calls a member all the time.
 async fn keep_calling(client: Client, slot: Slot, calls: Rc<RefCell<Calls>>) {
     while !calls.borrow().over {
-        let (id, kind) = {
-            let mut calls = calls.borrow_mut();
-            calls.next += 1;
-            let (id, kind) = (calls.next, calls.next % KINDS);
-            calls.open.insert(id, (slot, kind, client.now() / 1_000));
-            (id, kind)
-        };
+        let kind = client.below(KINDS);
+        let id = calls.borrow_mut().begin(slot, kind, &client);
         let outcome = call(&client, slot, kind).await;
-        {
-            let mut calls = calls.borrow_mut();
-            calls.open.remove(&id);
-            match outcome {
-                Some(Ok(())) => {
-                    calls.succeeded.insert(kind);
-                }
-                Some(Err(_)) => calls.failed += 1,
-                None => panic!("call {id} of kind {kind} has no answer"),
-            }
-        }
+        calls.borrow_mut().end(id, kind, outcome);
+        client.pause(client.below(PAUSE_MILLIS)).await;
+    }
+}
+
+/// Writes at a member all the time, and at the next one while that member is leaving.
+async fn keep_writing(client: Client, own: Slot, calls: Rc<RefCell<Calls>>) {
+    while !calls.borrow().over {
+        let leaves = calls.borrow().leaving == Some(own);
+        let slot = if leaves { (own + 1) % SIZE } else { own };
+        let id = calls.borrow_mut().begin(slot, PUT, &client);
+        let outcome = call(&client, slot, PUT).await;
+        calls.borrow_mut().end(id, PUT, outcome);
         client.pause(client.below(PAUSE_MILLIS)).await;
     }
 }
@@ -227,7 +252,7 @@ async fn call(client: &Client, slot: Slot, kind: u64) -> Option<Result<(), Reque
     };
     let answer = client.call(slot, PATIENCE_MILLIS, move |requests| async move {
         match kind {
-            0 => requests.put(put).await.map(drop),
+            PUT => requests.put(put).await.map(drop),
             1 => requests.range(of("k0")).await.map(drop),
             2 => {
                 let txn = Txn {
@@ -332,5 +357,69 @@ fn no_call_takes_longer_than_a_request_may_nor_than_two_seconds_where_there_is_a
         assert_eq!(kinds, KINDS, "each kind succeeds: {:?}", calls.succeeded);
         drop(calls);
         scene.same_everywhere();
+    }
+}
+
+/// Runs until `reached` holds; meanwhile no write may wait for longer than an election timeout.
+fn without_an_election(
+    cluster: &mut Cluster,
+    calls: &Rc<RefCell<Calls>>,
+    reached: impl Fn(&Cluster) -> bool,
+) {
+    let until = cluster.now + HEALED_MILLIS;
+    while !reached(cluster) {
+        let now = cluster.now;
+        assert!(now < until, "it takes {HEALED_MILLIS} ms");
+        cluster.step();
+        for (slot, _, began) in calls.borrow().open.values() {
+            let waited = now.saturating_sub(*began);
+            assert!(
+                waited < ELECTION_MILLIS,
+                "at {now} ms a write at n{} has waited for {waited} ms",
+                slot + 1
+            );
+        }
+    }
+}
+
+/// As in a rolling restart: a leader hands over, answers what is under way, and ends. A leader that was just killed costs the
+/// others one to two election timeouts.
+#[test]
+fn no_write_waits_for_an_election_when_leaders_are_stopped_one_after_the_other() {
+    for seed in SEEDS {
+        let mut scene = Scene::of(seed, SIZE);
+        scene.put(&[0, 1, 2], "k0", "v");
+        let calls: Rc<RefCell<Calls>> = Rc::default();
+        for slot in 0..SIZE {
+            for _ in 0..CLIENTS {
+                let calls = calls.clone();
+                let cluster = &scene.cluster;
+                cluster.client(move |client| keep_writing(client, slot, calls));
+            }
+        }
+        let watched = Watched::new(calls.clone());
+        for _ in 0..2 * SIZE {
+            let led = scene.leader();
+            let cluster = &mut scene.cluster;
+            let quiet = cluster.now + QUIET_MILLIS;
+            without_an_election(cluster, &calls, |cluster| cluster.now >= quiet);
+            let done = cluster.hand_over(led);
+            without_an_election(cluster, &calls, |_| done.get());
+            assert_ne!(cluster.leader(), Some(led), "another one leads");
+            calls.borrow_mut().leaving = Some(led);
+            without_an_election(cluster, &calls, |_| !calls.borrow().any_at(led));
+            cluster.crash(led, Crash::Process);
+            let quiet = cluster.now + QUIET_MILLIS;
+            without_an_election(cluster, &calls, |cluster| cluster.now >= quiet);
+            cluster.start(led);
+            without_an_election(cluster, &calls, |cluster| {
+                let leader = cluster.leader();
+                leader.is_some_and(|leader| watched.follows(cluster, led, leader))
+            });
+            calls.borrow_mut().leaving = None;
+        }
+        let calls = calls.borrow();
+        assert_eq!(calls.failed, 0, "no write is refused");
+        assert!(calls.next > 1_000, "{} writes", calls.next);
     }
 }
