@@ -14,11 +14,11 @@
 //! | [`snapshots::Snapshots`] | snapshots that are being sent or received |
 //!
 //! [`requests::Requests`] is the interface for front ends, and [`store::Store`] offers the same in messages. [`consensus`],
-//! [`apply_messages`], [`snapshot_messages`], [`lease_messages`], [`state_check`] and [`raft_status`] hold what several actors
-//! send or read; they import no actor. [`published::Published`] is the view that reads use, and [`request_error::RequestError`]
-//! the reasons for which a request fails. [`latest`] publishes the newest value of something to many readers, [`mailbox`] gives
-//! an actor its address before it starts, and [`fail_stop`] ends a member that cannot go on, and [`held`] counts
-//! the bytes that a member holds.
+//! [`apply_messages`], [`snapshot_messages`], [`lease_messages`], [`watch_calls`], [`state_check`] and [`raft_status`] hold what
+//! several actors send or read; they import no actor. [`published::Published`] is the view that reads use, and
+//! [`request_error::RequestError`] the reasons for which a request fails. [`latest`] publishes the newest value of something to
+//! many readers, [`mailbox`] gives an actor its address before it starts, and [`fail_stop`] ends a member that cannot go on, and
+//! [`held`] counts the bytes that a member holds.
 
 #[cfg(test)]
 mod alone;
@@ -64,6 +64,7 @@ pub mod state_check;
 pub mod store;
 pub mod token_keeper;
 pub mod wal_writer;
+pub mod watch_calls;
 mod watch_clock;
 #[cfg(test)]
 mod watch_gaps;

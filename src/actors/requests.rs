@@ -19,7 +19,7 @@ use super::{
     raft_status::{DiskHealth, RaftStatus},
     replies::{Answer, Reply},
     short_reads::ShortReads,
-    watch_hub::WatchHub,
+    watch_calls::{WatchCalls, WatchCounts},
 };
 use crate::{
     auth::{AuthError, Caller},
@@ -124,7 +124,7 @@ struct Shared {
     changes: Recipient<ChangeMembership>,
     moves: Recipient<MoveLeader>,
     compactor: Recipient<AwaitCompaction>,
-    watches: Addr<WatchHub>,
+    watches: WatchCalls,
     leases: Arc<LeaseDesk>,
     auth_on: Arc<AtomicBool>,
     passwords: Arc<Passwords>,
@@ -143,7 +143,7 @@ pub struct RequestPeers {
     /// Waits for the end of compactions.
     pub compactor: Recipient<AwaitCompaction>,
     /// Sends events to watchers.
-    pub watches: Addr<WatchHub>,
+    pub watches: WatchCalls,
     /// Takes lease calls to the leader.
     pub leases: Arc<LeaseDesk>,
     pub views: latest::Receiver<Arc<Published>>,
@@ -335,8 +335,13 @@ impl Requests {
     }
 
     /// The actor behind [`Requests::watch_stream`].
-    pub(crate) fn watch_hub(&self) -> &Addr<WatchHub> {
+    pub(super) fn watch_calls(&self) -> &WatchCalls {
         &self.shared.watches
+    }
+
+    /// How many watches this member has, and the memory that they take.
+    pub(crate) async fn count_watches(&self) -> Result<WatchCounts, RequestError> {
+        self.shared.watches.count().await
     }
 
     /// Reads keys. Linearizable unless the query says otherwise.

@@ -49,7 +49,7 @@ fn front_end(
         changes: ignored(),
         moves: ignored(),
         compactor: ignored(),
-        watches: hub.start(),
+        watches: WatchCalls::of(&hub.start()),
         views,
         raft_status: status(true),
         disk: watch::channel(DiskHealth::default()).1,

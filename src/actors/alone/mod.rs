@@ -28,7 +28,8 @@ use super::{
     snapshot_messages::{SendSnapshotTo, TransferEnded, TransferError},
     snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
     wal_writer::{Persist, Persisted, WalWriter},
-    watch_hub::{EventsApplied, OpenStream, StreamRequest, WatchHub, WatchRequest},
+    watch_calls::{OpenStream, StreamRequest, WatchCalls, WatchRequest},
+    watch_hub::{EventsApplied, WatchHub},
 };
 use crate::{
     auth::{self, AuthState, Change, caller::UserRef},
