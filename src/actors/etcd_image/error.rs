@@ -26,7 +26,7 @@ pub enum ImageError {
     State(#[from] LoadStateError),
     /// What is stored does not fit etcd's file, or nobody takes the file any more.
     #[error(transparent)]
-    File(#[from] StoreError),
+    File(Box<StoreError>),
     /// Nobody waits for it any more.
     #[error("the caller has gone")]
     Unwanted,
@@ -41,6 +41,12 @@ pub enum ImageError {
 impl From<AuthError> for ImageError {
     fn from(error: AuthError) -> Self {
         RequestError::from(error).into()
+    }
+}
+
+impl From<StoreError> for ImageError {
+    fn from(error: StoreError) -> Self {
+        Self::File(Box::new(error))
     }
 }
 
