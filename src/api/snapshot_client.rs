@@ -318,7 +318,7 @@ impl Access {
 
     fn tls(&self, host: &str) -> Result<(Arc<ClientConfig>, ServerName<'static>), ClientError> {
         let Some(authorities) = &self.authorities else {
-            return Err(self.bad("TLS needs the authority that signed its certificate"));
+            return Err(self.bad("TLS needs --cacert, the authority that signed its certificate"));
         };
         let rejected = |path: &PathBuf| {
             let path = path.clone();
@@ -412,7 +412,7 @@ mod tests {
     #[test]
     fn tls_needs_an_authority() {
         let error = route("https://n1:2379", None).unwrap_err().to_string();
-        assert!(error.contains("authority"), "{error}");
+        assert!(error.contains("--cacert"), "{error}");
         for endpoint in ["n1:2379", "https://n1:2379"] {
             let error = route(endpoint, Some("/no/such/file")).unwrap_err();
             assert!(matches!(error, ClientError::Tls(_)), "{error}");
