@@ -687,6 +687,18 @@ mod tests {
         ]);
     }
 
+    #[test]
+    fn a_snapshot_that_is_not_made_says_why() {
+        let busy = Status::no_snapshot(ImageError::Busy { max: 2 });
+        let text = "etcdserver: 2 snapshots are being made already";
+        assert_eq!(busy, Status::new(Code::ResourceExhausted, text));
+        let refused = Status::no_snapshot(AuthError::PermissionDenied.into());
+        assert_eq!(refused, Status::from(AuthError::PermissionDenied));
+        let interrupted = Status::no_snapshot(ImageError::Interrupted);
+        let text = "etcdserver: the snapshot was interrupted";
+        assert_eq!(interrupted, Status::new(Code::Internal, text));
+    }
+
     /// A refused caller without a user was logged as a mistake of somebody who has the right.
     #[test]
     fn a_caller_that_is_no_user_is_refused_and_a_name_that_is_looked_for_is_not() {
