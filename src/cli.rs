@@ -30,6 +30,8 @@ pub enum Command {
     Cluster(crate::local_cluster::ClusterArgs),
     /// Make certificates, for members and for clients, and lists of revoked ones
     Cert(crate::net::cert::CertArgs),
+    /// Save a snapshot of a running member in etcd's format, or look at such a file
+    Snapshot(Box<crate::snapshot_command::SnapshotArgs>),
     /// A majority is lost for good: make one stopped member's data a new cluster of its own
     Recover(RecoverArgs),
 }

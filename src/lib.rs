@@ -89,6 +89,7 @@ mod net;
 mod node;
 mod raft;
 mod services;
+mod snapshot_command;
 mod storage;
 mod tls;
 mod types;
@@ -144,6 +145,7 @@ pub mod internals {
         node
         raft
         services
+        snapshot_command
         storage
         tls
         types

@@ -7,6 +7,7 @@ use quorate::internals::{
     config::ConfigError,
     net::cert::CertArgs,
     node::StartError,
+    snapshot_command::SnapshotArgs,
 };
 use std::{error::Error, process::ExitCode};
 
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         Command::Server(args) => serve(*args),
         Command::Cluster(args) => quorate::internals::local_cluster::run(&args).map_err(Into::into),
         Command::Cert(args) => make_certificates(&args),
+        Command::Snapshot(args) => snapshot(&args),
         Command::Recover(args) => recover(&args),
         #[cfg(feature = "bench")]
         Command::Bench(args) => quorate_bench::run(*args).map_err(Into::into),
@@ -54,6 +56,12 @@ fn make_certificates(args: &CertArgs) -> Result<(), Box<dyn Error>> {
     if let Some(note) = made.note {
         eprintln!("{note}");
     }
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+fn snapshot(args: &SnapshotArgs) -> Result<(), Box<dyn Error>> {
+    println!("{}", args.run()?);
     Ok(())
 }
 

@@ -156,13 +156,18 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "it makes files, starts processes and adds members; what they do is theirs",
     ),
     (
+        "snapshot_command",
+        &["api::snapshot_client"],
+        "it is a client of whatever member it asks, and touches no data directory",
+    ),
+    (
         "log",
         &["config"],
         "logging is set up for the program, not for a part of it",
     ),
     (
         "cli",
-        &["config", "net", "local_cluster"],
+        &["config", "net", "local_cluster", "snapshot_command"],
         "it turns arguments into settings and runs nothing",
     ),
 ];
@@ -173,6 +178,11 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
         "quorate_proto",
         &["api"],
         "only the API knows its wire format, so that the rest can be used without it",
+    ),
+    (
+        "quorate_etcd_files",
+        &["actors", "snapshot_command"],
+        "what etcd stores is no format of ours: an image is made of a commit, and a file is looked at",
     ),
     (
         "quorate_bench",

@@ -1,6 +1,6 @@
 //! How the applier's state is stored in the database, besides the records: written with every commit, loaded at startup.
 
-use super::members::MembersError;
+use super::members::{Members, MembersError};
 use crate::{
     auth::{AuthState, state},
     codec::{self, CodecError},
@@ -12,10 +12,11 @@ use crate::{
         record::{KeyValue, RecordError},
         state_hash::StateHash,
     },
-    storage::db::{Db, DbError},
-    types::{LeaseId, LogIndex, MemberId, Revision},
+    storage::db::{Db, DbError, DbReader},
+    types::{LeaseId, LogIndex, LogPosition, MemberId, Revision},
 };
 use bytes::Bytes;
+use std::collections::BTreeSet;
 
 const REVISION: &str = "store.revision";
 const COMPACTED: &str = "store.compacted";
@@ -106,28 +107,63 @@ pub fn load_state(db: &Db) -> Result<(LoadedState, Tree), LoadStateError> {
     if let Some(bytes) = reader.meta(REVISION)? {
         loaded.revision = codec::decode(REVISION, &bytes)?;
     }
-    if let Some(bytes) = reader.meta(COMPACTED)? {
-        loaded.compacted = codec::decode(COMPACTED, &bytes)?;
+    if let Some(compacted) = load_compacted(&reader)? {
+        loaded.compacted = compacted;
     }
-    if let Some(bytes) = reader.meta(ALARMS)? {
-        let alarms: Vec<(MemberId, AlarmKind)> = codec::decode(ALARMS, &bytes)?;
-        loaded.alarms = alarms.into_iter().collect();
-    }
+    loaded.alarms = load_alarms(&reader)?;
     loaded.hash = match reader.meta(HASH)? {
         Some(bytes) => Some(codec::decode(HASH, &bytes)?),
         None => (db.applied().index == LogIndex(0)).then(StateHash::default),
     };
     loaded.leases = load_leases(db)?;
-    loaded.auth = load_auth(db)?;
+    loaded.auth = load_auth(&reader)?;
     let tree = rebuild(db)?;
     attach_keys(&tree, &mut loaded.leases);
     Ok((loaded, tree))
 }
 
-fn load_auth(db: &Db) -> Result<AuthState, LoadStateError> {
+/// What one commit holds besides records and leases.
+#[derive(Debug)]
+pub(super) struct StoredState {
+    pub(super) applied: LogPosition,
+    pub(super) compacted: Revision,
+    pub(super) alarms: BTreeSet<(MemberId, AlarmKind)>,
+    pub(super) auth: AuthState,
+    pub(super) members: Members,
+}
+
+/// Reads what is small enough for memory: neither records nor leases.
+pub(super) fn stored_state(reader: &DbReader) -> Result<StoredState, LoadStateError> {
+    let members = reader.meta(MEMBERSHIP)?.map(Bytes::from);
+    let members = members.map_or_else(|| Ok(Members::default()), |bytes| Members::decode(&bytes));
+    Ok(StoredState {
+        applied: reader.applied()?,
+        compacted: load_compacted(reader)?.unwrap_or(Revision::NEVER_COMPACTED),
+        alarms: load_alarms(reader)?,
+        auth: load_auth(reader)?,
+        members: members?,
+    })
+}
+
+fn load_compacted(reader: &DbReader) -> Result<Option<Revision>, LoadStateError> {
+    let Some(bytes) = reader.meta(COMPACTED)? else {
+        return Ok(None);
+    };
+    Ok(Some(codec::decode(COMPACTED, &bytes)?))
+}
+
+fn load_alarms(reader: &DbReader) -> Result<BTreeSet<(MemberId, AlarmKind)>, LoadStateError> {
+    let Some(bytes) = reader.meta(ALARMS)? else {
+        return Ok(BTreeSet::new());
+    };
+    let alarms: Vec<(MemberId, AlarmKind)> = codec::decode(ALARMS, &bytes)?;
+    Ok(alarms.into_iter().collect())
+}
+
+fn load_auth(reader: &DbReader) -> Result<AuthState, LoadStateError> {
     let mut rows = state::Restoring::default();
     let mut failed = None;
-    db.reader()?.for_each_meta(|name, bytes| {
+    reader.for_each_meta(|name, bytes| {
         if name.starts_with(state::ROWS) {
             failed = failed.take().or(rows.take(name, bytes).err());
         }

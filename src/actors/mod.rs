@@ -16,9 +16,9 @@
 //! [`requests::Requests`] is the interface for front ends, and [`store::Store`] offers the same in messages. [`consensus`],
 //! [`apply_messages`], [`snapshot_messages`], [`lease_messages`], [`watch_calls`], [`state_check`] and [`raft_status`] hold what
 //! several actors send or read; they import no actor. [`published::Published`] is the view that reads use, and
-//! [`request_error::RequestError`] the reasons for which a request fails. [`latest`] publishes the newest value of something to
-//! many readers, [`mailbox`] gives an actor its address before it starts, and [`fail_stop`] ends a member that cannot go on, and
-//! [`held`] counts the bytes that a member holds.
+//! [`request_error::RequestError`] the reasons for which a request fails. [`etcd_image`] makes images of the database for
+//! clients. [`latest`] publishes the newest value of something to many readers, [`mailbox`] gives an actor its address before it
+//! starts, and [`fail_stop`] ends a member that cannot go on, and [`held`] counts the bytes that a member holds.
 
 #[cfg(test)]
 mod alone;
@@ -30,6 +30,7 @@ mod background;
 pub mod committer;
 pub mod compactor;
 pub mod consensus;
+pub mod etcd_image;
 mod expiry_pace;
 pub mod fail_stop;
 pub mod held;

@@ -7,6 +7,7 @@ use super::{
     background::in_turn,
     compactor::AwaitCompaction,
     consensus::{ChangeMembership, Consensus, MoveLeader},
+    etcd_image::{ImageError, ImageMaker, ImageStream},
     held::HeldBytes,
     jwt_desk::{JwtDesk, JwtProof},
     jwt_keys::JwtKeys,
@@ -131,6 +132,7 @@ struct Shared {
     logins: Arc<LoginBounds>,
     /// Signed tokens, if they are set.
     jwt: Option<JwtDesk>,
+    images: ImageMaker,
 }
 
 /// What a [`Requests`] needs of its node.
@@ -159,6 +161,8 @@ pub struct RequestPeers {
     pub logins: Arc<LoginBounds>,
     /// The keys of signed tokens, if they are set.
     pub jwt: Option<Arc<JwtKeys>>,
+    /// Makes images of the database.
+    pub images: ImageMaker,
 }
 
 impl Requests {
@@ -182,6 +186,7 @@ impl Requests {
             passwords: peers.passwords,
             logins: peers.logins,
             jwt: peers.jwt.map(|keys| JwtDesk::new(keys, identity.cluster.0)),
+            images: peers.images,
         });
         Self {
             shared,
@@ -559,6 +564,14 @@ impl Requests {
         published.auth.require_root(&self.caller)?;
         self.read_in_background(move || published.hash_history(through))
             .await
+    }
+
+    /// An image of this member's database in etcd's file format, which holds everything that was published before now. Needs the
+    /// role root while authentication is on.
+    pub(crate) async fn image(&self) -> Result<ImageStream, ImageError> {
+        self.require_root()?;
+        self.require_same_state()?;
+        self.shared.images.begin(self.shared.views.clone()).await
     }
 
     /// Whether this member has no vote.

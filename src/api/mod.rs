@@ -56,6 +56,8 @@ pub mod response_body;
 pub mod services;
 pub mod serving;
 mod shares;
+pub mod snapshot;
+pub mod snapshot_client;
 pub mod sockets;
 pub mod status;
 mod streaming;

@@ -13,6 +13,7 @@ use crate::{
         committer::{Committer, stop_on_damage},
         compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers, Decision},
         consensus::{Consensus, ConsensusLimits, ConsensusPeers, HandOver},
+        etcd_image::ImageMaker,
         fail_stop::{FailStop, Lifeline},
         held::HeldBytes,
         index::Index,
@@ -337,11 +338,13 @@ struct Starting<'a> {
     channels: Channels,
 }
 
-/// What the front ends share for logins.
+/// What the front ends of a member have together.
 #[derive(Clone)]
-struct Logins {
+struct FrontEndsShare {
     passwords: Arc<Passwords>,
-    bounds: Arc<LoginBounds>,
+    logins: Arc<LoginBounds>,
+    images: ImageMaker,
+    keys: LeaseKeysPeer,
 }
 
 impl Starting<'_> {
@@ -457,10 +460,14 @@ impl Starting<'_> {
         ports
     }
 
-    fn snapshots(&self, mailbox: Mailbox<Snapshots>, site: DbSite, hub: Option<&PeerPorts>) {
-        let pacing = SnapshotPacing {
+    fn snapshot_pacing(&self) -> SnapshotPacing {
+        SnapshotPacing {
             bytes_per_sec: self.config.storage.snapshot_bytes_per_sec,
-        };
+        }
+    }
+
+    fn snapshots(&self, mailbox: Mailbox<Snapshots>, site: DbSite, hub: Option<&PeerPorts>) {
+        let pacing = self.snapshot_pacing();
         let peers = SnapshotPeers {
             open: hub.map(|hub| hub.snapshots.clone()),
             ended: self.to.raft.clone().recipient(),
@@ -475,15 +482,16 @@ impl Starting<'_> {
 
     /// A front end for each API arbiter.
     fn front_ends(&self, has_peers: bool) -> Vec<FrontEnd> {
-        let keys = LeaseKeysPeer::new(self.to.applier.clone().recipient());
         let auth = &self.config.auth;
-        let logins = Logins {
+        let share = FrontEndsShare {
             passwords: Passwords::new(auth.bcrypt_cost, password_workers()),
-            bounds: Arc::new(LoginBounds::new(auth.failed_logins_max)),
+            logins: Arc::new(LoginBounds::new(auth.failed_logins_max)),
+            images: ImageMaker::new(self.snapshot_pacing()),
+            keys: LeaseKeysPeer::new(self.to.applier.clone().recipient()),
         };
         let arbiters = self.placement.api.iter();
         arbiters
-            .map(|arbiter| self.front_end(arbiter, has_peers, keys.clone(), logins.clone()))
+            .map(|arbiter| self.front_end(arbiter, has_peers, share.clone()))
             .collect()
     }
 
@@ -491,8 +499,7 @@ impl Starting<'_> {
         &self,
         arbiter: &ArbiterHandle,
         has_peers: bool,
-        keys: LeaseKeysPeer,
-        logins: Logins,
+        share: FrontEndsShare,
     ) -> FrontEnd {
         let (raft, channels) = (&self.to.raft, &self.channels);
         let limits = RequestLimits {
@@ -520,7 +527,7 @@ impl Starting<'_> {
             manager: self.to.leases.clone().recipient(),
             leases: channels.leases.clone(),
             leases_max: self.config.limits.leases_max,
-            keys,
+            keys: share.keys,
             leader: has_peers.then(|| raft.clone().recipient()),
             // etcd: one and a half election timeouts, in whole seconds.
             ttl_secs_min: (election.0 * 3).div_ceil(2_000).cast_signed(),
@@ -541,9 +548,10 @@ impl Starting<'_> {
             raft_status: channels.raft_status.clone(),
             disk: channels.disk.clone(),
             auth_on: channels.auth_on.clone(),
-            passwords: logins.passwords,
-            logins: logins.bounds,
+            passwords: share.passwords,
+            logins: share.logins,
             jwt: self.jwt.clone(),
+            images: share.images,
         };
         FrontEnd {
             consensus,

@@ -2,6 +2,7 @@
 
 use super::{
     super::{
+        etcd_image::ImageMaker,
         lease_messages::AskLeaseKeys,
         login_bounds::LoginBounds,
         passwords::Passwords,
@@ -57,6 +58,9 @@ fn front_end(
         passwords: Passwords::new(4, 1),
         logins: Arc::new(LoginBounds::new(None)),
         jwt: None,
+        images: ImageMaker::new(SnapshotPacing {
+            bytes_per_sec: 1 << 20,
+        }),
     };
     let limits = RequestLimits {
         request_bytes_max: 1 << 20,

@@ -1,11 +1,12 @@
 //! Implements tonic's trait for `etcdserverpb.Maintenance`.
 
-use super::{Answer, Calls, answer};
+use super::{Answer, Calls, answer, stream};
 use crate::api::proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, HashKvRequest, HashKvResponse, MoveLeaderRequest,
-    MoveLeaderResponse, StatusRequest, StatusResponse, maintenance_server::Maintenance,
+    MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+    maintenance_server::Maintenance,
 };
-use tonic::Request;
+use tonic::{Request, codegen::BoxStream};
 
 #[tonic::async_trait]
 impl Maintenance for Calls {
@@ -19,6 +20,13 @@ impl Maintenance for Calls {
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Answer<HashKvResponse> {
         answer(self.0.hash_kv(request.into_inner()).await)
+    }
+
+    async fn snapshot(&self, _: Request<SnapshotRequest>) -> Answer<BoxStream<SnapshotResponse>> {
+        let api = self.0.clone();
+        answer(Ok(stream(|out| async move {
+            api.streamed(api.snapshot(&out)).await
+        })))
     }
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Answer<MoveLeaderResponse> {

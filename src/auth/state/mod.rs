@@ -169,6 +169,12 @@ impl AuthState {
         }])
     }
 
+    /// What was granted to a role, sorted by key, also to root, who needs no grant; nothing if there is no such role.
+    pub fn granted(&self, role: &str) -> &[Permission] {
+        let role = self.directory.roles.get(role);
+        role.map_or(&[], |role| role.permissions.as_slice())
+    }
+
     /// The tokens that are good.
     pub fn tokens(&self) -> &Tokens {
         &self.tokens
