@@ -109,6 +109,11 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "actors are glue under the front ends, so they do not know them",
     ),
     (
+        "import",
+        &["types", "codec", "auth", "kv", "storage", "actors::load"],
+        "what an etcd's log does follows from the log and the state machine, wherever the result is put",
+    ),
+    (
         "services",
         &["types", "auth", "kv", "actors"],
         "locks and elections are recipes on top of the requests that everyone has",

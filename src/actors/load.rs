@@ -52,7 +52,8 @@ pub enum LoadStateError {
     Load(#[from] LoadError),
 }
 
-pub(super) fn store_meta(machine: &Machine) -> Vec<(&'static str, Option<Vec<u8>>)> {
+/// The blobs that store the state besides records, leases, users and the membership.
+pub fn store_meta(machine: &Machine) -> Vec<(&'static str, Option<Vec<u8>>)> {
     let alarms: Vec<(MemberId, AlarmKind)> = machine.alarms().iter().copied().collect();
     vec![
         (REVISION, Some(codec::encode(&machine.revision()))),
