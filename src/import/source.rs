@@ -149,7 +149,6 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Extent { base, end, last } = self.extent;
         let ids = self.log.metadata();
-        writeln!(f, "read       {} (unchanged)", self.path.display())?;
         writeln!(
             f,
             "etcd       member {:x} of cluster {:x}",

@@ -36,6 +36,7 @@ mod hashkv;
 mod history;
 mod hostile;
 mod hosts;
+mod import;
 mod lease;
 mod lease_load;
 mod life;
