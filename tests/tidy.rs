@@ -139,6 +139,7 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
             "failpoint",
             "mutation",
             "audit",
+            "auth",
             "jwt",
             "raft",
             "kv",
