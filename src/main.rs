@@ -3,10 +3,10 @@
 use clap::Parser;
 use quorate::internals::{
     actors::fail_stop::EXIT_REFUSED,
-    cli::{Cli, Command, RecoverArgs, ServerArgs},
+    cli::{Cli, Command, RecoverArgs, RestoreArgs, ServerArgs},
     config::ConfigError,
     net::cert::CertArgs,
-    node::StartError,
+    node::{RestoreRequest, StartError},
 };
 use std::{error::Error, process::ExitCode};
 
@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Cluster(args) => quorate::internals::local_cluster::run(&args).map_err(Into::into),
         Command::Cert(args) => make_certificates(&args),
         Command::Recover(args) => recover(&args),
+        Command::Restore(args) => restore(*args),
         #[cfg(feature = "bench")]
         Command::Bench(args) => quorate_bench::run(*args).map_err(Into::into),
     };
@@ -63,6 +64,24 @@ fn recover(args: &RecoverArgs) -> Result<(), Box<dyn Error>> {
     let _armed = quorate::internals::failpoint::arm();
     let key = args.key()?;
     let done = quorate::internals::node::recover_quorum(&args.data_dir, &args.into, key.as_ref())?;
+    println!("{done}");
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+fn restore(args: RestoreArgs) -> Result<(), Box<dyn Error>> {
+    #[cfg(feature = "failpoints")]
+    let _armed = quorate::internals::failpoint::arm();
+    let config = args.config()?;
+    let request = RestoreRequest {
+        file: args.file,
+        skip_hash_check: args.skip_hash_check,
+        bump_revision: args.bump_revision,
+        mark_compacted: args.mark_compacted,
+        ignore_corrupt_alarm: args.ignore_corrupt_alarm,
+        config_file: args.config,
+    };
+    let done = quorate::internals::node::restore_snapshot(&request, &config)?;
     println!("{done}");
     Ok(())
 }

@@ -144,6 +144,7 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
             "failpoint",
             "mutation",
             "audit",
+            "auth",
             "jwt",
             "raft",
             "kv",
