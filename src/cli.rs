@@ -34,6 +34,8 @@ pub enum Command {
     Recover(RecoverArgs),
     /// Make a member's data directory out of a snapshot of etcd or Quorate
     Restore(Box<RestoreArgs>),
+    /// Make a member's data directory out of that of a stopped etcd
+    Import(Box<ImportArgs>),
 }
 
 /// `quorate recover`: neither directory may be in use.
@@ -81,6 +83,61 @@ pub struct RestoreArgs {
     /// The snapshot, as `etcdctl snapshot save` writes it; it stays as it is
     #[arg(value_name = "FILE")]
     pub file: PathBuf,
+    #[command(flatten)]
+    pub member: NewMemberArgs,
+    /// Take a file without its SHA-256, such as a copy of member/snap/db
+    #[arg(long)]
+    pub skip_hash_check: bool,
+    /// Raise the revision by so much, so that clients which know later ones than the snapshot never see it fall
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub bump_revision: Option<u64>,
+    /// The history before the raised revision counts as compacted: watches from there end with an error
+    #[arg(long, requires = "bump_revision")]
+    pub mark_compacted: bool,
+    /// Take the snapshot as right although the alarm CORRUPT was raised
+    #[arg(long)]
+    pub ignore_corrupt_alarm: bool,
+}
+
+/// `quorate import`: the member's settings are those of its server, from the same file and environment.
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// The etcd's data directory; it stays as it is
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// The etcd's log, if it was started with --wal-dir
+    #[arg(long, value_name = "DIR")]
+    pub wal_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub member: NewMemberArgs,
+    /// Take the entries at the log's end, too, that may not have been committed
+    #[arg(long, conflicts_with = "drop_uncommitted")]
+    pub keep_uncommitted: bool,
+    /// Leave them out
+    #[arg(long)]
+    pub drop_uncommitted: bool,
+    /// While the alarm NOSPACE was raised, the etcd carried out puts in nested transactions: up to 3.5.32, 3.6.13 and 3.7.0
+    #[arg(long, conflicts_with = "nested_puts_refused")]
+    pub nested_puts_passed: bool,
+    /// It refused them: later versions
+    #[arg(long)]
+    pub nested_puts_refused: bool,
+    /// The etcd's shortest time to live of a lease: one and a half times its election timeout
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(i64).range(1..)
+    )]
+    pub lease_ttl_min: i64,
+    /// Take the data as right although the alarm CORRUPT was raised
+    #[arg(long)]
+    pub ignore_corrupt_alarm: bool,
+}
+
+/// The member whose data directory is made.
+#[derive(Debug, Args)]
+pub struct NewMemberArgs {
     /// Configuration in TOML, the same as that of the member's server
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -111,21 +168,9 @@ pub struct RestoreArgs {
     /// Members do not prove who they are to each other
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
     peer_insecure: Option<String>,
-    /// Take a file without its SHA-256, such as a copy of member/snap/db
-    #[arg(long)]
-    pub skip_hash_check: bool,
-    /// Raise the revision by so much, so that clients which know later ones than the snapshot never see it fall
-    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
-    pub bump_revision: Option<u64>,
-    /// The history before the raised revision counts as compacted: watches from there end with an error
-    #[arg(long, requires = "bump_revision")]
-    pub mark_compacted: bool,
-    /// Take the snapshot as right although the alarm CORRUPT was raised
-    #[arg(long)]
-    pub ignore_corrupt_alarm: bool,
 }
 
-impl RestoreArgs {
+impl NewMemberArgs {
     /// The settings of the member's server, with what the flags say.
     pub fn config(&self) -> Result<Config, ConfigError> {
         let server = ServerArgs {
@@ -499,7 +544,7 @@ mod tests {
         let Command::Restore(args) = Cli::try_parse_from(words).unwrap().asked() else {
             panic!("{line} restores")
         };
-        let config = args.config().unwrap();
+        let config = args.member.config().unwrap();
         assert_eq!(
             (config.name.as_str(), config.cluster.token.as_str()),
             ("n1", "t")

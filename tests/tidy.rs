@@ -151,6 +151,7 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
             "storage",
             "net",
             "actors",
+            "import",
             "api",
             "tls",
         ],

@@ -31,7 +31,7 @@ const BATCH_BYTES: usize = 4 * 1024 * 1024;
 const CHANGE_BYTES: usize = 128;
 
 /// What a replay came to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Replayed {
     /// Requests that were carried out, whether they changed something or not.
     pub requests: u64,

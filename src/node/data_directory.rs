@@ -88,6 +88,13 @@ pub enum DirectoryError {
         /// What was found in it.
         found: String,
     },
+    /// It is an etcd's.
+    #[error(
+        "{dir} holds the data of an etcd member, which a server does not change: stop that etcd, run `quorate import {dir} \
+         --data-dir DIR` with the other settings of this member and a new directory DIR, and start this member with --data-dir DIR",
+        dir = path.display()
+    )]
+    Etcd { path: PathBuf },
     /// `quorate recover` did not finish.
     #[error(
         "the data directory is unfinished: {text}. It lacks acknowledged writes, so it is not started: delete it, and run that \
@@ -157,13 +164,12 @@ pub(super) fn require_own(path: &Path) -> Result<(), DirectoryError> {
     };
     let member = path.join("member");
     if member.is_dir() {
-        let etcd = ["snap", "wal"].iter().all(|dir| member.join(dir).is_dir());
-        return Err(not_ours(if etcd {
-            "the data of an etcd member (member/snap and member/wal), which Quorate does not read"
-                .to_owned()
-        } else {
-            "a directory named member".to_owned()
-        }));
+        // Its log may be elsewhere.
+        if member.join("snap").is_dir() {
+            let path = path.to_owned();
+            return Err(DirectoryError::Etcd { path });
+        }
+        return Err(not_ours("a directory named member".to_owned()));
     }
     if member.exists() {
         return Ok(());

@@ -228,6 +228,7 @@ impl StartError {
 fn unusable_directory(error: &DirectoryError) -> bool {
     match error {
         DirectoryError::NotOurs { .. }
+        | DirectoryError::Etcd { .. }
         | DirectoryError::UnfinishedRecovery { .. }
         | DirectoryError::UnfinishedRestore { .. }
         | DirectoryError::NoMember { .. }

@@ -9,7 +9,7 @@
 //! | `questions` | what a starting member asks the others |
 //! | `startup` | from the data directory to everything the actors start with |
 //! | `refill`, `quorum_recovery` | an operator's requests that replace a database, or a cluster |
-//! | `restore` | a data directory out of a snapshot file of etcd's format |
+//! | `restore`, `import` | a data directory out of a snapshot file of etcd's format; out of a stopped etcd's data directory |
 //! | `identity` | ids and membership that a configuration gives |
 //! | `network` | how peers are reached, and guests answered |
 //! | `client_sockets` | the sockets that clients connect to |
@@ -29,6 +29,7 @@ mod client_tls;
 mod data_directory;
 mod error;
 mod identity;
+mod import;
 mod network;
 mod placement;
 mod progress;
@@ -46,6 +47,7 @@ mod users_tests;
 
 pub use data_directory::DirectoryError;
 pub use error::StartError;
+pub use import::{ImportRequest, Imported, import_etcd};
 pub use network::{Asked, PeerNetwork};
 pub use quorum_recovery::{QuorumRecovery, QuorumRecoveryError, recover_quorum, recover_quorum_on};
 pub use restore::{RestoreError, RestoreRequest, Restored, restore_snapshot};

@@ -6,8 +6,8 @@ use std::path::Path;
 
 /// The command that restores the same data for the member called `name`.
 pub(super) fn of_member(request: &RestoreRequest, config: &Config, name: &str) -> String {
-    let mut words = vec!["quorate".to_owned(), "restore".to_owned()];
-    words.push(shown(&request.file));
+    let mut words = vec![source(request)];
+    words.extend(request.import.iter().flatten().map(|flag| quoted(flag)));
     add_settings(&mut words, request, config, name);
     if request.skip_hash_check {
         words.push("--skip-hash-check".to_owned());
@@ -23,6 +23,15 @@ pub(super) fn of_member(request: &RestoreRequest, config: &Config, name: &str) -
         words.push("--ignore-corrupt-alarm".to_owned());
     }
     words.join(" ")
+}
+
+/// The command and its source.
+pub(super) fn source(request: &RestoreRequest) -> String {
+    let command = match &request.import {
+        None => "restore",
+        Some(_) => "import",
+    };
+    format!("quorate {command} {}", shown(&request.file))
 }
 
 /// The command that starts the member.

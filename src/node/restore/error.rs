@@ -2,6 +2,7 @@
 
 use crate::{
     actors::load::LoadStateError,
+    import::ImportError,
     node::{data_directory::DirectoryError, error::StartError},
     storage::db::DbError,
 };
@@ -69,7 +70,8 @@ pub enum RestoreError {
     },
     /// An earlier run into the directory did not finish.
     #[error(
-        "{} holds the result of a `quorate restore` that did not finish: delete it, and run the command again", path.display()
+        "{} holds the result of a `quorate restore` or `quorate import` that did not finish: delete it, and run the command \
+         again", path.display()
     )]
     Unfinished { path: PathBuf },
     #[error("cannot look into {}: {source}", path.display())]
@@ -88,6 +90,9 @@ pub enum RestoreError {
         written: String,
         read: String,
     },
+    /// The log of an etcd, or what it does, is not clear.
+    #[error(transparent)]
+    Import(#[from] ImportError),
     /// The data directory cannot be made.
     #[error(transparent)]
     Start(#[from] StartError),

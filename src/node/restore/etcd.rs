@@ -5,7 +5,7 @@
 
 use super::error::RestoreError;
 use crate::{
-    actors::leases::TTL_SECS_MAX,
+    actors::{leases::TTL_SECS_MAX, load},
     auth::{
         Row,
         change::{PasswordHash, Permission},
@@ -14,6 +14,7 @@ use crate::{
     codec,
     kv::{command::AlarmKind, lease::LeaseRow},
     node::data_directory::RESTORED_AT,
+    storage::db::Db,
     types::{LeaseId, MemberId, Record, RecordKind, Rev, Revision},
 };
 use quorate_etcd_files::{
@@ -48,6 +49,18 @@ pub(super) struct Totals {
     pub(super) has_rows: bool,
     /// Marks of bumped revisions.
     pub(super) marks: u64,
+}
+
+impl Totals {
+    /// Counts what a database holds, after further changes.
+    pub(super) fn count_again(&mut self, db: &Db) -> Result<(), RestoreError> {
+        let (loaded, _) = load::load_state(db)?;
+        self.records = db.usage().records;
+        self.leases = loaded.leases.iter().count() as u64;
+        self.users = loaded.auth.users().count() as u64;
+        self.roles = loaded.auth.roles().count() as u64;
+        Ok(())
+    }
 }
 
 /// Takes the items, one after the other.

@@ -100,7 +100,7 @@ impl fmt::Display for Restored {
         if !self.commands.is_empty() {
             writeln!(
                 f,
-                "others     on each other member, with the settings of its server, a copy of the file, and its data directory:"
+                "others     on each other member, with the settings of its server, a copy of the source, and its data directory:"
             )?;
         }
         for command in &self.commands {
@@ -183,7 +183,7 @@ fn open(path: &Path) -> Result<File, RestoreError> {
 }
 
 /// Refuses a directory with anything in it. What a restore that failed leaves behind is nothing: the lock, and empty directories.
-fn require_empty(path: &Path) -> Result<(), RestoreError> {
+pub(super) fn require_empty(path: &Path) -> Result<(), RestoreError> {
     let failed = |source| RestoreError::Io {
         path: path.to_owned(),
         source,
@@ -312,6 +312,7 @@ impl<'a, S: Source> Job<'a, S> {
         if let Some(change) = &mut self.further {
             change(&mut db)?;
             contents = digest::of_contents(&db)?;
+            self.found.count_again(&db)?;
         }
         (self.unchanged)()?;
         let settled = self.settled(&Summary::read(&db.reader()?)?)?;
@@ -453,8 +454,8 @@ impl<'a, S: Source> Job<'a, S> {
     /// What a start says if this did not end.
     fn unfinished(&self) -> String {
         format!(
-            "`quorate restore {} --data-dir {}` did not finish",
-            self.request.file.display(),
+            "`{} --data-dir {}` did not finish",
+            commands::source(self.request),
             self.config.data_dir.display()
         )
     }

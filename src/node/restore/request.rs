@@ -5,8 +5,10 @@ use std::path::PathBuf;
 /// What to restore, and how; the settings of the member are those of its server.
 #[derive(Clone, Debug, Default)]
 pub struct RestoreRequest {
-    /// The file of the snapshot.
+    /// The file of the snapshot, or the data directory of an etcd.
     pub file: PathBuf,
+    /// The flags of `quorate import` that say more of the source, if it is a data directory.
+    pub import: Option<Vec<String>>,
     /// The SHA-256 at its end need not be there, and is not compared.
     pub skip_hash_check: bool,
     /// By how much the revision is raised.
