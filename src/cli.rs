@@ -561,6 +561,30 @@ mod tests {
     }
 
     #[test]
+    fn an_import_takes_the_flags_of_a_restore_and_the_answers_to_its_questions() {
+        let parse = |line: &str| {
+            let args = Cli::try_parse_from(line.split(' ')).map(Cli::asked);
+            match args {
+                Ok(Command::Import(args)) => Ok(args),
+                Ok(other) => panic!("{line}: {other:?}"),
+                Err(error) => Err(error),
+            }
+        };
+        let args = parse("quorate import dir --name n1 --data-dir d --keep-uncommitted").unwrap();
+        assert_eq!(args.directory, PathBuf::from("dir"));
+        assert_eq!((args.keep_uncommitted, args.lease_ttl_min), (true, 2));
+        assert_eq!(args.member.config().unwrap().name, "n1");
+        for refused in [
+            "quorate import",
+            "quorate import d --keep-uncommitted --drop-uncommitted",
+            "quorate import d --nested-puts-passed --nested-puts-refused",
+            "quorate import d --lease-ttl-min 0",
+        ] {
+            assert!(parse(refused).is_err(), "{refused}");
+        }
+    }
+
+    #[test]
     fn every_flag_sets_a_key() {
         let mut command = Cli::command();
         command.build();

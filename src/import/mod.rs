@@ -14,8 +14,8 @@
 //! where versions of etcd differ, or where the data do not say what happened, the import stops, names the entry, and says what
 //! to do.
 //!
-//! **Everybody gets the same.** Each member of the new cluster imports the same directory by itself. Nothing here reads a clock or
-//! a random number; the salt of a password that the log has in plain is made from its entry.
+//! **Everybody gets the same.** Each member of the new cluster imports the same directory by itself. Nothing here reads a clock
+//! or a random number; the salt of a password that the log has in plain is made from its entry.
 //!
 //! Left out: the directory of the new member, its marks and renames, and the loading of an image.
 

@@ -91,7 +91,8 @@ pub enum DirectoryError {
     /// It is an etcd's.
     #[error(
         "{dir} holds the data of an etcd member, which a server does not change: stop that etcd, run `quorate import {dir} \
-         --data-dir DIR` with the other settings of this member and a new directory DIR, and start this member with --data-dir DIR",
+         --data-dir DIR` with the other settings of this member and a new directory DIR, and start this member with \
+         --data-dir DIR",
         dir = path.display()
     )]
     Etcd { path: PathBuf },

@@ -3,9 +3,10 @@
 
 use crate::{
     children,
-    ctl::{etcdctl, eventually},
+    ctl::{etcdctl, eventually, leader},
     etcd::Etcd,
     support::{free_port, quorate},
+    tools,
 };
 use quorate::internals::api::proto::etcdserverpb as pb;
 use serde_json::Value;
@@ -14,9 +15,15 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Output,
+    time::Duration,
 };
 use tempfile::TempDir;
-use tokio::process::Child;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    process::Child,
+    time::sleep,
+};
 use tonic::transport::Endpoint;
 
 /// etcd writes entries into its database once an hour, unless a request makes it do so: a compaction does, turning
@@ -25,6 +32,10 @@ const LATE: [&str; 2] = [
     "--backend-batch-interval=1h",
     "--backend-batch-limit=1000000",
 ];
+
+/// How long a test waits for something that must happen soon, and the pause between two attempts.
+const PATIENCE: Duration = Duration::from_mins(1);
+const POLL: Duration = Duration::from_millis(100);
 
 const ROOT: &str = "--user=root:secret";
 
@@ -43,19 +54,19 @@ impl Drop for Imported {
     }
 }
 
-async fn import(from: &Path, into: &Path) -> Output {
+async fn import(from: &Path, into: &Path, flags: &[&str]) -> Output {
     let mut run = quorate();
     run.arg("import").arg(from).arg("--data-dir").arg(into);
-    run.args(["--name", "n1"]);
+    run.args(["--name", "n1"]).args(flags);
     run.output().await.expect("the program starts")
 }
 
 /// Imports the directory and starts a member on the result; `user` is one that may ask for its status.
-async fn imported(from: &Path, user: &[&str]) -> Imported {
+async fn imported(from: &Path, flags: &[&str], user: &[&str]) -> Imported {
     let folder = tempfile::tempdir().expect("a temporary directory");
     let into = folder.path().join("n1");
     let before = contents(from);
-    let done = import(from, &into).await;
+    let done = import(from, &into, flags).await;
     assert!(done.status.success(), "{done:?}");
     assert!(before == contents(from), "the etcd's files are only read");
     let port = free_port();
@@ -206,6 +217,34 @@ async fn nested_transaction(port: u16) {
     assert!(answer.expect("it is applied").into_inner().succeeded);
 }
 
+/// What an etcd says of its versions; nothing before it serves.
+async fn versions(port: u16) -> Option<Value> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    let asked = stream.write_all(b"GET /version HTTP/1.0\r\n\r\n").await;
+    asked.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    serde_json::from_str(answer.split("\r\n\r\n").nth(1)?).ok()
+}
+
+/// Waits until an etcd serves, has agreed on a version, and has written it down: it would commit its database for that later.
+async fn settled(port: u16) {
+    eventually(&[port], &["endpoint", "health"], |_| true).await;
+    let (major, minor) = tools::etcd_version();
+    let own = format!("{major}.{minor}.");
+    let is_own = |version: &Value| version.as_str().is_some_and(|text| text.starts_with(&own));
+    let start = quorate::internals::clock::now();
+    loop {
+        let found = versions(port).await;
+        let all = found.as_ref().and_then(Value::as_object);
+        if all.is_some_and(|all| all.values().all(is_own)) {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE, "still {found:?}");
+        sleep(POLL).await;
+    }
+}
+
 /// A new lease, as etcdctl writes its id.
 async fn grant(port: u16, flags: &[&str]) -> String {
     let args = [flags, &["lease", "grant", "5000"]].concat();
@@ -223,10 +262,10 @@ async fn late_history(port: u16, kept: &str) {
     nested_transaction(port[0]).await;
     let (late, revoked) = (grant(port[0], &[]).await, grant(port[0], &[]).await);
     for (key, lease) in [
-        ("late/1", &*late),
-        ("late/2", &late),
-        ("revoked/1", &revoked),
-        ("revoked/2", &revoked),
+        ("late/1", late.as_str()),
+        ("late/2", late.as_str()),
+        ("revoked/1", revoked.as_str()),
+        ("revoked/2", revoked.as_str()),
         ("leased/2", kept),
     ] {
         let lease = format!("--lease={lease}");
@@ -249,7 +288,7 @@ async fn what_only_the_log_of_a_killed_etcd_has_comes_along() {
     let mut etcd = Etcd::start_with(1, &LATE);
     let theirs = etcd.ports()[0];
     let port = [theirs];
-    eventually(&port, &["endpoint", "health"], |_| true).await;
+    settled(theirs).await;
     for n in 0..10 {
         let key = format!("k{}", n % 5);
         etcdctl(&port, &["put", &key, &format!("v{n}")]).await.ok();
@@ -262,7 +301,7 @@ async fn what_only_the_log_of_a_killed_etcd_has_comes_along() {
     late_history(theirs, &kept).await;
     etcd.kill(0).await;
 
-    let ours = imported(&etcd.data_dir(0), &[]).await;
+    let ours = imported(&etcd.data_dir(0), &[], &[]).await;
     let late = in_the_log(&ours.text);
     assert!(late >= 30, "the test is about these: {}", ours.text);
     etcd.start_member(0);
@@ -319,7 +358,7 @@ async fn users_and_their_refusals_come_along() {
     let mut etcd = Etcd::start_with(1, &LATE);
     let theirs = etcd.ports()[0];
     let port = [theirs];
-    eventually(&port, &["endpoint", "health"], |_| true).await;
+    settled(theirs).await;
     for args in [
         &["user", "add", "root:secret"] as &[&str],
         &["user", "grant-role", "root", "root"],
@@ -334,7 +373,7 @@ async fn users_and_their_refusals_come_along() {
     late_users(theirs).await;
     etcd.kill(0).await;
 
-    let ours = imported(&etcd.data_dir(0), &[ROOT]).await;
+    let ours = imported(&etcd.data_dir(0), &[], &[ROOT]).await;
     assert!(in_the_log(&ours.text) >= 15, "{}", ours.text);
     etcd.start_member(0);
     eventually(&port, &[ROOT, "endpoint", "health"], |_| true).await;
@@ -374,7 +413,7 @@ async fn an_etcd_that_was_stopped_has_all_in_its_database() {
             .ok();
     }
     etcd.stop(0).await;
-    let ours = imported(&etcd.data_dir(0), &[]).await;
+    let ours = imported(&etcd.data_dir(0), &[], &[]).await;
     assert!(in_the_log(&ours.text) <= 1, "{}", ours.text);
     etcd.start_member(0);
     eventually(&[theirs], &["endpoint", "health"], |_| true).await;
@@ -392,7 +431,7 @@ async fn a_running_etcd_is_refused_and_a_server_names_the_command() {
         assert!(!done.status.success(), "{done:?}");
         String::from_utf8_lossy(&done.stderr).into_owned()
     };
-    let text = refused(&import(&from, &into).await);
+    let text = refused(&import(&from, &into, &[]).await);
     assert!(text.contains("stop the etcd first"), "{text}");
     assert!(!into.exists(), "nothing is made");
     etcd.kill(0).await;
@@ -408,11 +447,48 @@ async fn a_running_etcd_is_refused_and_a_server_names_the_command() {
         (folder.path().to_owned(), "no etcd's data directory"),
         (folder.path().join("absent"), "absent"),
     ] {
-        let text = refused(&import(&path, &into).await);
+        let text = refused(&import(&path, &into, &[]).await);
         assert!(text.contains(expected), "{text}");
         assert!(!into.exists(), "nothing is made");
     }
     fs::remove_dir_all(from.join("member/wal")).expect("the log goes");
-    let text = refused(&import(&from, &into).await);
+    let text = refused(&import(&from, &into, &[]).await);
     assert!(text.contains("has no file *.wal"), "{text}");
+}
+
+/// The log of one of several voters does not say that its last entry was committed.
+#[tokio::test]
+async fn what_may_not_have_been_committed_is_asked_about() {
+    if tools::etcd_version() < (3, 5) {
+        return;
+    }
+    let mut etcd = Etcd::start_with(3, &LATE);
+    let ports = etcd.ports();
+    for port in &ports {
+        settled(*port).await;
+    }
+    let leads = leader(&ports).await;
+    for key in ["first", "last"] {
+        etcdctl(&ports[leads..=leads], &["put", key, "v"])
+            .await
+            .ok();
+    }
+    etcd.kill(leads).await;
+
+    let from = etcd.data_dir(leads);
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let into = folder.path().join("n1");
+    let done = import(&from, &into, &[]).await;
+    let text = String::from_utf8_lossy(&done.stderr).into_owned();
+    assert!(!done.status.success(), "{done:?}");
+    for words in ["last 1 entries", "--keep-uncommitted", "--drop-uncommitted"] {
+        assert!(text.contains(words), "{words} in {text}");
+    }
+    assert!(!into.exists(), "nothing is made");
+    for (flag, expected) in [("--keep-uncommitted", 2), ("--drop-uncommitted", 1)] {
+        let ours = imported(&from, &[flag], &[]).await;
+        let all = json(ours.port, &[], &["get", "", "--from-key"]).await;
+        let found = all["kvs"].as_array().map(Vec::len);
+        assert_eq!(found, Some(expected), "{flag}: {all}");
+    }
 }
