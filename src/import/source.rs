@@ -375,3 +375,28 @@ fn failed(path: &Path) -> impl Fn(io::Error) -> ImportError {
         source,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_was_written_to_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let member = folder.path().join("member");
+        for dir in ["snap", "wal"] {
+            fs::create_dir_all(member.join(dir)).unwrap();
+        }
+        let segment = member.join("wal/0000000000000000-0000000000000000.wal");
+        fs::write(member.join("snap/db"), "database").unwrap();
+        fs::write(&segment, "log").unwrap();
+        let directory = DataDirectory::look(folder.path()).unwrap();
+        let before = marks(&directory).unwrap();
+        assert_eq!(marks(&directory).unwrap(), before);
+        fs::write(&segment, "longer").unwrap();
+        let after = marks(&directory).unwrap();
+        assert_ne!(after, before);
+        fs::write(member.join("snap/new.snap"), "").unwrap();
+        assert_ne!(marks(&directory).unwrap(), after);
+    }
+}

@@ -43,7 +43,7 @@ const ROOT: &str = "--user=root:secret";
 struct Imported {
     port: u16,
     child: Child,
-    _folder: TempDir,
+    folder: TempDir,
     /// What the command printed.
     text: String,
 }
@@ -82,7 +82,7 @@ async fn imported(from: &Path, flags: &[&str], user: &[&str]) -> Imported {
     Imported {
         port,
         child,
-        _folder: folder,
+        folder,
         text: String::from_utf8_lossy(&done.stdout).into_owned(),
     }
 }
@@ -304,6 +304,16 @@ async fn what_only_the_log_of_a_killed_etcd_has_comes_along() {
     let ours = imported(&etcd.data_dir(0), &[], &[]).await;
     let late = in_the_log(&ours.text);
     assert!(late >= 30, "the test is about these: {}", ours.text);
+    let other = ours.folder.path().join("other");
+    let again = import(&etcd.data_dir(0), &other, &[]).await;
+    let again = String::from_utf8_lossy(&again.stdout).into_owned();
+    let cluster = |text: &str| {
+        let mut lines = text.lines();
+        let line = lines.find(|line| line.starts_with("cluster "));
+        line.expect("the cluster's id").to_owned()
+    };
+    // It follows from the whole state.
+    assert_eq!(cluster(&again), cluster(&ours.text), "the same everywhere");
     etcd.start_member(0);
     eventually(&port, &["endpoint", "health"], |_| true).await;
     assert_same(theirs, ours.port, &[], 6).await;

@@ -57,6 +57,7 @@ mod record;
 mod refill;
 mod refusals;
 mod relay;
+mod restore;
 mod rolling;
 mod scene;
 mod serving;
