@@ -101,6 +101,7 @@ pub struct RestoreArgs {
 
 /// `quorate import`: the member's settings are those of its server, from the same file and environment.
 #[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
 pub struct ImportArgs {
     /// The etcd's data directory; it stays as it is
     #[arg(value_name = "DIR")]
