@@ -79,6 +79,7 @@ pub mod ext;
 mod failpoint;
 #[cfg(any(test, fuzzing))]
 mod fuzzing;
+mod import;
 mod jwt;
 mod kv;
 mod local_cluster;
@@ -136,6 +137,7 @@ pub mod internals {
         failpoint
         #[cfg(any(test, fuzzing))]
         fuzzing
+        import
         jwt
         kv
         local_cluster

@@ -8,7 +8,7 @@ use crate::{
 use serde_json::Value;
 
 /// Hash and compacted revision at the revision asked for (0: the newest), of each member.
-async fn hashes(ports: &[u16], revision: u64) -> Vec<(u64, i64)> {
+pub(crate) async fn hashes(ports: &[u16], revision: u64) -> Vec<(u64, i64)> {
     let revision = format!("--rev={revision}");
     let args = ["endpoint", "hashkv", "--cluster", "-w", "json", &revision];
     let output = eventually(ports, &args, |_| true).await;

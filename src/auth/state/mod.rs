@@ -3,6 +3,8 @@
 //! etcd: the order of checks, what counts as a change, and what moves the auth revision are those of `server/auth/store.go`.
 //! Tokens do not move it.
 
+pub mod imported;
+
 use super::{
     AuthError, Change, ROOT,
     change::{PasswordHash, Permission, TokenMark},
