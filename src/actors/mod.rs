@@ -51,6 +51,7 @@ pub mod passwords;
 pub mod peer_ask;
 pub mod peer_hub;
 pub mod published;
+pub mod quota;
 pub mod raft_node;
 pub mod raft_status;
 pub mod range_chunks;

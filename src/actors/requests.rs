@@ -16,6 +16,7 @@ use super::{
     members::Members,
     membership_change::{ChangeRefusal, MemberChange},
     passwords::Passwords,
+    quota,
     raft_status::{DiskHealth, RaftStatus},
     replies::{Answer, Reply},
     short_reads::ShortReads,
@@ -686,16 +687,17 @@ impl Requests {
 
     /// Whether the database has reached its quota, so that writes that take space must raise the alarm first.
     pub(crate) fn is_at_quota(&self) -> bool {
-        let quota = self.shared.limits.quota_bytes;
-        quota.is_some_and(|quota| self.shared.views.borrow().quota_bytes() >= quota)
+        let bytes = self.shared.views.borrow().quota_bytes();
+        quota::is_reached(self.shared.limits.quota_bytes, bytes)
     }
 
-    /// A member at its quota raises an alarm, which stops such writes on all members until an operator clears it.
+    /// A member at its quota raises an alarm, which stops such writes on all members until there is room again ([`quota`]), or
+    /// an operator clears it.
     async fn check_quota(&self) -> Result<(), RequestError> {
         if !self.is_at_quota() {
             return Ok(());
         }
-        let alarm = (self.shared.identity.member, AlarmKind::NoSpace);
+        let alarm = (self.shared.identity.member, AlarmKind::QuotaReached);
         let raised = self.shared.views.borrow().alarms.contains(&alarm);
         if !raised {
             let consensus = &self.shared.consensus;

@@ -24,6 +24,7 @@ use crate::{
         mailbox::Mailbox,
         passwords::Passwords,
         peer_hub::{ClosePeers, HubPeers, PeerHub, PeerPorts},
+        quota,
         raft_node::{LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, SelfInfo},
         raft_status::{DiskHealth, RaftStatus},
         requests::{Published, RequestLimits, RequestPeers, Requests},
@@ -117,7 +118,7 @@ pub(super) fn assemble(
         &first.consensus,
     );
     starting.compactor(mailboxes.compactor, state.compaction, &first.consensus);
-    starting.token_keeper(&first.consensus);
+    starting.keepers(&first.consensus);
     let peers = RaftPeers {
         wal: starting.to.wal.clone().recipient(),
         release: starting.to.wal.clone().recipient(),
@@ -593,6 +594,19 @@ impl Starting<'_> {
         mailbox.start(&self.placement.services, move || {
             Compactor::new(state, retention, pacing, peers, life)
         });
+    }
+
+    /// Tasks that are no actors.
+    fn keepers(&self, consensus: &Consensus) {
+        self.token_keeper(consensus);
+        let keeping = quota::keep(
+            self.config.limits.quota_bytes,
+            self.channels.views.clone(),
+            self.channels.raft_status.clone(),
+            consensus.clone(),
+        );
+        let started = self.placement.services.spawn(keeping);
+        assert!(started, "the arbiter runs as long as its actors");
     }
 
     fn token_keeper(&self, consensus: &Consensus) {
