@@ -28,6 +28,7 @@ pub mod apply_messages;
 pub mod auth_requests;
 mod background;
 pub mod committer;
+pub mod compaction_hashes;
 pub mod compactor;
 pub mod consensus;
 mod expiry_pace;

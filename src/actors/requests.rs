@@ -5,6 +5,7 @@
 
 use super::{
     background::in_turn,
+    compaction_hashes::CompactionHashes,
     compactor::AwaitCompaction,
     consensus::{ChangeMembership, Consensus, MoveLeader},
     held::HeldBytes,
@@ -125,6 +126,7 @@ struct Shared {
     changes: Recipient<ChangeMembership>,
     moves: Recipient<MoveLeader>,
     compactor: Recipient<AwaitCompaction>,
+    hashes: CompactionHashes,
     watches: Addr<WatchHub>,
     leases: Arc<LeaseDesk>,
     auth_on: Arc<AtomicBool>,
@@ -143,6 +145,8 @@ pub struct RequestPeers {
     pub moves: Recipient<MoveLeader>,
     /// Waits for the end of compactions.
     pub compactor: Recipient<AwaitCompaction>,
+    /// The hashes of the last compactions.
+    pub hashes: CompactionHashes,
     /// Sends events to watchers.
     pub watches: Addr<WatchHub>,
     /// Takes lease calls to the leader.
@@ -177,6 +181,7 @@ impl Requests {
             changes: peers.changes,
             moves: peers.moves,
             compactor: peers.compactor,
+            hashes: peers.hashes,
             watches: peers.watches,
             leases: peers.leases,
             auth_on: peers.auth_on,
@@ -549,10 +554,15 @@ impl Requests {
         outcome.await.unwrap_or(Err(RequestError::Stopped))
     }
 
-    /// etcd's hash of this member's history through a revision. Needs the role root while authentication is on.
+    /// etcd's hash of this member's history through a revision; at that of one of the last compactions, the hash that was made
+    /// during it. Needs the role root while authentication is on.
     pub async fn hash_kv(&self, through: Revision) -> Result<HistoryHash, RequestError> {
         let published = self.published();
         published.auth.require_root(&self.caller)?;
+        if let Some(hash) = self.shared.hashes.at(through) {
+            let newest = published.view.window.newest;
+            return Ok(HistoryHash { newest, ..hash });
+        }
         self.read_in_background(move || published.hash_history(through))
             .await
     }

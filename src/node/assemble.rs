@@ -11,6 +11,7 @@ use crate::{
             begun_compaction,
         },
         committer::{Committer, stop_on_damage},
+        compaction_hashes::CompactionHashes,
         compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers, Decision},
         consensus::{Consensus, ConsensusLimits, ConsensusPeers, HandOver},
         fail_stop::{FailStop, Lifeline},
@@ -258,6 +259,8 @@ struct Channels {
     leases: watch::Receiver<usize>,
     /// Whether the newest view has authentication on.
     auth_on: Arc<AtomicBool>,
+    /// The hashes of the last compactions.
+    compaction_hashes: CompactionHashes,
     /// What the actors hold.
     held: HeldBytes,
 }
@@ -294,6 +297,7 @@ fn channels(state: &ActorStates, db: &Db) -> (Channels, Outlets) {
         disk,
         leases,
         auth_on: Arc::new(AtomicBool::new(state.applier.machine.auth().is_enabled())),
+        compaction_hashes: CompactionHashes::default(),
         held: HeldBytes::default(),
     };
     (channels, outlets)
@@ -535,6 +539,7 @@ impl Starting<'_> {
             changes: raft.clone().recipient(),
             moves: raft.clone().recipient(),
             compactor: self.to.compactor.clone().recipient(),
+            hashes: channels.compaction_hashes.clone(),
             watches: self.to.watches.clone(),
             leases: leases.clone(),
             views: channels.views.clone(),
@@ -589,6 +594,7 @@ impl Starting<'_> {
             consensus: consensus.clone(),
             views: self.channels.views.clone(),
             raft_status: self.channels.raft_status.clone(),
+            hashes: self.channels.compaction_hashes.clone(),
         };
         let (retention, life) = (retention(self.config), self.life("the compactor"));
         mailbox.start(&self.placement.services, move || {

@@ -50,6 +50,7 @@ fn front_end(
         changes: ignored(),
         moves: ignored(),
         compactor: ignored(),
+        hashes: CompactionHashes::default(),
         watches: hub.start(),
         views,
         raft_status: status(true),
