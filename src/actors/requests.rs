@@ -5,6 +5,7 @@
 
 use super::{
     background::in_turn,
+    compaction_hashes::CompactionHashes,
     compactor::AwaitCompaction,
     consensus::{ChangeMembership, Consensus, MoveLeader},
     etcd_image::{ImageError, ImageMaker, ImageStream},
@@ -17,6 +18,7 @@ use super::{
     members::Members,
     membership_change::{ChangeRefusal, MemberChange},
     passwords::Passwords,
+    quota,
     raft_status::{DiskHealth, RaftStatus},
     replies::{Answer, Reply},
     short_reads::ShortReads,
@@ -125,6 +127,7 @@ struct Shared {
     changes: Recipient<ChangeMembership>,
     moves: Recipient<MoveLeader>,
     compactor: Recipient<AwaitCompaction>,
+    hashes: CompactionHashes,
     watches: WatchCalls,
     leases: Arc<LeaseDesk>,
     auth_on: Arc<AtomicBool>,
@@ -144,6 +147,8 @@ pub struct RequestPeers {
     pub moves: Recipient<MoveLeader>,
     /// Waits for the end of compactions.
     pub compactor: Recipient<AwaitCompaction>,
+    /// The hashes of the last compactions.
+    pub hashes: CompactionHashes,
     /// Sends events to watchers.
     pub watches: WatchCalls,
     /// Takes lease calls to the leader.
@@ -180,6 +185,7 @@ impl Requests {
             changes: peers.changes,
             moves: peers.moves,
             compactor: peers.compactor,
+            hashes: peers.hashes,
             watches: peers.watches,
             leases: peers.leases,
             auth_on: peers.auth_on,
@@ -558,10 +564,15 @@ impl Requests {
         outcome.await.unwrap_or(Err(RequestError::Stopped))
     }
 
-    /// etcd's hash of this member's history through a revision. Needs the role root while authentication is on.
+    /// etcd's hash of this member's history through a revision; at that of one of the last compactions, the hash that was made
+    /// during it. Needs the role root while authentication is on.
     pub async fn hash_kv(&self, through: Revision) -> Result<HistoryHash, RequestError> {
         let published = self.published();
         published.auth.require_root(&self.caller)?;
+        if let Some(hash) = self.shared.hashes.at(through) {
+            let newest = published.view.window.newest;
+            return Ok(HistoryHash { newest, ..hash });
+        }
         self.read_in_background(move || published.hash_history(through))
             .await
     }
@@ -704,16 +715,17 @@ impl Requests {
 
     /// Whether the database has reached its quota, so that writes that take space must raise the alarm first.
     pub(crate) fn is_at_quota(&self) -> bool {
-        let quota = self.shared.limits.quota_bytes;
-        quota.is_some_and(|quota| self.shared.views.borrow().quota_bytes() >= quota)
+        let bytes = self.shared.views.borrow().quota_bytes();
+        quota::is_reached(self.shared.limits.quota_bytes, bytes)
     }
 
-    /// A member at its quota raises an alarm, which stops such writes on all members until an operator clears it.
+    /// A member at its quota raises an alarm, which stops such writes on all members until there is room again ([`quota`]), or
+    /// an operator clears it.
     async fn check_quota(&self) -> Result<(), RequestError> {
         if !self.is_at_quota() {
             return Ok(());
         }
-        let alarm = (self.shared.identity.member, AlarmKind::NoSpace);
+        let alarm = (self.shared.identity.member, AlarmKind::QuotaReached);
         let raised = self.shared.views.borrow().alarms.contains(&alarm);
         if !raised {
             let consensus = &self.shared.consensus;

@@ -31,6 +31,7 @@ pub mod concurrency;
 mod connection_shares;
 pub mod convert;
 pub mod deadline_body;
+mod downgrade;
 pub mod early;
 pub mod encoding;
 mod frame_budget;

@@ -309,6 +309,29 @@ impl Status {
 }
 
 impl Status {
+    /// The version of a downgrade is none.
+    pub fn downgrade_format() -> Self {
+        let text = "etcdserver: wrong downgrade target version format";
+        Self::new(Code::InvalidArgument, text)
+    }
+
+    /// The version of a downgrade is not that of the release before.
+    pub fn downgrade_target() -> Self {
+        let text = "etcdserver: invalid downgrade target version";
+        Self::new(Code::InvalidArgument, text)
+    }
+
+    /// A downgrade is asked for; Quorate has no older release of etcd to become.
+    pub fn no_downgrade() -> Self {
+        let text = "quorate: this is no etcd and cannot become an older one: to move to an etcd, restore the data there";
+        Self::new(Code::FailedPrecondition, text)
+    }
+
+    /// etcd: an action of a downgrade that it does not know.
+    pub fn unknown_downgrade_action() -> Self {
+        Self::new(Code::Unknown, "etcdserver: unknown method")
+    }
+
     /// An election call has no leader key.
     pub fn leader_key_missing() -> Self {
         Self::new(Code::Unknown, "\"leader\" field must be provided")

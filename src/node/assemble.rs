@@ -11,6 +11,7 @@ use crate::{
             begun_compaction,
         },
         committer::{Committer, stop_on_damage},
+        compaction_hashes::CompactionHashes,
         compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers, Decision},
         consensus::{Consensus, ConsensusLimits, ConsensusPeers, HandOver},
         etcd_image::ImageMaker,
@@ -25,6 +26,7 @@ use crate::{
         mailbox::Mailbox,
         passwords::Passwords,
         peer_hub::{ClosePeers, HubPeers, PeerHub, PeerPorts},
+        quota,
         raft_node::{LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, SelfInfo},
         raft_status::{DiskHealth, RaftStatus},
         requests::{Published, RequestLimits, RequestPeers, Requests},
@@ -119,7 +121,7 @@ pub(super) fn assemble(
         &first.consensus,
     );
     starting.compactor(mailboxes.compactor, state.compaction, &first.consensus);
-    starting.token_keeper(&first.consensus);
+    starting.keepers(&first.consensus);
     let peers = RaftPeers {
         wal: starting.to.wal.clone().recipient(),
         release: starting.to.wal.clone().recipient(),
@@ -259,6 +261,8 @@ struct Channels {
     leases: watch::Receiver<usize>,
     /// Whether the newest view has authentication on.
     auth_on: Arc<AtomicBool>,
+    /// The hashes of the last compactions.
+    compaction_hashes: CompactionHashes,
     /// What the actors hold.
     held: HeldBytes,
 }
@@ -295,6 +299,7 @@ fn channels(state: &ActorStates, db: &Db) -> (Channels, Outlets) {
         disk,
         leases,
         auth_on: Arc::new(AtomicBool::new(state.applier.machine.auth().is_enabled())),
+        compaction_hashes: CompactionHashes::default(),
         held: HeldBytes::default(),
     };
     (channels, outlets)
@@ -542,6 +547,7 @@ impl Starting<'_> {
             changes: raft.clone().recipient(),
             moves: raft.clone().recipient(),
             compactor: self.to.compactor.clone().recipient(),
+            hashes: channels.compaction_hashes.clone(),
             watches: WatchCalls::of(&self.to.watches),
             leases: leases.clone(),
             views: channels.views.clone(),
@@ -597,11 +603,25 @@ impl Starting<'_> {
             consensus: consensus.clone(),
             views: self.channels.views.clone(),
             raft_status: self.channels.raft_status.clone(),
+            hashes: self.channels.compaction_hashes.clone(),
         };
         let (retention, life) = (retention(self.config), self.life("the compactor"));
         mailbox.start(&self.placement.services, move || {
             Compactor::new(state, retention, pacing, peers, life)
         });
+    }
+
+    /// Tasks that are no actors.
+    fn keepers(&self, consensus: &Consensus) {
+        self.token_keeper(consensus);
+        let keeping = quota::keep(
+            self.config.limits.quota_bytes,
+            self.channels.views.clone(),
+            self.channels.raft_status.clone(),
+            consensus.clone(),
+        );
+        let started = self.placement.services.spawn(keeping);
+        assert!(started, "the arbiter runs as long as its actors");
     }
 
     fn token_keeper(&self, consensus: &Consensus) {

@@ -430,12 +430,15 @@ impl History {
     }
 }
 
-/// The newest entry in the log that is known to be committed, for a member without a database.
+/// The newest position in the log that is known to be committed, for a member without a database: an entry, or the snapshot after
+/// which the log begins.
 fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<LogPosition, StartError> {
     let (wal, recovered) = Wal::open(disk.clone(), LOG, options, LogIndex(u64::MAX))?;
     let index = recovered.hard_state.commit;
     if index <= recovered.base {
-        return Err(StartError::RefillLog);
+        // A commit index is stored with the next entries, so a log that has just begun after a snapshot may have an older one.
+        let snapshot = recovered.snapshot.filter(|at| at.index == recovered.base);
+        return snapshot.ok_or(StartError::RefillLog);
     }
     let entries = wal.reader().read(index, 1)?;
     let entry = entries.first().ok_or(StartError::RefillLog)?;

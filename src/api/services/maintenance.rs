@@ -2,8 +2,9 @@
 
 use super::{Answer, Calls, answer, stream};
 use crate::api::proto::etcdserverpb::{
-    AlarmRequest, AlarmResponse, HashKvRequest, HashKvResponse, MoveLeaderRequest,
-    MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+    AlarmRequest, AlarmResponse, DowngradeRequest, DowngradeResponse, HashKvRequest,
+    HashKvResponse, HashRequest, HashResponse, MoveLeaderRequest, MoveLeaderResponse,
+    SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
     maintenance_server::Maintenance,
 };
 use tonic::{Request, codegen::BoxStream};
@@ -16,6 +17,10 @@ impl Maintenance for Calls {
 
     async fn status(&self, request: Request<StatusRequest>) -> Answer<StatusResponse> {
         answer(self.0.status(request.into_inner()))
+    }
+
+    async fn hash(&self, request: Request<HashRequest>) -> Answer<HashResponse> {
+        answer(self.0.hash(request.into_inner()).await)
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Answer<HashKvResponse> {
@@ -31,5 +36,9 @@ impl Maintenance for Calls {
 
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Answer<MoveLeaderResponse> {
         answer(self.0.move_leader(request.into_inner()).await)
+    }
+
+    async fn downgrade(&self, request: Request<DowngradeRequest>) -> Answer<DowngradeResponse> {
+        answer(self.0.downgrade(request.into_inner()).await)
     }
 }
