@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_status_in_json_has_the_names_of_etcdutl() {
-        let value: serde_json::Value = serde_json::from_str(&json(&status())).unwrap();
+        let value: Value = serde_json::from_str(&json(&status())).unwrap();
         let expected = serde_json::json!({
             "hash": 2_748, "revision": 7, "totalKey": 3, "totalSize": 20_480, "version": "3.6.0"
         });

@@ -113,7 +113,7 @@ impl<W: Fn() -> bool> Contents for ImageContents<W> {
         // Two alarms of Quorate can be the same one of etcd.
         let alarms = self.state.alarms.iter().map(|(member, kind)| {
             let alarm = match kind {
-                Raised::NoSpace => AlarmKind::NoSpace,
+                Raised::NoSpace | Raised::QuotaReached => AlarmKind::NoSpace,
                 Raised::Corrupt | Raised::StateDiffers => AlarmKind::Corrupt,
             };
             (member.0, alarm)

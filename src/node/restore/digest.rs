@@ -87,6 +87,7 @@ pub(super) fn of_state(contents: Digest, summary: &Summary) -> Digest {
             AlarmKind::NoSpace => b"NOSPACE",
             AlarmKind::Corrupt => b"CORRUPT",
             AlarmKind::StateDiffers => b"differs",
+            AlarmKind::QuotaReached => b"quota",
         };
         digester.part(b'a', &member.0.to_be_bytes(), kind);
     }

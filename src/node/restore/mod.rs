@@ -418,7 +418,7 @@ impl<'a, S: Source> Job<'a, S> {
                         id.hex()
                     ));
                 }
-                AlarmKind::NoSpace => match self.members.get(*id) {
+                AlarmKind::NoSpace | AlarmKind::QuotaReached => match self.members.get(*id) {
                     None => notes.push(format!(
                         "the alarm NOSPACE of member {} was dropped: the new cluster has no such member",
                         id.hex()
