@@ -330,13 +330,11 @@ async fn compact(
         let progress = peers.committer.send(step).await.ok()?;
         removed += progress.removed;
         hasher = progress.hasher;
-        match progress.next {
-            Some(next) => from = next,
-            None => {
-                let hash = hasher.as_ref().map(CompactionHasher::finish);
-                return Some(Compacted { removed, hash });
-            }
-        }
+        let Some(next) = progress.next else {
+            let hash = hasher.as_ref().map(CompactionHasher::finish);
+            return Some(Compacted { removed, hash });
+        };
+        from = next;
         tokio::time::sleep(pacing.pause).await;
     }
 }

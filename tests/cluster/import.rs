@@ -140,7 +140,7 @@ async fn keys(port: u16, flags: &[&str], revision: i64) -> Value {
 /// Both have the same keys in every revision from `oldest` on, the same hashes, and the same leases with the same keys.
 async fn assert_same(theirs: u16, ours: u16, flags: &[&str], oldest: i64) {
     let newest = revision(theirs, flags).await;
-    assert_eq!(revision(ours, flags).await, newest);
+    assert_eq!(revision(ours, flags).await, newest, "the revision");
     for revision in oldest..=newest {
         let expected = keys(theirs, flags, revision).await;
         let found = keys(ours, flags, revision).await;
@@ -168,7 +168,7 @@ async fn assert_same(theirs: u16, ours: u16, flags: &[&str], oldest: i64) {
     };
     let expected = leases(theirs).await;
     assert!(!expected.is_empty(), "the etcd has leases");
-    assert_eq!(leases(ours).await, expected);
+    assert_eq!(leases(ours).await, expected, "the leases");
 }
 
 fn op(request: pb::request_op::Request) -> pb::RequestOp {
@@ -214,7 +214,8 @@ async fn nested_transaction(port: u16) {
     let endpoint = Endpoint::from_shared(format!("http://127.0.0.1:{port}")).expect("a URI");
     let channel = endpoint.connect().await.expect("it serves");
     let answer = pb::kv_client::KvClient::new(channel).txn(txn).await;
-    assert!(answer.expect("it is applied").into_inner().succeeded);
+    let answer = answer.expect("it is applied").into_inner();
+    assert!(answer.succeeded, "its compares hold");
 }
 
 /// What an etcd says of its versions; nothing before it serves.

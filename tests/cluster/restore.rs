@@ -222,7 +222,7 @@ async fn bad_files_and_directories_are_refused_and_nothing_is_left() {
         ("no hash", &good[..good.len() - 32], "--skip-hash-check"),
         ("a text", &b"no snapshot at all"[..], "too short"),
         ("nothing", &b""[..], "too short"),
-        ("zeros", &[0; 65_568][..], "not a bbolt database"),
+        ("zeros", &vec![0; 65_568][..], "not a bbolt database"),
     ] {
         fs::write(&bad, bytes).expect("a file");
         let said = refused(&cluster.members[0], &bad, &[]).await;

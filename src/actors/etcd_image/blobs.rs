@@ -128,7 +128,7 @@ mod tests {
         let (out, blobs) = mpsc::channel(BLOBS_MAX);
         drop(blobs);
         let mut writer = BlobWriter::new(out, BLOB_BYTES as u64);
-        let error = writer.write_all(&[0; BLOB_BYTES]);
+        let error = writer.write_all(&vec![0; BLOB_BYTES]);
         assert_eq!(
             error.map_err(|error| error.kind()),
             Err(ErrorKind::BrokenPipe)

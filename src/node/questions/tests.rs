@@ -385,7 +385,9 @@ fn a_restored_member_begins_unless_the_others_may_have_seen_it_begin() {
     );
     let elsewhere = Ok((ClusterId(own.0 ^ 1), GuestInfo::without_data()));
     let mut foreign = answers(&three, vec![elsewhere, silent()]);
-    foreign.iter_mut().for_each(|answer| answer.start = None);
+    for answer in &mut foreign {
+        answer.start = None;
+    }
     let waits = not_seen(&three, own, &foreign).unwrap().unwrap();
     assert!(waits.contains("n2 belongs to another cluster"), "{waits}");
 }
