@@ -6,6 +6,7 @@ use super::{
     applier::{Applier, ApplierPeers, ApplierState, CommitPacing, ReplacePeers},
     apply_messages::{ApplierProgress, ApplyEntries, Caller, CommittedEntry},
     committer::{CommitRevisions, Committed, Committer, CompactProgress, CompactRecords},
+    compaction_hashes::CompactionHashes,
     compactor::{
         AwaitCompaction, CompactionAccepted, CompactionPacing, CompactionState, Compactor,
         CompactorPeers, Decision,
@@ -28,7 +29,8 @@ use super::{
     snapshot_messages::{SendSnapshotTo, TransferEnded, TransferError},
     snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
     wal_writer::{Persist, Persisted, WalWriter},
-    watch_hub::{EventsApplied, OpenStream, StreamRequest, WatchHub, WatchRequest},
+    watch_calls::{OpenStream, StreamRequest, WatchCalls, WatchRequest},
+    watch_hub::{EventsApplied, WatchHub},
 };
 use crate::{
     auth::{self, AuthState, Change, caller::UserRef},
@@ -394,6 +396,7 @@ fn the_compactor_prunes_the_index_and_then_removes_records() {
         let db = open(&site());
         let (pruned, mut prune_steps) = mpsc::unbounded_channel();
         let (removed, mut removals) = mpsc::unbounded_channel();
+        let hashes = CompactionHashes::default();
         let peers = CompactorPeers {
             index: fake(move |prune: PruneIndex| {
                 pruned.send(prune.at).unwrap();
@@ -404,11 +407,13 @@ fn the_compactor_prunes_the_index_and_then_removes_records() {
                 CompactProgress {
                     next: None,
                     removed: 1,
+                    hasher: compact.hasher,
                 }
             }),
             consensus: consensus().0,
             views: views_at(&db, Revision(9)).1,
             raft_status: status(true),
+            hashes: hashes.clone(),
         };
         let state = CompactionState {
             wanted: Decision {
@@ -429,6 +434,55 @@ fn the_compactor_prunes_the_index_and_then_removes_records() {
         compactor.send(AwaitCompaction { revision }).await.unwrap();
         assert_eq!(prune_steps.recv().await, Some(revision));
         assert_eq!(removals.recv().await, Some(revision));
+        let hash = hashes.at(revision).expect("the hash of the compaction");
+        assert_eq!(hash.compacted, Revision::NEVER_COMPACTED, "none before");
+    });
+}
+
+/// It lacks what the compaction removed before the restart.
+#[test]
+fn a_compaction_that_goes_on_after_a_restart_has_no_hash() {
+    alone(async || {
+        let db = open(&site());
+        let (visited, mut visits) = mpsc::unbounded_channel();
+        let hashes = CompactionHashes::default();
+        let peers = CompactorPeers {
+            index: fake(|_: PruneIndex| PruneProgress::Done(Tree::new().snapshot())),
+            committer: fake(move |compact: CompactRecords| {
+                visited.send((compact.through, compact.from)).unwrap();
+                CompactProgress {
+                    next: None,
+                    removed: 0,
+                    hasher: compact.hasher,
+                }
+            }),
+            consensus: consensus().0,
+            views: views_at(&db, Revision(9)).1,
+            raft_status: status(true),
+            hashes: hashes.clone(),
+        };
+        let (interrupted, next) = (Revision(5), Rev::new(Revision(3), 0));
+        let index = db.applied().index;
+        let decided = |revision| Decision { revision, index };
+        let state = CompactionState {
+            wanted: decided(interrupted),
+            stored: Some((interrupted, Some(next))),
+        };
+        let pacing = CompactionPacing {
+            records_max: 10,
+            pause: Duration::from_millis(1),
+        };
+        let compactor = Compactor::new(state, Retention::Off, pacing, peers, life()).start();
+        assert_eq!(visits.recv().await, Some((interrupted, next)));
+        let revision = interrupted;
+        compactor.send(AwaitCompaction { revision }).await.unwrap();
+        assert_eq!(hashes.at(interrupted), None);
+        let revision = Revision(7);
+        let accepted = CompactionAccepted(decided(revision));
+        compactor.send(accepted).await.unwrap();
+        compactor.send(AwaitCompaction { revision }).await.unwrap();
+        let hash = hashes.at(revision).expect("it saw all records");
+        assert_eq!(hash.compacted, interrupted);
     });
 }
 

@@ -13,6 +13,7 @@ use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path, time::Dur
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, TcpStream},
+    process::Command,
     task::spawn_blocking,
     time::{sleep, timeout},
 };
@@ -135,6 +136,29 @@ async fn etcdctl_and_http_over_mutual_tls_beside_a_plain_port() {
     };
     let error = ask(secure.port, &shows).await.unwrap_err();
     assert!(error.contains("NoApplicationProtocol"), "{error}");
+}
+
+#[tokio::test]
+async fn a_snapshot_is_saved_over_mutual_tls() {
+    let mut secure = Secure::checked(&[]);
+    secure.server.restart().await;
+    let client = secure.authority.client("anybody");
+    let file = secure.server.home().join("backup.db");
+    let endpoint = format!("https://127.0.0.1:{}", secure.port);
+    let save = async |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        command
+            .args(["snapshot", "save", text(&file), "--endpoints", &endpoint])
+            .args(["--cacert", text(&secure.authority.file)])
+            .args(more);
+        run_to_exit(command).await
+    };
+    let refused = save(&[]).await;
+    assert!(!refused.status.success(), "it shows no certificate");
+    assert!(!file.exists(), "{refused:?}");
+    let shown = ["--cert", text(&client.cert), "--key", text(&client.key)];
+    let saved = save(&shown).await;
+    assert!(saved.status.success() && file.exists(), "{saved:?}");
 }
 
 #[tokio::test]
