@@ -21,8 +21,8 @@ use quorate::internals::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 
-/// In how many places each work is cut short, evenly spread over its operations; `SIM_CUTS` says otherwise. Where the first one is
-/// differs from run to run, so all are reached over time; `SIM_CUT` names a single one, to replay it.
+/// In how many places each work is cut short, evenly spread over its operations; `SIM_CUTS` says otherwise. Each run draws where
+/// the first one is, so all are reached over time; `SIM_CUT` names a single one, to replay it.
 const CUTS: u64 = 20;
 /// The longest that a work may take with its restarts, in milliseconds.
 const WITHIN_MILLIS: u64 = 120_000;
