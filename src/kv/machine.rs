@@ -341,7 +341,8 @@ impl Machine {
         if raised(AlarmKind::Corrupt) && !exempt {
             return Err(KvError::Corrupt);
         }
-        if raised(AlarmKind::NoSpace) && command.takes_space() {
+        let no_space = raised(AlarmKind::NoSpace) || raised(AlarmKind::QuotaReached);
+        if no_space && command.takes_space() {
             return Err(KvError::NoSpace);
         }
         Ok(())
@@ -513,10 +514,14 @@ impl Machine {
             self.changes.alarms |= self.alarms.insert(entry);
             true
         } else {
-            // Clients see both kinds as CORRUPT.
-            let differs = alarm.kind == AlarmKind::Corrupt
-                && self.alarms.remove(&(alarm.member, AlarmKind::StateDiffers));
-            self.alarms.remove(&entry) || differs
+            // Clients see both kinds as one.
+            let likewise = match alarm.kind {
+                AlarmKind::NoSpace => Some(AlarmKind::QuotaReached),
+                AlarmKind::Corrupt => Some(AlarmKind::StateDiffers),
+                AlarmKind::StateDiffers | AlarmKind::QuotaReached => None,
+            };
+            let both = likewise.is_some_and(|kind| self.alarms.remove(&(alarm.member, kind)));
+            self.alarms.remove(&entry) || both
         };
         self.changes.alarms |= !alarm.raised && found;
         Outcome::Alarm {
@@ -709,5 +714,57 @@ impl LeaseTable {
     /// Attaches a live key read back from the database.
     pub fn restore_key(&mut self, kv: &KeyValue) {
         self.attach(&kv.key, LeaseId(0), kv.lease);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        kv::index::Index,
+        types::{LogIndex, Term},
+    };
+
+    struct NoRecords;
+
+    impl Records for NoRecords {
+        fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError> {
+            Err(ReadError::not_in_memory(rev))
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_quota_s_alarm_leaves_that_of_a_client_and_a_client_ends_both() {
+        let mut machine = Machine::new(LoadedState::default(), Index::new().snapshot());
+        let mut index = LogIndex(0);
+        let mut apply = |command: &Command| {
+            index = index.next();
+            let at = LogPosition::new(Term(1), index);
+            machine.apply(command, at, &NoRecords, None).unwrap()
+        };
+        let set = |kind, raised| {
+            Command::SetAlarm(SetAlarm {
+                member: MemberId(1),
+                kind,
+                raised,
+            })
+        };
+        let put = Command::Put(Put {
+            key: "k".into(),
+            ..Put::default()
+        });
+        apply(&set(AlarmKind::NoSpace, true)).unwrap();
+        apply(&set(AlarmKind::QuotaReached, true)).unwrap();
+        apply(&set(AlarmKind::QuotaReached, false)).unwrap();
+        assert!(matches!(apply(&put), Err(KvError::NoSpace)), "the client's");
+        apply(&set(AlarmKind::QuotaReached, true)).unwrap();
+        apply(&set(AlarmKind::NoSpace, false)).unwrap();
+        apply(&put).unwrap();
+        apply(&set(AlarmKind::QuotaReached, true)).unwrap();
+        assert!(matches!(apply(&put), Err(KvError::NoSpace)), "the quota's");
+        let ended = apply(&set(AlarmKind::NoSpace, false)).unwrap();
+        assert!(matches!(ended, Outcome::Alarm { found: true, .. }));
+        apply(&put).unwrap();
+        assert!(machine.alarms().is_empty());
     }
 }

@@ -6,6 +6,7 @@ use super::{
     applier::{Applier, ApplierPeers, ApplierState, CommitPacing, ReplacePeers},
     apply_messages::{ApplierProgress, ApplyEntries, Caller, CommittedEntry},
     committer::{CommitRevisions, Committed, Committer, CompactProgress, CompactRecords},
+    compaction_hashes::CompactionHashes,
     compactor::{
         AwaitCompaction, CompactionAccepted, CompactionPacing, CompactionState, Compactor,
         CompactorPeers, Decision,
@@ -15,11 +16,9 @@ use super::{
     held::HeldBytes,
     index::{Index, IndexPublished, PruneIndex, PruneProgress, UpdateIndex},
     latest,
-    lease_desk::{LeaseDesk, LeaseKeysPeer, LeasePeers},
+    lease_desk::{LeaseKeysPeer, LeasePeers},
     lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
-    lease_messages::{
-        AskLeases, CountdownAnswer, CountdownCall, LeaseAnswer, LeaseCall, LeaseServer, PendingCall,
-    },
+    lease_messages::{AskLeases, CountdownAnswer, CountdownCall, LeaseServer, PendingCall},
     load,
     members::Members,
     published::Published,
@@ -30,7 +29,8 @@ use super::{
     snapshot_messages::{SendSnapshotTo, TransferEnded, TransferError},
     snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
     wal_writer::{Persist, Persisted, WalWriter},
-    watch_hub::{EventsApplied, OpenStream, StreamRequest, WatchHub, WatchRequest},
+    watch_calls::{OpenStream, StreamRequest, WatchCalls, WatchRequest},
+    watch_hub::{EventsApplied, WatchHub},
 };
 use crate::{
     auth::{self, AuthState, Change, caller::UserRef},
@@ -250,13 +250,17 @@ fn the_wal_writer_reports_what_is_durable() {
         let disk = disk();
         let (raft, mut reports) = caught::<Persisted>();
         let writer = WalWriter::new(open_wal(&disk), disk.clone(), raft, life()).start();
-        let persist = raft::LogWrite {
+        let write = raft::LogWrite {
             seq: 5,
             reset: None,
             entries: Vec::new(),
             hard_state: HardState::default(),
         };
-        writer.send(Persist(vec![persist])).await.unwrap();
+        let persist = Persist {
+            writes: vec![write],
+            stored: LogIndex(0),
+        };
+        writer.send(persist).await.unwrap();
         assert_eq!(reports.recv().await.unwrap().seq, 5);
     });
 }
@@ -392,6 +396,7 @@ fn the_compactor_prunes_the_index_and_then_removes_records() {
         let db = open(&site());
         let (pruned, mut prune_steps) = mpsc::unbounded_channel();
         let (removed, mut removals) = mpsc::unbounded_channel();
+        let hashes = CompactionHashes::default();
         let peers = CompactorPeers {
             index: fake(move |prune: PruneIndex| {
                 pruned.send(prune.at).unwrap();
@@ -402,11 +407,13 @@ fn the_compactor_prunes_the_index_and_then_removes_records() {
                 CompactProgress {
                     next: None,
                     removed: 1,
+                    hasher: compact.hasher,
                 }
             }),
             consensus: consensus().0,
             views: views_at(&db, Revision(9)).1,
             raft_status: status(true),
+            hashes: hashes.clone(),
         };
         let state = CompactionState {
             wanted: Decision {
@@ -427,6 +434,55 @@ fn the_compactor_prunes_the_index_and_then_removes_records() {
         compactor.send(AwaitCompaction { revision }).await.unwrap();
         assert_eq!(prune_steps.recv().await, Some(revision));
         assert_eq!(removals.recv().await, Some(revision));
+        let hash = hashes.at(revision).expect("the hash of the compaction");
+        assert_eq!(hash.compacted, Revision::NEVER_COMPACTED, "none before");
+    });
+}
+
+/// It lacks what the compaction removed before the restart.
+#[test]
+fn a_compaction_that_goes_on_after_a_restart_has_no_hash() {
+    alone(async || {
+        let db = open(&site());
+        let (visited, mut visits) = mpsc::unbounded_channel();
+        let hashes = CompactionHashes::default();
+        let peers = CompactorPeers {
+            index: fake(|_: PruneIndex| PruneProgress::Done(Tree::new().snapshot())),
+            committer: fake(move |compact: CompactRecords| {
+                visited.send((compact.through, compact.from)).unwrap();
+                CompactProgress {
+                    next: None,
+                    removed: 0,
+                    hasher: compact.hasher,
+                }
+            }),
+            consensus: consensus().0,
+            views: views_at(&db, Revision(9)).1,
+            raft_status: status(true),
+            hashes: hashes.clone(),
+        };
+        let (interrupted, next) = (Revision(5), Rev::new(Revision(3), 0));
+        let index = db.applied().index;
+        let decided = |revision| Decision { revision, index };
+        let state = CompactionState {
+            wanted: decided(interrupted),
+            stored: Some((interrupted, Some(next))),
+        };
+        let pacing = CompactionPacing {
+            records_max: 10,
+            pause: Duration::from_millis(1),
+        };
+        let compactor = Compactor::new(state, Retention::Off, pacing, peers, life()).start();
+        assert_eq!(visits.recv().await, Some((interrupted, next)));
+        let revision = interrupted;
+        compactor.send(AwaitCompaction { revision }).await.unwrap();
+        assert_eq!(hashes.at(interrupted), None);
+        let revision = Revision(7);
+        let accepted = CompactionAccepted(decided(revision));
+        compactor.send(accepted).await.unwrap();
+        compactor.send(AwaitCompaction { revision }).await.unwrap();
+        let hash = hashes.at(revision).expect("it saw all records");
+        assert_eq!(hash.compacted, interrupted);
     });
 }
 
@@ -693,7 +749,7 @@ fn the_raft_node_applies_what_the_log_holds() {
         // The disk is as fast as can be.
         let disk_reports = node.clone();
         actix::spawn(async move {
-            while let Some(Persist(writes)) = writes.recv().await {
+            while let Some(Persist { writes, .. }) = writes.recv().await {
                 let seq = writes.last().unwrap().seq;
                 let report = Persisted {
                     seq,
@@ -714,34 +770,5 @@ fn the_raft_node_applies_what_the_log_holds() {
         };
         reply.send(Err(RequestError::Stopped));
         assert!(outcome.await.unwrap().is_err(), "the caller's own reply");
-    });
-}
-
-#[test]
-fn the_lease_desk_answers_the_calls_of_other_members_in_order() {
-    alone(async || {
-        let db = open(&site());
-        let manager = fake(|ask: AskLeases| {
-            for pending in ask.calls {
-                let answer = match pending.call {
-                    CountdownCall::Renew(LeaseId(ttl_secs)) => {
-                        CountdownAnswer::Renewed { ttl_secs }
-                    }
-                    CountdownCall::TimeLeft(_) => CountdownAnswer::Ended,
-                };
-                pending.answer(answer);
-            }
-        });
-        let peers = lease_peers(consensus().0, views_at(&db, Revision::FIRST).1);
-        let peers = LeasePeers { manager, ..peers };
-        let server = LeaseDesk::start(&Arbiter::current(), peers).server();
-        let [renewed, ended] = [LeaseId(60), LeaseId(61)];
-        let calls = vec![LeaseCall::TimeLeft(ended), LeaseCall::Renew(renewed)];
-        let answers = server.serve(calls).await;
-        let ttl_secs = renewed.0;
-        assert_eq!(
-            answers,
-            [LeaseAnswer::NoLease, LeaseAnswer::Renewed { ttl_secs }]
-        );
     });
 }

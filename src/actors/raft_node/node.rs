@@ -204,7 +204,7 @@ impl RaftNode {
             raft.membership().voters().count()
         };
         // Only a member that takes part changes its term.
-        let took_part = raft.status().term > Term(0);
+        let took_part = raft.status().term > peers.starts.origin.first_term();
         let proposals = PendingProposals::default();
         Self {
             held: Held::new(&raft, &proposals, &peers),
