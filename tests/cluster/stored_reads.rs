@@ -268,10 +268,10 @@ async fn others_go_on_while(ports: &[u16], request: pb::TxnRequest) {
     let done = writing.await.expect("the task ends");
     // The leader changed meanwhile; its answer depends on when, what it did does not.
     if let Ok(done) = done {
-        assert!(done.into_inner().succeeded);
+        assert!(done.into_inner().succeeded, "its compares hold");
     }
     let got = eventually(ports, &["get", "k"], |text| text.contains("new")).await;
-    assert_eq!(got, "k\nnew\n");
+    assert_eq!(got, "k\nnew\n", "the last write");
     same_history(ports).await;
 }
 

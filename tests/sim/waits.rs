@@ -107,7 +107,7 @@ impl Calls {
         self.next
     }
 
-    fn end(&mut self, id: u64, kind: u64, outcome: Option<Result<(), RequestError>>) {
+    fn end(&mut self, id: u64, kind: u64, outcome: Option<&Result<(), RequestError>>) {
         self.open.remove(&id);
         match outcome {
             Some(Ok(())) => {
@@ -226,7 +226,7 @@ async fn keep_calling(client: Client, slot: Slot, calls: Rc<RefCell<Calls>>) {
         let kind = client.below(KINDS);
         let id = calls.borrow_mut().begin(slot, kind, &client);
         let outcome = call(&client, slot, kind).await;
-        calls.borrow_mut().end(id, kind, outcome);
+        calls.borrow_mut().end(id, kind, outcome.as_ref());
         client.pause(client.below(PAUSE_MILLIS)).await;
     }
 }
@@ -238,7 +238,7 @@ async fn keep_writing(client: Client, own: Slot, calls: Rc<RefCell<Calls>>) {
         let slot = if leaves { (own + 1) % SIZE } else { own };
         let id = calls.borrow_mut().begin(slot, PUT, &client);
         let outcome = call(&client, slot, PUT).await;
-        calls.borrow_mut().end(id, PUT, outcome);
+        calls.borrow_mut().end(id, PUT, outcome.as_ref());
         client.pause(client.below(PAUSE_MILLIS)).await;
     }
 }

@@ -36,7 +36,7 @@ use crate::{
     clock,
     raft::{RaftCore, Ready, Status},
     storage::{disk::Disk, starts::Starts, wal::WalReader},
-    types::{MemberId, Term},
+    types::MemberId,
 };
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
