@@ -280,6 +280,13 @@ impl Requests {
         Ok(rights.read(key, range_end)?)
     }
 
+    /// Refuses a caller who may not write a key, by this member's newest state.
+    pub(crate) fn require_write(&self, key: &[u8]) -> Result<(), RequestError> {
+        let published = self.published();
+        let rights = published.auth.rights(&self.caller)?;
+        Ok(rights.write(key, &[])?)
+    }
+
     /// The command with its caller, whose rights are checked when it is applied. A caller that cannot have any right is refused
     /// at once: entries without effect must not fill the log.
     pub(crate) fn sign<'a>(&self, command: &'a Command) -> Result<Cow<'a, Command>, RequestError> {
