@@ -22,6 +22,7 @@ mod support;
 mod audit;
 mod auth;
 mod auth_many;
+mod auth_refusals;
 mod bad_input;
 mod compact;
 mod connection;
