@@ -187,6 +187,9 @@ async fn wait_in_line(
 
 /// Puts the candidate's key, unless it is there.
 async fn enter(requests: &Requests, candidate: Candidate) -> Result<Place, QueueError> {
+    // Whoever may not read the queue could not wait in it. etcd: a lock reads it in the transaction that puts the key.
+    let (first, end) = line(&candidate.name);
+    requests.require_read(&first, &end).await?;
     let own_lease = candidate.lease == LeaseId(0);
     let lease = if own_lease {
         requests.grant_lease(None, OWN_LEASE_SECS).await?.id
