@@ -11,14 +11,21 @@ pub(crate) struct Etcd {
     folder: TempDir,
     /// Ports for clients and for members, and the process if it runs.
     members: Vec<(u16, u16, Option<Child>)>,
+    /// Further arguments of each.
+    args: Vec<String>,
 }
 
 impl Etcd {
     pub(crate) fn start(size: usize) -> Self {
+        Self::start_with(size, Vec::new())
+    }
+
+    pub(crate) fn start_with(size: usize, args: Vec<String>) -> Self {
         let members = (0..size).map(|_| (free_port(), free_port(), None));
         let mut etcd = Self {
             folder: tempfile::tempdir().expect("a temporary directory"),
             members: members.collect(),
+            args,
         };
         for n in 0..size {
             etcd.start_member(n);
@@ -55,6 +62,7 @@ impl Etcd {
             .arg(format!("--listen-peer-urls={}", url(*peer)))
             .arg(format!("--initial-advertise-peer-urls={}", url(*peer)))
             .arg(format!("--initial-cluster={}", initial.join(",")))
+            .args(&self.args)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
