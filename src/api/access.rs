@@ -23,6 +23,14 @@ const GATEWAY: &str = "grpcgateway-accept";
 /// etcd: the optional prefix of a token; upper and lower case matter.
 const BEARER: &[u8] = b"Bearer ";
 
+/// The common name in a client's certificate; empty if that has none.
+#[derive(Debug)]
+pub struct CertificateName {
+    pub name: Arc<str>,
+    /// Whether it is the user of calls without a token.
+    pub is_user: bool,
+}
+
 /// What a call needs while authentication is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
@@ -84,17 +92,25 @@ fn token<'a>(names: &[&str], headers: &'a HeaderMap) -> Option<&'a [u8]> {
 }
 
 impl Api {
-    /// Identifies the caller by the token in the headers, or, without one, by `user`, the name in the connection's certificate.
-    /// An invalid token is refused even if there is a certificate. While authentication is off, neither is read.
-    pub(super) fn caller(&self, headers: &HeaderMap, user: Option<&Arc<str>>) -> Identified {
+    /// Identifies the caller by the token in the headers, or, without one, by the name in the connection's certificate, if that
+    /// is a user's. An invalid token is refused even if there is a certificate. While authentication is off, neither is read.
+    pub(super) fn caller(
+        &self,
+        headers: &HeaderMap,
+        certificate: Option<&CertificateName>,
+    ) -> Identified {
         if !self.requests.is_auth_on() {
             return Caller::Nobody.into();
         }
         if let Some(token) = token(&TOKEN_NAMES, headers) {
             return self.requests.identify(token);
         }
-        match user.filter(|_| !headers.contains_key(GATEWAY)) {
-            Some(user) => self.requests.published().auth.certified(user).into(),
+        let is_user = |shown: &&CertificateName| shown.is_user && !headers.contains_key(GATEWAY);
+        match certificate.filter(is_user) {
+            Some(shown) => {
+                let auth = &self.requests.published().auth;
+                auth.certified(&shown.name).into()
+            }
             None => Caller::Nobody.into(),
         }
     }

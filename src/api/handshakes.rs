@@ -5,6 +5,7 @@
 //! sends no handshake, mostly one that speaks plain HTTP, is refused, and that is logged.
 
 use super::{
+    access::CertificateName,
     connection_shares::Slots,
     sockets::{ClientPeer, DetachedStream},
     tls_stream::TlsStream,
@@ -42,9 +43,8 @@ static FAILURES: LogGate = LogGate::new();
 /// A connection whose handshake is done.
 pub(super) struct Secured {
     pub(super) stream: DetachedStream,
-    /// The common name in the client's certificate, empty if that has none. `None` without a certificate, or if common names are
-    /// not users here.
-    pub(super) user: Option<Arc<str>>,
+    /// `None` if the client has shown none.
+    pub(super) certificate: Option<Arc<CertificateName>>,
 }
 
 /// The thread of the handshakes. Dropping it ends them.
@@ -177,12 +177,16 @@ async fn handshake(stream: StdTcpStream, tls: &ClientTls) -> Result<Secured, Fai
         _ => Failure::Failed(error),
     })?;
     let shown = stream.session().peer_certificates().and_then(<[_]>::first);
-    let user = shown.filter(|_| tls.names_are_users);
-    let user = user.map(|certificate| tls::common_name(certificate).unwrap_or_default().into());
+    let certificate = shown.map(|certificate| {
+        Arc::new(CertificateName {
+            name: tls::common_name(certificate).unwrap_or_default().into(),
+            is_user: tls.names_are_users,
+        })
+    });
     let stream = stream.detach().map_err(Failure::Failed)?;
     Ok(Secured {
         stream: DetachedStream::Tls(stream),
-        user,
+        certificate,
     })
 }
 

@@ -64,6 +64,43 @@ async fn watches(client: &Client, token: &str, key: &'static str) -> pb::WatchRe
     answers.message().await.unwrap().unwrap()
 }
 
+/// Each level has it, since it is a refusal; the stream's own line comes when it ends.
+#[tokio::test]
+async fn a_watch_that_loses_its_right_has_a_line() {
+    if only_quorate_has("the audit log") {
+        return;
+    }
+    let mut scene = Scene::start("auth").await;
+    let client = enabled(&scene.server).await;
+    let (root, u) = (log_in(&client, "root").await, log_in(&client, "u").await);
+    let (send, requests) = tokio::sync::mpsc::channel(8);
+    let mut watch = client.watch.clone();
+    let answers = watch.watch(by(&u, ReceiverStream(requests))).await;
+    let mut answers = answers.unwrap().into_inner();
+    let create = pb::WatchCreateRequest {
+        key: "a1".into(),
+        watch_id: 77,
+        ..Default::default()
+    };
+    let create = pb::watch_request::RequestUnion::CreateRequest(create);
+    let request_union = Some(create);
+    send.send(pb::WatchRequest { request_union }).await.unwrap();
+    assert!(answers.message().await.unwrap().unwrap().created);
+    let delete = pb::AuthRoleDeleteRequest { role: "r".into() };
+    let mut auth = client.auth.clone();
+    auth.role_delete(by(&root, delete)).await.unwrap();
+    assert!(answers.message().await.unwrap().unwrap().canceled);
+    let (_, lines) = scene.lines().await;
+    let refused = lines
+        .iter()
+        .filter(|line| line["method"] == "/etcdserverpb.Watch/Watch" && line["user"] == "u");
+    let refused: Vec<_> = refused.collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert_eq!(refused[0]["watch_id"], "77");
+    assert_eq!(refused[0]["code"], "PermissionDenied");
+    assert_eq!(refused[0]["refused"], "permission denied");
+}
+
 /// Calls of several kinds, some of them refused.
 async fn calls(server: &Server) -> String {
     let client = enabled(server).await;
