@@ -175,6 +175,9 @@ mod tests {
         *,
     };
 
+    /// No headers.
+    const NOTHING: &[(&str, &str)] = &[];
+
     fn headers(sent: &[(&'static str, &'static str)]) -> HeaderMap {
         let sent = sent.iter().map(|(name, value)| {
             let name = http::HeaderName::from_static(name);
@@ -195,7 +198,7 @@ mod tests {
         let (user, other) = (certificate(true), certificate(false));
         let name = Proof::Name(&user.name);
         let table = [
-            (&[][..], name),
+            (NOTHING, name),
             (&[("token", "t")], Proof::Token(b"t")),
             (&[("authorization", "Bearer t")], Proof::Token(b"t")),
             (&[("token", "")], Proof::Token(b"")),
@@ -221,7 +224,7 @@ mod tests {
     fn a_certificate_proves_nothing_at_the_gateway() {
         let user = certificate(true);
         for (sent, expected) in [
-            (&[][..], Proof::Nothing),
+            (NOTHING, Proof::Nothing),
             (&[("token", "t")], Proof::Nothing),
             (&[("grpc-metadata-token", "t")], Proof::Token(b"t")),
             (&[("authorization", "Bearer t")], Proof::Token(b"t")),
