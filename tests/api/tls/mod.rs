@@ -706,6 +706,17 @@ async fn a_start_says_what_others_can_read_or_use() {
     ] {
         assert!(log.contains(&wanted), "{wanted}\n{log}");
     }
+    // Where certificates are required it is said too, once, of the port that checks them.
+    let mut secure = Secure::checked(&[]);
+    let plain = secure.server.client_port();
+    let open = format!("https://0.0.0.0:{}", secure.port);
+    let listen = format!("http://127.0.0.1:{plain},{open}");
+    secure.server = secure.server.also(&["--client-listen", &listen]);
+    secure.server.restart().await;
+    let log = secure.server.log();
+    let said = format!("clients on {open}: authentication is off, so whoever has a certificate");
+    let count = log.matches("authentication is off").count();
+    assert!(log.contains(&said) && count == 1, "{said}\n{log}");
     let mut secure = Secure::checked(&[]);
     secure.server.restart().await;
     let log = secure.server.log();
