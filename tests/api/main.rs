@@ -49,6 +49,7 @@ mod quota;
 mod range;
 mod range_order;
 mod range_stream;
+mod secrets;
 mod settings;
 mod shares;
 mod shutdown;
