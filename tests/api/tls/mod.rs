@@ -1,6 +1,7 @@
 //! TLS of the client port: who gets in, who does not and why, and what happens when certificates change.
 
 mod authority;
+mod listeners;
 #[cfg(feature = "etcd-client-tests")]
 mod rotation;
 mod users;
