@@ -396,7 +396,6 @@ impl Generator {
         }
     }
 
-    #[expect(clippy::too_many_lines, reason = "one arm for each call")]
     fn step(&mut self, revision: i64) -> Step {
         // root keeps a password that this test knows.
         let name = self.of(&USERS);
