@@ -14,7 +14,7 @@ const LONG: Duration = Duration::from_secs(30);
 const ROOT: Who = Who::User("root");
 const A: Who = Who::User("a");
 
-/// Both servers with authentication on, where `a` may read and write a range; `None` beside an old etcd. Leases 1 and 2 are granted.
+/// Both servers with authentication on, where `a` may read and write a range, and leases 1 and 2; `None` beside an old etcd.
 async fn with_users(difference: Deliberate, range: (&'static str, &'static str)) -> Option<Pair> {
     if !comparable() {
         return None;
