@@ -115,6 +115,12 @@ pub enum StartError {
          because its data directory is lost, remove the member, add it anew, and start it with cluster.state = \"existing\""
     )]
     FormsCluster { name: String },
+    /// A restored member of several does not know whom to ask whether it has taken part before.
+    #[error(
+        "member {name:?} was restored as one of {members}, and cluster.initial does not name all of them: its first start needs \
+         the cluster.initial (and peer.cert, peer.key and peer.ca, or peer.insecure) that `quorate restore` was given"
+    )]
+    RestoredAlone { name: String, members: usize },
     /// The file `refill` cannot be read or removed, or the database cannot be renamed.
     #[error("cannot put the database aside: {0}")]
     Refill(io::Error),
@@ -166,6 +172,7 @@ impl StartError {
             | Self::HasRun { .. }
             | Self::FormsCluster { .. }
             | Self::NobodyToAsk
+            | Self::RestoredAlone { .. }
             | Self::Config(_)
             | Self::Raft(_)
             | Self::Membership(_)
@@ -221,7 +228,9 @@ impl StartError {
 fn unusable_directory(error: &DirectoryError) -> bool {
     match error {
         DirectoryError::NotOurs { .. }
+        | DirectoryError::Etcd { .. }
         | DirectoryError::UnfinishedRecovery { .. }
+        | DirectoryError::UnfinishedRestore { .. }
         | DirectoryError::NoMember { .. }
         | DirectoryError::Incomplete { .. } => true,
         DirectoryError::ValueFile(error) => unusable_file(error),

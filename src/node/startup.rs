@@ -64,12 +64,15 @@ pub(super) struct Plan {
     pub owner: Owner,
     /// How a member without data begins; `None` if it has data.
     pub beginning: Option<Beginning>,
+    /// It was restored, and has asked the others before this start of its actors.
+    pub begins_restored: bool,
     /// The membership with which the database is put aside, if that is asked for and the membership is known.
     refill_members: Option<Bytes>,
 }
 
 /// Finds out which member this is: from the data directory, or, on a first start, from the configuration and the other members.
-/// A first start writes nothing here. Waits for as long as other members have to be asked.
+/// A first start writes nothing here; the first one of a restored member writes that it has asked the others. Waits for as long
+/// as other members have to be asked.
 pub(super) async fn plan(
     config: &Config,
     disk: &Arc<dyn Disk>,
@@ -86,6 +89,8 @@ pub(super) async fn plan(
                     questions::members_for_refill(config, network, &plan.owner, own, progress)
                         .await?;
             }
+            plan.begins_restored =
+                begin_restored(config, disk, network, &plan.owner, progress).await?;
             Ok(plan)
         }
         Contents::New => Ok(plan_first_start(
@@ -93,6 +98,34 @@ pub(super) async fn plan(
             questions::first_start(config, network, progress).await?,
         )),
     }
+}
+
+/// Asks the others at the first start of a restored member whether it has taken part before, and writes that it has asked them.
+/// Returns whether this is such a start.
+async fn begin_restored(
+    config: &Config,
+    disk: &Arc<dyn Disk>,
+    network: Option<&dyn PeerNetwork>,
+    owner: &Owner,
+    progress: &Progress,
+) -> Result<bool, StartError> {
+    let starts = starts::read(&**disk)?;
+    if starts.origin != Origin::Restored || starts.begun {
+        return Ok(false);
+    }
+    // If it cannot be read, the start fails when it opens the database.
+    let Some(members) = refill::own_members(&site(config, disk, owner)) else {
+        return Ok(false);
+    };
+    let members = Members::decode(&members).map_err(LoadStateError::from)?;
+    let members = members.iter().count();
+    questions::restored_start(config, network, owner, members, progress).await?;
+    let asked = Starts {
+        origin: Origin::RestoredAndAsked,
+        ..starts
+    };
+    starts::write(disk, &asked)?;
+    Ok(true)
 }
 
 /// As [`plan`], for a member that has no other member to ask.
@@ -114,6 +147,7 @@ fn plan_restart(config: &Config, owner: Owner) -> Result<Plan, StartError> {
     Ok(Plan {
         owner,
         beginning: None,
+        begins_restored: false,
         refill_members: None,
     })
 }
@@ -132,6 +166,7 @@ fn plan_first_start(config: &Config, beginning: Beginning) -> Plan {
     Plan {
         owner,
         beginning: Some(beginning),
+        begins_restored: false,
         refill_members: None,
     }
 }
@@ -157,6 +192,7 @@ pub(super) fn open(
     let Plan {
         owner,
         beginning,
+        begins_restored: _,
         refill_members,
     } = plan;
     let site = site(config, disk, &owner);
@@ -394,12 +430,15 @@ impl History {
     }
 }
 
-/// The newest entry in the log that is known to be committed, for a member without a database.
+/// The newest position in the log that is known to be committed, for a member without a database: an entry, or the snapshot after
+/// which the log begins.
 fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<LogPosition, StartError> {
     let (wal, recovered) = Wal::open(disk.clone(), LOG, options, LogIndex(u64::MAX))?;
     let index = recovered.hard_state.commit;
     if index <= recovered.base {
-        return Err(StartError::RefillLog);
+        // A commit index is stored with the next entries, so a log that has just begun after a snapshot may have an older one.
+        let snapshot = recovered.snapshot.filter(|at| at.index == recovered.base);
+        return snapshot.ok_or(StartError::RefillLog);
     }
     let entries = wal.reader().read(index, 1)?;
     let entry = entries.first().ok_or(StartError::RefillLog)?;

@@ -10,7 +10,7 @@
 use crate::{
     actors::{
         requests::{RequestError, Requests},
-        watch_hub::WatchRequest,
+        watch_calls::WatchRequest,
         watch_stream::WatchResponses,
     },
     auth::{AuthError, Caller},
@@ -404,7 +404,7 @@ mod tests {
     use super::*;
     use crate::{
         Config, LocalNode,
-        actors::{fail_stop::FailStop, watch_hub::CountWatches},
+        actors::fail_stop::FailStop,
         kv::watch::HolderId,
         services::{election, lock},
         storage::sim_disk::SimDisk,
@@ -478,7 +478,7 @@ mod tests {
         on_a_node(async |node| {
             let held = node.clone().held_by(Some(HolderId(7)));
             let counts = async || {
-                let counts = node.watch_hub().send(CountWatches).await;
+                let counts = node.count_watches().await;
                 let counts = counts.expect("the hub answers");
                 (counts.watchers, counts.of_holders)
             };

@@ -54,6 +54,7 @@ mod settings;
 mod shares;
 mod shutdown;
 mod slow_readers;
+mod snapshot;
 mod tls;
 mod tolerance;
 mod transport;

@@ -1,7 +1,8 @@
 //! Members of a real etcd cluster as child processes, to compare with and to check the tests themselves.
 
 use crate::{children, support::free_port, tools};
-use std::{env, net::Ipv4Addr, process::Stdio};
+use rustix::process::{Pid, Signal, kill_process};
+use std::{env, net::Ipv4Addr, path::PathBuf, process::Stdio};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -9,23 +10,24 @@ use tokio::process::{Child, Command};
 #[derive(Debug)]
 pub(crate) struct Etcd {
     folder: TempDir,
+    /// Flags of every member.
+    args: Vec<String>,
     /// Ports for clients and for members, and the process if it runs.
     members: Vec<(u16, u16, Option<Child>)>,
-    /// Further arguments of each.
-    args: Vec<String>,
 }
 
 impl Etcd {
     pub(crate) fn start(size: usize) -> Self {
-        Self::start_with(size, Vec::new())
+        Self::start_with(size, &[])
     }
 
-    pub(crate) fn start_with(size: usize, args: Vec<String>) -> Self {
+    /// The same, with further flags.
+    pub(crate) fn start_with(size: usize, args: &[&str]) -> Self {
         let members = (0..size).map(|_| (free_port(), free_port(), None));
         let mut etcd = Self {
             folder: tempfile::tempdir().expect("a temporary directory"),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             members: members.collect(),
-            args,
         };
         for n in 0..size {
             etcd.start_member(n);
@@ -38,6 +40,11 @@ impl Etcd {
         self.members.iter().map(|(client, ..)| *client).collect()
     }
 
+    /// The data directory of a member.
+    pub(crate) fn data_dir(&self, n: usize) -> PathBuf {
+        self.folder.path().join(format!("n{n}"))
+    }
+
     /// Starts the process of a member that does not run.
     pub(crate) fn start_member(&mut self, n: usize) {
         let url = |port: u16| format!("http://{}:{port}", Ipv4Addr::LOCALHOST);
@@ -45,6 +52,7 @@ impl Etcd {
         let initial: Vec<_> = initial
             .map(|(n, (_, peer, _))| format!("n{n}={}", url(*peer)))
             .collect();
+        let data_dir = self.data_dir(n);
         let (client, peer, child) = &mut self.members[n];
         assert!(child.is_none(), "it runs");
         let mut command = Command::new(tools::etcd());
@@ -56,7 +64,7 @@ impl Etcd {
         let started = command
             .arg(format!("--name=n{n}"))
             .arg("--data-dir")
-            .arg(self.folder.path().join(format!("n{n}")))
+            .arg(data_dir)
             .arg(format!("--listen-client-urls={}", url(*client)))
             .arg(format!("--advertise-client-urls={}", url(*client)))
             .arg(format!("--listen-peer-urls={}", url(*peer)))
@@ -75,6 +83,15 @@ impl Etcd {
     pub(crate) async fn kill(&mut self, n: usize) {
         let mut child = self.members[n].2.take().expect("a running member");
         child.kill().await.expect("the child can be killed");
+    }
+
+    /// `kill -TERM`, and waits for the end.
+    pub(crate) async fn stop(&mut self, n: usize) {
+        let mut child = self.members[n].2.take().expect("a running member");
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        let id = id.and_then(Pid::from_raw).expect("a running member");
+        kill_process(id, Signal::TERM).expect("it takes signals");
+        child.wait().await.expect("the child can be waited for");
     }
 }
 

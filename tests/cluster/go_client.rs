@@ -198,7 +198,7 @@ async fn so_it_does_at_a_real_etcd() {
     let mut failures = Vec::new();
     while failures.len() < 3 {
         let (_folder, option) = signed_tokens();
-        let etcd = Etcd::start_with(3, vec![format!("--auth-token={option}")]);
+        let etcd = Etcd::start_with(3, &[&format!("--auth-token={option}")]);
         let ports = etcd.ports();
         eventually(&ports, &["endpoint", "health"], |_| true).await;
         let ran = run(&program, &ports, OF_USERS, async |ask, n| {

@@ -26,14 +26,24 @@ pub(crate) fn etcdctl() -> PathBuf {
     find("etcdctl", "QUORATE_TEST_ETCDCTL", "etcd-client")
 }
 
+/// etcd's tool for its files; none where there is no Go: Debian's etcd is older than the tool.
+pub(crate) fn etcdutl() -> Option<PathBuf> {
+    built("etcdutl")
+}
+
 /// The tests of etcd's Go client, which `tests/etcd/build` builds; none where Go is not installed.
 pub(crate) fn go_client() -> Option<PathBuf> {
+    built("go-client")
+}
+
+/// A program that only `tests/etcd/build` makes.
+fn built(program: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     if !env::split_paths(&path).any(|dir| dir.join("go").is_file()) {
         return None;
     }
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent();
-    let built = target.map(|target| target.join("etcd/go-client"));
+    let built = target.map(|target| target.join("etcd").join(program));
     let built = built.filter(|built| built.is_file());
     assert!(built.is_some(), "Go is installed: run tests/etcd/build");
     built

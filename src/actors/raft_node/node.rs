@@ -24,7 +24,7 @@ use crate::{
         fail_stop::Lifeline,
         held::{HeldBytes, HeldPart},
         latest,
-        lease_desk::LeaseDesk,
+        lease_messages::LeaseServer,
         members::{ClusterMember, Members},
         peer_hub::{ForwardRequests, SendMessages, UpdatePeers},
         published::Published,
@@ -36,7 +36,7 @@ use crate::{
     clock,
     raft::{RaftCore, Ready, Status},
     storage::{disk::Disk, starts::Starts, wal::WalReader},
-    types::{LogIndex, MemberId, Term},
+    types::{MemberId, Term},
 };
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
@@ -85,10 +85,6 @@ pub struct RaftNode {
     pub(super) log_reads: LogReads,
     pub(super) retention: Retention,
     pub(super) deliveries: Deliveries,
-    /// The newest entry that consensus has handed out as committed.
-    pub(super) committed: LogIndex,
-    /// The newest term of which an entry is committed.
-    pub(super) committed_term: Term,
     /// This member is about to stop.
     pub(super) stopping: Option<Stopping>,
     pub(super) published: RaftStatus,
@@ -122,7 +118,7 @@ pub struct RaftPeers {
     /// The newest view, which has the alarms.
     pub views: latest::Receiver<Arc<Published>>,
     /// Serves other members' requests about leases.
-    pub leases: Arc<LeaseDesk>,
+    pub leases: LeaseServer,
     /// Answers with the hashes of this member's state.
     pub hashes: Recipient<ReportStateHash>,
     /// What the file of starts holds.
@@ -208,7 +204,7 @@ impl RaftNode {
             raft.membership().voters().count()
         };
         // Only a member that takes part changes its term.
-        let took_part = raft.status().term > Term(0);
+        let took_part = raft.status().term > peers.starts.origin.first_term();
         let proposals = PendingProposals::default();
         Self {
             held: Held::new(&raft, &proposals, &peers),
@@ -230,8 +226,6 @@ impl RaftNode {
             log_writes: LogWrites::new(pacing.disk_stall),
             log_reads: LogReads::default(),
             retention: Retention::new(pacing.log_bound, peers.links.is_alone()),
-            committed: LogIndex(0),
-            committed_term: Term(0),
             stopping: None,
             published,
             peers,
@@ -304,13 +298,9 @@ impl RaftNode {
             self.send(ready.messages);
         }
         for entry in ready.committed {
-            let term = entry.term;
-            self.committed = entry.index;
             self.membership_committed(&entry);
             let committed = self.with_caller(entry);
-            self.deliveries.push(committed);
-            if term > self.committed_term {
-                self.committed_term = term;
+            if let Some(term) = self.deliveries.push(committed) {
                 self.propose_overtaken(term);
             }
         }

@@ -129,10 +129,17 @@ fn what_a_start_would_refuse_does_not_replace_what_is_in_force() {
         put("n1");
         assert_eq!(look(), Ok(()));
     }
+    // The key in force only gets a warning, so that what is beside it is used. A new one is refused.
     chmod(0o644);
     put("n1");
+    assert_eq!(look(), Ok(()));
+    let former = of("n1");
+    for file in [former.cert, former.key] {
+        fs::remove_file(file).unwrap();
+    }
+    put("n1");
     let error = look().unwrap_err();
-    let key = format!("peer.key: {}: ", used.key.display());
+    let key = format!("peer.key: {}: every user", used.key.display());
     assert!(error.starts_with(&key), "{error}");
     chmod(0o600);
     put("n1");
