@@ -1,8 +1,8 @@
-//! Several listeners with TLS, beside a plain one: each checks what the others check.
+//! Several listeners, plain or with TLS: each checks what the others check; and what a start says of those that are open.
 
 use super::{Authority, Secure, Shows, ask, text};
 use crate::support::ports;
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 #[tokio::test]
 async fn every_check_holds_on_each_of_several_listeners() {
@@ -45,4 +45,54 @@ async fn every_check_holds_on_each_of_several_listeners() {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     }
+}
+
+#[tokio::test]
+async fn a_start_says_what_others_can_read_or_use() {
+    let mut secure = Secure::new(&[]);
+    let plain = secure.server.client_port();
+    let open = format!("0.0.0.0:{}", ports::free_port());
+    let listen = format!(
+        "http://127.0.0.1:{plain},http://{open},https://127.0.0.1:{}",
+        secure.port
+    );
+    fs::create_dir(secure.server.data_dir()).unwrap();
+    fs::set_permissions(secure.server.data_dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::set_permissions(&secure.own.key, fs::Permissions::from_mode(0o644)).unwrap();
+    secure.server = secure.server.also(&["--client-listen", &listen]);
+    secure.server.restart().await;
+    let log = secure.server.log();
+    for wanted in [
+        format!("clients on {open}: connections are not encrypted"),
+        format!("clients on {open}: authentication is off"),
+        format!(
+            "(mode 755): chmod 700 {}",
+            secure.server.data_dir().display()
+        ),
+        format!("chmod o= {}", secure.own.key.display()),
+    ] {
+        assert!(log.contains(&wanted), "{wanted}\n{log}");
+    }
+    // Where certificates are required it is said too, once, of the port that checks them.
+    let mut secure = Secure::checked(&[]);
+    let plain = secure.server.client_port();
+    let open = format!("https://0.0.0.0:{}", secure.port);
+    let listen = format!("http://127.0.0.1:{plain},{open}");
+    secure.server = secure.server.also(&["--client-listen", &listen]);
+    secure.server.restart().await;
+    let log = secure.server.log();
+    let said = format!("clients on {open}: authentication is off, so whoever has a certificate");
+    let count = log.matches("authentication is off").count();
+    assert!(log.contains(&said) && count == 1, "{said}\n{log}");
+    let mut secure = Secure::checked(&[]);
+    secure.server.restart().await;
+    let log = secure.server.log();
+    for quiet in ["not encrypted", "authentication is off", "chmod"] {
+        assert!(!log.contains(quiet), "{quiet}\n{log}");
+    }
+    let mode = fs::metadata(secure.server.data_dir())
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o700, "a data directory that it made");
 }
