@@ -291,6 +291,28 @@ impl Requests {
         Ok(rights.read(key, range_end)?)
     }
 
+    /// Refuses a caller who may not read a range, in a state that has every right that was granted before.
+    pub(crate) async fn require_read(
+        &self,
+        key: &[u8],
+        range_end: &[u8],
+    ) -> Result<(), RequestError> {
+        let now = self.allow_read(&self.published(), key, range_end);
+        if now.is_ok() || !self.is_auth_on() {
+            return now;
+        }
+        // This member may be behind the one that acknowledged the grant.
+        let published = self.view_for(false).await?;
+        self.allow_read(&published, key, range_end)
+    }
+
+    /// Refuses a caller who may not write a key, by this member's newest state.
+    pub(crate) fn require_write(&self, key: &[u8]) -> Result<(), RequestError> {
+        let published = self.published();
+        let rights = published.auth.rights(&self.caller)?;
+        Ok(rights.write(key, &[])?)
+    }
+
     /// The command with its caller, whose rights are checked when it is applied. A caller that cannot have any right is refused
     /// at once: entries without effect must not fill the log.
     pub(crate) fn sign<'a>(&self, command: &'a Command) -> Result<Cow<'a, Command>, RequestError> {

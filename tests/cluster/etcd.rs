@@ -11,7 +11,7 @@ use tokio::process::{Child, Command};
 pub(crate) struct Etcd {
     folder: TempDir,
     /// Flags of every member.
-    args: Vec<&'static str>,
+    args: Vec<String>,
     /// Ports for clients and for members, and the process if it runs.
     members: Vec<(u16, u16, Option<Child>)>,
 }
@@ -22,11 +22,11 @@ impl Etcd {
     }
 
     /// The same, with further flags.
-    pub(crate) fn start_with(size: usize, args: &[&'static str]) -> Self {
+    pub(crate) fn start_with(size: usize, args: &[&str]) -> Self {
         let members = (0..size).map(|_| (free_port(), free_port(), None));
         let mut etcd = Self {
             folder: tempfile::tempdir().expect("a temporary directory"),
-            args: args.to_vec(),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             members: members.collect(),
         };
         for n in 0..size {

@@ -1,6 +1,7 @@
 //! TLS of the client port: who gets in, who does not and why, and what happens when certificates change.
 
 mod authority;
+mod listeners;
 #[cfg(feature = "etcd-client-tests")]
 mod rotation;
 mod users;
@@ -747,43 +748,4 @@ async fn a_member_can_make_its_own_certificate() {
         own,
         "it is kept"
     );
-}
-
-#[tokio::test]
-async fn a_start_says_what_others_can_read_or_use() {
-    let mut secure = Secure::new(&[]);
-    let plain = secure.server.client_port();
-    let open = format!("0.0.0.0:{}", ports::free_port());
-    let listen = format!(
-        "http://127.0.0.1:{plain},http://{open},https://127.0.0.1:{}",
-        secure.port
-    );
-    fs::create_dir(secure.server.data_dir()).unwrap();
-    fs::set_permissions(secure.server.data_dir(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(&secure.own.key, fs::Permissions::from_mode(0o644)).unwrap();
-    secure.server = secure.server.also(&["--client-listen", &listen]);
-    secure.server.restart().await;
-    let log = secure.server.log();
-    for wanted in [
-        format!("clients on {open}: connections are not encrypted"),
-        format!("clients on {open}: authentication is off"),
-        format!(
-            "(mode 755): chmod 700 {}",
-            secure.server.data_dir().display()
-        ),
-        format!("chmod o= {}", secure.own.key.display()),
-    ] {
-        assert!(log.contains(&wanted), "{wanted}\n{log}");
-    }
-    let mut secure = Secure::checked(&[]);
-    secure.server.restart().await;
-    let log = secure.server.log();
-    for quiet in ["not encrypted", "authentication is off", "chmod"] {
-        assert!(!log.contains(quiet), "{quiet}\n{log}");
-    }
-    let mode = fs::metadata(secure.server.data_dir())
-        .unwrap()
-        .permissions()
-        .mode();
-    assert_eq!(mode & 0o777, 0o700, "a data directory that it made");
 }
