@@ -133,7 +133,7 @@ impl Side {
         let mut lease = pb::lease_client::LeaseClient::new(channel.clone());
         let mut maintenance = pb::maintenance_client::MaintenanceClient::new(channel.clone());
         let (own, text) = (|text: &str| text.to_owned(), str::as_bytes);
-        let bytes = |key: &'static str| bytes::Bytes::from_static(text(key));
+        let bytes = |key: &'static str| Bytes::from_static(text(key));
         match step.clone() {
             Step::Enable => outcome_of!(auth.auth_enable(self.by(who, pb::AuthEnableRequest {}))),
             Step::Disable => {
