@@ -188,8 +188,8 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
     ),
     (
         "quorate_etcd_files",
-        &["actors", "snapshot_command"],
-        "what etcd stores is no format of ours: an image is made of a commit, and a file is looked at",
+        &["actors", "import", "node", "snapshot_command"],
+        "what etcd stores is no format of ours: an image is made of a commit, a file is looked at, restored or imported",
     ),
     (
         "quorate_bench",

@@ -176,6 +176,7 @@ async fn a_snapshot_hashes_to_what_the_member_hashes_to() {
     let mut server = quorate(Setup::default()).await;
     let (compacted, newest) = fill(&server).await;
     // From here on its hash at the compacted revision is that of what is left, as for who opens the file.
+    server.kill().await;
     server.restart().await;
     let client = server.client().await;
     let store = opened(snapshot(&client).await.unwrap());
@@ -343,6 +344,7 @@ async fn etcd_starts_from_a_snapshot_with_the_same_state() {
     let mut server = quorate(Setup::default()).await;
     let (compacted, newest) = fill(&server).await;
     // From here on its hash at the compacted revision is that of what is left, as for who opens the file.
+    server.kill().await;
     server.restart().await;
     let file = server.home().join("backup.db");
     let path = file.to_str().unwrap();

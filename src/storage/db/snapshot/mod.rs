@@ -12,8 +12,8 @@
 //! ```
 //!
 //! Chunks may end anywhere in the stream. [`Export`] encodes it chunk by chunk, [`Import`] decodes it chunk by chunk; both hold
-//! at most one chunk and one item, and [`NewDb`], which the items go into, a batch of 4 MiB. Blobs are not decoded; those that concern only the sender
-//! are left out by name.
+//! at most one chunk and one item, and [`NewDb`], which the items go into, a batch of 4 MiB. Blobs are not decoded; those that
+//! concern only the sender are left out by name.
 
 mod export;
 mod import;

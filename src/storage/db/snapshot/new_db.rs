@@ -1,7 +1,8 @@
 //! A database that is made as a whole, in a file beside the one in use: from a leader's snapshot, or from another store's data.
 //!
 //! The entry with the file's format is written with the last batch: so an incomplete file cannot be opened, whatever its name.
-//! The last batch is committed twice, so that redb cannot fall back to an incomplete commit. Then the file is opened and verified.
+//! The last batch is committed twice, so that redb cannot fall back to an incomplete commit. Then the file is opened and
+//! verified.
 
 use super::super::{
     Db, DbOptions,
