@@ -336,6 +336,49 @@ async fn a_member_that_took_part_is_not_restored_once_more() {
     etcdctl(&ports[..1], &["put", "new", "2"]).await.ok();
 }
 
+/// Waits until the log that the member has written since its first `from` bytes has a line for which this is true.
+async fn line(member: &Member, from: usize, is_it: impl Fn(&str) -> bool) {
+    for _ in 0..LOOKS_MAX {
+        if member.log()[from..].lines().any(&is_it) {
+            return;
+        }
+        sleep(POLL).await;
+    }
+    panic!("it does not say so:\n{}", member.log());
+}
+
+/// Together they would be a majority that lacks what they had acknowledged.
+#[tokio::test]
+async fn two_of_three_that_lost_their_disks_and_are_restored_once_more_wait_for_the_third() {
+    let mut cluster = Cluster::new(3).await;
+    let (_etcd, file) = saved(cluster.folder()).await;
+    for member in &mut cluster.members {
+        restored(member, &file, &[]).await;
+        member.start();
+    }
+    let ports = cluster.ports();
+    leader(&ports).await;
+    etcdctl(&ports, &["put", "new", "1"]).await.ok();
+    for lost in [0, 2] {
+        cluster.members[lost].kill().await;
+    }
+    let mut before = Vec::new();
+    for lost in [0, 2] {
+        let member = &mut cluster.members[lost];
+        fs::remove_dir_all(member.data_dir()).expect("the directory goes");
+        restored(member, &file, &[]).await;
+        before.push((lost, member.log().len()));
+        member.start();
+    }
+    for (lost, from) in before {
+        let waits = |line: &str| {
+            let for_n2 = line.contains("n2 has data, but no quorum of the cluster");
+            for_n2 && !line.contains("does not answer")
+        };
+        line(&cluster.members[lost], from, waits).await;
+    }
+}
+
 #[tokio::test]
 async fn members_that_were_restored_with_other_options_refuse_each_other() {
     let mut cluster = Cluster::new(2).await;
@@ -346,11 +389,9 @@ async fn members_that_were_restored_with_other_options_refuse_each_other() {
         member.start();
     }
     for member in &cluster.members {
-        let mut looks = 0;
-        while !member.log().contains("belongs to another cluster") {
-            looks += 1;
-            assert!(looks < LOOKS_MAX, "it does not say so:\n{}", member.log());
-            sleep(POLL).await;
-        }
+        line(member, 0, |line| {
+            line.contains("belongs to another cluster")
+        })
+        .await;
     }
 }
