@@ -6,7 +6,7 @@
 use super::{
     at_rest,
     error::StartError,
-    restore::{self, Job, RestoreError, RestoreRequest, Restored},
+    restore::{self, Job, RestoreError, RestoreId, RestoreRequest, Restored},
 };
 use crate::{
     config::Config,
@@ -29,6 +29,8 @@ pub struct ImportRequest {
     pub choices: Choices,
     /// The data count as right although the alarm CORRUPT was raised.
     pub ignore_corrupt_alarm: bool,
+    /// That of the first member's import; `None` if this is the first.
+    pub restore_id: Option<RestoreId>,
     /// Where the settings come from, for the commands of other members.
     pub config_file: Option<PathBuf>,
 }
@@ -136,6 +138,7 @@ fn restore_request(request: &ImportRequest) -> RestoreRequest {
         file: request.directory.clone(),
         import: Some(flags),
         ignore_corrupt_alarm: request.ignore_corrupt_alarm,
+        restore_id: request.restore_id,
         config_file: request.config_file.clone(),
         ..RestoreRequest::default()
     }
@@ -156,6 +159,7 @@ mod tests {
                 lease_ttl_min: 8,
             },
             ignore_corrupt_alarm: true,
+            restore_id: Some("00000000000000a1".parse().unwrap()),
             config_file: None,
         };
         let restore = restore_request(&request);
@@ -163,6 +167,7 @@ mod tests {
         let expected = "--wal-dir log --keep-uncommitted --nested-puts-refused --lease-ttl-min 8";
         assert_eq!(flags, expected);
         assert!(restore.ignore_corrupt_alarm, "a flag of both commands");
+        assert_eq!(restore.restore_id, request.restore_id);
         let plain = restore_request(&ImportRequest {
             wal: None,
             choices: Choices::default(),

@@ -215,6 +215,14 @@ fn restore(
     restore_with(sample, request, config, disk, None)
 }
 
+/// Of a member that is restored together with others, or with the same number once more.
+fn numbered() -> RestoreRequest {
+    RestoreRequest {
+        restore_id: Some("00000000000000a1".parse().unwrap()),
+        ..RestoreRequest::default()
+    }
+}
+
 /// The cluster's id that comes out of it.
 fn cluster(sample: &Sample, request: &RestoreRequest, config: &Config) -> ClusterId {
     let done = restore(sample, request, config, &SimDisk::new(1)).unwrap();
@@ -309,12 +317,12 @@ fn is_whole_in_spite_of(fault: Fault, step: u64) -> bool {
 
 #[test]
 fn members_of_one_state_are_a_cluster_and_others_are_not() {
-    let plain = RestoreRequest::default();
+    let plain = numbered();
     let first = cluster(&sample(), &plain, &one_of_two(1));
     assert_eq!(first, cluster(&sample(), &plain, &one_of_two(2)));
     let bumped = RestoreRequest {
         bump_revision: Some(1),
-        ..RestoreRequest::default()
+        ..numbered()
     };
     assert_ne!(first, cluster(&sample(), &bumped, &one_of_two(2)));
     let mut other = sample();
@@ -333,7 +341,23 @@ fn members_of_one_state_are_a_cluster_and_others_are_not() {
     assert_eq!(done.owner.identity.member, member);
     let said = done.to_string();
     assert!(said.contains("quorate restore '' --name n2"), "{said}");
+    let id = "--initial-cluster-token quorate --restore-id 00000000000000a1";
+    assert!(said.contains(id), "{said}");
     assert!(!said.contains("quorate restore '' --name n1"), "{said}");
+}
+
+/// Else members that are restored once more could meet those of the cluster that was restored before, and has gone on since.
+#[test]
+fn all_members_restored_once_more_are_another_cluster() {
+    let plain = RestoreRequest::default();
+    let done = restore(&sample(), &plain, &one_of_two(1), &SimDisk::new(1)).unwrap();
+    let first = done.owner.identity.cluster;
+    assert_ne!(first, cluster(&sample(), &plain, &one_of_two(1)));
+    let printed = RestoreRequest {
+        restore_id: Some(done.restore_id.to_string().parse().unwrap()),
+        ..RestoreRequest::default()
+    };
+    assert_eq!(first, cluster(&sample(), &printed, &one_of_two(2)));
 }
 
 /// Else a member that lost its disk and was restored once more would take part without what it had acknowledged.
@@ -378,7 +402,7 @@ fn the_revision_is_raised_and_marked_compacted() {
 
 #[test]
 fn further_changes_are_part_of_the_state() {
-    let request = RestoreRequest::default();
+    let request = numbered();
     let disk = SimDisk::new(1);
     let mut further = late;
     let further: FurtherChanges<'_> = &mut further;
