@@ -3,21 +3,17 @@
 //! The database is restored as a snapshot's file is. Before the result becomes the state of a cluster, the entries are applied to
 //! it; `crate::import` says what each does. The directory of the etcd is only read.
 
-use super::{
-    at_rest,
-    error::StartError,
-    restore::{self, Job, RestoreError, RestoreId, RestoreRequest, Restored},
-};
+use super::restore::{self, Job, RestoreError, RestoreId, RestoreRequest, Restored};
 use crate::{
     config::Config,
     import::{Choices, NestedPuts, Replayed, Source, Uncommitted},
-    storage::{db::Db, real_disk::RealDisk},
+    storage::db::Db,
 };
 use quorate_etcd_files::{
     bolt::Image,
     store::{Store, StoreError},
 };
-use std::{cell::Cell, fmt, fs::File, path::PathBuf, sync::Arc};
+use std::{cell::Cell, fmt, fs::File, path::PathBuf};
 
 /// What to import, and how; the settings of the member are those of its server.
 #[derive(Clone, Debug)]
@@ -105,9 +101,7 @@ fn import(
     let as_restore = restore_request(request);
     let mut job = Job::new(&as_restore, config, &store, &unchanged)?;
     job.further = Some(&mut replay);
-    let keys = at_rest::Keys::read(config)?;
-    let disk = RealDisk::open(&config.data_dir).map_err(StartError::from)?;
-    let (disk, _keeper) = at_rest::open(config, keys, Arc::new(disk))?;
+    let (disk, _keeper) = restore::take(config)?;
     let restored = job.run(&disk)?;
     Ok((replayed.get(), restored))
 }

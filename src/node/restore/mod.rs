@@ -163,9 +163,7 @@ fn restore_file(request: &RestoreRequest, config: &Config) -> Result<Restored, R
         Err(RestoreError::Changed { path: path.clone() })
     };
     let mut job = Job::new(request, config, &store, &unchanged)?;
-    let keys = at_rest::Keys::read(config)?;
-    let disk = RealDisk::open(&config.data_dir).map_err(StartError::from)?;
-    let (disk, _keeper) = at_rest::open(config, keys, Arc::new(disk))?;
+    let (disk, _keeper) = take(config)?;
     let mut done = job.run(&disk)?;
     if request.skip_hash_check {
         done.notes.push("the SHA-256 was not compared".to_owned());
@@ -184,6 +182,15 @@ fn open(path: &Path) -> Result<File, RestoreError> {
         return Err(RestoreError::IsDirectory { path });
     }
     Ok(file)
+}
+
+/// Locks the data directory and opens it. Before the source was verified it was empty; that took long, and only from the lock on
+/// nobody else fills it. So this looks once more.
+pub(super) fn take(config: &Config) -> Result<(Arc<dyn Disk>, at_rest::Keeper), RestoreError> {
+    let keys = at_rest::Keys::read(config)?;
+    let disk = RealDisk::open(&config.data_dir).map_err(StartError::from)?;
+    require_empty(&config.data_dir)?;
+    Ok(at_rest::open(config, keys, Arc::new(disk))?)
 }
 
 /// Refuses a directory with anything in it. What a restore that failed leaves behind is nothing: the lock, and empty directories.

@@ -341,7 +341,7 @@ fn members_of_one_state_are_a_cluster_and_others_are_not() {
     assert_eq!(done.owner.identity.member, member);
     let said = done.to_string();
     assert!(said.contains("quorate restore '' --name n2"), "{said}");
-    let id = "--initial-cluster-token quorate --restore-id 00000000000000a1";
+    let id = "--initial-cluster-token etcd-cluster --restore-id 00000000000000a1";
     assert!(said.contains(id), "{said}");
     assert!(!said.contains("quorate restore '' --name n1"), "{said}");
 }
@@ -472,6 +472,28 @@ fn leases_that_no_etcd_has_are_refused() {
         );
         assert_eq!(disk.operations(), 0, "nothing is written");
     }
+}
+
+/// The source is verified for minutes, and meanwhile the directory may have become that of a member.
+#[test]
+fn a_directory_that_is_filled_before_it_is_locked_is_refused_and_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config {
+        data_dir: dir.path().join("data"),
+        ..alone()
+    };
+    require_empty(&config.data_dir).unwrap();
+    let (taken, _keeper) = take(&config).unwrap();
+    let locked = take(&config);
+    assert!(matches!(locked, Err(RestoreError::Start(_))));
+    drop(taken);
+    drop(take(&config).unwrap());
+    let database = config.data_dir.join(DATABASE);
+    fs::create_dir_all(database.parent().unwrap()).unwrap();
+    fs::write(&database, "records").unwrap();
+    let refused = take(&config);
+    assert!(matches!(refused, Err(RestoreError::NotEmpty { .. })));
+    assert_eq!(fs::read(&database).unwrap(), b"records");
 }
 
 #[test]
