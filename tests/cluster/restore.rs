@@ -63,7 +63,7 @@ async fn saved(folder: &Path) -> (Etcd, PathBuf) {
         &["put", "a", "3"],
         &["del", "b"],
         &["put", "b", "again"],
-        &["compact", "4"],
+        &["compact", "--physical", "4"],
         &["put", "k1", "x"],
         &["put", "k2", ""],
         &["del", "k1"],
@@ -89,7 +89,11 @@ async fn saved(folder: &Path) -> (Etcd, PathBuf) {
 #[tokio::test]
 async fn three_members_have_what_the_etcd_had_and_can_be_written_at_once() {
     let mut cluster = Cluster::new(3).await;
-    let (etcd, file) = saved(cluster.folder()).await;
+    let (mut etcd, file) = saved(cluster.folder()).await;
+    // It forgets the hash that it made during the compaction: a restored member was not there.
+    etcd.stop(0).await;
+    etcd.start_member(0);
+    eventually(&etcd.ports(), &["endpoint", "health"], |_| true).await;
     let bytes = fs::read(&file).expect("the snapshot");
     let mut given: Vec<String> = Vec::new();
     for member in &cluster.members {
@@ -116,8 +120,9 @@ async fn three_members_have_what_the_etcd_had_and_can_be_written_at_once() {
     leader(&ports).await;
     let all = |list: &str| cluster.all_listed(list);
     eventually(&ports, &["member", "list"], all).await;
-    for revision in [0, 5, 7, 9] {
+    for revision in [0, 4, 5, 7, 9] {
         let expected = hashes(&theirs, revision).await[0];
+        assert_eq!(expected.1, 4, "compacted");
         let found = hashes(&ports, revision).await;
         assert_eq!(found, [expected; 3], "at revision {revision}");
     }

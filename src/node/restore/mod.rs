@@ -362,7 +362,7 @@ impl<'a, S: Source> Job<'a, S> {
                 new.put_blob(name.to_owned(), Bytes::from(value))?;
             }
         }
-        Ok(new.finish(RESTORED_AT, totals.has_rows)?)
+        Ok(new.finish(RESTORED_AT, totals.has_rows, totals.carried_out)?)
     }
 
     fn summary_found(&self) -> Summary {
