@@ -9,8 +9,11 @@ use crate::{
         command::{Put, RangeQuery},
         record::{Fields, encode, encode_tombstone},
     },
-    node::{data_directory::Contents, startup},
-    storage::sim_disk::{Fault, SimDisk},
+    node::{data_directory::Contents, progress::Progress, startup},
+    storage::{
+        refill,
+        sim_disk::{Fault, SimDisk},
+    },
     types::{LeaseId, Record, RecordKind, Rev},
 };
 use quorate_etcd_files::{
@@ -371,6 +374,34 @@ fn one_of_several_asks_the_others_before_it_takes_part() {
     restore(&sample(), &RestoreRequest::default(), &alone(), &disk).unwrap();
     let starts = starts::read(&disk).unwrap();
     assert_eq!(starts, Starts::new(Origin::Restored, true));
+}
+
+/// It does not know whom to ask, or has nobody to ask: so it must not begin, also not by way of a refill.
+#[test]
+fn one_of_several_that_cannot_ask_does_not_start() {
+    let disk = SimDisk::new(1);
+    let config = one_of_two(1);
+    restore(&sample(), &RestoreRequest::default(), &config, &disk).unwrap();
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let refused = startup::plan_alone(&config, &shared).unwrap_err();
+    let alone = matches!(refused, StartError::RestoredAlone { members: 2, .. });
+    assert!(alone, "{refused}");
+    refill::request(&disk, "a test").unwrap();
+    disk.remove(DATABASE).unwrap();
+    let progress = Progress::default();
+    let refused = clock::paused_system().block_on(async {
+        let asking = startup::plan(&config, &shared, None, &progress);
+        [
+            asking.await.unwrap_err(),
+            startup::plan_alone(&config, &shared).unwrap_err(),
+        ]
+    });
+    for refused in refused {
+        let unreadable = matches!(refused, StartError::RestoredUnreadable { .. });
+        assert!(unreadable && refused.needs_operator(), "{refused}");
+    }
+    let starts = starts::read(&disk).unwrap();
+    assert_eq!(starts.origin, Origin::Restored, "it has not asked");
 }
 
 #[test]
