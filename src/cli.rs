@@ -171,6 +171,9 @@ pub struct NewMemberArgs {
     /// Members do not prove who they are to each other
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
     peer_insecure: Option<String>,
+    /// What the command for the first member of the cluster printed; leave it out for the first
+    #[arg(long, value_name = "HEX")]
+    pub restore_id: Option<String>,
 }
 
 impl NewMemberArgs {
@@ -542,7 +545,7 @@ mod tests {
     fn a_restore_takes_the_flags_of_etcdutl() {
         let line = "quorate restore a.db --name n1 --data-dir d --initial-cluster n1=http://a:1,n2=http://b:1 \
                     --initial-advertise-peer-urls http://a:1/ --initial-cluster-token t --peer-insecure --skip-hash-check \
-                    --bump-revision 5 --mark-compacted";
+                    --bump-revision 5 --mark-compacted --restore-id a1";
         let words = line.split_whitespace();
         let Command::Restore(args) = Cli::try_parse_from(words).unwrap().asked() else {
             panic!("{line} restores")
@@ -555,6 +558,7 @@ mod tests {
         assert_eq!(config.peer_advertise().to_string(), "a:1");
         assert_eq!(config.cluster.initial.len(), 2);
         assert_eq!((args.bump_revision, args.mark_compacted), (Some(5), true));
+        assert_eq!(args.member.restore_id.as_deref(), Some("a1"));
         for refused in ["quorate restore", "quorate restore a --mark-compacted"] {
             assert!(
                 Cli::try_parse_from(refused.split(' ')).is_err(),

@@ -3,11 +3,11 @@
 use clap::Parser;
 use quorate::internals::{
     actors::fail_stop::EXIT_REFUSED,
-    cli::{Cli, Command, ImportArgs, RecoverArgs, RestoreArgs, ServerArgs},
+    cli::{Cli, Command, ImportArgs, NewMemberArgs, RecoverArgs, RestoreArgs, ServerArgs},
     config::ConfigError,
     import::{Choices, NestedPuts, Uncommitted},
     net::cert::CertArgs,
-    node::{ImportRequest, RestoreRequest, StartError},
+    node::{ImportRequest, RestoreId, RestoreRequest, StartError},
     snapshot_command::SnapshotArgs,
 };
 use std::{error::Error, process::ExitCode};
@@ -90,6 +90,7 @@ fn restore(args: RestoreArgs) -> Result<(), Box<dyn Error>> {
         bump_revision: args.bump_revision,
         mark_compacted: args.mark_compacted,
         ignore_corrupt_alarm: args.ignore_corrupt_alarm,
+        restore_id: restore_id(&args.member)?,
         config_file: args.member.config,
     };
     let done = quorate::internals::node::restore_snapshot(&request, &config)?;
@@ -115,11 +116,21 @@ fn import(args: ImportArgs) -> Result<(), Box<dyn Error>> {
             lease_ttl_min: args.lease_ttl_min,
         },
         ignore_corrupt_alarm: args.ignore_corrupt_alarm,
+        restore_id: restore_id(&args.member)?,
         config_file: args.member.config,
     };
     let done = quorate::internals::node::import_etcd(&request, &config)?;
     println!("{done}");
     Ok(())
+}
+
+fn restore_id(args: &NewMemberArgs) -> Result<Option<RestoreId>, String> {
+    let given = args.restore_id.as_deref();
+    let read = given.map(|text| {
+        let id = text.parse::<RestoreId>();
+        id.map_err(|error| format!("--restore-id {text:?}: {error}"))
+    });
+    read.transpose()
 }
 
 /// Says why the program ends. The log may not have started yet, so this does not go through it.

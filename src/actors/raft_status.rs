@@ -23,6 +23,9 @@ pub struct RaftStatus {
     pub learner: bool,
     /// Whether this member's state differs from the others', so that it serves nothing.
     pub out: bool,
+    /// Whether all members are known to read the alarm of a quota
+    /// ([`QuotaReached`](crate::kv::command::AlarmKind::QuotaReached)).
+    pub all_know_quota_alarm: bool,
 }
 
 impl RaftStatus {

@@ -747,7 +747,8 @@ impl Requests {
         if !self.is_at_quota() {
             return Ok(());
         }
-        let alarm = (self.shared.identity.member, AlarmKind::QuotaReached);
+        let kind = quota::alarm_kind(*self.shared.raft_status.borrow());
+        let alarm = (self.shared.identity.member, kind);
         let raised = self.shared.views.borrow().alarms.contains(&alarm);
         if !raised {
             let consensus = &self.shared.consensus;

@@ -284,6 +284,7 @@ fn channels(state: &ActorStates, db: &Db) -> (Channels, Outlets) {
         commit: LogIndex(0),
         learner: false,
         out: false,
+        all_know_quota_alarm: false,
     });
     let (disk_in, disk) = watch::channel(DiskHealth::default());
     let (leases_in, leases) = watch::channel(state.leases.leases.len());

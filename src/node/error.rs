@@ -121,6 +121,13 @@ pub enum StartError {
          the cluster.initial (and peer.cert, peer.key and peer.ca, or peer.insecure) that `quorate restore` was given"
     )]
     RestoredAlone { name: String, members: usize },
+    /// A restored member has not asked yet whether it has taken part before, and who the others are cannot be read.
+    #[error(
+        "member {name:?} was restored, and its first start has to ask the other members whether it has taken part before, but its \
+         database, which says who they are, cannot be read: delete the data directory, and restore this member again with the \
+         same command. A refill does not help"
+    )]
+    RestoredUnreadable { name: String },
     /// The file `refill` cannot be read or removed, or the database cannot be renamed.
     #[error("cannot put the database aside: {0}")]
     Refill(io::Error),
@@ -173,6 +180,7 @@ impl StartError {
             | Self::FormsCluster { .. }
             | Self::NobodyToAsk
             | Self::RestoredAlone { .. }
+            | Self::RestoredUnreadable { .. }
             | Self::Config(_)
             | Self::Raft(_)
             | Self::Membership(_)

@@ -38,11 +38,18 @@ pub(super) fn formed_member(config: &Config) -> Owner {
 
 /// This member in a cluster that was restored. Its id is the one that it would have in a new cluster. The cluster's id follows
 /// from `state`, the hash of all that was restored, and from the membership: so members that were restored from different data,
-/// or with different options, refuse each other instead of serving different data, and they refuse those of an earlier cluster.
-pub(super) fn restored_member(config: &Config, state: &str, membership: &Membership) -> Owner {
+/// or with different options, refuse each other instead of serving different data. And it follows from the number of this
+/// restore, so that they refuse those of an earlier cluster, too, that was restored from the same.
+pub(super) fn restored_member(
+    config: &Config,
+    restore_id: &str,
+    state: &str,
+    membership: &Membership,
+) -> Owner {
     let formed = formed_member(config);
     let members = hex_of(&membership.encode());
-    let words = ["restored", config.cluster.token.as_str(), state, &members];
+    let token = config.cluster.token.as_str();
+    let words = ["restored", token, restore_id, state, &members];
     Owner {
         identity: Identity {
             cluster: ClusterId(id_of(&words)),

@@ -3,21 +3,17 @@
 //! The database is restored as a snapshot's file is. Before the result becomes the state of a cluster, the entries are applied to
 //! it; `crate::import` says what each does. The directory of the etcd is only read.
 
-use super::{
-    at_rest,
-    error::StartError,
-    restore::{self, Job, RestoreError, RestoreRequest, Restored},
-};
+use super::restore::{self, Job, RestoreError, RestoreId, RestoreRequest, Restored};
 use crate::{
     config::Config,
     import::{Choices, NestedPuts, Replayed, Source, Uncommitted},
-    storage::{db::Db, real_disk::RealDisk},
+    storage::db::Db,
 };
 use quorate_etcd_files::{
     bolt::Image,
     store::{Store, StoreError},
 };
-use std::{cell::Cell, fmt, fs::File, path::PathBuf, sync::Arc};
+use std::{cell::Cell, fmt, fs::File, path::PathBuf};
 
 /// What to import, and how; the settings of the member are those of its server.
 #[derive(Clone, Debug)]
@@ -29,6 +25,8 @@ pub struct ImportRequest {
     pub choices: Choices,
     /// The data count as right although the alarm CORRUPT was raised.
     pub ignore_corrupt_alarm: bool,
+    /// That of the first member's import; `None` if this is the first.
+    pub restore_id: Option<RestoreId>,
     /// Where the settings come from, for the commands of other members.
     pub config_file: Option<PathBuf>,
 }
@@ -103,9 +101,7 @@ fn import(
     let as_restore = restore_request(request);
     let mut job = Job::new(&as_restore, config, &store, &unchanged)?;
     job.further = Some(&mut replay);
-    let keys = at_rest::Keys::read(config)?;
-    let disk = RealDisk::open(&config.data_dir).map_err(StartError::from)?;
-    let (disk, _keeper) = at_rest::open(config, keys, Arc::new(disk))?;
+    let (disk, _keeper) = restore::take(config)?;
     let restored = job.run(&disk)?;
     Ok((replayed.get(), restored))
 }
@@ -136,6 +132,7 @@ fn restore_request(request: &ImportRequest) -> RestoreRequest {
         file: request.directory.clone(),
         import: Some(flags),
         ignore_corrupt_alarm: request.ignore_corrupt_alarm,
+        restore_id: request.restore_id,
         config_file: request.config_file.clone(),
         ..RestoreRequest::default()
     }
@@ -156,6 +153,7 @@ mod tests {
                 lease_ttl_min: 8,
             },
             ignore_corrupt_alarm: true,
+            restore_id: Some("00000000000000a1".parse().unwrap()),
             config_file: None,
         };
         let restore = restore_request(&request);
@@ -163,6 +161,7 @@ mod tests {
         let expected = "--wal-dir log --keep-uncommitted --nested-puts-refused --lease-ttl-min 8";
         assert_eq!(flags, expected);
         assert!(restore.ignore_corrupt_alarm, "a flag of both commands");
+        assert_eq!(restore.restore_id, request.restore_id);
         let plain = restore_request(&ImportRequest {
             wal: None,
             choices: Choices::default(),

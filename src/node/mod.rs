@@ -50,7 +50,9 @@ pub use error::StartError;
 pub use import::{ImportRequest, Imported, import_etcd};
 pub use network::{Asked, PeerNetwork};
 pub use quorum_recovery::{QuorumRecovery, QuorumRecoveryError, recover_quorum, recover_quorum_on};
-pub use restore::{RestoreError, RestoreRequest, Restored, restore_snapshot};
+pub use restore::{
+    NoRestoreId, RestoreError, RestoreId, RestoreRequest, Restored, restore_snapshot,
+};
 
 use crate::{
     actors::{fail_stop::FailStop, requests::Requests, store::Store},

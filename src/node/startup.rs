@@ -82,6 +82,9 @@ pub(super) async fn plan(
     match data_directory::inspect(&**disk)? {
         Contents::Member(owner) => {
             let mut plan = plan_restart(config, owner)?;
+            // Before a refill, which takes what others say for this member's own membership.
+            plan.begins_restored =
+                begin_restored(config, disk, network, &plan.owner, progress).await?;
             let site = site(config, disk, &plan.owner);
             if refill::is_asked_for(&**disk)? && !refill::is_nearly_done(&site) {
                 let own = refill::own_members(&site);
@@ -89,8 +92,6 @@ pub(super) async fn plan(
                     questions::members_for_refill(config, network, &plan.owner, own, progress)
                         .await?;
             }
-            plan.begins_restored =
-                begin_restored(config, disk, network, &plan.owner, progress).await?;
             Ok(plan)
         }
         Contents::New => Ok(plan_first_start(
@@ -110,15 +111,10 @@ async fn begin_restored(
     progress: &Progress,
 ) -> Result<bool, StartError> {
     let starts = starts::read(&**disk)?;
-    if starts.origin != Origin::Restored || starts.begun {
+    if !has_to_ask(&starts) {
         return Ok(false);
     }
-    // If it cannot be read, the start fails when it opens the database.
-    let Some(members) = refill::own_members(&site(config, disk, owner)) else {
-        return Ok(false);
-    };
-    let members = Members::decode(&members).map_err(LoadStateError::from)?;
-    let members = members.iter().count();
+    let members = restored_members(config, disk, owner)?;
     questions::restored_start(config, network, owner, members, progress).await?;
     let asked = Starts {
         origin: Origin::RestoredAndAsked,
@@ -128,11 +124,37 @@ async fn begin_restored(
     Ok(true)
 }
 
+/// Whether it is the first start of a member that was restored as one of several.
+fn has_to_ask(starts: &Starts) -> bool {
+    starts.origin == Origin::Restored && !starts.begun
+}
+
+/// How many members were restored together with this one. If its database cannot be read, it is not known whom to ask; a refill
+/// must not make this member one that begins unasked.
+fn restored_members(
+    config: &Config,
+    disk: &Arc<dyn Disk>,
+    owner: &Owner,
+) -> Result<usize, StartError> {
+    let stored = refill::own_members(&site(config, disk, owner));
+    let stored = stored.ok_or_else(|| StartError::RestoredUnreadable {
+        name: config.name.clone(),
+    })?;
+    let members = Members::decode(&stored).map_err(LoadStateError::from)?;
+    Ok(members.iter().count())
+}
+
 /// As [`plan`], for a member that has no other member to ask.
 pub(super) fn plan_alone(config: &Config, disk: &Arc<dyn Disk>) -> Result<Plan, StartError> {
     match data_directory::inspect(&**disk)? {
         Contents::Member(owner) => {
             let mut plan = plan_restart(config, owner)?;
+            if has_to_ask(&starts::read(&**disk)?) {
+                return Err(StartError::RestoredAlone {
+                    name: config.name.clone(),
+                    members: restored_members(config, disk, &plan.owner)?,
+                });
+            }
             if refill::is_asked_for(&**disk)? {
                 plan.refill_members = refill::own_members(&site(config, disk, &plan.owner));
             }

@@ -6,6 +6,12 @@ use crate::{
     support::Cluster,
 };
 use serde_json::Value;
+use std::time::Duration;
+use tokio::time::sleep;
+
+/// How often members are asked for a hash that they make soon, and how many times before it counts as missing.
+const POLL: Duration = Duration::from_millis(20);
+const LOOKS_MAX: usize = 1_500;
 
 /// Hash and compacted revision at the revision asked for (0: the newest), of each member.
 pub(crate) async fn hashes(ports: &[u16], revision: u64) -> Vec<(u64, i64)> {
@@ -23,13 +29,15 @@ pub(crate) async fn hashes(ports: &[u16], revision: u64) -> Vec<(u64, i64)> {
 
 /// As [`hashes`] at a compacted revision, once each member has carried out the compaction, which followed that at `previous`.
 async fn hashes_of_compaction(ports: &[u16], revision: u64, previous: i64) -> Vec<(u64, i64)> {
-    loop {
-        let found = hashes(ports, revision).await;
+    let mut found = Vec::new();
+    for _ in 0..LOOKS_MAX {
+        found = hashes(ports, revision).await;
         if found.iter().all(|(_, compacted)| *compacted == previous) {
             return found;
         }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        sleep(POLL).await;
     }
+    panic!("no hash of the compaction at {revision} that followed {previous}: {found:?}");
 }
 
 #[tokio::test]

@@ -308,14 +308,15 @@ async fn what_only_the_log_of_a_killed_etcd_has_comes_along() {
     let late = in_the_log(&ours.text);
     assert!(late >= 30, "the test is about these: {}", ours.text);
     let other = ours.folder.path().join("other");
-    let again = import(&etcd.data_dir(0), &other, &[]).await;
-    let again = String::from_utf8_lossy(&again.stdout).into_owned();
-    let cluster = |text: &str| {
-        let mut lines = text.lines();
-        let line = lines.find(|line| line.starts_with("cluster "));
-        line.expect("the cluster's id").to_owned()
+    let of = |what: &str, text: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(what));
+        line.expect("it is printed").trim().to_owned()
     };
-    // It follows from the whole state.
+    let cluster = |text: &str| of("cluster ", text);
+    let id = of("restore id ", &ours.text);
+    let again = import(&etcd.data_dir(0), &other, &["--restore-id", &id]).await;
+    let again = String::from_utf8_lossy(&again.stdout).into_owned();
+    // It follows from the whole state, and from that number.
     assert_eq!(cluster(&again), cluster(&ours.text), "the same everywhere");
     etcd.start_member(0);
     eventually(&port, &["endpoint", "health"], |_| true).await;

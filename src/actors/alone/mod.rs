@@ -209,6 +209,7 @@ fn status(leads: bool) -> latest::Receiver<RaftStatus> {
         commit: LogIndex(0),
         learner: false,
         out: false,
+        all_know_quota_alarm: true,
     };
     latest::channel(status).1
 }

@@ -26,6 +26,7 @@ use crate::{
         latest,
         lease_messages::LeaseServer,
         members::{ClusterMember, Members},
+        peer_ask::QUOTA_ALARM_VERSION,
         peer_hub::{ForwardRequests, SendMessages, UpdatePeers},
         published::Published,
         raft_status::{DiskHealth, RaftStatus},
@@ -197,7 +198,8 @@ impl RaftNode {
         peers: RaftPeers,
         life: Lifeline,
     ) -> Self {
-        let published = status_of(&raft, member.id, false);
+        let connections = Connections::default();
+        let published = status_of(&raft, member.id, &connections, false);
         let voters = if peers.links.is_alone() {
             1
         } else {
@@ -219,7 +221,7 @@ impl RaftNode {
             reads: PendingReads::default(),
             changes: PendingChanges::default(),
             leadership: Leadership::default(),
-            connections: Connections::default(),
+            connections,
             addresses: MemberAddresses::default(),
             transfers: SnapshotTransfers::default(),
             guard: Guard::default(),
@@ -334,7 +336,8 @@ impl RaftNode {
     }
 
     pub(super) fn publish_status(&mut self) {
-        let status = status_of(&self.raft, self.member.id, self.guard.is_out());
+        let out = self.guard.is_out();
+        let status = status_of(&self.raft, self.member.id, &self.connections, out);
         if self.published != status {
             self.published = status;
             self.peers.status.send_replace(status);
@@ -342,7 +345,13 @@ impl RaftNode {
     }
 }
 
-fn status_of(raft: &RaftCore, member: MemberId, out: bool) -> RaftStatus {
+fn status_of(
+    raft: &RaftCore,
+    member: MemberId,
+    connections: &Connections,
+    out: bool,
+) -> RaftStatus {
+    let members = raft.membership().ids();
     RaftStatus {
         leader: raft.leader(),
         leads: raft.is_leader(),
@@ -350,6 +359,7 @@ fn status_of(raft: &RaftCore, member: MemberId, out: bool) -> RaftStatus {
         commit: raft.commit(),
         learner: raft.membership().is_learner(member) && !awaits_vote(raft, member),
         out,
+        all_know_quota_alarm: connections.all_speak(QUOTA_ALARM_VERSION, member, members),
     }
 }
 

@@ -13,7 +13,9 @@
 //! those which recorded it before it took part would be among them.
 //!
 //! A member that `quorate restore` made has data, but its disk may be the second one that was restored. So at its first start it
-//! asks for these records, too, and begins under the same condition.
+//! begins under the same two conditions. The others hold no entry of the cluster if their logs end where that of a restored
+//! member begins. The records alone would not do: two members that lost their disks have lost what they had recorded, too, and
+//! each would vouch for the other.
 //!
 //! Until then the start waits, a first start writes nothing, and the log says what it waits for.
 //!
@@ -25,6 +27,7 @@
 mod tests;
 
 use super::{
+    data_directory::RESTORED_AT,
     error::StartError,
     identity::{formed_id, formed_member},
     network::{PeerNetwork, Questions},
@@ -159,10 +162,7 @@ pub(super) async fn restored_start(
     let book = formed_addresses(config);
     let announcement = questions.announce(config, owner, book, answer.into())?;
     let own = owner.identity;
-    let verdict = |answers: &[Answer<'_>]| {
-        let unsure = not_seen(config, own.cluster, answers)?;
-        Ok(unsure.map_or(Verdict::Decided(()), Verdict::Wait))
-    };
+    let verdict = |answers: &[Answer<'_>]| may_begin_restored(config, own.cluster, answers);
     let decided = rounds(config, &questions, &others, Some(own), progress, verdict).await;
     announcement.end().await;
     decided
@@ -295,15 +295,33 @@ fn formed_addresses(config: &Config) -> Vec<PeerAddress> {
     initial.filter_map(address).collect()
 }
 
-/// Whether a member of a new cluster may begin: what the others know of the cluster allows it, and what they have recorded shows
-/// that it has never begun.
+/// Whether a member of a new cluster may begin.
 fn may_begin(config: &Config, answers: &[Answer<'_>]) -> Result<Verdict<Beginning>, StartError> {
-    let unsure = not_seen(config, formed_member(config).identity.cluster, answers)?;
-    let verdict = may_form(config, answers)?;
-    Ok(match (verdict, unsure) {
-        (Verdict::Decided(_), Some(unsure)) => Verdict::Wait(unsure),
-        (verdict, _) => verdict,
-    })
+    let formed = formed_member(config).identity.cluster;
+    let unsure = unsure(config, formed, LogIndex(0), answers)?;
+    Ok(unsure.map_or(Verdict::Decided(Beginning::Forms), Verdict::Wait))
+}
+
+/// Whether a restored member of cluster `own` may begin.
+fn may_begin_restored(
+    config: &Config,
+    own: ClusterId,
+    answers: &[Answer<'_>],
+) -> Result<Verdict<()>, StartError> {
+    let unsure = unsure(config, own, RESTORED_AT.index, answers)?;
+    Ok(unsure.map_or(Verdict::Decided(()), Verdict::Wait))
+}
+
+/// What is waited for before a member of cluster `own` begins: `None` if what the others know of the cluster allows it, and what
+/// they have recorded shows that it has never begun. The log of a member that has never begun ends at `first`.
+fn unsure(
+    config: &Config,
+    own: ClusterId,
+    first: LogIndex,
+    answers: &[Answer<'_>],
+) -> Result<Option<String>, StartError> {
+    let seen = not_seen(config, own, answers)?;
+    Ok(not_new(config, own, first, answers)?.or(seen))
 }
 
 /// Whether what the others have recorded shows that this member has never begun; if it does not, what is waited for. Only so many
@@ -346,31 +364,43 @@ fn not_seen(
     )))
 }
 
-/// Whether what the others know of the cluster allows a member of a new one to begin.
-fn may_form(config: &Config, answers: &[Answer<'_>]) -> Result<Verdict<Beginning>, StartError> {
-    let formed = formed_member(config).identity.cluster;
+/// Whether what the others know of the cluster `own` allows one of those that form it to begin; if it does not, what is waited
+/// for. `first` is where the log of a member ends that has never begun.
+fn not_new(
+    config: &Config,
+    own: ClusterId,
+    first: LogIndex,
+    answers: &[Answer<'_>],
+) -> Result<Option<String>, StartError> {
     let mut without_entries = 0;
     let mut missing = Vec::new();
     for Answer { from, outcome, .. } in answers {
         match outcome {
-            Ok((cluster, info)) if *cluster == formed && info.confirmed => {
+            Ok((cluster, info)) if *cluster == own && info.confirmed => {
                 return if info.started {
                     Err(StartError::HasRun {
                         name: config.name.clone(),
                     })
                 } else if info.id.is_some() {
-                    Ok(Verdict::Decided(Beginning::Forms))
+                    Ok(None)
                 } else {
                     Err(not_added(config))
                 };
             }
             // Its configuration differs, or this member's was changed: what it says is no proof about this cluster.
-            Ok((cluster, _)) if *cluster != formed => missing.push(format!(
+            Ok((cluster, _)) if *cluster != own => missing.push(format!(
                 "{} belongs to another cluster, {:x} instead of {:x}: `cluster.initial` and `cluster.token` must be the same on \
-                 all members",
-                from.name, cluster.0, formed.0
+                 all members{}",
+                from.name,
+                cluster.0,
+                own.0,
+                if first == LogIndex(0) {
+                    ""
+                } else {
+                    ", and so must be what they were restored from, all options, and --restore-id"
+                }
             )),
-            Ok((_, info)) if info.last == LogIndex(0) => without_entries += 1,
+            Ok((_, info)) if info.last <= first => without_entries += 1,
             Ok(_) => missing.push(format!(
                 "{} has data, but no quorum of the cluster",
                 from.name
@@ -381,9 +411,9 @@ fn may_form(config: &Config, answers: &[Answer<'_>]) -> Result<Verdict<Beginning
     let members = config.cluster.initial.len();
     let needed = recorders(members);
     if without_entries >= needed {
-        return Ok(Verdict::Decided(Beginning::Forms));
+        return Ok(None);
     }
-    Ok(Verdict::Wait(format!(
+    Ok(Some(format!(
         "the other members have to say whether this one has run before, {needed} of them or a quorum: {}",
         missing.join("; ")
     )))

@@ -358,36 +358,86 @@ fn a_refill_takes_its_own_membership_or_a_majority_s() {
     );
 }
 
-/// A restored member asks for nothing but the records of its beginning: the others of its cluster have data, as it has itself.
+/// What the others say of a restored member: the end of their log, whether a quorum confirms that, and what they have recorded.
+/// `None` is no answer.
+type Said = Option<(u64, bool, RecordedStart)>;
+
+fn begins_restored(said: [Said; 2]) -> Result<Verdict<()>, StartError> {
+    let three = config(1, 3);
+    let outcome = |said: &Said| match said {
+        None => silent(),
+        Some((last, confirmed, _)) => Ok(here(
+            &three,
+            GuestInfo {
+                last: LogIndex(*last),
+                ..says(&three, false, *confirmed)
+            },
+        )),
+    };
+    let mut answers = answers(&three, said.iter().map(outcome).collect());
+    for (answer, said) in answers.iter_mut().zip(said) {
+        answer.start = said.map(|(.., start)| start);
+    }
+    may_begin_restored(&three, formed_member(&three).identity.cluster, &answers)
+}
+
 #[test]
 fn a_restored_member_begins_unless_the_others_may_have_seen_it_begin() {
-    let three = config(1, 3);
-    let own = formed_member(&three).identity.cluster;
-    let says = |start: [Option<RecordedStart>; 2]| {
-        let with_data = || Ok(here(&three, says(&three, false, false)));
-        let mut answers = answers(&three, vec![with_data(), with_data()]);
-        for (answer, start) in answers.iter_mut().zip(start) {
-            answer.start = start;
-        }
-        not_seen(&three, own, &answers)
-    };
-    let (recorded, not_recorded) = (RecordedStart::Recorded, RecordedStart::NotRecorded);
-    assert_eq!(says([Some(not_recorded), None]).unwrap(), None);
-    assert_eq!(says([Some(not_recorded), Some(recorded)]).unwrap(), None);
-    let waits = says([Some(recorded), None]).unwrap().unwrap();
-    for words in ["n2 has recorded that it begins", "n3 does not answer"] {
-        assert!(waits.contains(words), "{words} in {waits}");
+    let (recorded, not) = (RecordedStart::Recorded, RecordedStart::NotRecorded);
+    for said in [
+        // Nobody has begun: the logs of the others end where its own does, or they have none.
+        [Some((1, false, not)), Some((0, false, not))],
+        // A quorum says that it has not started.
+        [Some((9, true, not)), None],
+        [Some((9, true, not)), Some((9, false, recorded))],
+    ] {
+        let begins = begins_restored(said);
+        assert!(matches!(begins, Ok(Verdict::Decided(()))), "{said:?}");
     }
-    let has_run = says([Some(recorded), Some(recorded)]);
+    let silent = [Some((1, false, not)), None];
+    waits(begins_restored(silent), "n3 at n3:2380 does not answer");
+    let seen = [Some((1, false, recorded)), Some((1, false, not))];
+    assert!(matches!(begins_restored(seen), Ok(Verdict::Decided(()))));
+    let seen = [Some((9, true, recorded)), None];
+    waits(begins_restored(seen), "n2 has recorded that it begins");
+    let both = [Some((9, false, recorded)), Some((9, false, recorded))];
+    let has_run = begins_restored(both);
     assert!(
         matches!(has_run, Err(StartError::HasRun { .. })),
         "{has_run:?}"
     );
+}
+
+/// Two of three lost their disks: together they would be a majority that lacks what they had acknowledged. Of the records only
+/// those of the third are left, and each of the two says that it has none.
+#[test]
+fn restored_members_do_not_begin_on_the_word_of_each_other() {
+    let (recorded, not) = (RecordedStart::Recorded, RecordedStart::NotRecorded);
+    for start in [recorded, not] {
+        let said = [Some((9, false, start)), Some((0, false, not))];
+        waits(
+            begins_restored(said),
+            "n2 has data, but no quorum of the cluster",
+        );
+    }
+}
+
+#[test]
+fn a_restored_member_waits_for_those_of_another_cluster_and_stops_if_a_quorum_knows_it() {
+    let three = config(1, 3);
+    let own = formed_member(&three).identity.cluster;
     let elsewhere = Ok((ClusterId(own.0 ^ 1), GuestInfo::without_data()));
     let mut foreign = answers(&three, vec![elsewhere, silent()]);
     for answer in &mut foreign {
         answer.start = None;
     }
-    let waits = not_seen(&three, own, &foreign).unwrap().unwrap();
-    assert!(waits.contains("n2 belongs to another cluster"), "{waits}");
+    let waits_for = "n2 belongs to another cluster";
+    waits(may_begin_restored(&three, own, &foreign), waits_for);
+    let restore_id = "and --restore-id";
+    waits(may_begin_restored(&three, own, &foreign), restore_id);
+    let unseen = not_seen(&three, own, &foreign).unwrap().unwrap();
+    assert!(unseen.contains(waits_for), "{unseen}");
+    let started = Ok(here(&three, says(&three, true, true)));
+    let stops = may_begin_restored(&three, own, &answers(&three, vec![silent(), started]));
+    assert!(matches!(stops, Err(StartError::HasRun { .. })), "{stops:?}");
 }

@@ -1,11 +1,16 @@
 //! The commands that a restore prints: those of the other members, and the next start.
 
-use super::request::RestoreRequest;
+use super::request::{RestoreId, RestoreRequest};
 use crate::config::Config;
 use std::path::Path;
 
-/// The command that restores the same data for the member called `name`.
-pub(super) fn of_member(request: &RestoreRequest, config: &Config, name: &str) -> String {
+/// The command that restores the same data for the member called `name` of the same cluster.
+pub(super) fn of_member(
+    request: &RestoreRequest,
+    config: &Config,
+    id: RestoreId,
+    name: &str,
+) -> String {
     let mut words = vec![source(request)];
     words.extend(request.import.iter().flatten().map(|flag| quoted(flag)));
     add_settings(&mut words, request, config, name);
@@ -22,6 +27,8 @@ pub(super) fn of_member(request: &RestoreRequest, config: &Config, name: &str) -
     if request.ignore_corrupt_alarm {
         words.push("--ignore-corrupt-alarm".to_owned());
     }
+    words.push("--restore-id".to_owned());
+    words.push(id.to_string());
     words.join(" ")
 }
 

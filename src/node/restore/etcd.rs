@@ -40,6 +40,8 @@ pub(super) enum Item {
 pub(super) struct Totals {
     pub(super) revision: Revision,
     pub(super) compacted: Revision,
+    /// What this compaction gave up is not among the records. A later one may have been decided.
+    pub(super) carried_out: Option<Revision>,
     pub(super) alarms: BTreeSet<(MemberId, AlarmKind)>,
     pub(super) records: u64,
     pub(super) leases: u64,
@@ -68,10 +70,12 @@ type Each<'a> = &'a mut dyn FnMut(Item) -> Result<(), RestoreError>;
 
 /// Calls `each` with all items of the store. In memory are the users and roles, and one of the others.
 pub(super) fn visit<S: Source>(store: &Store<S>, each: Each<'_>) -> Result<Totals, RestoreError> {
-    let compacted = store.meta()?.compacted();
+    let meta = store.meta()?;
+    let compacted = meta.compacted();
     let mut totals = Totals {
         revision: Revision(compacted).max(Revision::FIRST),
         compacted: Revision(compacted),
+        carried_out: meta.finished_compaction.map(Revision),
         alarms: alarms(store)?,
         records: 0,
         leases: 0,

@@ -6,8 +6,10 @@
 //!
 //! All members of the new cluster are restored from the same state, with one command each. It counts as the first entry of the
 //! log of term 1, which the log itself does not have: it begins after that. The cluster's id follows from the state (`identity`),
-//! and members that were restored from different states refuse each other. A member that lost its disk could be restored once
-//! more, under its old id, without what it had acknowledged; so the first start of each asks the others (`questions`).
+//! and members that were restored from different states refuse each other. It follows from a number, too, which the first
+//! member's command draws and those of the others are given: restoring all of them once more makes another cluster. A member
+//! that lost its disk could be restored once more, under its old id, without what it had acknowledged; so the first start of
+//! each asks the others (`questions`).
 //!
 //! [`Job`] has the steps, for any source that is a store of etcd's format, with further changes to the state that was loaded.
 
@@ -20,7 +22,7 @@ mod request;
 mod tests;
 
 pub use error::RestoreError;
-pub use request::RestoreRequest;
+pub use request::{NoRestoreId, RestoreId, RestoreRequest};
 
 use super::{
     at_rest,
@@ -69,6 +71,7 @@ use time::OffsetDateTime;
 #[derive(Debug)]
 pub struct Restored {
     owner: Owner,
+    restore_id: RestoreId,
     totals: Totals,
     /// What did not come along, or stands in the way of writes.
     notes: Vec<String>,
@@ -87,6 +90,7 @@ impl fmt::Display for Restored {
         writeln!(f, "wrote      {}", self.into.display())?;
         writeln!(f, "member     {} ({member})", owner.name)?;
         writeln!(f, "cluster    {:x}", owner.identity.cluster.0)?;
+        writeln!(f, "restore id {}", self.restore_id)?;
         let compacted = compacted_text(totals.compacted);
         writeln!(f, "revision   {}, {compacted}", totals.revision)?;
         writeln!(
@@ -159,9 +163,7 @@ fn restore_file(request: &RestoreRequest, config: &Config) -> Result<Restored, R
         Err(RestoreError::Changed { path: path.clone() })
     };
     let mut job = Job::new(request, config, &store, &unchanged)?;
-    let keys = at_rest::Keys::read(config)?;
-    let disk = RealDisk::open(&config.data_dir).map_err(StartError::from)?;
-    let (disk, _keeper) = at_rest::open(config, keys, Arc::new(disk))?;
+    let (disk, _keeper) = take(config)?;
     let mut done = job.run(&disk)?;
     if request.skip_hash_check {
         done.notes.push("the SHA-256 was not compared".to_owned());
@@ -180,6 +182,15 @@ fn open(path: &Path) -> Result<File, RestoreError> {
         return Err(RestoreError::IsDirectory { path });
     }
     Ok(file)
+}
+
+/// Locks the data directory and opens it. Before the source was verified it was empty; that took long, and only from the lock on
+/// nobody else fills it. So this looks once more.
+pub(super) fn take(config: &Config) -> Result<(Arc<dyn Disk>, at_rest::Keeper), RestoreError> {
+    let keys = at_rest::Keys::read(config)?;
+    let disk = RealDisk::open(&config.data_dir).map_err(StartError::from)?;
+    require_empty(&config.data_dir)?;
+    Ok(at_rest::open(config, keys, Arc::new(disk))?)
 }
 
 /// Refuses a directory with anything in it. What a restore that failed leaves behind is nothing: the lock, and empty directories.
@@ -220,6 +231,7 @@ pub(super) type FurtherChanges<'a> = &'a mut dyn FnMut(&mut Db) -> Result<(), Re
 /// One restore: a source that was verified, and what becomes of it.
 pub(super) struct Job<'a, S> {
     request: &'a RestoreRequest,
+    restore_id: RestoreId,
     config: &'a Config,
     store: &'a Store<S>,
     /// Fails if the source has changed.
@@ -261,6 +273,7 @@ impl<'a, S: Source> Job<'a, S> {
         let first = first_membership(config)?;
         let job = Self {
             request,
+            restore_id: request.restore_id.unwrap_or_else(RestoreId::draw),
             config,
             store,
             unchanged,
@@ -317,7 +330,8 @@ impl<'a, S: Source> Job<'a, S> {
         (self.unchanged)()?;
         let settled = self.settled(&Summary::read(&db.reader()?)?)?;
         let state = digest::of_state(contents, &settled.summary).to_string();
-        let owner = restored_member(self.config, &state, &self.first);
+        let restore_id = self.restore_id.to_string();
+        let owner = restored_member(self.config, &restore_id, &state, &self.first);
         site.identity = owner.identity;
         self.complete(&site, db, &settled.summary)?;
         write_log(self.config, disk, owner.identity)?;
@@ -348,7 +362,7 @@ impl<'a, S: Source> Job<'a, S> {
                 new.put_blob(name.to_owned(), Bytes::from(value))?;
             }
         }
-        Ok(new.finish(RESTORED_AT, totals.has_rows)?)
+        Ok(new.finish(RESTORED_AT, totals.has_rows, totals.carried_out)?)
     }
 
     fn summary_found(&self) -> Summary {
@@ -463,11 +477,12 @@ impl<'a, S: Source> Job<'a, S> {
     /// What the first start says.
     fn note(&self, summary: &Summary, state: &str) -> String {
         format!(
-            "from {}\nat {}\nrevision {}, {}\nstate {state}\n",
+            "from {}\nat {}\nrevision {}, {}\nstate {state}\nrestore id {}\n",
             self.request.file.display(),
             now(),
             summary.revision,
             compacted_text(summary.compacted),
+            self.restore_id,
         )
     }
 
@@ -485,10 +500,13 @@ impl<'a, S: Source> Job<'a, S> {
             from: request.file.clone(),
             into: config.data_dir.clone(),
             commands: others
-                .map(|other| commands::of_member(request, config, &other.info.name))
+                .map(|other| {
+                    commands::of_member(request, config, self.restore_id, &other.info.name)
+                })
                 .collect(),
             start: commands::start(request, config),
             owner,
+            restore_id: self.restore_id,
         }
     }
 }

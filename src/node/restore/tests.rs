@@ -9,8 +9,11 @@ use crate::{
         command::{Put, RangeQuery},
         record::{Fields, encode, encode_tombstone},
     },
-    node::{data_directory::Contents, startup},
-    storage::sim_disk::{Fault, SimDisk},
+    node::{data_directory::Contents, progress::Progress, startup},
+    storage::{
+        refill,
+        sim_disk::{Fault, SimDisk},
+    },
     types::{LeaseId, Record, RecordKind, Rev},
 };
 use quorate_etcd_files::{
@@ -215,6 +218,14 @@ fn restore(
     restore_with(sample, request, config, disk, None)
 }
 
+/// Of a member that is restored together with others, or with the same number once more.
+fn numbered() -> RestoreRequest {
+    RestoreRequest {
+        restore_id: Some("00000000000000a1".parse().unwrap()),
+        ..RestoreRequest::default()
+    }
+}
+
 /// The cluster's id that comes out of it.
 fn cluster(sample: &Sample, request: &RestoreRequest, config: &Config) -> ClusterId {
     let done = restore(sample, request, config, &SimDisk::new(1)).unwrap();
@@ -309,12 +320,12 @@ fn is_whole_in_spite_of(fault: Fault, step: u64) -> bool {
 
 #[test]
 fn members_of_one_state_are_a_cluster_and_others_are_not() {
-    let plain = RestoreRequest::default();
+    let plain = numbered();
     let first = cluster(&sample(), &plain, &one_of_two(1));
     assert_eq!(first, cluster(&sample(), &plain, &one_of_two(2)));
     let bumped = RestoreRequest {
         bump_revision: Some(1),
-        ..RestoreRequest::default()
+        ..numbered()
     };
     assert_ne!(first, cluster(&sample(), &bumped, &one_of_two(2)));
     let mut other = sample();
@@ -333,7 +344,23 @@ fn members_of_one_state_are_a_cluster_and_others_are_not() {
     assert_eq!(done.owner.identity.member, member);
     let said = done.to_string();
     assert!(said.contains("quorate restore '' --name n2"), "{said}");
+    let id = "--initial-cluster-token etcd-cluster --restore-id 00000000000000a1";
+    assert!(said.contains(id), "{said}");
     assert!(!said.contains("quorate restore '' --name n1"), "{said}");
+}
+
+/// Else members that are restored once more could meet those of the cluster that was restored before, and has gone on since.
+#[test]
+fn all_members_restored_once_more_are_another_cluster() {
+    let plain = RestoreRequest::default();
+    let done = restore(&sample(), &plain, &one_of_two(1), &SimDisk::new(1)).unwrap();
+    let first = done.owner.identity.cluster;
+    assert_ne!(first, cluster(&sample(), &plain, &one_of_two(1)));
+    let printed = RestoreRequest {
+        restore_id: Some(done.restore_id.to_string().parse().unwrap()),
+        ..RestoreRequest::default()
+    };
+    assert_eq!(first, cluster(&sample(), &printed, &one_of_two(2)));
 }
 
 /// Else a member that lost its disk and was restored once more would take part without what it had acknowledged.
@@ -347,6 +374,34 @@ fn one_of_several_asks_the_others_before_it_takes_part() {
     restore(&sample(), &RestoreRequest::default(), &alone(), &disk).unwrap();
     let starts = starts::read(&disk).unwrap();
     assert_eq!(starts, Starts::new(Origin::Restored, true));
+}
+
+/// It does not know whom to ask, or has nobody to ask: so it must not begin, also not by way of a refill.
+#[test]
+fn one_of_several_that_cannot_ask_does_not_start() {
+    let disk = SimDisk::new(1);
+    let config = one_of_two(1);
+    restore(&sample(), &RestoreRequest::default(), &config, &disk).unwrap();
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    let refused = startup::plan_alone(&config, &shared).unwrap_err();
+    let alone = matches!(refused, StartError::RestoredAlone { members: 2, .. });
+    assert!(alone, "{refused}");
+    refill::request(&disk, "a test").unwrap();
+    disk.remove(DATABASE).unwrap();
+    let progress = Progress::default();
+    let refused = clock::paused_system().block_on(async {
+        let asking = startup::plan(&config, &shared, None, &progress);
+        [
+            asking.await.unwrap_err(),
+            startup::plan_alone(&config, &shared).unwrap_err(),
+        ]
+    });
+    for refused in refused {
+        let unreadable = matches!(refused, StartError::RestoredUnreadable { .. });
+        assert!(unreadable && refused.needs_operator(), "{refused}");
+    }
+    let starts = starts::read(&disk).unwrap();
+    assert_eq!(starts.origin, Origin::Restored, "it has not asked");
 }
 
 #[test]
@@ -378,7 +433,7 @@ fn the_revision_is_raised_and_marked_compacted() {
 
 #[test]
 fn further_changes_are_part_of_the_state() {
-    let request = RestoreRequest::default();
+    let request = numbered();
     let disk = SimDisk::new(1);
     let mut further = late;
     let further: FurtherChanges<'_> = &mut further;
@@ -448,6 +503,28 @@ fn leases_that_no_etcd_has_are_refused() {
         );
         assert_eq!(disk.operations(), 0, "nothing is written");
     }
+}
+
+/// The source is verified for minutes, and meanwhile the directory may have become that of a member.
+#[test]
+fn a_directory_that_is_filled_before_it_is_locked_is_refused_and_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = Config {
+        data_dir: dir.path().join("data"),
+        ..alone()
+    };
+    require_empty(&config.data_dir).unwrap();
+    let (taken, _keeper) = take(&config).unwrap();
+    let locked = take(&config);
+    assert!(matches!(locked, Err(RestoreError::Start(_))));
+    drop(taken);
+    drop(take(&config).unwrap());
+    let database = config.data_dir.join(DATABASE);
+    fs::create_dir_all(database.parent().unwrap()).unwrap();
+    fs::write(&database, "records").unwrap();
+    let refused = take(&config);
+    assert!(matches!(refused, Err(RestoreError::NotEmpty { .. })));
+    assert_eq!(fs::read(&database).unwrap(), b"records");
 }
 
 #[test]

@@ -8,8 +8,8 @@ use super::super::{
     Db, DbOptions,
     error::{DbError, from_io, from_redb},
     format::{
-        FORMAT_VERSION, FORMAT_WITHOUT_ROWS, KEY_BYTES, LEASES, REVISIONS, Usage, meta,
-        revision_key, seal,
+        CompactionProgress, FORMAT_VERSION, FORMAT_WITHOUT_ROWS, KEY_BYTES, LEASES, REVISIONS,
+        Usage, meta, revision_key, seal,
     },
     put_meta,
     redb_file::open_redb,
@@ -19,7 +19,7 @@ use super::site::DbSite;
 use crate::{
     codec,
     storage::disk::DiskFile,
-    types::{LeaseId, LogPosition, Record},
+    types::{LeaseId, LogPosition, Record, Revision},
 };
 use bytes::Bytes;
 use redb::{Database, WriteTransaction};
@@ -109,8 +109,21 @@ impl NewDb {
     }
 
     /// Completes the file as that of a database which has applied the log through `applied`, opens it and verifies its pages.
-    /// `has_rows`: there are rows of users or roles among the blobs.
-    pub fn finish(self, applied: LogPosition, has_rows: bool) -> Result<Db, DbError> {
+    /// `has_rows`: there are rows of users or roles among the blobs. `compacted`: what a compaction at this revision removes is
+    /// not among the records, so that it need not be carried out again.
+    pub fn finish(
+        self,
+        applied: LogPosition,
+        has_rows: bool,
+        compacted: Option<Revision>,
+    ) -> Result<Db, DbError> {
+        let compaction = compacted.map(|through| {
+            let done = CompactionProgress {
+                through,
+                next: None,
+            };
+            done.encode()
+        });
         let own = OwnEntries {
             format: if has_rows {
                 FORMAT_VERSION
@@ -119,7 +132,7 @@ impl NewDb {
             },
             applied,
             usage: self.usage,
-            compaction: None,
+            compaction: compaction.as_deref(),
         };
         self.finish_with(&own)
     }
@@ -229,7 +242,7 @@ mod tests {
     use super::*;
     use crate::{
         storage::{disk::Disk, sim_disk::SimDisk},
-        types::{ClusterId, Identity, LogIndex, MemberId, RecordKind, Rev, Revision, Term},
+        types::{ClusterId, Identity, LogIndex, MemberId, RecordKind, Rev, Term},
     };
 
     const APPLIED: LogPosition = LogPosition {
@@ -269,7 +282,7 @@ mod tests {
         for major in 2..102 {
             new.put_record(record(major)).unwrap();
         }
-        let db = new.finish(APPLIED, true).unwrap();
+        let db = new.finish(APPLIED, true, Some(Revision(2))).unwrap();
         let names = disk.list("db").unwrap();
         let place = |name: &String| name == "revisions.redb";
         assert!(!names.iter().any(place), "not yet: {names:?}");
@@ -277,6 +290,11 @@ mod tests {
         disk.crash();
         let db = Db::open(&disk, site.name, site.options, site.identity).unwrap();
         assert_eq!((db.applied(), db.usage().records), (APPLIED, 100));
+        let done = CompactionProgress {
+            through: Revision(2),
+            next: None,
+        };
+        assert_eq!(db.compaction(), Some(done));
         db.load(|_| {}).unwrap();
         assert_eq!(db.reader().unwrap().meta("a").unwrap(), Some(b"b".to_vec()));
     }
@@ -287,6 +305,6 @@ mod tests {
         let mut new = NewDb::begin(&site(&disk)).unwrap();
         new.put_record(record(3)).unwrap();
         new.put_record(record(2)).unwrap();
-        assert!(new.finish(APPLIED, false).is_err());
+        assert!(new.finish(APPLIED, false, None).is_err());
     }
 }
