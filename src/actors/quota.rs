@@ -7,7 +7,7 @@
 //!
 //! An alarm that a client has raised is of another kind ([`AlarmKind::NoSpace`]) and stays until a client ends it. etcd: so does
 //! that of the quota. A member of an earlier version cannot read the quota's own kind, and stops at an entry that has it: unless
-//! all members are known to read it, the quota raises that of a client ([`alarm_kind`]).
+//! all members are known to read it, the quota raises that of a client ([`RaftStatus::quota_alarm`]).
 
 use super::{consensus::Consensus, latest, published::Published, raft_status::RaftStatus};
 use crate::{
@@ -32,15 +32,6 @@ pub(super) fn is_reached(quota: Option<u64>, bytes: u64) -> bool {
 /// Whether so many bytes are so far below the quota that the alarm ends.
 fn has_room_again(quota: Option<u64>, bytes: u64) -> bool {
     quota.is_none_or(|quota| bytes < quota - quota / 10)
-}
-
-/// The alarm that a member at its quota raises.
-pub(super) fn alarm_kind(raft: RaftStatus) -> AlarmKind {
-    if raft.all_know_quota_alarm {
-        AlarmKind::QuotaReached
-    } else {
-        AlarmKind::NoSpace
-    }
 }
 
 /// Whose alarm this member ends now: its own, and, if it leads, that of members which are not there any more.
@@ -110,23 +101,6 @@ async fn end(consensus: &Consensus, member: MemberId) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{LogIndex, Term};
-
-    #[test]
-    fn the_quota_has_a_kind_of_its_own_only_if_all_members_know_it() {
-        for (known, kind) in [(true, AlarmKind::QuotaReached), (false, AlarmKind::NoSpace)] {
-            let raft = RaftStatus {
-                leader: Some(MemberId(1)),
-                leads: true,
-                term: Term(1),
-                commit: LogIndex(1),
-                learner: false,
-                out: false,
-                all_know_quota_alarm: known,
-            };
-            assert_eq!(alarm_kind(raft), kind);
-        }
-    }
 
     #[test]
     fn from_nine_tenths_of_the_quota_to_all_of_it_an_alarm_stays_as_it_is() {

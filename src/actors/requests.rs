@@ -747,7 +747,7 @@ impl Requests {
         if !self.is_at_quota() {
             return Ok(());
         }
-        let kind = quota::alarm_kind(*self.shared.raft_status.borrow());
+        let kind = self.shared.raft_status.borrow().quota_alarm;
         let alarm = (self.shared.identity.member, kind);
         let raised = self.shared.views.borrow().alarms.contains(&alarm);
         if !raised {

@@ -38,8 +38,8 @@ use crate::{
     },
     config::{self, Config},
     kv::{
-        index::Index as Tree, lease_clock::ClockSettings, machine::Machine, range::RevisionWindow,
-        retention::Retention, tail::Tail, view::View,
+        command::AlarmKind, index::Index as Tree, lease_clock::ClockSettings, machine::Machine,
+        range::RevisionWindow, retention::Retention, tail::Tail, view::View,
     },
     net::Listener,
     raft,
@@ -284,7 +284,7 @@ fn channels(state: &ActorStates, db: &Db) -> (Channels, Outlets) {
         commit: LogIndex(0),
         learner: false,
         out: false,
-        all_know_quota_alarm: false,
+        quota_alarm: AlarmKind::NoSpace,
     });
     let (disk_in, disk) = watch::channel(DiskHealth::default());
     let (leases_in, leases) = watch::channel(state.leases.leases.len());

@@ -37,7 +37,7 @@ use crate::{
     clock, codec,
     kv::{
         KeyRange,
-        command::{Command, Put},
+        command::{AlarmKind, Command, Put},
         index::Index as Tree,
         keys::KeyChange,
         lease::LeaseRow,
@@ -209,7 +209,7 @@ fn status(leads: bool) -> latest::Receiver<RaftStatus> {
         commit: LogIndex(0),
         learner: false,
         out: false,
-        all_know_quota_alarm: true,
+        quota_alarm: AlarmKind::QuotaReached,
     };
     latest::channel(status).1
 }

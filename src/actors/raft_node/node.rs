@@ -35,6 +35,7 @@ use crate::{
         wal_writer::{Persist, ReleaseEntries},
     },
     clock,
+    kv::command::AlarmKind,
     raft::{RaftCore, Ready, Status},
     storage::{disk::Disk, starts::Starts, wal::WalReader},
     types::MemberId,
@@ -352,6 +353,11 @@ fn status_of(
     out: bool,
 ) -> RaftStatus {
     let members = raft.membership().ids();
+    let quota_alarm = if connections.all_speak(QUOTA_ALARM_VERSION, member, members) {
+        AlarmKind::QuotaReached
+    } else {
+        AlarmKind::NoSpace
+    };
     RaftStatus {
         leader: raft.leader(),
         leads: raft.is_leader(),
@@ -359,7 +365,7 @@ fn status_of(
         commit: raft.commit(),
         learner: raft.membership().is_learner(member) && !awaits_vote(raft, member),
         out,
-        all_know_quota_alarm: connections.all_speak(QUOTA_ALARM_VERSION, member, members),
+        quota_alarm,
     }
 }
 
