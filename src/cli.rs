@@ -30,8 +30,14 @@ pub enum Command {
     Cluster(crate::local_cluster::ClusterArgs),
     /// Make certificates, for members and for clients, and lists of revoked ones
     Cert(crate::net::cert::CertArgs),
+    /// Save a snapshot of a running member in etcd's format, or look at such a file
+    Snapshot(Box<crate::snapshot_command::SnapshotArgs>),
     /// A majority is lost for good: make one stopped member's data a new cluster of its own
     Recover(RecoverArgs),
+    /// Make a member's data directory out of a snapshot of etcd or Quorate
+    Restore(Box<RestoreArgs>),
+    /// Make a member's data directory out of that of a stopped etcd
+    Import(Box<ImportArgs>),
 }
 
 /// `quorate recover`: neither directory may be in use.
@@ -71,6 +77,135 @@ impl RecoverArgs {
         })?;
         Ok(config.encryption.key)
     }
+}
+
+/// `quorate restore`: the member's settings are those of its server, from the same file and environment.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The snapshot, as `etcdctl snapshot save` writes it; it stays as it is
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub member: NewMemberArgs,
+    /// Take a file without its SHA-256, such as a copy of member/snap/db
+    #[arg(long)]
+    pub skip_hash_check: bool,
+    /// Raise the revision by so much, so that clients which know later ones than the snapshot never see it fall
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    pub bump_revision: Option<u64>,
+    /// The history before the raised revision counts as compacted: watches from there end with an error
+    #[arg(long, requires = "bump_revision")]
+    pub mark_compacted: bool,
+    /// Take the snapshot as right although the alarm CORRUPT was raised
+    #[arg(long)]
+    pub ignore_corrupt_alarm: bool,
+}
+
+/// `quorate import`: the member's settings are those of its server, from the same file and environment.
+#[derive(Debug, Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag")]
+pub struct ImportArgs {
+    /// The etcd's data directory; it stays as it is
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// The etcd's log, if it was started with --wal-dir
+    #[arg(long, value_name = "DIR")]
+    pub wal_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub member: NewMemberArgs,
+    /// Take the entries at the log's end, too, that may not have been committed
+    #[arg(long, conflicts_with = "drop_uncommitted")]
+    pub keep_uncommitted: bool,
+    /// Leave them out
+    #[arg(long)]
+    pub drop_uncommitted: bool,
+    /// While the alarm NOSPACE was raised, the etcd carried out puts in nested transactions: up to 3.5.32, 3.6.13 and 3.7.0
+    #[arg(long, conflicts_with = "nested_puts_refused")]
+    pub nested_puts_passed: bool,
+    /// It refused them: later versions
+    #[arg(long)]
+    pub nested_puts_refused: bool,
+    /// The etcd's shortest time to live of a lease: one and a half times its election timeout
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(i64).range(1..)
+    )]
+    pub lease_ttl_min: i64,
+    /// Take the data as right although the alarm CORRUPT was raised
+    #[arg(long)]
+    pub ignore_corrupt_alarm: bool,
+}
+
+/// The member whose data directory is made.
+#[derive(Debug, Args)]
+pub struct NewMemberArgs {
+    /// Configuration in TOML, the same as that of the member's server
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The member's name
+    #[arg(long)]
+    name: Option<String>,
+    /// The data directory to make; must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<String>,
+    /// The members of the restored cluster
+    #[arg(long, value_name = "NAME=HOST:PORT,…")]
+    initial_cluster: Option<String>,
+    /// The address that other members use
+    #[arg(long, value_name = "HOST:PORT|http://HOST:PORT")]
+    initial_advertise_peer_urls: Option<String>,
+    /// Part of the identity of the restored cluster
+    #[arg(long, value_name = "TEXT")]
+    initial_cluster_token: Option<String>,
+    /// The member's certificate for connections to other members (PEM)
+    #[arg(long, value_name = "FILE")]
+    peer_cert: Option<String>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE")]
+    peer_key: Option<String>,
+    /// The authority that signs the members' certificates (PEM)
+    #[arg(long, value_name = "FILE")]
+    peer_ca: Option<String>,
+    /// Members do not prove who they are to each other
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    peer_insecure: Option<String>,
+    /// What the command for the first member of the cluster printed; leave it out for the first
+    #[arg(long, value_name = "HEX")]
+    pub restore_id: Option<String>,
+}
+
+impl NewMemberArgs {
+    /// The settings of the member's server, with what the flags say.
+    pub fn config(&self) -> Result<Config, ConfigError> {
+        let server = ServerArgs {
+            config: self.config.clone(),
+            name: self.name.clone(),
+            data_dir: self.data_dir.clone(),
+            initial_cluster: self.initial_cluster.clone(),
+            initial_cluster_token: self.initial_cluster_token.clone(),
+            peer_advertise: self
+                .initial_advertise_peer_urls
+                .as_deref()
+                .map(without_scheme),
+            peer_cert: self.peer_cert.clone(),
+            peer_key: self.peer_key.clone(),
+            peer_ca: self.peer_ca.clone(),
+            peer_insecure: self.peer_insecure.clone(),
+            ..ServerArgs::default()
+        };
+        server.config()
+    }
+}
+
+/// An address, of which etcd's flags name a URL.
+fn without_scheme(url: &str) -> String {
+    let rest = ["http://", "https://"]
+        .iter()
+        .find_map(|scheme| url.strip_prefix(scheme));
+    let address = rest.map(|rest| rest.strip_suffix('/').unwrap_or(rest));
+    address.unwrap_or(url).to_owned()
 }
 
 /// Flags of `quorate server`. Each overrides the environment, which overrides the file; of one that is given twice, the
@@ -404,6 +539,56 @@ mod tests {
         assert_eq!(flags("quorate --name n0 --name n1"), expected);
         assert_eq!(flags("quorate server --name n0 --name n1"), expected);
         assert!(flags("quorate").is_empty(), "flags out of nowhere");
+    }
+
+    #[test]
+    fn a_restore_takes_the_flags_of_etcdutl() {
+        let line = "quorate restore a.db --name n1 --data-dir d --initial-cluster n1=http://a:1,n2=http://b:1 \
+                    --initial-advertise-peer-urls http://a:1/ --initial-cluster-token t --peer-insecure --skip-hash-check \
+                    --bump-revision 5 --mark-compacted --restore-id a1";
+        let words = line.split_whitespace();
+        let Command::Restore(args) = Cli::try_parse_from(words).unwrap().asked() else {
+            panic!("{line} restores")
+        };
+        let config = args.member.config().unwrap();
+        assert_eq!(
+            (config.name.as_str(), config.cluster.token.as_str()),
+            ("n1", "t")
+        );
+        assert_eq!(config.peer_advertise().to_string(), "a:1");
+        assert_eq!(config.cluster.initial.len(), 2);
+        assert_eq!((args.bump_revision, args.mark_compacted), (Some(5), true));
+        assert_eq!(args.member.restore_id.as_deref(), Some("a1"));
+        for refused in ["quorate restore", "quorate restore a --mark-compacted"] {
+            assert!(
+                Cli::try_parse_from(refused.split(' ')).is_err(),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_import_takes_the_flags_of_a_restore_and_the_answers_to_its_questions() {
+        let parse = |line: &str| {
+            let args = Cli::try_parse_from(line.split(' ')).map(Cli::asked);
+            match args {
+                Ok(Command::Import(args)) => Ok(args),
+                Ok(other) => panic!("{line}: {other:?}"),
+                Err(error) => Err(error),
+            }
+        };
+        let args = parse("quorate import dir --name n1 --data-dir d --keep-uncommitted").unwrap();
+        assert_eq!(args.directory, PathBuf::from("dir"));
+        assert_eq!((args.keep_uncommitted, args.lease_ttl_min), (true, 2));
+        assert_eq!(args.member.config().unwrap().name, "n1");
+        for refused in [
+            "quorate import",
+            "quorate import d --keep-uncommitted --drop-uncommitted",
+            "quorate import d --nested-puts-passed --nested-puts-refused",
+            "quorate import d --lease-ttl-min 0",
+        ] {
+            assert!(parse(refused).is_err(), "{refused}");
+        }
     }
 
     #[test]

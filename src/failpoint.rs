@@ -86,6 +86,10 @@ pub enum FailPoint {
     AfterRecoveryCopy,
     /// `quorate recover` has made everything, and the mark is still there.
     BeforeRecoveryEnd,
+    /// `quorate restore` has written the whole database beside its final place.
+    AfterRestoreFill,
+    /// `quorate restore` has made everything, and the mark is still there.
+    BeforeRestoreEnd,
 }
 
 impl FailPoint {
@@ -124,7 +128,7 @@ impl FailPoint {
     ];
 
     /// Those of commands and starts that change a data directory in several steps.
-    pub const DIRECTORY: [Self; 8] = [
+    pub const DIRECTORY: [Self; 10] = [
         Self::AfterUnfinishedMark,
         Self::BeforeMemberWrite,
         Self::AfterMemberWrite,
@@ -133,6 +137,8 @@ impl FailPoint {
         Self::AfterRefillDatabase,
         Self::AfterRecoveryCopy,
         Self::BeforeRecoveryEnd,
+        Self::AfterRestoreFill,
+        Self::BeforeRestoreEnd,
     ];
 
     pub fn all() -> impl Iterator<Item = Self> {
@@ -180,6 +186,8 @@ impl FailPoint {
             Self::AfterRefillDatabase => "after-refill-database",
             Self::AfterRecoveryCopy => "after-recovery-copy",
             Self::BeforeRecoveryEnd => "before-recovery-end",
+            Self::AfterRestoreFill => "after-restore-fill",
+            Self::BeforeRestoreEnd => "before-restore-end",
         }
     }
 }

@@ -79,6 +79,7 @@ pub mod ext;
 mod failpoint;
 #[cfg(any(test, fuzzing))]
 mod fuzzing;
+mod import;
 mod jwt;
 mod kv;
 mod local_cluster;
@@ -89,6 +90,7 @@ mod net;
 mod node;
 mod raft;
 mod services;
+mod snapshot_command;
 mod storage;
 mod tls;
 mod types;
@@ -104,7 +106,7 @@ pub mod internals {
     use crate::{
         actors::{
             held::HeldBytes, published::Published, request_error::RequestError, requests::Requests,
-            watch_hub::WatchHub, watch_stream::WatchStream,
+            watch_calls::WatchCounts, watch_stream::WatchStream,
         },
         auth::{Caller, change::PasswordHash},
         kv::command::{Command, Outcome},
@@ -135,6 +137,7 @@ pub mod internals {
         failpoint
         #[cfg(any(test, fuzzing))]
         fuzzing
+        import
         jwt
         kv
         local_cluster
@@ -144,6 +147,7 @@ pub mod internals {
         node
         raft
         services
+        snapshot_command
         storage
         tls
         types
@@ -154,8 +158,8 @@ pub mod internals {
         /// The newest view, without any promise on how new it is.
         fn published(&self) -> Arc<Published>;
 
-        /// The actor behind all watches.
-        fn watch_hub(&self) -> &actix::Addr<WatchHub>;
+        /// How many watches the member has, and the memory that they take.
+        fn count_watches(&self) -> impl Future<Output = Result<WatchCounts, RequestError>> + Send;
 
         /// Opens a stream of watches.
         fn watch_stream(&self) -> impl Future<Output = Result<WatchStream, RequestError>> + Send;
@@ -191,8 +195,8 @@ pub mod internals {
             Self::published(self)
         }
 
-        fn watch_hub(&self) -> &actix::Addr<WatchHub> {
-            Self::watch_hub(self)
+        fn count_watches(&self) -> impl Future<Output = Result<WatchCounts, RequestError>> + Send {
+            Self::count_watches(self)
         }
 
         fn watch_stream(&self) -> impl Future<Output = Result<WatchStream, RequestError>> + Send {

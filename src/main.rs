@@ -3,10 +3,12 @@
 use clap::Parser;
 use quorate::internals::{
     actors::fail_stop::EXIT_REFUSED,
-    cli::{Cli, Command, RecoverArgs, ServerArgs},
+    cli::{Cli, Command, ImportArgs, NewMemberArgs, RecoverArgs, RestoreArgs, ServerArgs},
     config::ConfigError,
+    import::{Choices, NestedPuts, Uncommitted},
     net::cert::CertArgs,
-    node::StartError,
+    node::{ImportRequest, RestoreId, RestoreRequest, StartError},
+    snapshot_command::SnapshotArgs,
 };
 use std::{error::Error, process::ExitCode};
 
@@ -20,7 +22,10 @@ fn main() -> ExitCode {
         Command::Server(args) => serve(*args),
         Command::Cluster(args) => quorate::internals::local_cluster::run(&args).map_err(Into::into),
         Command::Cert(args) => make_certificates(&args),
+        Command::Snapshot(args) => snapshot(&args),
         Command::Recover(args) => recover(&args),
+        Command::Restore(args) => restore(*args),
+        Command::Import(args) => import(*args),
         #[cfg(feature = "bench")]
         Command::Bench(args) => quorate_bench::run(*args).map_err(Into::into),
     };
@@ -58,6 +63,12 @@ fn make_certificates(args: &CertArgs) -> Result<(), Box<dyn Error>> {
 }
 
 #[expect(clippy::print_stdout, reason = "the result of the command")]
+fn snapshot(args: &SnapshotArgs) -> Result<(), Box<dyn Error>> {
+    println!("{}", args.run()?);
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
 fn recover(args: &RecoverArgs) -> Result<(), Box<dyn Error>> {
     #[cfg(feature = "failpoints")]
     let _armed = quorate::internals::failpoint::arm();
@@ -65,6 +76,61 @@ fn recover(args: &RecoverArgs) -> Result<(), Box<dyn Error>> {
     let done = quorate::internals::node::recover_quorum(&args.data_dir, &args.into, key.as_ref())?;
     println!("{done}");
     Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+fn restore(args: RestoreArgs) -> Result<(), Box<dyn Error>> {
+    #[cfg(feature = "failpoints")]
+    let _armed = quorate::internals::failpoint::arm();
+    let config = args.member.config()?;
+    let request = RestoreRequest {
+        file: args.file,
+        import: None,
+        skip_hash_check: args.skip_hash_check,
+        bump_revision: args.bump_revision,
+        mark_compacted: args.mark_compacted,
+        ignore_corrupt_alarm: args.ignore_corrupt_alarm,
+        restore_id: restore_id(&args.member)?,
+        config_file: args.member.config,
+    };
+    let done = quorate::internals::node::restore_snapshot(&request, &config)?;
+    println!("{done}");
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "the result of the command")]
+fn import(args: ImportArgs) -> Result<(), Box<dyn Error>> {
+    #[cfg(feature = "failpoints")]
+    let _armed = quorate::internals::failpoint::arm();
+    let config = args.member.config()?;
+    let kept = args.keep_uncommitted.then_some(Uncommitted::Keep);
+    let dropped = args.drop_uncommitted.then_some(Uncommitted::Drop);
+    let passed = args.nested_puts_passed.then_some(NestedPuts::Passed);
+    let refused = args.nested_puts_refused.then_some(NestedPuts::Refused);
+    let request = ImportRequest {
+        directory: args.directory,
+        wal: args.wal_dir,
+        choices: Choices {
+            uncommitted: kept.or(dropped),
+            nested_puts: passed.or(refused),
+            lease_ttl_min: args.lease_ttl_min,
+        },
+        ignore_corrupt_alarm: args.ignore_corrupt_alarm,
+        restore_id: restore_id(&args.member)?,
+        config_file: args.member.config,
+    };
+    let done = quorate::internals::node::import_etcd(&request, &config)?;
+    println!("{done}");
+    Ok(())
+}
+
+fn restore_id(args: &NewMemberArgs) -> Result<Option<RestoreId>, String> {
+    let given = args.restore_id.as_deref();
+    let read = given.map(|text| {
+        let id = text.parse::<RestoreId>();
+        id.map_err(|error| format!("--restore-id {text:?}: {error}"))
+    });
+    read.transpose()
 }
 
 /// Says why the program ends. The log may not have started yet, so this does not go through it.

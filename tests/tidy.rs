@@ -109,6 +109,11 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "actors are glue under the front ends, so they do not know them",
     ),
     (
+        "import",
+        &["types", "codec", "auth", "kv", "storage", "actors::load"],
+        "what an etcd's log does follows from the log and the state machine, wherever the result is put",
+    ),
+    (
         "services",
         &["types", "auth", "kv", "actors"],
         "locks and elections are recipes on top of the requests that everyone has",
@@ -139,12 +144,14 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
             "failpoint",
             "mutation",
             "audit",
+            "auth",
             "jwt",
             "raft",
             "kv",
             "storage",
             "net",
             "actors",
+            "import",
             "api",
             "tls",
         ],
@@ -156,13 +163,18 @@ const MAY_USE: &[(&str, &[&str], &str)] = &[
         "it makes files, starts processes and adds members; what they do is theirs",
     ),
     (
+        "snapshot_command",
+        &["api::snapshot_client"],
+        "it is a client of whatever member it asks, and touches no data directory",
+    ),
+    (
         "log",
         &["config"],
         "logging is set up for the program, not for a part of it",
     ),
     (
         "cli",
-        &["config", "net", "local_cluster"],
+        &["config", "net", "local_cluster", "snapshot_command"],
         "it turns arguments into settings and runs nothing",
     ),
 ];
@@ -173,6 +185,11 @@ const ONLY_IN: &[(&str, &[&str], &str)] = &[
         "quorate_proto",
         &["api"],
         "only the API knows its wire format, so that the rest can be used without it",
+    ),
+    (
+        "quorate_etcd_files",
+        &["actors", "import", "node", "snapshot_command"],
+        "what etcd stores is no format of ours: an image is made of a commit, a file is looked at, restored or imported",
     ),
     (
         "quorate_bench",

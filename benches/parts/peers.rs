@@ -205,7 +205,7 @@ impl Inbox for SharedPost {
         unreachable!("nobody lags")
     }
 
-    fn connected(&self, _: MemberId) {
+    fn connected(&self, _: MemberId, _: u16) {
         self.0.connected.set(true);
         self.0.changed.notify_one();
     }

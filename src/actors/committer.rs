@@ -10,6 +10,7 @@ use crate::{
     failpoint::{FailPoint, hit},
     kv::{
         command::EncodedKv,
+        hash::CompactionHasher,
         index::Snapshot,
         record,
         records::{ReadError, Records},
@@ -142,6 +143,8 @@ pub struct CompactRecords {
     pub records_max: usize,
     /// Names the records that must stay.
     pub keys: Snapshot,
+    /// Takes the records that are visited.
+    pub hasher: Option<CompactionHasher>,
 }
 
 /// Where the next step goes on; `None` when the compaction is complete.
@@ -151,6 +154,8 @@ pub struct CompactProgress {
     pub next: Option<Rev>,
     /// Records removed by this step.
     pub removed: u64,
+    /// With the records that this step has visited.
+    pub hasher: Option<CompactionHasher>,
 }
 
 impl Actor for Committer {
@@ -255,6 +260,7 @@ impl Handler<CompactRecords> for Committer {
 
     fn handle(&mut self, compact: CompactRecords, _: &mut Self::Context) -> Self::Result {
         let start = clock::now();
+        let mut hasher = compact.hasher;
         let (mut through, keys) = (compact.through, &compact.keys);
         if mutated(Mutation::CompactionOffByOne) {
             through = through.next();
@@ -271,12 +277,16 @@ impl Handler<CompactRecords> for Committer {
             records_max: compact.records_max,
         };
         let step = self.db.compact_step(span, |record| {
-            keys.needed_at_compaction(
+            let kept = keys.needed_at_compaction(
                 record::key_slice(record.kv),
                 record.rev,
                 record.kind,
                 through,
-            )
+            );
+            if let Some(hasher) = &mut hasher {
+                hasher.add(record.rev, record.kind, record.kv, kept);
+            }
+            kept
         });
         match step {
             Ok(step) => {
@@ -285,6 +295,7 @@ impl Handler<CompactRecords> for Committer {
                 CompactProgress {
                     next: step.next,
                     removed: step.removed,
+                    hasher,
                 }
             }
             Err(error) => {
@@ -294,6 +305,7 @@ impl Handler<CompactRecords> for Committer {
                 CompactProgress {
                     next: Some(compact.from),
                     removed: 0,
+                    hasher: None,
                 }
             }
         }

@@ -10,6 +10,7 @@
 
 use super::{
     committer::CompactRecords,
+    compaction_hashes::CompactionHashes,
     consensus::Consensus,
     fail_stop::Lifeline,
     index::{PruneIndex, PruneProgress},
@@ -23,6 +24,7 @@ use crate::{
     kv::{
         KvError,
         command::{Command, Compact},
+        hash::{CompactionHasher, HistoryHash},
         index::Snapshot,
         retention::{AutoCompaction, Retention},
     },
@@ -82,6 +84,8 @@ pub struct CompactorPeers {
     pub views: latest::Receiver<Arc<Published>>,
     /// Who leads: only the leader compacts on its own.
     pub raft_status: latest::Receiver<RaftStatus>,
+    /// Gets the hash of each compaction.
+    pub hashes: CompactionHashes,
 }
 
 /// A compaction that the log has decided.
@@ -219,25 +223,30 @@ impl Compactor {
         self.running = true;
         let decision = self.wanted;
         let at = decision.revision;
-        let from = match self.resume.take() {
-            Some((through, next)) if through == at => next,
-            _ => Rev::default(),
+        let (from, hasher) = match self.resume.take() {
+            Some((through, next)) if through == at => (next, None),
+            // What an interrupted one has removed is missing from the hash of another.
+            Some(_) => (Rev::default(), None),
+            None => (Rev::default(), Some(CompactionHasher::new(self.done, at))),
         };
-        let work = compact(self.peers.clone(), self.pacing, decision, from);
-        let then = work.into_actor(self).map(move |removed, compactor, ctx| {
-            if let Some(removed) = removed {
+        let work = compact(self.peers.clone(), self.pacing, decision, from, hasher);
+        let then = work.into_actor(self).map(move |done, compactor, ctx| {
+            if let Some(Compacted { removed, hash }) = done {
                 tracing::info!(revision = at.0, removed, "compaction done");
-                compactor.finished(at, ctx);
+                compactor.finished(at, hash, ctx);
             }
         });
         ctx.spawn(then);
     }
 
-    fn finished(&mut self, at: Revision, ctx: &mut Context<Self>) {
+    fn finished(&mut self, at: Revision, hash: Option<HistoryHash>, ctx: &mut Context<Self>) {
         self.running = false;
         if let Some(state) = self.replaced.take() {
             self.go_on_with(state, ctx);
             return;
+        }
+        if let Some(hash) = hash {
+            self.peers.hashes.add(hash);
         }
         self.done = at;
         self.answer_waiting();
@@ -283,13 +292,20 @@ impl Compactor {
     }
 }
 
-/// Carries out one compaction; returns how many records went. Nothing if the node is stopping.
+/// What a compaction did.
+struct Compacted {
+    removed: u64,
+    hash: Option<HistoryHash>,
+}
+
+/// Carries out one compaction. Nothing if the node is stopping.
 async fn compact(
     mut peers: CompactorPeers,
     pacing: CompactionPacing,
     decision: Decision,
     mut from: Rev,
-) -> Option<u64> {
+    mut hasher: Option<CompactionHasher>,
+) -> Option<Compacted> {
     let at = decision.revision;
     let keys = prune(&peers.index, at).await?;
     // Records on their way to the database would be missed, and a restart must know of the compaction before it lacks records.
@@ -309,13 +325,16 @@ async fn compact(
             from,
             records_max: pacing.records_max,
             keys: keys.clone(),
+            hasher,
         };
         let progress = peers.committer.send(step).await.ok()?;
         removed += progress.removed;
-        match progress.next {
-            Some(next) => from = next,
-            None => return Some(removed),
-        }
+        hasher = progress.hasher;
+        let Some(next) = progress.next else {
+            let hash = hasher.as_ref().map(CompactionHasher::finish);
+            return Some(Compacted { removed, hash });
+        };
+        from = next;
         tokio::time::sleep(pacing.pause).await;
     }
 }

@@ -11,7 +11,8 @@ use crate::{
 };
 use sha2::{Digest, Sha256};
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
+    ops::Range,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -102,7 +103,11 @@ impl JwtDesk {
 
     /// Whom a token proves, as far as the token goes: its user may have changed since.
     pub(super) fn identify(&self, token: &[u8]) -> Identified {
-        let (keys, now) = (self.keys.valid(), clock::unix_time());
+        self.identify_at(token, clock::unix_time())
+    }
+
+    fn identify_at(&self, token: &[u8], now: Duration) -> Identified {
+        let keys = self.keys.valid();
         let digest: TokenDigest = Sha256::digest(token).into();
         let remembered = self.known().find(&keys, &digest, now);
         match remembered {
@@ -113,18 +118,29 @@ impl JwtDesk {
         // Without the lock: other threads need not wait for a signature.
         let token = match jwt::verify(&keys.verifying, token, now) {
             Ok((claims, key)) if self.is_ours(&claims) => KnownToken::new(claims, key),
-            // To find this out took a signature, and nothing but other keys makes such a token good.
-            Ok(_) | Err(TokenError::Signature | TokenError::Time) => {
-                self.known().refuse(&keys, digest);
-                return Caller::BadToken.into();
+            // To find this out took a signature, so it is remembered, for the times at which it holds: the clock may be wrong.
+            Ok(_) | Err(TokenError::Signature) => {
+                return self.refuse(&keys, digest, Duration::ZERO..Duration::MAX);
             }
-            Err(TokenError::Malformed | TokenError::OtherAlgorithm | TokenError::NotYet) => {
+            Err(TokenError::Time { end }) => {
+                return self.refuse(&keys, digest, end..Duration::MAX);
+            }
+            Err(TokenError::NotYet { begin }) => {
+                return self.refuse(&keys, digest, Duration::ZERO..begin);
+            }
+            Err(TokenError::Malformed | TokenError::OtherAlgorithm) => {
                 return Caller::BadToken.into();
             }
         };
         let identified = token.identified();
         self.known().add(&keys, digest, token);
         identified
+    }
+
+    /// Refuses a token, and remembers the times at which it is bad with these keys.
+    fn refuse(&self, keys: &Arc<KeySet>, digest: TokenDigest, bad: Range<Duration>) -> Identified {
+        self.known().refuse(keys, digest, bad);
+        Caller::BadToken.into()
     }
 
     /// Whether a token that was good is so still.
@@ -150,7 +166,8 @@ struct Known {
     keys: Option<Arc<KeySet>>,
     tokens: HashMap<TokenDigest, KnownToken>,
     bytes: usize,
-    refused: HashSet<TokenDigest>,
+    /// Since 1970, when each is bad.
+    refused: HashMap<TokenDigest, Range<Duration>>,
 }
 
 #[derive(Clone, Debug)]
@@ -200,7 +217,11 @@ impl Known {
                 ..Self::default()
             };
         }
-        if self.refused.contains(digest) {
+        if self
+            .refused
+            .get(digest)
+            .is_some_and(|bad| bad.contains(&now))
+        {
             return Some(Remembered::Bad);
         }
         let found = self.tokens.get(digest)?;
@@ -229,15 +250,15 @@ impl Known {
         }
     }
 
-    /// Adds a bad token, likewise.
-    fn refuse(&mut self, keys: &Arc<KeySet>, digest: TokenDigest) {
+    /// Adds a token that is bad at these times, likewise.
+    fn refuse(&mut self, keys: &Arc<KeySet>, digest: TokenDigest, bad: Range<Duration>) {
         if !self.is_of(keys) {
             return;
         }
         if self.refused.len() >= REFUSED_MAX {
-            self.refused = HashSet::new();
+            self.refused = HashMap::new();
         }
-        self.refused.insert(digest);
+        self.refused.insert(digest, bad);
     }
 
     fn is_of(&self, keys: &Arc<KeySet>) -> bool {
@@ -253,6 +274,8 @@ mod tests {
     };
     use crate::jwt::Algorithm;
     use std::fs;
+
+    const ALWAYS: Range<Duration> = Duration::ZERO..Duration::MAX;
 
     struct Scene {
         dir: tempfile::TempDir,
@@ -342,6 +365,35 @@ mod tests {
         assert!(matches!(found(end), Some(Remembered::Bad)));
     }
 
+    /// It stayed refused after the clock was put right, until the keys changed.
+    #[test]
+    fn a_token_that_a_wrong_clock_refused_is_good_once_the_clock_is_right() {
+        let scene = scene(Some("secret"), &[]);
+        let desk = desk(&scene);
+        let token = token(&desk, "u");
+        let now = clock::unix_time();
+        let ahead = now + Duration::from_hours(1);
+        let caller = |now| desk.identify_at(&token, now).caller;
+        for _ in 0..2 {
+            for _ in 0..2 {
+                assert_eq!(caller(ahead), Caller::BadToken);
+                assert_eq!(desk.known().refused.len(), 1, "no further signature");
+            }
+            assert!(matches!(caller(now), Caller::Jwt(_)));
+        }
+
+        let keys = desk.keys.valid();
+        let begin = Duration::from_secs(6);
+        let not_yet = Duration::ZERO..begin;
+        desk.known().refuse(&keys, [1; 32], not_yet);
+        let found = |secs| {
+            let now = Duration::from_secs(secs);
+            desk.known().find(&keys, &[1; 32], now)
+        };
+        assert!(matches!(found(5), Some(Remembered::Bad)));
+        assert!(found(6).is_none(), "its time has begun");
+    }
+
     #[test]
     fn known_tokens_have_a_bound() {
         let keys = desk(&scene(Some("secret"), &[])).keys.valid();
@@ -353,7 +405,7 @@ mod tests {
             assert!(known.bytes <= KNOWN_BYTES_MAX);
             let counted = known.tokens.len() * (2 * 32 + 100);
             assert!(counted <= known.bytes, "{counted} of {}", known.bytes);
-            known.refuse(&keys, numbered(number));
+            known.refuse(&keys, numbered(number), ALWAYS);
             assert!(known.refused.len() <= REFUSED_MAX);
         }
         assert!(known.tokens.len() < 10_000);
@@ -390,7 +442,7 @@ mod tests {
         let mut known = Known::default();
         assert!(known.find(&now, &[1; 32], Duration::ZERO).is_none());
         known.add(&former, [1; 32], of_user("u", 7, None));
-        known.refuse(&former, [2; 32]);
+        known.refuse(&former, [2; 32], ALWAYS);
         assert!(known.tokens.is_empty() && known.refused.is_empty());
     }
 

@@ -27,6 +27,9 @@ const FILE_BYTES_MAX: u64 = 1024 * 1024;
 /// Files that cannot be used.
 pub(super) static FAILURES: LogGate = LogGate::new();
 
+/// Secrets in force that others can read.
+static LOOSENED: LogGate = LogGate::new();
+
 /// What tokens are signed with, and where the keys are.
 #[derive(Clone, Debug)]
 pub struct JwtSettings {
@@ -91,6 +94,8 @@ pub(super) struct KeySet {
     pub(super) verifying: Vec<VerifyingKey>,
     /// How many keys are of which file.
     files: Vec<(PathBuf, usize)>,
+    /// The digest of each file.
+    digests: Vec<[u8; 32]>,
     /// What an operator should know about the files.
     warnings: Vec<String>,
     /// Of the files, to see that they change.
@@ -158,7 +163,8 @@ impl JwtKeys {
     /// Takes up the files and returns what is good news.
     fn take_up(&self) -> Vec<String> {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = match read(&self.settings) {
+        let in_force = self.valid();
+        let found = match read_beside(&self.settings, Some(in_force.as_ref())) {
             Ok(found) => found,
             Err(error) => {
                 log_gate::error!(FAILURES, "{error}; the keys that were valid stay so");
@@ -172,10 +178,10 @@ impl JwtKeys {
             let path = path.display();
             news.push(format!("the key file {path} of JWT can be used again"));
         }
-        if found.digest != self.valid().digest {
+        if found.digest != in_force.digest {
             found.warn();
-            let in_force = found.in_force();
-            news.push(format!("the keys of JWT have changed; {in_force}"));
+            let now = found.in_force();
+            news.push(format!("the keys of JWT have changed; {now}"));
             let mut valid = self.valid.write().unwrap_or_else(PoisonError::into_inner);
             *valid = Arc::new(found);
         }
@@ -184,18 +190,25 @@ impl JwtKeys {
 }
 
 fn read(settings: &JwtSettings) -> Result<KeySet, KeyFileError> {
+    read_beside(settings, None)
+}
+
+/// Reads the files that take the place of those `in_force`.
+fn read_beside(settings: &JwtSettings, in_force: Option<&KeySet>) -> Result<KeySet, KeyFileError> {
     let private = settings.private_key.iter().map(|path| (PRIVATE, path));
     let public = settings.public_keys.iter().map(|path| (PUBLIC, path));
     let mut set = KeySet {
         signing: None,
         verifying: Vec::new(),
         files: Vec::new(),
+        digests: Vec::new(),
         warnings: Vec::new(),
         digest: [0; 32],
     };
     let mut digest = Sha256::new();
     for (setting, path) in private.chain(public) {
-        let added = add(&mut set, &mut digest, settings, setting == PRIVATE, path);
+        let signs = setting == PRIVATE;
+        let added = add(&mut set, &mut digest, settings, in_force, signs, path);
         added.map_err(|cause| KeyFileError {
             setting,
             path: path.clone(),
@@ -211,13 +224,17 @@ fn add(
     set: &mut KeySet,
     digest: &mut Sha256,
     settings: &JwtSettings,
+    in_force: Option<&KeySet>,
     signs: bool,
     path: &Path,
 ) -> Result<(), KeyFileCause> {
     let algorithm = settings.algorithm;
     let bytes = file_bytes(path)?;
+    let own: [u8; 32] = Sha256::digest(&bytes).into();
+    let is_in_force = in_force.is_some_and(|set| set.digests.contains(&own));
+    set.digests.push(own);
     if signs || algorithm.has_secrets() {
-        judge_mode(set, settings, path)?;
+        judge_mode(set, settings, is_in_force, path)?;
     }
     digest.update(bytes.len().to_le_bytes());
     digest.update(&bytes);
@@ -233,7 +250,7 @@ fn add(
                 "{PUBLIC}: the file {} holds a private key too, which is not used there, and which makes tokens: take it out",
                 path.display()
             ));
-            judge_mode(set, settings, path)?;
+            judge_mode(set, settings, is_in_force, path)?;
         }
         file.keys
     };
@@ -254,16 +271,30 @@ fn add(
     Ok(())
 }
 
-/// Warns of a file with a secret that others can read, or refuses it, as the settings say.
-fn judge_mode(set: &mut KeySet, settings: &JwtSettings, path: &Path) -> Result<(), KeyFileCause> {
+/// Warns of a file with a secret that others can read, or refuses it, as the settings say. What is in force is never refused:
+/// that would keep the other files from being used.
+fn judge_mode(
+    set: &mut KeySet,
+    settings: &JwtSettings,
+    is_in_force: bool,
+    path: &Path,
+) -> Result<(), KeyFileCause> {
     if !others_read(path) {
         return Ok(());
     }
-    if settings.refuse_readable_keys {
+    if settings.refuse_readable_keys && !is_in_force {
         return Err(KeyFileCause::Readable(path.to_owned()));
     }
     let path = path.display();
     let text = "others can read the key of JWT, and make tokens with it";
+    if settings.refuse_readable_keys {
+        log_gate::warn!(
+            LOOSENED,
+            "{text}: chmod 600 {path} (it has been in force before and stays so, but tls.refuse_readable_keys lets no start use \
+             it)"
+        );
+        return Ok(());
+    }
     set.warnings.push(format!("{text}: chmod 600 {path}"));
     Ok(())
 }
@@ -448,6 +479,36 @@ mod tests {
         scene.settings.private_key = None;
         fs::write(mode("other", 0o644), public_key(32, 7)).unwrap();
         assert!(read(&scene.settings).is_ok(), "a public key is no secret");
+    }
+
+    /// It kept a new public key from being used.
+    #[test]
+    fn a_secret_in_force_that_others_can_read_keeps_no_other_file_from_being_used() {
+        let mut scene = scene(Some("secret"), &["other"]);
+        scene.settings.refuse_readable_keys = true;
+        let path = |name: &str| scene.dir.path().join(name);
+        let set_mode = |name: &str, mode| {
+            fs::set_permissions(path(name), fs::Permissions::from_mode(mode)).unwrap();
+        };
+        set_mode("key", 0o600);
+        set_mode("other", 0o600);
+        let keys = JwtKeys::open(scene.settings.clone()).unwrap();
+        let changes = || {
+            let before = keys.valid();
+            keys.look();
+            !Arc::ptr_eq(&keys.valid(), &before)
+        };
+        set_mode("key", 0o644);
+        assert!(!changes());
+        let command = format!("chmod 600 {}", path("key").display());
+        let said = LOOSENED.texts();
+        assert!(said.iter().any(|said| said.contains(&command)), "{said:?}");
+        fs::write(path("other"), "new").unwrap();
+        assert!(changes(), "the other file is new");
+        fs::write(path("key"), "another secret").unwrap();
+        assert!(!changes(), "a new secret is refused");
+        set_mode("key", 0o600);
+        assert!(changes());
     }
 
     /// Its mode was not looked at, and nothing said that it is there.

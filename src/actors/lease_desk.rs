@@ -9,7 +9,7 @@ use super::{
     latest,
     lease_messages::{
         AskLeaseKeys, AskLeases, CountdownAnswer, CountdownCall, ForwardLeaseCalls, LeaseAnswer,
-        LeaseCall, PendingCall,
+        LeaseCall, LeaseServer, PendingCall,
     },
     published::Published,
     raft_status::RaftStatus,
@@ -265,8 +265,17 @@ async fn forward(
 }
 
 impl LeaseDesk {
+    /// Answers the calls that other members forward to this one.
+    pub fn server(self: &Arc<Self>) -> LeaseServer {
+        let desk = self.clone();
+        LeaseServer::new(move |calls| {
+            let desk = desk.clone();
+            async move { desk.serve(calls).await }
+        })
+    }
+
     /// Answers calls that another member has forwarded, in order.
-    pub async fn serve(self: &Arc<Self>, calls: Vec<LeaseCall>) -> Vec<LeaseAnswer> {
+    async fn serve(self: &Arc<Self>, calls: Vec<LeaseCall>) -> Vec<LeaseAnswer> {
         let mut serving = tokio::task::JoinSet::new();
         let mut answers = vec![LeaseAnswer::TryAgain; calls.len()];
         for (at, call) in calls.into_iter().enumerate() {

@@ -8,7 +8,7 @@ use crate::{
 use actix::prelude::*;
 use bincode::Encode;
 use bytes::Bytes;
-use std::sync::Arc;
+use std::{fmt, pin::Pin, sync::Arc};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 /// What only the lease manager of the leader can do.
@@ -110,11 +110,37 @@ pub enum LeaseAnswer {
 /// Carries calls to the leader and its answers back, in the order of the calls. A call that finds no answer (the leader is out of
 /// reach, or leads no more) is answered [`LeaseAnswer::TryAgain`]; the answer comes within the timeout of requests.
 ///
-/// The member that receives them answers with [`LeaseDesk::serve`](super::lease_desk::LeaseDesk::serve).
+/// The member that receives them has its [`LeaseServer`] answer.
 #[derive(Debug, Message)]
 #[rtype(result = "Vec<LeaseAnswer>")]
 pub struct ForwardLeaseCalls {
     /// Who leads, as far as the sender knows.
     pub leader: MemberId,
     pub calls: Vec<LeaseCall>,
+}
+
+type Serving = Pin<Box<dyn Future<Output = Vec<LeaseAnswer>> + Send>>;
+
+/// Answers the calls that other members have forwarded: the lease desk of a front end, as the Raft node knows it.
+#[derive(Clone)]
+pub struct LeaseServer(Arc<dyn Fn(Vec<LeaseCall>) -> Serving + Send + Sync>);
+
+impl LeaseServer {
+    pub fn new<F>(serve: impl Fn(Vec<LeaseCall>) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = Vec<LeaseAnswer>> + Send + 'static,
+    {
+        Self(Arc::new(move |calls| -> Serving { Box::pin(serve(calls)) }))
+    }
+
+    /// The answers, in the order of the calls.
+    pub(super) async fn serve(&self, calls: Vec<LeaseCall>) -> Vec<LeaseAnswer> {
+        (self.0)(calls).await
+    }
+}
+
+impl fmt::Debug for LeaseServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LeaseServer")
+    }
 }

@@ -1,6 +1,6 @@
 //! How the applier's state is stored in the database, besides the records: written with every commit, loaded at startup.
 
-use super::members::MembersError;
+use super::members::{Members, MembersError};
 use crate::{
     auth::{AuthState, state},
     codec::{self, CodecError},
@@ -12,10 +12,11 @@ use crate::{
         record::{KeyValue, RecordError},
         state_hash::StateHash,
     },
-    storage::db::{Db, DbError},
-    types::{LeaseId, LogIndex, MemberId, Revision},
+    storage::db::{Db, DbError, DbReader},
+    types::{LeaseId, LogIndex, LogPosition, MemberId, Revision},
 };
 use bytes::Bytes;
+use std::collections::BTreeSet;
 
 const REVISION: &str = "store.revision";
 const COMPACTED: &str = "store.compacted";
@@ -52,14 +53,62 @@ pub enum LoadStateError {
     Load(#[from] LoadError),
 }
 
-pub(super) fn store_meta(machine: &Machine) -> Vec<(&'static str, Option<Vec<u8>>)> {
-    let alarms: Vec<(MemberId, AlarmKind)> = machine.alarms().iter().copied().collect();
-    vec![
-        (REVISION, Some(codec::encode(&machine.revision()))),
-        (COMPACTED, Some(codec::encode(&machine.compacted()))),
-        (ALARMS, Some(codec::encode(&alarms))),
-        (HASH, machine.state_hash().map(|hash| codec::encode(&hash))),
-    ]
+/// What is stored of the state besides records, leases, users and the membership.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub revision: Revision,
+    pub compacted: Revision,
+    pub alarms: BTreeSet<(MemberId, AlarmKind)>,
+    /// The rolling hash, unless an older version wrote the store.
+    pub hash: Option<StateHash>,
+}
+
+impl Summary {
+    /// That of a database that was filled by commands or by an importer; a new one has that of an empty store.
+    pub fn read(reader: &DbReader) -> Result<Self, LoadStateError> {
+        let mut summary = Self {
+            revision: Revision::FIRST,
+            compacted: Revision::NEVER_COMPACTED,
+            alarms: BTreeSet::new(),
+            hash: None,
+        };
+        if let Some(bytes) = reader.meta(REVISION)? {
+            summary.revision = codec::decode(REVISION, &bytes)?;
+        }
+        if let Some(bytes) = reader.meta(COMPACTED)? {
+            summary.compacted = codec::decode(COMPACTED, &bytes)?;
+        }
+        if let Some(bytes) = reader.meta(ALARMS)? {
+            let alarms: Vec<(MemberId, AlarmKind)> = codec::decode(ALARMS, &bytes)?;
+            summary.alarms = alarms.into_iter().collect();
+        }
+        if let Some(bytes) = reader.meta(HASH)? {
+            summary.hash = Some(codec::decode(HASH, &bytes)?);
+        }
+        Ok(summary)
+    }
+
+    /// The blobs that store it.
+    pub fn meta(&self) -> Vec<(&'static str, Option<Vec<u8>>)> {
+        let alarms: Vec<(MemberId, AlarmKind)> = self.alarms.iter().copied().collect();
+        vec![
+            (REVISION, Some(codec::encode(&self.revision))),
+            (COMPACTED, Some(codec::encode(&self.compacted))),
+            (ALARMS, Some(codec::encode(&alarms))),
+            (HASH, self.hash.map(|hash| codec::encode(&hash))),
+        ]
+    }
+}
+
+/// The blobs that store what a machine has of it.
+pub fn store_meta(machine: &Machine) -> Vec<(&'static str, Option<Vec<u8>>)> {
+    let summary = Summary {
+        revision: machine.revision(),
+        compacted: machine.compacted(),
+        alarms: machine.alarms().clone(),
+        hash: machine.state_hash(),
+    };
+    summary.meta()
 }
 
 /// The membership as a blob, to be written with the log position at which it is in force.
@@ -101,33 +150,51 @@ pub fn alone_meta(encoded: &Bytes) -> Vec<(&'static str, Option<Vec<u8>>)> {
 
 /// Loads the state, and builds the index in one pass over the records.
 pub fn load_state(db: &Db) -> Result<(LoadedState, Tree), LoadStateError> {
-    let mut loaded = LoadedState::default();
     let reader = db.reader()?;
-    if let Some(bytes) = reader.meta(REVISION)? {
-        loaded.revision = codec::decode(REVISION, &bytes)?;
-    }
-    if let Some(bytes) = reader.meta(COMPACTED)? {
-        loaded.compacted = codec::decode(COMPACTED, &bytes)?;
-    }
-    if let Some(bytes) = reader.meta(ALARMS)? {
-        let alarms: Vec<(MemberId, AlarmKind)> = codec::decode(ALARMS, &bytes)?;
-        loaded.alarms = alarms.into_iter().collect();
-    }
-    loaded.hash = match reader.meta(HASH)? {
-        Some(bytes) => Some(codec::decode(HASH, &bytes)?),
-        None => (db.applied().index == LogIndex(0)).then(StateHash::default),
+    let summary = Summary::read(&reader)?;
+    let new = db.applied().index == LogIndex(0);
+    let mut loaded = LoadedState {
+        revision: summary.revision,
+        compacted: summary.compacted,
+        alarms: summary.alarms,
+        hash: summary.hash.or_else(|| new.then(StateHash::default)),
+        ..LoadedState::default()
     };
     loaded.leases = load_leases(db)?;
-    loaded.auth = load_auth(db)?;
+    loaded.auth = load_auth(&reader)?;
     let tree = rebuild(db)?;
     attach_keys(&tree, &mut loaded.leases);
     Ok((loaded, tree))
 }
 
-fn load_auth(db: &Db) -> Result<AuthState, LoadStateError> {
+/// What one commit holds besides records and leases.
+#[derive(Debug)]
+pub(super) struct StoredState {
+    pub(super) applied: LogPosition,
+    pub(super) compacted: Revision,
+    pub(super) alarms: BTreeSet<(MemberId, AlarmKind)>,
+    pub(super) auth: AuthState,
+    pub(super) members: Members,
+}
+
+/// Reads what is small enough for memory: neither records nor leases.
+pub(super) fn stored_state(reader: &DbReader) -> Result<StoredState, LoadStateError> {
+    let summary = Summary::read(reader)?;
+    let members = reader.meta(MEMBERSHIP)?.map(Bytes::from);
+    let members = members.map_or_else(|| Ok(Members::default()), |bytes| Members::decode(&bytes));
+    Ok(StoredState {
+        applied: reader.applied()?,
+        compacted: summary.compacted,
+        alarms: summary.alarms,
+        auth: load_auth(reader)?,
+        members: members?,
+    })
+}
+
+fn load_auth(reader: &DbReader) -> Result<AuthState, LoadStateError> {
     let mut rows = state::Restoring::default();
     let mut failed = None;
-    db.reader()?.for_each_meta(|name, bytes| {
+    reader.for_each_meta(|name, bytes| {
         if name.starts_with(state::ROWS) {
             failed = failed.take().or(rows.take(name, bytes).err());
         }

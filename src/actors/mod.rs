@@ -14,11 +14,11 @@
 //! | [`snapshots::Snapshots`] | snapshots that are being sent or received |
 //!
 //! [`requests::Requests`] is the interface for front ends, and [`store::Store`] offers the same in messages. [`consensus`],
-//! [`apply_messages`], [`snapshot_messages`], [`lease_messages`], [`state_check`] and [`raft_status`] hold what several actors
-//! send or read; they import no actor. [`published::Published`] is the view that reads use, and [`request_error::RequestError`]
-//! the reasons for which a request fails. [`latest`] publishes the newest value of something to many readers, [`mailbox`] gives
-//! an actor its address before it starts, and [`fail_stop`] ends a member that cannot go on, and [`held`] counts
-//! the bytes that a member holds.
+//! [`apply_messages`], [`snapshot_messages`], [`lease_messages`], [`watch_calls`], [`state_check`] and [`raft_status`] hold what
+//! several actors send or read; they import no actor. [`published::Published`] is the view that reads use, and
+//! [`request_error::RequestError`] the reasons for which a request fails. [`etcd_image`] makes images of the database for
+//! clients. [`latest`] publishes the newest value of something to many readers, [`mailbox`] gives an actor its address before it
+//! starts, and [`fail_stop`] ends a member that cannot go on, and [`held`] counts the bytes that a member holds.
 
 #[cfg(test)]
 mod alone;
@@ -28,8 +28,10 @@ pub mod apply_messages;
 pub mod auth_requests;
 mod background;
 pub mod committer;
+pub mod compaction_hashes;
 pub mod compactor;
 pub mod consensus;
+pub mod etcd_image;
 mod expiry_pace;
 pub mod fail_stop;
 pub mod held;
@@ -51,6 +53,7 @@ pub mod passwords;
 pub mod peer_ask;
 pub mod peer_hub;
 pub mod published;
+pub mod quota;
 pub mod raft_node;
 pub mod raft_status;
 pub mod range_chunks;
@@ -64,6 +67,7 @@ pub mod state_check;
 pub mod store;
 pub mod token_keeper;
 pub mod wal_writer;
+pub mod watch_calls;
 mod watch_clock;
 #[cfg(test)]
 mod watch_gaps;

@@ -13,6 +13,10 @@ use crate::{
 use bincode::{BorrowDecode, Decode, Encode};
 use bytes::Bytes;
 
+/// From this version of the peer protocol on, members read the alarm of a quota (`AlarmKind::QuotaReached`). One of an earlier
+/// version stops at an entry that has it.
+pub const QUOTA_ALARM_VERSION: u16 = 3;
+
 /// A request to the leader, or by it.
 #[derive(Debug, PartialEq, Eq, Encode, BorrowDecode)]
 #[bincode(decode_context = "codec::Shared")]

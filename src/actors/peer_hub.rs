@@ -150,11 +150,13 @@ pub struct PeerMessages {
     pub messages: Vec<raft::Message>,
 }
 
-/// There is a connection to a member, of proven identity; before, there was none.
+/// There is a connection to a member, of proven identity; before, there was none, or one with another version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct PeerConnected {
     pub id: MemberId,
+    /// The version of the peer protocol that both members speak.
+    pub version: u16,
 }
 
 /// There is no connection to a member any more; it is being dialled.
@@ -315,8 +317,8 @@ impl Inbox for ActorInbox {
         delivered(&self.peers.snapshots, ReceiveSnapshot { incoming })
     }
 
-    fn connected(&self, id: MemberId) {
-        notify(&self.peers.connected, PeerConnected { id });
+    fn connected(&self, id: MemberId, version: u16) {
+        notify(&self.peers.connected, PeerConnected { id, version });
     }
 
     fn disconnected(&self, id: MemberId) {

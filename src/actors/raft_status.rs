@@ -4,7 +4,7 @@
 
 use super::request_error::RequestError;
 use crate::{
-    kv::KvError,
+    kv::{KvError, command::AlarmKind},
     types::{LogIndex, MemberId, Term},
 };
 
@@ -23,6 +23,8 @@ pub struct RaftStatus {
     pub learner: bool,
     /// Whether this member's state differs from the others', so that it serves nothing.
     pub out: bool,
+    /// The alarm of a member at its quota: one of its own, if all members are known to read it.
+    pub quota_alarm: AlarmKind,
 }
 
 impl RaftStatus {

@@ -5,8 +5,10 @@
 
 use super::{
     background::in_turn,
+    compaction_hashes::CompactionHashes,
     compactor::AwaitCompaction,
     consensus::{ChangeMembership, Consensus, MoveLeader},
+    etcd_image::{ImageError, ImageMaker, ImageStream},
     held::HeldBytes,
     jwt_desk::{JwtDesk, JwtProof},
     jwt_keys::JwtKeys,
@@ -16,10 +18,11 @@ use super::{
     members::Members,
     membership_change::{ChangeRefusal, MemberChange},
     passwords::Passwords,
+    quota,
     raft_status::{DiskHealth, RaftStatus},
     replies::{Answer, Reply},
     short_reads::ShortReads,
-    watch_hub::WatchHub,
+    watch_calls::{WatchCalls, WatchCounts},
 };
 use crate::{
     auth::{AuthError, Caller},
@@ -124,13 +127,15 @@ struct Shared {
     changes: Recipient<ChangeMembership>,
     moves: Recipient<MoveLeader>,
     compactor: Recipient<AwaitCompaction>,
-    watches: Addr<WatchHub>,
+    hashes: CompactionHashes,
+    watches: WatchCalls,
     leases: Arc<LeaseDesk>,
     auth_on: Arc<AtomicBool>,
     passwords: Arc<Passwords>,
     logins: Arc<LoginBounds>,
     /// Signed tokens, if they are set.
     jwt: Option<JwtDesk>,
+    images: ImageMaker,
 }
 
 /// What a [`Requests`] needs of its node.
@@ -142,8 +147,10 @@ pub struct RequestPeers {
     pub moves: Recipient<MoveLeader>,
     /// Waits for the end of compactions.
     pub compactor: Recipient<AwaitCompaction>,
+    /// The hashes of the last compactions.
+    pub hashes: CompactionHashes,
     /// Sends events to watchers.
-    pub watches: Addr<WatchHub>,
+    pub watches: WatchCalls,
     /// Takes lease calls to the leader.
     pub leases: Arc<LeaseDesk>,
     pub views: latest::Receiver<Arc<Published>>,
@@ -159,6 +166,8 @@ pub struct RequestPeers {
     pub logins: Arc<LoginBounds>,
     /// The keys of signed tokens, if they are set.
     pub jwt: Option<Arc<JwtKeys>>,
+    /// Makes images of the database.
+    pub images: ImageMaker,
 }
 
 impl Requests {
@@ -176,12 +185,14 @@ impl Requests {
             changes: peers.changes,
             moves: peers.moves,
             compactor: peers.compactor,
+            hashes: peers.hashes,
             watches: peers.watches,
             leases: peers.leases,
             auth_on: peers.auth_on,
             passwords: peers.passwords,
             logins: peers.logins,
             jwt: peers.jwt.map(|keys| JwtDesk::new(keys, identity.cluster.0)),
+            images: peers.images,
         });
         Self {
             shared,
@@ -280,6 +291,28 @@ impl Requests {
         Ok(rights.read(key, range_end)?)
     }
 
+    /// Refuses a caller who may not read a range, in a state that has every right that was granted before.
+    pub(crate) async fn require_read(
+        &self,
+        key: &[u8],
+        range_end: &[u8],
+    ) -> Result<(), RequestError> {
+        let now = self.allow_read(&self.published(), key, range_end);
+        if now.is_ok() || !self.is_auth_on() {
+            return now;
+        }
+        // This member may be behind the one that acknowledged the grant.
+        let published = self.view_for(false).await?;
+        self.allow_read(&published, key, range_end)
+    }
+
+    /// Refuses a caller who may not write a key, by this member's newest state.
+    pub(crate) fn require_write(&self, key: &[u8]) -> Result<(), RequestError> {
+        let published = self.published();
+        let rights = published.auth.rights(&self.caller)?;
+        Ok(rights.write(key, &[])?)
+    }
+
     /// The command with its caller, whose rights are checked when it is applied. A caller that cannot have any right is refused
     /// at once: entries without effect must not fill the log.
     pub(crate) fn sign<'a>(&self, command: &'a Command) -> Result<Cow<'a, Command>, RequestError> {
@@ -335,8 +368,13 @@ impl Requests {
     }
 
     /// The actor behind [`Requests::watch_stream`].
-    pub(crate) fn watch_hub(&self) -> &Addr<WatchHub> {
+    pub(super) fn watch_calls(&self) -> &WatchCalls {
         &self.shared.watches
+    }
+
+    /// How many watches this member has, and the memory that they take.
+    pub(crate) async fn count_watches(&self) -> Result<WatchCounts, RequestError> {
+        self.shared.watches.count().await
     }
 
     /// Reads keys. Linearizable unless the query says otherwise.
@@ -548,12 +586,25 @@ impl Requests {
         outcome.await.unwrap_or(Err(RequestError::Stopped))
     }
 
-    /// etcd's hash of this member's history through a revision. Needs the role root while authentication is on.
+    /// etcd's hash of this member's history through a revision; at that of one of the last compactions, the hash that was made
+    /// during it. Needs the role root while authentication is on.
     pub async fn hash_kv(&self, through: Revision) -> Result<HistoryHash, RequestError> {
         let published = self.published();
         published.auth.require_root(&self.caller)?;
+        if let Some(hash) = self.shared.hashes.at(through) {
+            let newest = published.view.window.newest;
+            return Ok(HistoryHash { newest, ..hash });
+        }
         self.read_in_background(move || published.hash_history(through))
             .await
+    }
+
+    /// An image of this member's database in etcd's file format, which holds everything that was published before now. Needs the
+    /// role root while authentication is on.
+    pub(crate) async fn image(&self) -> Result<ImageStream, ImageError> {
+        self.require_root()?;
+        self.require_same_state()?;
+        self.shared.images.begin(self.shared.views.clone()).await
     }
 
     /// Whether this member has no vote.
@@ -686,16 +737,18 @@ impl Requests {
 
     /// Whether the database has reached its quota, so that writes that take space must raise the alarm first.
     pub(crate) fn is_at_quota(&self) -> bool {
-        let quota = self.shared.limits.quota_bytes;
-        quota.is_some_and(|quota| self.shared.views.borrow().quota_bytes() >= quota)
+        let bytes = self.shared.views.borrow().quota_bytes();
+        quota::is_reached(self.shared.limits.quota_bytes, bytes)
     }
 
-    /// A member at its quota raises an alarm, which stops such writes on all members until an operator clears it.
+    /// A member at its quota raises an alarm, which stops such writes on all members until there is room again ([`quota`]), or
+    /// an operator clears it.
     async fn check_quota(&self) -> Result<(), RequestError> {
         if !self.is_at_quota() {
             return Ok(());
         }
-        let alarm = (self.shared.identity.member, AlarmKind::NoSpace);
+        let kind = self.shared.raft_status.borrow().quota_alarm;
+        let alarm = (self.shared.identity.member, kind);
         let raised = self.shared.views.borrow().alarms.contains(&alarm);
         if !raised {
             let consensus = &self.shared.consensus;

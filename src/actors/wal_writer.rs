@@ -57,7 +57,28 @@ impl WalWriter {
 /// sync.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
-pub struct Persist(pub Vec<raft::LogWrite>);
+pub struct Persist {
+    /// In the order in which consensus made them.
+    pub writes: Vec<raft::LogWrite>,
+    /// The database has everything up to here, for good.
+    pub stored: LogIndex,
+}
+
+impl Persist {
+    /// A log that begins after a snapshot has no entries for a database that lost it.
+    fn assert_stored(&self) {
+        let resets = self.writes.iter().filter_map(|write| write.reset);
+        for reset in resets {
+            assert!(
+                reset.index <= self.stored,
+                "the log begins after entry {} before the database has the snapshot of it (it has {}): a loss of power would \
+                 leave neither",
+                reset.index,
+                self.stored
+            );
+        }
+    }
+}
 
 /// Everything up to this sequence number of the Raft core's output is durable.
 #[derive(Clone, Copy, Debug, Message)]
@@ -75,6 +96,20 @@ pub struct Persisted {
 pub struct ReleaseEntries {
     /// The newest entry to release.
     pub through: LogIndex,
+    /// The database has everything up to here, for good.
+    pub stored: LogIndex,
+}
+
+impl ReleaseEntries {
+    /// The next start needs every entry that the database may lose.
+    fn assert_stored(&self) {
+        assert!(
+            self.through <= self.stored,
+            "entries up to {} are released before the database has them for good (it has {}): a loss of power would lose them",
+            self.through,
+            self.stored
+        );
+    }
 }
 
 /// Seals the log; answered once that is done. The last message of a stopping node.
@@ -98,9 +133,10 @@ impl Actor for WalWriter {
 impl Handler<Persist> for WalWriter {
     type Result = ();
 
-    fn handle(&mut self, Persist(persists): Persist, ctx: &mut Self::Context) {
-        for persist in &persists {
-            if let Err(error) = self.append(persist) {
+    fn handle(&mut self, persist: Persist, ctx: &mut Self::Context) {
+        persist.assert_stored();
+        for write in &persist.writes {
+            if let Err(error) = self.append(write) {
                 self.life
                     .fail_stop()
                     .because("cannot append to the write-ahead log", &error);
@@ -137,6 +173,7 @@ impl Handler<ReleaseEntries> for WalWriter {
     type Result = ();
 
     fn handle(&mut self, release: ReleaseEntries, _: &mut Self::Context) {
+        release.assert_stored();
         hit(FailPoint::BeforeWalRelease);
         let released = self.wal.release(release.through);
         hit(FailPoint::AfterWalRelease);
@@ -180,15 +217,15 @@ impl WalWriter {
         self.resting = Some(ctx.run_later(REST_AFTER, |writer, _| writer.rest()));
     }
 
-    fn append(&mut self, persist: &raft::LogWrite) -> Result<(), WalError> {
-        let state = Some(persist.hard_state).filter(|_| !mutated(Mutation::ForgetVote));
+    fn append(&mut self, write: &raft::LogWrite) -> Result<(), WalError> {
+        let state = Some(write.hard_state).filter(|_| !mutated(Mutation::ForgetVote));
         self.wal.append(&Append {
-            snapshot: persist.reset,
+            snapshot: write.reset,
             hard_state: state.filter(|state| *state != self.wal.hard_state()),
-            entries: &persist.entries,
+            entries: &write.entries,
         })?;
         self.waiting = Some(Persisted {
-            seq: persist.seq,
+            seq: write.seq,
             sync_micros: 0,
         });
         Ok(())
@@ -215,5 +252,54 @@ impl WalWriter {
                 .because("cannot prepare a write-ahead log segment", &error),
             Err(error) => tracing::warn!("the log's next segment is not ready yet: {error}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{HardState, LogPosition, Term};
+
+    fn release(through: u64) -> ReleaseEntries {
+        ReleaseEntries {
+            through: LogIndex(through),
+            stored: LogIndex(20),
+        }
+    }
+
+    /// Two writes, the second of which resets the log to a snapshot at this entry.
+    fn begins_after(index: u64) -> Persist {
+        let write = |seq, reset| raft::LogWrite {
+            seq,
+            reset,
+            entries: Vec::new(),
+            hard_state: HardState::default(),
+        };
+        let snapshot = LogPosition {
+            index: LogIndex(index),
+            term: Term(3),
+        };
+        Persist {
+            writes: vec![write(1, None), write(2, Some(snapshot))],
+            stored: LogIndex(20),
+        }
+    }
+
+    #[test]
+    fn what_the_database_has_is_not_needed_in_the_log() {
+        release(20).assert_stored();
+        begins_after(20).assert_stored();
+    }
+
+    #[test]
+    #[should_panic(expected = "entries up to 21 are released before the database has them")]
+    fn entries_that_the_database_may_lose_are_not_released() {
+        release(21).assert_stored();
+    }
+
+    #[test]
+    #[should_panic(expected = "the log begins after entry 21 before the database has the snapshot")]
+    fn a_log_does_not_begin_after_a_snapshot_that_the_database_may_lose() {
+        begins_after(21).assert_stored();
     }
 }

@@ -5,7 +5,8 @@ use super::{
     fail_stop::{FailStop, Lifeline},
     held::HeldBytes,
     requests::Requests,
-    watch_hub::{EventsApplied, OpenStream, StreamRequest, WatchHub, WatchRequest},
+    watch_calls::{OpenStream, StreamRequest, WatchRequest},
+    watch_hub::{EventsApplied, WatchHub},
     watch_outbox::WatchOutbox,
 };
 use crate::{

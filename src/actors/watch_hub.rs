@@ -11,6 +11,9 @@ use super::{
     latest,
     published::Published,
     request_error::RequestError,
+    watch_calls::{
+        CountWatches, OpenStream, StreamOpened, StreamRequest, WatchCounts, WatchRequest,
+    },
     watch_clock::ProgressClock,
     watch_outbox::{ALL_BYTES_MAX, FrontEndEvent, FrontEndEvents, WatchOutbox},
 };
@@ -21,8 +24,7 @@ use crate::{
         records::ReadError,
         tail::RecordBatch,
         watch::{
-            Bounds, CatchUp, HolderId, Outlet, ReadTask, Refusal, Response, StreamId, WatchId,
-            WatchSpec, Watches,
+            Bounds, CatchUp, Outlet, ReadTask, Refusal, Response, StreamId, WatchSpec, Watches,
         },
     },
     mutation::{Mutation, mutated},
@@ -136,62 +138,10 @@ pub struct EventsApplied {
     pub published: Arc<Published>,
 }
 
-/// Opens a stream of watches. It ends when the client drops its end of the outbox.
-#[derive(Debug, Message)]
-#[rtype(result = "Result<StreamOpened, RequestError>")]
-pub(super) struct OpenStream {
-    /// Whose watchers it has; `None` for this program's own.
-    pub(super) holder: Option<HolderId>,
-}
-
-/// The client's end of a stream.
-#[derive(Debug)]
-pub(super) struct StreamOpened {
-    pub(super) outbox: Arc<WatchOutbox>,
-}
-
-/// A request of a stream. Answered once it is carried out; its outcome goes to the stream.
-#[derive(Debug, Message)]
-#[rtype(result = "()")]
-pub(super) struct StreamRequest {
-    pub(super) stream: StreamId,
-    pub(super) request: WatchRequest,
-}
-
-/// What a stream can ask for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum WatchRequest {
-    Create(WatchSpec),
-    /// The end of a watch.
-    Cancel(WatchId),
-    /// A request for progress: the revision up to which all watches of the stream have got events.
-    Progress,
-}
-
 /// Ends all streams; for a clean stop.
 #[derive(Debug, Message)]
 #[rtype(result = "()")]
 pub struct EndStreams;
-
-/// Counts, for operators and tests.
-#[derive(Clone, Copy, Debug, Message)]
-#[rtype(result = "WatchCounts")]
-pub struct CountWatches;
-
-/// How much the hub holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, MessageResponse)]
-pub struct WatchCounts {
-    pub streams: usize,
-    pub watchers: usize,
-    /// Those that count for the share of a holder.
-    pub of_holders: usize,
-    /// Watchers that are synced.
-    pub synced: usize,
-    /// Bytes of recent events.
-    pub recent_bytes: usize,
-    /// Bytes queued for all streams. Events that several streams wait for count for each.
-    pub queued_bytes: usize,
-}
 
 impl Actor for WatchHub {
     type Context = Context<Self>;

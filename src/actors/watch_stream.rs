@@ -6,7 +6,7 @@
 use super::{
     request_error::RequestError,
     requests::Requests,
-    watch_hub::{OpenStream, StreamOpened, StreamRequest, WatchRequest},
+    watch_calls::{StreamOpened, StreamRequest, WatchRequest},
     watch_outbox::WatchOutbox,
 };
 use crate::{
@@ -17,7 +17,6 @@ use crate::{
     },
     types::{RecordKind, Rev, Revision},
 };
-use actix::MailboxError;
 use std::sync::Arc;
 
 /// A stream of watches.
@@ -54,8 +53,7 @@ impl Requests {
         holder: Option<HolderId>,
     ) -> Result<WatchStream, RequestError> {
         self.require_same_state()?;
-        let opening = self.watch_hub().send(OpenStream { holder });
-        let StreamOpened { outbox } = opening.await.map_err(stopped)??;
+        let StreamOpened { outbox } = self.watch_calls().open(holder).await?;
         let responses = WatchResponses {
             outbox: outbox.clone(),
         };
@@ -92,10 +90,6 @@ impl Requests {
     }
 }
 
-fn stopped(_: MailboxError) -> RequestError {
-    RequestError::Stopped
-}
-
 impl WatchRequests {
     /// Sends a request; its outcome is among the responses. Waits while the stream's queue is full, so another task must take
     /// responses in the meantime.
@@ -110,8 +104,7 @@ impl WatchRequests {
             stream: self.outbox.stream(),
             request,
         };
-        let hub = self.front.watch_hub();
-        hub.send(request).await.map_err(stopped)
+        self.front.watch_calls().request(request).await
     }
 }
 

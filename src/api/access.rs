@@ -23,6 +23,14 @@ const GATEWAY: &str = "grpcgateway-accept";
 /// etcd: the optional prefix of a token; upper and lower case matter.
 const BEARER: &[u8] = b"Bearer ";
 
+/// The common name in a client's certificate; empty if that has none.
+#[derive(Debug)]
+pub struct CertificateName {
+    pub name: Arc<str>,
+    /// Whether it is the user of calls without a token.
+    pub is_user: bool,
+}
+
 /// What a call needs while authentication is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
@@ -83,31 +91,61 @@ fn token<'a>(names: &[&str], headers: &'a HeaderMap) -> Option<&'a [u8]> {
     Some(token.strip_prefix(BEARER).unwrap_or(token))
 }
 
+/// What says who makes a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Proof<'a> {
+    Token(&'a [u8]),
+    /// The name in the certificate of the connection.
+    Name(&'a Arc<str>),
+    Nothing,
+}
+
+/// The token wins, good or not.
+fn proof<'a>(headers: &'a HeaderMap, certificate: Option<&'a CertificateName>) -> Proof<'a> {
+    if let Some(token) = token(&TOKEN_NAMES, headers) {
+        return Proof::Token(token);
+    }
+    match certificate {
+        Some(shown) if shown.is_user && !headers.contains_key(GATEWAY) => Proof::Name(&shown.name),
+        Some(_) | None => Proof::Nothing,
+    }
+}
+
+/// The same for a request of the JSON gateway. etcd: a name in the client's certificate proves nothing there.
+fn gateway_proof<'a>(headers: &'a HeaderMap, _: Option<&CertificateName>) -> Proof<'a> {
+    token(&GATEWAY_TOKEN_NAMES, headers).map_or(Proof::Nothing, Proof::Token)
+}
+
 impl Api {
-    /// Identifies the caller by the token in the headers, or, without one, by `user`, the name in the connection's certificate.
-    /// An invalid token is refused even if there is a certificate. While authentication is off, neither is read.
-    pub(super) fn caller(&self, headers: &HeaderMap, user: Option<&Arc<str>>) -> Identified {
-        if !self.requests.is_auth_on() {
-            return Caller::Nobody.into();
-        }
-        if let Some(token) = token(&TOKEN_NAMES, headers) {
-            return self.requests.identify(token);
-        }
-        match user.filter(|_| !headers.contains_key(GATEWAY)) {
-            Some(user) => self.requests.published().auth.certified(user).into(),
-            None => Caller::Nobody.into(),
-        }
+    /// Identifies the caller by the token in the headers, or, without one, by the name in the connection's certificate, if that
+    /// is a user's. An invalid token is refused even if there is a certificate. While authentication is off, neither is read.
+    pub(super) fn caller(
+        &self,
+        headers: &HeaderMap,
+        certificate: Option<&CertificateName>,
+    ) -> Identified {
+        self.proven_by(|| proof(headers, certificate))
     }
 
-    /// The same for a request of the JSON gateway. etcd: a name in the client's certificate proves nothing there.
+    /// The same for a request of the JSON gateway.
     #[expect(dead_code, reason = "the gateway will use it")]
-    pub(super) fn gateway_caller(&self, headers: &HeaderMap) -> Identified {
+    pub(super) fn gateway_caller(
+        &self,
+        headers: &HeaderMap,
+        certificate: Option<&CertificateName>,
+    ) -> Identified {
+        self.proven_by(|| gateway_proof(headers, certificate))
+    }
+
+    /// While authentication is off, nothing is looked for.
+    fn proven_by<'a>(&self, proof: impl FnOnce() -> Proof<'a>) -> Identified {
         if !self.requests.is_auth_on() {
             return Caller::Nobody.into();
         }
-        match token(&GATEWAY_TOKEN_NAMES, headers) {
-            Some(token) => self.requests.identify(token),
-            None => Caller::Nobody.into(),
+        match proof() {
+            Proof::Token(token) => self.requests.identify(token),
+            Proof::Name(name) => self.requests.published().auth.certified(name).into(),
+            Proof::Nothing => Caller::Nobody.into(),
         }
     }
 
@@ -137,15 +175,69 @@ mod tests {
         *,
     };
 
+    /// No headers.
+    const NOTHING: &[(&str, &str)] = &[];
+
+    fn headers(sent: &[(&'static str, &'static str)]) -> HeaderMap {
+        let sent = sent.iter().map(|(name, value)| {
+            let name = http::HeaderName::from_static(name);
+            (name, http::HeaderValue::from_static(value))
+        });
+        sent.collect()
+    }
+
+    fn certificate(is_user: bool) -> CertificateName {
+        CertificateName {
+            name: "alice".into(),
+            is_user,
+        }
+    }
+
+    #[test]
+    fn a_certificate_proves_who_calls_unless_there_is_a_token_or_a_gateway() {
+        let (user, other) = (certificate(true), certificate(false));
+        let name = Proof::Name(&user.name);
+        let table = [
+            (NOTHING, name),
+            (&[("token", "t")], Proof::Token(b"t")),
+            (&[("authorization", "Bearer t")], Proof::Token(b"t")),
+            (&[("token", "")], Proof::Token(b"")),
+            // The certificate is that of a gateway, whatever value the header has.
+            (&[(GATEWAY, "application/json")], Proof::Nothing),
+            (&[(GATEWAY, "")], Proof::Nothing),
+            (&[(GATEWAY, ""), ("token", "t")], Proof::Token(b"t")),
+            (&[("grpc-metadata-token", "t")], name),
+        ];
+        for (sent, expected) in table {
+            let headers = headers(sent);
+            assert_eq!(proof(&headers, Some(&user)), expected, "{sent:?}");
+            let without = match expected {
+                Proof::Token(token) => Proof::Token(token),
+                Proof::Name(_) | Proof::Nothing => Proof::Nothing,
+            };
+            assert_eq!(proof(&headers, Some(&other)), without, "{sent:?}");
+            assert_eq!(proof(&headers, None), without, "{sent:?}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_proves_nothing_at_the_gateway() {
+        let user = certificate(true);
+        for (sent, expected) in [
+            (NOTHING, Proof::Nothing),
+            (&[("token", "t")], Proof::Nothing),
+            (&[("grpc-metadata-token", "t")], Proof::Token(b"t")),
+            (&[("authorization", "Bearer t")], Proof::Token(b"t")),
+        ] {
+            let headers = headers(sent);
+            for shown in [Some(&user), None] {
+                assert_eq!(gateway_proof(&headers, shown), expected, "{sent:?}");
+            }
+        }
+    }
+
     #[test]
     fn tokens_are_found_where_etcd_looks() {
-        let headers = |sent: &[(&'static str, &'static str)]| {
-            let sent = sent.iter().map(|(name, value)| {
-                let name = http::HeaderName::from_static(name);
-                (name, http::HeaderValue::from_static(value))
-            });
-            sent.collect::<HeaderMap>()
-        };
         let table = [
             (
                 &[("token", "a"), ("authorization", "b")][..],

@@ -100,6 +100,17 @@ impl Api {
         Ok(pb::MoveLeaderResponse::default())
     }
 
+    /// `Maintenance.Hash`: that of all history, so members that have the same give the same. etcd: that of its whole file, which
+    /// compares with nothing.
+    pub async fn hash(&self, _: pb::HashRequest) -> Result<pb::HashResponse, Status> {
+        self.require_vote()?;
+        let hashed = self.requests.hash_kv(Revision(0)).await?;
+        Ok(pb::HashResponse {
+            header: Some(self.header(hashed.newest).into()),
+            hash: hashed.hash,
+        })
+    }
+
     pub async fn hash_kv(&self, request: pb::HashKvRequest) -> Result<pb::HashKvResponse, Status> {
         self.require_vote()?;
         let hashed = self.requests.hash_kv(Revision(request.revision)).await?;

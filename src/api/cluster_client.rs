@@ -12,7 +12,7 @@ const CALL_MAX: Duration = Duration::from_secs(20);
 /// The longest answer that is read, in bytes; no list of members is longer.
 const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 /// gRPC: the prefix of each message, a flag for compression and the length.
-const PREFIX_BYTES: usize = 5;
+pub(super) const PREFIX_BYTES: usize = 5;
 
 /// Why a call gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +72,7 @@ async fn call<A: Message + Default>(
     A::decode(message.split_off(PREFIX_BYTES)).map_err(|_| garbled())
 }
 
-fn frame(request: &impl Message) -> Bytes {
+pub(super) fn frame(request: &impl Message) -> Bytes {
     let len = request.encoded_len();
     let mut frame = BytesMut::with_capacity(PREFIX_BYTES + len);
     frame.put_u8(0);

@@ -8,6 +8,7 @@
 
 use super::{
     Api,
+    access::CertificateName,
     answer_budget::Budget,
     encoding::Encoding,
     frames::Encoded,
@@ -68,14 +69,13 @@ impl Admission {
     }
 }
 
-/// Checks whether this member can serve a call of `peer`, and takes from its headers all that is needed later. `user` is the name
-/// in the client's certificate.
+/// Checks whether this member can serve a call of `peer`, and takes from its headers all that is needed later.
 pub fn admit(
     api: &Api,
     path: &str,
     headers: &HeaderMap,
     peer: ClientPeer,
-    user: Option<&Arc<str>>,
+    certificate: Option<&CertificateName>,
 ) -> Result<Admission, Status> {
     let bytes = list_bytes(headers);
     if bytes > METADATA_BYTES_MAX {
@@ -107,10 +107,11 @@ pub fn admit(
             Instant::now().checked_add(span)
         }
     };
+    let caller = api.caller(headers, certificate);
     Ok(Admission {
         deadline,
         encoding,
-        asker: api.asker(path, api.caller(headers, user), peer),
+        asker: api.asker(path, caller, certificate, peer),
         leader_required,
     })
 }

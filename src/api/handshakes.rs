@@ -5,6 +5,7 @@
 //! sends no handshake, mostly one that speaks plain HTTP, is refused, and that is logged.
 
 use super::{
+    access::CertificateName,
     connection_shares::Slots,
     sockets::{ClientPeer, DetachedStream},
     tls_stream::TlsStream,
@@ -42,9 +43,8 @@ static FAILURES: LogGate = LogGate::new();
 /// A connection whose handshake is done.
 pub(super) struct Secured {
     pub(super) stream: DetachedStream,
-    /// The common name in the client's certificate, empty if that has none. `None` without a certificate, or if common names are
-    /// not users here.
-    pub(super) user: Option<Arc<str>>,
+    /// `None` if the client has shown none.
+    pub(super) certificate: Option<Arc<CertificateName>>,
 }
 
 /// The thread of the handshakes. Dropping it ends them.
@@ -58,9 +58,13 @@ pub(super) struct Handshakes {
 impl Handshakes {
     /// Starts the thread. Must be called inside an actix system.
     pub(super) fn start(tls: ClientTls) -> Self {
+        Self::with_room(tls, HANDSHAKES_MAX)
+    }
+
+    fn with_room(tls: ClientTls, handshakes_max: usize) -> Self {
         Self {
             thread: Arbiter::new(),
-            slots: Slots::of("TLS handshakes", HANDSHAKES_MAX),
+            slots: Slots::of("TLS handshakes", handshakes_max),
             tls,
         }
     }
@@ -89,15 +93,15 @@ pub(super) struct HandshakesHandle {
 }
 
 impl HandshakesHandle {
-    /// Begins the handshake of a connection, and calls `done` when it succeeded. Otherwise the connection is closed, also if
-    /// there is no room.
-    pub(super) fn begin<D, F>(&self, stream: StdTcpStream, peer: ClientPeer, done: D)
+    /// Begins the handshake of a connection, and calls `done` when it succeeded. Otherwise the connection is closed. So it is if
+    /// there is no room, and then this returns false.
+    pub(super) fn begin<D, F>(&self, stream: StdTcpStream, peer: ClientPeer, done: D) -> bool
     where
         D: FnOnce(Secured) -> F + Send + 'static,
         F: Future<Output = ()>,
     {
         let Some(slot) = self.slots.admit(peer.origin()) else {
-            return;
+            return false;
         };
         let tls = self.tls.clone();
         // If the thread has stopped, the connection is dropped, which closes it.
@@ -112,6 +116,7 @@ impl HandshakesHandle {
                 }
             }));
         });
+        true
     }
 }
 
@@ -177,12 +182,16 @@ async fn handshake(stream: StdTcpStream, tls: &ClientTls) -> Result<Secured, Fai
         _ => Failure::Failed(error),
     })?;
     let shown = stream.session().peer_certificates().and_then(<[_]>::first);
-    let user = shown.filter(|_| tls.names_are_users);
-    let user = user.map(|certificate| tls::common_name(certificate).unwrap_or_default().into());
+    let certificate = shown.map(|certificate| {
+        Arc::new(CertificateName {
+            name: tls::common_name(certificate).unwrap_or_default().into(),
+            is_user: tls.names_are_users,
+        })
+    });
     let stream = stream.detach().map_err(Failure::Failed)?;
     Ok(Secured {
         stream: DetachedStream::Tls(stream),
-        user,
+        certificate,
     })
 }
 
@@ -200,4 +209,84 @@ async fn refuse(mut socket: TcpStream, first: u8) -> Failure {
         while matches!(socket.read(&mut rest).await, Ok(1..)) {}
     }
     Failure::PlainHttp
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tls::{ClientTlsKeeper, ClientTlsSettings, self_signed};
+    use std::{io::Read as _, net::TcpListener, path::Path};
+
+    const ROOM: usize = 16;
+
+    fn tls(dir: &Path) -> (ClientTls, ClientTlsKeeper) {
+        let hosts = ["localhost".to_owned()];
+        let day = Duration::from_hours(24);
+        let (cert, key) = self_signed(dir, &hosts, day).expect("a certificate");
+        let settings = ClientTlsSettings {
+            cert,
+            key,
+            clients: None,
+            tls12: true,
+            tls13: true,
+            suites: crate::config::SUITES.to_vec(),
+            refuse_readable_keys: false,
+        };
+        ClientTls::open(settings).expect("it can be used")
+    }
+
+    struct Port {
+        listener: TcpListener,
+        handshakes: Handshakes,
+    }
+
+    impl Port {
+        /// A client that says nothing; `None` if there was no room for it.
+        fn silent(&self, address: [u8; 4]) -> Option<StdTcpStream> {
+            let port = self.listener.local_addr().expect("it is bound");
+            let mut client = StdTcpStream::connect(port).expect("it listens");
+            let (accepted, _) = self.listener.accept().expect("it has connected");
+            accepted.set_nonblocking(true).expect("a socket");
+            let peer = ClientPeer::Tcp((address, 1).into());
+            let handle = self.handshakes.handle();
+            if handle.begin(accepted, peer, async |_| {}) {
+                return Some(client);
+            }
+            let read = client.read(&mut [0]).expect("the end");
+            assert_eq!(read, 0, "it is closed, and nothing was sent");
+            None
+        }
+
+        /// As many as get in.
+        fn greedy(&self, address: [u8; 4]) -> Vec<StdTcpStream> {
+            std::iter::from_fn(|| self.silent(address)).collect()
+        }
+    }
+
+    #[test]
+    fn handshakes_are_bounded_and_no_address_takes_them_all() {
+        let dir = tempfile::tempdir().unwrap();
+        actix_rt::System::new().block_on(async {
+            let (tls, _keeper) = tls(dir.path());
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let handshakes = Handshakes::with_room(tls, ROOM);
+            let port = Port {
+                listener,
+                handshakes,
+            };
+            let mut open = [1, 2, 3, 4].map(|last| port.greedy([10, 0, 0, last]));
+            let counts = open.each_ref().map(Vec::len);
+            assert_eq!(
+                counts,
+                [12, 3, 1, 0],
+                "three quarters of what is free, each"
+            );
+            // Those that leave make room for others, once that is noticed.
+            open[0].clear();
+            while port.silent([10, 0, 0, 4]).is_none() {
+                tokio::task::yield_now().await;
+            }
+            open[1].clear();
+        });
+    }
 }

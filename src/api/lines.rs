@@ -4,7 +4,7 @@
 //! ([`Api::about`]), and the code that sends the answer closes the line. If the audit log is off, there is no line, and all of
 //! this costs one branch.
 
-use super::{Api, method, sockets::ClientPeer, status::Status};
+use super::{Api, access::CertificateName, method, sockets::ClientPeer, status::Status};
 use crate::{
     actors::jwt_desk::{Identified, JwtProof},
     audit::{Call, Ended, Kind, Line, Shown, Subject, Target, TxnSubject},
@@ -89,7 +89,13 @@ fn kind(path: &str) -> Kind {
 
 impl Api {
     /// The maker of a call, with a new line if the audit log is on.
-    pub(super) fn asker(&self, path: &str, found: Identified, peer: ClientPeer) -> Asker {
+    pub(super) fn asker(
+        &self,
+        path: &str,
+        found: Identified,
+        certificate: Option<&CertificateName>,
+        peer: ClientPeer,
+    ) -> Asker {
         let Identified { caller, proof } = found;
         let line = self.audit.as_ref().map(|audit| {
             let known = method::known(path);
@@ -98,7 +104,8 @@ impl Api {
                 kind(path),
                 caller.user(),
                 peer.address(),
-            );
+            )
+            .certified(certificate.map(|shown| &shown.name));
             let call = match known {
                 Some(_) => call,
                 None => call.of_unknown(path),

@@ -6,6 +6,7 @@
 
 use super::{
     Api,
+    access::CertificateName,
     client_pools::ClientPools,
     connection_shares::{Slot, Slots},
     front::Front,
@@ -164,8 +165,8 @@ struct ConnectionSink {
 struct Connection {
     stream: DetachedStream,
     peer: ClientPeer,
-    /// The user that the client's certificate names; `None` if it has none, or no user's.
-    user: Option<Arc<str>>,
+    /// `None` if the client has shown none.
+    certificate: Option<Arc<CertificateName>>,
     open: Open,
 }
 
@@ -238,11 +239,10 @@ impl Spread {
         let sink = sink.handover.clone();
         match accepted.detach() {
             Ok(Detached::Plain(stream)) => {
-                let user = None;
                 let connection = Connection {
                     stream,
                     peer,
-                    user,
+                    certificate: None,
                     open,
                 };
                 // If the arbiter has stopped, the connection is dropped, which closes it.
@@ -252,11 +252,11 @@ impl Spread {
                 let handshakes = self.handshakes.as_ref();
                 let handshakes =
                     handshakes.expect("a listener for TLS was opened with certificates");
-                handshakes.begin(stream, peer, async move |Secured { stream, user }| {
+                handshakes.begin(stream, peer, async move |secured: Secured| {
                     let connection = Connection {
-                        stream,
+                        stream: secured.stream,
                         peer,
-                        user,
+                        certificate: secured.certificate,
                         open,
                     };
                     drop(sink.send(connection).await);
@@ -345,7 +345,7 @@ async fn serve_connection(shared: Shared, connection: Connection) {
     let Connection {
         stream,
         peer,
-        user,
+        certificate,
         open,
     } = connection;
     let is_tls = matches!(stream, DetachedStream::Tls(_));
@@ -365,7 +365,7 @@ async fn serve_connection(shared: Shared, connection: Connection) {
         };
         // Both are boxed, so that a connection on which no bytes have arrived takes less memory.
         if is_http2 {
-            let handshake = http2::Connection::handshake(tables, wire, user, &limits, peer);
+            let handshake = http2::Connection::handshake(tables, wire, certificate, &limits, peer);
             Box::pin(handshake).await.map(Some)
         } else {
             if !is_tls && wire.begins_with_tls() {

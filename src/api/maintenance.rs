@@ -15,6 +15,7 @@ use crate::{
     types::MemberId,
 };
 use pb::{AlarmType, alarm_request::AlarmAction};
+use std::collections::BTreeSet;
 use tokio::sync::mpsc;
 
 impl Api {
@@ -106,8 +107,10 @@ impl Api {
     }
 
     fn raised(&self, asked: i32) -> Result<Vec<pb::AlarmMember>, Status> {
-        let alarms = self.requests.alarms()?;
-        let entries = alarms.into_iter().map(|(member, kind)| entry(member, kind));
+        let alarms = shown(self.requests.alarms()?);
+        let entries = alarms
+            .into_iter()
+            .map(|(member, alarm)| entry(member, alarm));
         let all = asked == i32::from(AlarmType::None);
         let entries = entries.filter(|entry| all || entry.alarm == asked);
         Ok(entries.collect())
@@ -135,7 +138,7 @@ impl Api {
             })
             .await?;
         Ok(if found {
-            vec![entry(member, kind)]
+            vec![entry(member, shown_as(kind))]
         } else {
             Vec::new()
         })
@@ -159,11 +162,23 @@ fn health(status: ServingStatus) -> HealthCheckResponse {
     }
 }
 
-fn entry(member: MemberId, kind: AlarmKind) -> pb::AlarmMember {
-    let alarm = match kind {
-        AlarmKind::NoSpace => AlarmType::Nospace,
+/// An alarm as clients see it.
+fn shown_as(kind: AlarmKind) -> AlarmType {
+    match kind {
+        AlarmKind::NoSpace | AlarmKind::QuotaReached => AlarmType::Nospace,
         AlarmKind::Corrupt | AlarmKind::StateDiffers => AlarmType::Corrupt,
-    };
+    }
+}
+
+/// The alarms as clients see them: two kinds that they cannot tell apart are one.
+fn shown(alarms: Vec<(MemberId, AlarmKind)>) -> BTreeSet<(MemberId, AlarmType)> {
+    let alarms = alarms.into_iter();
+    alarms
+        .map(|(member, kind)| (member, shown_as(kind)))
+        .collect()
+}
+
+fn entry(member: MemberId, alarm: AlarmType) -> pb::AlarmMember {
     pb::AlarmMember {
         member_id: member.0,
         alarm: alarm.into(),
@@ -201,18 +216,15 @@ fn status_errors(status: &NodeStatus) -> Vec<String> {
             "quorate: the disk stalls: a write is under way for {waited} ms"
         ));
     }
-    for &(member, kind) in &status.alarms {
-        errors.push(format!("memberID:{member} alarm:{} ", alarm_name(kind)));
+    for (member, alarm) in shown(status.alarms.clone()) {
+        errors.push(format!("memberID:{member} alarm:{} ", alarm.as_str_name()));
     }
     errors
 }
 
 /// An alarm's name in the API.
 pub fn alarm_name(kind: AlarmKind) -> &'static str {
-    match kind {
-        AlarmKind::NoSpace => "NOSPACE",
-        AlarmKind::Corrupt | AlarmKind::StateDiffers => "CORRUPT",
-    }
+    shown_as(kind).as_str_name()
 }
 
 #[cfg(test)]
@@ -265,7 +277,9 @@ mod tests {
 
     #[test]
     fn status_lists_what_is_wrong_as_etcd_does() {
-        let alarms = vec![(MemberId(12_087_160_956_821_666_428), AlarmKind::NoSpace)];
+        let member = MemberId(12_087_160_956_821_666_428);
+        let both = [AlarmKind::NoSpace, AlarmKind::QuotaReached];
+        let alarms = both.map(|kind| (member, kind)).to_vec();
         let disk = DiskHealth {
             stalled_ms: Some(1_200),
             ..DiskHealth::default()

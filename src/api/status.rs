@@ -5,7 +5,8 @@
 
 use crate::{
     actors::{
-        membership_change::ChangeRefusal, range_chunks::NotStreamable, requests::RequestError,
+        etcd_image::ImageError, membership_change::ChangeRefusal, range_chunks::NotStreamable,
+        requests::RequestError,
     },
     auth::AuthError,
     kv::KvError,
@@ -157,6 +158,30 @@ impl Status {
         Self::new(Code::ResourceExhausted, text)
     }
 
+    /// The client takes too little of its snapshot.
+    pub fn snapshot_not_taken() -> Self {
+        let text = "etcdserver: the client takes its snapshot too slowly";
+        Self::new(Code::ResourceExhausted, text)
+    }
+
+    /// A snapshot is not made, or ends early.
+    pub(super) fn no_snapshot(error: ImageError) -> Self {
+        let code = match error {
+            ImageError::Request(error) => return error.into(),
+            ImageError::Busy { max: _ } => Code::ResourceExhausted,
+            ImageError::Thread(_)
+            | ImageError::State(_)
+            | ImageError::File(_)
+            | ImageError::Unwanted
+            | ImageError::OtherCompaction {
+                found: _,
+                expected: _,
+            }
+            | ImageError::Interrupted => Code::Internal,
+        };
+        Self::new(code, format!("etcdserver: {error}"))
+    }
+
     /// The bytes cannot be decoded as a message of the expected type.
     pub fn malformed_message(error: &prost::DecodeError) -> Self {
         Self::new(Code::Internal, format!("{MALFORMED}{error}"))
@@ -284,6 +309,29 @@ impl Status {
 }
 
 impl Status {
+    /// The version of a downgrade is none.
+    pub fn downgrade_format() -> Self {
+        let text = "etcdserver: wrong downgrade target version format";
+        Self::new(Code::InvalidArgument, text)
+    }
+
+    /// The version of a downgrade is not that of the release before.
+    pub fn downgrade_target() -> Self {
+        let text = "etcdserver: invalid downgrade target version";
+        Self::new(Code::InvalidArgument, text)
+    }
+
+    /// A downgrade is asked for; Quorate has no older release of etcd to become.
+    pub fn no_downgrade() -> Self {
+        let text = "quorate: this is no etcd and cannot become an older one: to move to an etcd, restore the data there";
+        Self::new(Code::FailedPrecondition, text)
+    }
+
+    /// etcd: an action of a downgrade that it does not know.
+    pub fn unknown_downgrade_action() -> Self {
+        Self::new(Code::Unknown, "etcdserver: unknown method")
+    }
+
     /// An election call has no leader key.
     pub fn leader_key_missing() -> Self {
         Self::new(Code::Unknown, "\"leader\" field must be provided")
@@ -660,6 +708,18 @@ mod tests {
             (RequestError::NotLeader, 9, "not leader"),
             (RequestError::Stopped, 14, "server stopped"),
         ]);
+    }
+
+    #[test]
+    fn a_snapshot_that_is_not_made_says_why() {
+        let busy = Status::no_snapshot(ImageError::Busy { max: 2 });
+        let text = "etcdserver: 2 snapshots are being made already";
+        assert_eq!(busy, Status::new(Code::ResourceExhausted, text));
+        let refused = Status::no_snapshot(AuthError::PermissionDenied.into());
+        assert_eq!(refused, Status::from(AuthError::PermissionDenied));
+        let interrupted = Status::no_snapshot(ImageError::Interrupted);
+        let text = "etcdserver: the snapshot was interrupted";
+        assert_eq!(interrupted, Status::new(Code::Internal, text));
     }
 
     /// A refused caller without a user was logged as a mistake of somebody who has the right.

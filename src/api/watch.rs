@@ -15,7 +15,7 @@ use super::{
 use crate::{
     actors::{
         requests::RequestError,
-        watch_hub::WatchRequest,
+        watch_calls::WatchRequest,
         watch_stream::{WatchRequests, WatchResponses, WatchStream},
     },
     audit::{Ended, Subject},

@@ -30,6 +30,8 @@ pub struct Call {
     pub(super) kind: Kind,
     /// Who the token says.
     pub(super) user: Option<Arc<str>>,
+    /// The common name in the client's certificate.
+    pub(super) cn: Option<Arc<str>>,
     /// The client's address; `None` for a Unix socket.
     pub(super) peer: Option<SocketAddr>,
 }
@@ -42,16 +44,20 @@ impl Call {
         user: Option<&Arc<str>>,
         peer: Option<SocketAddr>,
     ) -> Self {
-        let user = user.map(|user| match cut(user, SHOWN_BYTES_MAX) {
-            whole if whole.len() == user.len() => user.clone(),
-            beginning => beginning.into(),
-        });
         Self {
             method: method.into(),
             kind,
-            user,
+            user: user.map(shared),
+            cn: None,
             peer,
         }
+    }
+
+    /// The same call, of a client whose certificate has this common name; an empty one is none.
+    #[must_use]
+    pub fn certified(self, name: Option<&Arc<str>>) -> Self {
+        let cn = name.filter(|name| !name.is_empty()).map(shared);
+        Self { cn, ..self }
     }
 
     /// The same call, of a method that nobody knows: the client may send any path.
@@ -66,7 +72,16 @@ impl Call {
             Cow::Borrowed(_) => 0,
             Cow::Owned(path) => path.capacity(),
         };
-        method + self.user.as_ref().map_or(0, |user| user.len())
+        let name = |name: &Option<Arc<str>>| name.as_ref().map_or(0, |name| name.len());
+        method + name(&self.user) + name(&self.cn)
+    }
+}
+
+/// A name, or the beginning of a long one.
+fn shared(name: &Arc<str>) -> Arc<str> {
+    match cut(name, SHOWN_BYTES_MAX) {
+        whole if whole.len() == name.len() => name.clone(),
+        beginning => beginning.into(),
     }
 }
 
@@ -216,7 +231,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// What it takes in memory, in bytes. The name of its user may be shared with others, or be the last one; it counts.
+    /// What it takes in memory, in bytes. Its names may be shared with others, or be the last ones; they count.
     pub(super) fn bytes(&self) -> usize {
         size_of::<Self>() + self.call.bytes() + self.subject.bytes()
     }

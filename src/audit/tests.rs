@@ -65,6 +65,21 @@ fn a_line_is_one_json_object() {
 }
 
 #[test]
+fn a_certificate_without_a_name_is_not_shown() {
+    let audit = Audit::unwritten(Level::All);
+    for name in ["client", ""] {
+        let call = call("m", Kind::Read).certified(Some(&name.into()));
+        audit.line(call).close(&Ended::OK);
+    }
+    let lines = parsed(&audit);
+    assert_eq!(
+        (&lines[0]["user"], &lines[0]["cn"]),
+        (&"u".into(), &"client".into())
+    );
+    assert!(lines[1].get("cn").is_none());
+}
+
+#[test]
 fn keys_that_are_no_text_or_long_are_shown_in_part() {
     let audit = Audit::unwritten(Level::All);
     let long = "ü".repeat(600);
@@ -139,6 +154,7 @@ fn entry(key_bytes: usize) -> Entry {
 fn long_entry() -> Entry {
     let long = || "ü".repeat(32_000);
     let call = Call::new("m", Kind::Change, Some(&long().into()), None);
+    let call = call.certified(Some(&long().into()));
     Entry {
         call: call.of_unknown(&format!("/{}", long())),
         subject: Subject {
@@ -154,12 +170,12 @@ fn long_entry() -> Entry {
 #[test]
 fn names_and_paths_that_clients_choose_are_cut_and_counted() {
     let (short, long) = (entry(0), long_entry());
-    let shown = 255 + 4 * 1_024;
+    let shown = 255 + 5 * 1_024;
     // The user of the short one has a name too.
     assert_eq!(long.bytes(), short.bytes() - "u".len() + shown);
     let line: Value = serde_json::from_str(&text::of(&long, "1")).unwrap();
     assert_eq!(line["method"], format!("/{}", "ü".repeat(127)));
-    for field in ["user", "target_user", "role", "peer_urls"] {
+    for field in ["user", "cn", "target_user", "role", "peer_urls"] {
         assert_eq!(line[field], "ü".repeat(512), "{field}");
     }
     assert_eq!(line["target_user_bytes"], 64_000);

@@ -13,6 +13,9 @@ pub(super) fn of(entry: &Entry, member: &str) -> String {
     if let Some(user) = &call.user {
         line.text("user", user);
     }
+    if let Some(cn) = &call.cn {
+        line.text("cn", cn);
+    }
     match call.peer {
         Some(peer) => line.text("peer", &peer.to_string()),
         None => line.text("peer", "unix"),

@@ -47,12 +47,12 @@ pub enum TokenError {
     /// No valid key verifies the signature.
     #[error("a token that no valid key has signed")]
     Signature,
-    /// Its time is over.
+    /// Its time is over, since `end`.
     #[error("a token whose time is over")]
-    Time,
-    /// Its time has not begun.
+    Time { end: Duration },
+    /// Its time has not begun, until `begin`.
     #[error("a token whose time has not begun")]
-    NotYet,
+    NotYet { begin: Duration },
 }
 
 #[derive(Serialize)]
@@ -167,11 +167,11 @@ pub fn verify(
     let revision = whole(claims.revision).ok_or(Malformed)?;
     let expires = claims.exp.map(instant).transpose()?;
     let begins = claims.nbf.map(instant).transpose()?;
-    if expires.is_some_and(|end| now >= end) {
-        return Err(Time);
+    if let Some(end) = expires.filter(|end| now >= *end) {
+        return Err(Time { end });
     }
-    if begins.is_some_and(|begin| now < begin) {
-        return Err(NotYet);
+    if let Some(begin) = begins.filter(|begin| now < *begin) {
+        return Err(NotYet { begin });
     }
     let claims = Claims {
         username: claims.username.into_owned(),

@@ -272,11 +272,13 @@ fn claims_are_etcds() {
     let bad = [
         (
             r#"{"username":"u","revision":7,"exp":1000000}"#,
-            TokenError::Time,
+            TokenError::Time { end: NOW },
         ),
         (
             r#"{"username":"u","revision":7,"nbf":1000001}"#,
-            TokenError::NotYet,
+            TokenError::NotYet {
+                begin: NOW + Duration::from_secs(1),
+            },
         ),
         (
             r#"{"username":"u","revision":7,"exp":"1000001"}"#,

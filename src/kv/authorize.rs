@@ -16,7 +16,7 @@ use crate::{
 use std::collections::BTreeSet;
 
 /// The command to apply, if its caller may give it.
-pub(super) fn authorize<'a>(
+pub fn authorize<'a>(
     auth: &AuthState,
     leases: &LeaseTable,
     command: &'a Command,

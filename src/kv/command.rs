@@ -348,12 +348,14 @@ pub struct RenewLeases {
 /// What an alarm says about a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Encode, Decode)]
 pub enum AlarmKind {
-    /// Its database reached the quota.
+    /// A client says that it has no space.
     NoSpace,
     /// The members' states differ and no majority agrees: no member serves.
     Corrupt,
     /// Its state differs from that of a majority: it does not serve, the others do. Clients see it as [`AlarmKind::Corrupt`].
     StateDiffers,
+    /// Its database reached the quota. It ends this alarm by itself. Clients see it as [`AlarmKind::NoSpace`].
+    QuotaReached,
 }
 
 /// Raises an alarm, or takes it back.

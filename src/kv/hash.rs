@@ -73,7 +73,7 @@ impl HistoryHasher {
         );
         kept.sort_unstable();
         Ok(Self {
-            sum: crc32c::crc32c(b"key"),
+            sum: empty(),
             window,
             through,
             kept,
@@ -89,16 +89,7 @@ impl HistoryHasher {
         if rev.major > self.through || given_up || removal {
             return;
         }
-        let mut key = [b'_'; 18];
-        key[..8].copy_from_slice(&rev.major.0.to_be_bytes());
-        key[9..17].copy_from_slice(&u64::from(rev.sub).to_be_bytes());
-        key[17] = b't';
-        let len = match kind {
-            RecordKind::Put => 17,
-            RecordKind::Tombstone => 18,
-        };
-        self.sum = crc32c::crc32c_append(self.sum, &key[..len]);
-        self.sum = crc32c::crc32c_append(self.sum, kv);
+        self.sum = append(self.sum, rev, kind, kv);
     }
 
     /// The hash of what was taken.
@@ -109,5 +100,125 @@ impl HistoryHasher {
             compacted: self.window.compacted,
             newest: self.window.newest,
         }
+    }
+}
+
+/// The hash that etcd makes while it compacts, of the history as the compaction before left it. Takes, in ascending order, every
+/// record up to the compacted revision.
+#[derive(Clone, Debug)]
+pub struct CompactionHasher {
+    through: Revision,
+    /// The compaction before.
+    compacted: Revision,
+    sum: u32,
+    /// etcd: if the compaction keeps no record, those that the one before gave up count as well.
+    sum_if_none_is_kept: u32,
+    any_kept: bool,
+}
+
+impl CompactionHasher {
+    /// For the compaction at `through`, where the last one was at `compacted`.
+    pub fn new(compacted: Revision, through: Revision) -> Self {
+        Self {
+            through,
+            compacted,
+            sum: empty(),
+            sum_if_none_is_kept: empty(),
+            any_kept: false,
+        }
+    }
+
+    /// Takes a record, which this compaction keeps or removes.
+    pub fn add(&mut self, rev: Rev, kind: RecordKind, kv: &[u8], kept: bool) {
+        self.any_kept |= kept;
+        if rev.major == self.compacted && kind == RecordKind::Tombstone {
+            return;
+        }
+        if !self.any_kept {
+            self.sum_if_none_is_kept = append(self.sum_if_none_is_kept, rev, kind, kv);
+        }
+        if kept || rev.major > self.compacted {
+            self.sum = append(self.sum, rev, kind, kv);
+        }
+    }
+
+    /// The hash of what was taken. It does not know what is newer.
+    pub fn finish(&self) -> HistoryHash {
+        let hash = if self.any_kept {
+            self.sum
+        } else {
+            self.sum_if_none_is_kept
+        };
+        HistoryHash {
+            hash,
+            through: self.through,
+            compacted: self.compacted,
+            newest: self.through,
+        }
+    }
+}
+
+/// The hash of no record.
+fn empty() -> u32 {
+    crc32c::crc32c(b"key")
+}
+
+/// Adds a record with etcd's key of it.
+fn append(sum: u32, rev: Rev, kind: RecordKind, kv: &[u8]) -> u32 {
+    let mut key = [b'_'; 18];
+    key[..8].copy_from_slice(&rev.major.0.to_be_bytes());
+    key[9..17].copy_from_slice(&u64::from(rev.sub).to_be_bytes());
+    key[17] = b't';
+    let len = match kind {
+        RecordKind::Put => 17,
+        RecordKind::Tombstone => 18,
+    };
+    crc32c::crc32c_append(crc32c::crc32c_append(sum, &key[..len]), kv)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of_compaction(compacted: i64, records: &[(i64, RecordKind, bool)]) -> u32 {
+        let mut hasher = CompactionHasher::new(Revision(compacted), Revision(9));
+        for &(major, kind, kept) in records {
+            hasher.add(Rev::new(Revision(major), 0), kind, b"kv", kept);
+        }
+        let hash = hasher.finish();
+        assert_eq!(
+            (hash.through.0, hash.compacted.0),
+            (9, compacted),
+            "whose it is"
+        );
+        hash.hash
+    }
+
+    fn of(records: &[(i64, RecordKind)]) -> u32 {
+        let add = |sum, &(major, kind): &(i64, RecordKind)| {
+            append(sum, Rev::new(Revision(major), 0), kind, b"kv")
+        };
+        records.iter().fold(empty(), add)
+    }
+
+    #[test]
+    fn a_compaction_hashes_what_the_one_before_left() {
+        use RecordKind::{Put, Tombstone};
+        let records = [
+            (3, Put, false),
+            (5, Tombstone, false),
+            (6, Put, false),
+            (8, Put, true),
+        ];
+        // Up to revision 5, only what stays; after it, what goes as well.
+        assert_eq!(of_compaction(5, &records), of(&[(6, Put), (8, Put)]));
+        let kept = [(3, Put, true), (6, Tombstone, false)];
+        assert_eq!(of_compaction(5, &kept), of(&[(3, Put), (6, Tombstone)]));
+        let first = [(3, Put), (5, Tombstone), (6, Put), (8, Put)];
+        assert_eq!(of_compaction(-1, &records), of(&first));
+        // Nothing stays.
+        let none = [(3, Put, false), (5, Tombstone, false), (6, Put, false)];
+        assert_eq!(of_compaction(5, &none), of(&[(3, Put), (6, Put)]));
+        assert_eq!(of_compaction(5, &[]), empty());
     }
 }

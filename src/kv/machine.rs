@@ -17,6 +17,7 @@ use super::{
         RenewLeases, RevokeLease, SetAlarm, Txn, TxnDone, TxnOp, Verdict,
     },
     index::Snapshot,
+    judged::Judged,
     keys::{KeyChange, Keys, Pending, Steps},
     lease::{LeaseChange, LeaseRow, LeaseTable},
     range::{self, RevisionWindow},
@@ -24,7 +25,7 @@ use super::{
     records::{ReadError, Records},
     state_hash::{Effects, StateHash},
     txn::{self, Plan},
-    value_reads::value_reads,
+    value_reads::{are_at_hand, value_reads},
 };
 use crate::{
     auth::{AuthState, Change, Row},
@@ -165,6 +166,26 @@ impl Machine {
         value_reads(&self.keys, commands, &allowed)
     }
 
+    /// Whether [`Machine::apply`] finds all records that it reads for `command`, if that is applied next, among those of which
+    /// `in_memory` says so, and it reads few. Without it, the command must be judged first ([`Judged::new`]).
+    pub fn can_apply(&self, command: &Command, in_memory: &dyn Fn(Rev) -> bool) -> bool {
+        if authorize(&self.auth, &self.leases, command).is_err() {
+            return true;
+        }
+        let fresh = &self.changes.records;
+        let is_fresh = |rev| {
+            fresh
+                .binary_search_by_key(&rev, |record| record.rev)
+                .is_ok()
+        };
+        are_at_hand(&self.keys, command, &|rev| is_fresh(rev) || in_memory(rev))
+    }
+
+    /// The keys that the next command is applied to.
+    pub fn keys(&self) -> &Pending {
+        &self.keys
+    }
+
     /// Applies the committed command at log position `at`. `past` reads the records that [`Machine::take_changes`] has given
     /// out. Only what the new state depends on is read: values that are compared or kept.
     ///
@@ -180,8 +201,30 @@ impl Machine {
         past: &dyn Records,
         answer: Option<&mut AnswerReads>,
     ) -> Result<Verdict, ReadError> {
+        self.apply_with(command, at, past, None, answer)
+    }
+
+    /// As [`Machine::apply`], with what was found out about the command after the one before it was applied. No record is read.
+    pub fn apply_judged(
+        &mut self,
+        command: &Command,
+        at: LogPosition,
+        judged: &Judged,
+        answer: Option<&mut AnswerReads>,
+    ) -> Result<Verdict, ReadError> {
+        self.apply_with(command, at, judged, Some(judged), answer)
+    }
+
+    fn apply_with(
+        &mut self,
+        command: &Command,
+        at: LogPosition,
+        past: &dyn Records,
+        judged: Option<&Judged>,
+        answer: Option<&mut AnswerReads>,
+    ) -> Result<Verdict, ReadError> {
         let before = self.changes.lens();
-        let verdict = self.verdict(command, at, past, answer)?;
+        let verdict = self.verdict(command, at, past, judged, answer)?;
         self.fold(at, Some(&verdict), before);
         Ok(verdict)
     }
@@ -219,6 +262,7 @@ impl Machine {
         command: &Command,
         at: LogPosition,
         past: &dyn Records,
+        judged: Option<&Judged>,
         answer: Option<&mut AnswerReads>,
     ) -> Result<Verdict, ReadError> {
         let command = match authorize(&self.auth, &self.leases, command) {
@@ -231,7 +275,7 @@ impl Machine {
         match command {
             Command::Put(put) => self.apply_put(put, past, answer),
             Command::DeleteRange(delete) => Ok(Ok(self.apply_delete_range(delete, past, answer))),
-            Command::Txn(txn) => self.apply_txn(txn, past, answer),
+            Command::Txn(txn) => self.apply_txn(txn, past, judged, answer),
             Command::Compact(compact) => Ok(self.apply_compact(*compact)),
             Command::GrantLease(grant) => Ok(self.apply_grant(*grant, at)),
             Command::RevokeLease(revoke) => Ok(self.apply_revoke(*revoke)),
@@ -297,7 +341,8 @@ impl Machine {
         if raised(AlarmKind::Corrupt) && !exempt {
             return Err(KvError::Corrupt);
         }
-        if raised(AlarmKind::NoSpace) && command.takes_space() {
+        let no_space = raised(AlarmKind::NoSpace) || raised(AlarmKind::QuotaReached);
+        if no_space && command.takes_space() {
             return Err(KvError::NoSpace);
         }
         Ok(())
@@ -334,13 +379,17 @@ impl Machine {
         &mut self,
         txn: &Txn,
         past: &dyn Records,
+        judged: Option<&Judged>,
         answer: Option<&mut AnswerReads>,
     ) -> Result<Verdict, ReadError> {
         let records = Layered {
             fresh: &self.changes.records,
             past,
         };
-        let plan = Plan::new(txn, &self.keys, &records)?;
+        let plan = match judged {
+            Some(judged) => judged.plan(txn),
+            None => Plan::new(txn, &self.keys, &records)?,
+        };
         if let Err(refusal) = plan.check(&self.keys, &self.leases, self.window()) {
             return Ok(Err(refusal));
         }
@@ -465,10 +514,14 @@ impl Machine {
             self.changes.alarms |= self.alarms.insert(entry);
             true
         } else {
-            // Clients see both kinds as CORRUPT.
-            let differs = alarm.kind == AlarmKind::Corrupt
-                && self.alarms.remove(&(alarm.member, AlarmKind::StateDiffers));
-            self.alarms.remove(&entry) || differs
+            // Clients see both kinds as one.
+            let likewise = match alarm.kind {
+                AlarmKind::NoSpace => Some(AlarmKind::QuotaReached),
+                AlarmKind::Corrupt => Some(AlarmKind::StateDiffers),
+                AlarmKind::StateDiffers | AlarmKind::QuotaReached => None,
+            };
+            let both = likewise.is_some_and(|kind| self.alarms.remove(&(alarm.member, kind)));
+            self.alarms.remove(&entry) || both
         };
         self.changes.alarms |= !alarm.raised && found;
         Outcome::Alarm {
@@ -661,5 +714,57 @@ impl LeaseTable {
     /// Attaches a live key read back from the database.
     pub fn restore_key(&mut self, kv: &KeyValue) {
         self.attach(&kv.key, LeaseId(0), kv.lease);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        kv::index::Index,
+        types::{LogIndex, Term},
+    };
+
+    struct NoRecords;
+
+    impl Records for NoRecords {
+        fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError> {
+            Err(ReadError::not_in_memory(rev))
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_quota_s_alarm_leaves_that_of_a_client_and_a_client_ends_both() {
+        let mut machine = Machine::new(LoadedState::default(), Index::new().snapshot());
+        let mut index = LogIndex(0);
+        let mut apply = |command: &Command| {
+            index = index.next();
+            let at = LogPosition::new(Term(1), index);
+            machine.apply(command, at, &NoRecords, None).unwrap()
+        };
+        let set = |kind, raised| {
+            Command::SetAlarm(SetAlarm {
+                member: MemberId(1),
+                kind,
+                raised,
+            })
+        };
+        let put = Command::Put(Put {
+            key: "k".into(),
+            ..Put::default()
+        });
+        apply(&set(AlarmKind::NoSpace, true)).unwrap();
+        apply(&set(AlarmKind::QuotaReached, true)).unwrap();
+        apply(&set(AlarmKind::QuotaReached, false)).unwrap();
+        assert!(matches!(apply(&put), Err(KvError::NoSpace)), "the client's");
+        apply(&set(AlarmKind::QuotaReached, true)).unwrap();
+        apply(&set(AlarmKind::NoSpace, false)).unwrap();
+        apply(&put).unwrap();
+        apply(&set(AlarmKind::QuotaReached, true)).unwrap();
+        assert!(matches!(apply(&put), Err(KvError::NoSpace)), "the quota's");
+        let ended = apply(&set(AlarmKind::NoSpace, false)).unwrap();
+        assert!(matches!(ended, Outcome::Alarm { found: true, .. }));
+        apply(&put).unwrap();
+        assert!(machine.alarms().is_empty());
     }
 }

@@ -15,6 +15,7 @@ use super::{
     },
     generated::generate,
     index::Index,
+    judged::Judged,
     machine::{LoadedState, Machine},
     pick::PickRoom,
     range::{Picked, RevisionWindow},
@@ -469,8 +470,7 @@ impl Pair {
         let records = StateOnly(&self.store, command);
         let verdict = self.machine.apply(command, at, &records, Some(&mut reads));
         let verdict = verdict.expect("everything the index names is stored");
-        let alone = self.follower.apply(command, at, &records, None);
-        let alone = alone.is_ok_and(|alone| alone.is_ok());
+        let alone = self.follow(command, at);
         assert_eq!(alone, verdict.is_ok(), "{command:?} at a follower");
         let expected = self.naive.apply(command);
         self.unanswered
@@ -490,6 +490,18 @@ impl Pair {
             self.naive.compacted,
             "{command:?}"
         );
+    }
+
+    /// Applies a command to the follower, and says whether it was carried out. The first one of a batch is judged before.
+    fn follow(&mut self, command: &Command, at: LogPosition) -> bool {
+        let (follower, records) = (&mut self.follower, StateOnly(&self.store, command));
+        let alone = if self.unanswered.is_empty() {
+            Judged::new(command, follower.keys(), &records)
+                .and_then(|judged| follower.apply_judged(command, at, &judged, None))
+        } else {
+            follower.apply(command, at, &records, None)
+        };
+        alone.expect("everything the index names is stored").is_ok()
     }
 
     /// Completes the answers of the batch, from what is stored after it.

@@ -13,8 +13,9 @@
 //! - [`command`]: requests and answers. [`check`]: what is refused before it enters the log;
 //!   [`encoded_txn`]: what is refused before it is decoded.
 //! - [`machine`]: applies committed commands; [`answer_reads`]: the reads that only a caller's answer needs;
-//!   [`value_reads`]: those that the new state depends on. [`authorize`]: which commands a caller may give. [`txn`]: the plan of
-//!   a transaction; `compares`: whether they hold; `cleared`: what it has deleted. [`range`]: reads; [`pick`]: which keys.
+//!   [`value_reads`]: those that the new state depends on; [`judged`]: a command that waits for them. [`authorize`]: which
+//!   commands a caller may give. [`txn`]: the plan of a transaction; `compares`: whether they hold; `cleared`: what it has
+//!   deleted. [`range`]: reads; [`pick`]: which keys.
 //! - [`index`]: key → metadata and history of revisions. [`keys`]: the view on it, with what is not yet published.
 //! - [`hash`]: the hash that etcd's members compare. [`state_hash`]: the hash that Quorate's members compare.
 //!   [`record`]: the stored bytes. [`records`]: how they are read. [`view`]: what readers get.
@@ -35,6 +36,7 @@ mod error;
 mod generated;
 pub mod hash;
 pub mod index;
+pub mod judged;
 mod key_range;
 pub mod keys;
 pub mod lease;

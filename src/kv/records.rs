@@ -39,7 +39,8 @@ pub struct ReadError {
 }
 
 impl ReadError {
-    pub(super) fn not_in_memory(rev: Rev) -> Self {
+    /// The record must be in memory where it is read, and it is not.
+    pub fn not_in_memory(rev: Rev) -> Self {
         Self {
             rev,
             source: Box::new(NotInMemory),

@@ -39,6 +39,29 @@ impl<'a> Plan<'a> {
         planner.plan(txn)
     }
 
+    /// The plan of a transaction that was judged before. `succeeded` begins with its own outcome and goes on with those of the
+    /// transactions that nest in the branch that runs, in order.
+    pub(super) fn judged(txn: &'a Txn, succeeded: &mut impl Iterator<Item = bool>) -> Self {
+        let outcome = succeeded.next();
+        assert!(
+            outcome.is_some(),
+            "there is an outcome for each transaction that runs"
+        );
+        let is_met = outcome == Some(true);
+        let ops = if is_met { &txn.success } else { &txn.failure };
+        let mut nested = Vec::new();
+        for op in ops {
+            if let TxnOp::Txn(inner) = op {
+                nested.push(Self::judged(inner, succeeded));
+            }
+        }
+        Self {
+            succeeded: is_met,
+            ops,
+            nested,
+        }
+    }
+
     /// Checks what could refuse the operations that will run, against the state before the transaction. etcd: the first
     /// operation with a fault decides the error, nested ones in their place.
     pub fn check(

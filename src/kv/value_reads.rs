@@ -3,8 +3,9 @@
 //! Applying needs a stored value in two cases only: a compare of a value, and a put that keeps the value. All other reads are for
 //! the caller's answer alone ([`answer_reads`](super::answer_reads)). The applier must not wait for a disk on its thread; so it
 //! asks here which records the commands of a batch may read, and has them read on a thread that may block. The list is a
-//! prediction from the keys as they are before the batch. A key that the batch itself changes first is in memory by then; a
-//! record that the prediction lacks is read while applying. So results never depend on it.
+//! prediction from the keys as they are before the batch. A key that the batch itself changes first is in memory by then. Right
+//! before such a command is applied, the applier asks whether all of its records are in memory: if the prediction missed one, or
+//! if the command depends on many, another thread judges it ([`judged`](super::judged)). So results never depend on it.
 
 use super::{
     KeyRange,
@@ -14,7 +15,8 @@ use super::{
 use crate::types::Rev;
 use std::{collections::BTreeSet, ops::ControlFlow};
 
-/// Records that are read ahead for one batch. A compare can go over any number of keys; what exceeds this is read while applying.
+/// Records that are read ahead for one batch. A compare can go over any number of keys; a command that depends on so many records
+/// is judged on another thread, even if all of them are in memory.
 const READS_MAX: usize = 4_096;
 
 /// The records whose values `commands` depend on, ascending, as far as that is known before they are applied to `keys`. Those
@@ -24,11 +26,18 @@ pub fn value_reads<'a>(
     commands: impl Iterator<Item = &'a Command>,
     allowed: &dyn Fn(&Command) -> bool,
 ) -> BTreeSet<Rev> {
-    let commands = commands.filter(|command| may_depend(command) && allowed(command));
+    let commands = commands.filter(|command| depends_on_values(command) && allowed(command));
     collect(keys, commands, &Steps::unlimited())
 }
 
-fn may_depend(command: &Command) -> bool {
+/// Whether a command depends on few stored values, and `has` finds each of them. `keys` are those that it is applied to next.
+pub fn are_at_hand(keys: &impl Keys, command: &Command, has: &dyn Fn(Rev) -> bool) -> bool {
+    let reads = collect(keys, std::iter::once(command), &Steps::unlimited());
+    reads.len() < READS_MAX && reads.into_iter().all(has)
+}
+
+/// Whether there are keys with which a command depends on stored values.
+pub fn depends_on_values(command: &Command) -> bool {
     match command.on_keys() {
         Some(KeyCommand::Put(put)) => put.ignore_value,
         Some(KeyCommand::Txn(txn)) => txn_may_depend(txn),
@@ -211,6 +220,28 @@ mod tests {
             ..Txn::default()
         };
         assert_eq!(majors(&index, Command::Txn(txn)).len(), READS_MAX);
+    }
+
+    #[test]
+    fn values_are_at_hand_if_they_are_few_and_all_are_found() {
+        let all = |keys: u32, has: &dyn Fn(Rev) -> bool| {
+            let txn = Txn {
+                compares: vec![compare("0", "1", Operand::Value("v".into()))],
+                failure: vec![TxnOp::Put(put("00001", true))],
+                ..Txn::default()
+            };
+            are_at_hand(&index(keys).snapshot(), &Command::Txn(txn), has)
+        };
+        let few = u32::try_from(READS_MAX - 1).expect("a small number");
+        assert!(all(few, &|_| true));
+        assert!(!all(few, &|rev| rev.major != Revision(9)), "one is not");
+        assert!(!all(few + 1, &|_| true), "they are many");
+        assert!(all(0, &|_| false), "it depends on none");
+        let index = index(10).snapshot();
+        let no_value = Command::Put(put("00003", false));
+        assert!(are_at_hand(&index, &no_value, &|_| false));
+        assert!(!depends_on_values(&no_value));
+        assert!(depends_on_values(&Command::Put(put("missing", true))));
     }
 
     #[test]

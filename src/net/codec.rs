@@ -15,7 +15,7 @@ use bytes::{Bytes, BytesMut};
 /// The oldest version of the peer protocol that this member supports.
 pub const VERSION_LOW: u16 = 1;
 /// The newest version of the peer protocol that this member supports.
-pub const VERSION_HIGH: u16 = 2;
+pub const VERSION_HIGH: u16 = 3;
 
 /// The lasting streams of a connection, one of each in each direction, so that no kind waits behind another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -459,9 +459,12 @@ impl Inner {
         peer.connections.set(peer.connections.get() + 1);
         peer.changed.notify_waiters();
         self.gate.forget(&peer_label(&peer));
-        match old {
-            Some(old) => old.close(&Refusal::Connected(own, id)),
-            None => self.inbox.connected(id),
+        let is_news = old.as_ref().is_none_or(|old| old.version != new.version);
+        if let Some(old) = old {
+            old.close(&Refusal::Connected(own, id));
+        }
+        if is_news {
+            self.inbox.connected(id, new.version);
         }
         tracing::info!(
             peer = id.hex(),

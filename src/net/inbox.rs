@@ -31,8 +31,8 @@ pub trait Inbox {
     fn guest(&self, question: GuestQuestion) -> Delivery;
     /// A snapshot to receive. The delivery completes once the transfer has begun.
     fn snapshot(&self, incoming: IncomingSnapshot) -> Delivery;
-    /// A member is connected that was not before.
-    fn connected(&self, id: MemberId);
+    /// A member is connected that was not before, or that spoke another version: both sides speak this one.
+    fn connected(&self, id: MemberId, version: u16);
     /// A member is no longer connected.
     fn disconnected(&self, id: MemberId);
     /// Messages to a connected member were dropped because its send queue is full.

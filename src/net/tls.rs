@@ -10,8 +10,7 @@ use crate::{
     clock,
     tls::{
         self, AllowedNames, ExpiryLog, FileWatch, NamedVerifier, OwnFiles, Revoked, ShownTo,
-        TlsError, authorities, certificates, check_key_mode, is_valid_for, member_uris,
-        private_key, provider,
+        TlsError, authorities, certificates, is_valid_for, member_uris, private_key, provider,
     },
 };
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
@@ -89,8 +88,6 @@ impl PeerSecurity {
         let Self::Files(files) = self else {
             return self.load(name);
         };
-        check_key_mode(&files.key, files.refuse_readable_keys)
-            .map_err(TlsError::in_setting("peer.key"))?;
         files.check(in_force)?;
         let configs = files.load()?;
         let bad = |problem: String| {
@@ -137,6 +134,7 @@ impl TlsFiles {
             shown_to: ShownTo::Members { ca: &self.ca },
             cert: &self.cert,
             key: &self.key,
+            refuse_readable_key: self.refuse_readable_keys,
         };
         own.check(in_force)
     }

@@ -11,8 +11,10 @@ use crate::{
             begun_compaction,
         },
         committer::{Committer, stop_on_damage},
+        compaction_hashes::CompactionHashes,
         compactor::{CompactionPacing, CompactionState, Compactor, CompactorPeers, Decision},
         consensus::{Consensus, ConsensusLimits, ConsensusPeers, HandOver},
+        etcd_image::ImageMaker,
         fail_stop::{FailStop, Lifeline},
         held::HeldBytes,
         index::Index,
@@ -24,18 +26,20 @@ use crate::{
         mailbox::Mailbox,
         passwords::Passwords,
         peer_hub::{ClosePeers, HubPeers, PeerHub, PeerPorts},
+        quota,
         raft_node::{LogBound, PeerLinks, RaftNode, RaftPacing, RaftPeers, SelfInfo},
         raft_status::{DiskHealth, RaftStatus},
         requests::{Published, RequestLimits, RequestPeers, Requests},
         snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
         token_keeper,
         wal_writer::{SealLog, WalWriter},
+        watch_calls::WatchCalls,
         watch_hub::{EndStreams, WatchHub},
     },
     config::{self, Config},
     kv::{
-        index::Index as Tree, lease_clock::ClockSettings, machine::Machine, range::RevisionWindow,
-        retention::Retention, tail::Tail, view::View,
+        command::AlarmKind, index::Index as Tree, lease_clock::ClockSettings, machine::Machine,
+        range::RevisionWindow, retention::Retention, tail::Tail, view::View,
     },
     net::Listener,
     raft,
@@ -117,7 +121,7 @@ pub(super) fn assemble(
         &first.consensus,
     );
     starting.compactor(mailboxes.compactor, state.compaction, &first.consensus);
-    starting.token_keeper(&first.consensus);
+    starting.keepers(&first.consensus);
     let peers = RaftPeers {
         wal: starting.to.wal.clone().recipient(),
         release: starting.to.wal.clone().recipient(),
@@ -131,7 +135,7 @@ pub(super) fn assemble(
         known_members: opened.known_members,
         consensus: first.consensus.clone(),
         views: starting.channels.views.clone(),
-        leases: first.leases.clone(),
+        leases: first.leases.server(),
         starts: opened.starts,
         starts_disk,
         starts_written: starting.to.raft.clone().recipient(),
@@ -257,6 +261,8 @@ struct Channels {
     leases: watch::Receiver<usize>,
     /// Whether the newest view has authentication on.
     auth_on: Arc<AtomicBool>,
+    /// The hashes of the last compactions.
+    compaction_hashes: CompactionHashes,
     /// What the actors hold.
     held: HeldBytes,
 }
@@ -278,6 +284,7 @@ fn channels(state: &ActorStates, db: &Db) -> (Channels, Outlets) {
         commit: LogIndex(0),
         learner: false,
         out: false,
+        quota_alarm: AlarmKind::NoSpace,
     });
     let (disk_in, disk) = watch::channel(DiskHealth::default());
     let (leases_in, leases) = watch::channel(state.leases.leases.len());
@@ -293,6 +300,7 @@ fn channels(state: &ActorStates, db: &Db) -> (Channels, Outlets) {
         disk,
         leases,
         auth_on: Arc::new(AtomicBool::new(state.applier.machine.auth().is_enabled())),
+        compaction_hashes: CompactionHashes::default(),
         held: HeldBytes::default(),
     };
     (channels, outlets)
@@ -336,11 +344,13 @@ struct Starting<'a> {
     channels: Channels,
 }
 
-/// What the front ends share for logins.
+/// What the front ends of a member have together.
 #[derive(Clone)]
-struct Logins {
+struct FrontEndsShare {
     passwords: Arc<Passwords>,
-    bounds: Arc<LoginBounds>,
+    logins: Arc<LoginBounds>,
+    images: ImageMaker,
+    keys: LeaseKeysPeer,
 }
 
 impl Starting<'_> {
@@ -456,10 +466,14 @@ impl Starting<'_> {
         ports
     }
 
-    fn snapshots(&self, mailbox: Mailbox<Snapshots>, site: DbSite, hub: Option<&PeerPorts>) {
-        let pacing = SnapshotPacing {
+    fn snapshot_pacing(&self) -> SnapshotPacing {
+        SnapshotPacing {
             bytes_per_sec: self.config.storage.snapshot_bytes_per_sec,
-        };
+        }
+    }
+
+    fn snapshots(&self, mailbox: Mailbox<Snapshots>, site: DbSite, hub: Option<&PeerPorts>) {
+        let pacing = self.snapshot_pacing();
         let peers = SnapshotPeers {
             open: hub.map(|hub| hub.snapshots.clone()),
             ended: self.to.raft.clone().recipient(),
@@ -474,15 +488,16 @@ impl Starting<'_> {
 
     /// A front end for each API arbiter.
     fn front_ends(&self, has_peers: bool) -> Vec<FrontEnd> {
-        let keys = LeaseKeysPeer::new(self.to.applier.clone().recipient());
         let auth = &self.config.auth;
-        let logins = Logins {
+        let share = FrontEndsShare {
             passwords: Passwords::new(auth.bcrypt_cost, password_workers()),
-            bounds: Arc::new(LoginBounds::new(auth.failed_logins_max)),
+            logins: Arc::new(LoginBounds::new(auth.failed_logins_max)),
+            images: ImageMaker::new(self.snapshot_pacing()),
+            keys: LeaseKeysPeer::new(self.to.applier.clone().recipient()),
         };
         let arbiters = self.placement.api.iter();
         arbiters
-            .map(|arbiter| self.front_end(arbiter, has_peers, keys.clone(), logins.clone()))
+            .map(|arbiter| self.front_end(arbiter, has_peers, share.clone()))
             .collect()
     }
 
@@ -490,8 +505,7 @@ impl Starting<'_> {
         &self,
         arbiter: &ArbiterHandle,
         has_peers: bool,
-        keys: LeaseKeysPeer,
-        logins: Logins,
+        share: FrontEndsShare,
     ) -> FrontEnd {
         let (raft, channels) = (&self.to.raft, &self.channels);
         let limits = RequestLimits {
@@ -519,7 +533,7 @@ impl Starting<'_> {
             manager: self.to.leases.clone().recipient(),
             leases: channels.leases.clone(),
             leases_max: self.config.limits.leases_max,
-            keys,
+            keys: share.keys,
             leader: has_peers.then(|| raft.clone().recipient()),
             // etcd: one and a half election timeouts, in whole seconds.
             ttl_secs_min: (election.0 * 3).div_ceil(2_000).cast_signed(),
@@ -534,15 +548,17 @@ impl Starting<'_> {
             changes: raft.clone().recipient(),
             moves: raft.clone().recipient(),
             compactor: self.to.compactor.clone().recipient(),
-            watches: self.to.watches.clone(),
+            hashes: channels.compaction_hashes.clone(),
+            watches: WatchCalls::of(&self.to.watches),
             leases: leases.clone(),
             views: channels.views.clone(),
             raft_status: channels.raft_status.clone(),
             disk: channels.disk.clone(),
             auth_on: channels.auth_on.clone(),
-            passwords: logins.passwords,
-            logins: logins.bounds,
+            passwords: share.passwords,
+            logins: share.logins,
             jwt: self.jwt.clone(),
+            images: share.images,
         };
         FrontEnd {
             consensus,
@@ -588,11 +604,25 @@ impl Starting<'_> {
             consensus: consensus.clone(),
             views: self.channels.views.clone(),
             raft_status: self.channels.raft_status.clone(),
+            hashes: self.channels.compaction_hashes.clone(),
         };
         let (retention, life) = (retention(self.config), self.life("the compactor"));
         mailbox.start(&self.placement.services, move || {
             Compactor::new(state, retention, pacing, peers, life)
         });
+    }
+
+    /// Tasks that are no actors.
+    fn keepers(&self, consensus: &Consensus) {
+        self.token_keeper(consensus);
+        let keeping = quota::keep(
+            self.config.limits.quota_bytes,
+            self.channels.views.clone(),
+            self.channels.raft_status.clone(),
+            consensus.clone(),
+        );
+        let started = self.placement.services.spawn(keeping);
+        assert!(started, "the arbiter runs as long as its actors");
     }
 
     fn token_keeper(&self, consensus: &Consensus) {
@@ -656,10 +686,13 @@ impl Running {
 
     /// Hands leadership to another member, if this one leads. Returns once another leads, or none can; clients are served
     /// meanwhile and afterwards.
-    pub(super) async fn hand_over(&self) {
-        let (done, over) = oneshot::channel();
-        if self.hand_over.send(HandOver { done }).await.is_ok() {
-            over.await.unwrap_or_default();
+    pub(super) fn hand_over(&self) -> impl Future<Output = ()> + use<> {
+        let raft = self.hand_over.clone();
+        async move {
+            let (done, over) = oneshot::channel();
+            if raft.send(HandOver { done }).await.is_ok() {
+                over.await.unwrap_or_default();
+            }
         }
     }
 

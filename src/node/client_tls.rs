@@ -177,12 +177,22 @@ pub(super) fn report_open_ports(config: &Config, requests: &Requests) {
             readiness::list(&plain)
         );
     }
-    let unchecked = if checked {
-        plain
+    if requests.is_auth_on() {
+        return;
+    }
+    let (unchecked, certified) = if checked {
+        (plain, encrypted)
     } else {
-        [plain, encrypted].concat()
+        ([plain, encrypted].concat(), Vec::new())
     };
-    if !unchecked.is_empty() && !requests.is_auth_on() {
+    if !certified.is_empty() {
+        tracing::warn!(
+            "clients on {}: authentication is off, so whoever has a certificate that is taken here may read and change \
+             everything. Turn it on (etcdctl auth enable) to give each name rights of its own",
+            readiness::list(&certified)
+        );
+    }
+    if !unchecked.is_empty() {
         tracing::warn!(
             "clients on {}: authentication is off, so whoever reaches this may read and change everything. Turn it on (etcdctl \
              auth enable), or let clients show certificates (https:// and client.ca)",

@@ -1,9 +1,9 @@
 //! The files of a data directory, and what a set of them means: a new directory, a member's complete data, or neither.
 //!
-//! A start decides by this before it writes anything, and refuses what is neither. Two files mark a directory whose creation has
-//! begun and not ended: `unfinished-start` (a first start, which the next start begins again) and `unfinished-recovery`
-//! (`quorate recover`, which the operator runs again). `docs/data-directory.md` has the states, the steps of each command, and
-//! what a crash between two steps leaves.
+//! A start decides by this before it writes anything, and refuses what is neither. Three files mark a directory whose creation
+//! has begun and not ended: `unfinished-start` (a first start, which the next start begins again), and `unfinished-recovery` and
+//! `unfinished-restore` (`quorate recover` and `quorate restore`, which the operator runs again). `docs/data-directory.md` has
+//! the states, the steps of each command, and what a crash between two steps leaves.
 
 use crate::{
     failpoint::{self, FailPoint},
@@ -16,6 +16,7 @@ use crate::{
         starts::{STARTS, STARTS_UNFINISHED},
         value_file::ValueFileError,
     },
+    types::{LogIndex, LogPosition, Term},
 };
 use std::{
     collections::BTreeSet,
@@ -38,11 +39,22 @@ pub(super) const OWN_CERTIFICATE: &str = "client-tls";
 const UNFINISHED_START: &str = "unfinished-start";
 /// Marks a directory in which `quorate recover` has begun and not ended.
 pub(super) const UNFINISHED_RECOVERY: &str = "unfinished-recovery";
+/// Marks a directory in which `quorate restore` has begun and not ended.
+pub(super) const UNFINISHED_RESTORE: &str = "unfinished-restore";
+/// Says from what, and when, a directory was restored.
+pub(super) const RESTORED: &str = "restored";
+/// What the database of a restored directory has applied: everything that was restored counts as the first entry.
+pub(super) const RESTORED_AT: LogPosition = LogPosition {
+    index: LogIndex(1),
+    term: Term(1),
+};
+/// The file [`RESTORED`] under construction.
+pub(super) const RESTORED_UNFINISHED: &str = "restored.new";
 /// The longest text of a mark that is shown.
 const MARK_BYTES_MAX: u64 = 4_096;
 
 /// The names that a member makes in its data directory.
-const OWN_NAMES: [&str; 15] = [
+const OWN_NAMES: [&str; 18] = [
     OWN_CERTIFICATE,
     LOCK_FILE,
     "direct-io.probe",
@@ -56,6 +68,9 @@ const OWN_NAMES: [&str; 15] = [
     STARTS_UNFINISHED,
     UNFINISHED_START,
     UNFINISHED_RECOVERY,
+    UNFINISHED_RESTORE,
+    RESTORED,
+    RESTORED_UNFINISHED,
     KEYRING,
     KEYRING_UNFINISHED,
 ];
@@ -73,6 +88,14 @@ pub enum DirectoryError {
         /// What was found in it.
         found: String,
     },
+    /// It is an etcd's.
+    #[error(
+        "{dir} holds the data of an etcd member, which a server does not change: stop that etcd, run `quorate import {dir} \
+         --data-dir DIR` with the other settings of this member and a new directory DIR, and start this member with \
+         --data-dir DIR",
+        dir = path.display()
+    )]
+    Etcd { path: PathBuf },
     /// `quorate recover` did not finish.
     #[error(
         "the data directory is unfinished: {text}. It lacks acknowledged writes, so it is not started: delete it, and run that \
@@ -82,11 +105,20 @@ pub enum DirectoryError {
         /// What the mark says.
         text: String,
     },
+    /// `quorate restore` did not finish.
+    #[error(
+        "the data directory is unfinished: {text}. It holds only a part of what was to be restored, so it is not started: delete \
+         it, and run that command again"
+    )]
+    UnfinishedRestore {
+        /// What the mark says.
+        text: String,
+    },
     /// There is data, and no file that says whose.
     #[error(
         "the data directory holds {found}, but no file named member, which says whose data they are: put that file back from a \
          backup; or, in a cluster with a healthy majority, remove this member, delete its data directory and add it anew; or, if \
-         `quorate recover` made this directory, delete it and run that command again"
+         `quorate recover` or `quorate restore` made this directory, delete it and run that command again"
     )]
     NoMember {
         /// The parts that are there.
@@ -133,13 +165,12 @@ pub(super) fn require_own(path: &Path) -> Result<(), DirectoryError> {
     };
     let member = path.join("member");
     if member.is_dir() {
-        let etcd = ["snap", "wal"].iter().all(|dir| member.join(dir).is_dir());
-        return Err(not_ours(if etcd {
-            "the data of an etcd member (member/snap and member/wal), which Quorate does not read"
-                .to_owned()
-        } else {
-            "a directory named member".to_owned()
-        }));
+        // Its log may be elsewhere.
+        if member.join("snap").is_dir() {
+            let path = path.to_owned();
+            return Err(DirectoryError::Etcd { path });
+        }
+        return Err(not_ours("a directory named member".to_owned()));
     }
     if member.exists() {
         return Ok(());
@@ -160,7 +191,7 @@ pub(super) fn require_own(path: &Path) -> Result<(), DirectoryError> {
 }
 
 /// Names that file systems and volume managers put into an empty directory.
-fn is_harmless(name: &str) -> bool {
+pub(super) fn is_harmless(name: &str) -> bool {
     name == "lost+found" || name.starts_with('.')
 }
 
@@ -169,7 +200,16 @@ pub(super) fn inspect(disk: &dyn Disk) -> Result<Contents, DirectoryError> {
     let top = list(disk, "")?;
     let has = |name: &str| top.iter().any(|other| other == name);
     if has(UNFINISHED_RECOVERY) {
-        return Err(DirectoryError::UnfinishedRecovery { text: mark(disk)? });
+        let text = mark(
+            disk,
+            UNFINISHED_RECOVERY,
+            "`quorate recover` did not finish",
+        )?;
+        return Err(DirectoryError::UnfinishedRecovery { text });
+    }
+    if has(UNFINISHED_RESTORE) {
+        let text = mark(disk, UNFINISHED_RESTORE, "`quorate restore` did not finish")?;
+        return Err(DirectoryError::UnfinishedRestore { text });
     }
     let parts = Parts::find(disk)?;
     let Some(owner) = member::read(disk)? else {
@@ -272,14 +312,7 @@ pub(super) fn begin_first_start(disk: &dyn Disk) -> Result<(), DirectoryError> {
     )?;
     failpoint::hit(FailPoint::AfterUnfinishedMark);
     for dir in [DATABASE_DIR, LOG] {
-        let names = list(disk, dir)?;
-        for name in &names {
-            disk.remove(&format!("{dir}/{name}"))
-                .map_err(failed("remove what an earlier first start left", dir))?;
-        }
-        if !names.is_empty() {
-            disk.sync_dir(dir).map_err(failed("sync", dir))?;
-        }
+        remove_all(disk, dir)?;
     }
     // Last: what it wraps decrypts the others.
     for name in [KEYRING, KEYRING_UNFINISHED] {
@@ -293,6 +326,11 @@ pub(super) fn begin_recovery(disk: &dyn Disk, text: &str) -> Result<(), Director
     write_mark(disk, UNFINISHED_RECOVERY, text)
 }
 
+/// Marks the directory as one that `quorate restore` is making; `text` names the command.
+pub(super) fn begin_restore(disk: &dyn Disk, text: &str) -> Result<(), DirectoryError> {
+    write_mark(disk, UNFINISHED_RESTORE, text)
+}
+
 /// Removes the mark of [`begin_first_start`], if it is there.
 pub(super) fn end_first_start(disk: &dyn Disk) -> Result<(), DirectoryError> {
     remove_mark(disk, UNFINISHED_START)
@@ -301,6 +339,44 @@ pub(super) fn end_first_start(disk: &dyn Disk) -> Result<(), DirectoryError> {
 /// Removes the mark of [`begin_recovery`]: everything else is durable.
 pub(super) fn end_recovery(disk: &dyn Disk) -> Result<(), DirectoryError> {
     remove_mark(disk, UNFINISHED_RECOVERY)
+}
+
+/// Removes the mark of [`begin_restore`]: everything else is durable.
+pub(super) fn end_restore(disk: &dyn Disk) -> Result<(), DirectoryError> {
+    remove_mark(disk, UNFINISHED_RESTORE)
+}
+
+/// Removes what a restore that failed has made. The mark goes last: whatever is left when this fails is not started.
+pub(super) fn discard_restore(disk: &dyn Disk) -> Result<(), DirectoryError> {
+    for name in ["member", "member.new"] {
+        remove_mark(disk, name)?;
+    }
+    for dir in [DATABASE_DIR, LOG] {
+        remove_all(disk, dir)?;
+    }
+    for name in [
+        STARTS,
+        STARTS_UNFINISHED,
+        RESTORED,
+        RESTORED_UNFINISHED,
+        KEYRING,
+        KEYRING_UNFINISHED,
+    ] {
+        remove_mark(disk, name)?;
+    }
+    end_restore(disk)
+}
+
+fn remove_all(disk: &dyn Disk, dir: &'static str) -> Result<(), DirectoryError> {
+    let names = list(disk, dir)?;
+    for name in &names {
+        disk.remove(&format!("{dir}/{name}"))
+            .map_err(failed("remove what an earlier attempt left in", dir))?;
+    }
+    if !names.is_empty() {
+        disk.sync_dir(dir).map_err(failed("sync", dir))?;
+    }
+    Ok(())
 }
 
 fn write_mark(disk: &dyn Disk, name: &'static str, text: &str) -> Result<(), DirectoryError> {
@@ -324,24 +400,44 @@ fn remove_mark(disk: &dyn Disk, name: &'static str) -> Result<(), DirectoryError
     disk.sync_dir("").map_err(failed("remove", name))
 }
 
-/// The text of the mark that `quorate recover` wrote.
-fn mark(disk: &dyn Disk) -> Result<String, DirectoryError> {
+/// The text of the mark that a command wrote, or `otherwise` if it is not there in full.
+fn mark(disk: &dyn Disk, name: &'static str, otherwise: &str) -> Result<String, DirectoryError> {
+    let text = text_of(disk, name)?;
+    // A crash may have come before the text was durable.
+    Ok(if text.is_empty() || text.contains('\0') {
+        otherwise.to_owned()
+    } else {
+        text
+    })
+}
+
+/// What `quorate restore` wrote about its work; `None` if it did not make this directory.
+pub(super) fn restored_text(disk: &dyn Disk) -> Result<Option<String>, DirectoryError> {
+    if !list(disk, "")?.iter().any(|name| name == RESTORED) {
+        return Ok(None);
+    }
+    text_of(disk, RESTORED).map(Some)
+}
+
+/// Says from what, and when, the directory was restored; the file appears by a rename.
+pub(super) fn write_restored(disk: &dyn Disk, text: &str) -> Result<(), DirectoryError> {
+    write_mark(disk, RESTORED_UNFINISHED, text)?;
+    let io = failed("write", RESTORED);
+    disk.rename(RESTORED_UNFINISHED, RESTORED).map_err(&io)?;
+    disk.sync_dir("").map_err(&io)
+}
+
+fn text_of(disk: &dyn Disk, name: &'static str) -> Result<String, DirectoryError> {
     let mode = OpenMode {
         create: false,
         direct: false,
     };
-    let io = failed("read", UNFINISHED_RECOVERY);
-    let file = disk.open(UNFINISHED_RECOVERY, mode).map_err(&io)?;
+    let io = failed("read", name);
+    let file = disk.open(name, mode).map_err(&io)?;
     let length = file.len().map_err(&io)?.min(MARK_BYTES_MAX);
     let mut text = vec![0; usize::try_from(length).unwrap_or(0)];
     file.read_at(0, &mut text).map_err(&io)?;
-    let text = String::from_utf8_lossy(&text).trim().to_owned();
-    // A crash may have come before the text was durable.
-    Ok(if text.is_empty() || text.contains('\0') {
-        "`quorate recover` did not finish".to_owned()
-    } else {
-        text
-    })
+    Ok(String::from_utf8_lossy(&text).trim().to_owned())
 }
 
 fn list(disk: &dyn Disk, dir: &'static str) -> Result<Vec<String>, DirectoryError> {

@@ -115,6 +115,19 @@ pub enum StartError {
          because its data directory is lost, remove the member, add it anew, and start it with cluster.state = \"existing\""
     )]
     FormsCluster { name: String },
+    /// A restored member of several does not know whom to ask whether it has taken part before.
+    #[error(
+        "member {name:?} was restored as one of {members}, and cluster.initial does not name all of them: its first start needs \
+         the cluster.initial (and peer.cert, peer.key and peer.ca, or peer.insecure) that `quorate restore` was given"
+    )]
+    RestoredAlone { name: String, members: usize },
+    /// A restored member has not asked yet whether it has taken part before, and who the others are cannot be read.
+    #[error(
+        "member {name:?} was restored, and its first start has to ask the other members whether it has taken part before, but its \
+         database, which says who they are, cannot be read: delete the data directory, and restore this member again with the \
+         same command. A refill does not help"
+    )]
+    RestoredUnreadable { name: String },
     /// The file `refill` cannot be read or removed, or the database cannot be renamed.
     #[error("cannot put the database aside: {0}")]
     Refill(io::Error),
@@ -166,6 +179,8 @@ impl StartError {
             | Self::HasRun { .. }
             | Self::FormsCluster { .. }
             | Self::NobodyToAsk
+            | Self::RestoredAlone { .. }
+            | Self::RestoredUnreadable { .. }
             | Self::Config(_)
             | Self::Raft(_)
             | Self::Membership(_)
@@ -221,7 +236,9 @@ impl StartError {
 fn unusable_directory(error: &DirectoryError) -> bool {
     match error {
         DirectoryError::NotOurs { .. }
+        | DirectoryError::Etcd { .. }
         | DirectoryError::UnfinishedRecovery { .. }
+        | DirectoryError::UnfinishedRestore { .. }
         | DirectoryError::NoMember { .. }
         | DirectoryError::Incomplete { .. } => true,
         DirectoryError::ValueFile(error) => unusable_file(error),

@@ -8,7 +8,10 @@ use crate::{
     storage::member::Owner,
     types::{ClusterId, Identity, MemberId},
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+};
 
 /// Refuses data that belong to another member than the configuration names.
 pub(super) fn require_own(config: &Config, owner: &Owner) -> Result<(), StartError> {
@@ -31,6 +34,37 @@ pub(super) fn formed_member(config: &Config) -> Owner {
         },
         name: config.name.clone(),
     }
+}
+
+/// This member in a cluster that was restored. Its id is the one that it would have in a new cluster. The cluster's id follows
+/// from `state`, the hash of all that was restored, and from the membership: so members that were restored from different data,
+/// or with different options, refuse each other instead of serving different data. And it follows from the number of this
+/// restore, so that they refuse those of an earlier cluster, too, that was restored from the same.
+pub(super) fn restored_member(
+    config: &Config,
+    restore_id: &str,
+    state: &str,
+    membership: &Membership,
+) -> Owner {
+    let formed = formed_member(config);
+    let members = hex_of(&membership.encode());
+    let token = config.cluster.token.as_str();
+    let words = ["restored", token, restore_id, state, &members];
+    Owner {
+        identity: Identity {
+            cluster: ClusterId(id_of(&words)),
+            ..formed.identity
+        },
+        ..formed
+    }
+}
+
+fn hex_of(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a string does not fail.
+        write!(text, "{byte:02x}").unwrap_or_default();
+        text
+    })
 }
 
 /// The id of the member called `name` in the cluster that the configuration forms.

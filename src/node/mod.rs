@@ -9,6 +9,7 @@
 //! | `questions` | what a starting member asks the others |
 //! | `startup` | from the data directory to everything the actors start with |
 //! | `refill`, `quorum_recovery` | an operator's requests that replace a database, or a cluster |
+//! | `restore`, `import` | a data directory out of a snapshot file of etcd's format; out of a stopped etcd's data directory |
 //! | `identity` | ids and membership that a configuration gives |
 //! | `network` | how peers are reached, and guests answered |
 //! | `client_sockets` | the sockets that clients connect to |
@@ -28,6 +29,7 @@ mod client_tls;
 mod data_directory;
 mod error;
 mod identity;
+mod import;
 mod network;
 mod placement;
 mod progress;
@@ -35,6 +37,7 @@ mod questions;
 mod quorum_recovery;
 mod readiness;
 mod refill;
+mod restore;
 mod signed_tokens;
 mod startup;
 #[cfg(test)]
@@ -44,8 +47,12 @@ mod users_tests;
 
 pub use data_directory::DirectoryError;
 pub use error::StartError;
+pub use import::{ImportRequest, Imported, import_etcd};
 pub use network::{Asked, PeerNetwork};
 pub use quorum_recovery::{QuorumRecovery, QuorumRecoveryError, recover_quorum, recover_quorum_on};
+pub use restore::{
+    NoRestoreId, RestoreError, RestoreId, RestoreRequest, Restored, restore_snapshot,
+};
 
 use crate::{
     actors::{fail_stop::FailStop, requests::Requests, store::Store},
@@ -344,6 +351,12 @@ impl LocalNode {
         &self.running.requests[0]
     }
 
+    /// Hands leadership to another member, if this one leads; it never leads again. Ends once another member leads, or none can.
+    /// [`LocalNode::stop`] does not do that: a leader that stops without it leaves the others to an election.
+    pub fn hand_over(&self) -> impl Future<Output = ()> + use<> {
+        self.running.hand_over()
+    }
+
     /// Commits the applied entries that the next start would otherwise replay. The actors end with their system.
     pub async fn stop(self) {
         self.running.stop().await;
@@ -410,6 +423,7 @@ async fn start_here(
         None => listen_for_peers(config, &open.owner)?,
     };
     readiness::report_start(&open);
+    readiness::report_restored(&*disk, open.db.applied());
     let placement = Placement::new(&config.runtime);
     let awaits_snapshot = open.awaits_snapshot;
     let running = assemble(config, open, way, jwt, &placement, fail_stop);
@@ -424,7 +438,8 @@ async fn start_here(
     Ok((running, placement))
 }
 
-/// Opens the peers' port of a first start, which has not written anything yet: a port that is taken must not form a member.
+/// Opens the peers' port of a first start, which has not written anything yet: a port that is taken must not form a member. That
+/// of a restored member, which asked the others at it, too: QUIC may free it only a moment later.
 async fn listen_before_first_start(
     config: &Config,
     plan: &Plan,
@@ -432,7 +447,8 @@ async fn listen_before_first_start(
     let alone = config.cluster.initial.len() <= 1
         && config.cluster.state == ClusterState::New
         && network::security(config).is_none();
-    if plan.beginning.is_none() || alone {
+    let begins = plan.beginning.is_some() || plan.begins_restored;
+    if !begins || alone {
         return Ok(None);
     }
     for _ in 0..PORT_TRIES {

@@ -158,7 +158,7 @@ impl Inbox for Announcing {
         dropped()
     }
 
-    fn connected(&self, _: MemberId) {}
+    fn connected(&self, _: MemberId, _: u16) {}
 
     fn disconnected(&self, _: MemberId) {}
 

@@ -2,6 +2,7 @@
 //! it.
 
 use super::{
+    data_directory,
     progress::notify,
     questions::Beginning,
     startup::{OpenMember, Plan},
@@ -12,6 +13,8 @@ use crate::{
         requests::Requests,
     },
     config::{ClientAddress, Config, HostPort, PeerTls},
+    storage::disk::Disk,
+    types::LogPosition,
 };
 use rustix::process::{Resource, getrlimit};
 use std::{
@@ -28,6 +31,21 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// An address outside of this machine, to find the network interface that leads there. Nothing is sent to it.
 const OUTSIDE: (Ipv4Addr, u16) = (Ipv4Addr::new(192, 0, 2, 1), 9);
+
+/// Says at the first start of a restored member from what, and when, it was restored.
+pub(super) fn report_restored(disk: &dyn Disk, applied: LogPosition) {
+    if applied != data_directory::RESTORED_AT {
+        return;
+    }
+    match data_directory::restored_text(disk) {
+        Ok(None) => {}
+        Ok(Some(text)) => {
+            let text = text.lines().map(str::trim).collect::<Vec<_>>().join("; ");
+            tracing::info!("this data directory was restored: {text}");
+        }
+        Err(error) => tracing::warn!("cannot tell what was restored: {error}"),
+    }
+}
 
 /// Logs who the member is, as its data directory says.
 pub(super) fn report_start(open: &OpenMember) {

@@ -64,12 +64,15 @@ pub(super) struct Plan {
     pub owner: Owner,
     /// How a member without data begins; `None` if it has data.
     pub beginning: Option<Beginning>,
+    /// It was restored, and has asked the others before this start of its actors.
+    pub begins_restored: bool,
     /// The membership with which the database is put aside, if that is asked for and the membership is known.
     refill_members: Option<Bytes>,
 }
 
 /// Finds out which member this is: from the data directory, or, on a first start, from the configuration and the other members.
-/// A first start writes nothing here. Waits for as long as other members have to be asked.
+/// A first start writes nothing here; the first one of a restored member writes that it has asked the others. Waits for as long
+/// as other members have to be asked.
 pub(super) async fn plan(
     config: &Config,
     disk: &Arc<dyn Disk>,
@@ -79,6 +82,9 @@ pub(super) async fn plan(
     match data_directory::inspect(&**disk)? {
         Contents::Member(owner) => {
             let mut plan = plan_restart(config, owner)?;
+            // Before a refill, which takes what others say for this member's own membership.
+            plan.begins_restored =
+                begin_restored(config, disk, network, &plan.owner, progress).await?;
             let site = site(config, disk, &plan.owner);
             if refill::is_asked_for(&**disk)? && !refill::is_nearly_done(&site) {
                 let own = refill::own_members(&site);
@@ -95,11 +101,60 @@ pub(super) async fn plan(
     }
 }
 
+/// Asks the others at the first start of a restored member whether it has taken part before, and writes that it has asked them.
+/// Returns whether this is such a start.
+async fn begin_restored(
+    config: &Config,
+    disk: &Arc<dyn Disk>,
+    network: Option<&dyn PeerNetwork>,
+    owner: &Owner,
+    progress: &Progress,
+) -> Result<bool, StartError> {
+    let starts = starts::read(&**disk)?;
+    if !has_to_ask(&starts) {
+        return Ok(false);
+    }
+    let members = restored_members(config, disk, owner)?;
+    questions::restored_start(config, network, owner, members, progress).await?;
+    let asked = Starts {
+        origin: Origin::RestoredAndAsked,
+        ..starts
+    };
+    starts::write(disk, &asked)?;
+    Ok(true)
+}
+
+/// Whether it is the first start of a member that was restored as one of several.
+fn has_to_ask(starts: &Starts) -> bool {
+    starts.origin == Origin::Restored && !starts.begun
+}
+
+/// How many members were restored together with this one. If its database cannot be read, it is not known whom to ask; a refill
+/// must not make this member one that begins unasked.
+fn restored_members(
+    config: &Config,
+    disk: &Arc<dyn Disk>,
+    owner: &Owner,
+) -> Result<usize, StartError> {
+    let stored = refill::own_members(&site(config, disk, owner));
+    let stored = stored.ok_or_else(|| StartError::RestoredUnreadable {
+        name: config.name.clone(),
+    })?;
+    let members = Members::decode(&stored).map_err(LoadStateError::from)?;
+    Ok(members.iter().count())
+}
+
 /// As [`plan`], for a member that has no other member to ask.
 pub(super) fn plan_alone(config: &Config, disk: &Arc<dyn Disk>) -> Result<Plan, StartError> {
     match data_directory::inspect(&**disk)? {
         Contents::Member(owner) => {
             let mut plan = plan_restart(config, owner)?;
+            if has_to_ask(&starts::read(&**disk)?) {
+                return Err(StartError::RestoredAlone {
+                    name: config.name.clone(),
+                    members: restored_members(config, disk, &plan.owner)?,
+                });
+            }
             if refill::is_asked_for(&**disk)? {
                 plan.refill_members = refill::own_members(&site(config, disk, &plan.owner));
             }
@@ -114,6 +169,7 @@ fn plan_restart(config: &Config, owner: Owner) -> Result<Plan, StartError> {
     Ok(Plan {
         owner,
         beginning: None,
+        begins_restored: false,
         refill_members: None,
     })
 }
@@ -132,6 +188,7 @@ fn plan_first_start(config: &Config, beginning: Beginning) -> Plan {
     Plan {
         owner,
         beginning: Some(beginning),
+        begins_restored: false,
         refill_members: None,
     }
 }
@@ -157,6 +214,7 @@ pub(super) fn open(
     let Plan {
         owner,
         beginning,
+        begins_restored: _,
         refill_members,
     } = plan;
     let site = site(config, disk, &owner);
@@ -394,12 +452,15 @@ impl History {
     }
 }
 
-/// The newest entry in the log that is known to be committed, for a member without a database.
+/// The newest position in the log that is known to be committed, for a member without a database: an entry, or the snapshot after
+/// which the log begins.
 fn committed(disk: &Arc<dyn Disk>, options: WalOptions) -> Result<LogPosition, StartError> {
     let (wal, recovered) = Wal::open(disk.clone(), LOG, options, LogIndex(u64::MAX))?;
     let index = recovered.hard_state.commit;
     if index <= recovered.base {
-        return Err(StartError::RefillLog);
+        // A commit index is stored with the next entries, so a log that has just begun after a snapshot may have an older one.
+        let snapshot = recovered.snapshot.filter(|at| at.index == recovered.base);
+        return snapshot.ok_or(StartError::RefillLog);
     }
     let entries = wal.reader().read(index, 1)?;
     let entry = entries.first().ok_or(StartError::RefillLog)?;

@@ -26,7 +26,7 @@ use crate::{
         starts,
         wal::Append,
     },
-    types::{Entry, EntryKind, HardState, LogIndex, MemberId, Term},
+    types::{Entry, EntryKind, HardState, LogIndex, LogPosition, MemberId, Term},
 };
 use bytes::Bytes;
 use std::{
@@ -280,6 +280,29 @@ fn a_refill_that_is_cut_short_anywhere_goes_on_and_keeps_the_old_database() {
         if !failed {
             return;
         }
+    }
+}
+
+/// The log said `remove this member`, until it held an entry after the snapshot and the commit index that is stored with it.
+#[test]
+fn a_member_whose_log_has_just_begun_after_a_snapshot_can_be_refilled_again() {
+    let disk = to_be_refilled();
+    let mut opened = open(&one_of_two(), &disk).unwrap();
+    let snapshot = LogPosition::new(Term(2), LogIndex(7));
+    let append = Append {
+        snapshot: Some(snapshot),
+        ..Append::default()
+    };
+    opened.wal.append(&append).unwrap();
+    opened.wal.flush().unwrap();
+    drop(opened);
+    refill::request(&disk, "once more").unwrap();
+    for turn in 0..2 {
+        let again = open(&one_of_two(), &disk)
+            .unwrap_or_else(|error| panic!("start {turn} after the snapshot fails: {error}"));
+        assert!(again.awaits_snapshot, "start {turn}");
+        assert_eq!(again.raft.last(), snapshot, "start {turn}");
+        assert_eq!(again.raft.commit(), snapshot.index, "start {turn}");
     }
 }
 

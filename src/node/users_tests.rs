@@ -7,6 +7,7 @@ use crate::{
         membership_change::{ChangeRefusal, MemberChange},
         requests::{RequestError, Requests},
         store::{DeleteKeys, PutKey, ReadRange, Store},
+        watch_stream::WatchError,
     },
     auth::{
         AuthError, Caller, Change,
@@ -14,15 +15,42 @@ use crate::{
     },
     config::Config,
     kv::{
-        KvError,
+        KeyRange, KvError,
         command::{AlarmKind, DeleteRange, Put, RangeQuery, SetAlarm},
+        watch::WatchSpec,
     },
-    services::lock,
+    services::{
+        election::{self, ElectionError},
+        lock::{self, LockError},
+    },
     storage::{disk::Disk, sim_disk::SimDisk},
     types::{LeaseId, MemberId, Revision},
 };
 use actix::{Actor, System};
+use bytes::Bytes;
 use std::{net::Ipv4Addr, sync::Arc};
+use tokio::task::{spawn_local, yield_now};
+
+/// What the role of `u` may do with what begins with `a`, in place of what it might do before.
+fn permit(kind: i32) -> Change {
+    Change::GrantPermission {
+        role: "r".into(),
+        permission: Some(Permission {
+            kind,
+            key: b"a".to_vec(),
+            range_end: b"b".to_vec(),
+        }),
+    }
+}
+
+/// It may do nothing any more.
+fn forbid() -> Change {
+    Change::RevokePermission {
+        role: "r".into(),
+        key: b"a".to_vec(),
+        range_end: b"b".to_vec(),
+    }
+}
 
 /// A member with root, and `u` who may do everything with what begins with `a`.
 async fn with_users(requests: &Requests) {
@@ -34,20 +62,12 @@ async fn with_users(requests: &Requests) {
         user: user.into(),
         role: role.into(),
     };
-    let permission = Permission {
-        kind: Permission::READ_WRITE,
-        key: b"a".to_vec(),
-        range_end: b"b".to_vec(),
-    };
     for change in [
         user("root"),
         role("root", "root"),
         user("u"),
         Change::AddRole { name: "r".into() },
-        Change::GrantPermission {
-            role: "r".into(),
-            permission: Some(permission),
-        },
+        permit(Permission::READ_WRITE),
         role("u", "r"),
         Change::Enable,
     ] {
@@ -217,5 +237,167 @@ fn logins_are_counted_by_how_they_end() {
         assert_eq!(counts.failed() + counts.refused(), 20);
         assert_eq!(counts.refused(), refusals);
         assert!(refusals > 0, "{counts:?}");
+    });
+}
+
+/// How many are in the queue of the lock, or the election, `a/L`.
+async fn queued(requests: &Requests) -> i64 {
+    let query = RangeQuery {
+        key: "a/L/".into(),
+        range_end: "a/L0".into(),
+        count_only: true,
+        ..RangeQuery::default()
+    };
+    requests.range(query).await.unwrap().count
+}
+
+async fn until_queued(requests: &Requests, count: i64) {
+    while queued(requests).await < count {
+        yield_now().await;
+    }
+}
+
+fn of_lock<T>(outcome: Result<T, LockError>) -> Result<(), RequestError> {
+    match outcome {
+        Ok(_) => Ok(()),
+        Err(LockError::Request(error)) => Err(error),
+        Err(error @ LockError::SessionExpired) => panic!("{error}"),
+    }
+}
+
+fn of_election<T>(outcome: Result<T, ElectionError>) -> Result<(), RequestError> {
+    match outcome {
+        Ok(_) => Ok(()),
+        Err(ElectionError::Request(error)) => Err(error),
+        Err(error @ (ElectionError::NoLeader | ElectionError::NotLeader)) => panic!("{error}"),
+    }
+}
+
+/// `u` waits between a holder and another waiter, and loses the right to write, or all rights.
+async fn a_waiter_loses_its_right(
+    requests: &Requests,
+    campaigns: bool,
+    own_lease: bool,
+    may_read: bool,
+) {
+    let granted = requests.change_auth(permit(Permission::READ_WRITE)).await;
+    granted.unwrap();
+    let u = requests.as_user("u").unwrap();
+    let mut leases = Vec::new();
+    for _ in 0..3 {
+        leases.push(requests.grant_lease(None, 600).await.unwrap().id);
+    }
+    let (first, last) = (leases[0], leases[2]);
+    let lease = if own_lease { LeaseId(0) } else { leases[1] };
+    let name = || Bytes::from_static(b"a/L");
+    let held = lock::lock(requests, name(), first).await.unwrap();
+    let waiter = spawn_local(async move {
+        if campaigns {
+            of_election(election::campaign(&u, name(), lease, "v".into()).await)
+        } else {
+            of_lock(lock::lock(&u, name(), lease).await)
+        }
+    });
+    until_queued(requests, 2).await;
+    let all = requests.clone();
+    let next = spawn_local(async move { lock::lock(&all, name(), last).await });
+    until_queued(requests, 3).await;
+    if may_read {
+        let changed = requests.change_auth(permit(Permission::READ)).await;
+        changed.unwrap();
+        lock::unlock(requests, held.key).await.unwrap();
+        assert!(denied(waiter.await.unwrap()), "when its turn comes");
+    } else {
+        requests.change_auth(forbid()).await.unwrap();
+        assert!(denied(waiter.await.unwrap()), "at once");
+        assert_eq!(queued(requests).await, 2, "it has left the queue");
+        lock::unlock(requests, held.key).await.unwrap();
+    }
+    let next = next.await.unwrap().unwrap();
+    assert_eq!(next.lease, last, "nobody is in its way");
+    lock::unlock(requests, next.key).await.unwrap();
+    assert_eq!(queued(requests).await, 0);
+}
+
+#[test]
+fn a_waiter_that_may_not_write_any_more_is_refused_and_blocks_nobody() {
+    run(async |requests| {
+        for case in 0..8 {
+            let (campaigns, own_lease, may_read) = (case & 1 != 0, case & 2 != 0, case & 4 != 0);
+            a_waiter_loses_its_right(requests, campaigns, own_lease, may_read).await;
+        }
+    });
+}
+
+#[test]
+fn observers_and_streamed_ranges_end_with_the_right_to_read() {
+    run(async |requests| {
+        let u = requests.as_user("u").unwrap();
+        let lease = requests.grant_lease(None, 600).await.unwrap().id;
+        let won = election::campaign(requests, "a/E".into(), lease, "leads".into()).await;
+        won.unwrap();
+        let mut observer = election::observe(&u, "a/E".into()).await.unwrap();
+        let seen = observer.next().await.unwrap();
+        assert_eq!(seen.kv.value, "leads");
+        let observing = spawn_local(async move { of_election(observer.next().await) });
+        // More than the first part of a stream has.
+        for number in 0..50 {
+            let key = format!("a{number}").into();
+            requests.put(Put { key, ..put("") }).await.unwrap();
+        }
+        let query = RangeQuery {
+            range_end: "b".into(),
+            ..get("a")
+        };
+        let mut parts = u.range_stream(query).unwrap();
+        let first = parts.next().await.unwrap().unwrap();
+        assert!(first.end.is_none(), "there is more");
+        requests.change_auth(forbid()).await.unwrap();
+        assert!(denied(parts.next().await.unwrap()));
+        assert!(parts.next().await.is_none());
+        assert!(denied(observing.await.unwrap()));
+    });
+}
+
+#[test]
+fn a_watch_that_is_behind_ends_with_the_right_to_read() {
+    run(async |requests| {
+        let value = Bytes::from(vec![b'v'; 16 << 10]);
+        // More than a stream's queue has room for, and than one pass over history finds.
+        for number in 0..300 {
+            let (key, value) = (format!("a{number}").into(), value.clone().into());
+            let put = Put {
+                key,
+                value,
+                ..Put::default()
+            };
+            requests.put(put).await.unwrap();
+        }
+        let u = requests.as_user("u").unwrap();
+        let range = KeyRange::from_wire(&"a".into(), &"b".into());
+        let spec = WatchSpec {
+            start: Revision(2),
+            ..WatchSpec::of(range)
+        };
+        let mut watch = u.watch(spec).await.unwrap();
+        requests.change_auth(forbid()).await.unwrap();
+        requests.put(put("a-later")).await.unwrap();
+        let mut seen = 0;
+        let error = loop {
+            match watch.next().await {
+                Ok(batch) => {
+                    let later = |key: &Bytes| key == "a-later";
+                    assert!(!batch.events.iter().any(|event| later(&event.kv.key)));
+                    seen += batch.events.len();
+                }
+                Err(error) => break error,
+            }
+        };
+        let error = match error {
+            WatchError::Request(error) => error,
+            other => panic!("it is not denied: {other}"),
+        };
+        assert!(denied(Err::<(), _>(error)));
+        assert!(seen < 300, "it was behind: {seen} events");
     });
 }

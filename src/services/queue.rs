@@ -10,10 +10,10 @@
 use crate::{
     actors::{
         requests::{RequestError, Requests},
-        watch_hub::WatchRequest,
+        watch_calls::WatchRequest,
         watch_stream::WatchResponses,
     },
-    auth::AuthError,
+    auth::{AuthError, Caller},
     kv::{
         KeyRange,
         command::{
@@ -187,6 +187,9 @@ async fn wait_in_line(
 
 /// Puts the candidate's key, unless it is there.
 async fn enter(requests: &Requests, candidate: Candidate) -> Result<Place, QueueError> {
+    // Whoever may not read the queue could not wait in it. etcd: a lock reads it in the transaction that puts the key.
+    let (first, end) = line(&candidate.name);
+    requests.require_read(&first, &end).await?;
     let own_lease = candidate.lease == LeaseId(0);
     let lease = if own_lease {
         requests.grant_lease(None, OWN_LEASE_SECS).await?.id
@@ -276,6 +279,8 @@ async fn turn_comes(requests: &Requests, name: &[u8], place: &Place) -> Result<b
         if own.is_none_or(|kv| kv.create_revision != place.created) {
             return Err(QueueError::PlaceGone);
         }
+        // The reads do not show whether the candidate may still write its key: if not, its turn is the next one's.
+        requests.require_write(&place.key)?;
     }
     Ok(waited)
 }
@@ -367,11 +372,13 @@ async fn first_gone(responses: &mut WatchResponses) -> Result<WatchId, RequestEr
 
 /// Deletes the candidate's key. A failure does not matter: the key is deleted with its lease.
 async fn leave(requests: &Requests, place: &Place) {
-    if place.own_lease {
-        drop(requests.revoke_lease(place.lease).await);
-    } else {
-        drop(remove(requests, &place.key, place.created).await);
+    if place.own_lease && requests.revoke_lease(place.lease).await.is_ok() {
+        return;
     }
+    // As the node: a candidate whose right was taken away must not stay in the queue until its lease ends. It had that right when
+    // it put the key, and no other key is touched.
+    let node = requests.on_behalf(Caller::Node);
+    drop(remove(&node, &place.key, place.created).await);
 }
 
 /// Deletes a key, unless it was deleted and created again. Returns the store's revision.
@@ -397,7 +404,7 @@ mod tests {
     use super::*;
     use crate::{
         Config, LocalNode,
-        actors::{fail_stop::FailStop, watch_hub::CountWatches},
+        actors::fail_stop::FailStop,
         kv::watch::HolderId,
         services::{election, lock},
         storage::sim_disk::SimDisk,
@@ -471,7 +478,7 @@ mod tests {
         on_a_node(async |node| {
             let held = node.clone().held_by(Some(HolderId(7)));
             let counts = async || {
-                let counts = node.watch_hub().send(CountWatches).await;
+                let counts = node.count_watches().await;
                 let counts = counts.expect("the hub answers");
                 (counts.watchers, counts.of_holders)
             };

@@ -8,7 +8,7 @@ use super::{
     disk::Disk,
     value_file::{ValueFile, ValueFileError},
 };
-use crate::types::MemberId;
+use crate::types::{MemberId, Term};
 use bincode::{Decode, Encode};
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -33,6 +33,21 @@ pub enum Origin {
     Joined,
     /// A version that kept no such records made the directory. The member counts as one that has recorded nobody.
     Earlier,
+    /// `quorate restore` made it, for one of those that form the cluster, and the others were not asked yet whether this member
+    /// has taken part before.
+    Restored,
+    /// It was restored, and enough of the others had not seen it begin.
+    RestoredAndAsked,
+}
+
+impl Origin {
+    /// The term that a member has which has never taken part.
+    pub fn first_term(self) -> Term {
+        match self {
+            Self::Formed | Self::Joined | Self::Earlier => Term(0),
+            Self::Restored | Self::RestoredAndAsked => Term(1),
+        }
+    }
 }
 
 /// The content of the file.

@@ -10,7 +10,7 @@ use super::{
     files::FileWatch,
     names::AllowedNames,
     own::{OwnFiles, ShownTo},
-    pem::{authorities, certificates, check_key_mode, private_key, provider},
+    pem::{authorities, certificates, private_key, provider},
     verifier::NamedVerifier,
 };
 use crate::clock;
@@ -207,12 +207,11 @@ impl ClientTlsSettings {
             shown_to: ShownTo::Clients,
             cert: &self.cert,
             key: &self.key,
+            refuse_readable_key: self.refuse_readable_keys,
         };
         own.check(in_force)?;
         let chain = certificates(&self.cert).map_err(TlsError::in_setting("client.cert"))?;
-        let of_key = TlsError::in_setting("client.key");
-        check_key_mode(&self.key, self.refuse_readable_keys).map_err(&of_key)?;
-        let key = private_key(&self.key).map_err(&of_key)?;
+        let key = private_key(&self.key).map_err(TlsError::in_setting("client.key"))?;
         let rejected = |source| TlsError::Rejected {
             path: self.cert.clone(),
             source,

@@ -48,7 +48,7 @@ pub(crate) use {
     made::{midnight, server_params, today, valid_for},
     names::{MEMBER_URI_START, member_uris},
     own::{OwnFiles, ShownTo, day},
-    pem::{authorities, certificates, check_key_mode, check_signed, private_key, provider},
+    pem::{authorities, certificates, check_signed, private_key, provider},
     self_signed::CERT_FILE as SELF_SIGNED_FILE,
     verifier::NamedVerifier,
 };

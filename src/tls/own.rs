@@ -7,7 +7,7 @@ use super::{
     facts::Facts,
     made::midnight,
     names::member_uris,
-    pem::{authorities, certificates, private_key, provider},
+    pem::{authorities, certificates, private_key, provider, readable_key},
 };
 use crate::clock;
 use rustls::{
@@ -33,6 +33,8 @@ pub(crate) struct OwnFiles<'a> {
     pub(crate) shown_to: ShownTo<'a>,
     pub(crate) cert: &'a Path,
     pub(crate) key: &'a Path,
+    /// Whether a private key that every user of the machine may read is an error.
+    pub(crate) refuse_readable_key: bool,
 }
 
 impl ShownTo<'_> {
@@ -76,6 +78,9 @@ impl OwnFiles<'_> {
         let (setting, path) = (self.shown_to.settings().0, self.cert.display());
         for doubt in self.doubts(in_force)? {
             tracing::warn!("{setting}: {path}: {doubt}");
+        }
+        if let Some(warning) = self.check_mode(in_force)? {
+            tracing::warn!("{warning}");
         }
         Ok(())
     }
@@ -218,6 +223,30 @@ impl OwnFiles<'_> {
         }
     }
 
+    /// Refuses a key that every user of the machine may read, or returns a warning. Of the key in force it is always a warning: a
+    /// refusal would keep nobody from reading it, but the other files, such as a list of revoked certificates, from being used.
+    fn check_mode(
+        &self,
+        in_force: Option<&CertificateDer<'_>>,
+    ) -> Result<Option<String>, TlsError> {
+        let (cert_setting, key_setting) = self.shown_to.settings();
+        let of_key = TlsError::in_setting(key_setting);
+        let Some(readable) = readable_key(self.key).map_err(&of_key)? else {
+            return Ok(None);
+        };
+        let readable = of_key(readable);
+        if !self.refuse_readable_key {
+            return Ok(Some(readable.to_string()));
+        }
+        let chain = certificates(self.cert).map_err(TlsError::in_setting(cert_setting))?;
+        if in_force.is_some_and(|cert| have_one_key(cert, &chain[0])) {
+            return Ok(Some(format!(
+                "{readable} (it has been in force before and stays so, but tls.refuse_readable_keys lets no start use it)"
+            )));
+        }
+        Err(readable)
+    }
+
     /// Whether an authority signed it is asked for a time at which it is valid: dates are [`Self::check_dates`]' business.
     fn check_signed(
         &self,
@@ -273,6 +302,12 @@ impl OwnFiles<'_> {
     }
 }
 
+/// Whether two certificates are of the same key.
+fn have_one_key(one: &CertificateDer<'_>, other: &CertificateDer<'_>) -> bool {
+    let key = Facts::of(one).map(|facts| facts.key);
+    key.is_some() && key == Facts::of(other).map(|facts| facts.key)
+}
+
 /// Now, in seconds since 1970.
 fn now() -> i64 {
     i64::try_from(clock::unix_time().as_secs()).unwrap_or(i64::MAX)
@@ -298,7 +333,7 @@ mod tests {
         BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
         KeyPair, date_time_ymd,
     };
-    use std::fs;
+    use std::{fs, os::unix::fs::PermissionsExt};
 
     fn params(name: &str) -> CertificateParams {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
@@ -324,6 +359,7 @@ mod tests {
             shown_to,
             cert,
             key,
+            refuse_readable_key: true,
         };
         files.doubts(in_force).map_err(|error| error.to_string())
     }
@@ -386,6 +422,41 @@ mod tests {
             error.ends_with(&format!("own.pem: it ended on 2021-01-01: {remedy}")),
             "{error}"
         );
+    }
+
+    /// The key in force was refused, too, and with it a list or an authority that had changed.
+    #[test]
+    fn a_key_that_others_may_read_is_refused_unless_it_is_in_force() {
+        let home = tempfile::tempdir().unwrap();
+        let (cert, key) = (home.path().join("own.pem"), home.path().join("own-key.pem"));
+        let [own, other] = [(); 2].map(|()| KeyPair::generate().unwrap());
+        fs::write(&key, own.serialize_pem()).unwrap();
+        let certificate = |key: &KeyPair| params("own").self_signed(key).unwrap();
+        fs::write(&cert, certificate(&own).pem()).unwrap();
+        let checked = |refuse_readable_key, in_force| {
+            let files = OwnFiles {
+                shown_to: ShownTo::Clients,
+                cert: &cert,
+                key: &key,
+                refuse_readable_key,
+            };
+            let checked = files.check_mode(in_force);
+            checked.map_err(|error| error.to_string())
+        };
+        let set_mode = |mode| fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
+        set_mode(0o640);
+        assert_eq!(checked(true, None), Ok(None), "the group is the operator's");
+        set_mode(0o644);
+        let text = format!(
+            "client.key: {key}: every user of this machine may read this private key: chmod o= {key}",
+            key = key.display()
+        );
+        assert_eq!(checked(false, None), Ok(Some(text.clone())));
+        assert_eq!(checked(true, None), Err(text.clone()), "a start");
+        let (renewed, former) = (certificate(&own), certificate(&other));
+        assert_eq!(checked(true, Some(former.der())), Err(text.clone()));
+        let warning = checked(true, Some(renewed.der())).unwrap().unwrap();
+        assert!(warning.starts_with(&text), "{warning}");
     }
 
     #[test]

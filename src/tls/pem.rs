@@ -80,22 +80,14 @@ fn not_pem(path: &Path, error: &PemError) -> TlsError {
     }
 }
 
-/// Warns of a private key that every user of the machine may read, or refuses it. Kubernetes mounts secrets so unless told
-/// otherwise; whoever may use the group, such as Debian's `ssl-cert`, is the operator's choice.
-pub(crate) fn check_key_mode(path: &Path, refuse: bool) -> Result<(), TlsError> {
+/// What is wrong with a private key that every user of the machine may read. Kubernetes mounts secrets so unless told otherwise;
+/// whoever may use the group, such as Debian's `ssl-cert`, is the operator's choice.
+pub(super) fn readable_key(path: &Path) -> Result<Option<TlsError>, TlsError> {
     let mode = std::fs::metadata(path).map_err(|source| unreadable(path, source))?;
     let of_others = mode.permissions().mode() & 0o007;
-    if of_others == 0 {
-        return Ok(());
-    }
-    let error = TlsError::ReadableKey {
+    Ok((of_others != 0).then(|| TlsError::ReadableKey {
         path: path.to_owned(),
-    };
-    if refuse {
-        return Err(error);
-    }
-    tracing::warn!("{error}");
-    Ok(())
+    }))
 }
 
 /// The authorities' certificates in a file, and what trusts them.

@@ -3,7 +3,7 @@
 use crate::{
     auth::{ReceiverStream, by, enabled, log_in, quick},
     jwt,
-    support::{Client, Server, Setup, get, only_quorate_has, put, txn},
+    support::{Client, Server, Setup, get, http_get, only_quorate_has, put, txn},
 };
 use quorate::internals::api::proto::etcdserverpb as pb;
 use serde_json::Value;
@@ -62,6 +62,67 @@ async fn watches(client: &Client, token: &str, key: &'static str) -> pb::WatchRe
     let request_union = Some(create);
     send.send(pb::WatchRequest { request_union }).await.unwrap();
     answers.message().await.unwrap().unwrap()
+}
+
+/// Probes have no user, and come every few seconds.
+#[tokio::test]
+async fn the_health_needs_no_login_and_leaves_no_line() {
+    if only_quorate_has("the audit log") {
+        return;
+    }
+    let mut scene = Scene::start("all").await;
+    enabled(&scene.server).await;
+    let port = scene.server.client_port();
+    for path in ["/health", "/health?serializable=true", "/version"] {
+        let answer = http_get(port, path).await;
+        assert_eq!(answer.status, 200, "{path}");
+    }
+    let (_, lines) = scene.lines().await;
+    assert!(!lines.is_empty(), "other calls have lines");
+    for line in lines {
+        let method = line["method"].as_str().unwrap();
+        // The helper that waits for a start reads this key.
+        let of_start = method == "/etcdserverpb.KV/Range" && line["key"] == "ready";
+        let of_users = method.starts_with("/etcdserverpb.Auth/");
+        assert!(of_start || of_users, "{line}");
+    }
+}
+
+/// Each level has it, since it is a refusal; the stream's own line comes when it ends.
+#[tokio::test]
+async fn a_watch_that_loses_its_right_has_a_line() {
+    if only_quorate_has("the audit log") {
+        return;
+    }
+    let mut scene = Scene::start("auth").await;
+    let client = enabled(&scene.server).await;
+    let (root, u) = (log_in(&client, "root").await, log_in(&client, "u").await);
+    let (send, requests) = tokio::sync::mpsc::channel(8);
+    let mut watch = client.watch.clone();
+    let answers = watch.watch(by(&u, ReceiverStream(requests))).await;
+    let mut answers = answers.unwrap().into_inner();
+    let create = pb::WatchCreateRequest {
+        key: "a1".into(),
+        watch_id: 77,
+        ..Default::default()
+    };
+    let create = pb::watch_request::RequestUnion::CreateRequest(create);
+    let request_union = Some(create);
+    send.send(pb::WatchRequest { request_union }).await.unwrap();
+    assert!(answers.message().await.unwrap().unwrap().created);
+    let delete = pb::AuthRoleDeleteRequest { role: "r".into() };
+    let mut auth = client.auth.clone();
+    auth.role_delete(by(&root, delete)).await.unwrap();
+    assert!(answers.message().await.unwrap().unwrap().canceled);
+    let (_, lines) = scene.lines().await;
+    let refused = lines
+        .iter()
+        .filter(|line| line["method"] == "/etcdserverpb.Watch/Watch" && line["user"] == "u");
+    let refused: Vec<_> = refused.collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    assert_eq!(refused[0]["watch_id"], "77");
+    assert_eq!(refused[0]["code"], "PermissionDenied");
+    assert_eq!(refused[0]["refused"], "permission denied");
 }
 
 /// Calls of several kinds, some of them refused.

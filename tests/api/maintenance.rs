@@ -1,8 +1,11 @@
-//! Maintenance.Status and Alarm, the gRPC health check, and plain HTTP on the same port.
+//! Maintenance.Status, Alarm, Hash and Downgrade, the gRPC health check, and plain HTTP on the same port.
 
-use crate::support::{Difference, Kind, Server, http_get, refused};
+use crate::support::{Difference, Kind, Server, http_get, only_quorate_has, refused};
 use quorate::internals::api::proto::{
-    etcdserverpb::{AlarmRequest, HashKvRequest, alarm_request},
+    etcdserverpb::{
+        AlarmRequest, DowngradeRequest, HashKvRequest, HashRequest, alarm_request,
+        downgrade_request::DowngradeAction,
+    },
     healthpb::{HealthCheckRequest, health_check_response::ServingStatus},
 };
 use tonic::Code;
@@ -154,4 +157,95 @@ async fn a_hash_up_to_a_negative_revision_has_no_records() {
         assert_eq!(answer.hash, crc32c::crc32c(b"key"), "{revision}");
         assert_eq!(answer.header.unwrap().revision, 2, "{revision}");
     }
+}
+
+#[tokio::test]
+async fn a_hash_is_that_of_all_history() {
+    let server = Server::start().await;
+    let client = server.client().await;
+    let mut maintenance = client.maintenance.clone();
+    let mut before = None;
+    for value in ["one", "two"] {
+        let revision = client.must_put("k", value).await;
+        let answer = maintenance.hash(HashRequest {}).await.unwrap().into_inner();
+        assert_eq!(answer.header.unwrap().revision, revision);
+        assert_ne!(before.replace(answer.hash), Some(answer.hash), "{value}");
+        if server.kind() == Kind::Quorate {
+            let of_history = maintenance.hash_kv(HashKvRequest { revision: 0 }).await;
+            assert_eq!(of_history.unwrap().into_inner().hash, answer.hash);
+        }
+    }
+}
+
+fn downgrade(action: DowngradeAction, version: &str) -> DowngradeRequest {
+    DowngradeRequest {
+        action: action.into(),
+        version: version.to_owned(),
+    }
+}
+
+#[tokio::test]
+async fn whether_a_version_could_be_downgraded_to_is_answered_as_by_etcd() {
+    let server = Server::start().await;
+    if server.has(Difference::Downgrade) {
+        return;
+    }
+    let client = server.client().await;
+    let revision = client.must_put("k", "v").await;
+    let mut maintenance = client.maintenance.clone();
+    for action in [DowngradeAction::Validate, DowngradeAction::Enable] {
+        for version in ["", "3", "3.x", "v3.6", "3.6-rc", "3.6.0.0"] {
+            refused(
+                maintenance.downgrade(downgrade(action, version)).await,
+                Code::InvalidArgument,
+                "etcdserver: wrong downgrade target version format",
+            );
+        }
+        for version in ["3.5", "3.5.30", "3.7", "3.7.0", "4.6", "3.8"] {
+            refused(
+                maintenance.downgrade(downgrade(action, version)).await,
+                Code::InvalidArgument,
+                "etcdserver: invalid downgrade target version",
+            );
+        }
+    }
+    for (action, version) in [
+        (DowngradeAction::Validate, "3.6"),
+        (DowngradeAction::Validate, "3.6.0"),
+        (DowngradeAction::Validate, "3.6.17-rc.1+b"),
+        (DowngradeAction::Cancel, ""),
+    ] {
+        let answer = maintenance.downgrade(downgrade(action, version)).await;
+        let answer = answer.unwrap().into_inner();
+        assert_eq!(answer.version, "3.7", "{version}");
+        assert_eq!(answer.header.unwrap().revision, revision);
+    }
+    let unknown = DowngradeRequest {
+        action: 9,
+        version: "3.6".to_owned(),
+    };
+    refused(
+        maintenance.downgrade(unknown).await,
+        Code::Unknown,
+        "etcdserver: unknown method",
+    );
+}
+
+#[tokio::test]
+async fn a_downgrade_is_refused_and_leaves_nothing_behind() {
+    if only_quorate_has("no release before its own") {
+        return;
+    }
+    let server = Server::start().await;
+    let client = server.client().await;
+    let mut maintenance = client.maintenance.clone();
+    let enable = downgrade(DowngradeAction::Enable, "3.6");
+    let refusal = maintenance.downgrade(enable).await.unwrap_err();
+    assert_eq!(refusal.code(), Code::FailedPrecondition);
+    let text = refusal.message();
+    assert!(text.contains("restore the data there"), "{text}");
+    let info = client.status().await.downgrade_info.unwrap();
+    assert!(!info.enabled, "{info:?}");
+    let check = downgrade(DowngradeAction::Validate, "3.6");
+    maintenance.downgrade(check).await.unwrap();
 }

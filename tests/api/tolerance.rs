@@ -245,6 +245,8 @@ async fn deadlines_that_pass_while_the_process_is_stopped_end_no_watch_and_no_ke
 #[tokio::test]
 async fn many_small_messages_do_not_end_the_connection() {
     const MESSAGES: i64 = 20_000;
+    /// Of twenty messages so many are followed by another watch, on one stream: 9,000 watches.
+    const WATCHES: i64 = 9;
     let server = Server::start().await;
     let wire = Wire::connect(server.client_port()).await;
     let (watched, mut watch) = wire.begin(WATCH).await;
@@ -252,7 +254,7 @@ async fn many_small_messages_do_not_end_the_connection() {
     for number in 0..MESSAGES {
         let renewal = pb::LeaseKeepAliveRequest { id: number + 1 };
         renewals.send_data(framed(&renewal), false).unwrap();
-        if number % 4 == 0 {
+        if number % 20 < WATCHES {
             watch.send_data(framed(&create("watched")), false).unwrap();
         }
     }
@@ -265,7 +267,7 @@ async fn many_small_messages_do_not_end_the_connection() {
     };
     let read_watches = async {
         let mut watched = Messages::of(watched).await;
-        for _ in 0..MESSAGES / 4 {
+        for _ in 0..MESSAGES / 20 * WATCHES {
             let response: pb::WatchResponse = watched.next().await;
             assert!(response.created, "{response:?}");
         }

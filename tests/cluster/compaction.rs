@@ -3,10 +3,15 @@
 //! Compiled with the feature `failpoints`, which the members then have too.
 
 use crate::{
+    clients::{Clients, PATIENCE},
     ctl::{etcdctl, eventually, leader},
     support::Cluster,
 };
-use quorate::internals::failpoint::FailPoint;
+use quorate::internals::{api::proto::etcdserverpb as pb, failpoint::FailPoint};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+use tokio_stream::StreamExt as _;
+use tonic::Status;
 
 const KEYS: usize = 50;
 const ROUNDS: usize = 3;
@@ -14,7 +19,7 @@ const ROUNDS: usize = 3;
 const VALUE_BYTES: usize = 1_000;
 
 #[tokio::test]
-async fn a_member_that_dies_in_a_compaction_answers_old_reads_whole_or_not_at_all() {
+async fn a_member_that_dies_in_a_compaction_has_the_whole_history_or_says_that_it_is_compacted() {
     let mut cluster = Cluster::new(3).await;
     for member in &mut cluster.members {
         // The database takes all writes first, so the commit of the compaction after them has nothing else in it.
@@ -54,6 +59,7 @@ async fn a_member_that_dies_in_a_compaction_answers_old_reads_whole_or_not_at_al
 
     // Without the others it has nothing but its own disk.
     cluster.members[0].start();
+    let watching = tokio::spawn(watched(ports[0], newest));
     let args = [
         "get",
         "k/",
@@ -76,6 +82,55 @@ async fn a_member_that_dies_in_a_compaction_answers_old_reads_whole_or_not_at_al
     let now = ["get", "k/", "--prefix", "--keys-only", "--consistency=s"];
     let all = etcdctl(&ports[..1], &now).await.ok();
     assert_eq!(all.lines().filter(|line| !line.is_empty()).count(), KEYS);
+    let (revisions, compacted) = watching.await.expect("no panic");
+    let written: Vec<u64> = (2..=newest).collect();
+    assert!(written.starts_with(&revisions), "a gap: {revisions:?}");
+    if revisions != written {
+        assert_eq!(compacted, Some(newest - 2), "why the watch ended early");
+    }
+}
+
+/// The revisions of the events that a watch from the first write on receives, and the compaction that ended it, if one did.
+type Watched = (Vec<u64>, Option<u64>);
+
+/// Watches from the first write on, as soon as the member answers.
+async fn watched(port: u16, newest: u64) -> Watched {
+    let start = quorate::internals::clock::now();
+    loop {
+        match watch_once(port, newest).await {
+            Ok(watched) => return watched,
+            Err(status) => assert!(start.elapsed() < PATIENCE, "{status}"),
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn watch_once(port: u16, newest: u64) -> Result<Watched, Status> {
+    let create = pb::WatchCreateRequest {
+        key: "k/".into(),
+        range_end: "k0".into(),
+        start_revision: 2,
+        ..pb::WatchCreateRequest::default()
+    };
+    let create = pb::WatchRequest {
+        request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)),
+    };
+    let requests = tokio_stream::iter([create]).chain(tokio_stream::pending());
+    let mut watch = Clients::of(port).watch;
+    let mut answers = watch.watch(requests).await?.into_inner();
+    let mut revisions = Vec::new();
+    while revisions.last() != Some(&newest) {
+        let next = timeout(PATIENCE, answers.message()).await;
+        let answer = next.expect("events or a refusal")?;
+        let answer = answer.ok_or_else(|| Status::unavailable("it ended"))?;
+        if answer.canceled {
+            let compacted = u64::try_from(answer.compact_revision);
+            return Ok((revisions, compacted.ok()));
+        }
+        let kvs = answer.events.iter().filter_map(|event| event.kv.as_ref());
+        revisions.extend(kvs.map(|kv| u64::try_from(kv.mod_revision).unwrap_or_default()));
+    }
+    Ok((revisions, None))
 }
 
 async fn newest_revision(port: u16) -> u64 {

@@ -1,7 +1,8 @@
 //! Members of a real etcd cluster as child processes, to compare with and to check the tests themselves.
 
 use crate::{children, support::free_port, tools};
-use std::{env, net::Ipv4Addr, process::Stdio};
+use rustix::process::{Pid, Signal, kill_process};
+use std::{env, net::Ipv4Addr, path::PathBuf, process::Stdio};
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
@@ -9,30 +10,36 @@ use tokio::process::{Child, Command};
 #[derive(Debug)]
 pub(crate) struct Etcd {
     folder: TempDir,
+    /// Flags of every member.
+    args: Vec<String>,
     /// Ports for clients and for members, and the process if it runs.
     members: Vec<(u16, u16, Option<Child>)>,
-    /// A further port for clients, with TLS, of the only member; and its further arguments.
+    /// A further port for clients, with TLS, of the only member.
     secure: Option<u16>,
-    args: Vec<String>,
 }
 
 impl Etcd {
     pub(crate) fn start(size: usize) -> Self {
-        Self::start_with(size, None, &[])
+        Self::start_with(size, &[])
     }
 
-    /// One member that also listens with TLS; the arguments have its certificate.
-    pub(crate) fn start_guarded(secure: u16, args: &[String]) -> Self {
-        Self::start_with(1, Some(secure), args)
+    /// The same, with further flags.
+    pub(crate) fn start_with(size: usize, args: &[&str]) -> Self {
+        Self::prepare_and_start(size, args, None)
     }
 
-    fn start_with(size: usize, secure: Option<u16>, args: &[String]) -> Self {
+    /// One member that also listens with TLS at this port; the flags have its certificate.
+    pub(crate) fn start_guarded(secure: u16, args: &[&str]) -> Self {
+        Self::prepare_and_start(1, args, Some(secure))
+    }
+
+    fn prepare_and_start(size: usize, args: &[&str], secure: Option<u16>) -> Self {
         let members = (0..size).map(|_| (free_port(), free_port(), None));
         let mut etcd = Self {
             folder: tempfile::tempdir().expect("a temporary directory"),
+            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             members: members.collect(),
             secure,
-            args: args.to_vec(),
         };
         for n in 0..size {
             etcd.start_member(n);
@@ -45,6 +52,11 @@ impl Etcd {
         self.members.iter().map(|(client, ..)| *client).collect()
     }
 
+    /// The data directory of a member.
+    pub(crate) fn data_dir(&self, n: usize) -> PathBuf {
+        self.folder.path().join(format!("n{n}"))
+    }
+
     /// Starts the process of a member that does not run.
     pub(crate) fn start_member(&mut self, n: usize) {
         let url = |port: u16| format!("http://{}:{port}", Ipv4Addr::LOCALHOST);
@@ -52,6 +64,7 @@ impl Etcd {
         let initial: Vec<_> = initial
             .map(|(n, (_, peer, _))| format!("n{n}={}", url(*peer)))
             .collect();
+        let data_dir = self.data_dir(n);
         let (client, peer, child) = &mut self.members[n];
         assert!(child.is_none(), "it runs");
         let secure = self
@@ -67,7 +80,7 @@ impl Etcd {
         let started = command
             .arg(format!("--name=n{n}"))
             .arg("--data-dir")
-            .arg(self.folder.path().join(format!("n{n}")))
+            .arg(data_dir)
             .arg(format!("--listen-client-urls={clients}"))
             .arg(format!("--advertise-client-urls={clients}"))
             .arg(format!("--listen-peer-urls={}", url(*peer)))
@@ -86,6 +99,15 @@ impl Etcd {
     pub(crate) async fn kill(&mut self, n: usize) {
         let mut child = self.members[n].2.take().expect("a running member");
         child.kill().await.expect("the child can be killed");
+    }
+
+    /// `kill -TERM`, and waits for the end.
+    pub(crate) async fn stop(&mut self, n: usize) {
+        let mut child = self.members[n].2.take().expect("a running member");
+        let id = child.id().and_then(|id| i32::try_from(id).ok());
+        let id = id.and_then(Pid::from_raw).expect("a running member");
+        kill_process(id, Signal::TERM).expect("it takes signals");
+        child.wait().await.expect("the child can be waited for");
     }
 }
 

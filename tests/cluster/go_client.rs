@@ -101,6 +101,55 @@ async fn the_go_client_works_over_mutual_tls() {
     assert!(lines.len() > 10, "only {lines:?}");
 }
 
+/// A secret that signs tokens, and `auth.token` in etcd's notation.
+fn signed_tokens() -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().expect("a temporary directory");
+    let file = folder.path().join("secret");
+    std::fs::write(&file, [b'k'; 64]).expect("the secret is written");
+    let file = file.display();
+    let option = format!("jwt,sign-method=HS256,ttl=10m,priv-key={file}");
+    (folder, option)
+}
+
+/// The tests of users once more with signed tokens, which a client gets anew after `revision of auth store is old`.
+const OF_USERS: &[&str] = &["-run=^auth-"];
+
+#[tokio::test]
+async fn the_go_client_logs_in_again_for_a_signed_token() {
+    let Some(program) = program() else { return };
+    let (_folder, option) = signed_tokens();
+    let mut cluster = Cluster::new(3).await;
+    for member in &mut cluster.members {
+        member.set("QUORATE_AUTH_TOKEN", &option);
+        member.start();
+    }
+    let ports = cluster.ports();
+    let all = |list: &str| cluster.all_listed(list);
+    eventually(&ports, &["member", "list"], all).await;
+    let ran = run(&program, &ports, OF_USERS, async |ask, n| {
+        panic!("no test asks for member {n} to be disturbed: {ask:?}")
+    });
+    let lines = ran.await.unwrap_or_else(|why| panic!("{why}"));
+    assert_eq!(lines.len(), 4, "{lines:?}");
+}
+
+#[tokio::test]
+async fn so_it_does_at_a_real_etcd() {
+    let Some(program) = program() else { return };
+    let lines = programs::one_of_three(async || {
+        let (_folder, option) = signed_tokens();
+        let etcd = Etcd::start_with(3, &[&format!("--auth-token={option}")]);
+        let ports = etcd.ports();
+        eventually(&ports, &["endpoint", "health"], |_| true).await;
+        run(&program, &ports, OF_USERS, async |ask, n| {
+            panic!("no test asks for member {n} to be disturbed: {ask:?}")
+        })
+        .await
+    });
+    let lines = lines.await;
+    assert_eq!(lines.len(), 4, "{lines:?}");
+}
+
 /// Runs the program once against three members of a real etcd.
 async fn against_etcd(program: &Path) -> Result<Vec<String>, String> {
     let mut etcd = Etcd::start(3);

@@ -9,7 +9,7 @@ use crate::{
 use quinn::{
     ClientConfig, Connection, ConnectionError, Endpoint, crypto::rustls::QuicClientConfig,
 };
-use quorate::internals::net::cert;
+use quorate::internals::{clock, net::cert};
 use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
@@ -210,6 +210,49 @@ async fn a_peer_of_another_version_another_cluster_or_another_name() {
     }
     cluster.members[2].start();
     same_history(&cluster.ports()).await;
+}
+
+/// A refusal is logged once a minute for each address and reason, and a reason that differs each time for a while only.
+#[tokio::test]
+async fn refused_peers_without_end_fill_no_log() {
+    const REFUSED: u64 = 200;
+    /// Texts that a gate of the log lets pass in a minute.
+    const TEXTS_MAX: usize = 64;
+    let (mut cluster, claim) = with_one_down().await;
+    let folder = cluster.folder().to_owned();
+    let start = clock::now();
+    for n in 0..2 * REFUSED {
+        // The same foreign cluster at first, then always another one.
+        let foreign = n.saturating_sub(REFUSED) + 1;
+        let elsewhere = Claim {
+            cluster: claim.cluster ^ foreign,
+            ..claim
+        };
+        let (_endpoint, connection) = connect(&folder, "n3", cluster.members[0].peer).await;
+        say_hello(&connection, elsewhere, "n3").await;
+        let (code, reason) = closed(&connection).await;
+        assert_eq!(code, 3, "{reason}");
+        if n + 1 == REFUSED {
+            unmoved(&cluster, "the same", "belongs to cluster").await;
+            let minutes = usize::try_from(start.elapsed().as_secs() / 60).expect("a number");
+            let lines = lines_with(&cluster.members[0], "belongs to cluster");
+            assert!(lines.len() <= 1 + minutes, "{lines:#?}");
+        }
+    }
+    unmoved(&cluster, "others", "belongs to cluster").await;
+    let minutes = usize::try_from(start.elapsed().as_secs() / 60).expect("a number");
+    let lines = lines_with(&cluster.members[0], "belongs to cluster");
+    assert!(lines.len() <= TEXTS_MAX * (1 + minutes), "{lines:#?}");
+    let named = lines.iter().all(|line| line.contains("127.0.0.1"));
+    assert!(named, "whoever is refused is named: {lines:#?}");
+    cluster.members[2].start();
+    same_history(&cluster.ports()).await;
+}
+
+fn lines_with(member: &Member, text: &str) -> Vec<String> {
+    let log = member.log();
+    let lines = log.lines().filter(|line| line.contains(text));
+    lines.map(str::to_owned).collect()
 }
 
 #[tokio::test]

@@ -145,12 +145,12 @@ impl Guarded {
             Kind::Etcd => Some(Etcd::start_guarded(
                 secure,
                 &[
-                    format!("--cert-file={folder}/n1.pem"),
-                    format!("--key-file={folder}/n1-key.pem"),
-                    format!("--trusted-ca-file={folder}/ca.pem"),
-                    "--client-cert-auth".to_owned(),
-                    format!("--auth-token-ttl={token_secs}"),
-                    "--bcrypt-cost=4".to_owned(),
+                    &format!("--cert-file={folder}/n1.pem"),
+                    &format!("--key-file={folder}/n1-key.pem"),
+                    &format!("--trusted-ca-file={folder}/ca.pem"),
+                    "--client-cert-auth",
+                    &format!("--auth-token-ttl={token_secs}"),
+                    "--bcrypt-cost=4",
                 ],
             )),
         };

@@ -1,4 +1,4 @@
-//! A member without data among members that are behind. `src/node/questions.rs` has the other direction, and all sizes.
+//! A member without data among members that are behind. `src/node/questions/mod.rs` has the other direction, and all sizes.
 
 use crate::{
     ctl::{eventually, keys, leader},

@@ -23,6 +23,11 @@ const LONG_STALL: Duration = Duration::from_secs(30);
 const READS: usize = 50;
 /// Reads of stored values that stall, at each member: more than it has threads for them.
 const STALLED_READS: usize = 6;
+/// Records that a member reads ahead for a batch, and keys that are more.
+const READ_AHEAD: usize = 4_096;
+const MANY_KEYS: usize = 5_000;
+/// Puts in one transaction, while there are many keys to put.
+const PUTS: usize = 100;
 
 type Kv = pb::kv_client::KvClient<Channel>;
 
@@ -86,16 +91,34 @@ async fn all_stored(ports: &[u16]) {
     }
 }
 
-/// Starts the members again, with reads of the database that stall, but for the first `quick` of each member. No record is in
-/// memory then.
-async fn restart_with_stalls(cluster: &mut Cluster, quick: usize, stall: Duration) {
+/// Which reads of the database stall, at each member.
+#[derive(Clone, Copy)]
+struct Stalls {
+    /// So many at first do not.
+    quick: usize,
+    /// So many after those do.
+    count: usize,
+    time: Duration,
+}
+
+impl Stalls {
+    /// All but the first `quick`.
+    fn after(quick: usize, time: Duration) -> Self {
+        let count = 1_000_000;
+        Self { quick, count, time }
+    }
+}
+
+/// Starts the members again, with reads of the database that stall. No record is in memory then.
+async fn restart_with_stalls(cluster: &mut Cluster, stalls: Stalls) {
     all_stored(&cluster.ports()).await;
     for member in &mut cluster.members {
         member.stop().await;
     }
+    let Stalls { quick, count, time } = stalls;
     let stall = format!(
-        "before-stored-read={quick}*off->sleep({})",
-        stall.as_millis()
+        "before-stored-read={quick}*off->{count}*sleep({})",
+        time.as_millis()
     );
     for member in &mut cluster.members {
         member.set("FAILPOINTS", &stall);
@@ -104,8 +127,9 @@ async fn restart_with_stalls(cluster: &mut Cluster, quick: usize, stall: Duratio
     leader(&cluster.ports()).await;
 }
 
-/// Three members whose databases have `key`, and whose reads of it stall. The key `other` is in memory.
-async fn with_stalls(key: &str, value: &str, stall: Duration) -> Cluster {
+/// Three members whose databases have `keys`, and whose reads of them stall. The key `other` is in memory: the first read of
+/// each member is that of `other`.
+async fn with_stalls(keys: &[String], value: &str, stalls: Stalls) -> Cluster {
     let mut cluster = Cluster::new(3).await;
     for member in &mut cluster.members {
         // All actors but those with the disks share one thread, with the client port.
@@ -115,11 +139,18 @@ async fn with_stalls(key: &str, value: &str, stall: Duration) -> Cluster {
     }
     let ports = cluster.ports();
     leader(&ports).await;
-    for (key, value) in [(key, value), ("other", "value")] {
-        etcdctl(&ports, &["put", key, value]).await.ok();
+    etcdctl(&ports, &["put", "other", "value"]).await.ok();
+    let mut client = connect(ports[0]).await;
+    for keys in keys.chunks(PUTS) {
+        let puts = keys.iter().map(|key| put_op(key, value));
+        let request = pb::TxnRequest {
+            success: puts.collect(),
+            ..pb::TxnRequest::default()
+        };
+        client.txn(request).await.expect("a leader");
     }
     same_history(&ports).await;
-    restart_with_stalls(&mut cluster, 1, stall).await;
+    restart_with_stalls(&mut cluster, stalls).await;
     for port in ports {
         // The one read that does not stall; the record is in memory from now on.
         let read = connect(port).await.range(get("other", true)).await;
@@ -177,7 +208,7 @@ async fn callers_are_told_that_their_time_is_up_while_a_value_is_read() {
     };
     let txn = connect(ports[0]).await.txn(both).await;
     txn.expect("a leader");
-    restart_with_stalls(&mut cluster, 0, STALL).await;
+    restart_with_stalls(&mut cluster, Stalls::after(0, STALL)).await;
     let client = connect(ports[0]).await;
     let (mut one, mut two, mut three) = (client.clone(), client.clone(), client);
 
@@ -219,40 +250,60 @@ async fn callers_are_told_that_their_time_is_up_while_a_value_is_read() {
     }
 }
 
-#[tokio::test]
-async fn heartbeats_elections_and_reads_go_on_while_a_value_is_read() {
-    let cluster = with_stalls("k", "old", LONG_STALL).await;
-    let ports = cluster.ports();
-    let leads = leader(&ports).await;
+/// Sends a request that puts `k` and whose entry waits for a stored value at each member. Everything else must go on meanwhile.
+async fn others_go_on_while(ports: &[u16], request: pb::TxnRequest) {
+    let leads = leader(ports).await;
     let mut clients = Vec::new();
-    for port in &ports {
+    for port in ports {
         clients.push(connect(*port).await);
     }
 
     let mut writer = clients[leads].clone();
-    let writing = tokio::spawn(async move {
-        let request = patient(compare_and_put("k", "old", "new"));
-        writer.txn(request).await
-    });
-    read_while_stalled(&ports, &mut clients, "other").await;
+    let writing = tokio::spawn(async move { writer.txn(patient(request)).await });
+    read_while_stalled(ports, &mut clients, "other").await;
     assert!(!writing.is_finished(), "reads while it stalled");
-    elect_another(&ports).await;
+    elect_another(ports).await;
     assert!(!writing.is_finished(), "an election while it stalled");
 
     let done = writing.await.expect("the task ends");
     // The leader changed meanwhile; its answer depends on when, what it did does not.
     if let Ok(done) = done {
-        assert!(done.into_inner().succeeded);
+        assert!(done.into_inner().succeeded, "its compares hold");
     }
-    let got = eventually(&ports, &["get", "k"], |text| text.contains("new")).await;
-    assert_eq!(got, "k\nnew\n");
-    same_history(&ports).await;
+    let got = eventually(ports, &["get", "k"], |text| text.contains("new")).await;
+    assert_eq!(got, "k\nnew\n", "the last write");
+    same_history(ports).await;
+}
+
+#[tokio::test]
+async fn heartbeats_elections_and_reads_go_on_while_a_value_is_read() {
+    let keys = ["k".to_owned()];
+    let cluster = with_stalls(&keys, "old", Stalls::after(1, LONG_STALL)).await;
+    others_go_on_while(&cluster.ports(), compare_and_put("k", "old", "new")).await;
+}
+
+/// The values that are read ahead do not stall. The first one that is not among them does, and it is not read ahead.
+#[tokio::test]
+async fn heartbeats_elections_and_reads_go_on_while_many_values_are_compared() {
+    let keys: Vec<String> = (0..MANY_KEYS).map(|n| format!("m/{n:05}")).collect();
+    let stalls = Stalls {
+        quick: 1 + READ_AHEAD,
+        count: 1,
+        time: LONG_STALL,
+    };
+    let cluster = with_stalls(&keys, "old", stalls).await;
+    let mut request = compare_and_put("m/", "old", "");
+    request.compare[0].range_end = "m0".into();
+    request.success = vec![put_op("k", "new")];
+    others_go_on_while(&cluster.ports(), request).await;
 }
 
 /// A client's read of a value that is not in memory waits for the disk, and nothing else does.
 #[tokio::test]
 async fn heartbeats_elections_and_other_reads_go_on_while_clients_read_stored_values() {
-    let cluster = with_stalls("stored", "value", Duration::from_hours(1)).await;
+    let keys = ["stored".to_owned()];
+    let stalls = Stalls::after(1, Duration::from_hours(1));
+    let cluster = with_stalls(&keys, "value", stalls).await;
     let ports = cluster.ports();
 
     let mut clients = Vec::new();

@@ -330,6 +330,24 @@ impl Cluster {
         self.log_event(format!("{} ends: {crash:?}", member(slot).name));
     }
 
+    /// A node's process is told that it will stop, as by a signal: it hands its leadership over and goes on. The result becomes
+    /// true once that is done.
+    pub(crate) fn hand_over(&self, slot: Slot) -> Rc<Cell<bool>> {
+        self.log_event(format!("{} is about to stop", member(slot).name));
+        let process = self.nodes[slot].process.as_ref().expect("it runs");
+        let over = match process.started.borrow().as_ref() {
+            Some(Ok(node)) => node.hand_over(),
+            Some(Err(_)) | None => panic!("it has not started"),
+        };
+        let done = Rc::new(Cell::new(false));
+        let told = done.clone();
+        process.machine.spawn(async move {
+            over.await;
+            told.set(true);
+        });
+        done
+    }
+
     /// Pauses a node's process, or resumes it: its timers are late then.
     pub(crate) fn pause(&mut self, slot: Slot, paused: bool) {
         let now = self.now;

@@ -21,7 +21,8 @@ use quorate::internals::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 
-/// In how many places each work is cut short, evenly spread over its operations; `SIM_CUTS` says otherwise.
+/// In how many places each work is cut short, evenly spread over its operations; `SIM_CUTS` says otherwise. Each run draws where
+/// the first one is, so all are reached over time; `SIM_CUT` names a single one, to replay it.
 const CUTS: u64 = 20;
 /// The longest that a work may take with its restarts, in milliseconds.
 const WITHIN_MILLIS: u64 = 120_000;
@@ -115,14 +116,50 @@ fn loses_power(cut: u64) -> bool {
 }
 
 fn is_begun_again_after_a_cut_anywhere(work: Work) {
+    // In the simulation, what is drawn is always the same.
+    let drawn = quorate::internals::clock::entropy();
     let whole = run(work, None);
-    assert!(whole.operations > CUTS, "{} operations", whole.operations);
+    let operations = whole.operations;
+    assert!(operations > CUTS, "{operations} operations");
     assert_eq!(whole.stops, 0, "nothing is wrong with it");
-    let cuts = number("SIM_CUTS").unwrap_or(CUTS).min(whole.operations);
-    for part in 0..cuts {
-        let cut = 1 + whole.operations * part / cuts;
+    let cuts = number("SIM_CUTS").unwrap_or(CUTS).min(operations);
+    let cuts = match number("SIM_CUT") {
+        Some(cut) => vec![cut.clamp(1, operations)],
+        None => places(operations, cuts, drawn),
+    };
+    for cut in cuts {
+        announce(work, cut, operations);
         let stops = run(work, Some(cut)).stops;
-        assert_eq!(stops, 1, "{work:?}, cut at {cut} of {}", whole.operations);
+        assert_eq!(stops, 1, "{work:?}, cut at {cut} of {operations}");
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "who reads of a failure can replay it")]
+fn announce(work: Work, cut: u64, operations: u64) {
+    println!("{work:?}, cut at operation {cut} of {operations}: SIM_CUT={cut}");
+}
+
+/// So many of the operations, evenly spread. Which they are follows from `drawn`.
+fn places(operations: u64, count: u64, drawn: u64) -> Vec<u64> {
+    let first = drawn % operations;
+    let place = |part: u64| 1 + (operations * part / count + first) % operations;
+    (0..count).map(place).collect()
+}
+
+#[test]
+fn every_operation_is_the_place_of_a_cut_in_some_run() {
+    for (operations, count) in [(20, 20), (137, 20), (401, 7)] {
+        let mut times = BTreeMap::new();
+        for drawn in 0..operations {
+            let places = places(operations, count, drawn);
+            assert!(places.iter().all(|cut| (1..=operations).contains(cut)));
+            for cut in places {
+                *times.entry(cut).or_default() += 1;
+            }
+        }
+        let each: Vec<u64> = times.into_values().collect();
+        let all = usize::try_from(operations).unwrap();
+        assert_eq!(each, vec![count; all], "{count} of {operations}");
     }
 }
 

@@ -11,6 +11,7 @@
 //! | `faults` | the faults that a seed draws |
 //! | `operator` | changes of the membership, and repairs of damaged members |
 //! | `interrupted` | the operator's work, cut short at any step and begun again |
+//! | `waits` | how long clients wait while members stand still or are slow |
 //! | `known` | failures that systems of this kind have had, a test each |
 //! | `run` | one run: a workload, a storm, and what must hold after it |
 //! | `mixed` | clients that use everything, and the checks of what they saw |
@@ -22,7 +23,8 @@
 //!
 //! `cargo test --release --test sim` runs a fixed set of seeds. `SEEDS=n` runs n fresh ones, `SIM_SECS=n` as many as fit into n
 //! seconds; they begin with `SIM_FROM=n` or a random one. `SEED=n` replays one instead and prints every event. A failure prints
-//! its seed and the command that replays it. `SIM_CUTS=n` cuts an operator's work short in `n` places.
+//! its seed and the command that replays it. `SIM_CUTS=n` cuts an operator's work short in `n` places, `SIM_CUT=n` at its `n`th
+//! operation alone.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -46,6 +48,7 @@ mod run;
 mod scene;
 mod sent_log;
 mod trace;
+mod waits;
 
 use mixed::Mixed;
 use quorate::internals::clock;

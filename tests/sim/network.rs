@@ -26,7 +26,7 @@ use quorate::internals::{
     mutation::{Mutation, mutated},
     net::{
         ForwardError, ForwardReply, GuestQuestion, IncomingSnapshot, PeerAddress, PeerRequest,
-        Refusal, Responder,
+        Refusal, Responder, VERSION_HIGH,
     },
     raft::{Message, MessageBody},
     types::{ClusterId, LogIndex, MemberId},
@@ -768,7 +768,10 @@ pub(crate) fn deliver(slot: Slot, event: Event, requests: Option<&Requests>, pee
         Event::Snapshot(incoming) => {
             drop(peers.snapshots.try_send(ReceiveSnapshot { incoming }));
         }
-        Event::Fact(Fact::Connected(id)) => drop(peers.connected.try_send(PeerConnected { id })),
+        Event::Fact(Fact::Connected(id)) => {
+            let version = VERSION_HIGH;
+            drop(peers.connected.try_send(PeerConnected { id, version }));
+        }
         Event::Fact(Fact::Disconnected(id)) => {
             drop(peers.disconnected.try_send(PeerDisconnected { id }));
         }

@@ -26,6 +26,11 @@ pub(crate) fn etcdctl() -> PathBuf {
     find("etcdctl", "QUORATE_TEST_ETCDCTL", "etcd-client")
 }
 
+/// etcd's tool for its files; none where there is no Go: Debian's etcd is older than the tool.
+pub(crate) fn etcdutl() -> Option<PathBuf> {
+    built_with(&["go"], "etcd/etcdutl", "tests/etcd/build")
+}
+
 /// The tests of etcd's Go client, which `tests/etcd/build` builds; none where Go is not installed.
 pub(crate) fn go_client() -> Option<PathBuf> {
     built_with(&["go"], "etcd/go-client", "tests/etcd/build")

@@ -5,7 +5,7 @@ use quorate::internals::{
     Inspect,
     actors::{
         requests::RequestError,
-        watch_hub::WatchRequest,
+        watch_calls::WatchRequest,
         watch_stream::{Watch, WatchStream},
     },
     clock,

@@ -17,7 +17,7 @@ use quorate::{
         Inspect,
         actors::{
             requests::{RequestError, Requests},
-            watch_hub::{CountWatches, WatchCounts, WatchRequest},
+            watch_calls::{WatchCounts, WatchRequest},
             watch_stream::{KeyEvent, Watch, WatchError, WatchStream},
         },
         kv::{
@@ -202,7 +202,7 @@ async fn mark(requests: &Requests) -> Revision {
 }
 
 async fn counts(requests: &Requests) -> WatchCounts {
-    requests.watch_hub().send(CountWatches).await.unwrap()
+    requests.count_watches().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,9 +2,12 @@
 
 use super::{
     super::{
-        lease_messages::AskLeaseKeys,
+        etcd_image::ImageMaker,
+        lease_desk::LeaseDesk,
+        lease_messages::{AskLeaseKeys, LeaseAnswer, LeaseCall},
         login_bounds::LoginBounds,
         passwords::Passwords,
+        quota,
         requests::{RequestLimits, RequestPeers, Requests},
         store::{ReadRange, Store},
     },
@@ -49,7 +52,8 @@ fn front_end(
         changes: ignored(),
         moves: ignored(),
         compactor: ignored(),
-        watches: hub.start(),
+        hashes: CompactionHashes::default(),
+        watches: WatchCalls::of(&hub.start()),
         views,
         raft_status: status(true),
         disk: watch::channel(DiskHealth::default()).1,
@@ -57,6 +61,9 @@ fn front_end(
         passwords: Passwords::new(4, 1),
         logins: Arc::new(LoginBounds::new(None)),
         jwt: None,
+        images: ImageMaker::new(SnapshotPacing {
+            bytes_per_sec: 1 << 20,
+        }),
     };
     let limits = RequestLimits {
         request_bytes_max: 1 << 20,
@@ -126,14 +133,14 @@ fn a_member_at_its_quota_raises_one_alarm_and_none_for_who_may_do_nothing() {
         let Propose { proposals } = front.proposed.recv().await.unwrap();
         let alarm = Command::SetAlarm(SetAlarm {
             member: MEMBER,
-            kind: AlarmKind::NoSpace,
+            kind: AlarmKind::QuotaReached,
             raised: true,
         });
         let encoded = codec::encode(&alarm);
         assert!(proposals[0].data.ends_with(&encoded), "the alarm");
         first.abort();
 
-        let alarms = Arc::new([(MEMBER, AlarmKind::NoSpace)].into());
+        let alarms = Arc::new([(MEMBER, AlarmKind::QuotaReached)].into());
         view.send_replace(Arc::new(Published {
             alarms,
             ..published(&db, Revision(4))
@@ -143,6 +150,65 @@ fn a_member_at_its_quota_raises_one_alarm_and_none_for_who_may_do_nothing() {
         assert!(no_space, "{refused}");
         assert!(front.proposed.try_recv().is_err(), "it is raised already");
     });
+}
+
+#[test]
+fn a_member_ends_the_alarm_of_its_own_quota_once_there_is_room() {
+    alone(async || {
+        let db = open(&site());
+        let at = |used_bytes, kind| {
+            Arc::new(Published {
+                alarms: Arc::new([(MEMBER, kind)].into()),
+                used_bytes,
+                ..published(&db, Revision(4))
+            })
+        };
+        let (view, views) = latest::channel(at(900, AlarmKind::QuotaReached));
+        let (_raft, raft_status) = latest::channel(*status(true).borrow());
+        let (handle, mut proposed) = consensus();
+        let keeping = actix::spawn(quota::keep(Some(1_000), views, raft_status, handle));
+        let a_while = Duration::from_secs(10);
+        for (used_bytes, kind) in [
+            (900, AlarmKind::QuotaReached),
+            (0, AlarmKind::NoSpace),
+            (0, AlarmKind::Corrupt),
+        ] {
+            view.send_replace(at(used_bytes, kind));
+            let found = tokio::time::timeout(a_while, proposed.recv()).await;
+            assert!(found.is_err(), "{used_bytes} bytes, {kind:?}");
+        }
+        view.send_replace(at(899, AlarmKind::QuotaReached));
+        let Propose { proposals } = proposed.recv().await.unwrap();
+        let end = Command::SetAlarm(SetAlarm {
+            member: MEMBER,
+            kind: AlarmKind::QuotaReached,
+            raised: false,
+        });
+        assert!(proposals[0].data.ends_with(&codec::encode(&end)), "the end");
+        keeping.abort();
+    });
+}
+
+/// Otherwise no member would take writes until a client ends it.
+#[test]
+fn only_the_leader_ends_the_alarm_of_a_member_that_was_removed() {
+    for leads in [false, true] {
+        alone(async || {
+            let db = open(&site());
+            let removed = MemberId(9);
+            let (_view, views) = latest::channel(Arc::new(Published {
+                alarms: Arc::new([(removed, AlarmKind::QuotaReached)].into()),
+                ..published(&db, Revision(4))
+            }));
+            let (_raft, raft_status) = latest::channel(*status(leads).borrow());
+            let (handle, mut proposed) = consensus();
+            let keeping = actix::spawn(quota::keep(None, views, raft_status, handle));
+            let a_while = Duration::from_secs(10);
+            let found = tokio::time::timeout(a_while, proposed.recv()).await;
+            assert_eq!(found.is_ok(), leads);
+            keeping.abort();
+        });
+    }
 }
 
 #[test]
@@ -196,5 +262,34 @@ fn a_renewal_asks_about_the_keys_of_its_lease_and_not_for_them() {
             ask.caller.user().map(|name| &**name),
         );
         assert_eq!(found, (LeaseId(7), Right::Write, false, Some("u")));
+    });
+}
+
+#[test]
+fn the_lease_desk_answers_the_calls_of_other_members_in_order() {
+    alone(async || {
+        let db = open(&site());
+        let manager = fake(|ask: AskLeases| {
+            for pending in ask.calls {
+                let answer = match pending.call {
+                    CountdownCall::Renew(LeaseId(ttl_secs)) => {
+                        CountdownAnswer::Renewed { ttl_secs }
+                    }
+                    CountdownCall::TimeLeft(_) => CountdownAnswer::Ended,
+                };
+                pending.answer(answer);
+            }
+        });
+        let peers = lease_peers(consensus().0, views_at(&db, Revision::FIRST).1);
+        let peers = LeasePeers { manager, ..peers };
+        let server = LeaseDesk::start(&Arbiter::current(), peers).server();
+        let [renewed, ended] = [LeaseId(60), LeaseId(61)];
+        let calls = vec![LeaseCall::TimeLeft(ended), LeaseCall::Renew(renewed)];
+        let answers = server.serve(calls).await;
+        let ttl_secs = renewed.0;
+        assert_eq!(
+            answers,
+            [LeaseAnswer::NoLease, LeaseAnswer::Renewed { ttl_secs }]
+        );
     });
 }

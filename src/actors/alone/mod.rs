@@ -6,6 +6,7 @@ use super::{
     applier::{Applier, ApplierPeers, ApplierState, CommitPacing, ReplacePeers},
     apply_messages::{ApplierProgress, ApplyEntries, Caller, CommittedEntry},
     committer::{CommitRevisions, Committed, Committer, CompactProgress, CompactRecords},
+    compaction_hashes::CompactionHashes,
     compactor::{
         AwaitCompaction, CompactionAccepted, CompactionPacing, CompactionState, Compactor,
         CompactorPeers, Decision,
@@ -15,9 +16,9 @@ use super::{
     held::HeldBytes,
     index::{Index, IndexPublished, PruneIndex, PruneProgress, UpdateIndex},
     latest,
-    lease_desk::{LeaseDesk, LeaseKeysPeer, LeasePeers},
+    lease_desk::{LeaseKeysPeer, LeasePeers},
     lease_manager::{LeaseManager, LeaseManagerPeers, LeaseState},
-    lease_messages::{AskLeases, CountdownAnswer, CountdownCall, PendingCall},
+    lease_messages::{AskLeases, CountdownAnswer, CountdownCall, LeaseServer, PendingCall},
     load,
     members::Members,
     published::Published,
@@ -28,14 +29,15 @@ use super::{
     snapshot_messages::{SendSnapshotTo, TransferEnded, TransferError},
     snapshots::{SnapshotPacing, SnapshotPeers, Snapshots},
     wal_writer::{Persist, Persisted, WalWriter},
-    watch_hub::{EventsApplied, OpenStream, StreamRequest, WatchHub, WatchRequest},
+    watch_calls::{OpenStream, StreamRequest, WatchCalls, WatchRequest},
+    watch_hub::{EventsApplied, WatchHub},
 };
 use crate::{
     auth::{self, AuthState, Change, caller::UserRef},
     clock, codec,
     kv::{
         KeyRange,
-        command::{Command, Put},
+        command::{AlarmKind, Command, Put},
         index::Index as Tree,
         keys::KeyChange,
         lease::LeaseRow,
@@ -99,7 +101,7 @@ where
 }
 
 /// A recipient, and what it receives.
-fn caught<M>() -> (Recipient<M>, mpsc::UnboundedReceiver<M>)
+pub(super) fn caught<M>() -> (Recipient<M>, mpsc::UnboundedReceiver<M>)
 where
     M: Message<Result = ()> + Send + 'static,
 {
@@ -110,7 +112,7 @@ where
 }
 
 /// A recipient of what the test does not look at.
-fn ignored<M: Message<Result = ()> + Send + 'static>() -> Recipient<M> {
+pub(super) fn ignored<M: Message<Result = ()> + Send + 'static>() -> Recipient<M> {
     fake(drop)
 }
 
@@ -123,7 +125,7 @@ fn alone(test: impl AsyncFnOnce()) {
     });
 }
 
-fn life() -> Lifeline {
+pub(super) fn life() -> Lifeline {
     let stopped = FailStop::new(|reason| panic!("the member stops: {reason}"));
     Lifeline::new("the actor under test", stopped)
 }
@@ -163,7 +165,7 @@ fn change(rev: Rev) -> KeyChange {
 }
 
 /// The view of an empty database whose store is at `newest`.
-fn views_at(
+pub(super) fn views_at(
     db: &Db,
     newest: Revision,
 ) -> (
@@ -207,6 +209,7 @@ fn status(leads: bool) -> latest::Receiver<RaftStatus> {
         commit: LogIndex(0),
         learner: false,
         out: false,
+        quota_alarm: AlarmKind::QuotaReached,
     };
     latest::channel(status).1
 }
@@ -248,13 +251,17 @@ fn the_wal_writer_reports_what_is_durable() {
         let disk = disk();
         let (raft, mut reports) = caught::<Persisted>();
         let writer = WalWriter::new(open_wal(&disk), disk.clone(), raft, life()).start();
-        let persist = raft::LogWrite {
+        let write = raft::LogWrite {
             seq: 5,
             reset: None,
             entries: Vec::new(),
             hard_state: HardState::default(),
         };
-        writer.send(Persist(vec![persist])).await.unwrap();
+        let persist = Persist {
+            writes: vec![write],
+            stored: LogIndex(0),
+        };
+        writer.send(persist).await.unwrap();
         assert_eq!(reports.recv().await.unwrap().seq, 5);
     });
 }
@@ -304,7 +311,7 @@ fn caller(reply: oneshot::Sender<Answer>) -> Caller {
     }
 }
 
-fn replace_peers() -> ReplacePeers {
+pub(super) fn replace_peers() -> ReplacePeers {
     ReplacePeers {
         committer: ignored(),
         index: ignored(),
@@ -390,6 +397,7 @@ fn the_compactor_prunes_the_index_and_then_removes_records() {
         let db = open(&site());
         let (pruned, mut prune_steps) = mpsc::unbounded_channel();
         let (removed, mut removals) = mpsc::unbounded_channel();
+        let hashes = CompactionHashes::default();
         let peers = CompactorPeers {
             index: fake(move |prune: PruneIndex| {
                 pruned.send(prune.at).unwrap();
@@ -400,11 +408,13 @@ fn the_compactor_prunes_the_index_and_then_removes_records() {
                 CompactProgress {
                     next: None,
                     removed: 1,
+                    hasher: compact.hasher,
                 }
             }),
             consensus: consensus().0,
             views: views_at(&db, Revision(9)).1,
             raft_status: status(true),
+            hashes: hashes.clone(),
         };
         let state = CompactionState {
             wanted: Decision {
@@ -425,6 +435,55 @@ fn the_compactor_prunes_the_index_and_then_removes_records() {
         compactor.send(AwaitCompaction { revision }).await.unwrap();
         assert_eq!(prune_steps.recv().await, Some(revision));
         assert_eq!(removals.recv().await, Some(revision));
+        let hash = hashes.at(revision).expect("the hash of the compaction");
+        assert_eq!(hash.compacted, Revision::NEVER_COMPACTED, "none before");
+    });
+}
+
+/// It lacks what the compaction removed before the restart.
+#[test]
+fn a_compaction_that_goes_on_after_a_restart_has_no_hash() {
+    alone(async || {
+        let db = open(&site());
+        let (visited, mut visits) = mpsc::unbounded_channel();
+        let hashes = CompactionHashes::default();
+        let peers = CompactorPeers {
+            index: fake(|_: PruneIndex| PruneProgress::Done(Tree::new().snapshot())),
+            committer: fake(move |compact: CompactRecords| {
+                visited.send((compact.through, compact.from)).unwrap();
+                CompactProgress {
+                    next: None,
+                    removed: 0,
+                    hasher: compact.hasher,
+                }
+            }),
+            consensus: consensus().0,
+            views: views_at(&db, Revision(9)).1,
+            raft_status: status(true),
+            hashes: hashes.clone(),
+        };
+        let (interrupted, next) = (Revision(5), Rev::new(Revision(3), 0));
+        let index = db.applied().index;
+        let decided = |revision| Decision { revision, index };
+        let state = CompactionState {
+            wanted: decided(interrupted),
+            stored: Some((interrupted, Some(next))),
+        };
+        let pacing = CompactionPacing {
+            records_max: 10,
+            pause: Duration::from_millis(1),
+        };
+        let compactor = Compactor::new(state, Retention::Off, pacing, peers, life()).start();
+        assert_eq!(visits.recv().await, Some((interrupted, next)));
+        let revision = interrupted;
+        compactor.send(AwaitCompaction { revision }).await.unwrap();
+        assert_eq!(hashes.at(interrupted), None);
+        let revision = Revision(7);
+        let accepted = CompactionAccepted(decided(revision));
+        compactor.send(accepted).await.unwrap();
+        compactor.send(AwaitCompaction { revision }).await.unwrap();
+        let hash = hashes.at(revision).expect("it saw all records");
+        assert_eq!(hash.compacted, interrupted);
     });
 }
 
@@ -675,10 +734,7 @@ fn the_raft_node_applies_what_the_log_holds() {
             disk: watch::channel(DiskHealth::default()).0,
             links: PeerLinks::Alone,
             known_members: Members::default(),
-            leases: LeaseDesk::start(
-                &Arbiter::current(),
-                lease_peers(handle.clone(), views.clone()),
-            ),
+            leases: LeaseServer::new(|_| async { Vec::new() }),
             consensus: handle.clone(),
             views,
             starts: Starts::new(Origin::Formed, true),
@@ -694,7 +750,7 @@ fn the_raft_node_applies_what_the_log_holds() {
         // The disk is as fast as can be.
         let disk_reports = node.clone();
         actix::spawn(async move {
-            while let Some(Persist(writes)) = writes.recv().await {
+            while let Some(Persist { writes, .. }) = writes.recv().await {
                 let seq = writes.last().unwrap().seq;
                 let report = Persisted {
                     seq,

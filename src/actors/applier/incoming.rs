@@ -1,9 +1,10 @@
 //! Batches of committed entries that wait to be applied, and the stored values that the first of them needs.
 //!
 //! Entries are applied in log order. A batch whose commands compare or keep values that only the database holds waits until a
-//! thread that may block has read them; later batches wait behind it. All other work goes on meanwhile: readers have the view
-//! that was published last; the Raft node sends heartbeats, votes and replicates entries; earlier batches are published and
-//! stored.
+//! thread that may block has read them; later batches wait behind it. If that does not suffice for an entry, what comes before it
+//! is published as a batch, and the entry waits, with all after it, until such a thread has judged it. All other work goes on
+//! meanwhile: readers have the view that was published last; the Raft node sends heartbeats, votes and replicates entries;
+//! earlier batches are published and stored.
 
 use crate::{
     kv::{
@@ -14,30 +15,44 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-/// Bytes of values that are read ahead for one batch. Those that do not fit are read while applying.
+/// Bytes of values that are read ahead for one batch. An entry that needs one that does not fit is judged on its own.
 const PREFETCHED_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What a value takes in memory besides its bytes.
+const VALUE_BYTES: usize = 64;
 
 /// Values that were read for one batch.
 #[derive(Debug, Default)]
-pub(super) struct Prefetched(BTreeMap<Rev, EncodedKv>);
+pub(super) struct Prefetched {
+    values: BTreeMap<Rev, EncodedKv>,
+    bytes: usize,
+}
 
 impl Prefetched {
-    /// Reads the records of `revs`. This can block.
-    pub(super) fn read(stored: &dyn Records, revs: BTreeSet<Rev>) -> Result<Self, ReadError> {
-        let (mut values, mut bytes) = (BTreeMap::new(), 0);
+    /// Adds the records of `revs`, as far as there is room. This can block.
+    pub(super) fn read(
+        mut self,
+        stored: &dyn Records,
+        revs: BTreeSet<Rev>,
+    ) -> Result<Self, ReadError> {
         for rev in revs {
-            let kv = stored.get(rev)?;
-            bytes += kv.len();
-            values.insert(rev, kv);
-            if bytes >= PREFETCHED_BYTES_MAX {
+            if self.is_full() {
                 break;
             }
+            let kv = stored.get(rev)?;
+            self.bytes += kv.len() + VALUE_BYTES;
+            self.values.insert(rev, kv);
         }
-        Ok(Self(values))
+        Ok(self)
+    }
+
+    /// Whether no further value is read for the batch.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes >= PREFETCHED_BYTES_MAX
     }
 
     pub(super) fn get(&self, rev: Rev) -> Option<&EncodedKv> {
-        self.0.get(&rev)
+        self.values.get(&rev)
     }
 }
 
@@ -86,6 +101,12 @@ impl<B> Incoming<B> {
         self.reading.take()
     }
 
+    /// The rest of the batch that waited: it is applied next.
+    pub(super) fn put_back(&mut self, rest: B) {
+        assert!(self.reading.is_none(), "nothing is taken out of order");
+        self.waiting.push_front(rest);
+    }
+
     /// All batches that are not applied yet.
     pub(super) fn batches(&mut self) -> impl Iterator<Item = &mut B> {
         self.reading.iter_mut().chain(&mut self.waiting)
@@ -120,6 +141,8 @@ mod tests {
         let batches: Vec<i32> = incoming.batches().map(|batch| *batch).collect();
         assert_eq!(batches, [1, 2, 3], "none is applied");
         assert_eq!(incoming.end_reading(), Some(1));
+        incoming.put_back(1);
+        assert_eq!(incoming.next(), Some(1), "the rest of it comes first");
         assert_eq!(incoming.next(), Some(2));
         assert_eq!(incoming.next(), Some(3));
         assert!(incoming.is_empty());
@@ -146,11 +169,17 @@ mod tests {
     #[test]
     fn values_are_read_up_to_a_number_of_bytes() {
         let quarter = Values(PREFETCHED_BYTES_MAX / 4);
-        let read = Prefetched::read(&quarter, revs(2..9)).expect("they exist");
-        assert_eq!(read.0.len(), 4, "the bound");
+        let none = Prefetched::default;
+        let read = none().read(&quarter, revs(2..4)).expect("they exist");
+        assert!(!read.is_full());
+        let read = read.read(&quarter, revs(4..9)).expect("they exist");
+        assert_eq!(read.values.len(), 4, "the bound");
+        assert!(read.is_full());
         let first = Rev::new(Revision(2), 0);
         assert!(read.get(first).is_some(), "the first of the batch");
-        let error = Prefetched::read(&quarter, revs(-1..9));
+        let read = read.read(&quarter, revs(-1..9)).expect("nothing is read");
+        assert_eq!(read.values.len(), 4, "the bound");
+        let error = none().read(&quarter, revs(-1..9));
         assert!(error.is_err(), "a record that cannot be read");
     }
 }

@@ -4,15 +4,19 @@
 //! every entry (`state`) → send the index the changes → the index publishes a snapshot → publish the read view (`visible`) → send
 //! the answers (`answers`). The records gather for the committer, which writes them to the database in large batches (`storing`).
 //!
-//! The applier reads no clock into the state. It does not wait for the disk: values that commands depend on are read
-//! ahead on another thread, and what only an answer needs is read after the entry is visible. In three cases its own thread
-//! reads: a compare over more values than are read ahead, a key that comes into a compared range within the batch, and a command
-//! that its caller may give only because of the batch.
+//! The applier reads no clock into the state. It never waits for the disk: values that commands depend on are read ahead on
+//! another thread, and what only an answer needs is read after the entry is visible. Reading ahead can miss values: an entry
+//! depends on more than are read ahead, its caller may give it only because of entries of the same batch, or the database has
+//! stored a value meanwhile and memory has it no longer. So each entry that may depend on values is checked once more when it is
+//! its turn. If some are missing, the batch is split before it, and another thread judges the entry (`kv::judged`) on the keys
+//! and records as of then, while nothing is applied.
 
 mod answers;
 mod incoming;
 pub(super) mod noted;
 mod state;
+#[cfg(test)]
+mod stored_values;
 mod storing;
 #[cfg(test)]
 mod testing;
@@ -23,7 +27,7 @@ pub use storing::CommitPacing;
 
 use answers::{Answer, Answers};
 use incoming::{Incoming, Prefetched};
-use state::{AppliedState, DecodedEntry, Past, Shared};
+use state::{AppliedState, DecodedEntry, Past, Recent, Shared, Values, WholePast};
 use storing::Storing;
 use visible::{Database, Visible};
 
@@ -53,8 +57,10 @@ use crate::{
     kv::{
         authorize::allow_lease,
         index::Snapshot,
+        judged::Judged,
         machine::Machine,
         range::RevisionWindow,
+        records::ReadError,
         tail::{self, Tail},
     },
     mutation::{Mutation, mutated},
@@ -86,7 +92,7 @@ const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Owns the replicated state. Invariant: `visible.applied <= state.applied`.
 pub struct Applier {
     /// Batches that are not applied yet.
-    incoming: Incoming<Vec<DecodedEntry>>,
+    incoming: Incoming<IncomingBatch>,
     /// The state after the newest applied entry.
     state: AppliedState,
     /// Applied batches whose snapshot is not published yet, oldest first.
@@ -158,6 +164,14 @@ impl Held {
                 .part("notes for answers", state.noted_bytes_max()),
         }
     }
+}
+
+/// Entries that are applied together, in log order.
+#[derive(Debug, Default)]
+struct IncomingBatch {
+    entries: VecDeque<DecodedEntry>,
+    /// The stored values that were read for them.
+    values: Prefetched,
 }
 
 /// One applied batch on its way to being visible.
@@ -255,9 +269,12 @@ impl Handler<ApplyEntries> for Applier {
 
     fn handle(&mut self, apply: ApplyEntries, ctx: &mut Self::Context) {
         let entries = apply.entries.into_iter().map(DecodedEntry::new);
-        let entries: Result<Vec<_>, _> = entries.collect();
+        let entries: Result<VecDeque<_>, _> = entries.collect();
         match entries {
-            Ok(entries) => self.incoming.push(entries),
+            Ok(entries) => self.incoming.push(IncomingBatch {
+                entries,
+                values: Prefetched::default(),
+            }),
             Err(error) => return self.cannot_apply(&error),
         }
         self.apply_incoming(ctx);
@@ -375,7 +392,8 @@ impl Applier {
     /// Answers the callers whose time is up while a read of the database stalls. Their entries are applied all the same.
     fn expire(&mut self) {
         let now = clock::now();
-        let entries = self.incoming.batches().flatten();
+        let batches = self.incoming.batches();
+        let entries = batches.flat_map(|batch| batch.entries.iter_mut());
         for caller in entries.filter_map(|entry| entry.committed.take_expired(now)) {
             caller.reply.send(Err(RequestError::TimedOut));
         }
@@ -389,59 +407,119 @@ impl Applier {
         fail_stop.because("cannot apply a committed entry", error);
     }
 
-    /// Applies what can be applied now: all that waits, up to a batch that needs values from the database.
+    /// Applies what can be applied now: all that waits, up to an entry that needs values from the database.
     fn apply_incoming(&mut self, ctx: &mut Context<Self>) {
-        while let Some(entries) = self.incoming.next() {
-            let reads = self.stored_reads(&entries);
+        while let Some(batch) = self.incoming.next() {
+            let reads = self.stored_reads(&batch);
             if reads.is_empty() {
-                self.apply(entries, &Prefetched::default());
-                continue;
+                self.apply_batch(batch, ctx);
+            } else {
+                self.read_ahead(batch, reads, ctx);
             }
-            self.incoming.begin_reading(entries);
-            let stored = self.visible.database.reader.clone();
-            let reading = in_background(move || Prefetched::read(&stored, reads));
-            ctx.spawn(reading.into_actor(self).map(|read, applier, ctx| {
-                let entries = applier.incoming.end_reading().unwrap_or_default();
-                match read {
-                    Ok(Ok(values)) => applier.apply(entries, &values),
-                    Ok(Err(error)) => return applier.cannot_apply(&error.into()),
-                    // The thread panicked, or the process ends.
-                    Err(_) => {
-                        applier.incoming.stop();
-                        let fail_stop = applier.life.fail_stop();
-                        return fail_stop.now("the thread that reads stored values ended early");
-                    }
-                }
-                applier.apply_incoming(ctx);
-                applier.replace_database();
-            }));
         }
     }
 
-    /// The records that applying `entries` needs and that are not in memory.
-    fn stored_reads(&self, entries: &[DecodedEntry]) -> BTreeSet<Rev> {
-        let commands = entries.iter().filter_map(|entry| entry.command.as_ref());
+    /// The records that applying `batch` needs and that are not in memory.
+    fn stored_reads(&self, batch: &IncomingBatch) -> BTreeSet<Rev> {
+        if batch.values.is_full() {
+            return BTreeSet::new();
+        }
+        let entries = batch.entries.iter().filter(|entry| entry.reads_values);
+        let commands = entries.filter_map(|entry| entry.command.as_ref());
         let mut reads = self.state.machine.value_reads(commands);
         if !reads.is_empty() {
-            let none = Prefetched::default();
-            let past = past(&self.visible, &self.unpublished, &none);
+            let past = past(&self.visible, &self.unpublished, &batch.values);
             reads.retain(|rev| past.in_memory(*rev).is_none());
         }
         reads
     }
 
-    fn apply(&mut self, entries: Vec<DecodedEntry>, values: &Prefetched) {
-        hit(FailPoint::BeforeApply);
-        let commands = entries.iter().filter_map(|entry| entry.command.as_ref());
-        self.state.machine.prefetch_keys(commands);
-        let mut answers = Vec::new();
-        let past = past(&self.visible, &self.unpublished, values);
-        for entry in entries {
-            let membership = entry.membership().cloned();
-            match self.state.apply(entry, &past) {
-                Ok(answer) => answers.extend(answer),
-                Err(error) => return self.cannot_apply(&error),
+    fn read_ahead(
+        &mut self,
+        mut batch: IncomingBatch,
+        reads: BTreeSet<Rev>,
+        ctx: &mut Context<Self>,
+    ) {
+        let stored = self.visible.database.reader.clone();
+        let values = std::mem::take(&mut batch.values);
+        let read = move || values.read(&stored, reads);
+        let apply =
+            |applier: &mut Self, mut batch: IncomingBatch, values, ctx: &mut Context<Self>| {
+                batch.values = values;
+                applier.apply_batch(batch, ctx);
+            };
+        self.read_elsewhere(batch, read, apply, ctx);
+    }
+
+    /// Applies a batch up to an entry whose values are not all in memory; then has that entry judged.
+    fn apply_batch(&mut self, mut batch: IncomingBatch, ctx: &mut Context<Self>) {
+        match self.apply(&mut batch) {
+            Ok(()) if batch.entries.is_empty() => {}
+            Ok(()) => self.judge_first(batch, ctx),
+            Err(error) => self.cannot_apply(&error),
+        }
+    }
+
+    /// Has another thread judge the first entry of a batch. Everything before it is applied, and nothing else meanwhile.
+    fn judge_first(&mut self, batch: IncomingBatch, ctx: &mut Context<Self>) {
+        let first = batch.entries.front();
+        let command = first.and_then(|entry| entry.command.clone());
+        assert!(command.is_some(), "only a command depends on values");
+        let Some(command) = command else { return };
+        let keys = self.state.machine.keys().clone();
+        let records = WholePast {
+            recent: recent(&self.visible, &self.unpublished),
+            stored: self.visible.database.reader.clone(),
+        };
+        let judge = move || Judged::new(&command, &keys, &records);
+        let apply =
+            |applier: &mut Self, batch: IncomingBatch, judged: Judged, _: &mut Context<Self>| {
+                applier.apply_judged(batch, &judged);
+            };
+        self.read_elsewhere(batch, judge, apply, ctx);
+    }
+
+    /// Reads on a thread that may wait for the disk. Meanwhile `batch` waits, and all batches behind it; `then` goes on with it.
+    fn read_elsewhere<T: Send + 'static>(
+        &mut self,
+        batch: IncomingBatch,
+        read: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
+        then: impl FnOnce(&mut Self, IncomingBatch, T, &mut Context<Self>) + 'static,
+        ctx: &mut Context<Self>,
+    ) {
+        self.incoming.begin_reading(batch);
+        let reading = in_background(read);
+        ctx.spawn(reading.into_actor(self).map(move |read, applier, ctx| {
+            let batch = applier.incoming.end_reading().unwrap_or_default();
+            match read {
+                Ok(Ok(found)) => then(applier, batch, found, ctx),
+                Ok(Err(error)) => return applier.cannot_apply(&error.into()),
+                // The thread panicked, or the process ends.
+                Err(_) => {
+                    applier.incoming.stop();
+                    let fail_stop = applier.life.fail_stop();
+                    return fail_stop.now("the thread that reads stored values ended early");
+                }
             }
+            applier.apply_incoming(ctx);
+            applier.replace_database();
+        }));
+    }
+
+    /// Applies the entries of a batch up to one whose values are not all in memory. That one and those after it stay in it.
+    fn apply(&mut self, batch: &mut IncomingBatch) -> Result<(), ApplyError> {
+        hit(FailPoint::BeforeApply);
+        let entries = batch.entries.iter();
+        let commands = entries.filter_map(|entry| entry.command.as_ref());
+        self.state.machine.prefetch_keys(commands);
+        let (mut answers, before) = (Vec::new(), self.state.applied);
+        let past = past(&self.visible, &self.unpublished, &batch.values);
+        while let Some(entry) = batch
+            .entries
+            .pop_front_if(|entry| self.state.can_apply(entry, &past))
+        {
+            let membership = entry.membership().cloned();
+            answers.extend(self.state.apply(entry, Values::InMemory(&past))?);
             if let Some(membership) = membership {
                 self.storing.add_membership(&membership);
             }
@@ -449,8 +527,32 @@ impl Applier {
             self.hashes.applied(self.state.applied.index, hash);
         }
         hit(FailPoint::AfterApply);
-        self.hashes.settle();
-        self.send_to_index(answers);
+        if self.state.applied != before {
+            self.hashes.settle();
+            self.send_to_index(answers);
+        }
+        Ok(())
+    }
+
+    /// Applies the first entry of a batch, which is judged, as a batch of its own. The rest is next.
+    fn apply_judged(&mut self, mut batch: IncomingBatch, judged: &Judged) {
+        hit(FailPoint::BeforeApply);
+        let first = batch.entries.pop_front();
+        assert!(first.is_some(), "the entry that was judged still waits");
+        let Some(first) = first else { return };
+        match self.state.apply(first, Values::Judged(judged)) {
+            Ok(answer) => {
+                let hash = self.state.machine.state_hash();
+                self.hashes.applied(self.state.applied.index, hash);
+                hit(FailPoint::AfterApply);
+                self.hashes.settle();
+                self.send_to_index(answer.into_iter().collect());
+            }
+            Err(error) => return self.cannot_apply(&error),
+        }
+        if !batch.entries.is_empty() {
+            self.incoming.put_back(batch);
+        }
     }
 
     /// Sends the changes of the batch that was just applied.
@@ -615,18 +717,23 @@ impl Applier {
     }
 }
 
-/// The records before the batch that is applied next.
+/// The records before the batch that is applied next, as far as they are in memory.
 fn past<'a>(
-    visible: &'a Visible,
+    visible: &Visible,
     unpublished: &VecDeque<AppliedBatch>,
     prefetched: &'a Prefetched,
 ) -> Past<'a> {
-    let records = |batch: &AppliedBatch| batch.records.clone();
     Past {
-        tail: &visible.tail,
-        unpublished: unpublished.iter().map(records).collect(),
+        recent: recent(visible, unpublished),
         prefetched,
-        stored: &visible.database.reader,
+    }
+}
+
+fn recent(visible: &Visible, unpublished: &VecDeque<AppliedBatch>) -> Recent {
+    let records = |batch: &AppliedBatch| batch.records.clone();
+    Recent {
+        tail: visible.tail.clone(),
+        unpublished: unpublished.iter().map(records).collect(),
     }
 }
 

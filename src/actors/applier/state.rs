@@ -16,11 +16,13 @@ use crate::{
     failpoint::{FailPoint, hit},
     kv::{
         command::{AlarmKind, Command, EncodedKv, Verdict},
+        judged::Judged,
         machine::{Changes, Machine},
         range::RevisionWindow,
         records::{ReadError, Records},
         state_hash::StateHash,
         tail::{self, Tail},
+        value_reads::depends_on_values,
     },
     storage::db::DbReader,
     types::{Entry, EntryKind, LogIndex, LogPosition, MemberId, Rev, Revision},
@@ -56,6 +58,8 @@ pub(super) struct DecodedEntry {
     pub(super) committed: CommittedEntry,
     /// `None` if it is no command.
     pub(super) command: Option<Command>,
+    /// Whether it may depend on stored values.
+    pub(super) reads_values: bool,
 }
 
 impl DecodedEntry {
@@ -70,7 +74,12 @@ impl DecodedEntry {
                 source,
             })?);
         }
-        Ok(Self { committed, command })
+        let reads_values = command.as_ref().is_some_and(depends_on_values);
+        Ok(Self {
+            committed,
+            command,
+            reads_values,
+        })
     }
 
     /// The encoded membership, if that is what the entry changes.
@@ -159,13 +168,25 @@ impl AppliedState {
         changes
     }
 
+    /// Whether `past` has all records that applying the next entry reads, and they are few.
+    pub(super) fn can_apply(&self, next: &DecodedEntry, past: &Past<'_>) -> bool {
+        if !next.reads_values {
+            return true;
+        }
+        let in_memory = |rev| past.in_memory(rev).is_some();
+        let can_apply = |command| self.machine.can_apply(command, &in_memory);
+        next.command.as_ref().is_none_or(can_apply)
+    }
+
     /// Applies the next entry. If a caller waits for it, its answer comes back.
     pub(super) fn apply(
         &mut self,
         entry: DecodedEntry,
-        past: &Past<'_>,
+        values: Values<'_>,
     ) -> Result<Option<Answer>, ApplyError> {
-        let DecodedEntry { committed, command } = entry;
+        let DecodedEntry {
+            committed, command, ..
+        } = entry;
         let CommittedEntry { entry, caller } = committed;
         assert_eq!(
             entry.index,
@@ -176,7 +197,11 @@ impl AppliedState {
         let mut reads = self.noted.begin();
         let answer = caller.is_some().then_some(&mut reads);
         let verdict = if let Some(command) = &command {
-            let verdict = self.machine.apply(command, self.applied, past, answer);
+            let (machine, at) = (&mut self.machine, self.applied);
+            let verdict = match values {
+                Values::InMemory(past) => machine.apply(command, at, past, answer),
+                Values::Judged(judged) => machine.apply_judged(command, at, judged, answer),
+            };
             Some(verdict?)
         } else {
             self.machine.pass(self.applied);
@@ -208,30 +233,65 @@ impl AppliedState {
     }
 }
 
-/// Where the records are that the machine has given out: published, applied but not published, read ahead, or in the database.
-pub(super) struct Past<'a> {
-    pub(super) tail: &'a Tail,
-    /// Oldest first.
+/// Where an entry gets the stored values that it depends on.
+#[derive(Clone, Copy)]
+pub(super) enum Values<'a> {
+    /// All of them are here: see [`AppliedState::can_apply`].
+    InMemory(&'a Past<'a>),
+    /// Another thread has judged it.
+    Judged(&'a Judged),
+}
+
+/// Records that the machine has given out and the database may not hold yet.
+#[derive(Clone)]
+pub(super) struct Recent {
+    /// Those that are published.
+    pub(super) tail: Tail,
+    /// Those that are applied and not published, oldest first.
     pub(super) unpublished: Vec<tail::RecordBatch>,
+}
+
+impl Recent {
+    fn get(&self, rev: Rev) -> Option<&EncodedKv> {
+        let mut batches = self.unpublished.iter();
+        let unpublished = || batches.find_map(|batch| tail::find(batch, rev));
+        let record = self.tail.get(rev).or_else(unpublished)?;
+        Some(&record.kv)
+    }
+}
+
+/// The records that are in memory while entries are applied: recent ones, and those that were read ahead. The database is not
+/// among them, so that the applier's thread cannot wait for it.
+pub(super) struct Past<'a> {
+    pub(super) recent: Recent,
     pub(super) prefetched: &'a Prefetched,
-    pub(super) stored: &'a DbReader,
 }
 
 impl Past<'_> {
     /// A record, if it is in memory.
     pub(super) fn in_memory(&self, rev: Rev) -> Option<&EncodedKv> {
-        if let Some(record) = self.tail.get(rev) {
-            return Some(&record.kv);
-        }
-        let mut batches = self.unpublished.iter();
-        let record = batches.find_map(|batch| tail::find(batch, rev));
-        record.map_or_else(|| self.prefetched.get(rev), |record| Some(&record.kv))
+        let recent = self.recent.get(rev);
+        recent.or_else(|| self.prefetched.get(rev))
     }
 }
 
 impl Records for Past<'_> {
+    /// An error would be a bug, and ends the member: an entry is applied only if all that it reads is here.
     fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError> {
-        match self.in_memory(rev) {
+        let kv = self.in_memory(rev).cloned();
+        kv.ok_or_else(|| ReadError::not_in_memory(rev))
+    }
+}
+
+/// All records that the machine has given out, for a thread that may wait for the disk.
+pub(super) struct WholePast {
+    pub(super) recent: Recent,
+    pub(super) stored: DbReader,
+}
+
+impl Records for WholePast {
+    fn get(&self, rev: Rev) -> Result<EncodedKv, ReadError> {
+        match self.recent.get(rev) {
             Some(kv) => Ok(kv.clone()),
             None => self.stored.get(rev),
         }
@@ -251,6 +311,7 @@ mod tests {
         clock,
         kv::{command::SetAlarm, index::Index, machine::LoadedState},
         raft::Membership,
+        types::Record,
     };
     use tokio::sync::oneshot;
 
@@ -273,16 +334,28 @@ mod tests {
         DecodedEntry::new(CommittedEntry { entry, caller }).expect("it holds a command")
     }
 
+    fn recent(tail: &[Record], unpublished: &[Record]) -> Recent {
+        let mut recent = Recent {
+            tail: Tail::default(),
+            unpublished: Vec::new(),
+        };
+        for record in tail {
+            recent.tail.push([record.clone()].into());
+        }
+        for record in unpublished {
+            recent.unpublished.push([record.clone()].into());
+        }
+        recent
+    }
+
     /// Applies an entry that reads no record.
     fn apply(state: &mut AppliedState, entry: DecodedEntry) -> Result<Option<Answer>, ApplyError> {
-        let (_db, stored) = database(&[]);
         let past = Past {
-            tail: &Tail::default(),
-            unpublished: Vec::new(),
+            recent: recent(&[], &[]),
             prefetched: &Prefetched::default(),
-            stored: &stored.reader,
         };
-        state.apply(entry, &past)
+        assert!(state.can_apply(&entry, &past));
+        state.apply(entry, Values::InMemory(&past))
     }
 
     #[test]
@@ -378,20 +451,27 @@ mod tests {
     fn a_record_is_found_wherever_it_is() {
         let (_db, stored) = database(&[record(2, "stored")]);
         let (_other, ahead) = database(&[record(3, "prefetched")]);
-        let prefetched = Prefetched::read(&ahead.reader, [rev(3)].into()).expect("it exists");
-        let mut tail = Tail::default();
-        tail.push([record(4, "tail")].into());
-        let past = Past {
-            tail: &tail,
-            unpublished: vec![[record(5, "older")].into(), [record(6, "newer")].into()],
-            prefetched: &prefetched,
-            stored: &stored.reader,
+        let prefetched = Prefetched::default();
+        let prefetched = prefetched.read(&ahead.reader, [rev(3)].into());
+        let unpublished = [record(5, "older"), record(6, "newer")];
+        let recent = recent(&[record(4, "tail")], &unpublished);
+        let whole = WholePast {
+            recent: recent.clone(),
+            stored: stored.reader,
         };
-        let expected = ["stored", "prefetched", "tail", "older", "newer"];
-        for (major, kv) in (2..).zip(expected) {
+        let past = Past {
+            recent,
+            prefetched: &prefetched.expect("it exists"),
+        };
+        for (major, kv) in (3..).zip(["prefetched", "tail", "older", "newer"]) {
             assert_eq!(past.get(rev(major)).expect(kv), kv);
-            assert_eq!(past.in_memory(rev(major)).is_some(), major != 2, "{kv}");
+            assert!(past.in_memory(rev(major)).is_some(), "{kv}");
         }
-        assert!(past.get(rev(7)).is_err(), "a record that nothing holds");
+        let error = past.get(rev(2));
+        assert!(error.is_err_and(|error| error.is_not_in_memory()));
+        for (major, kv) in [(2, "stored"), (4, "tail"), (5, "older"), (6, "newer")] {
+            assert_eq!(whole.get(rev(major)).expect(kv), kv);
+        }
+        assert!(whole.get(rev(7)).is_err(), "a record that nothing holds");
     }
 }

@@ -86,7 +86,9 @@ impl Beginning {
             RecordedStart::Recorded
         } else {
             match self.starts.origin {
-                Origin::Formed | Origin::Earlier => RecordedStart::NotRecorded,
+                Origin::Formed | Origin::Earlier | Origin::Restored | Origin::RestoredAndAsked => {
+                    RecordedStart::NotRecorded
+                }
                 // It came later than those that would have been asked to record.
                 Origin::Joined => RecordedStart::WasNotThere,
             }

@@ -125,7 +125,7 @@ impl RaftNode {
     /// Entries up to `committed` are committed. If the leader has named that index, what it had taken from this member before and
     /// is not committed is in no log: it is proposed again.
     pub(super) fn propose_lost(&mut self) {
-        if let Some(part) = self.settling.take_decided(self.committed) {
+        if let Some(part) = self.settling.take_decided(self.deliveries.committed()) {
             for (deadline, proposal) in self.proposals.take_before(part) {
                 self.propose(deadline, proposal);
             }

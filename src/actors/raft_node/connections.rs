@@ -14,14 +14,17 @@ const STABLE_AFTER: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     connected: BTreeMap<MemberId, Instant>,
+    /// The version of the peer protocol that each member spoke when it was last connected.
+    spoken: BTreeMap<MemberId, u16>,
     /// Members that refused a connection because this member is not in their membership. One that is connected again is taken
     /// out.
     unknown_at: BTreeSet<MemberId>,
 }
 
 impl Connections {
-    pub(super) fn connected(&mut self, id: MemberId, now: Instant) {
+    pub(super) fn connected(&mut self, id: MemberId, version: u16, now: Instant) {
         self.unknown_at.remove(&id);
+        self.spoken.insert(id, version);
         self.connected.insert(id, now);
     }
 
@@ -46,6 +49,27 @@ impl Connections {
 
     pub(super) fn is_connected_since(&self, id: MemberId, then: Instant) -> bool {
         self.connected.get(&id).is_some_and(|since| *since <= then)
+    }
+
+    /// Whether all `members`, of which this one is `own`, are known to speak this version of the peer protocol: they did when they
+    /// were last connected.
+    pub(super) fn all_speak(
+        &self,
+        version: u16,
+        own: MemberId,
+        members: impl Iterator<Item = MemberId>,
+    ) -> bool {
+        let mut is_member = false;
+        for id in members {
+            let spoken = self.spoken.get(&id);
+            if id == own {
+                is_member = true;
+            } else if spoken.is_none_or(|spoken| *spoken < version) {
+                return false;
+            }
+        }
+        // A member that has no membership yet does not know of whom to say so.
+        is_member
     }
 
     /// Whether a majority of `voters`, among them `own`, has been connected since `then`.
@@ -132,7 +156,7 @@ prints this file and fails when it differs.
         for event in events {
             stops = false;
             match event {
-                Event::Connected => connections.connected(PEER, now),
+                Event::Connected => connections.connected(PEER, 1, now),
                 Event::Disconnected => connections.disconnected(PEER),
                 Event::Refused => stops = connections.unknown_at(PEER, voters()),
                 Event::FiveSecondsPass => now += STABLE_AFTER,
@@ -187,6 +211,29 @@ prints this file and fails when it differs.
     }
 
     #[test]
+    fn all_members_speak_a_version_once_each_was_connected_with_it() {
+        let (own, third) = (MemberId(1), MemberId(3));
+        let mut connections = Connections::default();
+        let all = |connections: &Connections| connections.all_speak(3, own, voters());
+        assert!(connections.all_speak(3, own, [own].into_iter()), "alone");
+        assert!(
+            !connections.all_speak(3, own, std::iter::empty()),
+            "without a membership"
+        );
+        connections.connected(PEER, 3, clock::now());
+        assert!(!all(&connections), "one was never connected");
+        connections.connected(third, 2, clock::now());
+        assert!(!all(&connections), "one is of an earlier version");
+        connections.disconnected(third);
+        connections.connected(third, 3, clock::now());
+        assert!(all(&connections));
+        connections.disconnected(PEER);
+        assert!(all(&connections), "what it spoke is remembered");
+        connections.connected(PEER, 2, clock::now());
+        assert!(!all(&connections), "it came back as an earlier version");
+    }
+
+    #[test]
     fn a_quorum_must_have_been_connected_all_the_time() {
         let start = clock::now();
         let mut connections = Connections::default();
@@ -194,7 +241,7 @@ prints this file and fails when it differs.
             connections.has_quorum_since(MemberId(1), voters(), then)
         };
         assert!(!has(&connections, start), "one of three");
-        connections.connected(PEER, start + STABLE_AFTER);
+        connections.connected(PEER, 1, start + STABLE_AFTER);
         assert!(!has(&connections, start), "it came later");
         assert!(has(&connections, start + STABLE_AFTER));
         assert_eq!(connections.ids().collect::<Vec<_>>(), [PEER]);

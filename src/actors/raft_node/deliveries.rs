@@ -1,8 +1,8 @@
-//! Committed entries on their way to the applier.
+//! Committed entries: how far consensus has handed them out, and their way to the applier.
 
 use crate::{
     actors::apply_messages::{Caller, CommittedEntry},
-    types::LogIndex,
+    types::{LogIndex, Term},
 };
 use std::collections::VecDeque;
 use tokio::time::Instant;
@@ -13,6 +13,10 @@ const IN_FLIGHT_MAX: usize = 2;
 /// The entries that wait, and the messages in flight. Consensus bounds the bytes of both.
 #[derive(Debug)]
 pub(super) struct Deliveries {
+    /// The newest entry that consensus has handed out.
+    committed: LogIndex,
+    /// The newest term of which an entry was handed out.
+    committed_term: Term,
     waiting: Vec<CommittedEntry>,
     /// The last index of each message that the applier has not answered.
     in_flight: VecDeque<LogIndex>,
@@ -23,10 +27,17 @@ impl Deliveries {
     /// The applier has applied everything up to `applied`.
     pub(super) fn new(applied: LogIndex) -> Self {
         Self {
+            committed: LogIndex(0),
+            committed_term: Term(0),
             waiting: Vec::new(),
             in_flight: VecDeque::new(),
             applied,
         }
+    }
+
+    /// The newest entry that consensus has handed out as committed since this member started.
+    pub(super) fn committed(&self) -> LogIndex {
+        self.committed
     }
 
     /// Entries up to here are applied.
@@ -34,8 +45,15 @@ impl Deliveries {
         self.applied
     }
 
-    pub(super) fn push(&mut self, committed: CommittedEntry) {
+    /// Adds an entry that consensus has handed out. Returns its term if it is the first one of a newer term.
+    pub(super) fn push(&mut self, committed: CommittedEntry) -> Option<Term> {
+        let entry = &committed.entry;
+        let (index, term) = (entry.index, entry.term);
         self.waiting.push(committed);
+        self.committed = index;
+        let is_newer = term > self.committed_term;
+        self.committed_term = self.committed_term.max(term);
+        is_newer.then_some(term)
     }
 
     /// The entries of the next message, if one may be sent now.
@@ -69,7 +87,12 @@ impl Deliveries {
     /// A snapshot that contains everything up to `index` replaced the applier's state. Returns the entries that are not
     /// delivered any more: the snapshot contains them.
     pub(super) fn replaced(&mut self, index: LogIndex) -> Vec<CommittedEntry> {
-        std::mem::replace(self, Self::new(index)).waiting
+        let new = Self {
+            committed: self.committed,
+            committed_term: self.committed_term,
+            ..Self::new(index)
+        };
+        std::mem::replace(self, new).waiting
     }
 }
 
@@ -99,6 +122,24 @@ mod tests {
 
     fn next(deliveries: &mut Deliveries) -> Option<usize> {
         deliveries.next().map(|entries| entries.len())
+    }
+
+    #[test]
+    fn the_first_entry_of_each_term_is_told_apart() {
+        let mut deliveries = Deliveries::new(LogIndex(7));
+        assert_eq!(deliveries.committed(), LogIndex(0), "none is handed out");
+        let terms = [(8, 2), (9, 2), (10, 5), (11, 5)].map(|(index, term)| {
+            let mut next = committed(index);
+            next.entry.term = Term(term);
+            deliveries.push(next)
+        });
+        assert_eq!(terms, [Some(Term(2)), None, Some(Term(5)), None]);
+        assert_eq!(deliveries.committed(), LogIndex(11));
+        deliveries.replaced(LogIndex(20));
+        assert_eq!(deliveries.committed(), LogIndex(11), "as handed out");
+        let mut next = committed(21);
+        next.entry.term = Term(5);
+        assert_eq!(deliveries.push(next), None, "it is not the first");
     }
 
     #[test]

@@ -65,7 +65,7 @@ impl Handler<PeerConnected> for RaftNode {
     type Result = ();
 
     fn handle(&mut self, up: PeerConnected, _: &mut Self::Context) {
-        self.connections.connected(up.id, clock::now());
+        self.connections.connected(up.id, up.version, clock::now());
         self.settle();
     }
 }

@@ -77,8 +77,10 @@ impl Handler<LogReadEnded> for RaftNode {
 
 impl RaftNode {
     pub(super) fn send_persists(&mut self) {
-        if let Some(persists) = self.log_writes.next(clock::now()) {
-            self.life.deliver(&self.peers.wal, Persist(persists));
+        if let Some(writes) = self.log_writes.next(clock::now()) {
+            let stored = self.retention.stored();
+            self.life
+                .deliver(&self.peers.wal, Persist { writes, stored });
         }
     }
 
@@ -120,8 +122,9 @@ impl RaftNode {
     pub(super) fn release(&mut self) {
         if let Some(through) = self.retention.release(self.transfers.held()) {
             self.raft.log_released(through);
+            let stored = self.retention.stored();
             self.life
-                .deliver(&self.peers.release, ReleaseEntries { through });
+                .deliver(&self.peers.release, ReleaseEntries { through, stored });
         }
     }
 

@@ -24,8 +24,9 @@ use crate::{
         fail_stop::Lifeline,
         held::{HeldBytes, HeldPart},
         latest,
-        lease_desk::LeaseDesk,
+        lease_messages::LeaseServer,
         members::{ClusterMember, Members},
+        peer_ask::QUOTA_ALARM_VERSION,
         peer_hub::{ForwardRequests, SendMessages, UpdatePeers},
         published::Published,
         raft_status::{DiskHealth, RaftStatus},
@@ -34,9 +35,10 @@ use crate::{
         wal_writer::{Persist, ReleaseEntries},
     },
     clock,
+    kv::command::AlarmKind,
     raft::{RaftCore, Ready, Status},
     storage::{disk::Disk, starts::Starts, wal::WalReader},
-    types::{LogIndex, MemberId, Term},
+    types::MemberId,
 };
 use actix::prelude::*;
 use std::{sync::Arc, time::Duration};
@@ -85,10 +87,6 @@ pub struct RaftNode {
     pub(super) log_reads: LogReads,
     pub(super) retention: Retention,
     pub(super) deliveries: Deliveries,
-    /// The newest entry that consensus has handed out as committed.
-    pub(super) committed: LogIndex,
-    /// The newest term of which an entry is committed.
-    pub(super) committed_term: Term,
     /// This member is about to stop.
     pub(super) stopping: Option<Stopping>,
     pub(super) published: RaftStatus,
@@ -122,7 +120,7 @@ pub struct RaftPeers {
     /// The newest view, which has the alarms.
     pub views: latest::Receiver<Arc<Published>>,
     /// Serves other members' requests about leases.
-    pub leases: Arc<LeaseDesk>,
+    pub leases: LeaseServer,
     /// Answers with the hashes of this member's state.
     pub hashes: Recipient<ReportStateHash>,
     /// What the file of starts holds.
@@ -201,14 +199,15 @@ impl RaftNode {
         peers: RaftPeers,
         life: Lifeline,
     ) -> Self {
-        let published = status_of(&raft, member.id, false);
+        let connections = Connections::default();
+        let published = status_of(&raft, member.id, &connections, false);
         let voters = if peers.links.is_alone() {
             1
         } else {
             raft.membership().voters().count()
         };
         // Only a member that takes part changes its term.
-        let took_part = raft.status().term > Term(0);
+        let took_part = raft.status().term > peers.starts.origin.first_term();
         let proposals = PendingProposals::default();
         Self {
             held: Held::new(&raft, &proposals, &peers),
@@ -223,15 +222,13 @@ impl RaftNode {
             reads: PendingReads::default(),
             changes: PendingChanges::default(),
             leadership: Leadership::default(),
-            connections: Connections::default(),
+            connections,
             addresses: MemberAddresses::default(),
             transfers: SnapshotTransfers::default(),
             guard: Guard::default(),
             log_writes: LogWrites::new(pacing.disk_stall),
             log_reads: LogReads::default(),
             retention: Retention::new(pacing.log_bound, peers.links.is_alone()),
-            committed: LogIndex(0),
-            committed_term: Term(0),
             stopping: None,
             published,
             peers,
@@ -304,13 +301,9 @@ impl RaftNode {
             self.send(ready.messages);
         }
         for entry in ready.committed {
-            let term = entry.term;
-            self.committed = entry.index;
             self.membership_committed(&entry);
             let committed = self.with_caller(entry);
-            self.deliveries.push(committed);
-            if term > self.committed_term {
-                self.committed_term = term;
+            if let Some(term) = self.deliveries.push(committed) {
                 self.propose_overtaken(term);
             }
         }
@@ -344,7 +337,8 @@ impl RaftNode {
     }
 
     pub(super) fn publish_status(&mut self) {
-        let status = status_of(&self.raft, self.member.id, self.guard.is_out());
+        let out = self.guard.is_out();
+        let status = status_of(&self.raft, self.member.id, &self.connections, out);
         if self.published != status {
             self.published = status;
             self.peers.status.send_replace(status);
@@ -352,7 +346,18 @@ impl RaftNode {
     }
 }
 
-fn status_of(raft: &RaftCore, member: MemberId, out: bool) -> RaftStatus {
+fn status_of(
+    raft: &RaftCore,
+    member: MemberId,
+    connections: &Connections,
+    out: bool,
+) -> RaftStatus {
+    let members = raft.membership().ids();
+    let quota_alarm = if connections.all_speak(QUOTA_ALARM_VERSION, member, members) {
+        AlarmKind::QuotaReached
+    } else {
+        AlarmKind::NoSpace
+    };
     RaftStatus {
         leader: raft.leader(),
         leads: raft.is_leader(),
@@ -360,6 +365,7 @@ fn status_of(raft: &RaftCore, member: MemberId, out: bool) -> RaftStatus {
         commit: raft.commit(),
         learner: raft.membership().is_learner(member) && !awaits_vote(raft, member),
         out,
+        quota_alarm,
     }
 }
 

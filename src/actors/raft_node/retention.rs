@@ -75,9 +75,9 @@ impl Retention {
         self.released
     }
 
-    /// The database contains everything up to `through`.
+    /// The database contains everything up to `through`. A report from before a snapshot was installed may come after it.
     pub(super) fn set_stored(&mut self, through: LogIndex) {
-        self.stored = through;
+        self.stored = self.stored.max(through);
     }
 
     /// Every member has entries up to `through`, durably.
@@ -157,6 +157,8 @@ mod tests {
         let mut retention = Retention::new(BOUND, false);
         retention.set_stored(LogIndex(500));
         retention.measured(LogIndex(500), LogIndex(0));
+        retention.set_stored(LogIndex(300));
+        assert_eq!(retention.stored(), LogIndex(500), "a late report");
         let held = Some(LogIndex(350));
         assert_eq!(retention.release(held), Some(LogIndex(350)));
         assert_eq!(retention.release(None), Some(LogIndex(400)));

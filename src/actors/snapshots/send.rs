@@ -25,13 +25,13 @@ const INSTALL_TIMEOUT: Duration = Duration::from_mins(10);
 /// How fast snapshots are sent.
 #[derive(Clone, Copy, Debug)]
 pub struct SnapshotPacing {
-    /// Bytes a second, to each member.
+    /// Bytes a second, to each member or client.
     pub bytes_per_sec: u64,
 }
 
 impl SnapshotPacing {
     /// How long so many bytes take.
-    fn time_of(self, bytes: u64) -> Duration {
+    pub(in crate::actors) fn time_of(self, bytes: u64) -> Duration {
         Duration::from_micros(bytes.saturating_mul(1_000_000) / self.bytes_per_sec.max(1))
     }
 }

@@ -30,6 +30,7 @@ mod silence;
 mod waiting;
 
 use super::{
+    access::CertificateName,
     answer_budget::{Budget, SMALL_ANSWER_BYTES},
     client_pools::{ClientPools, ConnectionShares},
     connection_shares::Slots,
@@ -166,8 +167,7 @@ pub(super) struct Connection {
     shared: Rc<Shared>,
     peer: ClientPeer,
     wire: Wire<ClientStream>,
-    /// The user that the client's certificate names.
-    user: Option<Arc<str>>,
+    certificate: Option<Arc<CertificateName>>,
     http2: Box<server::Connection<Wire<ClientStream>, Payload>>,
     keepalive: KeepAlive,
     resets: ResetBudget,
@@ -186,7 +186,7 @@ impl Connection {
     pub(super) async fn handshake(
         shared: Rc<Shared>,
         wire: Wire<ClientStream>,
-        user: Option<Arc<str>>,
+        certificate: Option<Arc<CertificateName>>,
         limits: &ListenLimits,
         peer: ClientPeer,
     ) -> Result<Self, Failure> {
@@ -198,7 +198,7 @@ impl Connection {
             shared,
             peer,
             wire,
-            user,
+            certificate,
             http2: Box::new(http2),
             keepalive,
             resets: ResetBudget::default(),
@@ -419,8 +419,8 @@ impl Connection {
         // beginning of a path that is too long is the path of no method either.
         let path = head.uri.path();
         let path = &path[..path.floor_char_boundary(URI_BYTES_MAX)];
-        let user = self.user.as_ref();
-        let admission = match grpc::admit(&front.api, path, &head.headers, self.peer, user) {
+        let shown = self.certificate.as_deref();
+        let admission = match grpc::admit(&front.api, path, &head.headers, self.peer, shown) {
             Ok(admission) => admission,
             Err(status) => return refuse(respond, &status),
         };

@@ -3,6 +3,8 @@
 //! etcd: the order of checks, what counts as a change, and what moves the auth revision are those of `server/auth/store.go`.
 //! Tokens do not move it.
 
+pub mod imported;
+
 use super::{
     AuthError, Change, ROOT,
     change::{PasswordHash, Permission, TokenMark},
@@ -167,6 +169,12 @@ impl AuthState {
             key: Vec::new(),
             range_end: vec![0],
         }])
+    }
+
+    /// What was granted to a role, sorted by key, also to root, who needs no grant; nothing if there is no such role.
+    pub fn granted(&self, role: &str) -> &[Permission] {
+        let role = self.directory.roles.get(role);
+        role.map_or(&[], |role| role.permissions.as_slice())
     }
 
     /// The tokens that are good.

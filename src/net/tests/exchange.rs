@@ -160,6 +160,9 @@ fn a_member_of_the_first_version_is_connected_and_not_sent_what_it_does_not_know
         one.reaches(&two).await;
         two.reaches(&one).await;
         for (from, to) in [(&one, &two), (&two, &one)] {
+            from.post
+                .until(|post| post.version.get() == VERSION_LOW)
+                .await;
             let (reply, answer) = oneshot::channel();
             from.hub
                 .forward(to.id, VERSION_HIGH, Bytes::from_static(b"new"), reply);
@@ -442,7 +445,7 @@ impl crate::net::Inbox for Silent {
     fn snapshot(&self, _: crate::net::IncomingSnapshot) -> crate::net::Delivery {
         Box::pin(async {})
     }
-    fn connected(&self, _: MemberId) {}
+    fn connected(&self, _: MemberId, _: u16) {}
     fn disconnected(&self, _: MemberId) {}
     fn dropped(&self, _: MemberId) {}
     fn refused(&self, _: MemberId, _: u64, _: &str) {}

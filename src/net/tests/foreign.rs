@@ -50,6 +50,25 @@ fn a_list_of_names_lets_in_who_is_in_it_and_nobody_else() {
 }
 
 #[test]
+fn a_list_of_hosts_lets_in_who_is_valid_for_one_and_nobody_else() {
+    run(async {
+        let authority = Authority::new();
+        let listed = |security| with(security, &[], &["n1.example", "10.0.0.2"]);
+        let one = Member::start(1, listed(authority.foreign("one", &["n1.example"])));
+        let two = Member::start(2, listed(authority.foreign("two", &["10.0.0.2", "x"])));
+        one.knows(&[&two]);
+        two.knows(&[&one]);
+        one.reaches(&two).await;
+        two.reaches(&one).await;
+        let other = Member::start(3, authority.foreign("other", &["127.0.0.1", "n3"]));
+        one.knows(&[&two, &other]);
+        other.knows(&[&one]);
+        other.reports("invalid peer certificate").await;
+        assert!(!other.post.is_up(), "it does not get in");
+    });
+}
+
+#[test]
 fn a_certificate_that_was_revoked_is_refused_on_both_sides() {
     run(async {
         let authority = Authority::new();

@@ -139,7 +139,7 @@ fn a_bad_hello_is_refused_with_the_reason() {
         (
             &future,
             2,
-            "no common peer protocol version: the other side speaks 9 to 10, member \"n1\" speaks 1 to 2; upgrade member \"n1\"",
+            "no common peer protocol version: the other side speaks 9 to 10, member \"n1\" speaks 1 to 3; upgrade member \"n1\"",
         ),
         (b"GET / HTTP/1.1\r\n\r\n", 10, "does not begin with a hello"),
         (
@@ -180,7 +180,7 @@ fn later() -> Hello {
     later
 }
 
-const LATER: &str = "no common peer protocol version: member \"n3\" speaks 9 to 10, member \"n1\" speaks 1 to 2; \
+const LATER: &str = "no common peer protocol version: member \"n3\" speaks 9 to 10, member \"n1\" speaks 1 to 3; \
                      upgrade member \"n1\"";
 
 #[test]

@@ -120,6 +120,8 @@ pub(in crate::net) struct Post {
     pub(in crate::net) guests: RefCell<Vec<GuestQuestion>>,
     pub(in crate::net) snapshots: RefCell<Vec<IncomingSnapshot>>,
     pub(in crate::net) connected: Cell<usize>,
+    /// That of the newest connection.
+    pub(in crate::net) version: Cell<u16>,
     pub(in crate::net) disconnected: Cell<usize>,
     pub(in crate::net) dropped: Cell<usize>,
     pub(in crate::net) refused: RefCell<Vec<(MemberId, u64, String)>>,
@@ -191,7 +193,8 @@ impl Inbox for SharedPost {
         Box::pin(async {})
     }
 
-    fn connected(&self, _: MemberId) {
+    fn connected(&self, _: MemberId, version: u16) {
+        self.0.version.set(version);
         self.0.connected.set(self.0.connected.get() + 1);
         self.0.changed.notify_waiters();
     }

@@ -52,6 +52,34 @@ fn new_files_are_used_for_new_connections_and_bad_ones_are_not() {
     });
 }
 
+#[test]
+fn a_list_of_revoked_certificates_is_taken_up_when_it_changes() {
+    run(async {
+        let authority = Authority::new();
+        let (first, second) = (authority.member("n3"), authority.member("n4"));
+        let one = Member::start(1, authority.revoking(authority.member("n1"), &first));
+        let two = Member::start(2, authority.member("n2"));
+        one.knows(&[&two]);
+        two.knows(&[&one]);
+        one.reaches(&two).await;
+        let three = Member::start(3, first);
+        one.knows(&[&two, &three]);
+        three.knows(&[&one]);
+        three.reports("Revoked").await;
+
+        // Another list: that this one gets in shows that the other is revoked now.
+        fs::remove_file(authority.path().join("crl.pem")).unwrap();
+        authority.revoking(authority.member("n1"), &second);
+        three.reaches(&one).await;
+        let four = Member::start(4, second);
+        one.knows(&[&two, &three, &four]);
+        four.knows(&[&one]);
+        four.reports("Revoked").await;
+        one.reaches(&two).await;
+        assert_eq!(two.post.disconnected.get(), 0, "it stays connected");
+    });
+}
+
 /// Only a start refused them.
 #[test]
 fn what_a_start_would_refuse_does_not_replace_what_is_in_force() {
@@ -101,10 +129,17 @@ fn what_a_start_would_refuse_does_not_replace_what_is_in_force() {
         put("n1");
         assert_eq!(look(), Ok(()));
     }
+    // The key in force only gets a warning, so that what is beside it is used. A new one is refused.
     chmod(0o644);
     put("n1");
+    assert_eq!(look(), Ok(()));
+    let former = of("n1");
+    for file in [former.cert, former.key] {
+        fs::remove_file(file).unwrap();
+    }
+    put("n1");
     let error = look().unwrap_err();
-    let key = format!("peer.key: {}: ", used.key.display());
+    let key = format!("peer.key: {}: every user", used.key.display());
     assert!(error.starts_with(&key), "{error}");
     chmod(0o600);
     put("n1");

@@ -41,7 +41,9 @@ pub use error::{Damage, DbError};
 pub use format::{CompactionProgress, FORMAT_VERSION, Usage};
 pub use reader::{DbReader, OnDamage};
 pub use record::RecordRef;
-pub use snapshot::{DbSite, Export, Import, SNAPSHOT_VERSION, SnapshotFault, SnapshotHeader};
+pub use snapshot::{
+    DbSite, Export, Import, NewDb, SNAPSHOT_VERSION, SnapshotFault, SnapshotHeader,
+};
 
 use crate::{
     codec,

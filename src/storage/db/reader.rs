@@ -2,13 +2,17 @@
 
 use super::{
     error::{Damage, DbError, from_redb},
-    format::{KEY_BYTES, LEASES, META, REVISIONS, lower_key, revision_key, unseal},
+    format::{
+        CompactionProgress, KEY_BYTES, LEASES, META, REVISIONS, lower_key, meta, revision_key,
+        unseal,
+    },
     record::{RecordRef, open_record},
     record_cache::RecordCache,
 };
 use crate::{
+    codec,
     failpoint::{FailPoint, hit},
-    types::{LeaseId, RecordKind, Rev},
+    types::{LeaseId, LogPosition, RecordKind, Rev},
 };
 use bytes::Bytes;
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable};
@@ -183,6 +187,45 @@ impl DbReader {
     /// The blob that the newest commit with this name stored.
     pub fn meta(&self, name: &str) -> Result<Option<Vec<u8>>, DbError> {
         self.report_damage(read_meta(&self.view.transaction, &self.view.file, name))
+    }
+
+    /// The log position that this commit contains.
+    pub fn applied(&self) -> Result<LogPosition, DbError> {
+        self.own(meta::APPLIED)
+    }
+
+    /// The progress of the newest compaction, as of this commit.
+    pub fn compaction(&self) -> Result<Option<CompactionProgress>, DbError> {
+        let Some(bytes) = self.meta(meta::COMPACTION)? else {
+            return Ok(None);
+        };
+        let progress = CompactionProgress::decode(&bytes);
+        let progress = progress.ok_or_else(|| self.damaged_own(meta::COMPACTION, true));
+        self.report_damage(progress).map(Some)
+    }
+
+    /// One of the database's own entries, which every database has.
+    pub(super) fn own<T: bincode::Decode<()>>(&self, name: &'static str) -> Result<T, DbError> {
+        let bytes = self.meta(name)?;
+        let value = match &bytes {
+            None => Err(self.damaged_own(name, false)),
+            Some(bytes) => codec::decode(name, bytes).map_err(|_| self.damaged_own(name, true)),
+        };
+        self.report_damage(value)
+    }
+
+    /// The error for an entry of the database's own that is malformed, or missing.
+    fn damaged_own(&self, name: &str, is_there: bool) -> DbError {
+        let (table, entry) = ("meta", format!("entry {name}"));
+        let damage = if is_there {
+            Damage::Malformed { table, entry }
+        } else {
+            Damage::Missing { table, entry }
+        };
+        DbError::Damaged {
+            file: self.file(),
+            damage,
+        }
     }
 
     /// Visits every blob, the database's own among them, in order of their names.

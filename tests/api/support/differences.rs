@@ -12,6 +12,7 @@ pub(crate) enum Difference {
     AuthStatus,
     CancelledCalls,
     CompressedAnswers,
+    Downgrade,
     ExperimentalFlags,
     FutureWatchNotified,
     LostPlaceLeads,
@@ -45,6 +46,7 @@ impl Difference {
             Self::AuthStatus => ("has no AuthStatus", Before(3, 5)),
             Self::CancelledCalls => ("serves a client that cancels all calls at once", All),
             Self::CompressedAnswers => ("compresses the answer to a compressed request", All),
+            Self::Downgrade => ("is asked about downgrades to other versions", Before(3, 7)),
             Self::ExperimentalFlags => (
                 "calls its flag --experimental-watch-progress-notify-interval",
                 Before(3, 6),

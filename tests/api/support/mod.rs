@@ -22,7 +22,7 @@ pub(crate) use client::{
 pub(crate) use ctl::{CtlOutput, etcdctl, etcdctl_at, start_etcdctl, start_etcdctl_at};
 pub(crate) use differences::Difference;
 pub(crate) use server::{Exit, Kind, Server, Setup, run_to_exit};
-pub(crate) use tools::etcd_version;
+pub(crate) use tools::{etcd_version, etcdutl};
 pub(crate) use wire::{Wire, WireAnswer, frame, http_get};
 
 /// Prints what a test left out, and why.

@@ -267,6 +267,11 @@ impl Server {
         self.client_port
     }
 
+    /// Where an etcd says that others reach it.
+    pub(crate) fn peer_port(&self) -> u16 {
+        self.peer_port
+    }
+
     /// The same program with ports of its own, on a directory that the test chose.
     #[must_use]
     pub(crate) fn on(mut self, data_dir: impl Into<PathBuf>) -> Self {

@@ -1,17 +1,20 @@
 //! TLS of the client port: who gets in, who does not and why, and what happens when certificates change.
 
 mod authority;
+mod listeners;
 #[cfg(feature = "etcd-client-tests")]
 mod rotation;
 mod users;
 
 use crate::support::{Kind, Server, Setup, etcdctl_at, ports, run_to_exit};
 use authority::{Answer, Authority, Made, Shows, ask, close_and_go_on, named, replace};
+use quorate::internals::clock;
 use rcgen::{BasicConstraints, ExtendedKeyUsagePurpose, IsCa, date_time_ymd};
 use std::{fs, net::Ipv4Addr, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
+    process::Command,
     task::spawn_blocking,
     time::{sleep, timeout},
 };
@@ -134,6 +137,29 @@ async fn etcdctl_and_http_over_mutual_tls_beside_a_plain_port() {
     };
     let error = ask(secure.port, &shows).await.unwrap_err();
     assert!(error.contains("NoApplicationProtocol"), "{error}");
+}
+
+#[tokio::test]
+async fn a_snapshot_is_saved_over_mutual_tls() {
+    let mut secure = Secure::checked(&[]);
+    secure.server.restart().await;
+    let client = secure.authority.client("anybody");
+    let file = secure.server.home().join("backup.db");
+    let endpoint = format!("https://127.0.0.1:{}", secure.port);
+    let save = async |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_quorate"));
+        command
+            .args(["snapshot", "save", text(&file), "--endpoints", &endpoint])
+            .args(["--cacert", text(&secure.authority.file)])
+            .args(more);
+        run_to_exit(command).await
+    };
+    let refused = save(&[]).await;
+    assert!(!refused.status.success(), "it shows no certificate");
+    assert!(!file.exists(), "{refused:?}");
+    let shown = ["--cert", text(&client.cert), "--key", text(&client.key)];
+    let saved = save(&shown).await;
+    assert!(saved.status.success() && file.exists(), "{saved:?}");
 }
 
 #[tokio::test]
@@ -417,6 +443,50 @@ async fn half_a_handshake_is_closed_and_delays_nobody() {
     secure.ask(None).await.unwrap();
 }
 
+/// A refusal is logged once a minute for each address and reason, and no more than 64 of a kind in a minute.
+#[tokio::test]
+async fn refused_clients_without_end_fill_no_log() {
+    const TIMES: usize = 300;
+    const ADDRESSES: u8 = 200;
+    const TEXTS_MAX: usize = 64;
+    let mut secure = Secure::new(&[]);
+    secure.server.restart().await;
+    let start = clock::now();
+    let refused = async |from: Ipv4Addr, port: u16, sent: &[u8]| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        let connected = socket.connect((Ipv4Addr::LOCALHOST, port).into()).await;
+        let mut socket = connected.unwrap();
+        socket.write_all(sent).await.unwrap();
+        let mut answer = Vec::new();
+        drop(socket.read_to_end(&mut answer).await);
+    };
+    let (port, plain) = (secure.port, secure.server.client_port());
+    for _ in 0..TIMES {
+        refused(Ipv4Addr::LOCALHOST, port, b"GET / HTTP/1.1\r\n\r\n").await;
+        refused(Ipv4Addr::LOCALHOST, port, b"what is no TLS").await;
+        refused(Ipv4Addr::LOCALHOST, plain, b"\x16\x03\x01\x02\x00\x01\x00").await;
+    }
+    let reasons = [
+        "a client at 127.0.0.1 is refused: it speaks plain HTTP",
+        "a client at 127.0.0.1 is refused: what it sends is no TLS",
+        "a client at 127.0.0.1 speaks TLS to a port without it",
+    ];
+    let minutes = || 1 + usize::try_from(start.elapsed().as_secs() / 60).unwrap();
+    for reason in reasons {
+        secure.logged(reason).await;
+        let times = secure.server.log().matches(reason).count();
+        assert!(times <= minutes(), "{times} times: {reason}");
+    }
+    for last in 2..ADDRESSES {
+        refused(Ipv4Addr::new(127, 0, 0, last), port, b"no TLS").await;
+    }
+    secure.logged("a client at 127.0.0.2 is refused").await;
+    secure.ask(None).await.unwrap();
+    let times = secure.server.log().matches("is refused: ").count();
+    assert!(times <= TEXTS_MAX * minutes(), "{times} lines");
+}
+
 #[tokio::test]
 async fn what_follows_the_end_of_tls_is_ignored() {
     let mut secure = Secure::new(&[]);
@@ -678,43 +748,4 @@ async fn a_member_can_make_its_own_certificate() {
         own,
         "it is kept"
     );
-}
-
-#[tokio::test]
-async fn a_start_says_what_others_can_read_or_use() {
-    let mut secure = Secure::new(&[]);
-    let plain = secure.server.client_port();
-    let open = format!("0.0.0.0:{}", ports::free_port());
-    let listen = format!(
-        "http://127.0.0.1:{plain},http://{open},https://127.0.0.1:{}",
-        secure.port
-    );
-    fs::create_dir(secure.server.data_dir()).unwrap();
-    fs::set_permissions(secure.server.data_dir(), fs::Permissions::from_mode(0o755)).unwrap();
-    fs::set_permissions(&secure.own.key, fs::Permissions::from_mode(0o644)).unwrap();
-    secure.server = secure.server.also(&["--client-listen", &listen]);
-    secure.server.restart().await;
-    let log = secure.server.log();
-    for wanted in [
-        format!("clients on {open}: connections are not encrypted"),
-        format!("clients on {open}: authentication is off"),
-        format!(
-            "(mode 755): chmod 700 {}",
-            secure.server.data_dir().display()
-        ),
-        format!("chmod o= {}", secure.own.key.display()),
-    ] {
-        assert!(log.contains(&wanted), "{wanted}\n{log}");
-    }
-    let mut secure = Secure::checked(&[]);
-    secure.server.restart().await;
-    let log = secure.server.log();
-    for quiet in ["not encrypted", "authentication is off", "chmod"] {
-        assert!(!log.contains(quiet), "{quiet}\n{log}");
-    }
-    let mode = fs::metadata(secure.server.data_dir())
-        .unwrap()
-        .permissions()
-        .mode();
-    assert_eq!(mode & 0o777, 0o700, "a data directory that it made");
 }

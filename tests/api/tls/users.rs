@@ -240,3 +240,52 @@ async fn the_user_is_looked_up_at_each_call() {
         sleep(Duration::from_millis(20)).await;
     }
 }
+
+#[tokio::test]
+async fn the_audit_log_has_the_certificate_beside_the_user() {
+    let home = tempfile::tempdir().unwrap();
+    let authority = Authority::new(home.path(), "ca");
+    let own = authority.server("server");
+    let (server, port) = server(Kind::Quorate, &authority, &own);
+    let log = home.path().join("audit.log");
+    let output = format!("file:{}", text(&log));
+    let mut server = server.with_env(&[
+        ("QUORATE_AUDIT_OUTPUT", output.as_str()),
+        ("QUORATE_AUDIT_LEVEL", "all"),
+    ]);
+    server.restart().await;
+    let [alice, .., with_token, bad_token, _] = callers(&authority);
+    let root = Caller {
+        own: authority.client("root"),
+        flags: &[],
+    };
+    for args in SETUP {
+        let said = call(port, &authority.file, &root, args).await;
+        assert!(said.starts_with('0'), "{said}");
+    }
+    for caller in [&alice, &with_token, &bad_token] {
+        call(port, &authority.file, caller, &["get", "/a/x"]).await;
+    }
+    server.signal(rustix::process::Signal::TERM);
+    server.stopped().await;
+    let lines = std::fs::read_to_string(&log).unwrap();
+    let lines = lines
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .filter(|line: &serde_json::Value| {
+            line["method"] == "/etcdserverpb.KV/Range" && line["key"] == "/a/x"
+        });
+    let shown = lines.map(|line| {
+        let text = |field: &str| line[field].as_str().unwrap_or("-").to_owned();
+        [text("user"), text("cn"), text("refused")]
+    });
+    let shown: Vec<_> = shown.collect();
+    for (user, refused) in [
+        ("alice", "-"),
+        ("bob", "permission denied"),
+        ("-", "invalid auth token"),
+    ] {
+        let expected = [user, "alice", refused].map(str::to_owned);
+        assert!(shown.contains(&expected), "{expected:?} in {shown:?}");
+    }
+}

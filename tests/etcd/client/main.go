@@ -50,7 +50,7 @@ type test struct {
 func all() []test {
 	var tests []test
 	for _, some := range [][]test{
-		kvTests, watchTests, leaseTests, concurrencyTests, packageTests, recipeTests, clusterTests, failoverTests,
+		kvTests, watchTests, leaseTests, concurrencyTests, packageTests, recipeTests, clusterTests, authTests, failoverTests,
 	} {
 		tests = append(tests, some...)
 	}

@@ -15,6 +15,12 @@ const KEYS: u64 = 4;
 const VALUE_BYTES_MAX: u64 = 200_000;
 /// Writes of a large transaction.
 const TXN_PUTS: u64 = 100;
+/// A huge transaction is so many nested ones, each with so many writes: a transaction of two levels has room for little more,
+/// since the lengths of its lists on the way to any operation add up to 128 at most.
+const HUGE_PARTS: u64 = 60;
+const HUGE_PART_PUTS: u64 = 60;
+/// One in so many large transactions is huge, by chance: all its events follow from one entry of the log.
+const HUGE_IN: i64 = 6;
 /// Requests in a burst, and after how long they are cancelled, in milliseconds.
 const BURST: u64 = 16;
 const CANCEL_MILLIS_MAX: u64 = 20;
@@ -34,10 +40,13 @@ pub(crate) async fn work(client: Client, context: ClientContext) {
                 context.request(&client, Request::Put(put)).await;
             }
             2 => {
-                context.request(&client, Request::Range(all())).await;
+                let all = all("large");
+                context.request(&client, Request::Range(all)).await;
             }
             3 => {
-                let txn = large_txn(&context);
+                let huge = context.newest() % HUGE_IN == 0;
+                let txn = if huge { huge_txn } else { large_txn };
+                let txn = txn(&context);
                 context.request(&client, Request::Txn(txn)).await;
             }
             4 => cancelled_burst(&client, &context),
@@ -52,6 +61,10 @@ pub(crate) async fn work(client: Client, context: ClientContext) {
 
 fn key(number: u64) -> Key {
     format!("large-{number:03}").into()
+}
+
+fn huge_key(number: u64) -> Key {
+    format!("huge-{number:04}").into()
 }
 
 fn put(key: Key, value: Value) -> Put {
@@ -69,11 +82,11 @@ fn large_value(client: &Client, context: &ClientContext) -> Value {
     value.into()
 }
 
-/// All large values at once.
-fn all() -> Range {
+/// All values under large or huge keys at once.
+fn all(keys: &str) -> Range {
     Range {
-        key: "large-".into(),
-        range_end: "large.".into(),
+        key: format!("{keys}-").into(),
+        range_end: format!("{keys}.").into(),
         ..Range::default()
     }
 }
@@ -82,7 +95,26 @@ fn large_txn(context: &ClientContext) -> Txn {
     let puts = (KEYS..KEYS + TXN_PUTS).map(|number| TxnOp::Put(put(key(number), context.value())));
     Txn {
         compares: Vec::new(),
-        success: puts.chain([TxnOp::Range(all())]).collect(),
+        success: puts.chain([TxnOp::Range(all("large"))]).collect(),
+        failure: Vec::new(),
+    }
+}
+
+/// Thousands of writes, and a read of them all.
+fn huge_txn(context: &ClientContext) -> Txn {
+    let part = |part: u64| {
+        let numbers = part * HUGE_PART_PUTS..(part + 1) * HUGE_PART_PUTS;
+        let puts = numbers.map(|number| TxnOp::Put(put(huge_key(number), context.value())));
+        TxnOp::Txn(Txn {
+            compares: Vec::new(),
+            success: puts.collect(),
+            failure: Vec::new(),
+        })
+    };
+    let parts = (0..HUGE_PARTS).map(part);
+    Txn {
+        compares: Vec::new(),
+        success: parts.chain([TxnOp::Range(all("huge"))]).collect(),
         failure: Vec::new(),
     }
 }

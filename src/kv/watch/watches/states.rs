@@ -2,7 +2,7 @@
 
 use super::super::{
     catch_up::{CatchUp, Memory, ReadTask},
-    spec::{Outlet, Response, StreamId, WatchId, WatchSpec, WatcherKey},
+    spec::{Body, Outlet, Response, StreamId, WatchId, WatchSpec, WatcherKey},
 };
 use super::table::{Bounds, WatcherPhase, Watches};
 use crate::{
@@ -21,6 +21,20 @@ impl Outlet for Room {
     }
 
     fn send(&mut self, _: StreamId, _: Response) {}
+}
+
+/// A stream that keeps what it is sent.
+#[derive(Default)]
+struct Kept(Vec<Body>);
+
+impl Outlet for Kept {
+    fn has_room(&mut self, _: StreamId) -> bool {
+        true
+    }
+
+    fn send(&mut self, _: StreamId, response: Response) {
+        self.0.push(response.body);
+    }
 }
 
 /// Every key was written at revision 1, and that record is in memory or not.
@@ -138,6 +152,10 @@ impl Scene {
 
     /// The read is over, which found an event in the revisions up to the newest one less `behind`.
     fn read(&mut self, behind: i64, room: bool) {
+        self.read_into(behind, &mut Room(room));
+    }
+
+    fn read_into(&mut self, behind: i64, outlet: &mut dyn Outlet) {
         let Some(task) = &self.task else { return };
         let through = self.watches.newest().0 - behind;
         let event = super::super::event::WatchedChange::new(put(through))
@@ -147,7 +165,7 @@ impl Scene {
             through: Revision(through),
             events: vec![Some(super::super::events::Events::new(&[event]))],
         };
-        self.watches.complete(task, found, &mut Room(room));
+        self.watches.complete(task, found, outlet);
     }
 
     fn compacted(&mut self) {
@@ -161,7 +179,7 @@ impl Scene {
 /// An event: its name, and what happens.
 type WatchEvent = (&'static str, fn(&mut Scene));
 
-const EVENTS: [WatchEvent; 12] = [
+const EVENTS: [WatchEvent; 13] = [
     ("change", |scene| scene.publish(&WARM, true)),
     ("change, no room", |scene| scene.publish(&WARM, false)),
     ("change, value on disk", |scene| scene.publish(&COLD, true)),
@@ -184,6 +202,11 @@ const EVENTS: [WatchEvent; 12] = [
     ("cancel", |scene| {
         scene.watches.cancel(STREAM, WatchId(0), &mut Room(true));
     }),
+    ("right taken away", |scene| {
+        scene.watches.deny(|_| false, &mut Room(true));
+        // A read that is under way ends all the same.
+        scene.read(0, true);
+    }),
 ];
 
 /// An empty cell: the state stays.
@@ -201,6 +224,7 @@ read, no room         |         |         | starved |
 read: compacted       |         |         | gone    |
 stream has room       |         |         |         | queued
 cancel                | gone    | gone    | gone    | gone
+right taken away      | gone    | gone    | gone    | gone
 ";
 
 #[test]
@@ -225,4 +249,18 @@ fn each_event_in_each_state_leads_where_the_table_says() {
     lines.push(String::new());
     let table = lines.join("\n");
     assert_eq!(table, TABLE, "the table is:\n{table}");
+}
+
+#[test]
+fn a_watch_whose_right_is_taken_away_while_it_catches_up_gets_nothing_more() {
+    for state in ["queued", "reading", "starved"] {
+        let (mut scene, mut kept) = (Scene::of(state), Kept::default());
+        scene.watches.deny(|_| false, &mut kept);
+        scene.read_into(0, &mut kept);
+        scene.watches.drained(STREAM, &mut kept);
+        scene.watches.read_recent(&WARM, &mut kept);
+        assert!(scene.watches.next_read(&mut kept).is_none(), "{state}");
+        assert_eq!(kept.0, [Body::Denied], "{state}");
+        scene.watches.check();
+    }
 }

@@ -7,7 +7,6 @@ use super::super::{
 };
 use super::{SnapshotHeader, Totals, tag};
 use crate::{
-    codec,
     mutation::{Mutation, mutated},
     types::{Identity, LeaseId, LogPosition, Rev, Revision},
 };
@@ -37,12 +36,12 @@ enum Place {
 impl Export {
     /// A snapshot of what `reader` sees, without the blobs in `left_out`.
     pub fn new(reader: DbReader, left_out: &'static [&'static str]) -> Result<Self, DbError> {
-        let owner: Identity = own(&reader, meta::IDENTITY)?;
-        let mut applied: LogPosition = own(&reader, meta::APPLIED)?;
+        let owner: Identity = reader.own(meta::IDENTITY)?;
+        let mut applied: LogPosition = reader.applied()?;
         if mutated(Mutation::SnapshotWithoutLastEntry) {
             applied.index = applied.index.next();
         }
-        let usage: Usage = own(&reader, meta::USAGE)?;
+        let usage: Usage = reader.own(meta::USAGE)?;
         let header = SnapshotHeader {
             format: format_of(&reader)?,
             cluster: owner.cluster,
@@ -168,21 +167,4 @@ fn format_of(reader: &DbReader) -> Result<u32, DbError> {
         damaged(Damage::Malformed { table, entry })
     });
     bytes.map(u32::from_le_bytes)
-}
-
-/// One of the database's own entries, which every database has.
-fn own<T: bincode::Decode<()>>(reader: &DbReader, name: &'static str) -> Result<T, DbError> {
-    let damaged = |damage| DbError::Damaged {
-        file: reader.file(),
-        damage,
-    };
-    let (table, entry) = ("meta", || format!("entry {name}"));
-    let bytes = reader.meta(name)?.ok_or_else(|| {
-        let entry = entry();
-        damaged(Damage::Missing { table, entry })
-    })?;
-    codec::decode(name, &bytes).map_err(|_| {
-        let entry = entry();
-        damaged(Damage::Malformed { table, entry })
-    })
 }

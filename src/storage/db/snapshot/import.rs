@@ -1,111 +1,31 @@
-//! The receiving side: a database in a file of its own, which is opened and verified before it replaces the old one.
-//!
-//! The entry with the file's format is written with the last batch: so an incomplete file cannot be opened, whatever its name.
-//! The last batch is committed twice, so that redb cannot fall back to an incomplete commit.
+//! The receiving side: decodes the stream, and fills a database of its own with it, which is opened and verified before it
+//! replaces the old one.
 
 use super::super::{
-    Db, DbOptions,
-    error::{DbError, from_io, from_redb},
-    format::{KEY_BYTES, LEASES, REVISIONS, meta, parse_revision_key, revision_key, seal},
-    put_meta,
-    redb_file::open_redb,
-    sync_mark::INCOMING,
-    tracked_disk::TrackedDisk,
+    Db,
+    format::{KEY_BYTES, meta, parse_revision_key},
 };
-use super::{END_BYTES, SnapshotFault, SnapshotHeader, Totals, VALUE_BYTES_MAX, tag};
-use crate::{
-    codec,
-    failpoint::{FailPoint, hit},
-    storage::disk::{Disk, DiskFile},
-    types::{Identity, LeaseId, Record, Rev},
+use super::{
+    END_BYTES, SnapshotFault, SnapshotHeader, Totals, VALUE_BYTES_MAX,
+    new_db::{NewDb, OwnEntries},
+    site::DbSite,
+    tag,
 };
+use crate::types::{LeaseId, Record, Rev};
 use bytes::{Buf, Bytes, BytesMut};
-use redb::{Database, WriteTransaction};
-use std::{ops::Bound, sync::Arc};
-
-/// Bytes of items that one commit makes durable.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
-
-/// Size of the page cache while a database is received, in bytes.
-const CACHE_BYTES: usize = 8 * 1024 * 1024;
-
-/// Where a member's database is, and its identity.
-#[derive(Clone, Debug)]
-pub struct DbSite {
-    pub disk: Arc<dyn Disk>,
-    pub name: &'static str,
-    pub options: DbOptions,
-    pub identity: Identity,
-}
-
-impl DbSite {
-    fn incoming(&self) -> String {
-        format!("{}{INCOMING}", self.name)
-    }
-
-    /// The directory that it is in.
-    pub fn dir(&self) -> &'static str {
-        self.name.rsplit_once('/').map_or("", |(dir, _)| dir)
-    }
-
-    /// Removes what an interrupted transfer left.
-    pub fn discard_incoming(&self) -> Result<(), DbError> {
-        remove_leftover(&*self.disk, self.name)
-    }
-
-    /// Installs a received database: one rename replaces the old file, durably. If the old one is open, it can still be read.
-    pub fn switch(&self, mut received: Db) -> Result<Db, DbError> {
-        let file: Arc<str> = self.name.into();
-        let io = |source| from_io(&file, source);
-        hit(FailPoint::BeforeSnapshotSwitch);
-        let renamed = self.disk.rename(&self.incoming(), self.name);
-        renamed.map_err(io)?;
-        hit(FailPoint::AfterSnapshotRename);
-        self.disk.sync_dir(self.dir()).map_err(io)?;
-        hit(FailPoint::AfterSnapshotSwitch);
-        received.file = file;
-        Ok(received)
-    }
-}
-
-/// Removes what an interrupted transfer left beside the database `name`.
-pub(in super::super) fn remove_leftover(disk: &dyn Disk, name: &str) -> Result<(), DbError> {
-    let leftover = format!("{name}{INCOMING}");
-    let (dir, base) = leftover.rsplit_once('/').unwrap_or(("", &leftover));
-    let file: Arc<str> = leftover.as_str().into();
-    let io = |source| from_io(&file, source);
-    if disk.list(dir).map_err(io)?.iter().any(|name| name == base) {
-        disk.remove(&leftover).map_err(io)?;
-    }
-    Ok(())
-}
 
 /// A snapshot that is being received.
 #[derive(Debug)]
 pub struct Import {
-    site: DbSite,
+    new: NewDb,
     header: SnapshotHeader,
-    file: Arc<str>,
-    redb: Database,
-    disk_file: Arc<dyn DiskFile>,
-    disk: TrackedDisk,
     /// Received bytes of items that are not complete yet.
     buffer: BytesMut,
     /// Number of bytes of complete items.
     taken: u64,
-    batch: NextCommit,
     totals: Totals,
     last: Rev,
     ended: bool,
-}
-
-/// What the next commit stores.
-#[derive(Debug, Default)]
-struct NextCommit {
-    blobs: Vec<(String, Bytes)>,
-    leases: Vec<(LeaseId, Bytes)>,
-    records: Vec<Record>,
-    bytes: usize,
 }
 
 /// One item of the stream.
@@ -119,25 +39,11 @@ enum Item {
 impl Import {
     /// Begins a file for the snapshot with this header; what an earlier attempt left is removed.
     pub fn begin(site: &DbSite, header: SnapshotHeader) -> Result<Self, SnapshotFault> {
-        site.discard_incoming()?;
-        let name = site.incoming();
-        let file: Arc<str> = name.as_str().into();
-        let options = DbOptions {
-            cache_bytes: CACHE_BYTES,
-            record_cache_bytes: 0,
-        };
-        let disk = TrackedDisk::new(Arc::clone(&site.disk));
-        let (redb, disk_file) = open_redb(&disk, &name, &file, options, false)?;
         Ok(Self {
-            site: site.clone(),
+            new: NewDb::begin(site)?,
             header,
-            file,
-            redb,
-            disk_file,
-            disk,
             buffer: BytesMut::new(),
             taken: 0,
-            batch: NextCommit::default(),
             totals: Totals::default(),
             last: Rev::default(),
             ended: false,
@@ -160,11 +66,11 @@ impl Import {
                 Item::End(said) => self.end(said)?,
                 Item::Blob(name, value) => {
                     self.totals.blobs += 1;
-                    self.batch.blobs.push((name, value));
+                    self.new.put_blob(name, value)?;
                 }
                 Item::Lease(id, value) => {
                     self.totals.leases += 1;
-                    self.batch.leases.push((id, value));
+                    self.new.put_lease(id, value)?;
                 }
                 Item::Record(record) => {
                     if self.totals.records > 0 && record.rev <= self.last {
@@ -172,47 +78,32 @@ impl Import {
                     }
                     self.last = record.rev;
                     self.totals.records += 1;
-                    self.batch.records.push(record);
+                    self.new.put_record(record)?;
                 }
             }
             self.taken += bytes as u64;
-            self.batch.bytes += bytes;
-            if self.batch.bytes >= BATCH_BYTES {
-                self.commit()?;
-            }
         }
         Ok(())
     }
 
     /// Completes the file, opens it and verifies all of it. `own` are the receiver's blobs, which replace the sender's.
-    pub fn finish(mut self, own: &[(&'static str, Vec<u8>)]) -> Result<Db, SnapshotFault> {
+    pub fn finish(self, own: &[(&'static str, Vec<u8>)]) -> Result<Db, SnapshotFault> {
         if !self.ended {
             let what = format!("it stops after {} bytes", self.taken);
             return Err(SnapshotFault::NotWhole(what));
         }
-        for (name, value) in own {
-            let blob = ((*name).to_owned(), Bytes::copy_from_slice(value));
-            self.batch.blobs.push(blob);
-        }
-        self.commit()?;
-        for _ in 0..2 {
-            self.commit_identity()?;
-        }
         let Self {
-            site,
-            redb,
-            disk_file,
-            disk,
-            file,
-            header,
-            ..
+            mut new, header, ..
         } = self;
-        drop(redb);
-        let io = |source| from_io(&file, source);
-        disk_file.sync_data().map_err(io)?;
-        disk.check().map_err(io)?;
-        drop(disk_file);
-        let db = Db::open_received(&*site.disk, &file, site.options, site.identity)?;
+        for (name, value) in own {
+            new.put_blob((*name).to_owned(), Bytes::copy_from_slice(value))?;
+        }
+        let db = new.finish_with(&OwnEntries {
+            format: header.format,
+            applied: header.applied,
+            usage: header.usage,
+            compaction: header.compaction.as_deref(),
+        })?;
         if db.usage() != header.usage || db.applied() != header.applied {
             let what = format!(
                 "the file holds {} at entry {}, the sender had {} at {}",
@@ -306,75 +197,5 @@ impl Import {
         }
         self.ended = true;
         Ok(())
-    }
-
-    fn commit(&mut self) -> Result<(), DbError> {
-        let batch = std::mem::take(&mut self.batch);
-        let transaction = self.begin_write()?;
-        self.put_records(&transaction, &batch.records)?;
-        let mut leases = transaction
-            .open_table(LEASES)
-            .map_err(|error| from_redb(&self.file, error))?;
-        let mut sealed = Vec::new();
-        for (id, value) in &batch.leases {
-            seal(&id.0.to_be_bytes(), value, &mut sealed);
-            let stored = leases.insert(id.0, sealed.as_slice());
-            stored.map_err(|error| from_redb(&self.file, error))?;
-        }
-        drop(leases);
-        for (name, value) in &batch.blobs {
-            put_meta(&self.file, &transaction, name, Some(value))?;
-        }
-        self.end_write(transaction)
-    }
-
-    fn put_records(
-        &self,
-        transaction: &WriteTransaction,
-        records: &[Record],
-    ) -> Result<(), DbError> {
-        let mut table = transaction
-            .open_table(REVISIONS)
-            .map_err(|error| from_redb(&self.file, error))?;
-        let mut cursor = table
-            .upper_bound_mut(Bound::<&[u8; KEY_BYTES]>::Unbounded)
-            .map_err(|error| from_redb(&self.file, error))?;
-        let mut sealed = Vec::new();
-        for record in records {
-            let key = revision_key(record.rev, record.kind);
-            seal(&key, &record.kv, &mut sealed);
-            let stored = cursor.insert_before(&key, sealed.as_slice());
-            stored.map_err(|error| from_redb(&self.file, error))?;
-        }
-        cursor.close().map_err(|error| from_redb(&self.file, error))
-    }
-
-    /// Writes the database's own entries, among them the format, without which the file cannot be opened.
-    fn commit_identity(&self) -> Result<(), DbError> {
-        let transaction = self.begin_write()?;
-        let entries = [
-            (meta::IDENTITY, codec::encode(&self.site.identity)),
-            (meta::APPLIED, codec::encode(&self.header.applied)),
-            (meta::USAGE, codec::encode(&self.header.usage)),
-            (meta::FORMAT, self.header.format.to_le_bytes().to_vec()),
-        ];
-        for (name, value) in &entries {
-            put_meta(&self.file, &transaction, name, Some(value))?;
-        }
-        let compaction = self.header.compaction.as_deref();
-        put_meta(&self.file, &transaction, meta::COMPACTION, compaction)?;
-        self.end_write(transaction)
-    }
-
-    fn begin_write(&self) -> Result<WriteTransaction, DbError> {
-        self.redb
-            .begin_write()
-            .map_err(|error| from_redb(&self.file, error))
-    }
-
-    fn end_write(&self, transaction: WriteTransaction) -> Result<(), DbError> {
-        transaction
-            .commit()
-            .map_err(|error| from_redb(&self.file, error))
     }
 }

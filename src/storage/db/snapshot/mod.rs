@@ -12,17 +12,21 @@
 //! ```
 //!
 //! Chunks may end anywhere in the stream. [`Export`] encodes it chunk by chunk, [`Import`] decodes it chunk by chunk; both hold
-//! at most one chunk and one item, and [`Import`] a batch of 4 MiB. Blobs are not decoded; those that concern only the sender
-//! are left out by name.
+//! at most one chunk and one item, and [`NewDb`], which the items go into, a batch of 4 MiB. Blobs are not decoded; those that
+//! concern only the sender are left out by name.
 
 mod export;
 mod import;
+mod new_db;
+mod site;
 #[cfg(test)]
 mod tests;
 
 pub use export::Export;
-pub(super) use import::remove_leftover;
-pub use import::{DbSite, Import};
+pub use import::Import;
+pub use new_db::NewDb;
+pub use site::DbSite;
+pub(super) use site::remove_leftover;
 
 use super::{
     error::DbError,

@@ -1,98 +1,56 @@
-//! The same random requests by several users, with users, roles and permissions changing under them, against Quorate and a real
-//! etcd: every answer, each error's code and text, and every revision must agree.
-//!
-//! `QUORATE_DIFF_OPS` steps from `SEED`, which a failure prints. Left out on purpose, as `docs/compat.md` says:
-//! - an empty transaction, which etcd lets everybody run;
-//! - the bound on failed logins, which is switched off;
-//! - two permissions of a role with one key and different ends, of which etcd replaces only the first and stores the other twice.
+//! One server of the differential test of users: it makes a step's call, and gives the answer as a text that can be compared.
 
-use crate::support::{Difference, Kind, Server, Setup, note};
-use quorate::internals::api::proto::{authpb, etcdserverpb as pb};
+use super::steps::{Step, Who};
+use crate::support::{Kind, Server, Setup};
+use bytes::Bytes;
+use quorate::internals::api::proto::{
+    authpb, etcdserverpb as pb, v3electionpb as ep, v3lockpb as lp,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env,
+    time::Duration,
 };
+use tokio::time::timeout;
 use tokio_stream::{iter, once};
-use tonic::{Request, transport::Channel};
+use tonic::{Request, Streaming, transport::Channel};
 
-const STEPS: usize = 2_500;
-const USERS: [&str; 5] = ["root", "a", "b", "c", ""];
-const ROLES: [&str; 4] = ["root", "r", "s", ""];
-const PASSWORDS: [&str; 3] = ["one", "two", ""];
-const KEYS: [&str; 6] = ["a", "b", "c", "ca", "d", "e"];
-/// What is granted: one end for each key.
-const GRANTS: [(&str, &str); 8] = [
-    ("a", ""),
-    ("b", "d"),
-    ("d", "e"),
-    ("e", "\0"),
-    ("\0", "\0"),
-    ("", "x"),
-    ("f", "e"),
-    ("g", "g"),
-];
-const RANGES: [(&str, &str); 10] = [
-    ("a", ""),
-    ("b", ""),
-    ("b", "c"),
-    ("b", "e"),
-    ("a", "e"),
-    ("c", "d"),
-    ("d", "\0"),
-    ("\0", "\0"),
-    ("e", "f"),
-    ("d", "b"),
-];
+/// How long an event may take: generous, for a loaded machine.
+const LONG: Duration = Duration::from_secs(30);
 
-#[derive(Clone, Copy, Debug)]
-enum Who {
-    Nobody,
-    BadToken,
-    User(&'static str),
+/// A watch that stays open while users and roles change.
+pub(super) struct OpenWatch {
+    answers: Streaming<pb::WatchResponse>,
+    /// The revision and the key of each event.
+    pub(super) seen: Vec<(i64, Bytes)>,
+    /// The reason, if the server has ended it.
+    pub(super) over: Option<String>,
 }
 
-#[derive(Clone, Debug)]
-enum Step {
-    Enable,
-    Disable,
-    AuthStatus,
-    LogIn(&'static str, &'static str),
-    AddUser(&'static str, &'static str, bool),
-    GetUser(&'static str),
-    ListUsers,
-    DeleteUser(&'static str),
-    ChangePassword(&'static str, &'static str),
-    GrantRole(&'static str, &'static str),
-    RevokeRole(&'static str, &'static str),
-    AddRole(&'static str),
-    GetRole(&'static str),
-    ListRoles,
-    DeleteRole(&'static str),
-    Grant(&'static str, i32, Option<(&'static str, &'static str)>),
-    Revoke(&'static str, (&'static str, &'static str)),
-    Put(pb::PutRequest),
-    Range(pb::RangeRequest),
-    RangeStream(pb::RangeRequest),
-    Delete(pb::DeleteRangeRequest),
-    Txn(pb::TxnRequest),
-    Compact(i64),
-    GrantLease(i64),
-    RevokeLease(i64),
-    KeepAlive(i64),
-    TimeToLive(i64, bool),
-    Leases,
-    Watch((&'static str, &'static str), i64),
-    Members,
-    Alarms(i32),
-    MemberStatus,
-    HashKv,
+impl OpenWatch {
+    /// Takes events up to that of a revision, or until the server ends the watch.
+    pub(super) async fn follow(&mut self, through: i64) {
+        let reached = |seen: &[(i64, Bytes)]| seen.last().is_some_and(|last| last.0 >= through);
+        while self.over.is_none() && !reached(&self.seen) {
+            let answer = timeout(LONG, self.answers.message()).await;
+            let answer = answer.expect("an event comes").unwrap();
+            let answer = answer.expect("the stream stays open");
+            for event in answer.events {
+                let kv = event.kv.unwrap();
+                self.seen.push((kv.mod_revision, kv.key));
+            }
+            self.over = answer.canceled.then_some(answer.cancel_reason);
+        }
+    }
 }
 
 /// One server, with the newest token of each user.
-struct Side {
-    _server: Server,
-    channel: Channel,
+pub(super) struct Side {
+    _server: Option<Server>,
+    pub(super) channel: Channel,
     tokens: BTreeMap<&'static str, String>,
+    pub(super) watches: Vec<OpenWatch>,
+    /// What the newest campaign won.
+    leader: Option<ep::LeaderKey>,
 }
 
 /// The answer without what differs between servers.
@@ -119,7 +77,7 @@ macro_rules! outcome_of {
 }
 
 impl Side {
-    async fn start(kind: Kind) -> Self {
+    pub(super) async fn start(kind: Kind) -> Self {
         let mut setup = Setup::default();
         match kind {
             Kind::Quorate => setup.env.extend([
@@ -134,12 +92,25 @@ impl Side {
         let endpoint = tonic::transport::Endpoint::from_shared(address).unwrap();
         Self {
             channel: endpoint.connect().await.unwrap(),
-            _server: server,
+            _server: Some(server),
             tokens: BTreeMap::new(),
+            watches: Vec::new(),
+            leader: None,
         }
     }
 
-    fn by<T>(&self, who: Who, message: T) -> Request<T> {
+    /// Another client of the same server, with the same tokens. The server ends with the first.
+    pub(super) fn another(&self) -> Self {
+        Self {
+            _server: None,
+            channel: self.channel.clone(),
+            tokens: self.tokens.clone(),
+            watches: Vec::new(),
+            leader: None,
+        }
+    }
+
+    pub(super) fn by<T>(&self, who: Who, message: T) -> Request<T> {
         let mut request = Request::new(message);
         let token = match who {
             Who::Nobody => return request,
@@ -155,14 +126,14 @@ impl Side {
     }
 
     #[expect(clippy::too_many_lines, reason = "one arm for each call")]
-    async fn run(&mut self, who: Who, step: &Step) -> String {
+    pub(super) async fn run(&mut self, who: Who, step: &Step) -> String {
         let channel = self.channel.clone();
         let mut auth = pb::auth_client::AuthClient::new(channel.clone());
         let mut kv = pb::kv_client::KvClient::new(channel.clone());
         let mut lease = pb::lease_client::LeaseClient::new(channel.clone());
         let mut maintenance = pb::maintenance_client::MaintenanceClient::new(channel.clone());
         let (own, text) = (|text: &str| text.to_owned(), str::as_bytes);
-        let bytes = |key: &'static str| bytes::Bytes::from_static(text(key));
+        let bytes = |key: &'static str| Bytes::from_static(text(key));
         match step.clone() {
             Step::Enable => outcome_of!(auth.auth_enable(self.by(who, pb::AuthEnableRequest {}))),
             Step::Disable => {
@@ -334,32 +305,21 @@ impl Side {
                     }
                 )
             }
-            Step::Watch((key, end), start_revision) => {
-                let create = pb::WatchCreateRequest {
-                    key: bytes(key),
-                    range_end: bytes(end),
-                    start_revision,
-                    ..Default::default()
-                };
-                let request = pb::WatchRequest {
-                    request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)),
-                };
-                let mut watch = pb::watch_client::WatchClient::new(channel);
-                // It stays open until the answer has come.
-                let requests =
-                    tokio_stream::StreamExt::chain(iter([request]), tokio_stream::pending());
-                match watch.watch(self.by(who, requests)).await {
-                    Ok(answers) => match answers.into_inner().message().await {
-                        Ok(answer) => {
-                            let answer = answer.unwrap();
-                            let (created, canceled) = (answer.created, answer.canceled);
-                            format!("{created} {canceled} {}", answer.cancel_reason)
-                        }
-                        Err(status) => format!("{:?}: {}", status.code(), status.message()),
-                    },
-                    Err(status) => format!("{:?}: {}", status.code(), status.message()),
-                }
+            Step::Watch(range, start_revision) => {
+                let (shown, _) = self.watch(who, range, start_revision).await;
+                shown
             }
+            Step::OpenWatch(range) => {
+                let (shown, open) = self.watch(who, range, 0).await;
+                self.watches.extend(open);
+                shown
+            }
+            Step::Lock(..)
+            | Step::Unlock(_)
+            | Step::Campaign(..)
+            | Step::Leader(_)
+            | Step::Proclaim(_)
+            | Step::Resign => self.run_queued(who, step).await,
             Step::Members => {
                 let mut cluster = pb::cluster_client::ClusterClient::new(channel);
                 let request = self.by(who, pb::MemberListRequest { linearizable: true });
@@ -390,197 +350,94 @@ impl Side {
             }
         }
     }
-}
 
-struct Generator(fastrand::Rng);
-
-impl Generator {
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.0.usize(..all.len())]
-    }
-
-    fn who(&mut self) -> Who {
-        match self.0.u8(..12) {
-            0 => Who::Nobody,
-            1 => Who::BadToken,
-            2..=5 => Who::User("root"),
-            _ => Who::User(self.of(&["a", "b", "c"])),
-        }
-    }
-
-    fn put(&mut self) -> pb::PutRequest {
-        pb::PutRequest {
-            key: self.of(&KEYS).into(),
-            value: "v".into(),
-            lease: self.of(&[0, 0, 0, 1, 2, 3]),
-            prev_kv: self.0.u8(..4) == 0,
-            ..Default::default()
-        }
-    }
-
-    fn range(&mut self) -> pb::RangeRequest {
-        let (key, end) = self.of(&RANGES);
-        pb::RangeRequest {
+    /// The answer to a watch, and the watch if it was created.
+    async fn watch(
+        &self,
+        who: Who,
+        (key, range_end): (&'static str, &'static str),
+        start_revision: i64,
+    ) -> (String, Option<OpenWatch>) {
+        let create = pb::WatchCreateRequest {
             key: key.into(),
-            range_end: end.into(),
-            serializable: self.0.bool(),
+            range_end: range_end.into(),
+            start_revision,
             ..Default::default()
-        }
-    }
-
-    fn delete(&mut self) -> pb::DeleteRangeRequest {
-        let (key, end) = self.of(&RANGES);
-        pb::DeleteRangeRequest {
-            key: key.into(),
-            range_end: end.into(),
-            prev_kv: self.0.bool(),
-        }
-    }
-
-    fn txn(&mut self, depth: usize) -> pb::TxnRequest {
-        use pb::request_op::Request as Op;
-        let ops = |generator: &mut Self, least: usize| {
-            let count = least + generator.0.usize(..2);
-            let op = |generator: &mut Self| {
-                let request = match generator.0.u8(..7) {
-                    0..=2 => Op::RequestRange(generator.range()),
-                    3 | 4 => Op::RequestPut(generator.put()),
-                    5 => Op::RequestDeleteRange(generator.delete()),
-                    _ if depth > 0 => Op::RequestTxn(generator.txn(depth - 1)),
-                    _ => Op::RequestRange(generator.range()),
+        };
+        let request = pb::WatchRequest {
+            request_union: Some(pb::watch_request::RequestUnion::CreateRequest(create)),
+        };
+        let mut watch = pb::watch_client::WatchClient::new(self.channel.clone());
+        // The client's side stays open as long as the answers are read.
+        let requests = tokio_stream::StreamExt::chain(iter([request]), tokio_stream::pending());
+        let refused = |status: tonic::Status| format!("{:?}: {}", status.code(), status.message());
+        let mut answers = match watch.watch(self.by(who, requests)).await {
+            Ok(answers) => answers.into_inner(),
+            Err(status) => return (refused(status), None),
+        };
+        match answers.message().await {
+            Ok(answer) => {
+                let answer = answer.unwrap();
+                let (created, canceled) = (answer.created, answer.canceled);
+                let shown = format!("{created} {canceled} {}", answer.cancel_reason);
+                let open = OpenWatch {
+                    answers,
+                    seen: Vec::new(),
+                    over: None,
                 };
-                pb::RequestOp {
-                    request: Some(request),
-                }
-            };
-            (0..count).map(|_| op(generator)).collect::<Vec<_>>()
-        };
-        let success = ops(self, 1);
-        let failure = ops(self, 0);
-        let compare = if self.0.bool() {
-            let (key, end) = self.of(&RANGES);
-            vec![pb::Compare {
-                key: key.into(),
-                range_end: end.into(),
-                target: i32::from(pb::compare::CompareTarget::Version),
-                result: i32::from(pb::compare::CompareResult::Greater),
-                target_union: Some(pb::compare::TargetUnion::Version(0)),
-            }]
-        } else {
-            Vec::new()
-        };
-        pb::TxnRequest {
-            compare,
-            success,
-            failure,
+                (shown, (created && !canceled).then_some(open))
+            }
+            Err(status) => (refused(status), None),
         }
     }
 
-    fn step(&mut self, revision: i64) -> Step {
-        // root keeps a password that this test knows.
-        let name = self.of(&USERS);
-        let password = if name == "root" {
-            "one"
-        } else {
-            self.of(&PASSWORDS)
-        };
-        match self.0.u8(..72) {
-            0..=2 => Step::Enable,
-            3 => Step::Disable,
-            4 => Step::AuthStatus,
-            5..=13 => Step::LogIn(name, password),
-            14..=16 => Step::AddUser(name, password, name != "root" && self.0.u8(..6) == 0),
-            17 | 18 => Step::GetUser(name),
-            19 => Step::ListUsers,
-            20 => Step::DeleteUser(name),
-            21 => Step::ChangePassword(name, password),
-            22..=25 => Step::GrantRole(name, self.of(&ROLES)),
-            26 => Step::RevokeRole(name, self.of(&ROLES)),
-            27 | 28 => Step::AddRole(self.of(&ROLES)),
-            29 | 30 => Step::GetRole(self.of(&ROLES)),
-            31 => Step::ListRoles,
-            32 => Step::DeleteRole(self.of(&ROLES)),
-            33..=37 => {
-                let range = (self.0.u8(..12) > 0).then(|| self.of(&GRANTS));
-                Step::Grant(self.of(&ROLES), self.0.i32(..4), range)
+    /// Calls about locks and elections.
+    async fn run_queued(&mut self, who: Who, step: &Step) -> String {
+        let mut locks = lp::lock_client::LockClient::new(self.channel.clone());
+        let mut elections = ep::election_client::ElectionClient::new(self.channel.clone());
+        match *step {
+            Step::Lock(name, lease) => {
+                let name = name.into();
+                let request = lp::LockRequest { name, lease };
+                outcome_of!(locks.lock(self.by(who, request)))
             }
-            38 | 39 => Step::Revoke(self.of(&ROLES), self.of(&GRANTS)),
-            40..=45 => Step::Put(self.put()),
-            46..=49 => Step::Range(self.range()),
-            50 => Step::RangeStream(self.range()),
-            51 | 52 => Step::Delete(self.delete()),
-            53..=57 => Step::Txn(self.txn(2)),
-            58 => Step::Compact(revision.saturating_sub(20).max(1)),
-            59 | 60 => Step::GrantLease(self.0.i64(1..4)),
-            61 => Step::RevokeLease(self.0.i64(1..5)),
-            62 | 63 => Step::KeepAlive(self.0.i64(1..5)),
-            64 | 65 => Step::TimeToLive(self.0.i64(1..5), self.0.bool()),
-            66 => Step::Leases,
-            67 | 68 => Step::Watch(self.of(&RANGES[..9]), self.of(&[0, 0, 0, -1])),
-            69 => Step::Members,
-            70 => Step::Alarms(self.of(&[0, 0, 1, 2])),
-            _ => {
-                if self.0.bool() {
-                    Step::MemberStatus
-                } else {
-                    Step::HashKv
+            Step::Unlock(key) => {
+                let request = lp::UnlockRequest { key: key.into() };
+                outcome_of!(locks.unlock(self.by(who, request)))
+            }
+            Step::Campaign(name, lease) => {
+                let request = ep::CampaignRequest {
+                    name: name.into(),
+                    lease,
+                    value: "v".into(),
+                };
+                match elections.campaign(self.by(who, request)).await {
+                    Ok(response) => {
+                        let response = response.into_inner();
+                        let revision = response.header.unwrap().revision;
+                        self.leader = response.leader;
+                        format!("{revision} {:?}", self.leader)
+                    }
+                    Err(status) => format!("{:?}: {}", status.code(), status.message()),
                 }
             }
-        }
-    }
-}
-
-/// Brings authentication on again, if steps have made that impossible.
-fn prologue() -> [Step; 5] {
-    [
-        Step::AddUser("root", "one", false),
-        Step::AddRole("root"),
-        Step::GrantRole("root", "root"),
-        Step::Enable,
-        Step::LogIn("root", "one"),
-    ]
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn users_get_what_etcd_gives_them() {
-    if Difference::RangeStream.in_etcd() {
-        note("the rules of users are those of 3.7");
-        return;
-    }
-    let setting = |name: &str| env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-    let seed = setting("SEED").unwrap_or_else(|| fastrand::u64(..));
-    let steps = setting("QUORATE_DIFF_OPS").map_or(STEPS, |ops| usize::try_from(ops).unwrap());
-    note(&format!("SEED={seed}"));
-    let mut generator = Generator(fastrand::Rng::with_seed(seed));
-    let (mut ours, mut theirs) = tokio::join!(Side::start(Kind::Quorate), Side::start(Kind::Etcd));
-    let mut outcomes: BTreeMap<String, usize> = BTreeMap::new();
-    for number in 0..steps {
-        let mut drawn = vec![(
-            generator.who(),
-            generator.step(i64::try_from(number).unwrap()),
-        )];
-        if number % 100 == 0 {
-            let root = if number == 0 {
-                Who::Nobody
-            } else {
-                Who::User("root")
-            };
-            drawn = prologue().map(|step| (root, step)).into();
-        }
-        for (who, step) in drawn {
-            let (our, their) = tokio::join!(ours.run(who, &step), theirs.run(who, &step));
-            assert_eq!(our, their, "SEED={seed} step {number}: {step:?} by {who:?}");
-            if let Some((_, text)) = our.split_once(": etcdserver: ") {
-                *outcomes.entry(text.to_owned()).or_default() += 1;
+            Step::Leader(name) => {
+                let request = ep::LeaderRequest { name: name.into() };
+                outcome_of!(elections.leader(self.by(who, request)))
             }
+            Step::Proclaim(value) => {
+                let request = ep::ProclaimRequest {
+                    leader: self.leader.clone(),
+                    value: value.into(),
+                };
+                outcome_of!(elections.proclaim(self.by(who, request)))
+            }
+            Step::Resign => {
+                let leader = self.leader.clone();
+                let request = ep::ResignRequest { leader };
+                outcome_of!(elections.resign(self.by(who, request)))
+            }
+            _ => unreachable!("{step:?} is about no lock and no election"),
         }
-    }
-    note(&format!("{steps} steps, refusals: {outcomes:?}"));
-    for text in [
-        "permission denied",
-        "user name is empty",
-        "invalid auth token",
-    ] {
-        assert!(outcomes.contains_key(text), "SEED={seed}: never {text:?}");
     }
 }
