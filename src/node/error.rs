@@ -123,8 +123,8 @@ pub enum StartError {
     RestoredAlone { name: String, members: usize },
     /// A restored member has not asked yet whether it has taken part before, and who the others are cannot be read.
     #[error(
-        "member {name:?} was restored, and its first start has to ask the other members whether it has taken part before, but its \
-         database, which says who they are, cannot be read: delete the data directory, and restore this member again with the \
+        "member {name:?} was restored, and its first start has to ask the other members whether it has taken part before, but \
+         its database, which says who they are, cannot be read: delete the data directory, and restore this member again with the \
          same command. A refill does not help"
     )]
     RestoredUnreadable { name: String },

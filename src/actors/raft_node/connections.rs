@@ -51,8 +51,8 @@ impl Connections {
         self.connected.get(&id).is_some_and(|since| *since <= then)
     }
 
-    /// Whether all `members`, of which this one is `own`, are known to speak this version of the peer protocol: they did when they
-    /// were last connected.
+    /// Whether all `members`, of which this one is `own`, are known to speak this version of the peer protocol: they did when
+    /// they were last connected.
     pub(super) fn all_speak(
         &self,
         version: u16,
