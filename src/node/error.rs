@@ -124,8 +124,8 @@ pub enum StartError {
     /// A restored member has not asked yet whether it has taken part before, and who the others are cannot be read.
     #[error(
         "member {name:?} was restored, and its first start has to ask the other members whether it has taken part before, but \
-         its database, which says who they are, cannot be read: delete the data directory, and restore this member again with the \
-         same command. A refill does not help"
+         its database, which says who they are, cannot be read: delete the data directory, and restore this member again with \
+         the same command. A refill does not help"
     )]
     RestoredUnreadable { name: String },
     /// The file `refill` cannot be read or removed, or the database cannot be renamed.

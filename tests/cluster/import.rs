@@ -262,17 +262,22 @@ async fn grant(port: u16, flags: &[&str]) -> String {
 
 /// Writes of all kinds, some of which are refused where they are applied; `kept` is a lease that stays.
 async fn late_history(port: u16, kept: &str) {
+    let revoked = grant(port, &[]).await;
     let port = [port];
+    for key in ["revoked/1", "revoked/2"] {
+        let lease = format!("--lease={revoked}");
+        etcdctl(&port, &["put", key, "x", &lease]).await.ok();
+    }
+    // etcd commits at once what deletes a row of its database, so all that follows this is only in the log.
+    etcdctl(&port, &["lease", "revoke", &revoked]).await.ok();
     etcdctl(&port, &["put", "k3", "late"]).await.ok();
     etcdctl(&port, &["del", "k4"]).await.ok();
     etcdctl(&port, &["del", "absent"]).await.ok();
     nested_transaction(port[0]).await;
-    let (late, revoked) = (grant(port[0], &[]).await, grant(port[0], &[]).await);
+    let late = grant(port[0], &[]).await;
     for (key, lease) in [
         ("late/1", late.as_str()),
         ("late/2", late.as_str()),
-        ("revoked/1", revoked.as_str()),
-        ("revoked/2", revoked.as_str()),
         ("leased/2", kept),
     ] {
         let lease = format!("--lease={lease}");
@@ -281,7 +286,6 @@ async fn late_history(port: u16, kept: &str) {
     etcdctl(&port, &["put", "late/2", "moved"]).await.ok();
     let keep = ["put", "late/1", "--ignore-value", "--ignore-lease"];
     etcdctl(&port, &keep).await.ok();
-    etcdctl(&port, &["lease", "revoke", &revoked]).await.ok();
     let refused = ["put", "k", "v", "--lease=123"];
     etcdctl(&port, &refused).await.refused();
     etcdctl(&port, &["compact", "3"]).await.refused();
