@@ -76,7 +76,7 @@ pub enum FailPoint {
     BeforeMemberWrite,
     /// A first start has written the file `member`, and the mark is still there.
     AfterMemberWrite,
-    /// This member has recorded that another one begins, or that it takes part itself, and nobody knows.
+    /// This member has recorded that another one begins, or that it takes part itself, and has not answered yet.
     AfterStartRecorded,
     /// A refill has put the database aside.
     AfterDatabaseAside,

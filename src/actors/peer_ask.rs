@@ -114,9 +114,9 @@ impl GuestInfo {
 /// What a member answers a process without data that asks whether a member has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum RecordedStart {
-    /// It asked this one to record that it begins.
+    /// The member asked the answering member to record its start.
     Recorded,
-    /// It did not.
+    /// No such request was recorded.
     NotRecorded,
     /// This member was not there when the others formed the cluster: it was added later.
     WasNotThere,

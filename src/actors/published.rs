@@ -132,7 +132,7 @@ pub enum Quick<T> {
     Done(T),
     /// It is short, and needs records that only the database has.
     NotInMemory,
-    /// It takes too long.
+    /// It exceeds the bounds of a short read.
     Long,
 }
 

@@ -140,7 +140,7 @@ impl Drop for Ticket {
 #[derive(Debug, Default)]
 pub struct Inbox {
     state: Mutex<InboxState>,
-    /// Whether an answer may be unwanted. While none is, nobody has to look at the state to find out.
+    /// Whether `unwanted` may have entries, or the inbox is closed; while false, the lock is not taken to find out.
     has_unwanted: AtomicBool,
 }
 

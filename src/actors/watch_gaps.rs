@@ -28,7 +28,7 @@ struct World {
     hub: Addr<WatchHub>,
 }
 
-/// Runs a test beside a node, on one thread, whose clock stands still unless everybody waits for it.
+/// Runs a test beside a node, on one thread, whose paused clock advances only when all tasks are idle.
 fn beside_a_node(test: impl AsyncFnOnce(World)) {
     let system = clock::paused_system();
     system.block_on(async move {

@@ -227,9 +227,9 @@ impl WatchOutbox {
 /// Why a queue has no response to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Empty {
-    /// Something may come.
+    /// Responses may still arrive.
     ForNow,
-    /// Nothing will.
+    /// The stream has ended.
     ForEver,
 }
 

@@ -231,8 +231,8 @@ impl Held {
         true
     }
 
-    /// After [`Held::grow`] has refused this amount: waits in line until it grows or is cleared. If it would be refused even if
-    /// others held nothing, it does not, so that a holder who is at its own limit stops nobody.
+    /// After [`Held::grow`] has refused this amount: joins the line until it grows or is cleared, but not if the holder's own
+    /// limit is what refuses it: then it would block others.
     pub(super) fn wait_for(&mut self, amount: usize) {
         let pool = &self.share.pool;
         let mine = self.share.held();

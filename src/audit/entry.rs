@@ -28,7 +28,7 @@ pub struct Call {
     /// Its gRPC path.
     pub(super) method: Cow<'static, str>,
     pub(super) kind: Kind,
-    /// Who the token says.
+    /// The user that the token names.
     pub(super) user: Option<Arc<str>>,
     /// The common name in the client's certificate.
     pub(super) cn: Option<Arc<str>>,
@@ -60,7 +60,7 @@ impl Call {
         Self { cn, ..self }
     }
 
-    /// The same call, of a method that nobody knows: the client may send any path.
+    /// The same call, of an unknown method: the client may send any path.
     #[must_use]
     pub fn of_unknown(self, path: &str) -> Self {
         let method = cut(path, METHOD_BYTES_MAX).to_owned().into();

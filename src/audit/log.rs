@@ -106,7 +106,7 @@ impl Audit {
         self.0.queue.counts()
     }
 
-    /// Has the file opened anew if it was moved or deleted, by the thread that writes.
+    /// Makes the writing thread reopen the file if it was moved or deleted.
     pub fn look_at_file(&self) {
         self.0.queue.look();
     }
@@ -132,12 +132,12 @@ pub struct Line {
 }
 
 impl Line {
-    /// Says what the call is about; the first to say so is right.
+    /// Sets what the call is about. Only the first call has an effect.
     pub fn about(&self, subject: impl FnOnce() -> Subject) {
         self.subject.get_or_init(subject);
     }
 
-    /// Says that it only reads.
+    /// Marks the call as a read.
     pub fn reads(&self) {
         self.is_read.store(true, Ordering::Relaxed);
     }

@@ -90,8 +90,8 @@ impl AuthState {
         }))
     }
 
-    /// Whom a certificate proves that has this common name. etcd: also nobody's name is a name, which is refused where a user's
-    /// rights are.
+    /// The caller with a certificate of this common name. etcd: a name that no user has is accepted here and refused when rights
+    /// are checked.
     pub fn certified(&self, name: &Arc<str>) -> Caller {
         Caller::User(Arc::new(UserRef {
             name: name.clone(),

@@ -17,8 +17,8 @@ pub(super) fn refuse(layers: &Layers, key: &str, allowed: &str) -> ConfigError {
     )
 }
 
-/// Whether `key` was set in a higher layer than each of `others`. Where the same layer has both, nobody forgot the others: a copy
-/// of config/node.toml sets all keys.
+/// Whether `key` was set in a higher layer than each of `others`. False if the same layer sets both, as a copy of
+/// config/node.toml does.
 pub(super) fn is_set_without(layers: &Layers, key: &str, others: &[&str]) -> bool {
     let rank = |key: &str| layers.get(key).origin.rank();
     others.iter().all(|other| rank(key) > rank(other))

@@ -132,7 +132,7 @@ impl Written<'_> {
         }))
     }
 
-    /// A key without effect would be taken for one that has it.
+    /// Refuses settings that would have no effect.
     fn simple(&self) -> Result<TokenKind, Unusable> {
         for (key, is_set) in [
             (SIGN_METHOD, !self.sign_method.is_empty()),

@@ -3,8 +3,8 @@
 //! It holds what every member must agree on: the revision, the compacted revision, leases, alarms, and the keys as of the last
 //! applied command. It reads no clock and no random number, so the same commands give the same bytes everywhere.
 //!
-//! A refused command leaves no trace. One that changes nothing (a delete of nothing) takes no revision. Every other one takes
-//! the next revision, and its changes are numbered by sub from 0.
+//! A refused command changes nothing. An accepted one without changes (a delete of nothing) takes no revision. Every other one
+//! takes the next revision, and its changes are numbered by sub from 0.
 
 use super::{
     KeyRange, KvError,

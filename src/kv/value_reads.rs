@@ -5,7 +5,8 @@
 //! asks here which records the commands of a batch may read, and has them read on a thread that may block. The list is a
 //! prediction from the keys as they are before the batch. A key that the batch itself changes first is in memory by then. Right
 //! before such a command is applied, the applier asks whether all of its records are in memory: if the prediction missed one, or
-//! if the command depends on many, another thread judges it ([`judged`](super::judged)). So results never depend on it.
+//! if the command depends on many, another thread judges it ([`judged`](super::judged)). So results do not depend
+//! on the prediction.
 
 use super::{
     KeyRange,

@@ -192,7 +192,7 @@ impl Place {
         Ok(Made { files, note })
     }
 
-    /// No certificate outlives the authority that signed it: from then on nobody takes it. Says so where that makes it shorter.
+    /// No certificate outlives the authority that signed it: it would be refused afterwards. Reports a shortened validity.
     fn end_with_authority(
         &self,
         params: &mut CertificateParams,

@@ -281,7 +281,7 @@ pub(super) fn open(
     })
 }
 
-/// Says what an operator should know of the log.
+/// Logs what an operator should know about the write-ahead log.
 fn report_log(wal: &Wal, recovered: &Recovered) {
     if let Some(cut) = &recovered.cut {
         tracing::warn!("a crash tore the log's last write, which was never acknowledged: {cut:?}");
@@ -296,7 +296,7 @@ fn report_log(wal: &Wal, recovered: &Recovered) {
     }
 }
 
-/// Writes who owns the new data and whether it takes part yet, if it is a first start, by which the data came from `origin`.
+/// On a first start, writes the member's identity, the data's `origin`, and whether the member takes part yet.
 fn finish(
     config: &Config,
     disk: &Arc<dyn Disk>,
@@ -405,7 +405,7 @@ struct History {
 }
 
 impl History {
-    /// Without entries, for a member whose log no other member reads.
+    /// An empty history, for a member without peers.
     fn none(applied: LogPosition) -> Self {
         Self {
             start: applied,
@@ -567,7 +567,7 @@ mod tests {
             (recovered.base, recovered.last, recovered.entries.len()),
             "it is durable"
         );
-        // What follows finds its place.
+        // The next entry can be appended.
         let next = Entry {
             term: Term(9),
             index: again.last.next(),

@@ -388,7 +388,7 @@ impl Disk for Gated {
     }
 }
 
-/// It ran on the thread of the whole start: no signal ended it, nobody heard how far it was.
+/// It once blocked the start's thread: signals were ignored and progress was not reported.
 #[test]
 fn encrypting_a_database_reports_itself_and_ends_with_the_start() {
     for ends_early in [true, false] {

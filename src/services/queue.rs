@@ -58,7 +58,7 @@ impl From<ReadError> for QueueError {
     }
 }
 
-/// A candidate that wants to be first.
+/// A candidate for a lock or leadership.
 #[derive(Clone, Debug)]
 pub(super) struct Candidate {
     /// The name of the lock or election.

@@ -67,7 +67,7 @@ struct DiskState {
     micros_max: u64,
     /// How long they take while the disk stalls, in microseconds.
     stalled_micros: u64,
-    /// What it says about its free space.
+    /// The free space that it reports.
     free_bytes: u64,
     inodes: Vec<Inode>,
     names: BTreeMap<String, usize>,

@@ -31,7 +31,7 @@ pub enum Origin {
     Formed,
     /// It was added to a cluster that ran.
     Joined,
-    /// A version that kept no such records made the directory. The member counts as one that has recorded nobody.
+    /// A version that kept no such records made the directory. The member counts as one without records.
     Earlier,
     /// `quorate restore` made it, for one of those that form the cluster, and the others were not asked yet whether this member
     /// has taken part before.

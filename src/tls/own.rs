@@ -1,6 +1,7 @@
 //! The checks of the certificate that a member shows, before others see it: what it may be used for, its dates, its key, who
-//! signed it. What everybody would refuse is refused here, where the error can name the setting. What only some refuse, or only
-//! until a certificate is replaced, is a warning: dates depend on the clocks of others, and the member may serve without it.
+//! signed it. A certificate that every peer or client would refuse is refused here, where the error can name the setting. What
+//! only some refuse, or only until a certificate is replaced, is a warning: dates depend on the clocks of others, and the member
+//! may serve without it.
 
 use super::{
     error::TlsError,
@@ -85,7 +86,7 @@ impl OwnFiles<'_> {
         Ok(())
     }
 
-    /// What some would refuse; an error if everybody would.
+    /// Warnings; an error if no peer or client would accept the certificate.
     fn doubts(&self, in_force: Option<&CertificateDer<'_>>) -> Result<Vec<String>, TlsError> {
         let (cert_setting, key_setting) = self.shown_to.settings();
         let chain = certificates(self.cert).map_err(TlsError::in_setting(cert_setting))?;
@@ -247,7 +248,7 @@ impl OwnFiles<'_> {
         Err(readable)
     }
 
-    /// Whether an authority signed it is asked for a time at which it is valid: dates are [`Self::check_dates`]' business.
+    /// Whether an authority signed it is asked for a time at which it is valid: [`Self::check_dates`] checks the dates.
     fn check_signed(
         &self,
         chain: &[CertificateDer<'_>],

@@ -147,7 +147,7 @@ async fn a_member_whose_state_differs_is_refilled_from_the_others() {
 
     // As docs/operations.md says.
     cluster.members[at].kill().await;
-    fs::write(cluster.members[at].data_dir().join("refill"), "").expect("the wish");
+    fs::write(cluster.members[at].data_dir().join("refill"), "").expect("the refill request");
     cluster.members[at].start();
     said(&cluster.members[at], IN_PLACE, 1).await;
     eventually(&others, &["alarm", "disarm"], |_| true).await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 use tokio::process::Child;
 
-/// How often it is looked whether a process has ended, and how many times: one that the disk holds up may take a while.
+/// The polling interval, and the number of polls, for the end of a process: one that the disk holds up may take a while.
 const PAUSE: Duration = Duration::from_millis(5);
 const LOOKS_MAX: usize = 4_000;
 

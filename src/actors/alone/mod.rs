@@ -116,7 +116,7 @@ pub(super) fn ignored<M: Message<Result = ()> + Send + 'static>() -> Recipient<M
     fake(drop)
 }
 
-/// Runs a test on one thread, whose clock stands still unless everybody waits for it.
+/// Runs a test on one thread, whose paused clock advances only when all tasks are idle.
 fn alone(test: impl AsyncFnOnce()) {
     let system = clock::paused_system();
     system.block_on(async {

@@ -58,7 +58,7 @@ struct Awaited {
 
 impl Beginning {
     /// `members` is how many form the cluster. `took_part`: this member's data show that it took part before, even if it ended
-    /// before the file said so; then its data are all that counts, and nobody has to be asked.
+    /// before the file said so; then no other member is asked.
     pub(super) fn new(starts: Starts, took_part: bool, members: usize, now: Instant) -> Self {
         let awaited = (!starts.begun && !took_part && members > 1).then(|| Awaited {
             needed: recorders(members),

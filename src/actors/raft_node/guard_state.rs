@@ -64,7 +64,7 @@ pub(super) struct Differing {
     pub(super) id: MemberId,
     pub(super) hash: StateHash,
     pub(super) right: StateHash,
-    /// It was not found before.
+    /// Whether this is the first comparison that shows it.
     pub(super) new: bool,
 }
 

@@ -8,8 +8,8 @@
 //!
 //! The invariant: at any time, a proposal can still be appended in one part of one term only. It holds whatever is lost, repeated
 //! or overtaken on the way, since the leader counts the parts: a request, or a question, of an earlier connection or process
-//! finds its part over. If the term ends meanwhile, `pending_proposals` decides as for any other proposal. The leader keeps a
-//! number for each member that has asked, until its term ends; the follower keeps what it held anyway.
+//! is refused because its part has ended. If the term ends meanwhile, `pending_proposals` decides as for any other proposal. The
+//! leader keeps a number for each member that has asked, until its term ends; the follower keeps what it held anyway.
 //!
 //! | the follower | is | and then |
 //! |---|---|---|

@@ -43,7 +43,7 @@ impl Layout {
         }
     }
 
-    /// How often the file was a segment once this life ends, if it can be one again.
+    /// The `lives` of the next reuse; `None` if the file must not be reused.
     pub(super) fn lives_after(self) -> Option<u32> {
         match self {
             Self::Plain { .. } => None,

@@ -1,8 +1,8 @@
 //! The same random watches, and writes between them, at Quorate and at a real etcd: each watch must get the same.
 //!
-//! Compared are the responses about each watch, field by field, with the events of successive responses put together: how many
-//! revisions of history go into one response depends on time. Not generated is what etcd 3.4 does otherwise: negative starts and
-//! the id -1 (refused since 3.5), a start exactly at the compacted revision (3.4 loses a deletion there), and progress
+//! The test compares the responses about each watch, field by field, with the events of successive responses put together: how
+//! many revisions of history go into one response depends on time. It does not generate cases where etcd 3.4 differs: negative
+//! starts and the id -1 (refused since 3.5), a start exactly at the compacted revision (3.4 loses a deletion there), and progress
 //! requests on streams that have no watch or one from the future (unanswered since 3.4.25). After the end of a watch whose
 //! start is compacted etcd keeps its id until it is cancelled, so that is done there.
 //!

@@ -103,7 +103,7 @@ impl Acts {
         self.changes_often = true;
     }
 
-    /// No member has applied more than this entry: also not when anything happened since the last call.
+    /// No member has applied more than this entry, nor had any when an event since the last call happened.
     pub(crate) fn applied(&mut self, index: u64) {
         self.applied = self.applied.max(index);
         let now = self.applied;

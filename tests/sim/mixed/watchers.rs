@@ -181,7 +181,7 @@ pub(crate) async fn watch(client: Client, context: ClientContext) {
         };
         let keys = KeyRange::from_wire(&range.0, &range.1);
         let mut news = follow(&client, slot, spec(keys, from, prev));
-        // Some watches end by its own decision.
+        // The client ends some watches itself.
         let until = client.now() + 1_000 * client.below(10_000);
         while let Some(news) = next(&mut news).await {
             match news {

@@ -21,7 +21,7 @@ pub(super) fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     array
 }
 
-/// A count or position as a number of memory. Ours are bounded far below what any machine can address.
+/// Converts a count or position to `usize`, saturating.
 pub(super) fn as_index(number: u64) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

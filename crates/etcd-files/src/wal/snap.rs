@@ -21,16 +21,16 @@ use std::{
 /// Longest file that is read. The v2 keys of an old cluster are in it; else it has some kilobytes.
 pub const SNAPSHOT_BYTES_MAX: u64 = 64 << 20;
 
-/// A file that is whole.
+/// A valid snapshot file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotFile {
     pub path: PathBuf,
     pub mark: SnapshotMark,
-    /// Who voted.
+    /// The voters.
     pub conf_state: ConfState,
 }
 
-/// A file that is not, and why.
+/// An invalid snapshot file, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BrokenSnapshot {
     pub path: PathBuf,
