@@ -60,7 +60,6 @@ impl FailStop {
         self.now(&reason);
     }
 
-    /// Stops the member.
     pub fn now(&self, reason: &str) {
         tracing::error!("this member stops: {reason}");
         (self.end)(End::Failed, reason);

@@ -89,7 +89,6 @@ impl HeldPart {
         }
     }
 
-    /// Which structure.
     pub fn name(&self) -> &'static str {
         self.name
     }

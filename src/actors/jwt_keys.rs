@@ -64,9 +64,7 @@ fn others_read(path: &Path) -> bool {
 pub struct KeyFileError {
     /// The setting that names the file.
     pub setting: &'static str,
-    /// The file.
     pub path: PathBuf,
-    /// Why.
     pub cause: KeyFileCause,
 }
 

@@ -162,7 +162,6 @@ pub struct RequestPeers {
     pub auth_on: Arc<AtomicBool>,
     /// Hashes and compares passwords.
     pub passwords: Arc<Passwords>,
-    /// Bounds failed logins.
     pub logins: Arc<LoginBounds>,
     /// The keys of signed tokens, if they are set.
     pub jwt: Option<Arc<JwtKeys>>,
@@ -255,7 +254,6 @@ impl Requests {
         &self.shared.passwords
     }
 
-    /// Bounds failed logins.
     pub(super) fn logins(&self) -> &Arc<LoginBounds> {
         &self.shared.logins
     }

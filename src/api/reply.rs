@@ -34,7 +34,6 @@ pub struct Header {
     pub term: Term,
 }
 
-/// `RangeResponse`.
 pub fn range(header: &Header, done: &RangeDone) -> Result<Encoded, Status> {
     Encoded::of(&RangeFields::of(Some(header), done))
 }
@@ -91,12 +90,10 @@ impl RangeParts {
     }
 }
 
-/// `PutResponse`.
 pub fn put(header: &Header, done: &PutDone) -> Result<Encoded, Status> {
     Encoded::of(&Response { header, done })
 }
 
-/// `DeleteRangeResponse`.
 pub fn delete_range(header: &Header, done: &DeleteRangeDone) -> Result<Encoded, Status> {
     Encoded::of(&Response { header, done })
 }

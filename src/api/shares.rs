@@ -196,7 +196,6 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Nothing yet.
     pub(super) fn none_of(share: &Arc<Share>) -> Self {
         Self {
             share: share.clone(),

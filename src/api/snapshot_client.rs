@@ -73,7 +73,6 @@ pub struct SnapshotClient {
 #[derive(Debug)]
 pub struct SnapshotAnswer(Answer);
 
-/// One of them.
 #[derive(Debug)]
 pub struct SnapshotPiece {
     pub bytes: Bytes,

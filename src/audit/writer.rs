@@ -29,12 +29,9 @@ static FAILURES: LogGate = LogGate::new();
 static MOVED: LogGate = LogGate::new();
 static UNSEEN: LogGate = LogGate::new();
 
-/// Where lines go.
 #[derive(Clone, Debug)]
 pub enum Output {
-    /// The standard error output.
     Stderr,
-    /// The standard output.
     Stdout,
     /// A file, and those that it was renamed to.
     File(PathBuf, FileLimits),
@@ -48,12 +45,7 @@ pub enum AuditError {
         "cannot open the audit log {path}: {source}; set audit.output to a file in a directory that exists and that this \
          process may write to"
     )]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    File { path: PathBuf, source: io::Error },
     /// SIGHUP cannot be listened for.
     #[error("the audit log cannot listen for SIGHUP: {0}")]
     Signal(io::Error),
@@ -63,7 +55,6 @@ pub enum AuditError {
 }
 
 impl Output {
-    /// Opens it.
     pub fn open(self) -> Result<OpenOutput, AuditError> {
         let file = match &self {
             Self::File(path, limits) => {

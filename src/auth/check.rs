@@ -16,7 +16,6 @@ use std::sync::Arc;
 /// What a caller may do.
 #[derive(Clone, Copy, Debug)]
 pub enum Rights<'a> {
-    /// Everything.
     All,
     /// What is granted to the user.
     Some(&'a Grants),

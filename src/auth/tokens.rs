@@ -24,7 +24,6 @@ const PIECE_MAX: usize = 256;
 pub struct Token {
     /// The index of the log entry that issued it.
     pub number: u64,
-    /// Whose it is.
     pub user: Arc<str>,
     /// SHA-256 of its secret part.
     pub digest: [u8; 32],

@@ -9,7 +9,6 @@ use std::path::PathBuf;
 
 #[derive(Clone, Debug)]
 pub struct AuditConfig {
-    /// Where it goes.
     pub output: AuditOutput,
     /// What is in it.
     pub level: AuditLevel,

@@ -49,7 +49,6 @@ impl Algorithm {
         found.map(|(_, algorithm)| *algorithm)
     }
 
-    /// Its name.
     pub fn name(self) -> &'static str {
         let found = ALL.iter().find(|(_, known)| *known == self);
         found.map_or("", |(name, _)| name)

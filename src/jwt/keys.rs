@@ -52,9 +52,7 @@ pub enum KeyError {
     /// The key is another algorithm's, malformed, or too short or long.
     #[error("its key cannot be used for {algorithm}: {reason}")]
     Unusable {
-        /// The algorithm.
         algorithm: &'static str,
-        /// Why.
         reason: String,
     },
     /// The library did not sign.
@@ -62,7 +60,6 @@ pub enum KeyError {
     Signing,
 }
 
-/// Signs tokens.
 pub struct SigningKey {
     algorithm: Algorithm,
     pair: Pair,
@@ -78,7 +75,6 @@ enum Pair {
 /// Says which key it is, and cannot be used as one.
 pub type KeyDigest = [u8; 32];
 
-/// Verifies tokens.
 #[derive(Clone)]
 pub struct VerifyingKey {
     algorithm: Algorithm,

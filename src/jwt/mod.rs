@@ -25,7 +25,6 @@ const TOKEN_BYTES_MAX: usize = 16 * 1024;
 /// What a token says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claims {
-    /// The user.
     pub username: String,
     /// The auth revision of the login.
     pub revision: u64,

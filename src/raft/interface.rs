@@ -299,10 +299,7 @@ pub enum ProposeError {
     },
     /// Too many bytes wait to be committed; retry later.
     #[error("{bytes} bytes of proposals wait to be committed")]
-    TooMuchUncommitted {
-        /// How many wait.
-        bytes: usize,
-    },
+    TooMuchUncommitted { bytes: usize },
     /// Leadership is being transferred; retry at the next leader.
     #[error("leadership is being transferred to {}", .to.hex())]
     Transferring { to: MemberId },

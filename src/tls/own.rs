@@ -63,7 +63,6 @@ impl ShownTo<'_> {
         }
     }
 
-    /// Who checks it.
     fn checkers(self) -> &'static str {
         match self {
             Self::Clients => "clients that check certificates",

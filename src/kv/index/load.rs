@@ -38,7 +38,6 @@ pub enum LoadError {
     OutOfOrder {
         /// The change before it.
         before: Rev,
-        /// Its own place.
         rev: Rev,
     },
     /// A put's version is not positive.

@@ -79,10 +79,7 @@ pub enum CatchUp {
         events: Vec<Option<Arc<Events>>>,
     },
     /// History begins later than the task.
-    Compacted {
-        /// Where it begins.
-        oldest: Revision,
-    },
+    Compacted { oldest: Revision },
 }
 
 impl ReadTask {

@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 pub enum EntryKind {
     /// An `InternalRaftRequest`, or empty: the first entry of a leader.
     Normal = 0,
-    /// A `ConfChange`.
     ConfChange = 1,
     /// A `ConfChangeV2`, which no etcd proposes: its applier panics at one.
     ConfChangeV2 = 2,

@@ -147,7 +147,6 @@ pub fn hash_kv<S: Source>(store: &Store<S>, revision: i64) -> Result<HashKv, Sto
 struct Search {
     compacted: i64,
     up_to: i64,
-    /// The current revision.
     newest: i64,
     /// The newest records of keys that exist and were not written since the compaction.
     kept: HashMap<KeyId, Revision>,

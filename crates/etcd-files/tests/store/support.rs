@@ -18,7 +18,6 @@ use std::collections::BTreeMap;
 /// A record: main, sub, tombstone, value.
 pub(crate) type Kept = (i64, u32, bool, Vec<u8>);
 
-/// Contents in memory.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Memory {
     pub(crate) alarms: Vec<AlarmMember>,

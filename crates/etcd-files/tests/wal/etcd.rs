@@ -11,7 +11,6 @@ use std::{
     thread,
 };
 
-/// The programs.
 pub(crate) struct Programs {
     etcd: PathBuf,
     etcdctl: PathBuf,
