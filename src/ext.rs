@@ -108,7 +108,7 @@ pub mod election {
     };
 }
 
-/// Locks, one holder at a time.
+/// Locks, one owner at a time.
 pub mod lock {
     pub use crate::services::{
         lock::{LockError, Locked, lock, unlock},

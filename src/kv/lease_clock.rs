@@ -29,7 +29,7 @@ use std::{
 /// How leases are counted.
 #[derive(Clone, Copy, Debug)]
 pub struct ClockSettings {
-    /// For so long after a member began to lead no lease is due: its holder could not renew it while there was no leader.
+    /// For so long after a member began to lead no lease is due: its client could not renew it while there was no leader.
     pub grace: Millis,
     /// A lease is checkpointed when it has lost so much of its time since its grant, renewal or last checkpoint.
     pub checkpoint_every: Millis,
@@ -510,6 +510,8 @@ mod tests {
         ("leads anew", |clock| clock.lead(Term(3), EARLY)),
     ];
 
+    const STATES: [&str; 4] = ["running", "renewing", "overdue", "proposed"];
+
     /// An empty cell: the state stays.
     const TABLE: &str = "
                    | running     | renewing    | overdue     | proposed
@@ -527,15 +529,14 @@ leads anew         |             | running     | running     | running
 
     #[test]
     fn each_event_in_each_state_leads_where_the_table_says() {
-        let states = ["running", "renewing", "overdue", "proposed"];
         let line = |first: &str, cells: &[String]| {
             let cells: Vec<_> = cells.iter().map(|cell| format!(" | {cell:<11}")).collect();
             let line = format!("{first:<18}{}", cells.concat());
             line.trim_end().to_owned()
         };
-        let mut lines = vec![String::new(), line("", &states.map(str::to_owned))];
+        let mut lines = vec![String::new(), line("", &STATES.map(str::to_owned))];
         for (name, happens) in EVENTS {
-            let after = states.map(|state| {
+            let after = STATES.map(|state| {
                 let mut clock = clock(state);
                 happens(&mut clock);
                 let after = state_of(&clock);
@@ -546,5 +547,25 @@ leads anew         |             | running     | running     | running
         lines.push(String::new());
         let table = lines.join("\n");
         assert_eq!(table, TABLE, "the table is:\n{table}");
+    }
+
+    /// The page names the states that may follow each. It leaves out the end, which any state may have, and says below its table
+    /// what a leader begins with.
+    #[test]
+    fn the_page_leads_from_each_state_where_the_table_does() {
+        let page = include_str!("../../docs/leases.md");
+        for (at, state) in STATES.iter().enumerate() {
+            let begins = format!("| {state}");
+            let row = page.lines().find(|line| line.starts_with(&begins));
+            let row = row.expect("docs/leases.md has a row for each state");
+            let described: BTreeSet<&str> = row.split('*').skip(1).step_by(2).collect();
+            let lines = TABLE.lines().skip(2);
+            let lines = lines.filter(|line| !line.starts_with("leads anew"));
+            let cells = lines.filter_map(|line| line.split('|').nth(at + 1).map(str::trim));
+            let tested: BTreeSet<&str> = cells
+                .filter(|to| !["", "gone", "renewing ×2"].contains(to))
+                .collect();
+            assert_eq!(described, tested, "what follows {state}, in docs/leases.md");
+        }
     }
 }

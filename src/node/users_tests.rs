@@ -273,7 +273,7 @@ fn of_election<T>(outcome: Result<T, ElectionError>) -> Result<(), RequestError>
     }
 }
 
-/// `u` waits between a holder and another waiter, and loses the right to write, or all rights.
+/// `u` waits between the first in the queue and another waiter, and loses the right to write, or all rights.
 async fn a_waiter_loses_its_right(
     requests: &Requests,
     campaigns: bool,

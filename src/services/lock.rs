@@ -1,7 +1,7 @@
 //! Locks: the first candidate in the queue of a name holds the lock until its lease ends.
 //!
-//! A lock cannot stop a holder that was paused until after its lease had ended. What the lock protects must refuse
-//! such a holder: send [`Locked::created`] with every request as a fencing token, and refuse any number below the highest seen.
+//! A lock cannot stop an owner that was paused until after its lease had ended. What the lock protects must refuse
+//! such an owner: send [`Locked::created`] with every request as a fencing token, and refuse any number below the highest seen.
 
 use super::queue::{Candidate, Place, QueueError, come_first};
 use crate::{
@@ -35,7 +35,7 @@ impl From<QueueError> for LockError {
 pub struct Locked {
     /// The key that holds it. Deleting it releases the lock.
     pub key: Bytes,
-    /// The revision that created the key: a fencing token, greater than that of every earlier holder.
+    /// The revision that created the key: a fencing token, greater than that of every earlier owner.
     pub created: Revision,
     /// The lease that the lock ends with.
     pub lease: LeaseId,

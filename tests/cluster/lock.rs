@@ -93,13 +93,13 @@ async fn a_lease_that_is_lost_while_waiting_or_holding_leaves_the_line() {
     in_line(port, "L/", 2).await;
     let third = line(next);
     in_line(port, "L/", 3).await;
-    // The lease ends while its owner waits: the call fails, and those behind it still wait for the holder.
+    // The lease ends while its client waits: the call fails, and those behind it still wait for the owner.
     one.revoke(loser).await.expect("it is there");
     let refused = soon(waits).await.unwrap_err();
     let expected = (Code::Unknown, "mutex: session is expired");
     assert_eq!((refused.code(), refused.message()), expected);
     assert!(!third.is_finished());
-    // The lease of the holder ends: the next one gets the lock.
+    // The lease of the owner ends: the next one gets the lock.
     other.revoke(holder).await.expect("it is there");
     assert_eq!(soon(third).await.expect("its turn").key, "L/c");
     // The same when the lease expires instead of being revoked.
@@ -165,7 +165,7 @@ async fn an_election_goes_on_through_leader_changes_and_observers_see_it_all() {
     );
 }
 
-/// A process that was paused until its lease had ended still behaves as the holder. Its writes compare the creation revision of
+/// A process that was paused until its lease had ended still behaves as the owner. Its writes compare the creation revision of
 /// the lock's key, and changes nothing.
 #[tokio::test]
 async fn a_fenced_write_of_a_former_holder_changes_nothing() {
@@ -220,7 +220,7 @@ async fn a_fenced_write_of_a_former_holder_changes_nothing() {
         !guarded(&one, &held, token, "late").await,
         "it is fenced off"
     );
-    // The same lease id in the queue again is another holder: its old token is invalid.
+    // The same lease id in the queue again is another owner: its old token is invalid.
     one.grant(first, 600).await;
     unlock(&other, next).await;
     assert_eq!(one.lock("L", first).await.expect("its turn").key, held);

@@ -1,4 +1,4 @@
-//! The rows of users and roles that come from another store, such as an etcd's. Tokens do not come along: their holders log in
+//! The rows of users and roles that come from another store, such as an etcd's. Tokens do not come along: their users log in
 //! again.
 
 use super::{ROLE, Role, Row, STATE, USER, UserRecord, row_name};

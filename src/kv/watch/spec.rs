@@ -21,7 +21,7 @@ const RESPONSE_OVERHEAD_BYTES: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct StreamId(pub u64);
 
-/// The owner of streams, for which the number of watchers is bounded: a connection of a client.
+/// The holder of streams, for which the number of watchers is bounded: a connection of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HolderId(pub u64);
 

@@ -9,6 +9,7 @@ use crate::{
     kv::{KeyRange, command::EncodedKv, record},
     types::{LeaseId, Record, RecordKind, Rev, Revision},
 };
+use std::collections::BTreeSet;
 
 const STREAM: StreamId = StreamId(1);
 
@@ -209,6 +210,8 @@ const EVENTS: [WatchEvent; 13] = [
     }),
 ];
 
+const STATES: [&str; 4] = ["synced", "queued", "reading", "starved"];
+
 /// An empty cell: the state stays.
 const TABLE: &str = "
                       | synced  | queued  | reading | starved
@@ -229,15 +232,14 @@ right taken away      | gone    | gone    | gone    | gone
 
 #[test]
 fn each_event_in_each_state_leads_where_the_table_says() {
-    let states = ["synced", "queued", "reading", "starved"];
     let line = |first: &str, cells: &[&str]| {
         let cells: Vec<_> = cells.iter().map(|cell| format!(" | {cell:<7}")).collect();
         let line = format!("{first:<21}{}", cells.concat());
         line.trim_end().to_owned()
     };
-    let mut lines = vec![String::new(), line("", &states)];
+    let mut lines = vec![String::new(), line("", &STATES)];
     for (name, happens) in EVENTS {
-        let after = states.map(|state| {
+        let after = STATES.map(|state| {
             let mut scene = Scene::of(state);
             happens(&mut scene);
             scene.watches.check();
@@ -249,6 +251,22 @@ fn each_event_in_each_state_leads_where_the_table_says() {
     lines.push(String::new());
     let table = lines.join("\n");
     assert_eq!(table, TABLE, "the table is:\n{table}");
+}
+
+/// The page names the states that may follow each. It leaves out the end, which any state may have.
+#[test]
+fn the_page_leads_from_each_state_where_the_table_does() {
+    let page = include_str!("../../../../docs/watch.md");
+    for (at, state) in STATES.iter().enumerate() {
+        let begins = format!("| {state} |");
+        let row = page.lines().find(|line| line.starts_with(&begins));
+        let row = row.expect("docs/watch.md has a row for each state");
+        let described: BTreeSet<&str> = row.split('*').skip(1).step_by(2).collect();
+        let cells = TABLE.lines().skip(2);
+        let cells = cells.filter_map(|line| line.split('|').nth(at + 1).map(str::trim));
+        let tested: BTreeSet<&str> = cells.filter(|to| !["", "gone"].contains(to)).collect();
+        assert_eq!(described, tested, "what follows {state}, in docs/watch.md");
+    }
 }
 
 #[test]
