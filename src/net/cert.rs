@@ -287,7 +287,11 @@ pub(super) fn make_crl(ca: &Path, revoked: &[PathBuf]) -> Result<Vec<PathBuf>, T
     let mut entries: Vec<_> = earlier.serials().map(entry).collect();
     for path in revoked {
         for cert in certificates(path)? {
-            check_signed(&cert, &ca.join(CA_FILE))?;
+            let signed = check_signed(&cert, &ca.join(CA_FILE));
+            signed.map_err(|_| TlsError::Pem {
+                path: path.clone(),
+                problem: format!("the authority in {} did not sign it", ca.display()),
+            })?;
             let serial = serial_number(&cert).ok_or_else(|| TlsError::Pem {
                 path: path.clone(),
                 problem: "its number cannot be read".to_owned(),

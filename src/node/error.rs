@@ -105,8 +105,9 @@ pub enum StartError {
     /// The member has run before, and its directory is new. A quorum confirmed it.
     #[error(
         "member {name:?} has been part of this cluster already, and its data directory is gone or new: its vote and the \
-         entries it acknowledged are lost with it. Remove the member (etcdctl member remove), add it anew (etcdctl member \
-         add), and start it with cluster.state = \"existing\""
+         entries it acknowledged are lost with it. If it has been removed and added anew since, only cluster.state is \
+         wrong: start it with \"existing\". Otherwise remove the member (etcdctl member remove), add it anew (etcdctl \
+         member add), and start it so"
     )]
     HasRun { name: String },
     /// The member is to join a cluster, and is one of those that form it.

@@ -2,7 +2,10 @@
 
 use super::request::{RestoreId, RestoreRequest};
 use crate::config::Config;
-use std::path::Path;
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
 
 /// The command that restores the same data for the member called `name` of the same cluster.
 pub(super) fn of_member(
@@ -51,10 +54,11 @@ pub(super) fn start(request: &RestoreRequest, config: &Config) -> String {
 fn add_settings(words: &mut Vec<String>, request: &RestoreRequest, config: &Config, name: &str) {
     let mut add = |flag: &str, value: String| words.extend([flag.to_owned(), value]);
     if let Some(file) = &request.config_file {
-        add("--config", shown(file));
+        add("--config", shown(&of_other(file, &config.name, name)));
     }
     add("--name", quoted(name));
-    add("--data-dir", shown(&config.data_dir));
+    let data_dir = of_other(&config.data_dir, &config.name, name);
+    add("--data-dir", shown(&data_dir));
     let initial = &config.cluster.initial;
     if !initial.is_empty() {
         let members = initial.iter();
@@ -63,6 +67,29 @@ fn add_settings(words: &mut Vec<String>, request: &RestoreRequest, config: &Conf
         add("--initial-cluster", quoted(&members));
     }
     add("--initial-cluster-token", quoted(&config.cluster.token));
+}
+
+/// What another member most likely calls its file: `n2.toml`, if that of n1 is `n1.toml`. Only a whole word of the last part of
+/// the path is taken for a name.
+fn of_other(path: &Path, own: &str, other: &str) -> PathBuf {
+    let Some(file) = path.file_name().and_then(OsStr::to_str) else {
+        return path.to_owned();
+    };
+    let is_word = |at: usize| {
+        let before = file[..at].chars().next_back();
+        let after = file[at + own.len()..].chars().next();
+        [before, after]
+            .into_iter()
+            .flatten()
+            .all(|letter| !letter.is_alphanumeric())
+    };
+    match file.match_indices(own).find(|(at, _)| is_word(*at)) {
+        Some((at, _)) if !own.is_empty() => {
+            let end = &file[at + own.len()..];
+            path.with_file_name(format!("{}{other}{end}", &file[..at]))
+        }
+        _ => path.to_owned(),
+    }
 }
 
 fn shown(path: &Path) -> String {
@@ -81,6 +108,23 @@ fn quoted(word: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_files_of_another_member_are_called_as_it_is() {
+        for (path, expected) in [
+            ("/etc/quorate/n1.toml", "/etc/quorate/n2.toml"),
+            ("data-n1", "data-n2"),
+            ("/n1/data", "/n1/data"),
+            ("n10.toml", "n10.toml"),
+            ("xn1-n1", "xn1-n2"),
+            ("node.toml", "node.toml"),
+        ] {
+            let found = of_other(Path::new(path), "n1", "n2");
+            assert_eq!(found, Path::new(expected));
+        }
+        let same = Path::new("config.toml");
+        assert_eq!(of_other(same, "n", "m"), same);
+    }
 
     #[test]
     fn words_that_a_shell_would_change_are_quoted() {
