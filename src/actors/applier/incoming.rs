@@ -89,6 +89,14 @@ impl<B> Incoming<B> {
         self.waiting.pop_front()
     }
 
+    /// The batch that [`next`](Self::next) would return.
+    pub(super) fn first(&self) -> Option<&B> {
+        if self.reading.is_some() || self.stopped {
+            return None;
+        }
+        self.waiting.front()
+    }
+
     /// The batch that was taken last waits for values.
     pub(super) fn begin_reading(&mut self, batch: B) {
         assert!(self.reading.is_none(), "one batch after the other is taken");
@@ -133,8 +141,10 @@ mod tests {
         let mut incoming = Incoming::default();
         incoming.push(1);
         incoming.push(2);
+        assert_eq!(incoming.first(), Some(&1));
         assert_eq!(incoming.next(), Some(1));
         incoming.begin_reading(1);
+        assert_eq!(incoming.first(), None, "2 follows 1 in the log");
         assert_eq!(incoming.next(), None, "2 follows 1 in the log");
         incoming.push(3);
         assert!(!incoming.is_empty());

@@ -12,6 +12,7 @@
 //! and records as of then, while nothing is applied.
 
 mod answers;
+mod batch;
 mod incoming;
 pub(super) mod noted;
 mod state;
@@ -26,6 +27,7 @@ pub use state::ApplyError;
 pub use storing::CommitPacing;
 
 use answers::{Answer, Answers};
+use batch::IncomingBatch;
 use incoming::{Incoming, Prefetched};
 use state::{AppliedState, DecodedEntry, Past, Recent, Shared, Values, WholePast};
 use storing::Storing;
@@ -166,14 +168,6 @@ impl Held {
     }
 }
 
-/// Entries that are applied together, in log order.
-#[derive(Debug, Default)]
-struct IncomingBatch {
-    entries: VecDeque<DecodedEntry>,
-    /// The stored values that were read for them.
-    values: Prefetched,
-}
-
 /// One applied batch on its way to being visible.
 struct AppliedBatch {
     applied: LogPosition,
@@ -271,10 +265,11 @@ impl Handler<ApplyEntries> for Applier {
         let entries = apply.entries.into_iter().map(DecodedEntry::new);
         let entries: Result<VecDeque<_>, _> = entries.collect();
         match entries {
-            Ok(entries) => self.incoming.push(IncomingBatch {
-                entries,
-                values: Prefetched::default(),
-            }),
+            Ok(entries) => {
+                for batch in IncomingBatch::of(entries) {
+                    self.incoming.push(batch);
+                }
+            }
             Err(error) => return self.cannot_apply(&error),
         }
         self.apply_incoming(ctx);
@@ -284,7 +279,7 @@ impl Handler<ApplyEntries> for Applier {
 impl Handler<IndexPublished> for Applier {
     type Result = ();
 
-    fn handle(&mut self, published: IndexPublished, _: &mut Self::Context) {
+    fn handle(&mut self, published: IndexPublished, ctx: &mut Self::Context) {
         let machine = &mut self.state.machine;
         machine.published(published.snapshot.clone(), published.through);
         let stale = mutated(Mutation::StaleIndex) && published.through.0 % 41 == 0;
@@ -302,6 +297,7 @@ impl Handler<IndexPublished> for Applier {
         if compacts || self.storing.is_due() {
             self.commit();
         }
+        self.apply_incoming(ctx);
         self.replace_database();
     }
 }
@@ -309,7 +305,7 @@ impl Handler<IndexPublished> for Applier {
 impl Handler<Committed> for Applier {
     type Result = ();
 
-    fn handle(&mut self, committed: Committed, _: &mut Self::Context) {
+    fn handle(&mut self, committed: Committed, ctx: &mut Self::Context) {
         self.visible.database = Database {
             reader: committed.reader,
             file_bytes: committed.file_bytes,
@@ -331,14 +327,17 @@ impl Handler<Committed> for Applier {
             let forget = ForgetRecords { records: spent };
             self.life.deliver(&self.peers.forget, forget);
         }
+        self.apply_incoming(ctx);
+        self.replace_database();
     }
 }
 
 impl Handler<ReplaceState> for Applier {
     type Result = ();
 
-    fn handle(&mut self, replace: ReplaceState, _: &mut Self::Context) {
+    fn handle(&mut self, replace: ReplaceState, ctx: &mut Self::Context) {
         self.installation = Installation::wanted(replace.received, self.state.applied);
+        self.apply_incoming(ctx);
         self.replace_database();
     }
 }
@@ -407,9 +406,12 @@ impl Applier {
         fail_stop.because("cannot apply a committed entry", error);
     }
 
-    /// Applies what can be applied now: all that waits, up to an entry that needs values from the database.
+    /// Applies what can be applied now: all that waits, up to an entry that needs values from the database, or to a batch that
+    /// has to wait for the one before it.
     fn apply_incoming(&mut self, ctx: &mut Context<Self>) {
-        while let Some(batch) = self.incoming.next() {
+        while self.may_go_on()
+            && let Some(batch) = self.incoming.next()
+        {
             let reads = self.stored_reads(&batch);
             if reads.is_empty() {
                 self.apply_batch(batch, ctx);
@@ -417,6 +419,25 @@ impl Applier {
                 self.read_ahead(batch, reads, ctx);
             }
         }
+    }
+
+    /// Whether the next batch may be applied. One whose entries may depend on stored values comes once the one before it is
+    /// published, so that other actors of this thread have their turn, and once the database is not too far behind, since its
+    /// records can be much longer than its entries.
+    fn may_go_on(&mut self) -> bool {
+        let reads = |batch: &IncomingBatch| batch.reading > 0;
+        if !self.incoming.first().is_some_and(reads) {
+            return true;
+        }
+        if !self.unpublished.is_empty() {
+            return false;
+        }
+        // What a snapshot replaces is not stored any more.
+        if self.storing.has_room() || self.installation.is_under_way() {
+            return true;
+        }
+        self.commit();
+        false
     }
 
     /// The records that applying `batch` needs and that are not in memory.

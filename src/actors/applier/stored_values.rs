@@ -11,12 +11,14 @@ use super::{
         members::Members,
     },
     Applier, ApplierPeers, ApplierState, CommitPacing,
+    batch::{IncomingBatch, READING_ENTRIES_MAX},
+    state::DecodedEntry,
     testing::{at, database, entry, put, rev},
 };
 use crate::{
     auth::{AuthState, Caller, Change},
     kv::{
-        command::{Checked, Command, Compare, KeyCommand, Operand, Relation, Txn, TxnOp},
+        command::{Checked, Command, Compare, KeyCommand, Operand, Put, Relation, Txn, TxnOp},
         index::Index as Tree,
         machine::{LoadedState, Machine},
         record,
@@ -27,6 +29,7 @@ use crate::{
 use actix::prelude::*;
 use bytes::Bytes;
 use std::{
+    collections::VecDeque,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -293,4 +296,77 @@ fn a_key_that_comes_into_a_compared_range_within_the_batch_is_in_memory() {
         scene.apply(&[put("k"), compare("k", "l", "range")]).await;
         assert_eq!(scene.changed().await, ["k", "range"], "in one batch");
     });
+}
+
+/// A put that keeps the value of a key.
+fn keep(key: &str) -> Command {
+    match put(key) {
+        Command::Put(put) => Command::Put(Put {
+            ignore_value: true,
+            value: Bytes::new().into(),
+            ..put
+        }),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What a put that keeps a value makes is as long as the value, so a burst of short entries could fill memory.
+#[test]
+fn puts_that_keep_a_value_wait_while_the_database_is_behind() {
+    const BYTES: usize = 5 * 1024 * 1024;
+    with_one_blocking_thread(async || {
+        let mut scene = Scene::new(1, AuthState::default());
+        let Command::Put(long) = put("long") else {
+            panic!("a put");
+        };
+        let long = Command::Put(Put {
+            value: Bytes::from(vec![7; BYTES]).into(),
+            ..long
+        });
+        scene.apply(&[long]).await;
+        assert_eq!(scene.changed().await, ["long"]);
+        let keeping: Vec<_> = (0..40).map(|_| keep("long")).collect();
+        scene.apply(&keeping).await;
+        assert_eq!(scene.changed().await.len(), READING_ENTRIES_MAX);
+        assert!(scene.updates.try_recv().is_err(), "the database is behind");
+        // The first commit has what came before.
+        scene.store().await;
+        assert!(scene.updates.try_recv().is_err(), "it still is");
+        scene.store().await;
+        assert_eq!(scene.changed().await.len(), READING_ENTRIES_MAX);
+        assert!(scene.updates.try_recv().is_err(), "it is so again");
+        scene.store().await;
+        assert_eq!(scene.changed().await.len(), 8, "the rest of them");
+    });
+}
+
+#[test]
+fn a_long_batch_is_applied_in_parts_with_some_entries_that_may_read() {
+    let entries = |commands: Vec<Command>| {
+        let entries = commands.iter().zip(2..).map(|(command, index)| {
+            let entry = entry(index, command);
+            DecodedEntry::new(CommittedEntry {
+                entry,
+                caller: None,
+            })
+        });
+        entries.collect::<Result<VecDeque<_>, _>>()
+    };
+    let shape = |commands: Vec<Command>| {
+        let entries = entries(commands).expect("they hold commands");
+        let batches = IncomingBatch::of(entries);
+        let shape = batches
+            .iter()
+            .map(|batch| (batch.entries.len(), batch.reading));
+        shape.collect::<Vec<_>>()
+    };
+    let plain = (0..100).map(|_| put("k")).collect();
+    assert_eq!(shape(plain), [(100, 0)]);
+    assert_eq!(shape(Vec::new()), [(0, 0)]);
+    let mixed = (0..40).flat_map(|_| [keep("k"), put("k")]).collect();
+    assert_eq!(
+        shape(mixed),
+        [(32, 16), (32, 16), (16, 8)],
+        "in their order"
+    );
 }
