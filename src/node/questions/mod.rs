@@ -372,7 +372,7 @@ fn not_new(
     first: LogIndex,
     answers: &[Answer<'_>],
 ) -> Result<Option<String>, StartError> {
-    let mut without_entries = 0;
+    let (mut without_entries, mut with_entries) = (0, 0);
     let mut missing = Vec::new();
     for Answer { from, outcome, .. } in answers {
         match outcome {
@@ -401,16 +401,20 @@ fn not_new(
                 }
             )),
             Ok((_, info)) if info.last <= first => without_entries += 1,
-            Ok(_) => missing.push(format!(
-                "{} has data, but no quorum of the cluster",
-                from.name
-            )),
+            Ok(_) => {
+                with_entries += 1;
+                missing.push(format!(
+                    "{} has data, but no quorum of the cluster",
+                    from.name
+                ));
+            }
             Err(error) => missing.push(unanswered(from, error)),
         }
     }
     let members = config.cluster.initial.len();
     let needed = recorders(members);
-    if without_entries >= needed {
+    // Others without entries may have lost theirs as this one has: together they must not outvote one that has not.
+    if without_entries >= needed && with_entries == 0 {
         return Ok(None);
     }
     Ok(Some(format!(

@@ -422,6 +422,31 @@ fn restored_members_do_not_begin_on_the_word_of_each_other() {
     }
 }
 
+/// So many others without entries that they would suffice: they may have lost theirs together, so one that has its own is heard.
+#[test]
+fn members_without_entries_do_not_outvote_one_that_has_its_own() {
+    for size in [4, 5, 7] {
+        let config = config(1, size);
+        let own = formed_member(&config).identity.cluster;
+        let without = || Ok(here(&config, GuestInfo::without_data()));
+        let survivor = || Ok(here(&config, says(&config, false, false)));
+        let others = size - 1;
+        let mut outcomes: Vec<Outcome> = (1..others).map(|_| without()).collect();
+        outcomes.push(survivor());
+        let said = answers(&config, outcomes);
+        let waits_for = "has data, but no quorum of the cluster";
+        waits(may_begin_restored(&config, own, &said), waits_for);
+        let said = not_new(&config, own, LogIndex(0), &said).unwrap();
+        assert!(
+            said.is_some_and(|said| said.contains(waits_for)),
+            "of {size}"
+        );
+        let nobody = answers(&config, (0..others).map(|_| without()).collect());
+        let said = not_new(&config, own, LogIndex(0), &nobody).unwrap();
+        assert_eq!(said, None, "of {size}");
+    }
+}
+
 #[test]
 fn a_restored_member_waits_for_those_of_another_cluster_and_stops_if_a_quorum_knows_it() {
     let three = config(1, 3);
