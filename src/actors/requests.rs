@@ -745,12 +745,18 @@ impl Requests {
         if !self.is_at_quota() {
             return Ok(());
         }
-        let kind = self.shared.raft_status.borrow().quota_alarm;
-        let alarm = (self.shared.identity.member, kind);
-        let raised = self.shared.views.borrow().alarms.contains(&alarm);
+        let own = self.shared.identity.member;
+        // Either refuses such writes. A second one of the kind that does not end by itself would outlast the first.
+        let kinds = [AlarmKind::NoSpace, AlarmKind::QuotaReached];
+        let raised = {
+            let published = self.shared.views.borrow();
+            kinds
+                .iter()
+                .any(|kind| published.alarms.contains(&(own, *kind)))
+        };
         if !raised {
-            let consensus = &self.shared.consensus;
-            consensus.raise_alarm(alarm.0, alarm.1).await?;
+            let kind = self.shared.raft_status.borrow().quota_alarm;
+            self.shared.consensus.raise_alarm(own, kind).await?;
         }
         Err(RequestError::Kv(KvError::NoSpace))
     }
