@@ -376,9 +376,12 @@ async fn leave(requests: &Requests, place: &Place) {
         return;
     }
     // As the node: a candidate whose right was taken away must not stay in the queue until its lease ends. It had that right when
-    // it put the key, and no other key is touched.
-    let node = requests.on_behalf(Caller::Node);
-    drop(remove(&node, &place.key, place.created).await);
+    // it put the key, and no other key is touched. A key that was there before may be another client's.
+    let requests = match &place.found {
+        None => &requests.on_behalf(Caller::Node),
+        Some(_) => requests,
+    };
+    drop(remove(requests, &place.key, place.created).await);
 }
 
 /// Deletes a key, unless it was deleted and created again. Returns the store's revision.
