@@ -10,7 +10,12 @@ use quorate::internals::{
     node::{ImportRequest, RestoreId, RestoreRequest, StartError},
     snapshot_command::SnapshotArgs,
 };
-use std::{error::Error, process::ExitCode};
+use std::{
+    error::Error,
+    fmt::Display,
+    io::{self, Write},
+    process::ExitCode,
+};
 
 /// The system's allocator took a sixth of the server's time under load. Huge pages are off: with them a buffer of which little
 /// is used counts whole, which made a member half as large again, and saved no time that could be measured.
@@ -46,15 +51,11 @@ fn serve(args: ServerArgs) -> Result<(), Box<dyn Error>> {
     Ok(quorate::internals::node::run(&config)?)
 }
 
-#[expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "the result of the command"
-)]
+#[expect(clippy::print_stderr, reason = "a note beside the result")]
 fn make_certificates(args: &CertArgs) -> Result<(), Box<dyn Error>> {
     let made = args.run()?;
     for file in made.files {
-        println!("{}", file.display());
+        print(file.display())?;
     }
     if let Some(note) = made.note {
         eprintln!("{note}");
@@ -62,23 +63,18 @@ fn make_certificates(args: &CertArgs) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-#[expect(clippy::print_stdout, reason = "the result of the command")]
 fn snapshot(args: &SnapshotArgs) -> Result<(), Box<dyn Error>> {
-    println!("{}", args.run()?);
-    Ok(())
+    print(args.run()?)
 }
 
-#[expect(clippy::print_stdout, reason = "the result of the command")]
 fn recover(args: &RecoverArgs) -> Result<(), Box<dyn Error>> {
     #[cfg(feature = "failpoints")]
     let _armed = quorate::internals::failpoint::arm();
     let key = args.key()?;
     let done = quorate::internals::node::recover_quorum(&args.data_dir, &args.into, key.as_ref())?;
-    println!("{done}");
-    Ok(())
+    print(done)
 }
 
-#[expect(clippy::print_stdout, reason = "the result of the command")]
 fn restore(args: RestoreArgs) -> Result<(), Box<dyn Error>> {
     #[cfg(feature = "failpoints")]
     let _armed = quorate::internals::failpoint::arm();
@@ -94,11 +90,9 @@ fn restore(args: RestoreArgs) -> Result<(), Box<dyn Error>> {
         config_file: args.member.config,
     };
     let done = quorate::internals::node::restore_snapshot(&request, &config)?;
-    println!("{done}");
-    Ok(())
+    print(done)
 }
 
-#[expect(clippy::print_stdout, reason = "the result of the command")]
 fn import(args: ImportArgs) -> Result<(), Box<dyn Error>> {
     #[cfg(feature = "failpoints")]
     let _armed = quorate::internals::failpoint::arm();
@@ -120,8 +114,7 @@ fn import(args: ImportArgs) -> Result<(), Box<dyn Error>> {
         config_file: args.member.config,
     };
     let done = quorate::internals::node::import_etcd(&request, &config)?;
-    println!("{done}");
-    Ok(())
+    print(done)
 }
 
 fn restore_id(args: &NewMemberArgs) -> Result<Option<RestoreId>, String> {
@@ -131,6 +124,14 @@ fn restore_id(args: &NewMemberArgs) -> Result<Option<RestoreId>, String> {
         id.map_err(|error| format!("--restore-id {text:?}: {error}"))
     });
     read.transpose()
+}
+
+/// Writes a line of the command's result. Whoever reads it may have had enough, as `head` has: the command is done all the same.
+fn print(line: impl Display) -> Result<(), Box<dyn Error>> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
 }
 
 /// Says why the program ends. The log may not have started yet, so this does not go through it.

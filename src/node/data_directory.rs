@@ -26,7 +26,7 @@ use std::{
 
 pub(super) const DATABASE: &str = "db/revisions.redb";
 /// The directory of the database.
-const DATABASE_DIR: &str = "db";
+pub(super) const DATABASE_DIR: &str = "db";
 /// A database that was put aside for a refill.
 pub(super) const PUT_ASIDE: &str = "db/revisions.redb.aside";
 /// The directory of the log.

@@ -101,8 +101,7 @@ fn import(
     let as_restore = restore_request(request);
     let mut job = Job::new(&as_restore, config, &store, &unchanged)?;
     job.further = Some(&mut replay);
-    let (disk, _keeper) = restore::take(config)?;
-    let restored = job.run(&disk)?;
+    let restored = job.make()?;
     Ok((replayed.get(), restored))
 }
 

@@ -134,7 +134,12 @@ async fn fill(server: &Server) -> (i64, i64) {
         ..put("leased", "v")
     };
     client.put(leased).await.unwrap();
-    client.compact(compacted).await.unwrap();
+    let compact = pb::CompactionRequest {
+        revision: compacted,
+        // So that nothing is left to be done of it.
+        physical: true,
+    };
+    client.compact_with(compact).await.unwrap();
     client.delete(del("k20")).await.unwrap();
     (compacted, client.must_put("last", "v").await)
 }

@@ -1,7 +1,7 @@
 //! The commands that a restore prints: those of the other members, and the next start.
 
 use super::request::{RestoreId, RestoreRequest};
-use crate::config::Config;
+use crate::config::{Config, PeerTls};
 use std::{
     ffi::OsStr,
     path::{Path, PathBuf},
@@ -67,6 +67,9 @@ fn add_settings(words: &mut Vec<String>, request: &RestoreRequest, config: &Conf
         add("--initial-cluster", quoted(&members));
     }
     add("--initial-cluster-token", quoted(&config.cluster.token));
+    if matches!(config.peer.tls, PeerTls::Insecure) {
+        words.push("--peer-insecure".to_owned());
+    }
 }
 
 /// What another member most likely calls its file: `n2.toml`, if that of n1 is `n1.toml`. Only a whole word of the last part of

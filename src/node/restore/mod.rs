@@ -26,7 +26,7 @@ pub use request::{NoRestoreId, RestoreId, RestoreRequest};
 
 use super::{
     at_rest,
-    data_directory::{self, DATABASE, LOG, RESTORED_AT, UNFINISHED_RESTORE},
+    data_directory::{self, DATABASE, DATABASE_DIR, LOG, RESTORED_AT, UNFINISHED_RESTORE},
     error::StartError,
     identity::{first_membership, formed_member, restored_member},
 };
@@ -163,8 +163,7 @@ fn restore_file(request: &RestoreRequest, config: &Config) -> Result<Restored, R
         Err(RestoreError::Changed { path: path.clone() })
     };
     let mut job = Job::new(request, config, &store, &unchanged)?;
-    let (disk, _keeper) = take(config)?;
-    let mut done = job.run(&disk)?;
+    let mut done = job.make()?;
     if request.skip_hash_check {
         done.notes.push("the SHA-256 was not compared".to_owned());
     }
@@ -176,12 +175,16 @@ fn open(path: &Path) -> Result<File, RestoreError> {
         path: path.to_owned(),
         source,
     };
-    let file = File::open(path).map_err(failed)?;
-    if file.metadata().map_err(failed)?.is_dir() {
+    // Before it is opened: to open a pipe waits for who writes to it.
+    let kind = fs::metadata(path).map_err(failed)?.file_type();
+    if kind.is_dir() {
         let path = path.to_owned();
         return Err(RestoreError::IsDirectory { path });
     }
-    Ok(file)
+    if !kind.is_file() {
+        return Err(failed(io::Error::other("it is no regular file")));
+    }
+    File::open(path).map_err(failed)
 }
 
 /// Locks the data directory and opens it. Before the source was verified it was empty; that took long, and only from the lock on
@@ -193,7 +196,7 @@ pub(super) fn take(config: &Config) -> Result<(Arc<dyn Disk>, at_rest::Keeper), 
     Ok(at_rest::open(config, keys, Arc::new(disk))?)
 }
 
-/// Refuses a directory with anything in it. What a restore that failed leaves behind is nothing: the lock, and empty directories.
+/// Refuses a directory with anything in it, but for a lock and empty directories.
 pub(super) fn require_empty(path: &Path) -> Result<(), RestoreError> {
     let failed = |source| RestoreError::Io {
         path: path.to_owned(),
@@ -217,6 +220,22 @@ pub(super) fn require_empty(path: &Path) -> Result<(), RestoreError> {
         }
     }
     Ok(())
+}
+
+/// Removes the lock and the folders of a directory from which all else was removed, while the lock is held. What stays after an
+/// error here is harmless: a restore takes such a directory for an empty one.
+fn leave_nothing(dir: &Path, was_there: bool) {
+    if require_empty(dir).is_err() {
+        // The mark stays, and says what to do.
+        return;
+    }
+    for folder in [DATABASE_DIR, LOG] {
+        drop(fs::remove_dir(dir.join(folder)));
+    }
+    drop(fs::remove_file(dir.join(LOCK_FILE)));
+    if !was_there {
+        drop(fs::remove_dir(dir));
+    }
 }
 
 fn is_empty_dir(entry: &DirEntry) -> bool {
@@ -289,8 +308,20 @@ impl<'a, S: Source> Job<'a, S> {
         Ok(job)
     }
 
+    /// Makes the data directory. If that fails, nothing is left of it.
+    pub(super) fn make(&mut self) -> Result<Restored, RestoreError> {
+        let dir = &self.config.data_dir;
+        let was_there = dir.exists();
+        let (disk, _keeper) = take(self.config)?;
+        let done = self.run(&disk);
+        if done.is_err() {
+            leave_nothing(dir, was_there);
+        }
+        done
+    }
+
     /// All steps on an empty directory. If one fails, what was written is removed.
-    pub(super) fn run(&mut self, disk: &Arc<dyn Disk>) -> Result<Restored, RestoreError> {
+    fn run(&mut self, disk: &Arc<dyn Disk>) -> Result<Restored, RestoreError> {
         self.steps(disk).inspect_err(|_| {
             // If it cannot be removed, the mark stays, and a start refuses the directory.
             if let Err(error) = data_directory::discard_restore(&**disk) {

@@ -344,7 +344,7 @@ fn members_of_one_state_are_a_cluster_and_others_are_not() {
     assert_eq!(done.owner.identity.member, member);
     let said = done.to_string();
     assert!(said.contains("quorate restore '' --name n2"), "{said}");
-    let id = "--initial-cluster-token etcd-cluster --restore-id 00000000000000a1";
+    let id = "--initial-cluster-token etcd-cluster --peer-insecure --restore-id 00000000000000a1";
     assert!(said.contains(id), "{said}");
     assert!(!said.contains("quorate restore '' --name n1"), "{said}");
 }
@@ -547,4 +547,41 @@ fn a_directory_with_anything_in_it_is_refused() {
         refused.to_string().contains("delete it, and run"),
         "{refused}"
     );
+}
+
+/// A start on what is left would serve an empty store.
+#[test]
+fn nothing_is_left_of_a_restore_that_failed_but_what_is_marked() {
+    let home = tempfile::tempdir().unwrap();
+    let dir = home.path().join("n1");
+    let fill = || {
+        for folder in ["db", "wal"] {
+            fs::create_dir_all(dir.join(folder)).unwrap();
+        }
+        fs::write(dir.join(LOCK_FILE), "").unwrap();
+    };
+    fill();
+    leave_nothing(&dir, true);
+    assert_eq!(
+        fs::read_dir(&dir).unwrap().count(),
+        0,
+        "it was there before"
+    );
+    fill();
+    fs::write(dir.join(UNFINISHED_RESTORE), "").unwrap();
+    leave_nothing(&dir, false);
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 4, "it is marked");
+    fs::remove_file(dir.join(UNFINISHED_RESTORE)).unwrap();
+    leave_nothing(&dir, false);
+    assert!(!dir.exists());
+}
+
+#[test]
+fn a_pipe_is_no_snapshot() {
+    let home = tempfile::tempdir().unwrap();
+    let pipe = home.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.unwrap().success());
+    let said = open(&pipe).unwrap_err().to_string();
+    assert!(said.contains("no regular file"), "{said}");
 }
